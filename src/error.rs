@@ -1,0 +1,9 @@
+//! The crate's error: one variant a layer, each layer's own enum inside.
+
+/// Anything a user, a file or a device can get wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {}
+
+/// `Result` with the crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,1 @@
+//! Layer 2: text to token ids and back.
