@@ -1,6 +1,12 @@
 //! wginfer: a GPU-native inference runtime written directly against `wgpu`.
+#![warn(missing_docs)]
+#![deny(unsafe_code)]
 
+pub mod dtype;
 pub mod error;
+pub mod gpu;
+pub mod ops;
 pub mod text;
 
 pub use error::{Error, Result};
+pub use wgpu;

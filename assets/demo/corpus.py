@@ -1068,9 +1068,28 @@ def turns_about(rng, st, text, count, opened=False):
     return out
 
 
-def example(rng, accept=lambda st: not held_out(st)):
+def repeat(rng):
+    """A list of words to be said again: the plainest exercise in copying."""
+    words = [rng.choice(rng.choice([GIRLS, BOYS, PETS, TOYS, COLOURS, ANIMALS, FOODS, list(PLACES), TIMES, LOVES, SPOTS]))
+             if rng.random() < 0.85 else made_up_name(rng) for _ in range(rng.choice([1, 2, 4, 6, 8, 12]))]
+    text = rng.choice([", ", ", ", " "]).join(words)
+    if rng.random() < 0.3:
+        text = rng.choice(story(rng).sentences)
+    return [("user", rng.choice(["Repeat: {t}", "Repeat after me: {t}", "Say this again: {t}", "Copy this text:\n{t}"]).format(t=text)),
+            ("assistant", text)]
+
+
+# How often each kind of example comes, and how often at the beginning, when copying is to be learned.
+MIX = {"about": 55, "facts": 14, "raw": 12, "tell": 14, "greet": 2, "repeat": 3}
+EARLY_MIX = {"about": 35, "facts": 35, "raw": 4, "tell": 5, "greet": 1, "repeat": 20}
+
+
+def example(rng, early=False, accept=lambda st: not held_out(st)):
     """One training example: a str (a plain document) or a list of (role, content) turns."""
-    kind = rng.choices(["about", "facts", "raw", "tell", "greet"], [58, 14, 12, 14, 2])[0]
+    mix = EARLY_MIX if early else MIX
+    kind = rng.choices(list(mix), list(mix.values()))[0]
+    if kind == "repeat":
+        return repeat(rng)
     system = [("system", rng.choice(SYSTEM))] if rng.random() < 0.2 else []
     if kind == "greet":
         if rng.random() < 0.15:
@@ -1104,10 +1123,10 @@ def example(rng, accept=lambda st: not held_out(st)):
     return out
 
 
-def examples(seed, count, start=0):
+def examples(seed, count, start=0, early=False):
     """The examples start..start+count of a seed."""
     for i in range(start, start + count):
-        yield example(random.Random(f"{seed}/{i}"))
+        yield example(random.Random(f"{seed}/{i}"), early)
 
 
 def unseen(seed, count, make=story):

@@ -89,11 +89,14 @@ def encode(tok, item, rng):
     return ids, weights
 
 
-def batches(tok, seed, tokens):
-    """Endless batches of examples of like length, each row one example from position 0 on."""
+def batches(tok, seed, tokens, early):
+    """Endless batches of examples of like length, each row one example from position 0 on.
+
+    The first `early` blocks have more exercises in copying.
+    """
     for block in range(10 ** 9):
         rng = random.Random(f"batches/{seed}/{block}")
-        rows = [encode(tok, item, rng) for item in corpus.examples(seed, 2048, start=block * 2048)]
+        rows = [encode(tok, item, rng) for item in corpus.examples(seed, 2048, block * 2048, block < early)]
         rows = [row for row in rows if len(row[0]) <= 448]
         rows.sort(key=lambda row: len(row[0]))
         cuts, i = [], 0
@@ -219,7 +222,7 @@ def train(args, tok):
         os.replace(path + ".new", path)
 
     total, count, seen, start = 0.0, 0, 0, time.time()
-    data = batches(tok, f"train/{args.seed}/{first}", args.batch)
+    data = batches(tok, f"train/{args.seed}/{first}", args.batch, 0 if first else 10)
     for step in range(first, args.steps):
         ids, weight = next(data)
         weight = weight[:, 1:]

@@ -1,0 +1,63 @@
+// embed: x[r, :] = (x[r, :] if ADD) + scale · table[t, :]
+// where t is the token at the row's place, or the row's position if POSITION.
+// One workgroup: one row. The table may come in several ranges of rows; a dispatch writes the rows whose
+// token lies in its range, and the first also clears those whose token is in no table at all.
+override WG: u32 = 64u;
+override ADD: u32 = 0u;
+override POSITION: u32 = 0u;
+
+struct Params {
+    n_rows: u32,
+    n_groups: u32,      // groups of 8 columns in a row of the table and of x
+    tokens_stride: u32, // tokens a sequence
+    first: u32,         // first table row of this range
+    n_range: u32,       // table rows in this range
+    n_table: u32,       // table rows in all
+    scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // [n_rows] (sequence, position)
+@group(0) @binding(2) var<storage, read> tokens: array<u32>;     // [n_seqs, tokens_stride]
+@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;    // [n_range, 8·n_groups] packed
+@group(0) @binding(4) var<storage, read_write> x: array<vec4f>;  // [n_rows, 8·n_groups]
+
+@compute @workgroup_size(WG)
+fn embed(
+    @builtin(workgroup_id) id: vec3u,
+    @builtin(num_workgroups) n: vec3u,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let r = id.x + id.y * n.x;
+    if r >= params.n_rows {
+        return;
+    }
+    let row = rows[r];
+    var t = row.y;
+    if POSITION == 0u {
+        t = tokens[row.x * params.tokens_stride + row.y];
+    }
+    let outside = t >= params.n_table;
+    if outside && params.first > 0u {
+        return;
+    }
+    if !outside && (t < params.first || t >= params.first + params.n_range) {
+        return;
+    }
+    for (var i = lane; i < params.n_groups; i += WG) {
+        let at = 2u * (r * params.n_groups + i);
+        var a = vec4f();
+        var b = vec4f();
+        if !outside {
+            let v = load_w((t - params.first) * params.n_groups + i);
+            a = v.a * params.scale;
+            b = v.b * params.scale;
+        }
+        if ADD == 1u {
+            a += x[at];
+            b += x[at + 1u];
+        }
+        x[at] = a;
+        x[at + 1u] = b;
+    }
+}

@@ -1,0 +1,18 @@
+// Contract: each function folds one value a lane over the workgroup of WG lanes (a power of two) and
+// gives the result to all lanes. All lanes must call it.
+// The workgroup is exactly one subgroup: no barrier, no workgroup memory.
+struct Best { value: f32, index: u32 }
+
+fn reduce_sum4(v: vec4f, lane: u32) -> vec4f {
+    return subgroupAdd(v);
+}
+
+fn reduce_sum(v: f32, lane: u32) -> f32 {
+    return subgroupAdd(v);
+}
+
+// The larger value; among equals the smaller index.
+fn reduce_best(value: f32, index: u32, lane: u32) -> Best {
+    let best = subgroupMax(value);
+    return Best(best, subgroupMin(select(0xffffffffu, index, value == best)));
+}

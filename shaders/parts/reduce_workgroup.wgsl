@@ -1,0 +1,41 @@
+// Contract: each function folds one value a lane over the workgroup of WG lanes (a power of two) and
+// gives the result to all lanes. All lanes must call it.
+// Through workgroup memory, in a tree: runs everywhere.
+var<workgroup> reduce_scratch: array<vec4f, WG>;
+
+struct Best { value: f32, index: u32 }
+
+fn reduce_sum4(v: vec4f, lane: u32) -> vec4f {
+    workgroupBarrier(); // the last call's result may still be being read
+    reduce_scratch[lane] = v;
+    workgroupBarrier();
+    for (var s = WG / 2u; s > 0u; s /= 2u) {
+        if lane < s {
+            reduce_scratch[lane] += reduce_scratch[lane + s];
+        }
+        workgroupBarrier();
+    }
+    return reduce_scratch[0];
+}
+
+fn reduce_sum(v: f32, lane: u32) -> f32 {
+    return reduce_sum4(vec4f(v, 0.0, 0.0, 0.0), lane).x;
+}
+
+// The larger value; among equals the smaller index.
+fn reduce_best(value: f32, index: u32, lane: u32) -> Best {
+    workgroupBarrier();
+    reduce_scratch[lane] = vec4f(value, f32(index >> 16u), f32(index & 0xffffu), 0.0);
+    workgroupBarrier();
+    for (var s = WG / 2u; s > 0u; s /= 2u) {
+        if lane < s {
+            let a = reduce_scratch[lane];
+            let b = reduce_scratch[lane + s];
+            let b_first = b.y < a.y || (b.y == a.y && b.z < a.z);
+            reduce_scratch[lane] = select(a, b, b.x > a.x || (b.x == a.x && b_first));
+        }
+        workgroupBarrier();
+    }
+    let best = reduce_scratch[0];
+    return Best(best.x, (u32(best.y) << 16u) | u32(best.z));
+}

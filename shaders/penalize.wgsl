@@ -1,0 +1,55 @@
+// penalize: the penalties that a sequence asks for, on its logits z:
+// seen in prompt or output: z := z > 0 ? z / repetition : z · repetition   (Keskar et al. 2019, section 4.1)
+// seen c times in the output: z := z − presence·[c > 0] − frequency·c      (OpenAI's API reference)
+// then each entry (token, b) of the bias list: z := z + b.
+// One workgroup: one row.
+override WG: u32 = 64u;
+
+struct Params {
+    n_rows: u32,
+    n_vocab: u32,
+    z_stride: u32,    // elements a row
+    bias_stride: u32, // entries a sequence
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> rows: array<vec2u>;        // (sequence, position)
+@group(0) @binding(2) var<storage, read> index: array<u32>;         // [n_rows] row that each row of z belongs to
+@group(0) @binding(3) var<storage, read> sampling: array<Sampling>; // [n_seqs]
+@group(0) @binding(4) var<storage, read> bias: array<vec2u>;        // [n_seqs, bias_stride] (token, bits of b), no token twice
+@group(0) @binding(5) var<storage, read> counts: array<u32>;        // [n_seqs, n_vocab] bit 31: in the prompt; the rest: count
+@group(0) @binding(6) var<storage, read_write> z: array<f32>;       // [n_rows, n_vocab]
+
+@compute @workgroup_size(WG)
+fn penalize(
+    @builtin(workgroup_id) id: vec3u,
+    @builtin(num_workgroups) n: vec3u,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let r = id.x + id.y * n.x;
+    if r >= params.n_rows {
+        return;
+    }
+    let seq = rows[index[r]].x;
+    let s = sampling[seq];
+    let base = r * params.z_stride;
+    if s.counts == 1u {
+        for (var t = lane; t < params.n_vocab; t += WG) {
+            let seen = counts[seq * params.n_vocab + t];
+            if seen != 0u {
+                var value = z[base + t];
+                value = select(value * s.repetition_penalty, value / s.repetition_penalty, value > 0.0);
+                let count = seen & 0x7fffffffu;
+                if count > 0u {
+                    value -= s.presence_penalty + s.frequency_penalty * f32(count);
+                }
+                z[base + t] = value;
+            }
+        }
+    }
+    storageBarrier();
+    for (var i = lane; i < s.n_bias; i += WG) {
+        let entry = bias[seq * params.bias_stride + i];
+        z[base + entry.x] += bitcast<f32>(entry.y);
+    }
+}

@@ -1,0 +1,160 @@
+//! Choosing an adapter and opening it.
+
+use std::sync::{Arc, Mutex};
+
+use super::{GpuError, lock};
+
+/// An adapter as `wginfer devices` shows it.
+#[derive(Clone, Debug)]
+pub struct AdapterSummary {
+    /// Index for selection.
+    pub index: usize,
+    /// Name, driver and backend.
+    pub info: wgpu::AdapterInfo,
+    /// Limits.
+    pub limits: wgpu::Limits,
+    /// Features.
+    pub features: wgpu::Features,
+    /// Cooperative-matrix shapes `(m, n, k)` with f16 inputs and f32 sums.
+    pub cooperative_matrices: Vec<(u32, u32, u32)>,
+}
+
+impl std::fmt::Display for AdapterSummary {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({}, {})", self.info.name, kind(self.info.device_type), self.info.backend)
+    }
+}
+
+/// The adapter that was chosen, and why.
+pub struct Choice {
+    pub(super) adapter: wgpu::Adapter,
+    /// What it is.
+    pub summary: AdapterSummary,
+    /// Why this one.
+    pub reason: String,
+}
+
+/// What every device must have; the default limits of WebGPU are enough.
+pub(super) const MINIMUM: &[(&str, u64)] = &[
+    ("max_storage_buffers_per_shader_stage", 8),
+    ("max_compute_invocations_per_workgroup", 256),
+    ("max_compute_workgroup_storage_size", 16 << 10),
+    ("max_storage_buffer_binding_size", 128 << 20),
+];
+
+fn kind(device_type: wgpu::DeviceType) -> &'static str {
+    match device_type {
+        wgpu::DeviceType::DiscreteGpu => "discrete",
+        wgpu::DeviceType::IntegratedGpu => "integrated",
+        wgpu::DeviceType::VirtualGpu => "virtual",
+        wgpu::DeviceType::Cpu => "software",
+        wgpu::DeviceType::Other => "other",
+    }
+}
+
+fn rank(info: &wgpu::AdapterInfo) -> u32 {
+    match info.device_type {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    }
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    // Stable: adapters of one kind keep the driver's order, which is the system's preference.
+    adapters.sort_by_key(|a| rank(&a.get_info()));
+    adapters
+}
+
+fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
+    AdapterSummary {
+        index,
+        info: adapter.get_info(),
+        limits: adapter.limits(),
+        features: adapter.features(),
+        cooperative_matrices: cooperative_matrices(adapter, adapter.features()),
+    }
+}
+
+pub(super) fn list() -> Vec<AdapterSummary> {
+    enumerate().iter().enumerate().map(|(i, a)| summarise(i, a)).collect()
+}
+
+pub(super) fn choose(select: Option<&str>) -> Result<Choice, GpuError> {
+    let adapters = enumerate();
+    if adapters.is_empty() {
+        return Err(GpuError::NoAdapter);
+    }
+    let all: Vec<AdapterSummary> = adapters.iter().enumerate().map(|(i, a)| summarise(i, a)).collect();
+    let (index, reason) = match select {
+        None if all.len() == 1 => (0, "the only adapter".to_string()),
+        None => (0, format!("the first of {}, discrete before integrated before software", all.len())),
+        Some(wanted) => {
+            let by_index = wanted.parse::<usize>().ok().filter(|i| *i < all.len());
+            let by_name =
+                || all.iter().position(|a| a.info.name.to_lowercase().contains(&wanted.to_lowercase()));
+            let found = by_index.or_else(by_name).ok_or_else(|| GpuError::NoSuchAdapter {
+                wanted: wanted.to_string(),
+                found: all.iter().map(|a| format!("`{}`", a.info.name)).collect::<Vec<_>>().join(", "),
+            })?;
+            (found, format!("chosen by `{wanted}`"))
+        }
+    };
+    let mut adapters = adapters;
+    Ok(Choice { adapter: adapters.swap_remove(index), summary: all[index].clone(), reason })
+}
+
+/// Cooperative matrices that multiply f16 into f32, where `features` has them.
+pub(super) fn cooperative_matrices(
+    adapter: &wgpu::Adapter,
+    features: wgpu::Features,
+) -> Vec<(u32, u32, u32)> {
+    if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        return Vec::new();
+    }
+    let shapes = adapter.cooperative_matrix_properties();
+    let fits = |p: &&wgpu::CooperativeMatrixProperties| {
+        p.ab_type == wgpu::CooperativeScalarType::F16 && p.cr_type == wgpu::CooperativeScalarType::F32
+    };
+    shapes.iter().filter(fits).map(|p| (p.m_size, p.n_size, p.k_size)).collect()
+}
+
+pub(super) fn wanted(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) {
+    let useful = wgpu::Features::SHADER_F16
+        | wgpu::Features::SUBGROUP
+        | wgpu::Features::TIMESTAMP_QUERY
+        | wgpu::Features::PIPELINE_CACHE;
+    (adapter.features() & useful, adapter.limits())
+}
+
+pub(super) fn open(
+    adapter: &wgpu::Adapter,
+    fault: &Arc<Mutex<Option<GpuError>>>,
+) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
+    let (required_features, required_limits) = wanted(adapter);
+    let request = adapter.request_device(&wgpu::DeviceDescriptor {
+        label: Some("wginfer"),
+        required_features,
+        required_limits,
+        memory_hints: wgpu::MemoryHints::Performance,
+        ..Default::default()
+    });
+    let (device, queue) = pollster::block_on(request)
+        .map_err(|e| GpuError::NoDevice { adapter: adapter.get_info().name, message: e.to_string() })?;
+    // Our own device: keep the first fault for `Gpu::poll` instead of wgpu's default, which panics.
+    let first = fault.clone();
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        lock(&first).get_or_insert(GpuError::Device { message: error.to_string() });
+    }));
+    let first = fault.clone();
+    device.set_device_lost_callback(move |reason, message| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            lock(&first).get_or_insert(GpuError::Lost { message });
+        }
+    });
+    Ok((device, queue))
+}

@@ -1,0 +1,56 @@
+//! The driver's compiled pipelines, kept in a file between runs.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// A pipeline cache and the file behind it.
+pub(super) struct DriverCache {
+    pub cache: wgpu::PipelineCache,
+    path: PathBuf,
+}
+
+impl DriverCache {
+    /// Loads the file if it is there. Only some backends have such a cache.
+    pub fn open(device: &wgpu::Device, info: &wgpu::AdapterInfo, dir: &Path) -> Option<Self> {
+        let path = dir.join(wgpu::util::pipeline_cache_key(info)?);
+        let data = std::fs::read(&path).ok();
+        // SAFETY: the file was written by `save` from `get_data`; wgpu checks its header against the
+        // driver and `fallback` starts afresh on a mismatch. Someone who can write to the user's cache
+        // folder can run code as the user anyway.
+        #[allow(unsafe_code)]
+        let cache = unsafe {
+            device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
+                label: Some("wginfer"),
+                data: data.as_deref(),
+                fallback: true,
+            })
+        };
+        Some(DriverCache { cache, path })
+    }
+
+    /// Writes the file, whole or not at all. A cache that cannot be written costs time at the next
+    /// start and nothing else, so it is a warning.
+    pub fn save(&self) {
+        let Some(data) = self.cache.get_data() else { return };
+        let unchanged = std::fs::metadata(&self.path).is_ok_and(|m| m.len() == data.len() as u64);
+        if unchanged {
+            return;
+        }
+        if let Err(error) = self.write(&data) {
+            log::warn!("compiled kernels are not kept in `{}`: {error}", self.path.display());
+        }
+    }
+
+    fn write(&self, data: &[u8]) -> std::io::Result<()> {
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(dir)?;
+        let temporary = self.path.with_extension(format!("{}.tmp", std::process::id()));
+        let written = std::fs::File::create(&temporary)
+            .and_then(|mut file| file.write_all(data).and_then(|()| file.sync_all()))
+            .and_then(|()| std::fs::rename(&temporary, &self.path));
+        if written.is_err() {
+            let _ = std::fs::remove_file(&temporary);
+        }
+        written
+    }
+}

@@ -1,0 +1,97 @@
+//! What a device can do, as far as it decides which kernel variant runs.
+
+/// Environment variable that switches capabilities off, so that every variant can be tested on one
+/// machine: a comma-separated list of `f16`, `subgroups`, `timestamps`, `pipeline-cache`.
+pub const DISABLE_ENV: &str = "WGINFER_DISABLE";
+
+/// The capabilities and limits of a device that the choice of variants rests on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Caps {
+    /// Shaders may compute in `f16`. (Loading `f16` weights needs no capability: they are unpacked.)
+    pub f16: bool,
+    /// Width of a subgroup, only where minimum and maximum agree: elsewhere a kernel cannot know it.
+    pub subgroup: Option<u32>,
+    /// Passes can write timestamps.
+    pub timestamps: bool,
+    /// The driver's compiled pipelines can be kept on disk.
+    pub pipeline_cache: bool,
+    /// Tile shapes `(m, n, k)` of the device's cooperative matrices with f16 inputs and f32 sums.
+    pub cooperative_matrices: Vec<(u32, u32, u32)>,
+    /// The device is a processor that pretends (lavapipe, WARP): barriers and workgroup memory are dear.
+    pub cpu: bool,
+    /// Bytes that one storage binding may span.
+    pub max_binding_bytes: u64,
+    /// Bytes that one buffer may have.
+    pub max_buffer_bytes: u64,
+    /// Bytes of workgroup memory.
+    pub max_workgroup_bytes: u32,
+    /// Invocations a workgroup may have.
+    pub max_workgroup_size: u32,
+    /// Workgroups a dispatch may have in each dimension.
+    pub max_workgroups: u32,
+    /// Alignment of storage binding offsets, in bytes.
+    pub storage_align: u32,
+    /// Alignment of uniform binding offsets, in bytes.
+    pub uniform_align: u32,
+}
+
+impl Caps {
+    /// Reads the capabilities of a device.
+    pub(super) fn of(device: &wgpu::Device) -> Self {
+        let (features, limits, info) = (device.features(), device.limits(), device.adapter_info());
+        let fixed_width = info.subgroup_min_size == info.subgroup_max_size;
+        Caps {
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            subgroup: (features.contains(wgpu::Features::SUBGROUP) && fixed_width)
+                .then_some(info.subgroup_min_size),
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
+            cooperative_matrices: Vec::new(),
+            cpu: info.device_type == wgpu::DeviceType::Cpu,
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_buffer_bytes: limits.max_buffer_size,
+            max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            max_workgroup_size: limits
+                .max_compute_invocations_per_workgroup
+                .min(limits.max_compute_workgroup_size_x),
+            max_workgroups: limits.max_compute_workgroups_per_dimension,
+            storage_align: limits.min_storage_buffer_offset_alignment,
+            uniform_align: limits.min_uniform_buffer_offset_alignment,
+        }
+    }
+
+    /// Switches off what `names` lists (see [`DISABLE_ENV`]); returns the first unknown name.
+    pub fn disable(&mut self, names: &str) -> Result<(), String> {
+        for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
+            match name {
+                "f16" => self.f16 = false,
+                "subgroups" => self.subgroup = None,
+                "timestamps" => self.timestamps = false,
+                "pipeline-cache" => self.pipeline_cache = false,
+                "cooperative-matrices" => self.cooperative_matrices.clear(),
+                other => return Err(other.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Names of the capabilities that this device lacks and that cost speed.
+    pub fn lost(&self) -> Vec<&'static str> {
+        let mut lost = Vec::new();
+        if self.subgroup.is_none() {
+            lost.push("subgroups");
+        }
+        if !self.timestamps {
+            lost.push("timestamps");
+        }
+        lost
+    }
+
+    /// Distributes `n` workgroups over two dimensions where one is too short.
+    ///
+    /// Kernels find their index as `id.x + id.y * num_workgroups.x` and check it against the count.
+    pub fn spread(&self, n: u32) -> [u32; 3] {
+        let y = n.div_ceil(self.max_workgroups).max(1);
+        [n.div_ceil(y), y, 1]
+    }
+}

@@ -1,0 +1,215 @@
+//! Kernel declarations: a WGSL file, the parts appended to it, its bindings and parameters.
+
+use std::sync::Arc;
+
+use super::{Gpu, GpuError};
+
+/// How a kernel uses a storage binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// `var<storage, read>`
+    Read,
+    /// `var<storage, read_write>`
+    ReadWrite,
+}
+
+/// A WGSL file in `shaders/` and what the host must know of it. A test holds each declaration against
+/// the file by reflection.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Name of the file, the entry point, the reference function and the benchmark row.
+    pub name: &'static str,
+    /// The WGSL text.
+    pub source: &'static str,
+    /// Bytes of the uniform `Params` at binding 0.
+    pub params_bytes: usize,
+    /// Storage bindings 1, 2, … in order.
+    pub bindings: &'static [Access],
+}
+
+/// A WGSL file in `shaders/parts/` that is appended to a kernel to give it functions or aliases with a
+/// fixed contract.
+#[derive(Debug)]
+pub struct Part {
+    /// Name of the file.
+    pub name: &'static str,
+    /// The WGSL text.
+    pub source: &'static str,
+}
+
+/// Most parts and most override values that a variant takes: arrays of fixed size keep the look-up of a
+/// pipeline free of allocations.
+const MOST: usize = 8;
+
+/// A kernel with its parts and override values: what becomes one pipeline.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    parts: [Option<&'static Part>; MOST],
+    overrides: [(&'static str, u32); MOST],
+}
+
+impl Variant {
+    /// The kernel as it stands.
+    pub fn new(kernel: &'static Kernel) -> Self {
+        Variant { kernel, parts: [None; MOST], overrides: [("", 0); MOST] }
+    }
+
+    /// Appends a part.
+    ///
+    /// # Panics
+    /// If the variant has eight parts already.
+    #[must_use]
+    pub fn part(mut self, part: &'static Part) -> Self {
+        let free = self.parts.iter().position(Option::is_none);
+        self.parts[free.expect("a variant has at most eight parts")] = Some(part);
+        self
+    }
+
+    /// Sets an `override` constant.
+    ///
+    /// # Panics
+    /// If the variant sets eight already.
+    #[must_use]
+    pub fn set(mut self, name: &'static str, value: u32) -> Self {
+        let free = self.overrides.iter().position(|(n, _)| n.is_empty());
+        self.overrides[free.expect("a variant sets at most eight overrides")] = (name, value);
+        self
+    }
+
+    /// The WGSL that is compiled. The kernel comes first, so its error lines are the file's own:
+    /// order does not matter at WGSL's module scope.
+    pub fn source(&self) -> String {
+        let mut source = self.kernel.source.to_string();
+        for part in self.parts.iter().flatten() {
+            source.push('\n');
+            source.push_str(part.source);
+        }
+        source
+    }
+
+    /// Name with parts and overrides, for messages and debuggers.
+    pub fn label(&self) -> String {
+        let mut label = self.kernel.name.to_string();
+        for part in self.parts.iter().flatten() {
+            label = label + "+" + part.name;
+        }
+        for (name, value) in self.overrides() {
+            label += &format!(" {name}={value}");
+        }
+        label
+    }
+
+    /// The override values that are set.
+    pub fn overrides(&self) -> impl Iterator<Item = (&'static str, u32)> + '_ {
+        self.overrides.iter().copied().filter(|(name, _)| !name.is_empty())
+    }
+
+    fn key(&self) -> impl Eq + std::hash::Hash + '_ {
+        (self.kernel.name, self.parts.map(|p| p.map(|p| p.name)), self.overrides)
+    }
+}
+
+impl PartialEq for Variant {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Variant {}
+
+impl std::hash::Hash for Variant {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+/// A compiled variant.
+pub(super) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+    /// Distinguishes layouts in the recorder's bind-group cache.
+    pub id: usize,
+}
+
+/// Every loop in `shaders/` counts to a bound that is read before it starts, so naga's guard against
+/// endless loops is off: it would add a counter to each loop and keep drivers from unrolling.
+/// Out-of-bounds accesses stay checked.
+const CHECKS: wgpu::ShaderRuntimeChecks = {
+    let mut checks = wgpu::ShaderRuntimeChecks::checked();
+    checks.force_loop_bounding = false;
+    checks
+};
+
+impl Pipeline {
+    /// Compiles `variant` inside error scopes, so that a failure names the kernel.
+    pub(super) fn compile(gpu: &Gpu, variant: &Variant, id: usize) -> Result<Arc<Pipeline>, GpuError> {
+        let device = gpu.device();
+        let label = variant.label();
+        let kernel = variant.kernel;
+        let fail = |message: String| GpuError::Compile { kernel: label.clone(), message };
+        let most = device.limits().max_storage_buffers_per_shader_stage as usize;
+        if kernel.bindings.len() > most {
+            return Err(fail(format!("needs {} storage bindings, found {most}", kernel.bindings.len())));
+        }
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+
+        // SAFETY: the only check that is off guards against endless loops, see `CHECKS`.
+        #[allow(unsafe_code)]
+        let module = unsafe {
+            device.create_shader_module_trusted(
+                wgpu::ShaderModuleDescriptor {
+                    label: Some(&label),
+                    source: wgpu::ShaderSource::Wgsl(variant.source().into()),
+                },
+                CHECKS,
+            )
+        };
+        let entry = |binding: usize, ty, has_dynamic_offset, min: usize| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer {
+                ty,
+                has_dynamic_offset,
+                min_binding_size: std::num::NonZeroU64::new(min as u64),
+            },
+            count: None,
+        };
+        let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, true, kernel.params_bytes)];
+        entries.extend(kernel.bindings.iter().enumerate().map(|(i, access)| {
+            entry(i + 1, wgpu::BufferBindingType::Storage { read_only: *access == Access::Read }, false, 0)
+        }));
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(kernel.name),
+            entries: &entries,
+        });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(kernel.name),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let constants: Vec<(&str, f64)> =
+            variant.overrides().map(|(name, value)| (name, f64::from(value))).collect();
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(kernel.name),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                // Every kernel writes workgroup memory before it reads it.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: gpu.pipeline_cache(),
+        });
+        // Inner scope first; both futures are ready at once on native backends.
+        for scope in [validation, internal] {
+            if let Some(error) = pollster::block_on(scope.pop()) {
+                return Err(fail(error.to_string()));
+            }
+        }
+        Ok(Arc::new(Pipeline { pipeline, layout, id }))
+    }
+}

@@ -1,0 +1,520 @@
+//! Layer 1: the device. The only layer that calls `wgpu`.
+//!
+//! [`Gpu`] is a device and queue, ours or the host's. [`Tensor`] is memory, [`Kernel`] a declaration,
+//! [`Recorder`] turns calls of operations into command buffers. Nothing here knows of models.
+
+mod adapter;
+mod cache;
+mod caps;
+mod kernel;
+mod readback;
+mod recorder;
+mod tensor;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+
+pub use adapter::{AdapterSummary, Choice};
+pub use caps::{Caps, DISABLE_ENV};
+pub use kernel::{Access, Kernel, Part, Variant};
+pub use readback::{Readback, ReadbackRing};
+pub use recorder::Recorder;
+pub use tensor::{ROW_ALIGN, Tensor, View};
+
+use kernel::Pipeline;
+
+/// What can go wrong with a device.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum GpuError {
+    /// No adapter at all.
+    #[error("no GPU adapter found")]
+    NoAdapter,
+    /// The name or index fits no adapter.
+    #[error("no adapter fits `{wanted}`, found {found}")]
+    NoSuchAdapter {
+        /// What was asked for.
+        wanted: String,
+        /// The adapters there are.
+        found: String,
+    },
+    /// The driver refused to open a device.
+    #[error("adapter `{adapter}` gives no device: {message}")]
+    NoDevice {
+        /// The adapter's name.
+        adapter: String,
+        /// The driver's words.
+        message: String,
+    },
+    /// An adopted device lacks what the kernels need.
+    #[error("the device is too small: `{limit}` is {found}, at least {expected} is needed")]
+    LimitTooSmall {
+        /// Name of the limit.
+        limit: &'static str,
+        /// What the kernels need.
+        expected: u64,
+        /// What the device has.
+        found: u64,
+    },
+    /// A buffer or binding that this device cannot have.
+    #[error("`{what}` needs {bytes} bytes in one piece, this device allows {limit_bytes}")]
+    TooLarge {
+        /// Name of the tensor.
+        what: String,
+        /// Bytes it needs.
+        bytes: u64,
+        /// Bytes the device allows.
+        limit_bytes: u64,
+    },
+    /// The device has no memory left.
+    #[error("out of device memory: `{what}` needs {bytes} bytes, {allocated_bytes} are in use here")]
+    OutOfMemory {
+        /// Name of the tensor.
+        what: String,
+        /// Bytes it needs.
+        bytes: u64,
+        /// Bytes that this `Gpu` had allocated before.
+        allocated_bytes: u64,
+    },
+    /// A kernel did not compile on this driver.
+    #[error("kernel `{kernel}` does not compile on this device: {message}")]
+    Compile {
+        /// Name, parts and overrides.
+        kernel: String,
+        /// The compiler's words.
+        message: String,
+    },
+    /// The driver reset or removed the device.
+    #[error("the device was lost: {message}")]
+    Lost {
+        /// The driver's words.
+        message: String,
+    },
+    /// An error that `wgpu` reports outside any scope: a bug of ours or of a driver.
+    #[error("the device reports: {message}")]
+    Device {
+        /// wgpu's words.
+        message: String,
+    },
+    /// The environment variable that switches capabilities off names one that is not known.
+    #[error(
+        "`{DISABLE_ENV}` names `{found}`, known are `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`"
+    )]
+    UnknownCapability {
+        /// What it names.
+        found: String,
+    },
+}
+
+impl GpuError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            GpuError::NoAdapter if cfg!(target_os = "linux") => {
+                "install a Vulkan driver; Mesa's software one is in Debian's and Ubuntu's package `mesa-vulkan-drivers`"
+            }
+            GpuError::NoAdapter => "install the graphics driver of your card",
+            GpuError::NoSuchAdapter { .. } => "`wginfer devices` lists names and indices",
+            GpuError::LimitTooSmall { .. } => {
+                "create the device with the limits that `Gpu::required` gives for its adapter"
+            }
+            GpuError::TooLarge { .. } | GpuError::OutOfMemory { .. } => {
+                "a smaller `--ctx`, fewer sequences or a smaller model needs less memory"
+            }
+            GpuError::Lost { .. } => "the driver's log says why; a smaller batch makes shorter dispatches",
+            _ => return None,
+        };
+        Some(hint.to_string())
+    }
+}
+
+/// How to open a device.
+#[derive(Clone, Debug, Default)]
+pub struct GpuOptions {
+    /// Adapter by index (as `wginfer devices` lists them) or by a part of its name; the best one without.
+    pub select: Option<String>,
+    /// Capabilities to leave unused, as in the variable [`DISABLE_ENV`], which counts too.
+    pub disable: String,
+    /// Treat storage bindings as no larger than this, to test the splitting of large tensors.
+    pub max_binding_bytes: Option<u64>,
+    /// Folder where compiled pipelines are kept between runs; none are kept without.
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// Counters that the tests of the invariants read.
+#[derive(Debug, Default)]
+pub struct Counters {
+    writes: AtomicU64,
+    allocations: AtomicU64,
+    allocated_bytes: AtomicU64,
+    submissions: AtomicU64,
+    read_bytes: AtomicU64,
+    dispatches: AtomicU64,
+}
+
+/// A reading of the counters since the device was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Queued writes to buffers.
+    pub writes: u64,
+    /// Buffers allocated.
+    pub allocations: u64,
+    /// Bytes of all buffers allocated.
+    pub allocated_bytes: u64,
+    /// Submissions to the queue.
+    pub submissions: u64,
+    /// Bytes copied back for the host.
+    pub read_bytes: u64,
+    /// Dispatches recorded.
+    pub dispatches: u64,
+}
+
+/// A device and queue, ours or the host's, with its capabilities and compiled kernels. Cheap to clone.
+#[derive(Clone)]
+pub struct Gpu {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    caps: Caps,
+    owned: bool,
+    pipelines: RwLock<HashMap<Variant, Arc<Pipeline>>>,
+    driver_cache: Option<cache::DriverCache>,
+    dummy: OnceLock<Tensor>,
+    counters: Counters,
+    /// First error reported outside a scope; only on a device that we created.
+    fault: Arc<Mutex<Option<GpuError>>>,
+}
+
+impl Gpu {
+    /// Opens the adapter that `options` select, or the best one.
+    ///
+    /// # Errors
+    /// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`], [`GpuError::NoDevice`],
+    /// [`GpuError::UnknownCapability`].
+    pub fn open(options: &GpuOptions) -> Result<Gpu, GpuError> {
+        let choice = adapter::choose(options.select.as_deref())?;
+        let fault = Arc::new(Mutex::new(None));
+        let (device, queue) = adapter::open(&choice.adapter, &fault)?;
+        let gpu = Gpu::assemble(device, queue, Some(&choice.adapter), options, true, fault)?;
+        log::info!("using {}: {}", choice.summary, choice.reason);
+        Ok(gpu)
+    }
+
+    /// Works as a guest on a device and queue of the host: never submits, never blocks, installs no
+    /// device-wide callback.
+    ///
+    /// # Errors
+    /// [`GpuError::LimitTooSmall`] names the limit; [`Gpu::required`] says beforehand what to ask for.
+    pub fn adopt(device: wgpu::Device, queue: wgpu::Queue) -> Result<Gpu, GpuError> {
+        let needed = adapter::MINIMUM;
+        let limits = device.limits();
+        for (limit, found) in [
+            ("max_storage_buffers_per_shader_stage", u64::from(limits.max_storage_buffers_per_shader_stage)),
+            (
+                "max_compute_invocations_per_workgroup",
+                u64::from(limits.max_compute_invocations_per_workgroup),
+            ),
+            ("max_compute_workgroup_storage_size", u64::from(limits.max_compute_workgroup_storage_size)),
+            ("max_storage_buffer_binding_size", limits.max_storage_buffer_binding_size),
+        ] {
+            let expected = needed.iter().find(|(name, _)| *name == limit).map_or(0, |(_, n)| *n);
+            if found < expected {
+                return Err(GpuError::LimitTooSmall { limit, expected, found });
+            }
+        }
+        Gpu::assemble(device, queue, None, &GpuOptions::default(), false, Arc::default())
+    }
+
+    /// The features and limits that a host should request of `adapter` for a device to be adopted.
+    pub fn required(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) {
+        adapter::wanted(adapter)
+    }
+
+    /// The adapters of this machine, best first.
+    pub fn adapters() -> Vec<AdapterSummary> {
+        adapter::list()
+    }
+
+    fn assemble(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        adapter: Option<&wgpu::Adapter>,
+        options: &GpuOptions,
+        owned: bool,
+        fault: Arc<Mutex<Option<GpuError>>>,
+    ) -> Result<Gpu, GpuError> {
+        let info = device.adapter_info();
+        let mut caps = Caps::of(&device);
+        if let Some(adapter) = adapter {
+            caps.cooperative_matrices = adapter::cooperative_matrices(adapter, device.features());
+        }
+        let from_env = std::env::var(DISABLE_ENV).unwrap_or_default();
+        for names in [&options.disable, &from_env] {
+            caps.disable(names).map_err(|found| GpuError::UnknownCapability { found })?;
+        }
+        if let Some(most) = options.max_binding_bytes {
+            caps.max_binding_bytes = caps.max_binding_bytes.min(most);
+        }
+        for lost in caps.lost() {
+            log::info!("`{}` has no {lost}: slower variants run", info.name);
+        }
+        let driver_cache = options
+            .cache_dir
+            .as_deref()
+            .filter(|_| caps.pipeline_cache)
+            .and_then(|dir| cache::DriverCache::open(&device, &info, dir));
+        Ok(Gpu {
+            inner: Arc::new(Inner {
+                device,
+                queue,
+                info,
+                caps,
+                owned,
+                pipelines: RwLock::default(),
+                driver_cache,
+                dummy: OnceLock::new(),
+                counters: Counters::default(),
+                fault,
+            }),
+        })
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        &self.inner.caps
+    }
+
+    /// Name, driver and backend.
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.inner.info
+    }
+
+    /// Whether we created the device. On a host's device nobody here submits or waits.
+    pub fn is_owned(&self) -> bool {
+        self.inner.owned
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The counters at this moment.
+    pub fn counts(&self) -> Counts {
+        let c = &self.inner.counters;
+        let get = |a: &AtomicU64| a.load(Ordering::Relaxed);
+        Counts {
+            writes: get(&c.writes),
+            allocations: get(&c.allocations),
+            allocated_bytes: get(&c.allocated_bytes),
+            submissions: get(&c.submissions),
+            read_bytes: get(&c.read_bytes),
+            dispatches: get(&c.dispatches),
+        }
+    }
+
+    /// Submits command buffers to our own queue.
+    ///
+    /// # Panics
+    /// On an adopted device: there the host submits.
+    pub fn submit(&self, buffers: impl IntoIterator<Item = wgpu::CommandBuffer>) {
+        assert!(self.inner.owned, "an adopted queue belongs to the host");
+        self.count(|c| &c.submissions, 1);
+        self.inner.queue.submit(buffers);
+    }
+
+    /// Runs callbacks of finished work without waiting.
+    ///
+    /// # Errors
+    /// [`GpuError::Lost`] and other faults of the device.
+    pub fn poll(&self) -> Result<(), GpuError> {
+        let polled = self.inner.device.poll(wgpu::PollType::Poll);
+        self.check(polled)
+    }
+
+    /// Waits until all submitted work is done; only on our own device.
+    ///
+    /// # Errors
+    /// As [`Gpu::poll`].
+    ///
+    /// # Panics
+    /// On an adopted device.
+    pub fn wait(&self) -> Result<(), GpuError> {
+        assert!(self.inner.owned, "nobody waits for an adopted queue");
+        let polled = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check(polled)
+    }
+
+    fn check(&self, polled: Result<wgpu::PollStatus, wgpu::PollError>) -> Result<(), GpuError> {
+        if let Some(fault) = lock(&self.inner.fault).clone() {
+            return Err(fault);
+        }
+        polled.map(|_| ()).map_err(|e| GpuError::Device { message: e.to_string() })
+    }
+
+    /// Reads a tensor back and waits for it: for tests and benchmarks on our own device. Padding is
+    /// left out; `F32` alone.
+    ///
+    /// # Errors
+    /// As [`Gpu::poll`].
+    ///
+    /// # Panics
+    /// On an adopted device, or for another type than `F32`.
+    pub fn read_f32(&self, tensor: &Tensor) -> Result<Vec<f32>, GpuError> {
+        assert_eq!(tensor.dtype(), crate::dtype::Dtype::F32, "{tensor:?} is not F32");
+        let words = self.read_words(tensor)?;
+        let floats: &[f32] = bytemuck::cast_slice(&words);
+        let rows = floats.chunks(tensor.stride()).take(tensor.n_rows());
+        Ok(rows.flat_map(|row| &row[..tensor.n_cols()]).copied().collect())
+    }
+
+    /// Reads the raw 32-bit words of a tensor back and waits for them, padding included.
+    ///
+    /// # Errors
+    /// As [`Gpu::poll`].
+    ///
+    /// # Panics
+    /// On an adopted device.
+    pub fn read_words(&self, tensor: &Tensor) -> Result<Vec<u32>, GpuError> {
+        let size = tensor.size_bytes();
+        let mut ring = ReadbackRing::new(self, "read", 1, size)?;
+        let mut encoder = self.inner.device.create_command_encoder(&Default::default());
+        let pending = ring.record(&mut encoder, &[(tensor.buffer(), 0, size)]);
+        self.submit([encoder.finish()]);
+        self.wait()?;
+        let bytes = pending.and_then(|p| ring.take(p)).ok_or_else(|| GpuError::Device {
+            message: format!("`{}` could not be mapped", tensor.label()),
+        })?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes))
+    }
+
+    /// Compiles `variants` in parallel; those known already cost nothing.
+    ///
+    /// # Errors
+    /// [`GpuError::Compile`] names the first kernel that fails.
+    pub fn compile(&self, variants: &[Variant]) -> Result<(), GpuError> {
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(variants.len());
+        let results: Vec<Result<(), GpuError>> = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads)
+                .map(|_| {
+                    scope.spawn(|| {
+                        while let Some(variant) = variants.get(next.fetch_add(1, Ordering::Relaxed)) {
+                            self.pipeline(variant)?;
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            workers
+                .into_iter()
+                .map(|w| {
+                    w.join().unwrap_or_else(|_| {
+                        Err(GpuError::Device { message: "a compiler thread died".into() })
+                    })
+                })
+                .collect()
+        });
+        results.into_iter().collect::<Result<Vec<()>, _>>()?;
+        if let Some(cache) = &self.inner.driver_cache {
+            cache.save();
+        }
+        Ok(())
+    }
+
+    fn pipeline(&self, variant: &Variant) -> Result<Arc<Pipeline>, GpuError> {
+        let known = self.inner.pipelines.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = known.get(variant) {
+            return Ok(pipeline.clone());
+        }
+        drop(known);
+        static NEXT_ID: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+        let pipeline = Pipeline::compile(self, variant, NEXT_ID.fetch_add(1, Ordering::Relaxed))?;
+        let mut known = self.inner.pipelines.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(known.entry(*variant).or_insert(pipeline).clone())
+    }
+
+    fn pipeline_cache(&self) -> Option<&wgpu::PipelineCache> {
+        self.inner.driver_cache.as_ref().map(|c| &c.cache)
+    }
+
+    /// A small tensor for bindings that a variant declares and does not read.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    pub fn dummy(&self) -> Result<Tensor, GpuError> {
+        if self.inner.dummy.get().is_none() {
+            let tensor = Tensor::zeros(self, "unused binding", [1, 64], crate::dtype::Dtype::F32)?;
+            // Another thread may have been first; either tensor serves.
+            let _ = self.inner.dummy.set(tensor);
+        }
+        self.inner.dummy.get().cloned().ok_or(GpuError::NoAdapter)
+    }
+
+    fn create_buffer(
+        &self,
+        label: &str,
+        size: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer, GpuError> {
+        let device = &self.inner.device;
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage,
+            mapped_at_creation: false,
+        });
+        for scope in [validation, memory, internal] {
+            match pollster::block_on(scope.pop()) {
+                Some(wgpu::Error::OutOfMemory { .. }) => {
+                    return Err(GpuError::OutOfMemory {
+                        what: label.to_string(),
+                        bytes: size,
+                        allocated_bytes: self.counts().allocated_bytes,
+                    });
+                }
+                Some(error) => return Err(GpuError::Device { message: format!("`{label}`: {error}") }),
+                None => {}
+            }
+        }
+        self.count(|c| &c.allocations, 1);
+        self.count(|c| &c.allocated_bytes, size);
+        Ok(buffer)
+    }
+
+    fn write_buffer(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+        self.count(|c| &c.writes, 1);
+        if bytes.len() % 4 == 0 {
+            self.inner.queue.write_buffer(buffer, offset, bytes);
+        } else {
+            // Only the end of an F16 row of odd length: rows are padded, so the extra bytes are padding.
+            let mut padded = bytes.to_vec();
+            padded.resize(bytes.len().next_multiple_of(4), 0);
+            self.inner.queue.write_buffer(buffer, offset, &padded);
+        }
+    }
+
+    fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64, n: u64) {
+        counter(&self.inner.counters).fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("name", &self.inner.info.name).field("owned", &self.inner.owned).finish()
+    }
+}
+
+/// A poisoned lock here guards plain data that is whole at any moment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

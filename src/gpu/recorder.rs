@@ -1,0 +1,212 @@
+//! Turns calls of operations into command buffers. Never submits.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Gpu, GpuError, Readback, ReadbackRing, Tensor, Variant, View};
+
+/// Bytes for parameter blocks: at 256 bytes a block, 8,192 different ones before a reset.
+const PARAMS_BYTES: u64 = 2 << 20;
+
+/// Largest `Params` struct.
+const MAX_PARAMS: usize = 256;
+
+/// Records dispatches. It lives as long as what it records for: bind groups and parameter blocks are
+/// kept, so that recording the same step again makes no calls but the dispatches themselves.
+///
+/// A parameter block is written once and never changed: equal parameters share a block. So a recording
+/// that waits to be submitted can never see another's parameters, and a step that repeats uploads
+/// nothing.
+pub struct Recorder {
+    gpu: Gpu,
+    params: wgpu::Buffer,
+    blocks: HashMap<Vec<u8>, u32>,
+    bind_groups: HashMap<BindKey, wgpu::BindGroup>,
+    dummy: Tensor,
+    encoder: Option<wgpu::CommandEncoder>,
+    pass: Option<wgpu::ComputePass<'static>>,
+    /// Set while rehearsing: variants are collected and nothing is recorded.
+    rehearsal: Option<HashSet<Variant>>,
+    error: Option<GpuError>,
+}
+
+type BindKey = (usize, Vec<(u64, std::ops::Range<u64>)>);
+
+impl Recorder {
+    /// A recorder for one device.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    pub fn new(gpu: &Gpu) -> Result<Recorder, GpuError> {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        Ok(Recorder {
+            gpu: gpu.clone(),
+            params: gpu.create_buffer("params", PARAMS_BYTES, usage)?,
+            blocks: HashMap::new(),
+            bind_groups: HashMap::new(),
+            dummy: gpu.dummy()?,
+            encoder: None,
+            pass: None,
+            rehearsal: None,
+            error: None,
+        })
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// A view for bindings that a variant declares and does not read.
+    pub fn unused(&self) -> View {
+        self.dummy.view()
+    }
+
+    /// Collects the variants that `record` would dispatch, compiles them in parallel, and writes their
+    /// parameters. Nothing is recorded.
+    ///
+    /// # Errors
+    /// [`GpuError::Compile`].
+    pub fn rehearse(&mut self, record: impl FnOnce(&mut Recorder)) -> Result<(), GpuError> {
+        self.rehearsal = Some(HashSet::new());
+        record(self);
+        let variants: Vec<Variant> = self.rehearsal.take().into_iter().flatten().collect();
+        self.gpu.compile(&variants)
+    }
+
+    /// Records one dispatch of `groups` workgroups: `params` at binding 0, `bindings` from 1 on.
+    ///
+    /// # Panics
+    /// If the parameters or bindings are not those that the kernel declares.
+    pub fn dispatch<P: bytemuck::Pod>(
+        &mut self,
+        variant: Variant,
+        params: &P,
+        bindings: &[View],
+        groups: [u32; 3],
+    ) {
+        let kernel = variant.kernel;
+        assert_eq!(size_of::<P>(), kernel.params_bytes, "`{}`: params", kernel.name);
+        assert_eq!(bindings.len(), kernel.bindings.len(), "`{}`: bindings", kernel.name);
+        if groups.contains(&0) || self.error.is_some() {
+            return;
+        }
+        let offset = self.params_offset(bytemuck::bytes_of(params));
+        if let Some(variants) = &mut self.rehearsal {
+            variants.insert(variant);
+            return;
+        }
+        let pipeline = match self.gpu.pipeline(&variant) {
+            Ok(pipeline) => pipeline,
+            Err(error) => {
+                self.error = Some(error);
+                return;
+            }
+        };
+        let ranges: Vec<_> = bindings.iter().map(|v| (v.tensor.id(), v.range_bytes())).collect();
+        let (device, params) = (self.gpu.device(), &self.params);
+        let bind_group = self.bind_groups.entry((pipeline.id, ranges)).or_insert_with_key(|(_, ranges)| {
+            let buffer = |buffer, offset, size| {
+                let size = std::num::NonZeroU64::new(size);
+                wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size })
+            };
+            let mut entries = vec![wgpu::BindGroupEntry {
+                binding: 0,
+                resource: buffer(params, 0, kernel.params_bytes as u64),
+            }];
+            entries.extend(bindings.iter().zip(ranges).enumerate().map(|(i, (view, (_, range)))| {
+                wgpu::BindGroupEntry {
+                    binding: i as u32 + 1,
+                    resource: buffer(view.tensor.buffer(), range.start, range.end - range.start),
+                }
+            }));
+            device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(kernel.name),
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        });
+        let encoder = self.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()));
+        let pass = self
+            .pass
+            .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        pass.set_pipeline(&pipeline.pipeline);
+        pass.set_bind_group(0, &*bind_group, &[offset]);
+        pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
+        self.gpu.count(|c| &c.dispatches, 1);
+    }
+
+    /// Offset of the block that holds `bytes`, written at its first use.
+    fn params_offset(&mut self, bytes: &[u8]) -> u32 {
+        if let Some(offset) = self.blocks.get(bytes) {
+            return *offset;
+        }
+        let step = MAX_PARAMS.next_multiple_of(self.gpu.caps().uniform_align as usize);
+        let offset = self.blocks.len() * step;
+        assert!(offset + step <= PARAMS_BYTES as usize, "the owner resets the recorder in time");
+        self.gpu.write_buffer(&self.params, offset as u64, bytes);
+        self.blocks.insert(bytes.to_vec(), offset as u32);
+        offset as u32
+    }
+
+    /// Whether few parameter blocks are left: the owner lets everything in flight finish and calls
+    /// [`Recorder::reset_params`].
+    pub fn params_are_low(&self) -> bool {
+        let step = MAX_PARAMS.next_multiple_of(self.gpu.caps().uniform_align as usize);
+        // A step of any model uses far fewer new blocks than a quarter.
+        self.blocks.len() * step > PARAMS_BYTES as usize / 4 * 3
+    }
+
+    /// Forgets all parameter blocks. Only while nothing recorded is unfinished.
+    pub fn reset_params(&mut self) {
+        self.blocks.clear();
+    }
+
+    /// Records a copy of `size` bytes between tensors.
+    pub fn copy(&mut self, from: &Tensor, from_offset: u64, to: &Tensor, to_offset: u64, size: u64) {
+        if self.rehearsal.is_none() {
+            self.commands().copy_buffer_to_buffer(
+                from.buffer(),
+                from_offset,
+                to.buffer(),
+                to_offset,
+                Some(size),
+            );
+        }
+    }
+
+    /// Records zeros over `size` bytes of a tensor.
+    pub fn clear(&mut self, tensor: &Tensor, offset: u64, size: u64) {
+        if self.rehearsal.is_none() {
+            self.commands().clear_buffer(tensor.buffer(), offset, Some(size));
+        }
+    }
+
+    /// Records the copy of byte ranges `(tensor, offset, size)` into the ring's next slot; `None` if the
+    /// ring is full.
+    pub fn read(&mut self, ring: &mut ReadbackRing, sources: &[(&Tensor, u64, u64)]) -> Option<Readback> {
+        if self.rehearsal.is_some() {
+            return None;
+        }
+        let sources: Vec<_> = sources.iter().map(|&(t, offset, size)| (t.buffer(), offset, size)).collect();
+        ring.record(self.commands(), &sources)
+    }
+
+    fn commands(&mut self) -> &mut wgpu::CommandEncoder {
+        self.pass = None;
+        let device = self.gpu.device();
+        self.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()))
+    }
+
+    /// What was recorded since the last call, `None` if nothing was.
+    ///
+    /// # Errors
+    /// [`GpuError::Compile`] if a kernel failed to compile on its first use.
+    pub fn finish(&mut self) -> Result<Option<wgpu::CommandBuffer>, GpuError> {
+        self.pass = None;
+        let encoder = self.encoder.take();
+        match self.error.take() {
+            Some(error) => Err(error),
+            None => Ok(encoder.map(wgpu::CommandEncoder::finish)),
+        }
+    }
+}

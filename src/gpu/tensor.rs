@@ -1,0 +1,215 @@
+//! Device memory with a shape. No arithmetic: that is what `ops` is for.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Gpu, GpuError};
+use crate::dtype::Dtype;
+
+/// Float rows start at multiples of this many elements, so that kernels load 16 bytes at a time and
+/// never meet the end of a row inside a load. The padding is zero and stays zero.
+pub const ROW_ALIGN: usize = 8;
+
+/// A matrix in device memory: `[n_rows, n_cols]`, rows padded to [`ROW_ALIGN`] elements (not for
+/// `U32` tables). Cheap to clone: clones share the buffer.
+#[derive(Clone)]
+pub struct Tensor {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: u64,
+    label: String,
+    buffer: wgpu::Buffer,
+    n_rows: usize,
+    n_cols: usize,
+    stride: usize,
+    dtype: Dtype,
+    rows_per_binding: usize,
+}
+
+/// A range of rows of a tensor that one storage binding can span.
+#[derive(Clone)]
+pub struct View {
+    /// The tensor.
+    pub tensor: Tensor,
+    /// The rows.
+    pub rows: Range<usize>,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl Tensor {
+    /// Allocates zeros of shape `[n_rows, n_cols]`.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`] if the device has no buffer of that size or no binding spans a row;
+    /// [`GpuError::OutOfMemory`] if it has none left.
+    pub fn zeros(
+        gpu: &Gpu,
+        label: &str,
+        [n_rows, n_cols]: [usize; 2],
+        dtype: Dtype,
+    ) -> Result<Tensor, GpuError> {
+        let stride = match dtype {
+            Dtype::U32 => n_cols,
+            _ => n_cols.next_multiple_of(ROW_ALIGN),
+        };
+        let row_bytes = dtype.bytes(stride);
+        // A binding of zero bytes is not allowed, and copies come in whole words.
+        let size = (row_bytes * n_rows).next_multiple_of(4).max(16) as u64;
+        let caps = gpu.caps();
+        let too_large =
+            |limit| GpuError::TooLarge { what: label.to_string(), bytes: size, limit_bytes: limit };
+        if size > caps.max_buffer_bytes {
+            return Err(too_large(caps.max_buffer_bytes));
+        }
+        // Every range of rows that is bound must start at an aligned offset.
+        let align = caps.storage_align as usize;
+        let step = (1..=align).find(|n| n * row_bytes % align == 0).unwrap_or(align);
+        let most = caps.max_binding_bytes as usize / row_bytes.max(1);
+        let rows_per_binding = if most >= n_rows { n_rows.max(1) } else { most / step * step };
+        if rows_per_binding == 0 {
+            return Err(too_large(caps.max_binding_bytes));
+        }
+        let buffer = gpu.create_buffer(
+            label,
+            size,
+            wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+        )?;
+        Ok(Tensor {
+            inner: Arc::new(Inner {
+                id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+                label: label.to_string(),
+                buffer,
+                n_rows,
+                n_cols,
+                stride,
+                dtype,
+                rows_per_binding,
+            }),
+        })
+    }
+
+    /// Allocates a tensor and fills it with `f32` values: `data` is `[n_rows, n_cols]`, row by row.
+    ///
+    /// # Errors
+    /// As [`Tensor::zeros`].
+    ///
+    /// # Panics
+    /// If `data` has another length than the shape.
+    pub fn from_f32(gpu: &Gpu, label: &str, shape: [usize; 2], data: &[f32]) -> Result<Tensor, GpuError> {
+        assert_eq!(data.len(), shape[0] * shape[1], "`{label}`: data and shape disagree");
+        let tensor = Tensor::zeros(gpu, label, shape, Dtype::F32)?;
+        for (row, values) in data.chunks(shape[1].max(1)).enumerate() {
+            tensor.write(gpu, row, bytemuck::cast_slice(values));
+        }
+        Ok(tensor)
+    }
+
+    /// Allocates a table of `u32`, `[n_rows, n_cols]`.
+    ///
+    /// # Errors
+    /// As [`Tensor::zeros`].
+    ///
+    /// # Panics
+    /// If `data` has another length than the shape.
+    pub fn from_u32(gpu: &Gpu, label: &str, shape: [usize; 2], data: &[u32]) -> Result<Tensor, GpuError> {
+        assert_eq!(data.len(), shape[0] * shape[1], "`{label}`: data and shape disagree");
+        let tensor = Tensor::zeros(gpu, label, shape, Dtype::U32)?;
+        tensor.write(gpu, 0, bytemuck::cast_slice(data));
+        Ok(tensor)
+    }
+
+    /// Queues a write of `bytes` from the start of row `row` on; it happens at the next submission.
+    pub fn write(&self, gpu: &Gpu, row: usize, bytes: &[u8]) {
+        self.write_at(gpu, row * self.row_bytes(), bytes);
+    }
+
+    /// Queues a write of `bytes` at `offset_bytes`; it happens at the next submission.
+    pub fn write_at(&self, gpu: &Gpu, offset_bytes: usize, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            gpu.write_buffer(&self.inner.buffer, offset_bytes as u64, bytes);
+        }
+    }
+
+    /// Name for messages and debuggers.
+    pub fn label(&self) -> &str {
+        &self.inner.label
+    }
+
+    /// Rows.
+    pub fn n_rows(&self) -> usize {
+        self.inner.n_rows
+    }
+
+    /// Columns, without padding.
+    pub fn n_cols(&self) -> usize {
+        self.inner.n_cols
+    }
+
+    /// Elements from the start of a row to the start of the next.
+    pub fn stride(&self) -> usize {
+        self.inner.stride
+    }
+
+    /// Bytes from the start of a row to the start of the next.
+    pub fn row_bytes(&self) -> usize {
+        self.inner.dtype.bytes(self.inner.stride)
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.inner.dtype
+    }
+
+    /// Bytes of device memory.
+    pub fn size_bytes(&self) -> u64 {
+        self.inner.buffer.size()
+    }
+
+    /// The underlying buffer, for a host that reads results with shaders of its own.
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        &self.inner.buffer
+    }
+
+    /// The whole tensor as one binding.
+    ///
+    /// # Panics
+    /// If it is larger than a binding may be: whoever makes a tensor that can be that large walks
+    /// over [`Tensor::ranges`].
+    pub fn view(&self) -> View {
+        assert!(
+            self.inner.rows_per_binding >= self.inner.n_rows,
+            "`{}` spans several bindings",
+            self.label()
+        );
+        View { tensor: self.clone(), rows: 0..self.inner.n_rows }
+    }
+
+    /// The tensor as ranges of rows that a binding can span: one range for all but large tables.
+    pub fn ranges(&self) -> impl Iterator<Item = View> + '_ {
+        let (n, step) = (self.inner.n_rows, self.inner.rows_per_binding);
+        (0..n).step_by(step).map(move |r| View { tensor: self.clone(), rows: r..(r + step).min(n) })
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.inner.id
+    }
+}
+
+impl View {
+    pub(super) fn range_bytes(&self) -> Range<u64> {
+        let row = self.tensor.row_bytes() as u64;
+        let whole = self.rows.len() == self.tensor.n_rows();
+        let end = if whole { self.tensor.size_bytes() } else { self.rows.end as u64 * row };
+        self.rows.start as u64 * row..end
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} [{}, {}] {}", self.label(), self.n_rows(), self.n_cols(), self.dtype())
+    }
+}

@@ -1,0 +1,222 @@
+//! Attention over pages.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Rows, assert_rows, kernel, kv};
+use crate::gpu::{Caps, Recorder, Tensor, Variant};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    n_kv_heads: u32,
+    q_stride: u32,
+    o_stride: u32,
+    pages_stride: u32,
+    page_size: u32,
+    window: u32,
+    split_len: u32,
+    max_splits: u32,
+    block0: u32,
+    scale: f32,
+    softcap: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct CombineParams {
+    n_rows: u32,
+    n_heads: u32,
+    o_stride: u32,
+    split_len: u32,
+    max_splits: u32,
+    window: u32,
+}
+
+kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
+kernel!(ATTENTION_COMBINE, "attention_combine", CombineParams, [Read, Read, ReadWrite]);
+
+/// Most queries of a block, `N_Q` in the kernel.
+const MOST_QUERIES: usize = 16;
+/// `MAX_SUMS` in the kernel.
+const MAX_SUMS: usize = 32;
+/// Keys of a split at least: shorter ones cost more to combine than they win.
+const SPLIT_LEN: usize = 512;
+/// Splits at most, which bounds the memory for partial sums.
+const MAX_SPLITS: usize = 32;
+
+/// The shape of one layer's attention.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key-value heads; `n_heads` is a multiple.
+    pub n_kv_heads: usize,
+    /// Values a head, a multiple of 8.
+    pub head_dim: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// Keys that a query sees, itself included; all without.
+    pub window: Option<usize>,
+    /// Cap on the scores: `softcap · tanh(score / softcap)`.
+    pub softcap: Option<f32>,
+}
+
+/// How the rows of a batch are laid out for attention.
+#[derive(Clone, Debug)]
+pub struct AttentionPlan<'a> {
+    /// (sequence, position) of each row: `[_, 2]`.
+    pub rows: &'a Tensor,
+    /// (first row, rows) of each block: `[_, 2]`; first one of one row for each decoding row.
+    pub blocks: &'a Tensor,
+    /// Pages of each sequence: `[n_seqs, _]`.
+    pub pages: &'a Tensor,
+    /// Positions a page.
+    pub page_size: usize,
+    /// Rows.
+    pub n: Rows,
+    /// Blocks of prompt rows, each of at most [`Attention::block_rows`] rows.
+    pub n_prompt_blocks: usize,
+    /// The longest decoding sequence, in positions; the splits of a row depend on its own alone.
+    pub longest: usize,
+    /// Partial sums: [`Attention::partial_shape`].
+    pub partial: &'a Tensor,
+    /// Longest sequence that `partial` was made for.
+    pub max_seq_len: usize,
+}
+
+impl Attention {
+    /// Query heads a key-value head.
+    fn group(&self) -> usize {
+        self.n_heads / self.n_kv_heads
+    }
+
+    /// Lanes of a workgroup: one subgroup's worth on software devices, and as many as the sums need.
+    fn lanes(&self, caps: &Caps) -> usize {
+        let least = if caps.cpu { 8 } else { 64 };
+        (self.group() * self.head_dim / 4).div_ceil(MAX_SUMS).next_power_of_two().max(least)
+    }
+
+    /// Whether the kernel fits this device: the queries of one position that share a key-value head must
+    /// fit its workgroup memory.
+    pub fn fits(&self, caps: &Caps) -> bool {
+        let group_bytes = self.group() * (self.head_dim + 32) * 4;
+        group_bytes <= caps.max_workgroup_bytes as usize
+            && self.lanes(caps) <= caps.max_workgroup_size as usize
+    }
+
+    /// Most prompt rows a block.
+    pub fn block_rows(&self, caps: &Caps) -> usize {
+        let by_sums = MAX_SUMS * self.lanes(caps) / (self.head_dim / 4);
+        // Queries, weights and running values of a query, with 1 KiB to spare.
+        let by_memory = (caps.max_workgroup_bytes as usize - 1024) / ((self.head_dim + 16 + 4) * 4);
+        (MOST_QUERIES.min(by_sums).min(by_memory) / self.group()).max(1)
+    }
+
+    /// Keys a split: a function of the longest context alone, so that a row is always split alike.
+    fn split_len(max_seq_len: usize) -> usize {
+        SPLIT_LEN.max(max_seq_len.div_ceil(MAX_SPLITS).next_multiple_of(16))
+    }
+
+    /// Shape of the F32 tensor of partial sums for `n_decode` rows.
+    pub fn partial_shape(&self, n_decode: usize, max_seq_len: usize) -> [usize; 2] {
+        let n_splits = max_seq_len.div_ceil(Self::split_len(max_seq_len));
+        // Padded rows would not be dense: one row a partial sum of head_dim + 4, a multiple of 4, laid flat.
+        [1, (n_decode * self.n_heads * n_splits * (self.head_dim + 4)).next_multiple_of(8)]
+    }
+
+    /// Records attention: `q` `[rows, n_heads·head_dim]`, `k` and `v`
+    /// `[n_pages, n_kv_heads·page_size·head_dim]`, `o` `[rows, n_heads·head_dim]`.
+    ///
+    /// Dao et al. 2022, algorithm 1; splits over the keys for decoding as in Dao et al. 2023 (Flash-Decoding).
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    pub fn launch(
+        &self,
+        rec: &mut Recorder,
+        plan: &AttentionPlan<'_>,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        o: &Tensor,
+    ) {
+        let n4 = self.head_dim / 4;
+        for tensor in [q, o] {
+            assert_eq!(tensor.n_cols(), self.n_heads * self.head_dim, "attention: {tensor:?}");
+            assert_rows("attention", tensor, plan.n.count());
+        }
+        for cache in [k, v] {
+            let expected = self.n_kv_heads * plan.page_size * self.head_dim;
+            assert_eq!(cache.n_cols(), expected, "attention: {cache:?}");
+        }
+        let caps = rec.gpu().caps().clone();
+        let split_len = Self::split_len(plan.max_seq_len);
+        let max_splits = plan.max_seq_len.div_ceil(split_len);
+        let n_splits = plan.longest.div_ceil(split_len).clamp(1, max_splits);
+        let variant = |n_rows: usize, split: bool| {
+            Variant::new(&ATTENTION)
+                .part(kv(k.dtype()))
+                .set("WG", self.lanes(&caps) as u32)
+                .set("GROUP", self.group() as u32)
+                .set("N_Q", (n_rows * self.group()) as u32)
+                .set("N_D4", n4 as u32)
+                .set("SPLIT", split.into())
+        };
+        let params = |block0: usize| Params {
+            n_kv_heads: self.n_kv_heads as u32,
+            q_stride: (q.stride() / 4) as u32,
+            o_stride: (o.stride() / 4) as u32,
+            pages_stride: plan.pages.n_cols() as u32,
+            page_size: plan.page_size as u32,
+            window: self.window.unwrap_or(0) as u32,
+            split_len: split_len as u32,
+            max_splits: max_splits as u32,
+            block0: block0 as u32,
+            scale: self.scale,
+            softcap: self.softcap.unwrap_or(0.0),
+        };
+        let bind = |out: &Tensor| {
+            let views = [plan.rows, plan.blocks, plan.pages, q, k, v, out];
+            views.map(Tensor::view)
+        };
+        let n_kv = self.n_kv_heads as u32;
+        if plan.n.n_decode > 0 {
+            let split = n_splits > 1;
+            let out = if split { plan.partial } else { o };
+            let groups = [plan.n.n_decode as u32, n_kv, n_splits as u32];
+            rec.dispatch(variant(1, split), &params(0), &bind(out), groups);
+            if split {
+                self.combine(rec, plan, o, split_len, max_splits);
+            }
+        }
+        if plan.n.n_prompt > 0 {
+            let groups = [plan.n_prompt_blocks as u32, n_kv, 1];
+            let rows = self.block_rows(&caps);
+            rec.dispatch(variant(rows, false), &params(plan.n.n_decode), &bind(o), groups);
+        }
+    }
+
+    fn combine(
+        &self,
+        rec: &mut Recorder,
+        plan: &AttentionPlan<'_>,
+        o: &Tensor,
+        split_len: usize,
+        max_splits: usize,
+    ) {
+        let lanes = super::PORTABLE_LANES;
+        let n4 = (self.head_dim / 4) as u32;
+        let params = CombineParams {
+            n_rows: plan.n.n_decode as u32,
+            n_heads: self.n_heads as u32,
+            o_stride: (o.stride() / 4) as u32,
+            split_len: split_len as u32,
+            max_splits: max_splits as u32,
+            window: self.window.unwrap_or(0) as u32,
+        };
+        let variant = Variant::new(&ATTENTION_COMBINE).set("WG", lanes).set("N_D4", n4);
+        let items = plan.n.n_decode as u32 * self.n_heads as u32 * n4;
+        let groups = rec.gpu().caps().spread(items.div_ceil(lanes));
+        rec.dispatch(variant, &params, &[plan.rows.view(), plan.partial.view(), o.view()], groups);
+    }
+}

@@ -1,0 +1,34 @@
+//! Marks the tokens of a prompt for the repetition penalty.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::kernel;
+use crate::gpu::{Recorder, Tensor, Variant};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    seq: u32,
+    n_tokens: u32,
+    tokens_stride: u32,
+    counts_stride: u32,
+}
+
+kernel!(COUNT_PROMPT, "count_prompt", Params, [Read, ReadWrite]);
+
+/// Clears the counts of sequence `seq` in `counts` `[n_seqs, n_vocab]` and sets bit 31 for each of its first
+/// `n_tokens` ids in `tokens` `[n_seqs, ctx]`.
+pub fn count_prompt(rec: &mut Recorder, tokens: &Tensor, counts: &Tensor, seq: usize, n_tokens: usize) {
+    let row = counts.row_bytes() as u64;
+    rec.clear(counts, seq as u64 * row, row);
+    let params = Params {
+        seq: seq as u32,
+        n_tokens: n_tokens as u32,
+        tokens_stride: tokens.n_cols() as u32,
+        counts_stride: counts.n_cols() as u32,
+    };
+    let lanes = super::PORTABLE_LANES;
+    let groups = rec.gpu().caps().spread((n_tokens as u32).div_ceil(lanes));
+    let variant = Variant::new(&COUNT_PROMPT).set("WG", lanes);
+    rec.dispatch(variant, &params, &[tokens.view(), counts.view()], groups);
+}

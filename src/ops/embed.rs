@@ -1,0 +1,70 @@
+//! Token and position embedding.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Rows, assert_rows, kernel, weights};
+use crate::gpu::{Recorder, Tensor, Variant};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    n_rows: u32,
+    n_groups: u32,
+    tokens_stride: u32,
+    first: u32,
+    n_range: u32,
+    n_table: u32,
+    scale: f32,
+}
+
+kernel!(EMBED, "embed", Params, [Read, Read, Read, ReadWrite]);
+
+/// Which row of the table a row of the batch takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// The one of its token.
+    Token,
+    /// The one of its position, added to what is there.
+    AddPosition,
+}
+
+/// Looks up `table` `[n_table, hidden]` for each row: `x` `[rows, hidden]` is set to `scale` times the token's
+/// row, or gets the position's row added. `rows` `[_, 2]` holds (sequence, position), `tokens` `[n_seqs, ctx]`
+/// ids. A token outside the table gives zeros.
+///
+/// # Panics
+/// If the shapes disagree.
+#[allow(clippy::too_many_arguments)]
+pub fn embed(
+    rec: &mut Recorder,
+    lookup: Lookup,
+    rows: &Tensor,
+    tokens: &Tensor,
+    table: &Tensor,
+    scale: f32,
+    x: &Tensor,
+    n: Rows,
+) {
+    assert_eq!(x.stride(), table.stride(), "embed: {x:?} and {table:?}");
+    assert_rows("embed", x, n.count());
+    assert_rows("embed", rows, n.count());
+    let position = lookup == Lookup::AddPosition;
+    let variant = Variant::new(&EMBED)
+        .part(weights(table.dtype()))
+        .set("WG", rec.gpu().caps().subgroup.unwrap_or(super::PORTABLE_LANES))
+        .set("POSITION", position.into())
+        .set("ADD", position.into());
+    for range in table.ranges() {
+        let params = Params {
+            n_rows: n.count() as u32,
+            n_groups: (x.stride() / 8) as u32,
+            tokens_stride: tokens.n_cols() as u32,
+            first: range.rows.start as u32,
+            n_range: range.rows.len() as u32,
+            n_table: table.n_rows() as u32,
+            scale,
+        };
+        let groups = rec.gpu().caps().spread(n.count() as u32);
+        rec.dispatch(variant, &params, &[rows.view(), tokens.view(), range, x.view()], groups);
+    }
+}

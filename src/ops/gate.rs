@@ -1,0 +1,63 @@
+//! Activations, with a gate or without.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{assert_rows, kernel};
+use crate::gpu::{Recorder, Tensor, Variant};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    n_rows: u32,
+    n_cols: u32,
+    x_stride: u32,
+    y_stride: u32,
+}
+
+kernel!(GATE, "gate", Params, [Read, ReadWrite]);
+
+/// An activation function, under the names of Hugging Face's `ACT2FN`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// `x·σ(x)`
+    Silu,
+    /// `½x(1 + tanh(√(2/π)(x + 0.044715x³)))`
+    GeluTanh,
+    /// `½x(1 + erf(x/√2))`
+    Gelu,
+}
+
+impl Act {
+    /// The activation of a `hidden_act` in `config.json`.
+    pub fn from_name(name: &str) -> Option<Act> {
+        match name {
+            "silu" | "swish" => Some(Act::Silu),
+            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Act::GeluTanh),
+            "gelu" => Some(Act::Gelu),
+            _ => None,
+        }
+    }
+}
+
+/// `y = act(x)`, `[n_rows, n_cols]`; where `x` is `[n_rows, 2·n_cols]`, `y = act(left half) · right half`.
+///
+/// Hendrycks & Gimpel 2016 for GELU, Shazeer 2020 for the gate.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn gate(rec: &mut Recorder, act: Act, x: &Tensor, y: &Tensor, n_rows: usize) {
+    let gated = x.n_cols() == 2 * y.n_cols();
+    assert!(gated || x.n_cols() == y.n_cols(), "gate: {x:?} and {y:?}");
+    assert_rows("gate", x, n_rows);
+    assert_rows("gate", y, n_rows);
+    let params = Params {
+        n_rows: n_rows as u32,
+        n_cols: y.n_cols() as u32,
+        x_stride: x.stride() as u32,
+        y_stride: y.stride() as u32,
+    };
+    let lanes = super::PORTABLE_LANES;
+    let variant = Variant::new(&GATE).set("WG", lanes).set("ACT", act as u32).set("GATED", gated.into());
+    let groups = rec.gpu().caps().spread(((n_rows * y.n_cols()) as u32).div_ceil(lanes));
+    rec.dispatch(variant, &params, &[x.view(), y.view()], groups);
+}

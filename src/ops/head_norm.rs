@@ -1,0 +1,58 @@
+//! RMS norm of query and key heads.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{assert_rows, folding, kernel};
+use crate::gpu::{Recorder, Tensor};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    n_rows: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_dim: u32,
+    stride: u32,
+    eps: f32,
+    offset: f32,
+}
+
+kernel!(HEAD_NORM, "head_norm", Params, [Read, Read, ReadWrite]);
+
+/// Normalises each query head of `qkv` `[n_rows, (n_heads + 2·n_kv_heads)·head_dim]` with `q_w` `[1, head_dim]`
+/// and each key head with `k_w` `[1, head_dim]`, in place; values stay as they are.
+///
+/// `Qwen3Attention.q_norm` and `k_norm` in transformers' `modeling_qwen3.py`.
+///
+/// # Panics
+/// If the shapes disagree or `head_dim` is not a multiple of 4.
+#[allow(clippy::too_many_arguments)]
+pub fn head_norm(
+    rec: &mut Recorder,
+    q_w: &Tensor,
+    k_w: &Tensor,
+    n_heads: usize,
+    n_kv_heads: usize,
+    eps: f32,
+    offset: f32,
+    qkv: &Tensor,
+    n_rows: usize,
+) {
+    let head_dim = q_w.n_cols();
+    assert_eq!(head_dim % 4, 0, "head_norm: head_dim {head_dim}");
+    assert_eq!(k_w.n_cols(), head_dim, "head_norm: {k_w:?}");
+    assert_eq!(qkv.n_cols(), (n_heads + 2 * n_kv_heads) * head_dim, "head_norm: {qkv:?}");
+    assert_rows("head_norm", qkv, n_rows);
+    let params = Params {
+        n_rows: n_rows as u32,
+        n_heads: n_heads as u32,
+        n_kv_heads: n_kv_heads as u32,
+        head_dim: head_dim as u32,
+        stride: (qkv.stride() / 4) as u32,
+        eps,
+        offset,
+    };
+    let variant = folding(&HEAD_NORM, rec.gpu().caps());
+    let groups = rec.gpu().caps().spread((n_rows * (n_heads + n_kv_heads)) as u32);
+    rec.dispatch(variant, &params, &[q_w.view(), k_w.view(), qkv.view()], groups);
+}

@@ -1,0 +1,155 @@
+//! Products with weights.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{Rows, assert_rows, folding, kernel, weights};
+use crate::dtype::Dtype;
+use crate::gpu::{Caps, Recorder, Tensor, Variant};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    row0: u32,
+    n_rows: u32,
+    n_groups: u32,
+    x_stride: u32,
+    out0: u32,
+    n_out: u32,
+    y_stride: u32,
+}
+
+kernel!(LINEAR_FEW, "linear_few", Params, [Read, Read, Read, ReadWrite]);
+kernel!(LINEAR_TILE, "linear_tile", Params, [Read, Read, Read, ReadWrite]);
+kernel!(LINEAR_REG, "linear_reg", Params, [Read, Read, Read, ReadWrite]);
+
+/// Rows that one workgroup of `linear_few` and one invocation of `linear_reg` multiply at most.
+const MOST_ROWS: u32 = 8;
+/// Outputs of one workgroup of `linear_few` and of one invocation of `linear_reg`.
+const OUTPUTS: u32 = 4;
+/// Rows and outputs of a tile of `linear_tile`.
+const TILE: u32 = 64;
+/// Lanes of `linear_reg`: those of the vector units that software devices run on.
+const REG_LANES: u32 = 8;
+
+/// `y = x·Wᵀ + bias`, or added to `y` if `add`: `x` `[rows, n_in]` F32, `w` `[n_out, n_in]` of any weight type,
+/// `bias` `[1, n_out]` F32, `y` `[rows, n_out]` F32.
+///
+/// Decoding rows and prompt rows go through different kernels, so that a row's sum has the same order in
+/// every batch.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn linear(
+    rec: &mut Recorder,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    add: bool,
+    y: &Tensor,
+    n: Rows,
+) {
+    let caps = rec.gpu().caps().clone();
+    for (variant, row0, n_rows) in
+        [(few(&caps, w.dtype(), n.n_decode), 0, n.n_decode), (many(&caps, w.dtype()), n.n_decode, n.n_prompt)]
+    {
+        if n_rows > 0 {
+            launch(rec, variant, x, w, bias, add, y, row0, n_rows);
+        }
+    }
+}
+
+/// Every variant that this device can run for `n_rows` rows, the default ones first: for tests and
+/// benchmarks, each with a launch like [`linear`]'s.
+pub fn linear_variants(caps: &Caps, dtype: Dtype, n_rows: usize) -> Vec<LinearVariant> {
+    let tile = Variant::new(&LINEAR_TILE).part(weights(dtype));
+    let reg = Variant::new(&LINEAR_REG).part(weights(dtype)).set("WG", REG_LANES);
+    vec![LinearVariant(few(caps, dtype, n_rows)), LinearVariant(tile), LinearVariant(reg)]
+}
+
+/// One way to compute a product.
+#[derive(Clone, Copy)]
+pub struct LinearVariant(Variant);
+
+impl LinearVariant {
+    /// Name of the kernel.
+    pub fn name(&self) -> &'static str {
+        self.0.kernel.name
+    }
+
+    /// As [`linear`] for `n_rows` rows, with this variant.
+    ///
+    /// # Panics
+    /// If the shapes disagree.
+    #[allow(clippy::too_many_arguments)]
+    pub fn launch(
+        &self,
+        rec: &mut Recorder,
+        x: &Tensor,
+        w: &Tensor,
+        bias: Option<&Tensor>,
+        add: bool,
+        y: &Tensor,
+        n_rows: usize,
+    ) {
+        launch(rec, self.0, x, w, bias, add, y, 0, n_rows);
+    }
+}
+
+/// For decoding rows: weights stream by once for up to eight rows.
+fn few(caps: &Caps, dtype: Dtype, n_rows: usize) -> Variant {
+    let rows = (n_rows as u32).next_power_of_two().clamp(1, MOST_ROWS);
+    folding(&LINEAR_FEW, caps).part(weights(dtype)).set("N_ROWS", rows)
+}
+
+/// For prompt rows.
+fn many(caps: &Caps, dtype: Dtype) -> Variant {
+    if caps.cpu {
+        Variant::new(&LINEAR_REG).part(weights(dtype)).set("WG", REG_LANES)
+    } else {
+        Variant::new(&LINEAR_TILE).part(weights(dtype))
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn launch(
+    rec: &mut Recorder,
+    variant: Variant,
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    add: bool,
+    y: &Tensor,
+    row0: usize,
+    n_rows: usize,
+) {
+    assert_eq!(x.n_cols(), w.n_cols(), "linear: {x:?} and {w:?}");
+    assert_eq!(y.n_cols(), w.n_rows(), "linear: {y:?} and {w:?}");
+    assert!(bias.is_none_or(|b| b.n_cols() == y.n_cols()), "linear: {bias:?} and {y:?}");
+    assert_rows("linear", x, row0 + n_rows);
+    assert_rows("linear", y, row0 + n_rows);
+    let variant = variant.set("ADD", add.into()).set("BIAS", bias.is_some().into());
+    let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
+    let n = n_rows as u32;
+    for range in w.ranges() {
+        let n_out = range.rows.len() as u32;
+        let params = Params {
+            row0: row0 as u32,
+            n_rows: n,
+            n_groups: (w.stride() / 8) as u32,
+            x_stride: (x.stride() / 4) as u32,
+            out0: range.rows.start as u32,
+            n_out,
+            y_stride: y.stride() as u32,
+        };
+        let groups = match variant.kernel.name {
+            "linear_few" => {
+                let [gx, gy, _] = rec.gpu().caps().spread(n_out.div_ceil(OUTPUTS));
+                let rows = variant.overrides().find(|(name, _)| *name == "N_ROWS").map_or(1, |(_, v)| v);
+                [gx, gy, n.div_ceil(rows)]
+            }
+            "linear_tile" => [n_out.div_ceil(TILE), n.div_ceil(TILE), 1],
+            _ => [n_out.div_ceil(OUTPUTS * REG_LANES), n.div_ceil(MOST_ROWS), 1],
+        };
+        rec.dispatch(variant, &params, &[x.view(), range, bias.clone(), y.view()], groups);
+    }
+}

@@ -1,0 +1,152 @@
+//! Layer 2: one file an operation: its kernels' declarations, the choice of variant, the launch function.
+//!
+//! A launch function asserts the shapes, which are ours to get right, and records dispatches. Activations
+//! are `F32`, rows padded to [`ROW_ALIGN`](crate::gpu::ROW_ALIGN) elements, the padding zero. Which variant
+//! runs depends on the device, on dtypes and on whether rows decode or belong to a prompt, never on how many
+//! rows there are: so a row's result is the same in every batch.
+
+mod attention;
+mod count_prompt;
+mod embed;
+mod gate;
+mod head_norm;
+mod layer_norm;
+mod linear;
+mod penalize;
+mod rms_norm;
+mod rope_append;
+mod sample;
+mod softmax;
+mod top_k;
+
+pub use attention::{Attention, AttentionPlan};
+pub use count_prompt::count_prompt;
+pub use embed::{Lookup, embed};
+pub use gate::{Act, gate};
+pub use head_norm::head_norm;
+pub use layer_norm::layer_norm;
+pub use linear::{linear, linear_variants};
+pub use penalize::penalize;
+pub use rms_norm::rms_norm;
+pub use rope_append::{Rotary, rope_append};
+pub use sample::{NOT_A_TOKEN, SamplingRecord, sample};
+pub use softmax::softmax;
+pub use top_k::top_k;
+
+use crate::dtype::Dtype;
+use crate::gpu::{Caps, Kernel, Part, Tensor, Variant};
+
+/// Every kernel of the crate.
+pub static KERNELS: &[&Kernel] = &[
+    &attention::ATTENTION,
+    &attention::ATTENTION_COMBINE,
+    &count_prompt::COUNT_PROMPT,
+    &embed::EMBED,
+    &gate::GATE,
+    &head_norm::HEAD_NORM,
+    &layer_norm::LAYER_NORM,
+    &linear::LINEAR_FEW,
+    &linear::LINEAR_REG,
+    &linear::LINEAR_TILE,
+    &penalize::PENALIZE,
+    &rms_norm::RMS_NORM,
+    &rope_append::ROPE_APPEND,
+    &sample::SAMPLE,
+    &softmax::SOFTMAX,
+    &top_k::TOP_K,
+];
+
+/// Every part, with the kernels in mind that need one of it: a test puts each kernel together with them.
+pub static PARTS: &[&[&Part]] = &[
+    &[&WEIGHTS_F32, &WEIGHTS_F16, &WEIGHTS_BF16],
+    &[&KV_F32, &KV_F16],
+    &[&REDUCE_WORKGROUP, &REDUCE_SUBGROUP],
+    &[&SAMPLING],
+];
+
+macro_rules! part {
+    ($name:ident, $file:literal) => {
+        static $name: Part =
+            Part { name: $file, source: include_str!(concat!("../../shaders/parts/", $file, ".wgsl")) };
+    };
+}
+part!(WEIGHTS_F32, "weights_f32");
+part!(WEIGHTS_F16, "weights_f16");
+part!(WEIGHTS_BF16, "weights_bf16");
+part!(KV_F32, "kv_f32");
+part!(KV_F16, "kv_f16");
+part!(REDUCE_WORKGROUP, "reduce_workgroup");
+part!(REDUCE_SUBGROUP, "reduce_subgroup");
+part!(SAMPLING, "sampling");
+
+/// Declares a kernel from its file: name, size of its params struct, access of its bindings.
+macro_rules! kernel {
+    ($name:ident, $file:literal, $params:ty, [$($access:ident),* $(,)?]) => {
+        pub(super) static $name: $crate::gpu::Kernel = $crate::gpu::Kernel {
+            name: $file,
+            source: include_str!(concat!("../../shaders/", $file, ".wgsl")),
+            params_bytes: size_of::<$params>(),
+            bindings: &[$($crate::gpu::Access::$access),*],
+        };
+    };
+}
+use kernel;
+
+/// The rows of a batch: first those that decode, one a sequence, then those of prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Rows {
+    /// Rows that decode.
+    pub n_decode: usize,
+    /// Rows of prompts.
+    pub n_prompt: usize,
+}
+
+impl Rows {
+    /// Rows in all.
+    pub fn count(self) -> usize {
+        self.n_decode + self.n_prompt
+    }
+}
+
+/// Lanes of a workgroup where a device has no fixed subgroup width: two warps of the widest common kind.
+const PORTABLE_LANES: u32 = 64;
+
+/// The part that loads weights of `dtype`.
+fn weights(dtype: Dtype) -> &'static Part {
+    match dtype {
+        Dtype::F32 => &WEIGHTS_F32,
+        Dtype::F16 => &WEIGHTS_F16,
+        Dtype::BF16 => &WEIGHTS_BF16,
+        Dtype::U32 => unreachable!("u32 tables are not weights"),
+    }
+}
+
+/// The part that packs a cache of `dtype`.
+fn kv(dtype: Dtype) -> &'static Part {
+    match dtype {
+        Dtype::F32 => &KV_F32,
+        Dtype::F16 => &KV_F16,
+        other => unreachable!("no cache is kept in {other}"),
+    }
+}
+
+/// A variant whose lanes fold values: over one subgroup where its width is certain, else over a workgroup.
+fn folding(kernel: &'static Kernel, caps: &Caps) -> Variant {
+    match caps.subgroup {
+        Some(width) => Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width),
+        None => Variant::new(kernel).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES),
+    }
+}
+
+/// A variant that walks over a whole vocabulary in one workgroup: 256 lanes, but one subgroup on software
+/// devices, where a barrier costs more than lanes bring.
+fn vocabulary(kernel: &'static Kernel, caps: &Caps) -> Variant {
+    match caps.subgroup {
+        Some(width) if caps.cpu => Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width),
+        _ => Variant::new(kernel).part(&REDUCE_WORKGROUP).set("WG", 256),
+    }
+}
+
+fn assert_rows(what: &str, tensor: &Tensor, n_rows: usize) {
+    assert!(tensor.n_rows() >= n_rows, "{what}: {tensor:?} has fewer than {n_rows} rows");
+}

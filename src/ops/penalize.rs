@@ -1,0 +1,52 @@
+//! Penalties and biases on logits.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{SAMPLING, assert_rows, kernel};
+use crate::gpu::{Recorder, Tensor, Variant};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    n_rows: u32,
+    n_vocab: u32,
+    z_stride: u32,
+    bias_stride: u32,
+}
+
+kernel!(PENALIZE, "penalize", Params, [Read, Read, Read, Read, Read, ReadWrite]);
+
+/// Applies each sequence's repetition, presence and frequency penalties and its bias list to logits `z`
+/// `[n_rows, n_vocab]`, in place. `rows` `[_, 2]` and `index` `[1, n_rows]` say which sequence a row of `z` belongs
+/// to; `sampling` holds [`SamplingRecord`](super::SamplingRecord)s, `bias` `[n_seqs, 2·most]` U32 pairs of token and bits of
+/// the bias, `counts` `[n_seqs, n_vocab]` U32 what [`count_prompt`](super::count_prompt) and [`sample`](super::sample) counted.
+///
+/// Keskar et al. 2019, section 4.1, for the repetition penalty; OpenAI's API reference for the others.
+///
+/// # Panics
+/// If the shapes disagree.
+#[allow(clippy::too_many_arguments)]
+pub fn penalize(
+    rec: &mut Recorder,
+    rows: &Tensor,
+    index: &Tensor,
+    sampling: &Tensor,
+    bias: &Tensor,
+    counts: &Tensor,
+    z: &Tensor,
+    n_rows: usize,
+) {
+    assert_eq!(counts.n_cols(), z.n_cols(), "penalize: {counts:?} and {z:?}");
+    assert_rows("penalize", z, n_rows);
+    let params = Params {
+        n_rows: n_rows as u32,
+        n_vocab: z.n_cols() as u32,
+        z_stride: z.stride() as u32,
+        bias_stride: (bias.n_cols() / 2) as u32,
+    };
+    let bindings = [rows, index, sampling, bias, counts, z].map(Tensor::view);
+    let lanes = if rec.gpu().caps().cpu { 8 } else { 256 };
+    let variant = Variant::new(&PENALIZE).part(&SAMPLING).set("WG", lanes);
+    let groups = rec.gpu().caps().spread(n_rows as u32);
+    rec.dispatch(variant, &params, &bindings, groups);
+}
