@@ -5,8 +5,10 @@
 pub mod dtype;
 pub mod error;
 pub mod gpu;
+pub mod models;
 pub mod ops;
 pub mod text;
+pub mod weights;
 
 pub use error::{Error, Result};
 pub use wgpu;

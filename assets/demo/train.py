@@ -141,16 +141,22 @@ class Layer(nn.Module):
         self.gate_up = nn.Linear(HIDDEN, 2 * INNER, bias=False)
         self.down = nn.Linear(INNER, HIDDEN, bias=False)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x, cos, sin, mask):
         rows, width, _ = x.shape
         qkv = self.qkv(self.norm1(x)).float().view(rows, width, HEADS + 2 * KV_HEADS, HEAD_DIM).transpose(1, 2)
         qk, v = qkv[:, :HEADS + KV_HEADS], qkv[:, HEADS + KV_HEADS:]
         half = HEAD_DIM // 2
         qk = qk * cos + torch.cat((-qk[..., half:], qk[..., :half]), -1) * sin
-        q, k = qk[:, :HEADS], qk[:, HEADS:]
-        group = HEADS // KV_HEADS
-        # f32 here: the backward pass of bf16 attention is slow on processors.
-        y = F.scaled_dot_product_attention(q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), is_causal=True)
+        # The heads that share keys and values are laid one under another, and the plain
+        # products are used: on one core they are several times faster than the fused attention.
+        group, batch = HEADS // KV_HEADS, rows * KV_HEADS
+        q = qk[:, :HEADS].reshape(batch, group * width, HEAD_DIM).bfloat16()
+        k = qk[:, HEADS:].reshape(batch, width, HEAD_DIM).bfloat16()
+        v = v.reshape(batch, width, HEAD_DIM).bfloat16()
+        with torch.autocast("cpu", enabled=False):
+            scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=HEAD_DIM ** -0.5)
+            y = torch.bmm(scores.softmax(-1), v)
+        y = y.view(rows, HEADS, width, HEAD_DIM)
         x = x + self.out(y.transpose(1, 2).reshape(rows, width, -1))
         gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
         return x + self.down(F.silu(gate) * up)
@@ -174,9 +180,11 @@ class Model(nn.Module):
     def forward(self, ids, keep):
         """The logits at the positions where keep is true."""
         x = self.embed(ids)
-        cos, sin = self.cos[:ids.shape[1]], self.sin[:ids.shape[1]]
+        width = ids.shape[1]
+        cos, sin = self.cos[:width], self.sin[:width]
+        mask = torch.full((width, width), float("-inf")).triu(1).repeat(HEADS // KV_HEADS, 1).bfloat16()
         for layer in self.layers:
-            x = layer(x, cos, sin)
+            x = layer(x, cos, sin, mask)
         return F.linear(self.norm(x[keep]), self.embed.weight).float()
 
     def hf_state(self):

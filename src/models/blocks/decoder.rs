@@ -1,0 +1,133 @@
+//! The decoder that Llama's descendants share: norm, attention, norm, gated feed-forward, on one stream.
+
+use super::{Activations, Mlp, Projections, Rope, SelfAttention, Widths};
+use crate::gpu::{Recorder, Tensor};
+use crate::models::{Batch, Capacity, Model, ModelError, ModelShape};
+use crate::ops::{self, Act, Lookup, Rows};
+use crate::weights::Loader;
+
+/// What tells one descendant from another. Names are those of a checkpoint's tensors and config keys.
+#[derive(Clone, Debug)]
+pub struct DecoderConfig<'a> {
+    /// The shape.
+    pub shape: ModelShape,
+    /// Width of the feed-forward part.
+    pub intermediate_size: usize,
+    /// Epsilon of the norms.
+    pub rms_norm_eps: f32,
+    /// Activation of the gate.
+    pub hidden_act: &'a str,
+    /// Logits come from the embedding.
+    pub tie_word_embeddings: bool,
+    /// Rotation.
+    pub rope: &'a Rope,
+    /// `q_proj`, `k_proj`, `v_proj` have biases.
+    pub qkv_bias: bool,
+    /// `o_proj` has a bias.
+    pub out_bias: bool,
+    /// The feed-forward part has biases.
+    pub mlp_bias: bool,
+    /// Queries and keys are normalised a head.
+    pub head_norm: bool,
+}
+
+/// One layer.
+#[derive(Debug)]
+pub struct DecoderLayer {
+    attention_norm: Tensor,
+    attention: SelfAttention,
+    mlp_norm: Tensor,
+    mlp: Mlp,
+}
+
+/// The whole.
+#[derive(Debug)]
+pub struct Decoder {
+    eps: f32,
+    embed: Tensor,
+    layers: Vec<DecoderLayer>,
+    norm: Tensor,
+    head: Tensor,
+    a: Activations,
+}
+
+/// The activation that a config names.
+///
+/// # Errors
+/// [`ModelError::Unsupported`].
+pub(crate) fn act(key: &'static str, name: &str) -> Result<Act, ModelError> {
+    Act::from_name(name).ok_or_else(|| ModelError::Unsupported {
+        key,
+        found: name.to_string(),
+        expected: "`silu`, `gelu`, `gelu_new` or `gelu_pytorch_tanh`".into(),
+    })
+}
+
+impl Decoder {
+    /// Loads the weights.
+    ///
+    /// # Errors
+    /// [`ModelError::Unsupported`], [`ModelError::Weights`].
+    pub fn load(
+        loader: &mut Loader<'_>,
+        config: &DecoderConfig<'_>,
+        capacity: Capacity,
+    ) -> Result<Self, ModelError> {
+        let shape = &config.shape;
+        let hidden = shape.hidden_size;
+        let act = act("hidden_act", config.hidden_act)?;
+        let head_dim = shape.attention[0].head_dim;
+        let gpu = loader.gpu().clone();
+        let rotary = config.rope.table(&gpu, head_dim, shape.max_seq_len, capacity.max_seq_len)?;
+        let embed = loader.matrix("model.embed_tokens.weight", [shape.vocab_size, hidden])?;
+        let mut layers = Vec::with_capacity(shape.n_layers());
+        for (i, attention) in shape.attention.iter().enumerate() {
+            let prefix = format!("model.layers.{i}");
+            let names = Projections {
+                prefix: &format!("{prefix}.self_attn"),
+                qkv_bias: config.qkv_bias,
+                out_bias: config.out_bias,
+                head_norm: config.head_norm.then_some(config.rms_norm_eps),
+            };
+            let sizes = [hidden, config.intermediate_size];
+            let post = format!("{prefix}.post_attention_layernorm.weight");
+            layers.push(DecoderLayer {
+                attention_norm: loader.vector(&format!("{prefix}.input_layernorm.weight"), hidden)?,
+                attention: SelfAttention::load(loader, &names, *attention, hidden, Some(rotary.clone()))?,
+                mlp_norm: loader.vector(&post, hidden)?,
+                mlp: Mlp::load_gated(loader, &format!("{prefix}.mlp"), act, sizes, config.mlp_bias)?,
+            });
+        }
+        let norm = loader.vector("model.norm.weight", hidden)?;
+        let head = if config.tie_word_embeddings {
+            embed.clone()
+        } else {
+            loader.matrix("lm_head.weight", [shape.vocab_size, hidden])?
+        };
+        let widths = Widths { up: 2 * config.intermediate_size, intermediate: config.intermediate_size };
+        let a = Activations::new(&gpu, shape, widths, capacity)?;
+        Ok(Decoder { eps: config.rms_norm_eps, embed, layers, norm, head, a })
+    }
+}
+
+impl Model for Decoder {
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>) {
+        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.embed, 1.0, &self.a.x, b.n);
+    }
+
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>) {
+        let (layer, a) = (&self.layers[i], &self.a);
+        ops::rms_norm(rec, &a.x, &layer.attention_norm, None, self.eps, 0.0, &a.h, b.n.count());
+        layer.attention.record(i, rec, b, a);
+        ops::rms_norm(rec, &a.x, &layer.mlp_norm, None, self.eps, 0.0, &a.h, b.n.count());
+        layer.mlp.record(rec, b, a);
+    }
+
+    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>) -> &Tensor {
+        let a = &self.a;
+        ops::rms_norm(rec, &a.x, &self.norm, Some(b.sampled), self.eps, 0.0, &a.last, b.n_sampled);
+        let n = Rows { n_decode: b.n_sampled, n_prompt: 0 };
+        ops::linear(rec, &a.last, &self.head, None, false, &a.logits, n);
+        &a.logits
+    }
+}

@@ -1,0 +1,55 @@
+//! The feed-forward part of a layer.
+
+use super::Activations;
+use crate::gpu::{Recorder, Tensor};
+use crate::models::{Batch, ModelError};
+use crate::ops::{self, Act};
+use crate::weights::Loader;
+
+/// `down(act(gate(h)) · up(h))`, or `down(act(up(h)))` where there is no gate.
+#[derive(Debug)]
+pub struct Mlp {
+    /// The activation.
+    pub act: Act,
+    /// Gate above up, `[2·intermediate_size, hidden_size]`; up alone without a gate.
+    pub up: Tensor,
+    /// `[1, rows of up]`.
+    pub up_bias: Option<Tensor>,
+    /// `[hidden_size, intermediate_size]`.
+    pub down: Tensor,
+    /// `[1, hidden_size]`.
+    pub down_bias: Option<Tensor>,
+}
+
+impl Mlp {
+    /// Loads `gate_proj` and `up_proj`, stacked, and `down_proj`.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    pub fn load_gated(
+        loader: &mut Loader<'_>,
+        prefix: &str,
+        act: Act,
+        [hidden_size, intermediate_size]: [usize; 2],
+        bias: bool,
+    ) -> Result<Self, ModelError> {
+        let name = |part: &str| format!("{prefix}.{part}");
+        let n = intermediate_size;
+        let up = [(&*name("gate_proj.weight"), n), (&*name("up_proj.weight"), n)];
+        let up = loader.stack(&up, hidden_size)?;
+        let down = loader.matrix(&name("down_proj.weight"), [hidden_size, n])?;
+        let (mut up_bias, mut down_bias) = (None, None);
+        if bias {
+            up_bias = Some(loader.vectors(&[(&name("gate_proj.bias"), n), (&name("up_proj.bias"), n)])?);
+            down_bias = Some(loader.vector(&name("down_proj.bias"), hidden_size)?);
+        }
+        Ok(Mlp { act, up, up_bias, down, down_bias })
+    }
+
+    /// Records it from `a.h`, added to `a.x`.
+    pub fn record(&self, rec: &mut Recorder, batch: &Batch<'_>, a: &Activations) {
+        ops::linear(rec, &a.h, &self.up, self.up_bias.as_ref(), false, &a.up, batch.n);
+        ops::gate(rec, self.act, &a.up, &a.act, batch.n.count());
+        ops::linear(rec, &a.act, &self.down, self.down_bias.as_ref(), true, &a.x, batch.n);
+    }
+}

@@ -1,0 +1,14 @@
+//! What architectures are made of.
+
+mod activations;
+mod attention;
+mod decoder;
+mod mlp;
+mod rope;
+
+pub use activations::{Activations, Widths};
+pub use attention::{Projections, SelfAttention};
+pub(super) use decoder::act;
+pub use decoder::{Decoder, DecoderConfig, DecoderLayer};
+pub use mlp::Mlp;
+pub use rope::{Rope, RopeScaling, RopeType};

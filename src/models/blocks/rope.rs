@@ -1,0 +1,155 @@
+//! Rotary position embedding: the frequencies of each scaling, as a table of cosines and sines.
+//!
+//! The table is made on the host in f64: a device's sine is only good near zero, and positions times
+//! frequencies reach a hundred thousand radians.
+
+use std::f64::consts::PI;
+
+use serde::Deserialize;
+
+use crate::gpu::{Gpu, Tensor};
+use crate::models::ModelError;
+use crate::ops::Rotary;
+
+/// How positions beyond those of the training are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RopeType {
+    /// Not at all (Su et al. 2021).
+    #[default]
+    Default,
+    /// Positions divided by the factor (Chen et al. 2023).
+    Linear,
+    /// Low frequencies divided, high ones kept, blended between (Llama 3.1).
+    Llama3,
+    /// The same by rotations in the original context, and scores warmer (Peng et al. 2023).
+    Yarn,
+}
+
+/// `rope_parameters` of transformers 5, `rope_scaling` of earlier ones.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct RopeScaling {
+    rope_theta: Option<f64>,
+    partial_rotary_factor: Option<f64>,
+    #[serde(alias = "type")]
+    rope_type: RopeType,
+    factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    attention_factor: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    truncate: Option<bool>,
+}
+
+/// The keys of a config that concern rotation, in both forms in the wild.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct Rope {
+    rope_theta: Option<f64>,
+    partial_rotary_factor: Option<f64>,
+    rope_scaling: Option<RopeScaling>,
+    rope_parameters: Option<RopeScaling>,
+}
+
+impl Rope {
+    /// Frequencies of the rotated pairs of a head, in radians a position, and the factor on cosines and sines.
+    ///
+    /// The formulas are those of transformers' `modeling_rope_utils.py`.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if the scaling lacks a key.
+    pub fn frequencies(&self, head_dim: usize, max_seq_len: usize) -> Result<(Vec<f64>, f64), ModelError> {
+        let s = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref()).cloned().unwrap_or_default();
+        let theta = s.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
+        let partial = s.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(1.0);
+        let dim = (head_dim as f64 * partial) as usize / 2 * 2;
+        if dim == 0 || dim > head_dim || !(theta > 1.0) {
+            let message = format!("`rope_theta` {theta} with `partial_rotary_factor` {partial} rotates nothing");
+            return Err(ModelError::Config { message });
+        }
+        let need = |value: Option<f64>, key: &str| {
+            value.ok_or_else(|| ModelError::Config { message: format!("`rope_scaling` lacks `{key}`") })
+        };
+        let plain: Vec<f64> = (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64)).collect();
+        let original = s.original_max_position_embeddings;
+        match s.rope_type {
+            RopeType::Default => Ok((plain, 1.0)),
+            RopeType::Linear => {
+                let factor = need(s.factor, "factor")?;
+                Ok((plain.iter().map(|f| f / factor).collect(), 1.0))
+            }
+            RopeType::Llama3 => {
+                let factor = need(s.factor, "factor")?;
+                let low = need(s.low_freq_factor, "low_freq_factor")?;
+                let high = need(s.high_freq_factor, "high_freq_factor")?;
+                let original = need(original, "original_max_position_embeddings")?;
+                let scaled = |f: f64| {
+                    let wavelength = 2.0 * PI / f;
+                    if wavelength < original / high {
+                        f
+                    } else if wavelength > original / low {
+                        f / factor
+                    } else {
+                        let smooth = (original / wavelength - low) / (high - low);
+                        (1.0 - smooth) * f / factor + smooth * f
+                    }
+                };
+                Ok((plain.into_iter().map(scaled).collect(), 1.0))
+            }
+            RopeType::Yarn => {
+                let original = original.unwrap_or(max_seq_len as f64);
+                let factor = s.factor.unwrap_or(max_seq_len as f64 / original);
+                let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+                let attention_factor = s.attention_factor.unwrap_or_else(|| match (s.mscale, s.mscale_all_dim) {
+                    (Some(m), Some(all)) if m != 0.0 && all != 0.0 => mscale(m) / mscale(all),
+                    _ => mscale(1.0),
+                });
+                // The dimension that turns `n` times within the original context.
+                let turning = |n: f64| dim as f64 * (original / (n * 2.0 * PI)).ln() / (2.0 * theta.ln());
+                let mut low = turning(s.beta_fast.unwrap_or(32.0));
+                let mut high = turning(s.beta_slow.unwrap_or(1.0));
+                if s.truncate.unwrap_or(true) {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let blend = |(i, f): (usize, f64)| {
+                    let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                    f / factor * ramp + f * (1.0 - ramp)
+                };
+                Ok((plain.into_iter().enumerate().map(blend).collect(), attention_factor))
+            }
+        }
+    }
+
+    /// The table for `n_positions` positions in device memory.
+    ///
+    /// # Errors
+    /// As [`Rope::frequencies`], or the device has no room.
+    pub fn table(
+        &self,
+        gpu: &Gpu,
+        head_dim: usize,
+        max_seq_len: usize,
+        n_positions: usize,
+    ) -> Result<Rotary, ModelError> {
+        let (frequencies, factor) = self.frequencies(head_dim, max_seq_len)?;
+        let n_rot = 2 * frequencies.len();
+        let mut table = Vec::with_capacity(n_positions * n_rot);
+        for pos in 0..n_positions {
+            for f in &frequencies {
+                let (sin, cos) = (pos as f64 * f).sin_cos();
+                table.push(((cos * factor) as f32).to_bits());
+                table.push(((sin * factor) as f32).to_bits());
+            }
+        }
+        let cos_sin = Tensor::from_u32(gpu, "cos_sin", [n_positions, n_rot], &table)?;
+        Ok(Rotary { cos_sin, n_rot, interleaved: false })
+    }
+}

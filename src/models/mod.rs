@@ -1,0 +1,265 @@
+//! Layer 3: architectures. One architecture is one file, an architecture is three recordings.
+//!
+//! A file here reads like the paper: the config with Hugging Face's keys, the weights by their names, then
+//! `embed`, `layer` and `logits`. It names no wgpu type, no file format and no quantised type.
+
+pub mod blocks;
+mod gpt2;
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+
+use serde::de::DeserializeOwned;
+
+use crate::gpu::{Caps, Recorder, Tensor};
+use crate::ops::{Attention, AttentionPlan, Rows};
+use crate::weights::{Loader, WeightsError};
+
+/// What can be wrong with a model's description.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// `config.json` is not JSON or lacks a key.
+    #[error("`config.json`: {message}")]
+    Config {
+        /// What is wrong.
+        message: String,
+    },
+    /// No file here runs this architecture.
+    #[error("architecture `{found}` is not supported, these are: {known}")]
+    UnknownArchitecture {
+        /// `model_type` in the config.
+        found: String,
+        /// Those that run.
+        known: String,
+    },
+    /// The architecture is known, this variety of it is not.
+    #[error("`config.json`: `{key}` is `{found}`, expected {expected}")]
+    Unsupported {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What runs.
+        expected: String,
+    },
+    /// The weights do not fit the config, or the device does not fit the weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+}
+
+impl From<crate::gpu::GpuError> for ModelError {
+    fn from(error: crate::gpu::GpuError) -> Self {
+        ModelError::Weights(error.into())
+    }
+}
+
+impl ModelError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            ModelError::Weights(error) => error.hint(),
+            ModelError::UnknownArchitecture { .. } => {
+                Some("`wginfer inspect` shows what a checkpoint holds without loading it".into())
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The shape of a model, as far as cache and scheduler need it.
+#[derive(Clone, Debug)]
+pub struct ModelShape {
+    /// `model_type` in the config.
+    pub architecture: &'static str,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Logits a row.
+    pub vocab_size: usize,
+    /// Positions that the model was made for.
+    pub max_seq_len: usize,
+    /// Attention of each layer.
+    pub attention: Vec<Attention>,
+}
+
+impl ModelShape {
+    /// Layers.
+    pub fn n_layers(&self) -> usize {
+        self.attention.len()
+    }
+}
+
+/// How much a model shall be able to do at a time: what its activations are allocated for.
+#[derive(Clone, Copy, Debug)]
+pub struct Capacity {
+    /// Rows of a batch.
+    pub max_rows: usize,
+    /// Sequences, and so rows that decode.
+    pub max_seqs: usize,
+    /// Rows that get logits at a time.
+    pub max_sampled: usize,
+    /// Positions of a sequence.
+    pub max_seq_len: usize,
+}
+
+/// One layer's share of the KV cache: `[n_pages, n_kv_heads·page_size·head_dim]` each.
+#[derive(Clone, Debug)]
+pub struct KvLayer {
+    /// Keys.
+    pub k: Tensor,
+    /// Values.
+    pub v: Tensor,
+}
+
+/// One forward pass's rows, as tables on the device, and the cache.
+#[derive(Clone, Debug)]
+pub struct Batch<'a> {
+    /// Rows that decode and rows of prompts.
+    pub n: Rows,
+    /// Rows that get logits.
+    pub n_sampled: usize,
+    /// Blocks of prompt rows in `blocks`.
+    pub n_prompt_blocks: usize,
+    /// Positions of the longest decoding sequence, this one included.
+    pub longest: usize,
+    /// (sequence, position) of each row: `[_, 2]`.
+    pub rows: &'a Tensor,
+    /// (first row, rows) of each attention block: `[_, 2]`.
+    pub blocks: &'a Tensor,
+    /// Token ids: `[n_seqs, max_seq_len]`.
+    pub tokens: &'a Tensor,
+    /// Pages of each sequence: `[n_seqs, _]`.
+    pub pages: &'a Tensor,
+    /// Positions a page.
+    pub page_size: usize,
+    /// Row of the batch that each row of logits belongs to: `[1, _]`.
+    pub sampled: &'a Tensor,
+    /// The cache of each layer.
+    pub kv: &'a [KvLayer],
+}
+
+impl<'a> Batch<'a> {
+    fn attention_plan(&self, partial: &'a Tensor) -> AttentionPlan<'a> {
+        AttentionPlan {
+            rows: self.rows,
+            blocks: self.blocks,
+            pages: self.pages,
+            page_size: self.page_size,
+            n: self.n,
+            n_prompt_blocks: self.n_prompt_blocks,
+            longest: self.longest,
+            partial,
+            max_seq_len: self.tokens.n_cols(),
+        }
+    }
+}
+
+/// A model in device memory, with its activations. The recordings of one model run one after the other.
+pub trait Model: Send + Sync {
+    /// Records the residual stream's start: one row for each row of the batch.
+    fn embed(&self, rec: &mut Recorder, batch: &Batch<'_>);
+    /// Records layer `i` on the residual stream.
+    fn layer(&self, i: usize, rec: &mut Recorder, batch: &Batch<'_>);
+    /// Records the logits `[max_sampled, vocab_size]` F32 of the rows that `batch.sampled` names, and returns
+    /// where they will be.
+    fn logits(&self, rec: &mut Recorder, batch: &Batch<'_>) -> &Tensor;
+}
+
+/// A parsed `config.json`: what a model is before its weights are there.
+pub trait Architecture: Send + Sync {
+    /// Its shape.
+    fn shape(&self) -> ModelShape;
+    /// Loads the weights.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError>;
+}
+
+type Parse = fn(&str) -> Result<Box<dyn Architecture>, ModelError>;
+
+/// Every architecture by its `model_type`.
+static ARCHITECTURES: &[(&str, Parse)] = &[
+    ("gpt2", |json| Ok(Box::new(parse::<gpt2::Config>(json)?))),
+    ("llama", |json| Ok(Box::new(parse::<llama::Config>(json)?))),
+    ("mistral", |json| Ok(Box::new(parse::<mistral::Config>(json)?))),
+    ("qwen2", |json| Ok(Box::new(parse::<qwen2::Config>(json)?))),
+    ("qwen3", |json| Ok(Box::new(parse::<qwen3::Config>(json)?))),
+];
+
+/// The `model_type`s that run.
+pub fn architectures() -> Vec<&'static str> {
+    ARCHITECTURES.iter().map(|(name, _)| *name).collect()
+}
+
+/// Reads a `config.json`.
+///
+/// # Errors
+/// [`ModelError::UnknownArchitecture`], [`ModelError::Config`] names a key that is missing,
+/// [`ModelError::Unsupported`] one whose value does not run.
+pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
+    #[derive(serde::Deserialize)]
+    struct Kind {
+        model_type: String,
+        quantization_config: Option<serde_json::Value>,
+    }
+    let kind: Kind = parse(config_json)?;
+    let known = ARCHITECTURES.iter().find(|(name, _)| *name == kind.model_type);
+    let Some((_, parse)) = known else {
+        let known = architectures().iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+        return Err(ModelError::UnknownArchitecture { found: kind.model_type, known });
+    };
+    if let Some(quantization) = kind.quantization_config {
+        let found = quantization["quant_method"].as_str().unwrap_or("present").to_string();
+        let expected = "weights in F32, F16 or BF16".into();
+        return Err(ModelError::Unsupported { key: "quantization_config", found, expected });
+    }
+    let architecture = parse(config_json)?;
+    check(&architecture.shape())?;
+    Ok(architecture)
+}
+
+fn parse<C: DeserializeOwned>(json: &str) -> Result<C, ModelError> {
+    serde_json::from_str(json).map_err(|e| ModelError::Config { message: e.to_string() })
+}
+
+/// What the kernels need of any shape.
+fn check(shape: &ModelShape) -> Result<(), ModelError> {
+    let no = |key, found: String, expected: &str| {
+        Err(ModelError::Unsupported { key, found, expected: expected.to_string() })
+    };
+    for (key, n) in [
+        ("hidden_size", shape.hidden_size),
+        ("vocab_size", shape.vocab_size),
+        ("max_position_embeddings", shape.max_seq_len),
+        ("num_hidden_layers", shape.n_layers()),
+    ] {
+        // No table that a model has may pass what a u32 index on the device can count.
+        if n == 0 || n > 1 << 28 {
+            return no(key, n.to_string(), "a number from 1 to 2^28");
+        }
+    }
+    for a in &shape.attention {
+        if a.head_dim == 0 || a.head_dim % 8 != 0 || a.head_dim > 256 {
+            return no("head_dim", a.head_dim.to_string(), "a multiple of 8, at most 256");
+        }
+        if a.n_kv_heads == 0 || a.n_heads % a.n_kv_heads != 0 {
+            let expected = format!("a divisor of the {} attention heads", a.n_heads);
+            return no("num_key_value_heads", a.n_kv_heads.to_string(), &expected);
+        }
+    }
+    Ok(())
+}
+
+/// Whether the attention kernel fits the device, which `open` cannot know.
+pub(crate) fn check_device(shape: &ModelShape, caps: &Caps) -> Result<(), ModelError> {
+    match shape.attention.iter().find(|a| !a.fits(caps)) {
+        None => Ok(()),
+        Some(a) => Err(ModelError::Unsupported {
+            key: "num_attention_heads",
+            found: format!("{} heads for {} key-value heads of {}", a.n_heads, a.n_kv_heads, a.head_dim),
+            expected: "groups that fit the device's workgroup memory".into(),
+        }),
+    }
+}

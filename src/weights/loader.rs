@@ -1,0 +1,206 @@
+//! From a checkpoint to tensors: in bounded pieces, types as stored.
+
+use std::collections::HashSet;
+
+use half::{bf16, f16};
+
+use super::{Entry, Weights, WeightsError};
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, Tensor};
+
+/// Bytes of weights in device memory so far, and in all.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Uploaded.
+    pub done_bytes: usize,
+    /// In the checkpoint.
+    pub total_bytes: usize,
+}
+
+/// Bytes of one write: the driver keeps a copy of each until it is submitted.
+const PIECE: usize = 4 << 20;
+/// Bytes after which our own queue is flushed, so that those copies stay few.
+const FLUSH: usize = 64 << 20;
+
+/// Makes tensors of a checkpoint. Matrices keep the type they are stored in; vectors (norms, biases),
+/// which are a thousandth of a model, become F32 so that one kernel reads them all.
+pub struct Loader<'a> {
+    gpu: &'a Gpu,
+    weights: &'a Weights,
+    taken: HashSet<String>,
+    progress: &'a mut dyn FnMut(Progress),
+    done_bytes: usize,
+    unflushed: usize,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader onto one device; `progress` hears of each piece.
+    pub fn new(gpu: &'a Gpu, weights: &'a Weights, progress: &'a mut dyn FnMut(Progress)) -> Self {
+        Loader { gpu, weights, taken: HashSet::new(), progress, done_bytes: 0, unflushed: 0 }
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        self.gpu
+    }
+
+    /// Whether the checkpoint has the tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.get(name).is_some()
+    }
+
+    /// A matrix as stored, `[n_rows, n_cols]`.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`], [`WeightsError::Shape`], [`WeightsError::Dtype`], [`WeightsError::Gpu`].
+    pub fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor, WeightsError> {
+        self.stack(&[(name, shape[0])], shape[1])
+    }
+
+    /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. Where their types differ
+    /// they all become F32.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
+    pub fn stack(&mut self, parts: &[(&str, usize)], n_cols: usize) -> Result<Tensor, WeightsError> {
+        let entries =
+            parts.iter().map(|(name, n)| self.entry(name, &[*n, n_cols])).collect::<Result<Vec<_>, _>>()?;
+        let dtypes = entries.iter().map(|e| dtype_of(e)).collect::<Result<HashSet<_>, _>>()?;
+        let dtype = if dtypes.len() == 1 { *dtypes.iter().next().unwrap_or(&Dtype::F32) } else { Dtype::F32 };
+        let n_rows = parts.iter().map(|(_, n)| n).sum();
+        let tensor = Tensor::zeros(self.gpu, parts[0].0, [n_rows, n_cols], dtype)?;
+        let mut row = 0;
+        for (entry, (_, n)) in entries.into_iter().zip(parts) {
+            let stored = dtype_of(entry)?;
+            let bytes = self.weights.bytes(entry);
+            let row_bytes = stored.bytes(n_cols);
+            let rows_a_piece = (PIECE / tensor.row_bytes().max(1)).max(1);
+            for (i, piece) in bytes.chunks(rows_a_piece * row_bytes).enumerate() {
+                let at = row + i * rows_a_piece;
+                if stored == dtype && tensor.row_bytes() == row_bytes {
+                    tensor.write(self.gpu, at, piece);
+                } else {
+                    let mut padded = vec![0; piece.len() / row_bytes * tensor.row_bytes()];
+                    for (from, to) in piece.chunks(row_bytes).zip(padded.chunks_mut(tensor.row_bytes())) {
+                        if stored == dtype {
+                            to[..row_bytes].copy_from_slice(from);
+                        } else {
+                            let wide = widen(stored, from);
+                            to[..4 * n_cols].copy_from_slice(bytemuck::cast_slice(&wide));
+                        }
+                    }
+                    tensor.write(self.gpu, at, &padded);
+                }
+                self.uploaded(piece.len())?;
+            }
+            row += n;
+        }
+        Ok(tensor)
+    }
+
+    /// A matrix that is stored as `[n_cols, n_rows]`, turned to `[n_rows, n_cols]` (GPT-2's `Conv1D`).
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
+    pub fn transposed(&mut self, name: &str, [n_rows, n_cols]: [usize; 2]) -> Result<Tensor, WeightsError> {
+        let entry = self.entry(name, &[n_cols, n_rows])?;
+        let dtype = dtype_of(entry)?;
+        let bytes = self.weights.bytes(entry);
+        let size = dtype.bytes(1);
+        let tensor = Tensor::zeros(self.gpu, name, [n_rows, n_cols], dtype)?;
+        let rows_a_piece = (PIECE / tensor.row_bytes().max(1)).max(1);
+        for first in (0..n_rows).step_by(rows_a_piece) {
+            let n = rows_a_piece.min(n_rows - first);
+            let mut piece = vec![0; n * tensor.row_bytes()];
+            for c in 0..n_cols {
+                let source = &bytes[(c * n_rows + first) * size..][..n * size];
+                for (r, element) in source.chunks(size).enumerate() {
+                    piece[r * tensor.row_bytes() + c * size..][..size].copy_from_slice(element);
+                }
+            }
+            tensor.write(self.gpu, first, &piece);
+            self.uploaded(n * n_cols * size)?;
+        }
+        Ok(tensor)
+    }
+
+    /// A vector as F32, `[1, n]`.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
+    pub fn vector(&mut self, name: &str, n: usize) -> Result<Tensor, WeightsError> {
+        self.vectors(&[(name, n)])
+    }
+
+    /// Vectors one after the other as F32, `[1, n + …]`.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
+    pub fn vectors(&mut self, parts: &[(&str, usize)]) -> Result<Tensor, WeightsError> {
+        let mut values = Vec::new();
+        for (name, n) in parts {
+            let entry = self.entry(name, &[*n])?;
+            let bytes = self.weights.bytes(entry);
+            values.extend(widen(dtype_of(entry)?, bytes));
+            self.uploaded(bytes.len())?;
+        }
+        Ok(Tensor::from_f32(self.gpu, parts[0].0, [1, values.len()], &values)?)
+    }
+
+    /// Names that nothing asked for.
+    pub fn unused(&self) -> Vec<&'a str> {
+        let entries = self.weights.entries().iter().map(|e| e.name.as_str());
+        entries.filter(|name| !self.taken.contains(*name)).collect()
+    }
+
+    fn entry(&mut self, name: &str, shape: &[usize]) -> Result<&'a Entry, WeightsError> {
+        let entry = self.weights.get(name).ok_or_else(|| {
+            let suffix = name.rsplit_once("layers.").map_or(name, |(_, rest)| rest);
+            let entries = self.weights.entries();
+            let alike = entries.iter().find(|e| e.name.ends_with(suffix)).map(|e| e.name.as_str());
+            let alike = alike.or(entries.first().map(|e| e.name.as_str()));
+            let like = alike.map_or(String::new(), |n| format!(", such as `{n}`"));
+            WeightsError::Missing { name: name.into(), found: format!("{} tensors{like}", entries.len()) }
+        })?;
+        if entry.shape != shape {
+            return Err(WeightsError::Shape {
+                name: name.into(),
+                expected: shape.to_vec(),
+                found: entry.shape.clone(),
+            });
+        }
+        self.taken.insert(name.to_string());
+        Ok(entry)
+    }
+
+    fn uploaded(&mut self, n: usize) -> Result<(), WeightsError> {
+        self.done_bytes += n;
+        self.unflushed += n;
+        if self.unflushed >= FLUSH && self.gpu.is_owned() {
+            self.unflushed = 0;
+            self.gpu.submit([]);
+            self.gpu.wait()?;
+        }
+        (self.progress)(Progress { done_bytes: self.done_bytes, total_bytes: self.weights.n_bytes() });
+        Ok(())
+    }
+}
+
+fn dtype_of(entry: &Entry) -> Result<Dtype, WeightsError> {
+    match entry.dtype.as_str() {
+        "F32" => Ok(Dtype::F32),
+        "F16" => Ok(Dtype::F16),
+        "BF16" => Ok(Dtype::BF16),
+        found => Err(WeightsError::Dtype { name: entry.name.clone(), found: found.into() }),
+    }
+}
+
+fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::F32 | Dtype::U32 => {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Layer 2: checkpoints and their way into device memory.
+//!
+//! [`Weights`] is an open checkpoint: names, shapes and bytes, mapped and not read. [`Loader`] makes
+//! tensors of them, in bounded pieces, and keeps account of which ones a model took.
+
+mod loader;
+mod safetensors;
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+
+pub use loader::{Loader, Progress};
+
+use crate::gpu::GpuError;
+
+/// What can be wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightsError {
+    /// A file could not be read.
+    #[error("`{}` cannot be read: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The folder has no weights.
+    #[error("`{}` has no `model.safetensors` and no `model.safetensors.index.json`", dir.display())]
+    NoWeights {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// A file is not what it says it is.
+    #[error("`{}` is not a valid checkpoint: {message}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A tensor that the architecture needs is not there.
+    #[error("tensor `{name}` is missing; the checkpoint has {found}")]
+    Missing {
+        /// Its name.
+        name: String,
+        /// How many there are, and one that is alike.
+        found: String,
+    },
+    /// A tensor has another shape than the config says.
+    #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// Its name.
+        name: String,
+        /// From the config.
+        expected: Vec<usize>,
+        /// In the file.
+        found: Vec<usize>,
+    },
+    /// A tensor has a type that no kernel reads.
+    #[error("tensor `{name}` has type `{found}`, expected one of `F32`, `F16`, `BF16`")]
+    Dtype {
+        /// Its name.
+        name: String,
+        /// In the file.
+        found: String,
+    },
+    /// The device refused.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+impl WeightsError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            WeightsError::NoWeights { .. } => {
+                Some("give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`".into())
+            }
+            WeightsError::Format { .. } => Some("the file may be incomplete: download it again".into()),
+            WeightsError::Missing { .. } | WeightsError::Shape { .. } => {
+                Some("`config.json` and the weights may belong to different models".into())
+            }
+            WeightsError::Gpu(error) => error.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// One tensor of a checkpoint.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Type as the file names it.
+    pub dtype: String,
+    /// Dimensions, outermost first.
+    pub shape: Vec<usize>,
+    /// Bytes in the file.
+    pub n_bytes: usize,
+    file: usize,
+    start: usize,
+}
+
+/// An open checkpoint.
+#[derive(Debug)]
+pub struct Weights {
+    files: Vec<Data>,
+    /// Sorted by name.
+    entries: Vec<Entry>,
+}
+
+enum Data {
+    Mapped(memmap2::Mmap),
+    Embedded(Cow<'static, [u8]>),
+}
+
+impl std::fmt::Debug for Data {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.bytes().len())
+    }
+}
+
+impl Data {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Data::Mapped(map) => map,
+            Data::Embedded(bytes) => bytes,
+        }
+    }
+}
+
+impl Weights {
+    /// Opens the safetensors of a folder in Hugging Face layout: `model.safetensors`, or the files that
+    /// `model.safetensors.index.json` names. They are mapped; nothing is read but headers.
+    ///
+    /// # Errors
+    /// [`WeightsError::NoWeights`], [`WeightsError::Io`], [`WeightsError::Format`].
+    pub fn open(dir: &Path) -> Result<Weights, WeightsError> {
+        let mut weights = Weights { files: Vec::new(), entries: Vec::new() };
+        for path in safetensors::files(dir)? {
+            let io = |source| WeightsError::Io { path: path.clone(), source };
+            let file = std::fs::File::open(&path).map_err(io)?;
+            // SAFETY: the map is read-only; someone who shortens the file while we run can only kill us,
+            // as with every mapped checkpoint.
+            #[allow(unsafe_code)]
+            let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+            weights.add(&path, Data::Mapped(map))?;
+        }
+        Ok(weights)
+    }
+
+    /// Opens one safetensors file that is in memory already.
+    ///
+    /// # Errors
+    /// [`WeightsError::Format`].
+    pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>) -> Result<Weights, WeightsError> {
+        let mut weights = Weights { files: Vec::new(), entries: Vec::new() };
+        weights.add(Path::new("model.safetensors"), Data::Embedded(bytes.into()))?;
+        Ok(weights)
+    }
+
+    fn add(&mut self, path: &Path, data: Data) -> Result<(), WeightsError> {
+        let mut entries = safetensors::entries(path, data.bytes(), self.files.len())?;
+        self.files.push(data);
+        self.entries.append(&mut entries);
+        self.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(pair) = self.entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            let message = format!("tensor `{}` is there twice", pair[0].name);
+            return Err(WeightsError::Format { path: path.to_path_buf(), message });
+        }
+        Ok(())
+    }
+
+    /// All tensors, by name.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<&Entry> {
+        self.entries.binary_search_by(|e| e.name.as_str().cmp(name)).ok().map(|i| &self.entries[i])
+    }
+
+    /// Bytes of all tensors.
+    pub fn n_bytes(&self) -> usize {
+        self.entries.iter().map(|e| e.n_bytes).sum()
+    }
+
+    /// Elements of all tensors.
+    pub fn n_params(&self) -> usize {
+        self.entries.iter().map(|e| e.shape.iter().product::<usize>()).sum()
+    }
+
+    fn bytes(&self, entry: &Entry) -> &[u8] {
+        // `safetensors::entries` checked the range against the file.
+        &self.files[entry.file].bytes()[entry.start..entry.start + entry.n_bytes]
+    }
+}

@@ -1,0 +1,54 @@
+//! The safetensors format: a length, a JSON header, bytes.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::{Entry, WeightsError};
+
+/// The files of a checkpoint folder.
+pub(super) fn files(dir: &Path) -> Result<Vec<PathBuf>, WeightsError> {
+    let single = dir.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = dir.join("model.safetensors.index.json");
+    if !index.is_file() {
+        return Err(WeightsError::NoWeights { dir: dir.to_path_buf() });
+    }
+    let text = std::fs::read(&index).map_err(|source| WeightsError::Io { path: index.clone(), source })?;
+    let format = |message: String| WeightsError::Format { path: index.clone(), message };
+    let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| format(e.to_string()))?;
+    let map = json["weight_map"].as_object().ok_or_else(|| format("no `weight_map`".into()))?;
+    let names: BTreeSet<&str> = map.values().filter_map(|v| v.as_str()).collect();
+    // A name with a path in it could reach outside the folder.
+    if let Some(odd) = names.iter().find(|n| Path::new(n).components().count() != 1 || **n == "..") {
+        return Err(format(format!("`{odd}` is not the name of a file in the folder")));
+    }
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+/// The tensors of one file, whose header the library checks against the file's length.
+pub(super) fn entries(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Entry>, WeightsError> {
+    let format = |message: String| WeightsError::Format { path: path.to_path_buf(), message };
+    let (header, metadata) = safetensors::SafeTensors::read_metadata(bytes)
+        .map_err(|e| format(format!("{e} (the file has {} bytes)", bytes.len())))?;
+    let data = header + 8;
+    metadata
+        .tensors()
+        .into_iter()
+        .map(|(name, info)| {
+            let (start, end) = info.data_offsets;
+            if start > end || data + end > bytes.len() {
+                return Err(format(format!("tensor `{name}` ends at byte {} of {}", data + end, bytes.len())));
+            }
+            Ok(Entry {
+                name,
+                dtype: format!("{:?}", info.dtype),
+                shape: info.shape.clone(),
+                n_bytes: end - start,
+                file,
+                start: data + start,
+            })
+        })
+        .collect()
+}
