@@ -1,6 +1,7 @@
 //! The text layer against reference tokenizations and renderings, and on broken input.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
@@ -16,7 +17,9 @@ fn shared(test: &str, folder: &str) -> Option<PathBuf> {
     if path.is_dir() {
         return Some(path);
     }
-    eprintln!("{test}: skipped, `{}` is absent", path.display());
+    // Not `eprintln!`: the test harness would swallow the line of a test that passes.
+    let line = format!("{test}: skipped, `{}` is absent\n", path.display());
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
     None
 }
 
@@ -289,6 +292,26 @@ fn streaming_equals_decoding_at_once() {
     }
 }
 
+#[test]
+fn streaming_with_every_shared_tokenizer() {
+    for folder in ["golden", "models"] {
+        let Some(folder) = shared("streaming_with_every_shared_tokenizer", folder) else { continue };
+        let mut n = 0;
+        for dir in sorted(&folder).into_iter().filter(|dir| dir.join("tokenizer.json").exists()) {
+            let tokenizer = Tokenizer::open(&dir).unwrap();
+            for text in TEXTS {
+                assert_streams(&tokenizer, &tokenizer.encode(text, true).unwrap(), text);
+            }
+            for seed in 0..10 {
+                let what = dir.display().to_string();
+                assert_streams(&tokenizer, &random_ids(seed, 60, tokenizer.vocab_size()), &what);
+            }
+            n += 1;
+        }
+        assert!(n > 0);
+    }
+}
+
 /// The comparison above would not notice a decoder that returns everything at the end, or a naive one if no text were hard.
 #[test]
 fn pieces_come_early_and_whole() {
@@ -445,6 +468,22 @@ fn templates_render_as_in_python() {
         ),
         ("{% for k, x in v.a.items() %}{{ k }}={{ x }},{% endfor %}", "ü=None,t=True,"),
         ("{{ 'generation' }} {# {% generation %} #}", "generation "),
+        ("{{ '<' + messages[1].content | trim + '>' }}", "<Hi <b>&\"you\">"),
+        (
+            "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ messages | map(attribute='role') | join(',') }}",
+            "1system,user,assistant",
+        ),
+        ("{% macro f(a, b='x') %}{{ a ~ b }}{% endmacro %}{{ f('1') }}{{ f('1', b=2) }}", "1x12"),
+        ("{{ messages[0] }}{{ ['a', 1, none] }}", "{'role': 'system', 'content': 'Be brief.'}['a', 1, None]"),
+        (
+            "{{ messages is mapping }}{{ messages[0] is mapping }}{{ false is false }}{{ messages[9] is defined }}",
+            "FalseTrueTrueFalse",
+        ),
+        (
+            "{% set x %}a{{ 1 }}b{% endset %}{{ x }}{{ x|length }}{{ nope | default('d') }}{{ nope or 'y' }}",
+            "a1b3dy",
+        ),
+        ("a\n  {# c #}\nb\n  {%+ if 1 %}x{% endif +%}\ny\n\n", "a\nb\n  x\ny\n"),
         ("{{ strftime_now('%Y')|length }}", "4"),
     ];
     let extra =

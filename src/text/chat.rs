@@ -75,7 +75,8 @@ impl ChatTemplate {
 
     /// Renders `messages` into a prompt, and opens the assistant's turn if `add_generation_prompt`.
     ///
-    /// `extra` holds further variables (`tools`, `enable_thinking`, ...), which win over those of the same name.
+    /// `extra` holds further variables (`tools`, `enable_thinking`, ...), which win over those of the same
+    /// name.
     ///
     /// # Errors
     /// The template raised an exception, whose message the error carries, or could not be evaluated.

@@ -2,15 +2,15 @@
 
 use super::{TextError, Tokenizer};
 
-/// Tokens kept while the text ends in an unfinished character: such a character has at most three of its bytes,
-/// hence at most three tokens, and one more tells it from whatever came before.
+/// Tokens kept while the text ends in an unfinished character: such a character has at most three of its
+/// bytes, hence at most three tokens, and one more tells it from whatever came before.
 const KEPT_UNFINISHED: usize = 4;
 
 /// Decodes one sequence token by token; the pieces together are what [`Tokenizer::decode`] gives for all ids.
 ///
-/// A piece never ends inside a character. Characters that are spelled in byte tokens (`<0xE2>`) come out when the
-/// next other token arrives, because one wrong byte still changes how that whole run is decoded. Apart from
-/// such a run, the memory held and the time for a token do not depend on how many came before.
+/// A piece never ends inside a character. Characters that are spelled in byte tokens (`<0xE2>`) come out when
+/// the next other token arrives, because one wrong byte still changes how that whole run is decoded. Apart
+/// from such a run, the memory held and the time for a token do not depend on how many came before.
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     skip_special: bool,
@@ -51,7 +51,8 @@ impl StreamDecoder {
         if self.window.len() > kept {
             self.window.drain(..self.window.len() - kept);
             let text = self.tokenizer.decode(&self.window, false)?;
-            // A last token that completed a character is no character by itself, yet all of it has been returned.
+            // A last token that completed a character is no character by itself, yet all of it has been
+            // returned.
             self.emitted = if finished { text.len() } else { self::certain(&text) };
         }
         Ok(piece)
@@ -69,8 +70,8 @@ impl StreamDecoder {
     }
 }
 
-/// The length of the part of `text` that no later token can change: all but an unfinished last character, which
-/// decodes to one replacement character.
+/// The length of the part of `text` that no later token can change: all but an unfinished last character,
+/// which decodes to one replacement character.
 fn certain(text: &str) -> usize {
     text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(text).len()
 }

@@ -88,7 +88,8 @@ impl Tokenizer {
             expected: "a tokenizer in the format of the `tokenizers` library",
             found: e.to_string(),
         })?;
-        // A file may carry the padding and truncation of its last training run; a prompt is never cut or filled.
+        // A file may carry the padding and truncation of its last training run; a prompt is never cut or
+        // filled.
         let whole = hf.with_padding(None).with_truncation(None).map(|_| ());
         whole.map_err(|e| TextError::Encode { n_bytes: 0, reason: e.to_string() })?;
 
@@ -130,8 +131,8 @@ impl Tokenizer {
 
     /// Turns `text` into ids; special tokens written in it become themselves, as a rendered chat needs.
     ///
-    /// With `add_special`, the tokens that the model expects around a text are added (a beginning-of-text token, say). A
-    /// rendered chat template brings its own: pass `false`.
+    /// With `add_special`, the tokens that the model expects around a text are added (a beginning-of-text
+    /// token, say). A rendered chat template brings its own: pass `false`.
     ///
     /// # Errors
     /// A text that the tokenizer cannot split.
@@ -148,8 +149,8 @@ impl Tokenizer {
     /// # Errors
     /// A text that the tokenizer cannot split.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        // The library's own switch for this is a setting of the whole tokenizer, so its three steps are called
-        // one by one, without the search for added tokens that comes before them.
+        // The library's own switch for this is a setting of the whole tokenizer, so its three steps are
+        // called one by one, without the search for added tokens that comes before them.
         let hf = &self.0.hf;
         let encode = || {
             let mut normalized = NormalizedString::from(text);
@@ -166,7 +167,8 @@ impl Tokenizer {
         Ok(encode().map_err(|e| cannot_encode(text, e))?.get_ids().to_vec())
     }
 
-    /// Turns `ids` into text, without special tokens if `skip_special`; ids outside the vocabulary give nothing.
+    /// Turns `ids` into text, without special tokens if `skip_special`; ids outside the vocabulary give
+    /// nothing.
     ///
     /// # Errors
     /// Ids that the tokenizer's decoder refuses.
@@ -180,12 +182,14 @@ impl Tokenizer {
         self.0.hf.get_vocab_size(true)
     }
 
-    /// The token that begins a text, if the checkpoint names one; whether [`Tokenizer::encode`] adds it is another matter.
+    /// The token that begins a text, if the checkpoint names one; whether [`Tokenizer::encode`] adds it is
+    /// another matter.
     pub fn bos(&self) -> Option<u32> {
         self.0.bos
     }
 
-    /// The tokens that end a text: those of `tokenizer_config.json`, `generation_config.json` and `config.json` together.
+    /// The tokens that end a text: those of `tokenizer_config.json`, `generation_config.json` and
+    /// `config.json` together.
     pub fn eos(&self) -> &[u32] {
         &self.0.eos
     }
