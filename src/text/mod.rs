@@ -1,1 +1,137 @@
-//! Layer 2: text to token ids and back.
+//! Layer 2: text to token ids and back, and messages to prompts. No GPU.
+//!
+//! [`Tokenizer`] holds what the text files of a checkpoint say: `tokenizer.json`, the names of the special
+//! tokens, the ids that end a text, the chat template. [`StreamDecoder`] turns ids into text as they arrive.
+//! [`ChatTemplate`] renders a conversation into the prompt that the model was trained on.
+//!
+//! The reference is what `transformers` does with the same files (`AutoTokenizer`, `apply_chat_template`).
+
+mod chat;
+mod stream;
+mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use stream::StreamDecoder;
+pub use tokenizer::Tokenizer;
+
+use std::path::PathBuf;
+
+/// What a checkpoint's text files, or a text given to them, can get wrong.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TextError {
+    /// A file is there but cannot be read.
+    #[error("cannot read `{}`: {reason}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// A folder has no `tokenizer.json`.
+    #[error("no tokenizer in `{}`: expected `tokenizer.json`, found {}", dir.display(), listed(found))]
+    NoTokenizer {
+        /// The folder.
+        dir: PathBuf,
+        /// Vocabulary files of other formats that are there.
+        found: Vec<String>,
+    },
+    /// A file does not hold what its name promises.
+    #[error("`{file}` is not valid: expected {expected}, found {found}")]
+    File {
+        /// The file's name.
+        file: String,
+        /// What it should hold.
+        expected: &'static str,
+        /// What it holds, or the parser's message.
+        found: String,
+    },
+    /// A field of a JSON file has the wrong type.
+    #[error("field `{field}` of `{file}`: expected {expected}, found `{found}`")]
+    Field {
+        /// The file's name.
+        file: String,
+        /// The field's name.
+        field: &'static str,
+        /// What it should hold.
+        expected: &'static str,
+        /// What it holds.
+        found: String,
+    },
+    /// A text cannot be turned into ids.
+    #[error("cannot tokenize a text of {n_bytes} bytes: {reason}")]
+    Encode {
+        /// The text's length.
+        n_bytes: usize,
+        /// What the tokenizer said.
+        reason: String,
+    },
+    /// Ids cannot be turned into text.
+    #[error("cannot decode {n_tokens} token ids: {reason}")]
+    Decode {
+        /// How many ids there were.
+        n_tokens: usize,
+        /// What the tokenizer said.
+        reason: String,
+    },
+    /// The checkpoint has no chat template.
+    #[error(
+        "no chat template: expected `chat_template.jinja` or `chat_template` in `tokenizer_config.json`, found none"
+    )]
+    NoChatTemplate,
+    /// The checkpoint lists chat templates, none of them called `default`.
+    #[error("no default chat template: expected one named `default`, found {}", listed(found))]
+    NoDefaultTemplate {
+        /// The names that are there.
+        found: Vec<String>,
+    },
+    /// The chat template is not valid Jinja.
+    #[error("the chat template has an error in line {line}: {reason}")]
+    TemplateSyntax {
+        /// The line in the template.
+        line: usize,
+        /// What the parser said.
+        reason: String,
+    },
+    /// The chat template refused the conversation, or failed on it.
+    #[error("the chat template failed in line {line}: {reason}")]
+    TemplateRender {
+        /// The line in the template.
+        line: usize,
+        /// The template's own message where it raised one.
+        reason: String,
+    },
+}
+
+impl TextError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::NoTokenizer { found, .. } if found.is_empty() => {
+                "point to the folder that holds the whole checkpoint, `tokenizer.json` included"
+            }
+            Self::NoTokenizer { .. } => {
+                "convert it in Python: `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)` writes `tokenizer.json`"
+            }
+            Self::File { .. } => {
+                "the file may have been cut off or replaced by a Git LFS pointer: fetch it again"
+            }
+            Self::NoChatTemplate | Self::NoDefaultTemplate { .. } => {
+                "a base model continues text: use `generate`, or choose a model tuned for conversation"
+            }
+            Self::TemplateRender { .. } => {
+                "some templates accept no system message, or want user and assistant to alternate"
+            }
+            _ => return None,
+        };
+        Some(hint.to_string())
+    }
+}
+
+/// Names in backticks with commas between, or the word `none`.
+fn listed(names: &[String]) -> String {
+    if names.is_empty() {
+        return "none".to_string();
+    }
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}

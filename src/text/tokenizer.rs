@@ -1,0 +1,368 @@
+//! `tokenizer.json` and the files beside it that name special tokens.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokenizers::{
+    AddedToken, DecoderWrapper, Model as _, NormalizedString, Normalizer as _, OffsetType,
+    PreTokenizedString, PreTokenizer as _,
+};
+
+use super::{ChatTemplate, TextError};
+
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+const CONFIG: &str = "config.json";
+const CHAT_TEMPLATE: &str = "chat_template.json";
+
+/// The fields of `tokenizer_config.json` that name one special token.
+const NAMED_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+
+/// A checkpoint's tokenizer; cheap to clone.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Inner>);
+
+struct Inner {
+    hf: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    /// The token to put in front where no post-processor would.
+    prepend: Option<u32>,
+    byte_fallback: bool,
+    special_tokens: BTreeMap<String, String>,
+    /// Compiled on demand only: a broken template must not keep a model from continuing text.
+    chat_template: Result<String, TextError>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of the checkpoint in the folder `dir` (Hugging Face layout).
+    ///
+    /// # Errors
+    /// No `tokenizer.json`, a file that cannot be read, or one that does not hold what it should.
+    pub fn open(dir: &Path) -> Result<Self, TextError> {
+        let Some(tokenizer) = read(dir, TOKENIZER)? else {
+            let others = [
+                "tokenizer.model",
+                "spiece.model",
+                "tiktoken.model",
+                "vocab.json",
+                "merges.txt",
+                "vocab.txt",
+            ];
+            let found = others.iter().filter(|name| dir.join(name).exists()).map(|name| name.to_string());
+            return Err(TextError::NoTokenizer { dir: dir.to_path_buf(), found: found.collect() });
+        };
+        let template = match read(dir, "chat_template.jinja")? {
+            Some(bytes) => Some(utf8(bytes, "chat_template.jinja")?),
+            None => match read(dir, CHAT_TEMPLATE)? {
+                Some(bytes) => find_template(&object(Some(&bytes), CHAT_TEMPLATE)?, CHAT_TEMPLATE)?,
+                None => None,
+            },
+        };
+        Self::from_parts(
+            &tokenizer,
+            read(dir, TOKENIZER_CONFIG)?.as_deref(),
+            read(dir, GENERATION_CONFIG)?.as_deref(),
+            read(dir, CONFIG)?.as_deref(),
+            template.as_deref(),
+        )
+    }
+
+    /// Builds a tokenizer from the contents of the files that [`Tokenizer::open`] reads.
+    ///
+    /// # Errors
+    /// A file that does not hold what its name promises.
+    pub fn from_parts(
+        tokenizer_json: &[u8],
+        tokenizer_config: Option<&[u8]>,
+        generation_config: Option<&[u8]>,
+        config: Option<&[u8]>,
+        chat_template_jinja: Option<&str>,
+    ) -> Result<Self, TextError> {
+        let mut hf = tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(|e| TextError::File {
+            file: TOKENIZER.into(),
+            expected: "a tokenizer in the format of the `tokenizers` library",
+            found: e.to_string(),
+        })?;
+        // A file may carry the padding and truncation of its last training run; a prompt is never cut or
+        // filled.
+        let whole = hf.with_padding(None).with_truncation(None).map(|_| ());
+        whole.map_err(|e| TextError::Encode { n_bytes: 0, reason: e.to_string() })?;
+
+        let tokenizer_config = object(tokenizer_config, TOKENIZER_CONFIG)?;
+        let generation_config = object(generation_config, GENERATION_CONFIG)?;
+        let config = object(config, CONFIG)?;
+
+        let special_tokens = named_tokens(&tokenizer_config)?;
+        mark_special(&mut hf, special_tokens.values());
+
+        let named_bos = special_tokens.get("bos_token").and_then(|token| hf.token_to_id(token));
+        let mut eos: Vec<u32> =
+            special_tokens.get("eos_token").and_then(|token| hf.token_to_id(token)).into_iter().collect();
+        eos.extend(token_ids(&generation_config, "eos_token_id", GENERATION_CONFIG)?);
+        eos.extend(token_ids(&config, "eos_token_id", CONFIG)?);
+        let mut seen = std::collections::HashSet::new();
+        eos.retain(|id| seen.insert(*id));
+
+        let bos = match named_bos {
+            Some(id) => Some(id),
+            None => token_ids(&generation_config, "bos_token_id", GENERATION_CONFIG)?
+                .into_iter()
+                .chain(token_ids(&config, "bos_token_id", CONFIG)?)
+                .next(),
+        };
+        let add_bos = tokenizer_config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
+        let prepend = if add_bos && hf.get_post_processor().is_none() { named_bos } else { None };
+
+        let chat_template = match chat_template_jinja {
+            Some(source) => Ok(source.to_string()),
+            None => match find_template(&tokenizer_config, TOKENIZER_CONFIG) {
+                Ok(source) => source.ok_or(TextError::NoChatTemplate),
+                Err(e) => Err(e),
+            },
+        };
+        let byte_fallback = hf.get_decoder().is_some_and(has_byte_fallback);
+        Ok(Self(Arc::new(Inner { hf, bos, eos, prepend, byte_fallback, special_tokens, chat_template })))
+    }
+
+    /// Turns `text` into ids; special tokens written in it become themselves, as a rendered chat needs.
+    ///
+    /// With `add_special`, the tokens that the model expects around a text are added (a beginning-of-text
+    /// token, say). A rendered chat template brings its own: pass `false`.
+    ///
+    /// # Errors
+    /// A text that the tokenizer cannot split.
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
+        let encoding = self.0.hf.encode_fast(text, add_special).map_err(|e| cannot_encode(text, e))?;
+        let prepend = if add_special { self.0.prepend } else { None };
+        Ok(prepend.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+    }
+
+    /// Turns `text` into ids, taking special tokens written in it as ordinary characters, and adding none.
+    ///
+    /// For text from a stranger: `<|im_end|>` in it ends no message.
+    ///
+    /// # Errors
+    /// A text that the tokenizer cannot split.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        // The library's own switch for this is a setting of the whole tokenizer, so its three steps are
+        // called one by one, without the search for added tokens that comes before them.
+        let hf = &self.0.hf;
+        let encode = || {
+            let mut normalized = NormalizedString::from(text);
+            if let Some(normalizer) = hf.get_normalizer() {
+                normalizer.normalize(&mut normalized)?;
+            }
+            let mut words = PreTokenizedString::from(normalized);
+            if let Some(pre_tokenizer) = hf.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut words)?;
+            }
+            words.tokenize(|word| hf.get_model().tokenize(word.get()))?;
+            words.into_encoding(None, 0, OffsetType::None)
+        };
+        Ok(encode().map_err(|e| cannot_encode(text, e))?.get_ids().to_vec())
+    }
+
+    /// Turns `ids` into text, without special tokens if `skip_special`; ids outside the vocabulary give
+    /// nothing.
+    ///
+    /// # Errors
+    /// Ids that the tokenizer's decoder refuses.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
+        let text = self.0.hf.decode(ids, skip_special);
+        text.map_err(|e| TextError::Decode { n_tokens: ids.len(), reason: e.to_string() })
+    }
+
+    /// The number of tokens, special ones included; a model's embedding may have more rows.
+    pub fn vocab_size(&self) -> usize {
+        self.0.hf.get_vocab_size(true)
+    }
+
+    /// The token that begins a text, if the checkpoint names one; whether [`Tokenizer::encode`] adds it is
+    /// another matter.
+    pub fn bos(&self) -> Option<u32> {
+        self.0.bos
+    }
+
+    /// The tokens that end a text: those of `tokenizer_config.json`, `generation_config.json` and
+    /// `config.json` together.
+    pub fn eos(&self) -> &[u32] {
+        &self.0.eos
+    }
+
+    /// The id of `token`, written as in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.0.hf.token_to_id(token)
+    }
+
+    /// The token of `id`, written as in the vocabulary.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.0.hf.id_to_token(id)
+    }
+
+    /// Whether `id` is a special token, which [`Tokenizer::decode`] can skip.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.id_to_token(id).is_some_and(|token| self.0.hf.get_added_vocabulary().is_special_token(&token))
+    }
+
+    /// The checkpoint's chat template, compiled.
+    ///
+    /// # Errors
+    /// There is none, or it is not valid Jinja.
+    pub fn chat_template(&self) -> Result<ChatTemplate, TextError> {
+        let source = self.0.chat_template.as_ref().map_err(Clone::clone)?;
+        ChatTemplate::new(source, self.0.special_tokens.clone())
+    }
+
+    /// Whether `token` stands for one byte of a character that the vocabulary lacks (`<0xE2>`).
+    pub(super) fn is_byte(&self, token: &str) -> bool {
+        self.0.byte_fallback && byte_of(token).is_some()
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("vocab_size", &self.vocab_size())
+            .field("bos", &self.0.bos)
+            .field("eos", &self.0.eos)
+            .finish_non_exhaustive()
+    }
+}
+
+fn cannot_encode(text: &str, e: tokenizers::Error) -> TextError {
+    TextError::Encode { n_bytes: text.len(), reason: e.to_string() }
+}
+
+/// The byte that a token such as `<0xE2>` stands for.
+fn byte_of(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
+}
+
+fn has_byte_fallback(decoder: &DecoderWrapper) -> bool {
+    match decoder {
+        DecoderWrapper::ByteFallback(_) => true,
+        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().any(has_byte_fallback),
+        _ => false,
+    }
+}
+
+/// Reads `dir/name`, or nothing where there is no such file.
+fn read(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, TextError> {
+    let path = dir.join(name);
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(TextError::Read { path, reason: e.to_string() }),
+    }
+}
+
+fn utf8(bytes: Vec<u8>, file: &str) -> Result<String, TextError> {
+    String::from_utf8(bytes).map_err(|e| TextError::File {
+        file: file.into(),
+        expected: "UTF-8 text",
+        found: e.to_string(),
+    })
+}
+
+/// Parses a JSON object; an absent file is an empty one.
+fn object(bytes: Option<&[u8]>, file: &str) -> Result<serde_json::Map<String, Value>, TextError> {
+    let invalid = |found| TextError::File { file: file.into(), expected: "a JSON object", found };
+    match bytes.map(serde_json::from_slice) {
+        None => Ok(serde_json::Map::new()),
+        Some(Ok(Value::Object(map))) => Ok(map),
+        Some(Ok(other)) => Err(invalid(describe(&other))),
+        Some(Err(e)) => Err(invalid(e.to_string())),
+    }
+}
+
+/// A JSON value in an error message: itself where it is short, its type otherwise.
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Array(items) => format!("a list of {}", items.len()),
+        Value::Object(_) => "an object".into(),
+        Value::String(text) if text.len() > 40 => format!("a string of {} bytes", text.len()),
+        other => other.to_string(),
+    }
+}
+
+/// The special tokens that `tokenizer_config.json` names, as strings or as objects with `content`.
+fn named_tokens(config: &serde_json::Map<String, Value>) -> Result<BTreeMap<String, String>, TextError> {
+    let mut tokens = BTreeMap::new();
+    for field in NAMED_TOKENS {
+        let Some(value) = config.get(field).filter(|value| !value.is_null()) else { continue };
+        let content = value.get("content").unwrap_or(value).as_str().ok_or_else(|| TextError::Field {
+            file: TOKENIZER_CONFIG.into(),
+            field,
+            expected: "a token, or an object with its `content`",
+            found: describe(value),
+        })?;
+        tokens.insert(field.to_string(), content.to_string());
+    }
+    Ok(tokens)
+}
+
+/// Makes tokens special that `tokenizer_config.json` names but `tokenizer.json` has as ordinary ones.
+fn mark_special<'a>(hf: &mut tokenizers::Tokenizer, tokens: impl Iterator<Item = &'a String>) {
+    let missing: Vec<AddedToken> = tokens
+        // Only what the vocabulary has: a new id would lie outside the model's embedding.
+        .filter(|token| {
+            hf.token_to_id(token).is_some_and(|id| !hf.get_added_tokens_decoder().contains_key(&id))
+        })
+        .map(|token| AddedToken::from(token.as_str(), true))
+        .collect();
+    hf.add_special_tokens(&missing);
+}
+
+/// A field that holds a token id, a list of them, or null.
+fn token_ids(
+    config: &serde_json::Map<String, Value>,
+    field: &'static str,
+    file: &str,
+) -> Result<Vec<u32>, TextError> {
+    let one = |value: &Value| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| TextError::Field {
+            file: file.into(),
+            field,
+            expected: "a token id or a list of them",
+            found: describe(value),
+        })
+    };
+    match config.get(field) {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(values)) => values.iter().map(one).collect(),
+        Some(value) => Ok(vec![one(value)?]),
+    }
+}
+
+/// The field `chat_template`: a template, or a list of named ones of which `default` is taken.
+fn find_template(config: &serde_json::Map<String, Value>, file: &str) -> Result<Option<String>, TextError> {
+    match config.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(source)) => Ok(Some(source.clone())),
+        Some(Value::Array(entries)) => {
+            let named = |entry: &Value| {
+                Some((entry.get("name")?.as_str()?.to_string(), entry.get("template")?.as_str()?.to_string()))
+            };
+            let mut templates: Vec<(String, String)> = entries.iter().filter_map(named).collect();
+            match templates.iter().position(|(name, _)| name == "default") {
+                Some(i) => Ok(Some(templates.swap_remove(i).1)),
+                None => {
+                    Err(TextError::NoDefaultTemplate { found: templates.into_iter().map(|t| t.0).collect() })
+                }
+            }
+        }
+        Some(other) => Err(TextError::Field {
+            file: file.into(),
+            field: "chat_template",
+            expected: "a template, or a list of objects with `name` and `template`",
+            found: describe(other),
+        }),
+    }
+}

@@ -1,0 +1,632 @@
+//! The text layer against reference tokenizations and renderings, and on broken input.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use wginfer::text::{ChatTemplate, Message, StreamDecoder, TextError, Tokenizer};
+
+fn here() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A folder of reference data that not every machine has; says so where it is absent.
+fn shared(test: &str, folder: &str) -> Option<PathBuf> {
+    let path = here().join("../shared").join(folder);
+    if path.is_dir() {
+        return Some(path);
+    }
+    // Not `eprintln!`: the test harness would swallow the line of a test that passes.
+    let line = format!("{test}: skipped, `{}` is absent\n", path.display());
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    None
+}
+
+fn json_file(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn sorted(folder: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+fn ids_of(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn golden_tokenizer_bytes() -> Vec<u8> {
+    std::fs::read(here().join("tests/golden/llama/tokenizer.json")).unwrap()
+}
+
+fn golden_tokenizer() -> Tokenizer {
+    Tokenizer::from_parts(&golden_tokenizer_bytes(), None, None, None, None).unwrap()
+}
+
+/// Texts whose characters take two to four bytes, join, combine, or are spelled in byte tokens.
+const TEXTS: [&str; 11] = [
+    "",
+    "Hello, world!",
+    " leading space",
+    "  two spaces, and two after  ",
+    "line\n\nbreaks\n",
+    "naïve café, e\u{301}\u{327} combining",
+    "中文字符，混合 English 与数字 123。龘靐齉",
+    "🦙🚀 😶\u{200d}🌫\u{fe0f} 👩\u{200d}👩\u{200d}👧 🇩🇪",
+    "កាន់តែពិសេស อักษรไทย አማርኛ",
+    "a replacement \u{fffd} character \u{fffd}\u{fffd} and one last \u{fffd}",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 ∑∞ <0xE2>",
+];
+
+fn streamed(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> String {
+    let mut decoder = StreamDecoder::new(tokenizer, skip_special);
+    let mut text = String::new();
+    for &id in ids {
+        text += &decoder.push(id).unwrap();
+    }
+    text + &decoder.finish().unwrap()
+}
+
+fn assert_streams(tokenizer: &Tokenizer, ids: &[u32], what: &str) {
+    for skip_special in [false, true] {
+        let whole = tokenizer.decode(ids, skip_special).unwrap();
+        assert_eq!(
+            streamed(tokenizer, ids, skip_special),
+            whole,
+            "{what}: ids {ids:?}, skip_special {skip_special}"
+        );
+    }
+}
+
+/// A deterministic generator; its ids are garbage for any tokenizer, which is the point.
+fn random_ids(seed: u64, n: usize, vocab_size: usize) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    (0..n).map(|_| (next() % vocab_size as u64) as u32).collect()
+}
+
+// --- tokenizer -------------------------------------------------------------------------------------------
+
+#[test]
+fn reference_tokenizations() {
+    let Some(folder) = shared("reference_tokenizations", "golden/tokenizers") else { return };
+    let mut n_cases = 0;
+    for dir in sorted(&folder) {
+        let tokenizer = Tokenizer::open(&dir).unwrap();
+        for case in json_file(&dir.join("cases.json")).as_array().unwrap() {
+            let (text, ids) = (case["text"].as_str().unwrap(), ids_of(&case["ids"]));
+            assert_eq!(tokenizer.encode(text, false).unwrap(), ids, "{}: {text:?}", dir.display());
+            assert_eq!(tokenizer.encode_plain(text).unwrap(), ids, "{}: plain {text:?}", dir.display());
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), text, "{}: {text:?}", dir.display());
+            assert_streams(&tokenizer, &ids, "reference case");
+            n_cases += 1;
+        }
+        for text in TEXTS {
+            let ids = tokenizer.encode(text, true).unwrap();
+            assert_eq!(tokenizer.decode(&ids, true).unwrap(), text, "{}", dir.display());
+            assert_streams(&tokenizer, &ids, text);
+        }
+        for seed in 0..40 {
+            assert_streams(&tokenizer, &random_ids(seed, 60, tokenizer.vocab_size()), "random ids");
+            // The lowest ids are the single bytes, so unfinished and invalid characters are frequent.
+            assert_streams(&tokenizer, &random_ids(seed, 60, 262), "random bytes");
+        }
+    }
+    assert!(n_cases >= 3 * 40, "only {n_cases} cases were compared");
+}
+
+#[test]
+fn beginning_of_text_follows_the_post_processor() {
+    let Some(dir) = shared("beginning_of_text_follows_the_post_processor", "models/stories260k") else {
+        return;
+    };
+    let tokenizer = Tokenizer::open(&dir).unwrap();
+    assert_eq!(tokenizer.bos(), Some(1));
+    assert_eq!(tokenizer.eos(), [2]);
+    let golden = json_file(&dir.join("golden.json"));
+    let golden = golden.as_array().unwrap();
+    assert!(!golden.is_empty());
+    for case in golden {
+        let prompt = case["prompt"].as_str().unwrap();
+        let ids = ids_of(&case["token_ids"]);
+        assert_eq!(tokenizer.encode(prompt, true).unwrap(), ids, "{prompt:?}");
+        assert_eq!(tokenizer.encode(prompt, false).unwrap(), ids[1..], "{prompt:?}");
+        assert_streams(&tokenizer, &ids, prompt);
+        assert_streams(&tokenizer, &ids_of(&case["greedy"]), prompt);
+    }
+    for text in TEXTS {
+        assert_streams(&tokenizer, &tokenizer.encode(text, true).unwrap(), text);
+    }
+    for seed in 0..200 {
+        assert_streams(&tokenizer, &random_ids(seed, 50, 300), "random ids, half of them bytes");
+    }
+}
+
+#[test]
+fn padding_and_truncation_of_training_do_not_apply() {
+    let Some(dir) = shared("padding_and_truncation_of_training_do_not_apply", "models/all-MiniLM-L6-v2")
+    else {
+        return;
+    };
+    let tokenizer = Tokenizer::open(&dir).unwrap();
+    let short = tokenizer.encode("hello", true).unwrap();
+    assert_eq!(short, [101, 7592, 102]);
+    assert_eq!(tokenizer.encode(&"hello ".repeat(700), true).unwrap().len(), 702);
+}
+
+#[test]
+fn add_bos_token_counts_where_no_post_processor_does() {
+    let json = golden_tokenizer_bytes();
+    let plain = golden_tokenizer();
+    let special = (0..plain.vocab_size() as u32).find(|&id| plain.is_special(id)).unwrap();
+    let token = plain.id_to_token(special).unwrap();
+    for (add, expected) in [(true, Some(special)), (false, None)] {
+        let config = json!({ "bos_token": token, "add_bos_token": add }).to_string();
+        let tokenizer = Tokenizer::from_parts(&json, Some(config.as_bytes()), None, None, None).unwrap();
+        assert_eq!(tokenizer.bos(), Some(special));
+        let ids: Vec<u32> = expected.into_iter().chain(plain.encode("abc", false).unwrap()).collect();
+        assert_eq!(tokenizer.encode("abc", true).unwrap(), ids);
+        assert_eq!(tokenizer.encode("abc", false).unwrap(), plain.encode("abc", true).unwrap());
+    }
+}
+
+#[test]
+fn ends_of_text_are_the_union_of_all_files() {
+    let json = golden_tokenizer_bytes();
+    let plain = golden_tokenizer();
+    let special = (0..plain.vocab_size() as u32).find(|&id| plain.is_special(id)).unwrap();
+    let token = plain.id_to_token(special).unwrap();
+    for eos in [json!(token), json!({ "content": token, "special": true })] {
+        let config = json!({ "eos_token": eos, "bos_token": null }).to_string();
+        let generation = json!({ "eos_token_id": [7, 5, special] }).to_string();
+        let model = json!({ "eos_token_id": 5, "bos_token_id": 3 }).to_string();
+        let tokenizer = Tokenizer::from_parts(
+            &json,
+            Some(config.as_bytes()),
+            Some(generation.as_bytes()),
+            Some(model.as_bytes()),
+            None,
+        )
+        .unwrap();
+        assert_eq!(tokenizer.eos(), [special, 7, 5]);
+        assert_eq!(tokenizer.bos(), Some(3));
+    }
+    assert_eq!(plain.eos(), [0; 0]);
+    assert_eq!(plain.bos(), None);
+}
+
+#[test]
+fn special_tokens_in_a_text() {
+    let tokenizer = golden_tokenizer();
+    let special = (0..tokenizer.vocab_size() as u32).find(|&id| tokenizer.is_special(id)).unwrap();
+    let token = tokenizer.id_to_token(special).unwrap();
+    let text = format!("a{token}b");
+    let ids = tokenizer.encode(&text, false).unwrap();
+    assert!(ids.contains(&special));
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "ab");
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    let plain = tokenizer.encode_plain(&text).unwrap();
+    assert!(!plain.contains(&special));
+    assert_eq!(tokenizer.decode(&plain, true).unwrap(), text);
+    assert_eq!(tokenizer.token_to_id(&token), Some(special));
+    assert_eq!(tokenizer.token_to_id("no such token"), None);
+    assert_eq!(tokenizer.id_to_token(u32::MAX), None);
+    assert!(!tokenizer.is_special(u32::MAX));
+}
+
+#[test]
+fn a_token_named_special_in_the_config_becomes_special() {
+    let plain = golden_tokenizer();
+    let id = plain.encode("a", false).unwrap()[0];
+    assert!(!plain.is_special(id));
+    let config = json!({ "eos_token": "a", "pad_token": "no such token" }).to_string();
+    let tokenizer =
+        Tokenizer::from_parts(&golden_tokenizer_bytes(), Some(config.as_bytes()), None, None, None).unwrap();
+    assert!(tokenizer.is_special(id));
+    assert_eq!(tokenizer.eos(), [id]);
+    assert_eq!(tokenizer.vocab_size(), plain.vocab_size());
+}
+
+// --- streaming -------------------------------------------------------------------------------------------
+
+/// A SentencePiece-style vocabulary: words, single characters, and all 256 bytes.
+fn byte_fallback_tokenizer(decoder: Value) -> Tokenizer {
+    let mut vocab = Map::new();
+    for byte in 0..256 {
+        vocab.insert(format!("<0x{byte:02X}>"), json!(byte));
+    }
+    for token in ["▁", "▁the", "cat", "s", "▁▁", "\u{fffd}", "é", ".", "<unk>"] {
+        vocab.insert(token.to_string(), json!(vocab.len()));
+    }
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+        "post_processor": null, "decoder": decoder,
+        "added_tokens": [{ "id": 265, "content": "<|end|>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true }],
+        "model": { "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab, "merges": [] },
+    });
+    Tokenizer::from_parts(json.to_string().as_bytes(), None, None, None, None).unwrap()
+}
+
+fn llama_decoder() -> Value {
+    json!({ "type": "Sequence", "decoders": [
+        { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+        { "type": "ByteFallback" }, { "type": "Fuse" }, { "type": "Strip", "content": " ", "start": 1, "stop": 0 } ] })
+}
+
+#[test]
+fn streaming_equals_decoding_at_once() {
+    let metaspace =
+        json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true });
+    let both = json!({ "type": "Sequence", "decoders": [{ "type": "ByteFallback" }, metaspace] });
+    let word_piece = json!({ "type": "WordPiece", "prefix": "##", "cleanup": true });
+    let tokenizers = [
+        golden_tokenizer(),
+        byte_fallback_tokenizer(llama_decoder()),
+        byte_fallback_tokenizer(metaspace),
+        byte_fallback_tokenizer(both),
+        byte_fallback_tokenizer(word_piece),
+        byte_fallback_tokenizer(json!(null)),
+    ];
+    for (i, tokenizer) in tokenizers.iter().enumerate() {
+        for text in TEXTS {
+            assert_streams(tokenizer, &tokenizer.encode(text, false).unwrap(), text);
+        }
+        for seed in 0..300 {
+            // A few ids beyond the vocabulary, which decoding leaves out.
+            let ids = random_ids(seed, 1 + seed as usize % 70, tokenizer.vocab_size() + 3);
+            assert_streams(tokenizer, &ids, &format!("tokenizer {i}, seed {seed}"));
+            let mostly_words: Vec<u32> =
+                ids.iter().map(|id| if id % 3 == 0 { *id } else { 256 + id % 10 }).collect();
+            assert_streams(tokenizer, &mostly_words, &format!("tokenizer {i}, words, seed {seed}"));
+        }
+    }
+}
+
+#[test]
+fn streaming_with_every_shared_tokenizer() {
+    for folder in ["golden", "models"] {
+        let Some(folder) = shared("streaming_with_every_shared_tokenizer", folder) else { continue };
+        let mut n = 0;
+        for dir in sorted(&folder).into_iter().filter(|dir| dir.join("tokenizer.json").exists()) {
+            let tokenizer = Tokenizer::open(&dir).unwrap();
+            for text in TEXTS {
+                assert_streams(&tokenizer, &tokenizer.encode(text, true).unwrap(), text);
+            }
+            for seed in 0..10 {
+                let what = dir.display().to_string();
+                assert_streams(&tokenizer, &random_ids(seed, 60, tokenizer.vocab_size()), &what);
+            }
+            n += 1;
+        }
+        assert!(n > 0);
+    }
+}
+
+/// The comparison above would not notice a decoder that returns everything at the end, or a naive one if no text were hard.
+#[test]
+fn pieces_come_early_and_whole() {
+    let tokenizer = golden_tokenizer();
+    let text = "plain words 🦙 é";
+    let ids = tokenizer.encode(text, false).unwrap();
+    let naive: String = ids.iter().map(|&id| tokenizer.decode(&[id], false).unwrap()).collect();
+    assert_ne!(naive, text, "the text must have characters that span tokens");
+
+    let mut decoder = StreamDecoder::new(&tokenizer, true);
+    let pieces: Vec<String> = ids.iter().map(|&id| decoder.push(id).unwrap()).collect();
+    assert_eq!(pieces.concat(), text, "nothing is left for the end of a complete text");
+    assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')));
+    assert!(pieces.iter().filter(|piece| !piece.is_empty()).count() > 5);
+    assert_eq!(decoder.finish().unwrap(), "");
+
+    // Each ASCII token comes out at once, spaces included, and a finished decoder starts afresh.
+    for id in tokenizer.encode("plain words", false).unwrap() {
+        assert_eq!(decoder.push(id).unwrap(), tokenizer.decode(&[id], false).unwrap());
+    }
+}
+
+#[test]
+fn byte_tokens_wait_for_the_rest_of_their_run() {
+    let tokenizer = byte_fallback_tokenizer(llama_decoder());
+    let id = |token: &str| tokenizer.token_to_id(token).unwrap();
+    let mut decoder = StreamDecoder::new(&tokenizer, true);
+    let mut push = |token: &str| decoder.push(id(token)).unwrap();
+    assert_eq!(push("▁the"), "the");
+    assert_eq!(push("▁"), " ");
+    for byte in ["<0xF0>", "<0x9F>", "<0xA6>", "<0x99>"] {
+        assert_eq!(push(byte), "");
+    }
+    assert_eq!(push("<|end|>"), "", "a skipped token neither ends the run nor becomes context");
+    assert_eq!(push("cat"), "🦙cat");
+    assert_eq!(push("▁the"), " the");
+    assert_eq!(push("<0xF0>"), "");
+    assert_eq!(decoder.finish().unwrap(), "\u{fffd}");
+}
+
+#[test]
+fn garbage_does_not_accumulate() {
+    // Continuation bytes alone never form a character; each comes out as a replacement character one token later.
+    let tokenizer = golden_tokenizer();
+    let text = "é".to_string();
+    let last = *tokenizer.encode(&text, false).unwrap().last().unwrap();
+    let mut decoder = StreamDecoder::new(&tokenizer, true);
+    let n_chars: usize = (0..1000).map(|_| decoder.push(last).unwrap().chars().count()).sum();
+    assert_eq!(n_chars, 999);
+    assert_eq!(decoder.finish().unwrap(), "\u{fffd}");
+}
+
+#[test]
+fn decoders_and_tokenizers_move_between_threads() {
+    fn is_send<T: Send + 'static>(_: &T) {}
+    fn is_sync<T: Sync>(_: &T) {}
+    let tokenizer = golden_tokenizer();
+    is_send(&tokenizer);
+    is_sync(&tokenizer);
+    is_send(&StreamDecoder::new(&tokenizer.clone(), false));
+}
+
+// --- chat templates --------------------------------------------------------------------------------------
+
+fn strings(value: &Value) -> BTreeMap<String, String> {
+    value.as_object().unwrap().iter().map(|(k, v)| (k.clone(), v.as_str().unwrap().to_string())).collect()
+}
+
+fn render(source: &str, extra: Value) -> Result<String, TextError> {
+    let template = ChatTemplate::new(source, BTreeMap::from([("bos_token".to_string(), "<s>".to_string())]))?;
+    let messages =
+        [Message::system("Be brief."), Message::user("  Hi <b>&\"you\" "), Message::assistant("Yes.")];
+    template.render(&messages, true, extra.as_object().unwrap())
+}
+
+#[test]
+fn reference_renderings() {
+    let Some(folder) = shared("reference_renderings", "golden/chat") else { return };
+    let mut n_cases = 0;
+    for path in sorted(&folder) {
+        let golden = json_file(&path);
+        let source = golden["chat_template"].as_str().unwrap();
+        let template = ChatTemplate::new(source, strings(&golden["special_tokens"])).unwrap();
+        for case in golden["rendered"].as_array().unwrap() {
+            let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
+            let open = case["add_generation_prompt"].as_bool().unwrap();
+            let text = template.render(&messages, open, &Map::new()).unwrap();
+            assert_eq!(text, case["text"].as_str().unwrap(), "{}: {}", path.display(), case["title"]);
+            n_cases += 1;
+        }
+    }
+    assert!(n_cases >= 4 * 6, "only {n_cases} conversations were compared");
+}
+
+#[test]
+fn qwen3_tools_and_thinking() {
+    let Some(folder) = shared("qwen3_tools_and_thinking", "golden/chat") else { return };
+    let golden = json_file(&folder.join("qwen3.json"));
+    let template = ChatTemplate::new(golden["chat_template"].as_str().unwrap(), BTreeMap::new()).unwrap();
+    let tool = json!({ "type": "function", "function": { "name": "zeit", "description": "<Ort> & \"Zeit\" für 'dich'" } });
+    let extra = json!({ "tools": [tool], "enable_thinking": false });
+    let text = template.render(&[Message::user("Hi")], true, extra.as_object().unwrap()).unwrap();
+    let line =
+        r#"{"type": "function", "function": {"name": "zeit", "description": "<Ort> & \"Zeit\" für 'dich'"}}"#;
+    assert!(text.contains(&format!("<tools>\n{line}\n</tools>")), "{text}");
+    assert!(text.ends_with("<|im_start|>assistant\n<think>\n\n</think>\n\n"), "{text}");
+
+    let messages =
+        [Message::user("1"), Message::assistant("<think>\nhm\n</think>\n\nok"), Message::user("2")];
+    let text = template.render(&messages, false, &Map::new()).unwrap();
+    let expected =
+        "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\nok<|im_end|>\n<|im_start|>user\n2<|im_end|>\n";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn templates_render_as_in_python() {
+    // (template, what Jinja2 gives with transformers' settings)
+    let cases = [
+        ("{{ bos_token }}{{ eos_token }}|", "<s>|"),
+        (
+            "{% for m in messages %}\n  {% if loop.index0 == 1 %}{% break %}{% endif %}\n{{ m.role }}\n{% endfor %}\n",
+            "system\n",
+        ),
+        (
+            "{% for m in messages %}{% if m.role == 'user' %}{% continue %}{% endif %}{{ m['role'] }};{% endfor %}",
+            "system;assistant;",
+        ),
+        ("{{ messages[1:]|length }}{{ messages[::-1][0].role }}", "2assistant"),
+        ("{{ messages[1].content.strip().replace('Hi', 'Ho').split(' ')[0].upper() }}", "HO"),
+        ("{{ messages[1].content }}", "  Hi <b>&\"you\" "),
+        (
+            "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+            "3",
+        ),
+        ("{{ tools is none }} {{ tools is defined }} {{ nothing is defined }}", "True True False"),
+        ("{{ messages[0] | tojson }}", r#"{"role": "system", "content": "Be brief."}"#),
+        ("{{ messages[1].content | tojson }}", r#""  Hi <b>&\"you\" ""#),
+        (
+            "{{ v | tojson }}",
+            r#"{"b": [1, 2.5, 1e-07, 1e+16], "a": {"ü": null, "t": true}, "e": [], "o": {}}"#,
+        ),
+        (
+            "{{ v | tojson(sort_keys=true, ensure_ascii=true, separators=(',', ':')) }}",
+            r#"{"a":{"t":true,"\u00fc":null},"b":[1,2.5,1e-07,1e+16],"e":[],"o":{}}"#,
+        ),
+        (
+            "{{ v | tojson(indent=2) }}",
+            "{\n  \"b\": [\n    1,\n    2.5,\n    1e-07,\n    1e+16\n  ],\n  \"a\": {\n    \"ü\": null,\n    \"t\": true\n  },\n  \"e\": [],\n  \"o\": {}\n}",
+        ),
+        (
+            "{% for m in messages %}{%- generation -%} {{ m.role }} {% endgeneration %}{% endfor %}",
+            "system user assistant ",
+        ),
+        ("{% for k, x in v.a.items() %}{{ k }}={{ x }},{% endfor %}", "ü=None,t=True,"),
+        ("{{ 'generation' }} {# {% generation %} #}", "generation "),
+        ("{{ '<' + messages[1].content | trim + '>' }}", "<Hi <b>&\"you\">"),
+        (
+            "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ messages | map(attribute='role') | join(',') }}",
+            "1system,user,assistant",
+        ),
+        ("{% macro f(a, b='x') %}{{ a ~ b }}{% endmacro %}{{ f('1') }}{{ f('1', b=2) }}", "1x12"),
+        ("{{ messages[0] }}{{ ['a', 1, none] }}", "{'role': 'system', 'content': 'Be brief.'}['a', 1, None]"),
+        (
+            "{{ messages is mapping }}{{ messages[0] is mapping }}{{ false is false }}{{ messages[9] is defined }}",
+            "FalseTrueTrueFalse",
+        ),
+        (
+            "{% set x %}a{{ 1 }}b{% endset %}{{ x }}{{ x|length }}{{ nope | default('d') }}{{ nope or 'y' }}",
+            "a1b3dy",
+        ),
+        ("a\n  {# c #}\nb\n  {%+ if 1 %}x{% endif +%}\ny\n\n", "a\nb\n  x\ny\n"),
+        ("{{ strftime_now('%Y')|length }}", "4"),
+    ];
+    let extra =
+        json!({ "v": { "b": [1, 2.5, 1e-7, 1e16], "a": { "ü": null, "t": true }, "e": [], "o": {} } });
+    for (source, expected) in cases {
+        assert_eq!(render(source, extra.clone()).as_deref(), Ok(expected), "{source}");
+    }
+    assert_eq!(
+        render("{{ add_generation_prompt }}", json!({ "add_generation_prompt": 5 })).as_deref(),
+        Ok("5")
+    );
+}
+
+#[test]
+fn template_errors_carry_the_template_s_message() {
+    let source = "{% if messages[0].role == 'system' %}\n{{ raise_exception('System role not supported') }}\n{% endif %}";
+    let error = render(source, json!({})).unwrap_err();
+    assert_eq!(error, TextError::TemplateRender { line: 2, reason: "System role not supported".into() });
+    assert_eq!(error.to_string(), "the chat template failed in line 2: System role not supported");
+    assert!(error.hint().is_some());
+
+    let error = render("a\n{% if %}", json!({})).unwrap_err();
+    assert!(matches!(error, TextError::TemplateSyntax { line: 2, .. }), "{error:?}");
+    for source in [
+        "{{ nothing.at.all }}",
+        "{{ 1 + 'a' }}",
+        "{{ strftime_now('%!') }}",
+        "{{ 1 | tojson(indnt=2) }}",
+        "{% generation %}",
+    ] {
+        assert!(render(source, json!({})).is_err(), "{source}");
+    }
+}
+
+#[test]
+fn where_the_template_comes_from() {
+    let json = golden_tokenizer_bytes();
+    let with = |config: Value, file: Option<&str>| {
+        let config = config.to_string();
+        Tokenizer::from_parts(&json, Some(config.as_bytes()), None, None, file).unwrap().chat_template()
+    };
+    let text = |template: ChatTemplate| template.render(&[Message::user("x")], false, &Map::new()).unwrap();
+    let list = json!({ "chat_template": [
+        { "name": "tool_use", "template": "tools" }, { "name": "default", "template": "{{ eos_token }}{{ messages[0].content }}" } ],
+        "eos_token": { "content": "<e>" } });
+    assert_eq!(text(with(list.clone(), None).unwrap()), "<e>x");
+    assert_eq!(text(with(list, Some("file {{ eos_token }}")).unwrap()), "file <e>");
+    assert_eq!(text(with(json!({ "chat_template": "config" }), None).unwrap()), "config");
+
+    assert_eq!(with(json!({}), None).unwrap_err(), TextError::NoChatTemplate);
+    assert!(TextError::NoChatTemplate.hint().unwrap().contains("`generate`"));
+    let named = with(json!({ "chat_template": [{ "name": "rag", "template": "" }] }), None).unwrap_err();
+    assert_eq!(named, TextError::NoDefaultTemplate { found: vec!["rag".into()] });
+    assert!(matches!(
+        with(json!({ "chat_template": 3 }), None),
+        Err(TextError::Field { field: "chat_template", .. })
+    ));
+    assert!(matches!(with(json!({ "chat_template": "{% if" }), None), Err(TextError::TemplateSyntax { .. })));
+}
+
+#[test]
+fn template_files_of_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let text = || {
+        let template = Tokenizer::open(dir.path()).unwrap().chat_template().unwrap();
+        template.render(&[], false, &Map::new()).unwrap()
+    };
+    std::fs::write(dir.path().join("tokenizer.json"), golden_tokenizer_bytes()).unwrap();
+    write("tokenizer_config.json", r#"{ "chat_template": "config" }"#);
+    assert_eq!(text(), "config");
+    write("chat_template.json", r#"{ "chat_template": "json" }"#);
+    assert_eq!(text(), "json");
+    write("chat_template.jinja", "jinja");
+    assert_eq!(text(), "jinja");
+}
+
+// --- broken files ----------------------------------------------------------------------------------------
+
+#[test]
+fn broken_files_are_errors_that_name_them() {
+    let good = golden_tokenizer_bytes();
+    let error = Tokenizer::from_parts(b"{ not json", None, None, None, None).unwrap_err();
+    assert!(error.to_string().starts_with("`tokenizer.json` is not valid: expected "), "{error}");
+    assert!(matches!(&error, TextError::File { file, .. } if file == "tokenizer.json"));
+    for (bad, file) in
+        [("[1, 2]", "tokenizer_config.json"), ("{", "generation_config.json"), ("7", "config.json")]
+    {
+        let part = |name: &str| (name == file).then_some(bad.as_bytes());
+        let parts = (part("tokenizer_config.json"), part("generation_config.json"), part("config.json"));
+        let error = Tokenizer::from_parts(&good, parts.0, parts.1, parts.2, None).unwrap_err();
+        assert!(matches!(&error, TextError::File { file: named, .. } if named == file), "{error:?}");
+    }
+    for bad in [
+        r#"{ "eos_token_id": "two" }"#,
+        r#"{ "eos_token_id": [1, -2] }"#,
+        r#"{ "eos_token_id": 4294967296 }"#,
+    ] {
+        let error = Tokenizer::from_parts(&good, None, None, Some(bad.as_bytes()), None).unwrap_err();
+        assert!(matches!(&error, TextError::Field { field: "eos_token_id", .. }), "{error:?}");
+    }
+    let error = Tokenizer::from_parts(&good, Some(br#"{ "bos_token": 5 }"#), None, None, None).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "field `bos_token` of `tokenizer_config.json`: expected a token, or an object with its `content`, found `5`"
+    );
+}
+
+#[test]
+fn absent_and_unreadable_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = Tokenizer::open(dir.path()).unwrap_err();
+    assert_eq!(error, TextError::NoTokenizer { dir: dir.path().to_path_buf(), found: vec![] });
+    assert!(error.hint().unwrap().contains("whole checkpoint"));
+
+    for name in ["vocab.json", "merges.txt"] {
+        std::fs::write(dir.path().join(name), "").unwrap();
+    }
+    let error = Tokenizer::open(dir.path()).unwrap_err();
+    assert!(
+        error.to_string().ends_with("expected `tokenizer.json`, found `vocab.json`, `merges.txt`"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("save_pretrained"));
+
+    std::fs::create_dir(dir.path().join("tokenizer.json")).unwrap();
+    assert!(matches!(Tokenizer::open(dir.path()), Err(TextError::Read { .. })));
+}
+
+#[test]
+fn every_golden_checkpoint_opens() {
+    let mut n = 0;
+    for dir in sorted(&here().join("tests/golden")) {
+        if !dir.join("tokenizer.json").exists() {
+            continue;
+        }
+        let tokenizer = Tokenizer::open(&dir).unwrap();
+        for text in TEXTS {
+            let ids = tokenizer.encode(text, false).unwrap();
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+            assert_streams(&tokenizer, &ids, text);
+        }
+        n += 1;
+    }
+    assert!(n > 0);
+}
