@@ -1,12 +1,43 @@
 //! The crate's error: one variant a layer, each layer's own enum inside.
 
+use crate::engine::EngineError;
+use crate::gpu::GpuError;
+use crate::models::ModelError;
+use crate::text::TextError;
+use crate::weights::WeightsError;
+
 /// Anything a user, a file or a device can get wrong.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Tokenizers and chat templates.
+    /// The device.
     #[error(transparent)]
-    Text(#[from] crate::text::TextError),
+    Gpu(#[from] GpuError),
+    /// A checkpoint's tensors.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// Tokenizer or chat template.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// A model's config.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Requests, and everything on the way to the first token.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Gpu(e) => e.hint(),
+            Error::Weights(e) => e.hint(),
+            Error::Text(e) => e.hint(),
+            Error::Model(e) => e.hint(),
+            Error::Engine(e) => e.hint(),
+        }
+    }
 }
 
 /// `Result` with the crate's [`Error`].

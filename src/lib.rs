@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod dtype;
+pub mod engine;
 pub mod error;
 pub mod gpu;
 pub mod models;

@@ -143,6 +143,10 @@ pub struct GpuOptions {
     pub cache_dir: Option<PathBuf>,
 }
 
+/// Work that was handed to our own queue.
+#[derive(Debug, Clone)]
+pub struct Submission(wgpu::SubmissionIndex);
+
 /// Counters that the tests of the invariants read.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -323,10 +327,24 @@ impl Gpu {
     ///
     /// # Panics
     /// On an adopted device: there the host submits.
-    pub fn submit(&self, buffers: impl IntoIterator<Item = wgpu::CommandBuffer>) {
+    pub fn submit(&self, buffers: impl IntoIterator<Item = wgpu::CommandBuffer>) -> Submission {
         assert!(self.inner.owned, "an adopted queue belongs to the host");
         self.count(|c| &c.submissions, 1);
-        self.inner.queue.submit(buffers);
+        Submission(self.inner.queue.submit(buffers))
+    }
+
+    /// Waits until a submission is done and its results are mapped; only on our own device.
+    ///
+    /// # Errors
+    /// As [`Gpu::poll`].
+    ///
+    /// # Panics
+    /// On an adopted device.
+    pub fn wait_for(&self, submission: Submission) -> Result<(), GpuError> {
+        assert!(self.inner.owned, "nobody waits for an adopted queue");
+        let wait = wgpu::PollType::Wait { submission_index: Some(submission.0), timeout: None };
+        let polled = self.inner.device.poll(wait);
+        self.check(polled)
     }
 
     /// Runs callbacks of finished work without waiting.

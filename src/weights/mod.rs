@@ -74,9 +74,10 @@ impl WeightsError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            WeightsError::NoWeights { .. } => {
-                Some("give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`".into())
-            }
+            WeightsError::NoWeights { .. } => Some(
+                "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
+                    .into(),
+            ),
             WeightsError::Format { .. } => Some("the file may be incomplete: download it again".into()),
             WeightsError::Missing { .. } | WeightsError::Shape { .. } => {
                 Some("`config.json` and the weights may belong to different models".into())

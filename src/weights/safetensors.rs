@@ -39,7 +39,11 @@ pub(super) fn entries(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Entr
         .map(|(name, info)| {
             let (start, end) = info.data_offsets;
             if start > end || data + end > bytes.len() {
-                return Err(format(format!("tensor `{name}` ends at byte {} of {}", data + end, bytes.len())));
+                return Err(format(format!(
+                    "tensor `{name}` ends at byte {} of {}",
+                    data + end,
+                    bytes.len()
+                )));
             }
             Ok(Entry {
                 name,

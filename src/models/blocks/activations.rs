@@ -45,14 +45,10 @@ impl Activations {
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
     pub fn new(gpu: &Gpu, shape: &ModelShape, widths: Widths, capacity: Capacity) -> Result<Self, GpuError> {
-        let most = |f: &dyn Fn(&crate::ops::Attention) -> usize| {
-            shape.attention.iter().map(f).max().unwrap_or(0)
-        };
-        let rows = |label: &str, width| {
-            Tensor::zeros(gpu, label, [capacity.max_rows, width], Dtype::F32)
-        };
-        let partial =
-            most(&|a| a.partial_shape(capacity.max_seqs, capacity.max_seq_len)[1]);
+        let most =
+            |f: &dyn Fn(&crate::ops::Attention) -> usize| shape.attention.iter().map(f).max().unwrap_or(0);
+        let rows = |label: &str, width| Tensor::zeros(gpu, label, [capacity.max_rows, width], Dtype::F32);
+        let partial = most(&|a| a.partial_shape(capacity.max_seqs, capacity.max_seq_len)[1]);
         let last = [capacity.max_sampled, shape.hidden_size];
         let logits = [capacity.max_sampled, shape.vocab_size];
         Ok(Activations {

@@ -53,9 +53,8 @@ impl SelfAttention {
         let Projections { prefix, qkv_bias, out_bias, head_norm } = names;
         let (n_q, n_kv) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
         let name = |part: &str| format!("{prefix}.{part}");
-        let names = |suffix: &str| {
-            ["q_proj", "k_proj", "v_proj"].map(|part| format!("{prefix}.{part}.{suffix}"))
-        };
+        let names =
+            |suffix: &str| ["q_proj", "k_proj", "v_proj"].map(|part| format!("{prefix}.{part}.{suffix}"));
         let (weights, biases) = (names("weight"), names("bias"));
         let [q, k, v] = weights.each_ref().map(String::as_str);
         let qkv = loader.stack(&[(q, n_q), (k, n_kv), (v, n_kv)], hidden_size)?;

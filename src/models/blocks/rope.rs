@@ -32,8 +32,9 @@ pub enum RopeType {
 pub struct RopeScaling {
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
-    #[serde(alias = "type")]
-    rope_type: RopeType,
+    rope_type: Option<RopeType>,
+    /// The key's earlier name; files in the wild have either or both.
+    r#type: Option<RopeType>,
     factor: Option<f64>,
     original_max_position_embeddings: Option<f64>,
     low_freq_factor: Option<f64>,
@@ -68,7 +69,8 @@ impl Rope {
         let partial = s.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(1.0);
         let dim = (head_dim as f64 * partial) as usize / 2 * 2;
         if dim == 0 || dim > head_dim || !(theta > 1.0) {
-            let message = format!("`rope_theta` {theta} with `partial_rotary_factor` {partial} rotates nothing");
+            let message =
+                format!("`rope_theta` {theta} with `partial_rotary_factor` {partial} rotates nothing");
             return Err(ModelError::Config { message });
         }
         let need = |value: Option<f64>, key: &str| {
@@ -76,7 +78,7 @@ impl Rope {
         };
         let plain: Vec<f64> = (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64)).collect();
         let original = s.original_max_position_embeddings;
-        match s.rope_type {
+        match s.rope_type.or(s.r#type).unwrap_or_default() {
             RopeType::Default => Ok((plain, 1.0)),
             RopeType::Linear => {
                 let factor = need(s.factor, "factor")?;
@@ -104,10 +106,11 @@ impl Rope {
                 let original = original.unwrap_or(max_seq_len as f64);
                 let factor = s.factor.unwrap_or(max_seq_len as f64 / original);
                 let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-                let attention_factor = s.attention_factor.unwrap_or_else(|| match (s.mscale, s.mscale_all_dim) {
-                    (Some(m), Some(all)) if m != 0.0 && all != 0.0 => mscale(m) / mscale(all),
-                    _ => mscale(1.0),
-                });
+                let attention_factor =
+                    s.attention_factor.unwrap_or_else(|| match (s.mscale, s.mscale_all_dim) {
+                        (Some(m), Some(all)) if m != 0.0 && all != 0.0 => mscale(m) / mscale(all),
+                        _ => mscale(1.0),
+                    });
                 // The dimension that turns `n` times within the original context.
                 let turning = |n: f64| dim as f64 * (original / (n * 2.0 * PI)).ln() / (2.0 * theta.ln());
                 let mut low = turning(s.beta_fast.unwrap_or(32.0));

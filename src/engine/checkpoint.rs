@@ -1,0 +1,78 @@
+//! What lies in a model folder, opened but not loaded.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{EngineError, Sampling};
+use crate::models::{self, Architecture};
+use crate::text::{TextError, Tokenizer};
+use crate::weights::Weights;
+
+/// A model folder in Hugging Face layout, or the demonstration model in the binary: architecture, weights
+/// (mapped), tokenizer (if there is one) and the sampling that its makers recommend.
+pub struct Checkpoint {
+    /// Where it came from, for messages.
+    pub name: String,
+    /// From `config.json`.
+    pub architecture: Box<dyn Architecture>,
+    /// The tensors.
+    pub weights: Weights,
+    /// The tokenizer, or why there is none.
+    pub tokenizer: Result<Tokenizer, TextError>,
+    /// From `generation_config.json`.
+    pub sampling: Sampling,
+}
+
+/// The keys of `generation_config.json` that say how to sample.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct GenerationConfig {
+    do_sample: Option<bool>,
+    temperature: Option<f32>,
+    top_k: Option<u32>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+}
+
+impl GenerationConfig {
+    fn sampling(&self) -> Sampling {
+        let off = Sampling::default();
+        Sampling {
+            temperature: match self.do_sample {
+                Some(false) => 0.0,
+                _ => self.temperature.unwrap_or(off.temperature),
+            },
+            top_k: self.top_k.unwrap_or(off.top_k),
+            top_p: self.top_p.unwrap_or(off.top_p),
+            min_p: self.min_p.unwrap_or(off.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(off.repetition_penalty),
+            ..off
+        }
+    }
+}
+
+impl Checkpoint {
+    /// Opens a folder.
+    ///
+    /// # Errors
+    /// [`EngineError::Model`] and [`EngineError::Weights`] say what is wrong with which file.
+    pub fn open(dir: &Path) -> Result<Checkpoint, EngineError> {
+        let path = dir.join("config.json");
+        let config = std::fs::read_to_string(&path).map_err(|source| EngineError::Io { path, source })?;
+        let path = dir.join("generation_config.json");
+        let generation = match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map_err(|e| EngineError::Config { path, message: e.to_string() })?,
+            Err(_) => GenerationConfig::default(),
+        };
+        Ok(Checkpoint {
+            name: dir.display().to_string(),
+            architecture: models::open(&config)?,
+            weights: Weights::open(dir)?,
+            tokenizer: Tokenizer::open(dir),
+            sampling: generation.sampling(),
+        })
+    }
+}

@@ -1,0 +1,202 @@
+//! What a request is and what comes of it.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{EngineError, Sampling};
+
+/// Names a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// Which positions' logits a request wants instead of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// Those of the last token.
+    Last,
+    /// Those of every token.
+    All,
+}
+
+/// A prompt and how to go on from it.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Tokens to generate at most; as many as the context holds without.
+    pub max_tokens: Option<usize>,
+    /// Texts that end the answer; they are not part of it.
+    pub stop: Vec<String>,
+    /// Tokens that end the answer; those of the checkpoint without.
+    pub stop_tokens: Option<Vec<u32>>,
+    /// Log-probabilities of the chosen token and of this many best ones, for each token.
+    pub logprobs: Option<usize>,
+    /// Logits instead of text: nothing is generated.
+    pub logits: Option<Logits>,
+}
+
+impl Request {
+    /// A request with default sampling.
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Request {
+            prompt,
+            sampling: Sampling::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            stop_tokens: None,
+            logprobs: None,
+            logits: None,
+        }
+    }
+}
+
+/// A token with the logarithm of its probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token: u32,
+    /// The logarithm of its probability; the most negative finite number if it cannot be drawn.
+    pub logprob: f32,
+}
+
+/// Probabilities at one step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// The chosen token under the model.
+    pub chosen: TokenLogprob,
+    /// The best tokens under the model, best first.
+    pub top: Vec<TokenLogprob>,
+    /// The chosen token after penalties, temperature and filters.
+    pub sampled: TokenLogprob,
+    /// The best tokens after penalties, temperature and filters.
+    pub sampled_top: Vec<TokenLogprob>,
+}
+
+/// Why an answer ended, in OpenAI's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// An end token or a stop text.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+    /// Cancelled by the caller.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+            FinishReason::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// Token counts, in OpenAI's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated.
+    pub completion_tokens: usize,
+    /// Both.
+    pub total_tokens: usize,
+    /// Tokens of the prompt whose keys and values were in the cache already.
+    pub cached_tokens: usize,
+}
+
+/// How long a request took. Measured where results arrive at the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Timings {
+    /// From submission to the first token.
+    pub time_to_first_token_ms: f64,
+    /// Median of the times between tokens.
+    pub time_per_output_token_median_ms: f64,
+    /// 95th percentile of the times between tokens.
+    pub time_per_output_token_p95_ms: f64,
+    /// Prompt tokens computed a second, until the first token.
+    pub prompt_tokens_per_second: f64,
+    /// Tokens a second after the first one.
+    pub decode_tokens_per_second: f64,
+    /// From submission to the end.
+    pub total_ms: f64,
+}
+
+impl Timings {
+    pub(super) fn new(
+        waiting: Duration,
+        first: Duration,
+        gaps: &[f64],
+        n_computed: usize,
+        total: Duration,
+    ) -> Self {
+        let mut sorted = gaps.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let quantile = |q: f64| {
+            let last = sorted.len().saturating_sub(1);
+            sorted.get((q * last as f64).round() as usize).copied().unwrap_or(0.0)
+        };
+        let decode_ms: f64 = gaps.iter().sum();
+        let prompt_s = first.saturating_sub(waiting).as_secs_f64();
+        let rate = |n: f64, s: f64| if s > 0.0 { n / s } else { 0.0 };
+        Timings {
+            time_to_first_token_ms: first.as_secs_f64() * 1e3,
+            time_per_output_token_median_ms: quantile(0.5),
+            time_per_output_token_p95_ms: quantile(0.95),
+            prompt_tokens_per_second: rate(n_computed as f64, prompt_s),
+            decode_tokens_per_second: rate(gaps.len() as f64, decode_ms / 1e3),
+            total_ms: total.as_secs_f64() * 1e3,
+        }
+    }
+}
+
+/// What happened to a request.
+#[derive(Debug)]
+pub enum Event {
+    /// A token was generated. End tokens are not reported.
+    Token {
+        /// The request.
+        id: RequestId,
+        /// The token.
+        token: u32,
+        /// Text that became certain with it: never a part of a character or of a possible stop text.
+        text: String,
+        /// If the request asked for them.
+        logprobs: Option<Logprobs>,
+    },
+    /// Logits that the request asked for.
+    Logits {
+        /// The request.
+        id: RequestId,
+        /// Position of the token that they follow.
+        position: usize,
+        /// `[vocab_size]`.
+        values: Vec<f32>,
+    },
+    /// The request is done.
+    Done {
+        /// The request.
+        id: RequestId,
+        /// Text that was held back until now.
+        text: String,
+        /// Why.
+        finish_reason: FinishReason,
+        /// Token counts.
+        usage: Usage,
+        /// Times.
+        timings: Timings,
+    },
+    /// The request failed; others go on.
+    Failed {
+        /// The request.
+        id: RequestId,
+        /// Why.
+        error: EngineError,
+    },
+}

@@ -1,0 +1,154 @@
+//! The model with its tables: what a step's recording needs, and nothing of what a request is.
+
+use super::KvPages;
+use super::PAGE_SIZE;
+use super::plan::{Plan, PlanTables};
+use super::sampling::MAX_BIAS;
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::models::{Batch, Model};
+use crate::ops::{self, SamplingRecord};
+
+pub(super) struct Forward {
+    pub model: Box<dyn Model>,
+    pub pages: KvPages,
+    pub plans: PlanTables,
+    pub slots: SlotTables,
+    pub results: Results,
+}
+
+/// The tables in which each slot has a row. A slot's rows are written when a sequence is admitted to it, while
+/// nothing in flight reads them.
+pub(super) struct SlotTables {
+    /// Ids: `[max_seqs, ctx]`.
+    pub tokens: Tensor,
+    /// Pages of the cache: `[max_seqs, ctx / PAGE_SIZE]`.
+    pub pages: Tensor,
+    /// [`SamplingRecord`]s: `[max_seqs, 12]`.
+    pub sampling: Tensor,
+    /// Biases: `[max_seqs, 2·MAX_BIAS]`.
+    pub bias: Tensor,
+    /// How often each token was seen: `[max_seqs, vocab_size]`.
+    pub counts: Tensor,
+}
+
+impl SlotTables {
+    pub fn new(
+        gpu: &Gpu,
+        max_seqs: usize,
+        ctx: usize,
+        seq_pages: usize,
+        vocab: usize,
+    ) -> Result<Self, GpuError> {
+        let table = |label: &str, n_cols| Tensor::zeros(gpu, label, [max_seqs, n_cols], Dtype::U32);
+        Ok(SlotTables {
+            tokens: table("tokens", ctx)?,
+            pages: table("pages", seq_pages)?,
+            sampling: table("sampling", size_of::<SamplingRecord>() / 4)?,
+            bias: table("bias", 2 * MAX_BIAS)?,
+            counts: table("counts", vocab)?,
+        })
+    }
+}
+
+/// Where a step leaves its results.
+pub(super) struct Results {
+    /// Tokens drawn: `[1, max_seqs]`.
+    pub chosen: Tensor,
+    /// What temperature and filters did: `[max_seqs, 2]`.
+    filters: Tensor,
+    /// If requests may ask for log-probabilities.
+    pub logprobs: Option<LogprobTables>,
+}
+
+pub(super) struct LogprobTables {
+    /// `[max_seqs, vocab_size]`, before the filters, then after.
+    over_vocab: Tensor,
+    /// The chosen and the best before the filters: `[max_seqs, 2·(1 + max_logprobs)]`.
+    pub top: Tensor,
+    /// The same after the filters.
+    sampled_top: Tensor,
+}
+
+impl Results {
+    pub fn new(gpu: &Gpu, max_seqs: usize, vocab: usize, max_logprobs: usize) -> Result<Self, GpuError> {
+        let table = |label: &str, shape| Tensor::zeros(gpu, label, shape, Dtype::U32);
+        let logprobs = match max_logprobs {
+            0 => None,
+            n => Some(LogprobTables {
+                over_vocab: Tensor::zeros(gpu, "logprobs", [max_seqs, vocab], Dtype::F32)?,
+                top: table("top", [max_seqs, 2 * (1 + n)])?,
+                sampled_top: table("sampled top", [max_seqs, 2 * (1 + n)])?,
+            }),
+        };
+        Ok(Results {
+            chosen: table("chosen", [1, max_seqs])?,
+            filters: table("filters", [max_seqs, 2])?,
+            logprobs,
+        })
+    }
+
+    /// Bytes that a step reads back at most, without logits.
+    pub fn step_bytes(&self) -> u64 {
+        self.chosen.size_bytes() + self.logprobs.as_ref().map_or(0, |l| 2 * l.top.size_bytes())
+    }
+}
+
+impl Forward {
+    pub fn batch<'a>(&'a self, plan: &Plan) -> Batch<'a> {
+        Batch {
+            n: plan.n,
+            n_sampled: plan.sampled.len(),
+            n_prompt_blocks: plan.blocks.len() - plan.n.n_decode,
+            longest: plan.longest,
+            rows: &self.plans.rows,
+            blocks: &self.plans.blocks,
+            tokens: &self.slots.tokens,
+            pages: &self.slots.pages,
+            page_size: PAGE_SIZE,
+            sampled: &self.plans.sampled,
+            kv: self.pages.layers(),
+        }
+    }
+
+    /// Records logits and draws; returns the byte ranges that the host shall read: tokens, then
+    /// log-probabilities, then logits.
+    pub fn draw(&self, rec: &mut Recorder, plan: &Plan) -> Vec<(&Tensor, u64, u64)> {
+        let n_draws = plan.draws.len();
+        let mut sources = Vec::new();
+        if plan.sampled.is_empty() {
+            return sources;
+        }
+        let z = self.model.logits(rec, &self.batch(plan));
+        let Forward { plans, slots, results, .. } = self;
+        for (slot, n_tokens) in &plan.count {
+            ops::count_prompt(rec, &slots.tokens, &slots.counts, *slot, *n_tokens);
+        }
+        if n_draws > 0 {
+            let logprobs = plan.logprobs.and_then(|k| Some((k, results.logprobs.as_ref()?)));
+            if let Some((_, tables)) = logprobs {
+                ops::softmax(rec, z, None, true, &tables.over_vocab, n_draws);
+            }
+            let (rows, index) = (&plans.rows, &plans.sampled);
+            if plan.penalizes {
+                ops::penalize(rec, rows, index, &slots.sampling, &slots.bias, &slots.counts, z, n_draws);
+            }
+            let SlotTables { sampling, tokens, counts, .. } = slots;
+            let Results { chosen, filters, .. } = results;
+            ops::sample(rec, index, sampling, z, rows, tokens, counts, chosen, filters, n_draws);
+            sources.push((chosen, 0, 4 * n_draws as u64));
+            if let Some((k, LogprobTables { over_vocab, top, sampled_top })) = logprobs {
+                ops::top_k(rec, over_vocab, chosen, k, top, n_draws);
+                ops::softmax(rec, z, Some(filters), true, over_vocab, n_draws);
+                ops::top_k(rec, over_vocab, chosen, k, sampled_top, n_draws);
+                let n_bytes = (n_draws * top.row_bytes()) as u64;
+                sources.extend([(top, 0, n_bytes), (sampled_top, 0, n_bytes)]);
+            }
+        }
+        if !plan.logits.is_empty() {
+            let row = z.row_bytes() as u64;
+            sources.push((z, n_draws as u64 * row, plan.logits.len() as u64 * row));
+        }
+        sources
+    }
+}

@@ -1,0 +1,798 @@
+//! Layer 4: the resumable machine that turns requests into command buffers and results into events.
+//!
+//! Nothing here waits unless [`Engine::run`] is asked to. A guest calls [`Engine::advance`] once a frame,
+//! submits what it gets, and reads [`Engine::events`].
+//!
+//! A step is one forward pass over a batch: one decoding row for each sequence that writes, then rows of
+//! prompts. Steps are recorded ahead of their results: the token that a step draws is read on the device by
+//! the next, so the host is told of it late and only looks for the end.
+
+mod checkpoint;
+mod events;
+mod forward;
+mod pages;
+mod plan;
+mod sampling;
+mod sequence;
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+pub use checkpoint::Checkpoint;
+pub use events::{Event, FinishReason, Logits, Logprobs, Request, RequestId, Timings, TokenLogprob, Usage};
+pub use pages::{KvPages, PAGE_SIZE};
+pub use sampling::{MAX_BIAS, Sampling};
+
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Readback, ReadbackRing, Recorder, Submission};
+use crate::models::{Capacity, ModelError, ModelShape, check_device};
+use crate::ops::{Attention, NOT_A_TOKEN, Rows};
+use crate::text::{StreamDecoder, TextError, Tokenizer};
+use crate::weights::{Loader, Progress, WeightsError};
+use forward::{Forward, Results, SlotTables};
+use plan::{Plan, PlanTables};
+use sequence::Sequence;
+
+/// What can go wrong from opening a model to the last token.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A file of the model could not be read.
+    #[error("`{}` cannot be read: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// A file of the model is not what it should be.
+    #[error("`{}`: {message}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A parameter is out of its range.
+    #[error("`{name}` is {found}, expected {expected}")]
+    Parameter {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// Its range.
+        expected: &'static str,
+    },
+    /// The prompt has no tokens.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A token id outside the vocabulary.
+    #[error("token {token} at position {position} is not in the vocabulary of {vocab_size}")]
+    TokenRange {
+        /// The id.
+        token: u32,
+        /// Where.
+        position: usize,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// The prompt does not fit the context.
+    #[error("the prompt has {found} tokens, the context holds {expected}")]
+    PromptTooLong {
+        /// Its length.
+        found: usize,
+        /// The context's.
+        expected: usize,
+    },
+    /// The tokenizer makes tokens that the model does not have.
+    #[error("the tokenizer has {tokenizer} tokens, the model {model}: they do not belong together")]
+    TokenizerMismatch {
+        /// The tokenizer's.
+        tokenizer: usize,
+        /// The model's.
+        model: usize,
+    },
+    /// The model computed something that is no number.
+    #[error("the logits after position {position} are not finite")]
+    NotFinite {
+        /// Position of the last token.
+        position: usize,
+    },
+    /// Text.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The device.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+impl EngineError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            EngineError::Io { path, .. } if path.ends_with("config.json") => Some(
+                "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
+                    .into(),
+            ),
+            EngineError::PromptTooLong { .. } => Some("shorten the prompt, or raise `--ctx`".into()),
+            EngineError::NotFinite { .. } => {
+                Some("the weights hold values that are no numbers, or too large for `--kv-type f16`".into())
+            }
+            EngineError::TokenizerMismatch { .. } => {
+                Some("`tokenizer.json` may belong to another model than the weights".into())
+            }
+            EngineError::Text(e) => e.hint(),
+            EngineError::Model(e) => e.hint(),
+            EngineError::Weights(e) => e.hint(),
+            EngineError::Gpu(e) => e.hint(),
+            _ => None,
+        }
+    }
+}
+
+/// How large an engine is built. Everything is allocated then, nothing later.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Positions of a sequence; what the model was made for, at most 4,096, without.
+    pub ctx: Option<usize>,
+    /// Sequences at a time.
+    pub max_seqs: usize,
+    /// Rows of one step: prompts are computed in chunks of so many.
+    pub max_rows: usize,
+    /// Positions that the cache holds for all sequences together; `max_seqs` times `ctx`, within what a
+    /// binding can span, without.
+    pub kv_tokens: Option<usize>,
+    /// Type of the cache, `F32` or `F16`.
+    pub kv_dtype: Dtype,
+    /// Most log-probabilities that a request may ask for.
+    pub max_logprobs: usize,
+    /// Requests may ask for logits.
+    pub logits: bool,
+    /// Share prefixes between sequences.
+    pub prefix_cache: bool,
+    /// Record steps before the results of earlier ones have arrived.
+    pub run_ahead: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            ctx: None,
+            max_seqs: 8,
+            max_rows: 256,
+            kv_tokens: None,
+            kv_dtype: Dtype::F16,
+            max_logprobs: 0,
+            logits: false,
+            prefix_cache: true,
+            run_ahead: true,
+        }
+    }
+}
+
+/// Longest context that is allocated unless asked for: models are made for 128 K and more, few machines are.
+const DEFAULT_CTX: usize = 4096;
+/// Time that [`Engine::run`] lets a submission take: longer ones starve a desktop's compositor.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// Part of a step that was recorded and has not finished.
+struct Slice {
+    readback: Readback,
+    /// The step that it completes.
+    step: Option<Plan>,
+    n_layers: usize,
+    kind: Kind,
+    recorded: Instant,
+    submission: Option<Submission>,
+}
+
+/// What a layer's time depends on.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Decode,
+    /// With so many rows of prompts.
+    Prompt(usize),
+}
+
+/// A step that is being recorded, and the layer that comes next.
+struct Recording {
+    plan: Plan,
+    layer: usize,
+}
+
+/// Runs requests on one model.
+pub struct Engine {
+    gpu: Gpu,
+    name: String,
+    forward: Forward,
+    shape: ModelShape,
+    tokenizer: Option<Tokenizer>,
+    end_tokens: Vec<u32>,
+    options: EngineOptions,
+    ctx: usize,
+    rec: Recorder,
+    ring: ReadbackRing,
+    /// Slots that no step in flight touches.
+    free_slots: Vec<usize>,
+    waiting: VecDeque<Sequence>,
+    running: Vec<Sequence>,
+    recording: Option<Recording>,
+    in_flight: VecDeque<Slice>,
+    events: Vec<Event>,
+    next_id: u64,
+    /// Moving averages: milliseconds a layer of a decode step, and a layer and row of a prompt.
+    decode_ms: f64,
+    prompt_ms: f64,
+    last_finish: Instant,
+    unused_tensors: Vec<String>,
+}
+
+/// Slices in flight: one runs while the next waits behind it.
+const MOST_IN_FLIGHT: usize = 2;
+
+impl Engine {
+    /// Loads a checkpoint and allocates everything; `progress` hears of the weights on their way.
+    ///
+    /// # Errors
+    /// [`EngineError`] names the file, tensor or limit.
+    pub fn load(
+        gpu: &Gpu,
+        checkpoint: Checkpoint,
+        options: EngineOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Engine, EngineError> {
+        let shape = checkpoint.architecture.shape();
+        check_device(&shape, gpu.caps())?;
+        let tokenizer = checkpoint.tokenizer.ok();
+        if let Some(found) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n > shape.vocab_size) {
+            return Err(EngineError::TokenizerMismatch { tokenizer: found, model: shape.vocab_size });
+        }
+        let at_least_one = |name, n: usize| {
+            let expected = "at least 1";
+            if n > 0 { Ok(n) } else { Err(EngineError::Parameter { name, found: n.to_string(), expected }) }
+        };
+        let ctx = at_least_one("ctx", options.ctx.unwrap_or(shape.max_seq_len.min(DEFAULT_CTX)))?;
+        if ctx > shape.max_seq_len {
+            log::warn!("a context of {ctx} is longer than the {} the model was made for", shape.max_seq_len);
+        }
+        let max_seqs = at_least_one("max_seqs", options.max_seqs)?;
+        // A step has room for one decoding row of each sequence and for some of a prompt besides.
+        let max_rows = at_least_one("max_rows", options.max_rows)?.max(max_seqs + 1);
+        let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
+        let mut loader = Loader::new(gpu, &checkpoint.weights, progress);
+        let model = checkpoint.architecture.load(&mut loader, capacity)?;
+        let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
+
+        let seq_pages = ctx.div_ceil(PAGE_SIZE);
+        let wanted = options.kv_tokens.map_or(max_seqs * seq_pages, |n| n.div_ceil(PAGE_SIZE)).max(seq_pages);
+        let page_row = |a: &Attention| options.kv_dtype.bytes(a.n_kv_heads * PAGE_SIZE * a.head_dim);
+        let largest = shape.attention.iter().map(page_row).max().unwrap_or(1);
+        let bindable = (gpu.caps().max_binding_bytes.min(gpu.caps().max_buffer_bytes) as usize) / largest;
+        let n_pages = if wanted <= bindable { wanted } else { bindable.max(seq_pages) };
+        let pages = KvPages::new(gpu, &shape, n_pages, options.kv_dtype)?;
+
+        let max_logprobs = options.max_logprobs.min(shape.vocab_size);
+        let forward = Forward {
+            plans: PlanTables::new(gpu, max_rows, max_seqs)?,
+            slots: SlotTables::new(gpu, max_seqs, ctx, seq_pages, shape.vocab_size)?,
+            results: Results::new(gpu, max_seqs, shape.vocab_size, max_logprobs)?,
+            pages,
+            model,
+        };
+        let mut slot_bytes = forward.results.step_bytes();
+        if options.logits {
+            slot_bytes += (max_seqs * Dtype::F32.bytes(shape.vocab_size.next_multiple_of(ROW_ALIGN))) as u64;
+        }
+        let ring = ReadbackRing::new(gpu, "readback", MOST_IN_FLIGHT + 2, slot_bytes)?;
+        let mut end_tokens = tokenizer.as_ref().map(|t| t.eos().to_vec()).unwrap_or_default();
+        end_tokens.retain(|t| (*t as usize) < shape.vocab_size);
+        let mut engine = Engine {
+            gpu: gpu.clone(),
+            name: checkpoint.name,
+            forward,
+            tokenizer,
+            end_tokens,
+            ctx,
+            rec: Recorder::new(gpu)?,
+            ring,
+            free_slots: (0..max_seqs).rev().collect(),
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            recording: None,
+            in_flight: VecDeque::new(),
+            events: Vec::new(),
+            next_id: 1,
+            // First guesses, low enough for one layer a slice until something was measured.
+            decode_ms: SLICE.as_secs_f64() * 1e3,
+            prompt_ms: SLICE.as_secs_f64() * 1e3,
+            last_finish: Instant::now(),
+            unused_tensors,
+            options: EngineOptions { max_seqs, max_rows, max_logprobs, ..options },
+            shape,
+        };
+        engine.rehearse()?;
+        Ok(engine)
+    }
+
+    /// Compiles every pipeline that steps of this engine use.
+    fn rehearse(&mut self) -> Result<(), EngineError> {
+        let mut n_decode: Vec<usize> = vec![1, 2, 4, 8];
+        n_decode.retain(|n| *n < 2 * self.options.max_seqs);
+        let plans = n_decode.into_iter().map(|n| Plan {
+            n: Rows { n_decode: n.min(self.options.max_seqs), n_prompt: 1 },
+            blocks: vec![[0, 1]; n.min(self.options.max_seqs) + 1],
+            sampled: vec![0; n.min(self.options.max_seqs)],
+            draws: vec![RequestId(0); n.min(self.options.max_seqs)],
+            count: vec![(0, 1)],
+            penalizes: true,
+            logprobs: (self.options.max_logprobs > 0).then_some(self.options.max_logprobs),
+            ..Plan::default()
+        });
+        let (forward, ctx, n_layers) = (&self.forward, self.ctx, self.shape.n_layers());
+        self.rec.rehearse(|rec| {
+            for mut plan in plans {
+                for longest in [1, ctx] {
+                    plan.longest = longest;
+                    let batch = forward.batch(&plan);
+                    forward.model.embed(rec, &batch);
+                    (0..n_layers).for_each(|i| forward.model.layer(i, rec, &batch));
+                    forward.draw(rec, &plan);
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Where the model came from.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The model's shape.
+    pub fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The tokenizer, if the checkpoint has one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Positions that a sequence may have.
+    pub fn ctx(&self) -> usize {
+        self.ctx
+    }
+
+    /// Tensors of the checkpoint that the architecture did not ask for.
+    pub fn unused_tensors(&self) -> &[String] {
+        &self.unused_tensors
+    }
+
+    /// Queues a request. Its events carry the id.
+    ///
+    /// # Errors
+    /// [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::TokenRange`],
+    /// [`EngineError::Parameter`]: nothing was queued then.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId, EngineError> {
+        let vocab_size = self.shape.vocab_size;
+        request.sampling.check(vocab_size)?;
+        let n = request.prompt.len();
+        if n == 0 {
+            return Err(EngineError::EmptyPrompt);
+        }
+        // A draw needs a place after the prompt, logits do not.
+        let holds = if request.logits.is_some() { self.ctx } else { self.ctx - 1 };
+        if n > holds {
+            return Err(EngineError::PromptTooLong { found: n, expected: holds });
+        }
+        if let Some(position) = request.prompt.iter().position(|t| *t as usize >= vocab_size) {
+            return Err(EngineError::TokenRange { token: request.prompt[position], position, vocab_size });
+        }
+        if request.logprobs.is_some_and(|k| k > self.options.max_logprobs) {
+            let found = request.logprobs.unwrap_or(0).to_string();
+            let expected = "at most what the engine was built for (`EngineOptions::max_logprobs`)";
+            return Err(EngineError::Parameter { name: "logprobs", found, expected });
+        }
+        if request.logits.is_some() && !self.options.logits {
+            let expected = "an engine built with `EngineOptions::logits`";
+            return Err(EngineError::Parameter { name: "logits", found: "asked for".into(), expected });
+        }
+        if request.max_tokens == Some(0) && request.logits.is_none() {
+            let expected = "at least 1";
+            return Err(EngineError::Parameter { name: "max_tokens", found: "0".into(), expected });
+        }
+        let most = match request.logits {
+            Some(_) => 0,
+            None => request.max_tokens.unwrap_or(usize::MAX).min(self.ctx - n),
+        };
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        let seed = request.sampling.seed.unwrap_or_else(|| random_seed(id));
+        let decoder = self.tokenizer.as_ref().map(|t| StreamDecoder::new(t, true));
+        self.waiting.push_back(Sequence::new(id, request, seed, most, decoder));
+        Ok(id)
+    }
+
+    /// Ends a request: at once if it waits, else before its next step. Its last event comes all the same.
+    pub fn cancel(&mut self, id: RequestId) {
+        if let Some(at) = self.waiting.iter().position(|s| s.id == id) {
+            if let Some(mut sequence) = self.waiting.remove(at) {
+                sequence.finished = Some(FinishReason::Cancelled);
+                self.events.extend(sequence.done());
+            }
+        } else if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) {
+            sequence.finished.get_or_insert(FinishReason::Cancelled);
+        }
+    }
+
+    /// Whether nothing waits, runs or is on its way back.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+            && self.running.is_empty()
+            && self.recording.is_none()
+            && self.in_flight.is_empty()
+    }
+
+    /// Records work for about `budget` of the device's time, at least one layer, and returns it for
+    /// submission, in order. Empty when two slices are in flight already or there is nothing to do. Never waits.
+    ///
+    /// Everything returned must be submitted: later recordings build on it.
+    ///
+    /// # Errors
+    /// [`EngineError::Gpu`].
+    pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
+        self.collect()?;
+        let mut left_ms = budget.as_secs_f64() * 1e3;
+        let mut buffers = Vec::new();
+        let most = if self.options.run_ahead { MOST_IN_FLIGHT } else { 1 };
+        while self.in_flight.len() < most && self.ring.has_room() && (buffers.is_empty() || left_ms > 0.0) {
+            let recording = match self.recording.take() {
+                Some(recording) => recording,
+                None if self.rec.params_are_low() && !self.in_flight.is_empty() => break,
+                None => {
+                    if self.rec.params_are_low() {
+                        self.rec.reset_params();
+                    }
+                    match self.plan() {
+                        Some(plan) => Recording { plan, layer: 0 },
+                        None => break,
+                    }
+                }
+            };
+            left_ms -= self.record(recording, left_ms);
+            buffers.extend(self.rec.finish()?);
+        }
+        Ok(buffers)
+    }
+
+    /// What happened since the last call. Never waits.
+    ///
+    /// # Errors
+    /// [`EngineError::Gpu`] if the device is lost.
+    pub fn events(&mut self) -> Result<Vec<Event>, EngineError> {
+        self.collect()?;
+        Ok(std::mem::take(&mut self.events))
+    }
+
+    /// Submits the next slices to our own queue, and waits for the oldest in flight if there was nothing to
+    /// submit. Returns the events; the engine is idle once [`Engine::is_idle`] says so.
+    ///
+    /// # Errors
+    /// [`EngineError::Gpu`].
+    ///
+    /// # Panics
+    /// On an adopted device, whose host submits.
+    pub fn pump(&mut self) -> Result<Vec<Event>, EngineError> {
+        let buffers = self.advance(SLICE)?;
+        if buffers.is_empty() {
+            if let Some(submission) = self.in_flight.front().and_then(|s| s.submission.clone()) {
+                self.gpu.wait_for(submission)?;
+            }
+        } else {
+            let submission = self.gpu.submit(buffers);
+            for slice in &mut self.in_flight {
+                slice.submission.get_or_insert_with(|| submission.clone());
+            }
+        }
+        self.events()
+    }
+
+    /// Runs until nothing is left to do.
+    ///
+    /// # Errors
+    /// [`EngineError::Gpu`].
+    ///
+    /// # Panics
+    /// On an adopted device.
+    pub fn run(&mut self, mut on_event: impl FnMut(Event)) -> Result<(), EngineError> {
+        while !self.is_idle() {
+            self.pump()?.into_iter().for_each(&mut on_event);
+        }
+        self.events()?.into_iter().for_each(&mut on_event);
+        Ok(())
+    }
+
+    /// Decides what the next step computes, and admits sequences that find room.
+    fn plan(&mut self) -> Option<Plan> {
+        let mut plan = Plan::default();
+        let caps = self.gpu.caps();
+        let block_rows = self.shape.attention.iter().map(|a| a.block_rows(caps)).min().unwrap_or(1);
+        self.running.sort_by_key(|s| s.slot);
+        for s in self.running.iter_mut().filter(|s| s.decodes()) {
+            let row = plan.rows.len() as u32;
+            let pos = s.n_recorded;
+            plan.rows.push([s.slot as u32, pos as u32]);
+            plan.blocks.push([row, 1]);
+            plan.sampled.push(row);
+            plan.draws.push(s.id);
+            plan.longest = plan.longest.max(pos + 1);
+            s.n_recorded += 1;
+            s.n_drawn += 1;
+            s.n_in_flight += 1;
+        }
+        plan.n.n_decode = plan.rows.len();
+        // Prompts: those that began first go on first.
+        let mut order: Vec<usize> = (0..self.running.len()).collect();
+        order.sort_by_key(|i| self.running[*i].id);
+        for i in order {
+            self.plan_prompt(&mut plan, i, block_rows);
+        }
+        while plan.rows.len() < self.options.max_rows && self.admit(&mut plan) {
+            self.plan_prompt(&mut plan, self.running.len() - 1, block_rows);
+        }
+        if plan.rows.is_empty() {
+            return None;
+        }
+        plan.n.n_prompt = plan.rows.len() - plan.n.n_decode;
+        let drawing = |id: &RequestId| self.running.iter().find(|s| s.id == *id);
+        for s in plan.draws.iter().filter_map(drawing) {
+            plan.penalizes |= s.request.sampling.penalizes();
+            plan.logprobs = plan.logprobs.max(s.request.logprobs);
+        }
+        Some(plan)
+    }
+
+    /// Adds rows of the prompt of running sequence `i`.
+    fn plan_prompt(&mut self, plan: &mut Plan, i: usize, block_rows: usize) {
+        let s = &mut self.running[i];
+        let mut n = s.n_prompt_left().min(self.options.max_rows - plan.rows.len());
+        let free = self.options.max_seqs - plan.sampled.len();
+        if s.request.logits == Some(Logits::All) {
+            n = n.min(free);
+        } else if free == 0 {
+            n = n.min(s.n_prompt_left() - 1);
+        }
+        if n == 0 {
+            return;
+        }
+        let first_row = plan.rows.len();
+        for pos in s.n_recorded..s.n_recorded + n {
+            if s.wants_logits(pos) {
+                plan.sampled.push(plan.rows.len() as u32);
+                plan.logits.push((s.id, pos));
+            }
+            plan.rows.push([s.slot as u32, pos as u32]);
+        }
+        for at in (0..n).step_by(block_rows) {
+            plan.blocks.push([(first_row + at) as u32, block_rows.min(n - at) as u32]);
+        }
+        s.n_recorded += n;
+        s.n_in_flight += 1;
+        if s.n_prompt_left() == 0 && s.request.logits.is_none() {
+            // Rows that draw come before rows that only want logits.
+            plan.sampled.insert(plan.draws.len(), plan.rows.len() as u32 - 1);
+            plan.draws.push(s.id);
+            s.n_drawn += 1;
+        }
+        if self.options.prefix_cache {
+            self.forward.pages.publish(&s.pages, &s.tokens[..s.n_recorded.min(s.tokens.len())]);
+        }
+    }
+
+    /// Gives the next waiting sequence a slot and pages, if there are any.
+    fn admit(&mut self, plan: &mut Plan) -> bool {
+        let (Some(next), Some(slot)) = (self.waiting.front(), self.free_slots.last().copied()) else {
+            return false;
+        };
+        // The last token that is drawn is never computed, so it needs no place in the cache.
+        let n_positions = next.n_prompt() + next.most.saturating_sub(1);
+        let shares = self.options.prefix_cache && next.request.logits != Some(Logits::All);
+        let prefix = if shares { &next.request.prompt[..] } else { &[] };
+        let Some((pages, n_cached)) = self.forward.pages.take(prefix, n_positions.div_ceil(PAGE_SIZE)) else {
+            return false;
+        };
+        let Some(mut s) = self.waiting.pop_front() else { return false };
+        self.free_slots.pop();
+        s.admit(slot, pages, n_cached);
+        // Nothing in flight touches the slot, so its rows of the tables are written directly.
+        let (gpu, tables) = (&self.gpu, &self.forward.slots);
+        tables.tokens.write(gpu, slot, bytemuck::cast_slice(&s.request.prompt));
+        tables.pages.write(gpu, slot, bytemuck::cast_slice(&s.pages));
+        let record = s.request.sampling.record(s.seed);
+        tables.sampling.write(gpu, slot, bytemuck::bytes_of(&record));
+        let bias: Vec<[u32; 2]> =
+            s.request.sampling.logit_bias.iter().map(|(token, b)| [*token, b.to_bits()]).collect();
+        tables.bias.write(gpu, slot, bytemuck::cast_slice(&bias));
+        if s.request.sampling.counts() {
+            plan.count.push((slot, s.n_prompt()));
+        }
+        self.running.push(s);
+        true
+    }
+
+    /// Records layers of a step worth up to `budget_ms`; returns what they are expected to take.
+    fn record(&mut self, mut recording: Recording, budget_ms: f64) -> f64 {
+        let n_layers = self.shape.n_layers();
+        let (kind, layer_ms) = match recording.plan.n.n_prompt {
+            0 => (Kind::Decode, self.decode_ms),
+            n => (Kind::Prompt(n), self.prompt_ms * n as f64),
+        };
+        let (rec, forward) = (&mut self.rec, &mut self.forward);
+        let first = recording.layer;
+        if first == 0 {
+            forward.plans.upload(&self.gpu, rec, &recording.plan);
+            forward.model.embed(rec, &forward.batch(&recording.plan));
+        }
+        let room = (budget_ms / layer_ms).max(1.0) as usize;
+        let last = (first + room).min(n_layers);
+        for i in first..last {
+            forward.model.layer(i, rec, &forward.batch(&recording.plan));
+        }
+        let ends = last == n_layers;
+        let mut sources = if ends { forward.draw(rec, &recording.plan) } else { Vec::new() };
+        if sources.is_empty() {
+            sources.push((&forward.results.chosen, 0, 4)); // of no use but to tell that the slice is done
+        }
+        if let Some(readback) = rec.read(&mut self.ring, &sources) {
+            self.in_flight.push_back(Slice {
+                readback,
+                step: ends.then(|| recording.plan.clone()),
+                n_layers: last - first,
+                kind,
+                recorded: Instant::now(),
+                submission: None,
+            });
+        }
+        if !ends {
+            recording.layer = last;
+            self.recording = Some(recording);
+        }
+        layer_ms * (last - first) as f64
+    }
+
+    /// Takes in finished slices.
+    fn collect(&mut self) -> Result<(), EngineError> {
+        self.gpu.poll()?;
+        while let Some(slice) = self.in_flight.front() {
+            if !self.ring.is_ready(slice.readback) {
+                break;
+            }
+            let Some(slice) = self.in_flight.pop_front() else { break };
+            let bytes = self
+                .ring
+                .take(slice.readback)
+                .ok_or(GpuError::Lost { message: "results could not be mapped".to_string() })?;
+            self.measure(&slice);
+            if let Some(plan) = slice.step {
+                self.arrived(&plan, &bytes);
+            }
+        }
+        self.retire();
+        Ok(())
+    }
+
+    /// Updates the moving average of a layer's time.
+    fn measure(&mut self, slice: &Slice) {
+        let now = Instant::now();
+        let took = now - slice.recorded.max(self.last_finish);
+        self.last_finish = now;
+        if slice.n_layers == 0 {
+            return;
+        }
+        let ms = took.as_secs_f64() * 1e3 / slice.n_layers as f64;
+        let (average, sample) = match slice.kind {
+            Kind::Decode => (&mut self.decode_ms, ms),
+            Kind::Prompt(n) => (&mut self.prompt_ms, ms / n as f64),
+        };
+        // The first guess is meant to be wrong: measured values replace it quickly.
+        *average += (sample - *average) * 0.5;
+    }
+
+    /// Hands a step's results to its sequences.
+    fn arrived(&mut self, plan: &Plan, bytes: &[u8]) {
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes[..bytes.len() / 4 * 4]);
+        let n_draws = plan.draws.len();
+        let width = self.forward.results.logprobs.as_ref().map_or(0, |l| l.top.n_cols());
+        let has_logprobs = plan.logprobs.is_some() && width > 0;
+        let logits_at = n_draws * if has_logprobs { 1 + 2 * width } else { 1 };
+        let vocab = self.shape.vocab_size;
+        for s in self.running.iter_mut().filter(|s| plan.rows.iter().any(|row| row[0] as usize == s.slot)) {
+            s.n_in_flight -= 1;
+        }
+        for (i, id) in plan.draws.iter().enumerate() {
+            let Some(s) = self.running.iter_mut().find(|s| s.id == *id) else { continue };
+            let token = words[i];
+            if token == NOT_A_TOKEN {
+                if s.finished.is_none() {
+                    let position = s.tokens.len() - 1;
+                    s.fail(EngineError::NotFinite { position }, &mut self.events);
+                }
+                continue;
+            }
+            let logprobs = s.request.logprobs.filter(|_| has_logprobs).map(|k| {
+                let pairs = |table: usize| {
+                    let row = &words[n_draws + (table * n_draws + i) * width..][..2 * (1 + k)];
+                    let pair = |p: &[u32]| TokenLogprob { token: p[0], logprob: f32::from_bits(p[1]) };
+                    row.chunks(2).map(pair).collect::<Vec<_>>()
+                };
+                let (top, sampled_top) = (pairs(0), pairs(1));
+                Logprobs {
+                    chosen: top[0],
+                    top: top[1..].to_vec(),
+                    sampled: sampled_top[0],
+                    sampled_top: sampled_top[1..].to_vec(),
+                }
+            });
+            let ends = s.request.stop_tokens.as_ref().unwrap_or(&self.end_tokens).contains(&token);
+            s.arrived(token, ends, logprobs, &mut self.events);
+        }
+        let stride = vocab.next_multiple_of(ROW_ALIGN);
+        for (i, (id, position)) in plan.logits.iter().enumerate() {
+            let Some(s) = self.running.iter_mut().find(|s| s.id == *id) else { continue };
+            let values =
+                words[logits_at + i * stride..][..vocab].iter().map(|w| f32::from_bits(*w)).collect();
+            self.events.push(Event::Logits { id: *id, position: *position, values });
+            if position + 1 == s.n_prompt() {
+                s.finished = Some(FinishReason::Length);
+            }
+        }
+    }
+
+    /// Sends off sequences that are finished and have nothing in flight, and frees their room.
+    fn retire(&mut self) {
+        let mut i = 0;
+        while i < self.running.len() {
+            if self.running[i].finished.is_none() || self.running[i].n_in_flight > 0 {
+                i += 1;
+                continue;
+            }
+            let mut s = self.running.swap_remove(i);
+            if self.options.prefix_cache && !s.failed {
+                // Steps drawn ahead of a late stop wrote beyond the last token that counts; what is published
+                // ends before it.
+                let n = s.n_recorded.min(s.tokens.len());
+                self.forward.pages.publish(&s.pages, &s.tokens[..n]);
+            }
+            self.forward.pages.release(&s.pages);
+            self.free_slots.push(s.slot);
+            self.events.extend(s.done());
+        }
+    }
+}
+
+/// A seed that differs from request to request and from run to run.
+fn random_seed(id: RequestId) -> u64 {
+    // The standard library keys its hash maps from the system's randomness.
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u64(id.0);
+    hasher.finish()
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("name", &self.name).field("ctx", &self.ctx).finish()
+    }
+}

@@ -1,0 +1,165 @@
+//! The KV cache: a pool of pages per layer, counted references, prefixes found again.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, GpuError, Tensor};
+use crate::models::{KvLayer, ModelShape};
+
+/// Positions a page. A prefix is shared in whole pages, so small pages share more; 16 are still 4 KiB of
+/// keys in f16 for 8 heads of 16, enough for full cache lines.
+pub const PAGE_SIZE: usize = 16;
+
+/// Pages of keys and values in device memory, and who uses them.
+pub struct KvPages {
+    layers: Vec<KvLayer>,
+    free: Vec<u32>,
+    pages: Vec<Page>,
+    /// Full pages by what they hold: the node before and the tokens of the page.
+    known: HashMap<(Node, [u32; PAGE_SIZE]), u32>,
+    /// Known pages that no sequence uses, least recently used first.
+    idle: BTreeMap<u64, u32>,
+    clock: u64,
+}
+
+/// A page's content, all tokens before it included: a number that is never given twice.
+type Node = u64;
+
+/// The content before the first page.
+const ROOT: Node = 0;
+
+#[derive(Clone, Default)]
+struct Page {
+    n_users: u32,
+    known_as: Option<(Node, [u32; PAGE_SIZE])>,
+    node: Node,
+    idle_since: u64,
+}
+
+impl KvPages {
+    /// Allocates `n_pages` pages in each layer.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    pub fn new(gpu: &Gpu, shape: &ModelShape, n_pages: usize, dtype: Dtype) -> Result<Self, GpuError> {
+        let layers = shape.attention.iter().enumerate().map(|(i, a)| {
+            let width = a.n_kv_heads * PAGE_SIZE * a.head_dim;
+            let tensor =
+                |name: &str| Tensor::zeros(gpu, &format!("{name} cache {i}"), [n_pages, width], dtype);
+            Ok(KvLayer { k: tensor("key")?, v: tensor("value")? })
+        });
+        Ok(KvPages {
+            layers: layers.collect::<Result<_, GpuError>>()?,
+            free: (0..n_pages as u32).rev().collect(),
+            pages: vec![Page::default(); n_pages],
+            known: HashMap::new(),
+            idle: BTreeMap::new(),
+            clock: ROOT,
+        })
+    }
+
+    /// Bytes that one page takes in all layers.
+    pub fn page_bytes(shape: &ModelShape, dtype: Dtype) -> usize {
+        let per_layer = |a: &crate::ops::Attention| 2 * dtype.bytes(a.n_kv_heads * PAGE_SIZE * a.head_dim);
+        shape.attention.iter().map(per_layer).sum()
+    }
+
+    /// The tensors of each layer.
+    pub fn layers(&self) -> &[KvLayer] {
+        &self.layers
+    }
+
+    /// Pages in all.
+    pub fn n_pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Takes `n_pages` pages for a sequence that starts with `prompt`: first those that hold its longest
+    /// known prefix (leaving at least one token to compute), then free ones. Returns the pages and how many
+    /// tokens they hold already; `None`, and nothing taken, if there are too few.
+    pub fn take(&mut self, prompt: &[u32], n_pages: usize) -> Option<(Vec<u32>, usize)> {
+        let mut pages = Vec::with_capacity(n_pages);
+        let mut node = ROOT;
+        for tokens in prompt[..prompt.len().saturating_sub(1)].as_chunks::<PAGE_SIZE>().0 {
+            match self.known.get(&(node, *tokens)) {
+                Some(page) if pages.len() < n_pages => {
+                    node = self.pages[*page as usize].node;
+                    pages.push(*page);
+                }
+                _ => break,
+            }
+        }
+        let n_known = pages.len();
+        let idle_among_known = pages.iter().filter(|p| self.pages[**p as usize].n_users == 0).count();
+        if n_pages - n_known > self.free.len() + self.idle.len() - idle_among_known {
+            return None;
+        }
+        for page in &pages {
+            self.use_again(*page);
+        }
+        while pages.len() < n_pages {
+            let page = self.free.pop().or_else(|| self.evict())?;
+            self.pages[page as usize].n_users = 1;
+            pages.push(page);
+        }
+        Some((pages, n_known * PAGE_SIZE))
+    }
+
+    fn use_again(&mut self, page: u32) {
+        let state = &mut self.pages[page as usize];
+        if state.n_users == 0 {
+            self.idle.remove(&state.idle_since);
+        }
+        state.n_users += 1;
+    }
+
+    /// Forgets the least recently used page that nobody uses.
+    fn evict(&mut self) -> Option<u32> {
+        let (_, page) = self.idle.pop_first()?;
+        if let Some(key) = self.pages[page as usize].known_as.take() {
+            self.known.remove(&key);
+        }
+        Some(page)
+    }
+
+    /// Makes the full pages of a sequence known, so that others share them: `tokens` are those whose keys
+    /// and values are written once everything recorded so far is done.
+    pub fn publish(&mut self, pages: &[u32], tokens: &[u32]) {
+        let mut node = ROOT;
+        for (page, tokens) in pages.iter().zip(tokens.as_chunks::<PAGE_SIZE>().0) {
+            let key = (node, *tokens);
+            // Another sequence may have published the same content; its page stays the known one.
+            let same = *self.known.entry(key).or_insert(*page);
+            if same == *page && self.pages[*page as usize].known_as.is_none() {
+                self.clock += 1;
+                let state = &mut self.pages[*page as usize];
+                state.known_as = Some(key);
+                state.node = self.clock;
+            }
+            node = self.pages[same as usize].node;
+        }
+    }
+
+    /// Gives a sequence's pages back. Known ones stay until their room is needed, later pages going first.
+    pub fn release(&mut self, pages: &[u32]) {
+        for page in pages.iter().rev() {
+            let state = &mut self.pages[*page as usize];
+            state.n_users -= 1;
+            if state.n_users > 0 {
+                continue;
+            }
+            if state.known_as.is_some() {
+                self.clock += 1;
+                state.idle_since = self.clock;
+                self.idle.insert(self.clock, *page);
+            } else {
+                self.free.push(*page);
+            }
+        }
+    }
+
+    /// Pages that are free or could be freed at once.
+    pub fn n_available(&self) -> usize {
+        self.free.len() + self.idle.len()
+    }
+}

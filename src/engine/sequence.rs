@@ -1,0 +1,187 @@
+//! One request on its way through the engine.
+
+use std::time::Instant;
+
+use super::events::{Event, FinishReason, Logprobs, Request, RequestId, Timings, Usage};
+use super::{EngineError, Logits};
+use crate::text::StreamDecoder;
+
+/// A request, its place on the device, and what came back so far.
+pub(super) struct Sequence {
+    pub id: RequestId,
+    pub request: Request,
+    pub seed: u64,
+    /// Prompt, then what was generated and has arrived.
+    pub tokens: Vec<u32>,
+    /// Row of the device's tables; known once admitted.
+    pub slot: usize,
+    pub pages: Vec<u32>,
+    /// Tokens of the prompt found in the cache.
+    pub n_cached: usize,
+    /// Positions whose keys and values are recorded.
+    pub n_recorded: usize,
+    /// Draws recorded.
+    pub n_drawn: usize,
+    /// Most draws: `max_tokens`, or what the context holds.
+    pub most: usize,
+    /// Steps recorded and not arrived yet.
+    pub n_in_flight: usize,
+    /// Set once no more steps are recorded.
+    pub finished: Option<FinishReason>,
+    pub failed: bool,
+    decoder: Option<StreamDecoder>,
+    /// Text that may be the beginning of a stop text.
+    held: String,
+    submitted: Instant,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    gaps_ms: Vec<f64>,
+}
+
+impl Sequence {
+    pub fn new(
+        id: RequestId,
+        request: Request,
+        seed: u64,
+        most: usize,
+        decoder: Option<StreamDecoder>,
+    ) -> Self {
+        Sequence {
+            id,
+            seed,
+            tokens: request.prompt.clone(),
+            slot: 0,
+            pages: Vec::new(),
+            n_cached: 0,
+            n_recorded: 0,
+            n_drawn: 0,
+            most,
+            n_in_flight: 0,
+            finished: None,
+            failed: false,
+            decoder,
+            held: String::new(),
+            submitted: Instant::now(),
+            admitted: None,
+            first_token: None,
+            last_token: None,
+            gaps_ms: Vec::new(),
+            request,
+        }
+    }
+
+    pub fn admit(&mut self, slot: usize, pages: Vec<u32>, n_cached: usize) {
+        (self.slot, self.pages) = (slot, pages);
+        // All logits need all rows computed: what is cached has none.
+        (self.n_cached, self.n_recorded) = (n_cached, n_cached);
+        self.admitted = Some(Instant::now());
+    }
+
+    pub fn n_prompt(&self) -> usize {
+        self.request.prompt.len()
+    }
+
+    /// Prompt rows that are still to be recorded.
+    pub fn n_prompt_left(&self) -> usize {
+        if self.finished.is_some() { 0 } else { self.n_prompt().saturating_sub(self.n_recorded) }
+    }
+
+    /// Whether the next step has a decoding row for it.
+    pub fn decodes(&self) -> bool {
+        self.finished.is_none() && self.n_prompt_left() == 0 && self.n_drawn > 0 && self.n_drawn < self.most
+    }
+
+    /// Takes in a token that arrived; `ends` says whether it is an end token.
+    pub fn arrived(&mut self, token: u32, ends: bool, logprobs: Option<Logprobs>, events: &mut Vec<Event>) {
+        if self.finished.is_some() {
+            return; // drawn ahead of a stop that was found late
+        }
+        let now = Instant::now();
+        match self.last_token {
+            Some(last) => self.gaps_ms.push((now - last).as_secs_f64() * 1e3),
+            None => self.first_token = Some(now),
+        }
+        self.last_token = Some(now);
+        self.tokens.push(token);
+        if ends {
+            self.finished = Some(FinishReason::Stop);
+            return;
+        }
+        let piece = match self.decoder.as_mut().map(|d| d.push(token)) {
+            Some(Ok(piece)) => piece,
+            Some(Err(error)) => {
+                self.fail(EngineError::Text(error), events);
+                return;
+            }
+            None => String::new(),
+        };
+        let text = self.release(&piece);
+        events.push(Event::Token { id: self.id, token, text, logprobs });
+        if self.finished.is_none() && self.tokens.len() - self.n_prompt() >= self.most {
+            self.finished = Some(FinishReason::Length);
+        }
+    }
+
+    /// Adds `piece` to the held text and returns what cannot belong to a stop text; finishes at a stop text.
+    fn release(&mut self, piece: &str) -> String {
+        self.held.push_str(piece);
+        let stops = || self.request.stop.iter().filter(|s| !s.is_empty());
+        if let Some(at) = stops().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.finished = Some(FinishReason::Stop);
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        let is_open = |at: &usize| stops().any(|stop| stop.starts_with(&self.held[*at..]));
+        let keep = self.held.char_indices().map(|(at, _)| at).find(is_open).unwrap_or(self.held.len());
+        let kept = self.held.split_off(keep);
+        std::mem::replace(&mut self.held, kept)
+    }
+
+    pub fn fail(&mut self, error: EngineError, events: &mut Vec<Event>) {
+        self.finished = Some(FinishReason::Stop);
+        self.failed = true;
+        events.push(Event::Failed { id: self.id, error });
+    }
+
+    /// The last event, once nothing is in flight.
+    pub fn done(&mut self) -> Option<Event> {
+        let finish_reason = self.finished?;
+        if self.failed {
+            return None;
+        }
+        let stopped = finish_reason == FinishReason::Stop;
+        let rest = self.decoder.as_mut().and_then(|d| d.finish().ok()).unwrap_or_default();
+        // After a stop text nothing follows; at any other end what was held back does.
+        let mut text = std::mem::take(&mut self.held);
+        let at_end_token = stopped && !self.request.stop.iter().any(|s| !s.is_empty());
+        if !stopped || at_end_token {
+            text.push_str(&rest);
+        }
+        let n_generated = self.tokens.len() - self.n_prompt();
+        let usage = Usage {
+            prompt_tokens: self.n_prompt(),
+            completion_tokens: n_generated,
+            total_tokens: self.tokens.len(),
+            cached_tokens: self.n_cached,
+        };
+        let since = |t: Option<Instant>| t.map_or(self.submitted.elapsed(), |t| t - self.submitted);
+        let timings = Timings::new(
+            since(self.admitted),
+            since(self.first_token),
+            &self.gaps_ms,
+            self.n_prompt() - self.n_cached,
+            self.submitted.elapsed(),
+        );
+        Some(Event::Done { id: self.id, text, finish_reason, usage, timings })
+    }
+
+    /// Whether logits are wanted of row `pos`.
+    pub fn wants_logits(&self, pos: usize) -> bool {
+        match self.request.logits {
+            Some(Logits::All) => true,
+            Some(Logits::Last) => pos + 1 == self.n_prompt(),
+            None => false,
+        }
+    }
+}
