@@ -1,5 +1,5 @@
 // top_k: the element of x that was chosen and the K largest, with their columns, largest first; among equals
-// the smaller column first.
+// the smaller column first. Minus infinity counts, and is written, as the lowest finite number.
 // y[r, 0] = (chosen[r], x[r, chosen[r]]), y[r, 1 + i] = the i-th largest.
 // One workgroup: one row.
 override WG: u32 = 64u;
@@ -16,6 +16,8 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<f32>;          // [n_rows, n_cols]
 @group(0) @binding(2) var<storage, read> chosen: array<u32>;     // [n_rows]
 @group(0) @binding(3) var<storage, read_write> y: array<vec2u>;  // [n_rows, 1 + k] (column, bits of the value)
+
+const LOWEST: f32 = -3.4028234e38;
 
 @compute @workgroup_size(WG)
 fn top_k(
@@ -35,10 +37,11 @@ fn top_k(
     var last_value = 3.4028234e38;
     var last_index = 0u;
     for (var i = 0u; i < params.k; i++) {
-        var value = -3.4028234e38;
+        var value = LOWEST;
         var index = 0xffffffffu;
         for (var c = lane; c < params.n_cols; c += WG) {
-            let z = x[r * params.x_stride + c];
+            // Else a lane that has nothing left would beat one that has a forbidden token.
+            let z = max(x[r * params.x_stride + c], LOWEST);
             let after = z < last_value || (z == last_value && (i == 0u || c > last_index));
             if after && (z > value || index == 0xffffffffu) {
                 value = z;

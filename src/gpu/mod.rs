@@ -406,6 +406,11 @@ impl Gpu {
         let pending = ring.record(&mut encoder, &[(tensor.buffer(), 0, size)]);
         self.submit([encoder.finish()]);
         self.wait()?;
+        // If another thread polled at the same time, the callback that marks the slot may be running there.
+        while pending.is_some_and(|p| !ring.is_ready(p)) {
+            std::thread::yield_now();
+            self.poll()?;
+        }
         let bytes = pending.and_then(|p| ring.take(p)).ok_or_else(|| GpuError::Device {
             message: format!("`{}` could not be mapped", tensor.label()),
         })?;

@@ -1,0 +1,870 @@
+//! Every kernel against its f64 reference, on random shapes that are never only square or multiples of a
+//! tile, with subgroups and without.
+
+mod common;
+mod reference;
+
+use common::*;
+use reference as exact;
+use wginfer::dtype::Dtype;
+use wginfer::gpu::{Gpu, GpuOptions, Recorder, Tensor};
+use wginfer::ops::{self, Act, AttentionPlan, Lookup, Rows};
+
+const WEIGHTS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
+
+/// A device whose bindings span 4 KiB, so that all but the smallest tables come in several ranges.
+fn narrow() -> Option<Gpu> {
+    open(&GpuOptions { max_binding_bytes: Some(4096), ..GpuOptions::default() })
+}
+
+#[test]
+fn embed() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(1);
+        for (i, shape) in
+            [[1, 7, 1], [5, 11, 8], [13, 3, 67], [3, 19, 129], [65_537, 5, 3]].iter().enumerate()
+        {
+            for (j, dtype) in WEIGHTS.into_iter().enumerate() {
+                let lookup = if (i + j) % 2 == 0 { Lookup::Token } else { Lookup::AddPosition };
+                check_embed(&gpu, &mut rng, *shape, dtype, lookup);
+            }
+        }
+    }
+    if let Some(gpu) = narrow() {
+        let mut rng = Rng::new(2);
+        for lookup in [Lookup::Token, Lookup::AddPosition] {
+            for dtype in WEIGHTS {
+                check_embed(&gpu, &mut rng, [37, 307, 23], dtype, lookup);
+            }
+        }
+    }
+}
+
+fn check_embed(
+    gpu: &Gpu,
+    rng: &mut Rng,
+    [n_rows, n_table, hidden]: [usize; 3],
+    dtype: Dtype,
+    lookup: Lookup,
+) {
+    let what = format!("embed {n_rows}×{n_table}×{hidden} {dtype} {lookup:?}");
+    let (n_seqs, ctx, scale) = (2, n_table + 2, 1.5);
+    let (table, values) = upload(gpu, dtype, [n_table, hidden], &rng.normals(n_table * hidden, 1.0));
+    let values = rows_f64(&values, hidden);
+    // One in eight ids is not in the table.
+    let mut id =
+        |_| if rng.below(8) == 0 { u32::MAX - rng.below(9) as u32 } else { rng.below(n_table) as u32 };
+    let ids: Vec<u32> = (0..n_seqs * ctx).map(&mut id).collect();
+    let places: Vec<[u32; 2]> =
+        (0..n_rows).map(|_| [rng.below(n_seqs) as u32, rng.below(ctx) as u32]).collect();
+    let before = rng.normals(n_rows * hidden, 1.0);
+
+    let rows = tensor_u32(gpu, [n_rows, 2], places.as_flattened());
+    let tokens = tensor_u32(gpu, [n_seqs, ctx], &ids);
+    let x = tensor_f32(gpu, [n_rows, hidden], &before);
+    let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
+    run(gpu, |rec| ops::embed(rec, lookup, &rows, &tokens, &table, scale, &x, n));
+
+    let row = |(r, [seq, pos]): (usize, &[u32; 2])| match lookup {
+        Lookup::Token => exact::embed(&values, ids[*seq as usize * ctx + *pos as usize], f64::from(scale)),
+        Lookup::AddPosition => exact::embed(&values, *pos, f64::from(scale))
+            .into_iter()
+            .zip(&before[r * hidden..])
+            .map(|(p, x)| p + f64::from(*x))
+            .collect(),
+    };
+    let want: Vec<f64> = places.iter().enumerate().flat_map(row).collect();
+    if want.iter().any(|x| *x != 0.0) {
+        assert_close(&what, &read(gpu, &x), &want, Tolerance::f32(2, largest(&want)));
+    }
+    assert_padding_is_zero(gpu, &x);
+}
+
+/// A table larger than the 128 MiB that bindings may have where limits are WebGPU's, lavapipe's among them.
+#[test]
+fn embed_from_a_table_of_several_bindings() {
+    let Some(gpu) = gpu() else { return };
+    let (n_table, hidden) = (530_017, 64);
+    let value = |row: usize, col: usize| ((row * 31 + col * 7) % 1009) as f32 - 500.0;
+    let data: Vec<f32> = (0..n_table * hidden).map(|i| value(i / hidden, i % hidden)).collect();
+    let table = zeros(&gpu, [n_table, hidden], Dtype::F32);
+    table.write(&gpu, 0, bytemuck::cast_slice(&data));
+    if table.size_bytes() > gpu.caps().max_binding_bytes {
+        assert!(table.ranges().count() > 1);
+    }
+    let ids: Vec<u32> = [0, 1, 524_287, 524_288, 530_016, 530_017, 262_144].to_vec();
+    let places: Vec<u32> = (0..ids.len() as u32).flat_map(|pos| [0, pos]).collect();
+    let rows = tensor_u32(&gpu, [ids.len(), 2], &places);
+    let tokens = tensor_u32(&gpu, [1, ids.len()], &ids);
+    let x = filled(&gpu, [ids.len(), hidden], f32::NAN);
+    let n = Rows { n_decode: 0, n_prompt: ids.len() };
+    run(&gpu, |rec| ops::embed(rec, Lookup::Token, &rows, &tokens, &table, 1.0, &x, n));
+    let element = |id: u32, c| if (id as usize) < n_table { f64::from(value(id as usize, c)) } else { 0.0 };
+    let row = |&id: &u32| (0..hidden).map(|c| element(id, c)).collect::<Vec<f64>>();
+    let want: Vec<f64> = ids.iter().flat_map(row).collect();
+    assert_close("embed", &read(&gpu, &x), &want, Tolerance::f32(1, largest(&want)));
+}
+
+#[test]
+fn rms_norm() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(3);
+        let shapes = [[1, 1], [3, 7], [1, 8], [5, 64], [2, 65], [7, 130], [4, 1027], [65_539, 3]];
+        for (i, [n_rows, n_cols]) in shapes.into_iter().enumerate() {
+            for size in [1.0, 1e-3] {
+                // At 1e-3 the squares are as small as epsilon.
+                let (eps, offset, gather) = (1e-6, (i % 2) as f32, i % 3 == 1);
+                let n_x = n_rows + if gather { 4 } else { 0 };
+                let (xs, ws) = (rng.normals(n_x * n_cols, size), rng.normals(n_cols, 1.0));
+                let index: Vec<u32> =
+                    (0..n_rows).map(|r| if gather { rng.below(n_x) } else { r } as u32).collect();
+                let (x, w) = (tensor_f32(&gpu, [n_x, n_cols], &xs), tensor_f32(&gpu, [1, n_cols], &ws));
+                let list = tensor_u32(&gpu, [1, n_rows], &index);
+                let y = filled(&gpu, [n_rows, n_cols], f32::NAN);
+                let list = gather.then_some(&list);
+                run(&gpu, |rec| ops::rms_norm(rec, &x, &w, list, eps, offset, &y, n_rows));
+
+                let (xs, ws) = (rows_f64(&xs, n_cols), to_f64(&ws));
+                let row = |s: &u32| exact::rms_norm(&xs[*s as usize], &ws, eps.into(), offset.into());
+                let want: Vec<f64> = index.iter().flat_map(row).collect();
+                let what = format!("rms_norm {n_rows}×{n_cols} of size {size}");
+                assert_close(&what, &read(&gpu, &y), &want, Tolerance::f32(n_cols, largest(&want)));
+                assert_padding_is_zero(&gpu, &y);
+            }
+        }
+    }
+}
+
+#[test]
+fn layer_norm() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(4);
+        let shapes = [[1, 1], [3, 7], [1, 8], [5, 64], [2, 65], [7, 130], [4, 1027]];
+        for (i, [n_rows, n_cols]) in shapes.into_iter().enumerate() {
+            // Small values make epsilon matter, a large mean the second pass.
+            for (size, mean) in [(1.0, 0.0), (1e-3, 0.0), (1.0, 100.0)] {
+                let (eps, gather) = (1e-5, i % 3 == 1);
+                let n_x = n_rows + if gather { 4 } else { 0 };
+                let xs: Vec<f32> = rng.normals(n_x * n_cols, size).iter().map(|x| x + mean).collect();
+                let (ws, bs) = (rng.normals(n_cols, 1.0), rng.normals(n_cols, 1.0));
+                let index: Vec<u32> =
+                    (0..n_rows).map(|r| if gather { rng.below(n_x) } else { r } as u32).collect();
+                let x = tensor_f32(&gpu, [n_x, n_cols], &xs);
+                let (w, b) = (tensor_f32(&gpu, [1, n_cols], &ws), tensor_f32(&gpu, [1, n_cols], &bs));
+                let list = tensor_u32(&gpu, [1, n_rows], &index);
+                let y = filled(&gpu, [n_rows, n_cols], f32::NAN);
+                let list = gather.then_some(&list);
+                run(&gpu, |rec| ops::layer_norm(rec, &x, &w, &b, list, eps, &y, n_rows));
+
+                let (xs, ws, bs) = (rows_f64(&xs, n_cols), to_f64(&ws), to_f64(&bs));
+                let row = |s: &u32| exact::layer_norm(&xs[*s as usize], &ws, &bs, eps.into());
+                let want: Vec<f64> = index.iter().flat_map(row).collect();
+                // The mean is rounded before it is subtracted.
+                let scale = largest(&want) * (1.0 + f64::from(mean / size));
+                let what = format!("layer_norm {n_rows}×{n_cols} of size {size} around {mean}");
+                assert_close(&what, &read(&gpu, &y), &want, Tolerance::f32(n_cols, scale));
+                assert_padding_is_zero(&gpu, &y);
+            }
+        }
+    }
+}
+
+#[test]
+fn head_norm() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(5);
+        for [n_rows, n_heads, n_kv_heads, head_dim] in
+            [[1, 1, 1, 8], [3, 4, 2, 16], [5, 9, 3, 64], [2, 7, 1, 80], [13, 2, 1, 128]]
+        {
+            let (eps, offset) = (1e-6, (n_rows % 2) as f32);
+            let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
+            let xs = rng.normals(n_rows * n_cols, 2e-3);
+            let (qs, ks) = (rng.normals(head_dim, 1.0), rng.normals(head_dim, 1.0));
+            let x = tensor_f32(&gpu, [n_rows, n_cols], &xs);
+            let (q_w, k_w) = (tensor_f32(&gpu, [1, head_dim], &qs), tensor_f32(&gpu, [1, head_dim], &ks));
+            run(&gpu, |rec| {
+                ops::head_norm(rec, &q_w, &k_w, n_heads, n_kv_heads, eps, offset, &x, n_rows);
+            });
+            let (qs, ks, heads) = (to_f64(&qs), to_f64(&ks), [n_heads, n_kv_heads]);
+            let row = |x: &Vec<f64>| exact::head_norm(x, &qs, &ks, heads, f64::from(eps), f64::from(offset));
+            let want: Vec<f64> = rows_f64(&xs, n_cols).iter().flat_map(row).collect();
+            let what = format!("head_norm {n_rows}×{n_heads}×{n_kv_heads}×{head_dim}");
+            let got = read(&gpu, &x);
+            assert_close(&what, &got, &want, Tolerance::f32(head_dim, largest(&want)));
+            let values = |row: &[f32]| row[(n_heads + n_kv_heads) * head_dim..].to_vec();
+            let (got, xs): (Vec<f32>, Vec<f32>) =
+                (got.chunks(n_cols).flat_map(values).collect(), xs.chunks(n_cols).flat_map(values).collect());
+            assert_same_bits(&what, &got, &xs);
+        }
+    }
+}
+
+/// Rows, inputs, outputs: each on both sides of 1, 8 and 64, all different.
+const PRODUCTS: [[usize; 3]; 12] = [
+    [1, 8, 5],
+    [2, 13, 3],
+    [3, 1, 7],
+    [3, 64, 9],
+    [5, 65, 17],
+    [8, 100, 4],
+    [9, 131, 63],
+    [13, 257, 66],
+    [17, 40, 129],
+    [64, 72, 65],
+    [65, 31, 64],
+    [70, 513, 130],
+];
+
+#[test]
+fn linear() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(6);
+        for (i, shape) in PRODUCTS.into_iter().enumerate() {
+            for (j, dtype) in WEIGHTS.into_iter().enumerate() {
+                check_linear(&gpu, &mut rng, shape, dtype, (i + j) % 2 == 0, (i + j) % 3 == 0);
+            }
+        }
+    }
+    // Many outputs: more than 65,535 workgroups of linear_few.
+    if let Some(gpu) = gpu() {
+        check_linear(&gpu, &mut Rng::new(7), [1, 3, 262_151], Dtype::F16, true, false);
+    }
+    // Weights in several ranges of rows.
+    if let Some(gpu) = narrow() {
+        let mut rng = Rng::new(8);
+        for dtype in WEIGHTS {
+            check_linear(&gpu, &mut rng, [5, 100, 131], dtype, true, true);
+            check_linear(&gpu, &mut rng, [1, 61, 330], dtype, true, false);
+        }
+    }
+}
+
+/// Every variant, and `ops::linear` with a batch of decoding and prompt rows.
+fn check_linear(
+    gpu: &Gpu,
+    rng: &mut Rng,
+    [n_rows, n_in, n_out]: [usize; 3],
+    dtype: Dtype,
+    bias: bool,
+    add: bool,
+) {
+    let xs = rng.normals(n_rows * n_in, 1.0);
+    let (w, ws) = upload(gpu, dtype, [n_out, n_in], &rng.normals(n_out * n_in, 0.5));
+    let bs = rng.normals(n_out, 1.0);
+    let before = rng.normals(n_rows * n_out, 1.0);
+
+    let (ws, exact_bs) = (rows_f64(&ws, n_in), to_f64(&bs));
+    let row = |x: &Vec<f64>| exact::linear(x, &ws, bias.then_some(&exact_bs));
+    let mut want: Vec<f64> = rows_f64(&xs, n_in).iter().flat_map(row).collect();
+    if add {
+        want.iter_mut().zip(&before).for_each(|(y, b)| *y += f64::from(*b));
+    }
+    let tolerance = Tolerance::f32(n_in + 2, largest(&want));
+
+    let x = tensor_f32(gpu, [n_rows, n_in], &xs);
+    let b = tensor_f32(gpu, [1, n_out], &bs);
+    let b = bias.then_some(&b);
+    let check = |name: &str, launch: &dyn Fn(&mut Recorder, &Tensor)| {
+        let y = tensor_f32(gpu, [n_rows, n_out], &before);
+        run(gpu, |rec| launch(rec, &y));
+        let what = format!("{name} {n_rows}×{n_in}×{n_out} {dtype} bias {bias} add {add}");
+        assert_close(&what, &read(gpu, &y), &want, tolerance);
+        assert_padding_is_zero(gpu, &y);
+    };
+    for variant in ops::linear_variants(gpu.caps(), dtype, n_rows) {
+        check(variant.name(), &|rec, y| variant.launch(rec, &x, &w, b, add, y, n_rows));
+    }
+    let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
+    check("linear", &|rec, y| ops::linear(rec, &x, &w, b, add, y, n));
+}
+
+const ACTS: [(Act, fn(f64) -> f64); 3] =
+    [(Act::Silu, exact::silu), (Act::GeluTanh, exact::gelu_tanh), (Act::Gelu, exact::gelu)];
+
+#[test]
+fn gate() {
+    let Some(gpu) = gpu() else { return };
+    let mut rng = Rng::new(9);
+    // The last one has more than 65,535 workgroups.
+    for [n_rows, n_cols] in [[1, 1], [3, 7], [5, 64], [2, 65], [13, 131], [65_537, 65]] {
+        for (act, exact_act) in ACTS {
+            let large = n_rows > 65_535;
+            if large && act != Act::Silu {
+                continue;
+            }
+            for gated in [true, false] {
+                if large && gated {
+                    continue;
+                }
+                let n_x = if gated { 2 * n_cols } else { n_cols };
+                let mut xs = rng.normals(n_rows * n_x, 2.0);
+                if xs.len() > 100 {
+                    // Where the exponential and the cube overflow.
+                    xs[..6].copy_from_slice(&[0.0, -0.0, 100.0, -100.0, -1e4, 90.0]);
+                }
+                let (x, y) = (tensor_f32(&gpu, [n_rows, n_x], &xs), filled(&gpu, [n_rows, n_cols], f32::NAN));
+                run(&gpu, |rec| ops::gate(rec, act, &x, &y, n_rows));
+                let want: Vec<f64> = if gated {
+                    rows_f64(&xs, n_x).iter().flat_map(|x| exact::gate(exact_act, x)).collect()
+                } else {
+                    xs.iter().map(|x| exact_act((*x).into())).collect()
+                };
+                let what = format!("gate {n_rows}×{n_cols} {act:?} gated {gated}");
+                // Outliers excepted, so that they do not loosen the rest.
+                let got = read(&gpu, &y);
+                let (near, far): (Vec<usize>, Vec<usize>) =
+                    (0..want.len()).partition(|&i| want[i].abs() < 50.0);
+                let pick =
+                    |at: &[usize]| -> (Vec<f32>, Vec<f64>) { at.iter().map(|&i| (got[i], want[i])).unzip() };
+                let (got_near, want_near) = pick(&near);
+                // Four roundings; the approximation of erf is good to one more unit of 1.
+                assert_close(&what, &got_near, &want_near, Tolerance::f32(5, largest(&want_near).max(4.0)));
+                for (g, w) in far.iter().map(|&i| (f64::from(got[i]), want[i])) {
+                    assert!((g - w).abs() <= 1e-5 * w.abs(), "{what}: {g} expected {w}");
+                }
+                assert_padding_is_zero(&gpu, &y);
+            }
+        }
+    }
+}
+
+/// A pool of pages in shuffled order and the block tables of some sequences.
+struct Pages {
+    page_size: usize,
+    per_seq: usize,
+    /// [n_seqs][per_seq]
+    table: Vec<Vec<u32>>,
+    n_pages: usize,
+}
+
+impl Pages {
+    fn new(rng: &mut Rng, n_seqs: usize, ctx: usize, page_size: usize) -> Pages {
+        let per_seq = ctx.div_ceil(page_size);
+        let n_pages = n_seqs * per_seq + 3;
+        let mut order: Vec<u32> = (0..n_pages as u32).collect();
+        rng.shuffle(&mut order);
+        let table = (0..n_seqs).map(|s| order[s * per_seq..][..per_seq].to_vec()).collect();
+        Pages { page_size, per_seq, table, n_pages }
+    }
+
+    fn upload(&self, gpu: &Gpu) -> Tensor {
+        tensor_u32(gpu, [self.table.len(), self.per_seq], &self.table.concat())
+    }
+
+    /// Where the cache [n_pages, n_kv_heads, page_size, head_dim] holds a head of a position.
+    fn at(&self, seq: usize, pos: usize, [n_kv_heads, kv_head, head_dim]: [usize; 3]) -> usize {
+        let page = self.table[seq][pos / self.page_size] as usize;
+        ((page * n_kv_heads + kv_head) * self.page_size + pos % self.page_size) * head_dim
+    }
+}
+
+/// A cache read back, in either type.
+fn read_cache(gpu: &Gpu, cache: &Tensor) -> Vec<f32> {
+    let words = gpu.read_words(cache).expect("it reads back");
+    let n = cache.n_rows() * cache.n_cols();
+    match cache.dtype() {
+        Dtype::F16 => {
+            let halves: &[half::f16] = bytemuck::cast_slice(&words);
+            halves[..n].iter().map(|h| h.to_f32()).collect()
+        }
+        _ => bytemuck::cast_slice(&words)[..n].to_vec(),
+    }
+}
+
+#[test]
+fn rope_append() {
+    let Some(gpu) = gpu() else { return };
+    let mut rng = Rng::new(10);
+    // Rows, query heads, key-value heads, head_dim, rotated, positions a page.
+    let shapes = [
+        [1, 1, 1, 8, 8, 16],
+        [3, 4, 2, 16, 6, 5],
+        [17, 3, 1, 64, 64, 16],
+        [5, 14, 2, 80, 32, 7],
+        [2, 9, 3, 128, 128, 16],
+        [4, 2, 1, 24, 0, 3],
+    ];
+    for [n_rows, n_heads, n_kv_heads, head_dim, n_rot, page_size] in shapes {
+        for (dtype, interleaved) in [(Dtype::F32, false), (Dtype::F16, true), (Dtype::F16, false)] {
+            let what =
+                format!("rope_append {n_rows}×{n_heads}×{n_kv_heads}×{head_dim} {dtype} {interleaved}");
+            let (n_seqs, ctx) = (3, 41);
+            let pages = Pages::new(&mut rng, n_seqs, ctx, page_size);
+            let mut places: Vec<(usize, usize)> = (0..n_seqs * ctx).map(|i| (i / ctx, i % ctx)).collect();
+            rng.shuffle(&mut places);
+            places.truncate(n_rows);
+            let flat: Vec<u32> = places.iter().flat_map(|&(s, p)| [s as u32, p as u32]).collect();
+            let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
+            let xs = rng.normals(n_rows * n_cols, 1.0);
+            let angle =
+                |pos: usize, i: usize| pos as f64 * 100f64.powf(-2.0 * i as f64 / n_rot.max(1) as f64);
+            let bits = |f: f64| (f as f32).to_bits();
+            let table: Vec<u32> = (0..ctx)
+                .flat_map(|pos| (0..n_rot / 2).map(move |i| (pos, i)))
+                .flat_map(|(pos, i)| [bits(angle(pos, i).cos()), bits(angle(pos, i).sin())])
+                .collect();
+            let rotary = (n_rot > 0).then(|| ops::Rotary {
+                cos_sin: tensor_u32(&gpu, [ctx, n_rot], &table),
+                n_rot,
+                interleaved,
+            });
+            let rows = tensor_u32(&gpu, [n_rows, 2], &flat);
+            let block_table = pages.upload(&gpu);
+            let x = tensor_f32(&gpu, [n_rows, n_cols], &xs);
+            let q = filled(&gpu, [n_rows, n_heads * head_dim], f32::NAN);
+            let cache_shape = [pages.n_pages, n_kv_heads * page_size * head_dim];
+            let untouched = vec![7.0; cache_shape[0] * cache_shape[1]];
+            let (k, _) = upload(&gpu, dtype, cache_shape, &untouched);
+            let (v, _) = upload(&gpu, dtype, cache_shape, &untouched);
+            let heads = [n_heads, n_kv_heads, head_dim];
+            run(&gpu, |rec| {
+                let r = rotary.as_ref();
+                ops::rope_append(rec, &rows, &block_table, &x, r, heads, page_size, &q, &k, &v, n_rows);
+            });
+
+            let mut want_q = Vec::new();
+            let mut want_k = to_f64(&untouched);
+            let mut want_v = want_k.clone();
+            for (x, &(seq, pos)) in rows_f64(&xs, n_cols).iter().zip(&places) {
+                let angles: Vec<f64> = (0..n_rot / 2).map(|i| angle(pos, i)).collect();
+                for (h, head) in x.chunks(head_dim).enumerate() {
+                    let turned = exact::rope(head, &angles, interleaved);
+                    let at = |kv_head| pages.at(seq, pos, [n_kv_heads, kv_head, head_dim]);
+                    if h < n_heads {
+                        want_q.extend(turned);
+                    } else if h < n_heads + n_kv_heads {
+                        want_k[at(h - n_heads)..][..head_dim].copy_from_slice(&turned);
+                    } else {
+                        want_v[at(h - n_heads - n_kv_heads)..][..head_dim].copy_from_slice(head);
+                    }
+                }
+            }
+            assert_close(&what, &read(&gpu, &q), &want_q, Tolerance::f32(3, largest(&want_q)));
+            let eps = if dtype == Dtype::F16 { half::f16::EPSILON.to_f32() } else { f32::EPSILON };
+            let tolerance = Tolerance { eps, n_terms: 3, scale: 6.0 };
+            assert_close(&what, &read_cache(&gpu, &k), &want_k, tolerance);
+            assert_close(&what, &read_cache(&gpu, &v), &want_v, tolerance);
+        }
+    }
+}
+
+/// One batch for attention: each sequence is either decoding, at a position, or has a chunk of its prompt.
+#[derive(Clone, Debug)]
+struct Batch {
+    shape: ops::Attention,
+    page_size: usize,
+    dtype: Dtype,
+    /// Position of each decoding row; a sequence of its own.
+    decode: Vec<usize>,
+    /// First position and rows of each chunk; a sequence of its own.
+    prompt: Vec<(usize, usize)>,
+    max_seq_len: usize,
+}
+
+/// Queries, keys and values, which depend on (sequence, position) alone: so batches can be compared.
+struct Contents {
+    seed: u64,
+    size: f32,
+}
+
+impl Contents {
+    fn row(&self, kind: u64, seq: u64, pos: usize, n: usize) -> Vec<f32> {
+        Rng::new(self.seed ^ (kind << 60) ^ (seq << 32) ^ pos as u64).normals(n, self.size)
+    }
+}
+
+/// Runs a batch: `names` are the sequences' names in `Contents`, decoding ones first. Returns what it should
+/// give and what it gave, [rows, n_heads·head_dim].
+fn attend(gpu: &Gpu, batch: &Batch, contents: &Contents, names: &[u64]) -> (Vec<f64>, Vec<f32>) {
+    let Batch { shape, page_size, dtype, .. } = *batch;
+    let ops::Attention { n_heads, n_kv_heads, head_dim, .. } = shape;
+    let n_seqs = batch.decode.len() + batch.prompt.len();
+    assert_eq!(names.len(), n_seqs);
+    let mut rng = Rng::new(n_seqs as u64 + 11);
+    let pages = Pages::new(&mut rng, n_seqs, batch.max_seq_len, page_size);
+
+    let chunks: Vec<(usize, usize)> =
+        batch.decode.iter().map(|&pos| (pos, 1)).chain(batch.prompt.iter().copied()).collect();
+    let (mut rows, mut blocks) = (Vec::new(), Vec::new());
+    let block_rows = shape.block_rows(gpu.caps());
+    for (seq, &(pos, n)) in chunks.iter().enumerate() {
+        let most = if seq < batch.decode.len() { 1 } else { block_rows };
+        for first in (0..n).step_by(most) {
+            blocks.push([(rows.len() + first) as u32, most.min(n - first) as u32]);
+        }
+        rows.extend((pos..pos + n).map(|p| [seq as u32, p as u32]));
+    }
+
+    // Slots that no query may see hold NaN.
+    let cache_shape = [pages.n_pages, n_kv_heads * page_size * head_dim];
+    let mut caches = [(); 2].map(|()| vec![f32::NAN; cache_shape[0] * cache_shape[1]]);
+    for (seq, &(pos, n)) in chunks.iter().enumerate() {
+        let first = (pos + 1).saturating_sub(shape.window.unwrap_or(pos + 1));
+        for p in first..pos + n {
+            for (kind, cache) in caches.iter_mut().enumerate() {
+                let values = contents.row(kind as u64, names[seq], p, n_kv_heads * head_dim);
+                for (h, head) in values.chunks(head_dim).enumerate() {
+                    let at = pages.at(seq, p, [n_kv_heads, h, head_dim]);
+                    cache[at..at + head_dim].copy_from_slice(head);
+                }
+            }
+        }
+    }
+    let q_cols = n_heads * head_dim;
+    let qs: Vec<f32> = rows
+        .iter()
+        .flat_map(|&[seq, pos]| contents.row(2, names[seq as usize], pos as usize, q_cols))
+        .collect();
+
+    let n = Rows { n_decode: batch.decode.len(), n_prompt: rows.len() - batch.decode.len() };
+    let q = tensor_f32(gpu, [rows.len(), q_cols], &qs);
+    let (k, _) = upload(gpu, dtype, cache_shape, &caches[0]);
+    let (v, _) = upload(gpu, dtype, cache_shape, &caches[1]);
+    let o = filled(gpu, [rows.len(), q_cols], f32::NAN);
+    let partial_shape = shape.partial_shape(n.n_decode.max(1), batch.max_seq_len);
+    let plan = AttentionPlan {
+        rows: &tensor_u32(gpu, [rows.len(), 2], rows.as_flattened()),
+        blocks: &tensor_u32(gpu, [blocks.len(), 2], blocks.as_flattened()),
+        pages: &pages.upload(gpu),
+        page_size,
+        n,
+        n_prompt_blocks: blocks.len() - n.n_decode,
+        longest: batch.decode.iter().map(|pos| pos + 1).max().unwrap_or(0),
+        partial: &filled(gpu, partial_shape, f32::NAN),
+        max_seq_len: batch.max_seq_len,
+    };
+    run(gpu, |rec| shape.launch(rec, &plan, &q, &k, &v, &o));
+
+    let exact_shape = exact::Attention {
+        n_heads,
+        n_kv_heads,
+        scale: shape.scale.into(),
+        window: shape.window,
+        softcap: shape.softcap.map(f64::from),
+    };
+    let mut want = Vec::new();
+    for (r, &[seq, pos]) in rows.iter().enumerate() {
+        let history = |kind| -> Vec<Vec<f64>> {
+            (0..=pos as usize)
+                .map(|p| contents.row(kind, names[seq as usize], p, n_kv_heads * head_dim))
+                .map(|row| row.iter().map(|x| f64::from(round(dtype, *x))).collect())
+                .collect()
+        };
+        want.extend(exact::attention(
+            exact_shape,
+            &to_f64(&qs[r * q_cols..][..q_cols]),
+            &history(0),
+            &history(1),
+        ));
+    }
+    (want, read(gpu, &o))
+}
+
+fn check_attention(gpu: &Gpu, batch: &Batch, size: f32) {
+    let contents = Contents { seed: batch.max_seq_len as u64, size };
+    let names: Vec<u64> = (0..(batch.decode.len() + batch.prompt.len()) as u64).collect();
+    let (want, got) = attend(gpu, batch, &contents, &names);
+    // A score's rounding error is a relative error of its weight; scores have about this size.
+    let size = f64::from(size);
+    let score = (f64::from(batch.shape.scale) * size * size * (batch.shape.head_dim as f64).sqrt()).max(1.0);
+    let tolerance = Tolerance::f32(batch.shape.head_dim, 4.0 * score * largest(&want));
+    assert_close(&format!("{batch:?}"), &got, &want, tolerance);
+}
+
+fn attention_shape([n_heads, n_kv_heads, head_dim]: [usize; 3]) -> ops::Attention {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    ops::Attention { n_heads, n_kv_heads, head_dim, scale, window: None, softcap: None }
+}
+
+/// Grouped-query ratios 1, 2, 3 and 7 with every width of heads.
+const HEADS: [[usize; 3]; 6] = [[1, 1, 8], [4, 2, 16], [3, 1, 64], [14, 2, 80], [5, 5, 128], [6, 3, 24]];
+
+#[test]
+fn attention() {
+    let Some(gpu) = gpu() else { return };
+    for (i, heads) in HEADS.into_iter().enumerate() {
+        for dtype in [Dtype::F32, Dtype::F16] {
+            let base = Batch {
+                shape: attention_shape(heads),
+                page_size: [16, 5, 32][i % 3],
+                dtype,
+                decode: vec![],
+                prompt: vec![],
+                max_seq_len: 211,
+            };
+            // A single position; decoding alone; prompts alone; both.
+            check_attention(&gpu, &Batch { decode: vec![0], max_seq_len: 1, ..base.clone() }, 1.0);
+            check_attention(&gpu, &Batch { prompt: vec![(0, 1)], max_seq_len: 1, ..base.clone() }, 1.0);
+            check_attention(&gpu, &Batch { decode: vec![15, 16, 100, 0, 17], ..base.clone() }, 1.0);
+            check_attention(&gpu, &Batch { prompt: vec![(0, 37), (31, 18), (200, 3)], ..base.clone() }, 1.0);
+            let mixed = Batch { decode: vec![40, 3, 129], prompt: vec![(5, 21), (0, 2)], ..base.clone() };
+            check_attention(&gpu, &mixed, 1.0);
+            // Scores with outliers.
+            check_attention(&gpu, &mixed, 4.0);
+            let windowed = |window| ops::Attention { window: Some(window), ..base.shape };
+            for window in [1, 19] {
+                check_attention(&gpu, &Batch { shape: windowed(window), ..mixed.clone() }, 1.0);
+            }
+            let capped = ops::Attention { softcap: Some(2.5), scale: 1.5, ..base.shape };
+            check_attention(&gpu, &Batch { shape: capped, ..mixed.clone() }, 1.0);
+        }
+    }
+}
+
+/// Decoding rows of different lengths, so that some have one split of the keys and others several.
+#[test]
+fn attention_splits() {
+    let Some(gpu) = gpu() else { return };
+    for (i, heads) in HEADS.into_iter().enumerate() {
+        let dtype = [Dtype::F16, Dtype::F32][i % 2];
+        let base = Batch {
+            shape: attention_shape(heads),
+            page_size: 16,
+            dtype,
+            decode: vec![511, 3, 1200, 512, 700],
+            prompt: vec![(530, 7)],
+            max_seq_len: 1300,
+        };
+        check_attention(&gpu, &base, 1.0);
+        let shape = ops::Attention { window: Some(300), ..base.shape };
+        check_attention(&gpu, &Batch { shape, ..base.clone() }, 1.0);
+    }
+}
+
+#[test]
+fn softmax() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(12);
+        for [n_rows, n_cols] in [[1, 1], [3, 7], [1, 8], [5, 64], [2, 257], [7, 1031]] {
+            for (log, filtered) in [(false, false), (true, false), (false, true), (true, true)] {
+                let mut xs = rng.normals(n_rows * n_cols, 4.0);
+                if n_cols > 8 {
+                    // Outliers, ties, and tokens that a mask forbids.
+                    for row in xs.chunks_mut(n_cols) {
+                        row[3] = 60.0;
+                        row[5] = 60.0;
+                        row[6] = f32::NEG_INFINITY;
+                        row[7] = f32::MIN;
+                    }
+                }
+                let keep: Vec<[f32; 2]> = xs.chunks(n_cols).map(|row| [1.25, row[0]]).collect();
+                let keep = if filtered { keep } else { vec![[1.0, f32::NEG_INFINITY]; n_rows] };
+                let bits: Vec<u32> = keep.as_flattened().iter().map(|f| f.to_bits()).collect();
+                let filters = tensor_u32(&gpu, [n_rows, 2], &bits);
+                let x = tensor_f32(&gpu, [n_rows, n_cols], &xs);
+                let y = filled(&gpu, [n_rows, n_cols], f32::NAN);
+                let filters = filtered.then_some(&filters);
+                run(&gpu, |rec| ops::softmax(rec, &x, filters, log, &y, n_rows));
+
+                let row = |(x, [scale, floor]): (&[f32], &[f32; 2])| {
+                    let masked = |x: &f32| {
+                        if x >= floor { f64::from(*x) * f64::from(*scale) } else { f64::NEG_INFINITY }
+                    };
+                    let z: Vec<f64> = x.iter().map(masked).collect();
+                    if log { exact::log_softmax(&z) } else { exact::softmax(&z) }
+                };
+                let mut want: Vec<f64> = xs.chunks(n_cols).zip(&keep).flat_map(row).collect();
+                let mut got = read(&gpu, &y);
+                let what = format!("softmax {n_rows}×{n_cols} log {log} filtered {filtered}");
+                for (g, w) in got.iter_mut().zip(&mut want) {
+                    if *w < -1e30 {
+                        assert!(*g < -1e30 && g.is_finite(), "{what}: {g} expected the lowest number");
+                        (*g, *w) = (0.0, 0.0);
+                    }
+                }
+                if n_cols > 1 {
+                    // An exponent's rounding error is relative to its size, here up to 100.
+                    let scale = if log { largest(&want) } else { 100.0 * largest(&want) };
+                    assert_close(&what, &got, &want, Tolerance::f32(n_cols, scale));
+                } else {
+                    assert_eq!(got[0], if log { 0.0 } else { 1.0 });
+                }
+                assert_padding_is_zero(&gpu, &y);
+            }
+        }
+    }
+}
+
+#[test]
+fn top_k() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(13);
+        for [n_rows, n_cols, k, most] in
+            [[1, 1, 1, 1], [3, 7, 7, 9], [5, 64, 0, 4], [2, 257, 20, 20], [7, 1031, 5, 20]]
+        {
+            // Few different values, so that there are ties; and forbidden tokens.
+            let mut xs: Vec<f32> = (0..n_rows * n_cols).map(|_| rng.below(40) as f32 * 0.5 - 10.0).collect();
+            for row in xs.chunks_mut(n_cols).filter(|row| row.len() < 10) {
+                row[1..].iter_mut().step_by(2).for_each(|x| *x = f32::MIN);
+            }
+            let chosen: Vec<u32> = (0..n_rows).map(|_| rng.below(n_cols) as u32).collect();
+            let x = tensor_f32(&gpu, [n_rows, n_cols], &xs);
+            let y = tensor_u32(&gpu, [n_rows, 2 * (1 + most)], &vec![99; n_rows * 2 * (1 + most)]);
+            let list = tensor_u32(&gpu, [1, n_rows], &chosen);
+            run(&gpu, |rec| ops::top_k(rec, &x, &list, k, &y, n_rows));
+            let row = |(x, c): (&[f32], &u32)| {
+                let best = exact::top_k(&to_f64(x), k);
+                let columns = std::iter::once(*c as usize).chain(best);
+                let mut row: Vec<u32> = columns.flat_map(|c| [c as u32, x[c].to_bits()]).collect();
+                row.resize(2 * (1 + most), 99);
+                row
+            };
+            let want: Vec<u32> = xs.chunks(n_cols).zip(&chosen).flat_map(row).collect();
+            assert_eq!(read_u32(&gpu, &y), want, "top_k {k} of {n_rows}×{n_cols}");
+        }
+        // Where fewer than k can be drawn, the forbidden ones follow in the order of the columns.
+        let xs = [f32::NEG_INFINITY, 2.0, f32::NEG_INFINITY, 3.0, f32::NEG_INFINITY];
+        let (x, list) = (tensor_f32(&gpu, [1, 5], &xs), tensor_u32(&gpu, [1, 1], &[3]));
+        let y = zeros(&gpu, [1, 12], Dtype::U32);
+        run(&gpu, |rec| ops::top_k(rec, &x, &list, 5, &y, 1));
+        let columns: Vec<u32> = read_u32(&gpu, &y).into_iter().step_by(2).collect();
+        assert_eq!(columns, [3, 3, 1, 0, 2, 4]);
+    }
+}
+
+#[test]
+fn penalize() {
+    let Some(gpu) = gpu() else { return };
+    let mut rng = Rng::new(14);
+    for [n_seqs, n_vocab, n_prompt, most_bias] in [[1, 7, 3, 1], [3, 131, 40, 5], [5, 1031, 300, 12]] {
+        let z = rng.normals(n_seqs * n_vocab, 3.0);
+        // A row of z belongs to row index[r] of the batch, which belongs to a sequence.
+        let index: Vec<u32> = (0..n_seqs as u32).rev().collect();
+        let places: Vec<u32> = (0..n_seqs as u32).flat_map(|r| [(r + 1) % n_seqs as u32, 50 + r]).collect();
+        let seq = |r: usize| places[2 * index[r] as usize] as usize;
+        let prompts: Vec<u32> = (0..n_seqs * n_prompt).map(|_| rng.below(n_vocab) as u32).collect();
+        let drawn: Vec<u32> =
+            (0..n_seqs * n_vocab).map(|_| if rng.below(3) == 0 { rng.below(5) as u32 } else { 0 }).collect();
+        let record = |seq: usize| ops::SamplingRecord {
+            repetition_penalty: 1.3 + seq as f32,
+            presence_penalty: 0.5,
+            frequency_penalty: -0.25,
+            n_bias: (seq % (most_bias + 1)) as u32,
+            counts: u32::from(seq != 1),
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let records: Vec<ops::SamplingRecord> = (0..n_seqs).map(record).collect();
+        let mut biases = Vec::new();
+        for _ in 0..n_seqs {
+            let mut ids: Vec<usize> = (0..n_vocab).collect();
+            rng.shuffle(&mut ids);
+            biases.push(ids[..most_bias].iter().map(|t| (*t, rng.normal() * 50.0)).collect::<Vec<_>>());
+        }
+        let pairs: Vec<u32> = biases.concat().iter().flat_map(|(t, b)| [*t as u32, b.to_bits()]).collect();
+
+        let tokens = tensor_u32(&gpu, [n_seqs, n_prompt], &prompts);
+        let rows = tensor_u32(&gpu, [n_seqs, 2], &places);
+        let list = tensor_u32(&gpu, [1, n_seqs], &index);
+        let sampling = tensor_u32(&gpu, [n_seqs, 12], bytemuck::cast_slice(&records));
+        let bias = tensor_u32(&gpu, [n_seqs, 2 * most_bias], &pairs);
+        let counts = tensor_u32(&gpu, [n_seqs, n_vocab], &vec![77; n_seqs * n_vocab]);
+        let logits = tensor_f32(&gpu, [n_seqs, n_vocab], &z);
+        run(&gpu, |rec| {
+            for seq in 0..n_seqs {
+                ops::count_prompt(rec, &tokens, &counts, seq, n_prompt - seq);
+            }
+        });
+        let mut in_prompt = vec![false; n_seqs * n_vocab];
+        for seq in 0..n_seqs {
+            for t in &prompts[seq * n_prompt..][..n_prompt - seq] {
+                in_prompt[seq * n_vocab + *t as usize] = true;
+            }
+        }
+        let marks: Vec<u32> = in_prompt.iter().map(|p| if *p { 1 << 31 } else { 0 }).collect();
+        assert_eq!(read_u32(&gpu, &counts), marks, "count_prompt");
+
+        let both: Vec<u32> = marks.iter().zip(&drawn).map(|(m, d)| m | d).collect();
+        counts.write(&gpu, 0, bytemuck::cast_slice(&both));
+        run(&gpu, |rec| ops::penalize(rec, &rows, &list, &sampling, &bias, &counts, &logits, n_seqs));
+        let row = |r: usize| {
+            let (seq, z) = (seq(r), to_f64(&z[r * n_vocab..][..n_vocab]));
+            let record = records[seq];
+            let list: Vec<(usize, f64)> =
+                biases[seq][..record.n_bias as usize].iter().map(|(t, b)| (*t, f64::from(*b))).collect();
+            let (prompt, counts) = if record.counts == 1 {
+                (in_prompt[seq * n_vocab..][..n_vocab].to_vec(), drawn[seq * n_vocab..][..n_vocab].to_vec())
+            } else {
+                (vec![false; n_vocab], vec![0; n_vocab])
+            };
+            let s = exact::Sampling {
+                repetition_penalty: record.repetition_penalty.into(),
+                presence_penalty: record.presence_penalty.into(),
+                frequency_penalty: record.frequency_penalty.into(),
+                ..exact::Sampling::GREEDY
+            };
+            exact::penalize(&z, s, &prompt, &counts, &list)
+        };
+        let want: Vec<f64> = (0..n_seqs).flat_map(row).collect();
+        let what = format!("penalize {n_seqs}×{n_vocab}");
+        assert_close(&what, &read(&gpu, &logits), &want, Tolerance::f32(4, largest(&want)));
+    }
+}
+
+/// A row's product is the same to the bit whatever other rows are in the batch.
+#[test]
+fn linear_rows_do_not_depend_on_the_batch() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(15);
+        let (n_in, n_out, most) = (203, 67, 75);
+        let xs = rng.normals(most * n_in, 1.0);
+        for dtype in WEIGHTS {
+            let (w, _) = upload(&gpu, dtype, [n_out, n_in], &rng.normals(n_out * n_in, 1.0));
+            let x = tensor_f32(&gpu, [most, n_in], &xs);
+            let product = |n: Rows| {
+                let y = filled(&gpu, [most, n_out], f32::NAN);
+                run(&gpu, |rec| ops::linear(rec, &x, &w, None, false, &y, n));
+                read(&gpu, &y)[..n.count() * n_out].to_vec()
+            };
+            let decoded = product(Rows { n_decode: 13, n_prompt: 0 });
+            for n_decode in [1, 2, 5, 8] {
+                let few = product(Rows { n_decode, n_prompt: 3 });
+                let n = n_decode * n_out;
+                assert_same_bits(&format!("{n_decode} decoding rows"), &few[..n], &decoded[..n]);
+            }
+            let prompt = product(Rows { n_decode: 0, n_prompt: most });
+            for n_decode in [1, 7, 60] {
+                let chunk = product(Rows { n_decode, n_prompt: 11 });
+                let (from, to) = (n_decode * n_out, (n_decode + 11) * n_out);
+                assert_same_bits(&format!("rows after {n_decode}"), &chunk[from..to], &prompt[from..to]);
+            }
+        }
+    }
+}
+
+/// A row's attention is the same to the bit whatever chunk its prompt comes in, whatever else is in the
+/// batch, and whether longer sequences make other rows split their keys.
+#[test]
+fn attention_rows_do_not_depend_on_the_batch() {
+    let Some(gpu) = gpu() else { return };
+    for heads in [[3, 1, 64], [2, 2, 16], [7, 1, 8]] {
+        for window in [None, Some(37)] {
+            let shape = ops::Attention { window, ..attention_shape(heads) };
+            let n_cols = heads[0] * heads[2];
+            let batch = Batch {
+                shape,
+                page_size: 16,
+                dtype: Dtype::F16,
+                decode: vec![],
+                prompt: vec![],
+                max_seq_len: 1300,
+            };
+            let contents = Contents { seed: 16, size: 1.0 };
+            let one = |batch: &Batch, names: &[u64]| attend(&gpu, batch, &contents, names).1;
+
+            let whole = one(&Batch { prompt: vec![(0, 45)], ..batch.clone() }, &[9]);
+            for cut in [1, 13, 16, 44] {
+                let two = Batch { prompt: vec![(0, cut), (cut, 45 - cut)], ..batch.clone() };
+                assert_same_bits(&format!("cut at {cut}"), &one(&two, &[9, 9]), &whole);
+            }
+            let mixed = one(&Batch { decode: vec![80], prompt: vec![(7, 20)], ..batch.clone() }, &[3, 9]);
+            assert_same_bits("behind another row", &mixed[n_cols..], &whole[7 * n_cols..27 * n_cols]);
+
+            let alone = one(&Batch { decode: vec![300], ..batch.clone() }, &[5]);
+            let beside = one(&Batch { decode: vec![1250, 300, 600], ..batch.clone() }, &[1, 5, 2]);
+            assert_same_bits("one split of several", &beside[n_cols..2 * n_cols], &alone);
+            let alone = one(&Batch { decode: vec![700], ..batch.clone() }, &[5]);
+            let beside = one(&Batch { decode: vec![700, 1250, 3], ..batch.clone() }, &[5, 1, 2]);
+            assert_same_bits("two splits of three", &beside[..n_cols], &alone);
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The kernels in f64, in the order of a forward pass: what `shaders/` computes, in plain arithmetic.
+//! Each function takes one row of the batch. `*` in a shape stands for several leading dimensions laid flat.
+#![allow(dead_code)] // each test binary uses its own part of this
+
+/// Row `id` of `table` [n_table, hidden], zeros for a token that is not in it.
+pub fn embed(table: &[Vec<f64>], id: u32, scale: f64) -> Vec<f64> {
+    match table.get(id as usize) {
+        Some(row) => row.iter().map(|x| scale * x).collect(),
+        None => vec![0.0; table[0].len()],
+    }
+}
+
+/// `x` [n] over its root mean square, times `w + offset` [n].
+pub fn rms_norm(x: &[f64], w: &[f64], eps: f64, offset: f64) -> Vec<f64> {
+    let mean_square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+    let scale = 1.0 / (mean_square + eps).sqrt();
+    x.iter().zip(w).map(|(x, w)| x * scale * (w + offset)).collect()
+}
+
+/// `x` [n] less its mean, over its standard deviation, times `w` [n] plus `b` [n].
+pub fn layer_norm(x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<f64> {
+    let n = x.len() as f64;
+    let mean = x.iter().sum::<f64>() / n;
+    let var = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+    (0..x.len()).map(|i| (x[i] - mean) / (var + eps).sqrt() * w[i] + b[i]).collect()
+}
+
+/// `w` [n_out, n_in] times `x` [n_in] plus `b` [n_out].
+pub fn linear(x: &[f64], w: &[Vec<f64>], b: Option<&[f64]>) -> Vec<f64> {
+    let dot = |w: &[f64]| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+    (0..w.len()).map(|o| dot(&w[o]) + b.map_or(0.0, |b| b[o])).collect()
+}
+
+/// The RMS norm of each query head with `q_w` [head_dim] and of each key head with `k_w` [head_dim];
+/// `qkv` [n_heads + 2·n_kv_heads, head_dim].
+pub fn head_norm(
+    qkv: &[f64],
+    q_w: &[f64],
+    k_w: &[f64],
+    [n_heads, n_kv_heads]: [usize; 2],
+    eps: f64,
+    offset: f64,
+) -> Vec<f64> {
+    let head = |(h, x): (usize, &[f64])| match h {
+        h if h < n_heads => rms_norm(x, q_w, eps, offset),
+        h if h < n_heads + n_kv_heads => rms_norm(x, k_w, eps, offset),
+        _ => x.to_vec(),
+    };
+    qkv.chunks(q_w.len()).enumerate().flat_map(head).collect()
+}
+
+/// One head `x` [head_dim] turned by `angles` [n_rot / 2]: pairs (i, i + n_rot/2), or (2i, 2i + 1) if interleaved.
+pub fn rope(x: &[f64], angles: &[f64], interleaved: bool) -> Vec<f64> {
+    let mut y = x.to_vec();
+    for (i, angle) in angles.iter().enumerate() {
+        let (a, b) = if interleaved { (2 * i, 2 * i + 1) } else { (i, i + angles.len()) };
+        y[a] = x[a] * angle.cos() - x[b] * angle.sin();
+        y[b] = x[b] * angle.cos() + x[a] * angle.sin();
+    }
+    y
+}
+
+/// What decides how a query attends.
+#[derive(Clone, Copy)]
+pub struct Attention {
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    pub scale: f64,
+    pub window: Option<usize>,
+    pub softcap: Option<f64>,
+}
+
+/// The query at the last position, `q` [n_heads · head_dim], over `keys` and `values`
+/// [pos + 1, n_kv_heads · head_dim].
+pub fn attention(shape: Attention, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
+    let head_dim = q.len() / shape.n_heads;
+    let first = keys.len().saturating_sub(shape.window.unwrap_or(keys.len()));
+    let head = |(h, q): (usize, &[f64])| {
+        let kv = h / (shape.n_heads / shape.n_kv_heads) * head_dim;
+        let score = |k: &Vec<f64>| {
+            let s = shape.scale * q.iter().zip(&k[kv..]).map(|(q, k)| q * k).sum::<f64>();
+            shape.softcap.map_or(s, |cap| cap * (s / cap).tanh())
+        };
+        let scores: Vec<f64> = keys[first..].iter().map(score).collect();
+        let weights = softmax(&scores);
+        let mix = |d| weights.iter().zip(&values[first..]).map(|(p, v)| p * v[kv + d]).sum::<f64>();
+        (0..head_dim).map(mix).collect::<Vec<f64>>()
+    };
+    q.chunks(head_dim).enumerate().flat_map(head).collect()
+}
+
+pub fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+pub fn gelu_tanh(x: f64) -> f64 {
+    let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+    0.5 * x * (1.0 + inner.tanh())
+}
+
+pub fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))
+}
+
+/// The error function by its series of positive terms, `2/√π · e^(−x²) · Σ 2ⁿx^(2n+1)/(2n+1)!!`
+/// (Abramowitz & Stegun 7.1.6).
+pub fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= 2.0 * x * x / f64::from(2 * n + 1);
+        sum += term;
+    }
+    std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
+}
+
+/// `act` of the left half of `x` [2 · n], times the right half.
+pub fn gate(act: fn(f64) -> f64, x: &[f64]) -> Vec<f64> {
+    let (left, right) = x.split_at(x.len() / 2);
+    left.iter().zip(right).map(|(l, r)| act(*l) * r).collect()
+}
+
+pub fn softmax(z: &[f64]) -> Vec<f64> {
+    log_softmax(z).into_iter().map(f64::exp).collect()
+}
+
+pub fn log_softmax(z: &[f64]) -> Vec<f64> {
+    let top = z.iter().fold(f64::NEG_INFINITY, |m, z| m.max(*z));
+    let log_sum = z.iter().map(|z| (z - top).exp()).sum::<f64>().ln();
+    z.iter().map(|z| z - top - log_sum).collect()
+}
+
+/// Columns of the `k` largest, the largest first, among equals the smaller column first.
+pub fn top_k(x: &[f64], k: usize) -> Vec<usize> {
+    let mut columns: Vec<usize> = (0..x.len()).collect();
+    columns.sort_by(|&a, &b| x[b].total_cmp(&x[a])); // stable
+    columns.truncate(k);
+    columns
+}
+
+/// A sequence's sampling parameters, as OpenAI and Hugging Face name them.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    pub seed: u64,
+    pub temperature: f64,
+    pub top_k: usize,
+    pub top_p: f64,
+    pub min_p: f64,
+    pub repetition_penalty: f64,
+    pub presence_penalty: f64,
+    pub frequency_penalty: f64,
+}
+
+impl Sampling {
+    /// The most probable token, no penalties.
+    pub const GREEDY: Sampling = Sampling {
+        seed: 0,
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+    };
+}
+
+/// Logits `z` [n_vocab] after penalties and biases; `prompt` [n_vocab] says what the prompt holds, `counts`
+/// [n_vocab] how often each token was drawn.
+pub fn penalize(z: &[f64], s: Sampling, prompt: &[bool], counts: &[u32], bias: &[(usize, f64)]) -> Vec<f64> {
+    let mut z = z.to_vec();
+    for t in 0..z.len() {
+        if prompt[t] || counts[t] > 0 {
+            z[t] = if z[t] > 0.0 { z[t] / s.repetition_penalty } else { z[t] * s.repetition_penalty };
+        }
+        if counts[t] > 0 {
+            z[t] -= s.presence_penalty + s.frequency_penalty * f64::from(counts[t]);
+        }
+    }
+    for (t, b) in bias {
+        z[*t] += b;
+    }
+    z
+}
+
+/// The smallest logit that may be drawn: top-k, of those top-p, of those min-p; ties with the last are kept.
+pub fn smallest_kept(z: &[f64], s: Sampling) -> f64 {
+    let mut sorted: Vec<f64> = z.iter().copied().filter(|z| *z > f64::NEG_INFINITY).collect();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let (top, last) = (sorted[0], sorted[sorted.len() - 1]);
+    if s.temperature == 0.0 {
+        return top;
+    }
+    let by_count = if s.top_k == 0 { last } else { sorted[s.top_k.min(sorted.len()) - 1] };
+    sorted.retain(|z| *z >= by_count);
+
+    let weight = |z: f64| ((z - top) / s.temperature).exp();
+    let goal = s.top_p * sorted.iter().map(|z| weight(*z)).sum::<f64>();
+    let mut mass = 0.0;
+    let reaches = |z: &&f64| {
+        mass += weight(**z);
+        mass >= goal
+    };
+    let by_mass = if s.top_p < 1.0 { *sorted.iter().find(reaches).unwrap_or(&last) } else { last };
+
+    // p ≥ min_p · p_top ⟺ z ≥ z_top + T ln min_p.
+    by_count.max(by_mass).max(top + s.temperature * s.min_p.ln()).min(top)
+}
+
+/// The probabilities that tokens are drawn with.
+pub fn distribution(z: &[f64], s: Sampling) -> Vec<f64> {
+    let floor = smallest_kept(z, s);
+    let t = if s.temperature == 0.0 { 1.0 } else { s.temperature };
+    let kept: Vec<f64> = z.iter().map(|z| if *z >= floor { z / t } else { f64::NEG_INFINITY }).collect();
+    softmax(&kept)
+}
+
+/// The token drawn at `pos`, and by how much its noisy score leads the next.
+pub fn sample(z: &[f64], s: Sampling, pos: u32) -> (usize, f64) {
+    let floor = smallest_kept(z, s);
+    let noisy = |t: usize| match z[t] {
+        z if z < floor => f64::NEG_INFINITY,
+        z if s.temperature == 0.0 => z,
+        z => z / s.temperature + gumbel(random(s.seed, pos, t as u32)),
+    };
+    let scores: Vec<f64> = (0..z.len()).map(noisy).collect();
+    let best = top_k(&scores, 2);
+    (best[0], best.get(1).map_or(f64::INFINITY, |second| scores[best[0]] - scores[*second]))
+}
+
+/// Gumbel noise from 32 random bits: `−ln(−ln(1 − u))`.
+pub fn gumbel(bits: u32) -> f64 {
+    let u = (f64::from(bits) + 0.5) / 4_294_967_296.0;
+    -(-(-u).ln_1p()).ln()
+}
+
+/// The hash pcg4d (Jarzynski & Olano 2020) of the seed's two words, the position and the token.
+pub fn random(seed: u64, pos: u32, token: u32) -> u32 {
+    let lcg = |x: u32| x.wrapping_mul(1664525).wrapping_add(1013904223);
+    let [mut x, mut y, mut z, mut w] = [seed as u32, (seed >> 32) as u32, pos, token].map(lcg);
+    for round in 0..2 {
+        x = x.wrapping_add(y.wrapping_mul(w));
+        y = y.wrapping_add(z.wrapping_mul(x));
+        z = z.wrapping_add(x.wrapping_mul(y));
+        w = w.wrapping_add(y.wrapping_mul(z));
+        if round == 0 {
+            [x, y, z, w] = [x, y, z, w].map(|v| v ^ (v >> 16));
+        }
+    }
+    x ^ w
+}
