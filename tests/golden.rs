@@ -1,0 +1,123 @@
+//! Every architecture against logits and greedy text of the reference implementation (transformers, f32), on
+//! small checkpoints with random weights in each type that checkpoints come in.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+
+
+use wginfer::dtype::Dtype;
+use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, Logits, Request, Sampling};
+use wginfer::gpu::{Gpu, GpuOptions};
+
+const MODELS: &[&str] = &["llama", "llama3-rope", "mistral-window", "qwen2", "qwen3", "gpt2"];
+
+#[derive(serde::Deserialize)]
+struct Golden {
+    token_ids: Vec<u32>,
+    last_logits: Vec<f32>,
+    argmax: Vec<u32>,
+    greedy: Vec<u32>,
+}
+
+fn folder(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model)
+}
+
+fn golden(model: &str) -> Golden {
+    let text = std::fs::read(folder(model).join("golden.json")).expect("golden.json");
+    serde_json::from_slice(&text).expect("golden.json")
+}
+
+fn engine(gpu: &Gpu, model: &str, options: EngineOptions) -> Engine {
+    let checkpoint = Checkpoint::open(&folder(model)).expect("checkpoint");
+    Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("engine")
+}
+
+/// Logits of every position of the golden prompt.
+fn logits(engine: &mut Engine, ids: &[u32], which: Logits) -> Vec<Vec<f32>> {
+    let request = Request { logits: Some(which), ..Request::new(ids.to_vec()) };
+    engine.submit(request).expect("submit");
+    let mut rows = Vec::new();
+    engine
+        .run(|event| match event {
+            Event::Logits { values, .. } => rows.push(values),
+            Event::Failed { error, .. } => panic!("{error}"),
+            _ => {}
+        })
+        .expect("run");
+    rows
+}
+
+fn greedy(engine: &mut Engine, ids: &[u32], n: usize) -> Vec<u32> {
+    let request = Request {
+        sampling: Sampling::greedy(),
+        max_tokens: Some(n),
+        stop_tokens: Some(Vec::new()),
+        ..Request::new(ids.to_vec())
+    };
+    engine.submit(request).expect("submit");
+    let mut tokens = Vec::new();
+    engine
+        .run(|event| match event {
+            Event::Token { token, .. } => tokens.push(token),
+            Event::Failed { error, .. } => panic!("{error}"),
+            _ => {}
+        })
+        .expect("run");
+    tokens
+}
+
+fn argmax(row: &[f32]) -> u32 {
+    (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).expect("a row") as u32
+}
+
+/// Largest error over the largest logit of the reference.
+fn error(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let scale = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let worst = found.iter().zip(expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(scale > 0.0 && worst.is_finite());
+    worst / scale
+}
+
+fn check(disable: &str, kv_dtype: Dtype, bound: f32) {
+    let options = GpuOptions { disable: disable.into(), ..GpuOptions::default() };
+    let Some(gpu) = common::open(&options) else { return };
+    for model in MODELS {
+        let golden = golden(model);
+        let options = EngineOptions { kv_dtype, logits: true, ..EngineOptions::default() };
+        let mut engine = engine(&gpu, model, options);
+        assert_eq!(engine.unused_tensors(), &[] as &[String], "{model}");
+        let all = logits(&mut engine, &golden.token_ids, Logits::All);
+        let last = logits(&mut engine, &golden.token_ids, Logits::Last);
+        assert_eq!(all.len(), golden.token_ids.len(), "{model}");
+        for row in [&all[all.len() - 1], &last[0]] {
+            let found = error(row, &golden.last_logits);
+            assert!(found <= bound, "{model}: error {found} of the largest logit, at most {bound}");
+            let mut moved = golden.last_logits.clone();
+            moved[7] += 2.0 * bound * moved.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            assert!(error(row, &moved) > bound, "{model}: the comparison cannot fail");
+        }
+        if kv_dtype == Dtype::F32 {
+            assert_eq!(all.iter().map(|r| argmax(r)).collect::<Vec<_>>(), golden.argmax, "{model}");
+            let found = greedy(&mut engine, &golden.token_ids, golden.greedy.len());
+            assert_eq!(found, golden.greedy, "{model}");
+        }
+    }
+}
+
+#[test]
+fn f32_cache_with_all_capabilities() {
+    check("", Dtype::F32, 1e-3);
+}
+
+#[test]
+fn f32_cache_without_capabilities() {
+    check("f16,subgroups,timestamps,pipeline-cache,cooperative-matrices", Dtype::F32, 1e-3);
+}
+
+#[test]
+fn f16_cache() {
+    check("", Dtype::F16, 1e-2);
+}
