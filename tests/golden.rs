@@ -5,7 +5,6 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-
 use wginfer::dtype::Dtype;
 use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, Logits, Request, Sampling};
 use wginfer::gpu::{Gpu, GpuOptions};
