@@ -106,43 +106,48 @@ fn chi_square(drawn: &[u32], p: &[f64]) -> f64 {
 
 #[test]
 fn draws_follow_the_distribution() {
-    for (i, gpu) in gpus().iter().enumerate() {
-        let filters = [
-            PLAIN,
-            Sampling { temperature: 1.7, ..PLAIN },
-            Sampling { top_k: 9, ..PLAIN },
-            Sampling { top_p: 0.8, ..PLAIN },
-            Sampling { min_p: 0.05, ..PLAIN },
-            Sampling { temperature: 1.3, top_k: 20, top_p: 0.9, min_p: 0.03, ..PLAIN },
-        ];
-        for (j, s) in filters.iter().enumerate() {
-            check_distribution(gpu, &Rng::new(20 + j as u64).normals(37, 1.5), s);
-            // The portable variant and the other one draw alike: so a part of the cases is enough.
-            if j % 3 == i {
-                check_distribution(gpu, &Rng::new(30 + j as u64).normals(1009, 2.5), s);
-            }
-        }
-        // A thousand tokens of probability 1e-6 each: top_p = 1 keeps every one.
-        let rare = |t: usize| if t < 9 { (0.999f32 / 9.0).ln() } else { 1e-6f32.ln() };
-        check_distribution(gpu, &(0..1009).map(rare).collect::<Vec<f32>>(), &Sampling { temperature: 1.0, ..PLAIN });
+    let Some(gpu) = gpu() else { return };
+    let filters = [
+        PLAIN,
+        Sampling { temperature: 1.7, ..PLAIN },
+        Sampling { top_k: 9, ..PLAIN },
+        Sampling { top_p: 0.8, ..PLAIN },
+        Sampling { min_p: 0.05, ..PLAIN },
+        Sampling { temperature: 1.3, top_k: 20, top_p: 0.9, min_p: 0.03, ..PLAIN },
+    ];
+    for (i, s) in filters.iter().enumerate() {
+        check_distribution(&gpu, &Rng::new(20 + i as u64).normals(37, 1.5), s, 100_000);
     }
+    check_distribution(&gpu, &Rng::new(30).normals(1009, 2.5), &filters[0], 100_000);
+    check_distribution(&gpu, &Rng::new(31).normals(1009, 2.5), &filters[5], 100_000);
+    // A thousand tokens of probability 1e-6 each: top_p = 1 keeps every one.
+    let rare = |t: usize| if t < 9 { (0.1 + t as f32 * 0.0025).ln() } else { 1e-6f32.ln() };
+    let all = Sampling { temperature: 1.0, ..PLAIN };
+    check_distribution(&gpu, &(0..1009).map(rare).collect::<Vec<f32>>(), &all, 100_000);
+    // Without subgroups software devices are slow; that the draws are the same is tested below.
+    let Some(gpu) = portable() else { return };
+    check_distribution(&gpu, &Rng::new(32).normals(37, 1.5), &filters[5], 10_000);
 }
 
-/// 100,000 draws: rows of two sequences at different positions, drawn many times over.
-fn check_distribution(gpu: &Gpu, z: &[f32], s: &Sampling) {
-    let (n_rows, n_steps) = (5_000, 20);
+/// Draws for rows of two sequences at different positions, each moving on from draw to draw.
+fn check_distribution(gpu: &Gpu, z: &[f32], s: &Sampling, n_draws: u32) {
+    let n_rows = 5_000;
+    let n_steps = n_draws / n_rows;
     let places: Vec<[u32; 2]> = (0..n_rows).map(|r| [r % 2, r / 2 * n_steps]).collect();
     let records = [record(s), record(&Sampling { seed: s.seed + 1, ..*s })];
     let draw = Draw::new(gpu, &vec![z.to_vec(); n_rows as usize], &places, &records, 1);
     let drawn: Vec<u32> = (0..n_steps).flat_map(|_| draw.run(gpu)).collect();
-    let z = to_f64(z);
-    let deviation = chi_square(&drawn, &exact::distribution(&z, *s));
+    let p = exact::distribution(&to_f64(z), *s);
+    let deviation = chi_square(&drawn, &p);
     // One test in a million is further off by chance.
     assert!(deviation < 4.75, "{s:?} of {} tokens: {deviation} standard deviations", z.len());
-    // Temperatures a twentieth higher must show.
-    let warmer = Sampling { temperature: s.temperature * 1.05, ..*s };
-    let far = chi_square(&drawn, &exact::distribution(&z, Sampling { top_p: 1.0, ..warmer }));
-    assert!(far > 4.75, "{s:?}: the test cannot tell {deviation} from {far}");
+    // The test must be able to see a fifth of the likeliest token's probability move to the next likeliest.
+    let best = exact::top_k(&p, 2);
+    let mut moved = p.clone();
+    moved[best[0]] -= 0.2 * p[best[0]];
+    moved[best[1]] += 0.2 * p[best[0]];
+    let far = chi_square(&drawn, &moved);
+    assert!(far > 4.75, "{s:?} of {} tokens: the test cannot tell {deviation} from {far}", z.len());
 }
 
 #[test]
@@ -187,7 +192,8 @@ fn draws_are_those_of_the_reference() {
                     n += 1;
                     let z = to_f64(z);
                     // Where rounding decides what is kept or which score leads, either result is right.
-                    let nudged = |f: f64| Sampling { top_p: (s.top_p * f).min(1.0), min_p: s.min_p * f, ..s };
+                    let top_p = |f: f64| if s.top_p < 1.0 { (s.top_p * f).min(1.0) } else { 1.0 };
+                    let nudged = |f: f64| Sampling { top_p: top_p(f), min_p: s.min_p * f, ..s };
                     let floors = [1.0, 1.0 - 1e-5, 1.0 + 1e-5].map(|f| exact::smallest_kept(&z, nudged(f)));
                     let kept = |floor: f64| z.iter().map(|z| *z >= floor).collect::<Vec<bool>>();
                     let (want, lead) = exact::sample(&z, s, pos + r as u32);
