@@ -278,7 +278,9 @@ fn check_linear(
     check("linear", &|rec, y| ops::linear(rec, &x, &w, b, add, y, n));
 }
 
-const ACTS: [(Act, fn(f64) -> f64); 3] =
+type Function = fn(f64) -> f64;
+
+const ACTS: [(Act, Function); 3] =
     [(Act::Silu, exact::silu), (Act::GeluTanh, exact::gelu_tanh), (Act::Gelu, exact::gelu)];
 
 #[test]

@@ -516,7 +516,7 @@ impl Gpu {
 
     fn write_buffer(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
         self.count(|c| &c.writes, 1);
-        if bytes.len() % 4 == 0 {
+        if bytes.len().is_multiple_of(4) {
             self.inner.queue.write_buffer(buffer, offset, bytes);
         } else {
             // Only the end of an F16 row of odd length: rows are padded, so the extra bytes are padding.

@@ -67,7 +67,7 @@ impl Tensor {
         }
         // Every range of rows that is bound must start at an aligned offset.
         let align = caps.storage_align as usize;
-        let step = (1..=align).find(|n| n * row_bytes % align == 0).unwrap_or(align);
+        let step = (1..=align).find(|n| (n * row_bytes).is_multiple_of(align)).unwrap_or(align);
         let most = caps.max_binding_bytes as usize / row_bytes.max(1);
         let rows_per_binding = if most >= n_rows { n_rows.max(1) } else { most / step * step };
         if rows_per_binding == 0 {

@@ -66,7 +66,7 @@ pub fn rope_append(
     assert_rows("rope_append", qkv, n_rows);
     assert_rows("rope_append", q, n_rows);
     let n_rot = rotary.map_or(0, |r| r.n_rot);
-    assert!(n_rot % 2 == 0 && n_rot <= head_dim, "rope_append: {n_rot} of {head_dim} rotated");
+    assert!(n_rot.is_multiple_of(2) && n_rot <= head_dim, "rope_append: {n_rot} of {head_dim} rotated");
     assert!(rotary.is_none_or(|r| r.cos_sin.stride() == r.n_rot), "rope_append: {rotary:?}");
     let params = Params {
         n_rows: n_rows as u32,

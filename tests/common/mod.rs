@@ -211,9 +211,9 @@ fn compare(got: &[f32], want: &[f64], tolerance: f64) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{} values, expected {}", got.len(), want.len()));
     }
-    let wrong: Vec<usize> =
-        // Not `> tolerance`: NaN must fail too.
-        (0..got.len()).filter(|&i| !((f64::from(got[i]) - want[i]).abs() <= tolerance)).collect();
+    // NaN is never within.
+    let within = |i: &usize| (f64::from(got[*i]) - want[*i]).abs() <= tolerance;
+    let wrong: Vec<usize> = (0..got.len()).filter(|i| !within(i)).collect();
     if wrong.is_empty() {
         return Ok(());
     }
