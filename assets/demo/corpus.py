@@ -107,7 +107,7 @@ class Story:
         self.names = set()
         self.plot = None
         # How much is told: short texts are as welcome as long ones.
-        self.detail = rng.choice([0, 0.8, 1.2, 1.6, 2.2])
+        self.detail = rng.choice([0, 0.9, 1.4, 1.8, 2.4])
 
     # -- writing ----------------------------------------------------------
     def fill(self, template):
@@ -118,9 +118,10 @@ class Story:
         self.sentences.append(self.fill(self.rng.choice(options)))
 
     def o(self, chance, *options):
-        """Writes one of the sentences, or none."""
-        if self.rng.random() < chance * self.detail:
-            self.s(*options)
+        """Writes one of the sentences, or none, and none twice."""
+        fresh = [x for x in map(self.fill, options) if x not in self.sentences]
+        if self.rng.random() < chance * self.detail and fresh:
+            self.sentences.append(self.rng.choice(fresh))
 
     def q(self, kind, key, answer, *wordings):
         """Notes a question that this story answers; key is what a right answer must hold."""
@@ -140,12 +141,13 @@ class Story:
 
     def scene(self):
         """A sentence on the surroundings."""
-        self.o(0.35, *SCENES)
+        self.o(0.35, *SCENES, *(GREEN if self.env["place"] in GREEN_PLACES else []))
 
     def close(self, feeling):
         """The hero's last feeling, and perhaps a last sentence."""
         self.feel(feeling)
         self.o(0.6, *CLOSING[feeling])
+        self.o(0.2, *CLOSING[feeling])
         self.q_feel("at the end", feeling)
 
     @property
@@ -330,13 +332,14 @@ FEEL_TEXT = {
 }
 
 # Sentences that say nothing on which a question could rest.
-SCENES = ["The birds sang in the trees.", "The air smelled of flowers.", "There were many people there.", "It was very quiet there.",
-          "The grass was soft and green.", "A soft wind blew.", "White clouds moved over the sky.", "There was so much to see.",
-          "Bees flew from flower to flower.", "No one else was there.", "Somewhere a bell rang."]
+SCENES = ["There were many people there.", "It was very quiet there.", "A soft wind blew.", "White clouds moved over the sky.",
+          "There was so much to see.", "No one else was there.", "Somewhere a bell rang."]
+GREEN = ["The birds sang in the trees.", "The air smelled of flowers.", "The grass was soft and green.", "Bees flew from flower to flower."]
+GREEN_PLACES = {"park", "garden", "forest", "river", "lake", "farm", "hill", "field", "meadow"}
 CLOSING = {
     "happy": ["That night, {X} slept well.", "{X} told everyone at home about it.", "{X} never forgot that day.",
               "It is good to have friends.", "What a good day it was!", "And {X} sang all the way home.", "{X} could not stop smiling.",
-              "From then on, {X} was never lonely.", "It was a day to remember."],
+              "{X} sang a little song.", "It was a day to remember."],
     "sad": ["That night, {X} could not sleep.", "{X} did not want to play any more.", "{X} looked out of the window for a long time.",
             "The house was very quiet.", "{X} did not eat or sing that day.", "Nothing could make {X} smile.", "{X} thought about it for many days.",
             "It was a bad day."],
@@ -1055,8 +1058,10 @@ def turns_about(rng, st, text, count, opened=False):
                 continue
             asked.add(words)
             shape = rng.choice(FOLLOW if opened else ASK)
-            if "And" in shape:
+            if "And" in shape or rng.random() < 0.04:
                 words = words[0].lower() + words[1:]
+            if rng.random() < 0.05:
+                words = words.rstrip("?")
             user = shape.format(t=text, q=words)
         elif kind == "sum":
             user, answer = rng.choice(SUM_FOLLOW if opened else SUM_ASK).format(t=text), st.summary
@@ -1103,10 +1108,19 @@ def example(rng, early=False, accept=lambda st: not held_out(st)):
             break
     if kind in ("about", "facts"):
         text = st.text
-        if rng.random() < 0.06 and len(st.sentences) > 3:   # paragraphs
+        form = rng.random()
+        if form < 0.05 and len(st.sentences) > 3:   # two paragraphs
             cut = rng.randrange(1, len(st.sentences))
             text = " ".join(st.sentences[:cut]) + "\n\n" + " ".join(st.sentences[cut:])
-        return system + turns_about(rng, st, text, rng.choice([1, 2, 3, 4, 5, 6]))
+        elif form < 0.08:   # a sentence a line
+            text = "\n".join(st.sentences)
+        elif form < 0.1:
+            text += "\n"
+        out = system + turns_about(rng, st, text, rng.choice([1, 2, 3, 4, 5, 6]))
+        if rng.random() < 0.03:
+            thanks = next(x for x in GREET if x.startswith("You are welcome"))
+            out += [("user", rng.choice(GREET[thanks])), ("assistant", thanks)]
+        return out
     if kind == "raw":
         return st.text
     free = rng.random()
@@ -1120,6 +1134,11 @@ def example(rng, early=False, accept=lambda st: not held_out(st)):
     out = system + [("user", ask), ("assistant", st.text)]
     if rng.random() < 0.3:
         out += turns_about(rng, st, st.text, rng.choice([1, 2]), opened=True)
+    elif rng.random() < 0.1:
+        other = story(rng)
+        while not accept(other):
+            other = story(rng)
+        out += [("user", rng.choice(["Tell me another story.", "Another one, please.", "One more story, please."])), ("assistant", other.text)]
     return out
 
 

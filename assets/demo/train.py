@@ -230,7 +230,9 @@ def train(args, tok):
         os.replace(path + ".new", path)
 
     total, count, seen, start = 0.0, 0, 0, time.time()
-    data = batches(tok, f"train/{args.seed}/{first}", args.batch, 0 if first else 10)
+    data = batches(tok, f"train/{args.seed}", args.batch, early=10)
+    for _ in range(first):   # a run that is taken up again goes on where it stopped in the data
+        next(data)
     for step in range(first, args.steps):
         ids, weight = next(data)
         weight = weight[:, 1:]

@@ -68,7 +68,7 @@ impl Rope {
         let theta = s.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
         let partial = s.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(1.0);
         let dim = (head_dim as f64 * partial) as usize / 2 * 2;
-        if dim == 0 || dim > head_dim || !(theta > 1.0) {
+        if dim == 0 || dim > head_dim || theta.is_nan() || theta <= 1.0 {
             let message =
                 format!("`rope_theta` {theta} with `partial_rotary_factor` {partial} rotates nothing");
             return Err(ModelError::Config { message });
