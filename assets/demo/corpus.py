@@ -1084,17 +1084,37 @@ def repeat(rng):
             ("assistant", text)]
 
 
-# How often each kind of example comes, and how often at the beginning, when copying is to be learned.
+def drill(rng):
+    """Long lists of words, to be said again or looked up in: nothing but copying and finding."""
+    pool = GIRLS + BOYS + PETS + TOYS + COLOURS + ANIMALS + FOODS + list(PLACES)
+    words = [made_up_name(rng) if rng.random() < 0.1 else word for word in rng.sample(pool, rng.choice([4, 6, 8, 12, 16, 24]))]
+    text = rng.choice([" ", " ", ", "]).join(words)
+    if rng.random() < 0.6:
+        out = [("user", rng.choice(["Repeat: {t}", "Repeat after me: {t}", "Say this again: {t}", "Copy this text:\n{t}"]).format(t=text)),
+               ("assistant", text)]
+        return out + ([("user", "Once more."), ("assistant", text)] if rng.random() < 0.5 else [])
+    out, ask = [], text + "\n\n"
+    for i in rng.sample(range(len(words) - 1), min(len(words) - 1, 8)):
+        out += [("user", ask + f"What comes after {words[i]}?"), ("assistant", f"After {words[i]} comes {words[i + 1]}.")]
+        ask = ""
+    return out
+
+
+# How often each kind of example comes, and how often at times when copying is to be learned.
 MIX = {"about": 55, "facts": 14, "raw": 12, "tell": 14, "greet": 2, "repeat": 3}
 EARLY_MIX = {"about": 35, "facts": 35, "raw": 4, "tell": 5, "greet": 1, "repeat": 20}
+DRILL_MIX = {"about": 35, "facts": 28, "raw": 3, "tell": 4, "greet": 1, "repeat": 0, "drill": 29}
+MIXES = {"usual": MIX, "early": EARLY_MIX, "drill": DRILL_MIX}
 
 
-def example(rng, early=False, accept=lambda st: not held_out(st)):
+def example(rng, mix="usual", accept=lambda st: not held_out(st)):
     """One training example: a str (a plain document) or a list of (role, content) turns."""
-    mix = EARLY_MIX if early else MIX
+    mix = MIXES[mix]
     kind = rng.choices(list(mix), list(mix.values()))[0]
     if kind == "repeat":
         return repeat(rng)
+    if kind == "drill":
+        return drill(rng)
     system = [("system", rng.choice(SYSTEM))] if rng.random() < 0.2 else []
     if kind == "greet":
         if rng.random() < 0.15:
@@ -1142,10 +1162,10 @@ def example(rng, early=False, accept=lambda st: not held_out(st)):
     return out
 
 
-def examples(seed, count, start=0, early=False):
+def examples(seed, count, start=0, mix="usual"):
     """The examples start..start+count of a seed."""
     for i in range(start, start + count):
-        yield example(random.Random(f"{seed}/{i}"), early)
+        yield example(random.Random(f"{seed}/{i}"), mix)
 
 
 def unseen(seed, count, make=story):

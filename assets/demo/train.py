@@ -28,6 +28,7 @@ VOCAB, CONTEXT, THETA, EPS = 2048, 1024, 10000.0, 1e-5
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
                  "+ '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+EARLY_BLOCKS, DRILL_BLOCKS = range(10), range(40, 49)
 USER_SHARE = 0.3      # share of the tokens of prompts that are learned as text
 ANSWER_WEIGHT = 2.0   # weight of the tokens of answers; stories weigh 1
 
@@ -89,14 +90,15 @@ def encode(tok, item, rng):
     return ids, weights
 
 
-def batches(tok, seed, tokens, early):
+def batches(tok, seed, tokens):
     """Endless batches of examples of like length, each row one example from position 0 on.
 
-    The first `early` blocks have more exercises in copying.
+    Some of the blocks of 2,048 examples have more exercises in copying.
     """
     for block in range(10 ** 9):
         rng = random.Random(f"batches/{seed}/{block}")
-        rows = [encode(tok, item, rng) for item in corpus.examples(seed, 2048, block * 2048, block < early)]
+        mix = "early" if block in EARLY_BLOCKS else "drill" if block in DRILL_BLOCKS else "usual"
+        rows = [encode(tok, item, rng) for item in corpus.examples(seed, 2048, block * 2048, mix)]
         rows = [row for row in rows if len(row[0]) <= 448]
         rows.sort(key=lambda row: len(row[0]))
         cuts, i = [], 0
@@ -230,7 +232,7 @@ def train(args, tok):
         os.replace(path + ".new", path)
 
     total, count, seen, start = 0.0, 0, 0, time.time()
-    data = batches(tok, f"train/{args.seed}", args.batch, early=10)
+    data = batches(tok, f"train/{args.seed}", args.batch)
     for _ in range(first):   # a run that is taken up again goes on where it stopped in the data
         next(data)
     for step in range(first, args.steps):
