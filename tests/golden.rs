@@ -120,3 +120,64 @@ fn f32_cache_without_capabilities() {
 fn f16_cache() {
     check("", Dtype::F16, 1e-2);
 }
+
+/// The trained story model, where it is at hand: it is not ours to commit.
+#[test]
+fn stories260k_writes_what_the_reference_writes() {
+    #[derive(serde::Deserialize)]
+    struct Story {
+        prompt: String,
+        token_ids: Vec<u32>,
+        last_logits: Vec<f32>,
+        greedy: Vec<u32>,
+        text: String,
+    }
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/stories260k");
+    let Ok(text) = std::fs::read(dir.join("golden.json")) else {
+        common::say(&format!("skipped, `{}` is not here: stories260k", dir.display()));
+        return;
+    };
+    let Some(gpu) = common::gpu() else { return };
+    let stories: Vec<Story> = serde_json::from_slice(&text).expect("golden.json");
+    let options = EngineOptions { kv_dtype: Dtype::F32, logits: true, ..EngineOptions::default() };
+    let checkpoint = Checkpoint::open(&dir).expect("checkpoint");
+    let mut engine = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("engine");
+    for story in stories {
+        let tokenizer = engine.tokenizer().expect("tokenizer").clone();
+        assert_eq!(tokenizer.encode(&story.prompt, true).expect("encode"), story.token_ids);
+        let row = logits(&mut engine, &story.token_ids, Logits::Last).remove(0);
+        assert!(error(&row, &story.last_logits) <= 1e-3, "{}", story.prompt);
+        let found = greedy(&mut engine, &story.token_ids, story.greedy.len());
+        assert_eq!(found, story.greedy, "{}", story.prompt);
+        let all = [&story.token_ids[..], &found].concat();
+        assert_eq!(tokenizer.decode(&all, true).expect("decode"), story.text);
+    }
+}
+
+/// The model in the binary: its files belong together, and it writes what the reference writes.
+#[test]
+fn the_demonstration_model_is_what_its_golden_file_says() {
+    #[derive(serde::Deserialize)]
+    struct Demo {
+        prompt: String,
+        token_ids: Vec<u32>,
+        last_logits: Vec<f32>,
+        greedy: Vec<u32>,
+        greedy_text: String,
+    }
+    let Some(gpu) = common::gpu() else { return };
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+    let text = std::fs::read(dir.join("golden.json")).expect("golden.json");
+    let demo: Demo = serde_json::from_slice(&text).expect("golden.json");
+    let options = EngineOptions { kv_dtype: Dtype::F32, logits: true, ..EngineOptions::default() };
+    let checkpoint = Checkpoint::demo().expect("checkpoint");
+    assert!(checkpoint.weights.n_params() <= 2_000_000);
+    let mut engine = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("engine");
+    let tokenizer = engine.tokenizer().expect("tokenizer").clone();
+    assert_eq!(tokenizer.encode(&demo.prompt, true).expect("encode"), demo.token_ids);
+    let row = logits(&mut engine, &demo.token_ids, Logits::Last).remove(0);
+    assert!(error(&row, &demo.last_logits) <= 1e-3);
+    let found = greedy(&mut engine, &demo.token_ids, demo.greedy.len());
+    assert_eq!(found, demo.greedy);
+    assert_eq!(tokenizer.decode(&found, true).expect("decode"), demo.greedy_text);
+}

@@ -87,7 +87,7 @@ fn embed_from_a_table_of_several_bindings() {
     let (n_table, hidden) = (530_017, 64);
     let value = |row: usize, col: usize| ((row * 31 + col * 7) % 1009) as f32 - 500.0;
     let data: Vec<f32> = (0..n_table * hidden).map(|i| value(i / hidden, i % hidden)).collect();
-    let table = zeros(&gpu, [n_table, hidden], Dtype::F32);
+    let table = Tensor::weights(&gpu, "table", [n_table, hidden], Dtype::F32).expect("it fits");
     table.write(&gpu, 0, bytemuck::cast_slice(&data));
     if table.size_bytes() > gpu.caps().max_binding_bytes {
         assert!(table.ranges().count() > 1);

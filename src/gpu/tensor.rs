@@ -41,16 +41,31 @@ pub struct View {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Tensor {
-    /// Allocates zeros of shape `[n_rows, n_cols]`.
+    /// Allocates zeros of shape `[n_rows, n_cols]` that one binding spans.
     ///
     /// # Errors
-    /// [`GpuError::TooLarge`] if the device has no buffer of that size or no binding spans a row;
+    /// [`GpuError::TooLarge`] if the device has no binding or buffer of that size;
     /// [`GpuError::OutOfMemory`] if it has none left.
-    pub fn zeros(
+    pub fn zeros(gpu: &Gpu, label: &str, shape: [usize; 2], dtype: Dtype) -> Result<Tensor, GpuError> {
+        Tensor::allocate(gpu, label, shape, dtype, false)
+    }
+
+    /// Allocates zeros of shape `[n_rows, n_cols]`, for weights: where one binding does not span them, kernels
+    /// walk over [`Tensor::ranges`].
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`] if the device has no buffer of that size or no binding that spans a row;
+    /// [`GpuError::OutOfMemory`] if it has none left.
+    pub fn weights(gpu: &Gpu, label: &str, shape: [usize; 2], dtype: Dtype) -> Result<Tensor, GpuError> {
+        Tensor::allocate(gpu, label, shape, dtype, true)
+    }
+
+    fn allocate(
         gpu: &Gpu,
         label: &str,
         [n_rows, n_cols]: [usize; 2],
         dtype: Dtype,
+        ranges: bool,
     ) -> Result<Tensor, GpuError> {
         let stride = match dtype {
             Dtype::U32 => n_cols,
@@ -70,7 +85,7 @@ impl Tensor {
         let step = (1..=align).find(|n| (n * row_bytes).is_multiple_of(align)).unwrap_or(align);
         let most = caps.max_binding_bytes as usize / row_bytes.max(1);
         let rows_per_binding = if most >= n_rows { n_rows.max(1) } else { most / step * step };
-        if rows_per_binding == 0 {
+        if rows_per_binding == 0 || (!ranges && rows_per_binding < n_rows) {
             return Err(too_large(caps.max_binding_bytes));
         }
         let buffer = gpu.create_buffer(
@@ -177,8 +192,7 @@ impl Tensor {
     /// The whole tensor as one binding.
     ///
     /// # Panics
-    /// If it is larger than a binding may be: whoever makes a tensor that can be that large walks
-    /// over [`Tensor::ranges`].
+    /// If it spans several, which only one made by [`Tensor::weights`] can.
     pub fn view(&self) -> View {
         assert!(
             self.inner.rows_per_binding >= self.inner.n_rows,
@@ -188,7 +202,7 @@ impl Tensor {
         View { tensor: self.clone(), rows: 0..self.inner.n_rows }
     }
 
-    /// The tensor as ranges of rows that a binding can span: one range for all but large tables.
+    /// The tensor as ranges of rows that a binding can span: one range for all but large weights.
     pub fn ranges(&self) -> impl Iterator<Item = View> + '_ {
         let (n, step) = (self.inner.n_rows, self.inner.rows_per_binding);
         (0..n).step_by(step).map(move |r| View { tensor: self.clone(), rows: r..(r + step).min(n) })

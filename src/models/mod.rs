@@ -241,6 +241,9 @@ fn check(shape: &ModelShape) -> Result<(), ModelError> {
         }
     }
     for a in &shape.attention {
+        if a.n_heads == 0 {
+            return no("num_attention_heads", "0".into(), "at least 1");
+        }
         if a.head_dim == 0 || a.head_dim % 8 != 0 || a.head_dim > 256 {
             return no("head_dim", a.head_dim.to_string(), "a multiple of 8, at most 256");
         }

@@ -68,7 +68,7 @@ impl<'a> Loader<'a> {
         let dtypes = entries.iter().map(|e| dtype_of(e)).collect::<Result<HashSet<_>, _>>()?;
         let dtype = if dtypes.len() == 1 { *dtypes.iter().next().unwrap_or(&Dtype::F32) } else { Dtype::F32 };
         let n_rows = parts.iter().map(|(_, n)| n).sum();
-        let tensor = Tensor::zeros(self.gpu, parts[0].0, [n_rows, n_cols], dtype)?;
+        let tensor = Tensor::weights(self.gpu, parts[0].0, [n_rows, n_cols], dtype)?;
         let mut row = 0;
         for (entry, (_, n)) in entries.into_iter().zip(parts) {
             let stored = dtype_of(entry)?;
@@ -107,7 +107,7 @@ impl<'a> Loader<'a> {
         let dtype = dtype_of(entry)?;
         let bytes = self.weights.bytes(entry);
         let size = dtype.bytes(1);
-        let tensor = Tensor::zeros(self.gpu, name, [n_rows, n_cols], dtype)?;
+        let tensor = Tensor::weights(self.gpu, name, [n_rows, n_cols], dtype)?;
         let rows_a_piece = (PIECE / tensor.row_bytes().max(1)).max(1);
         for first in (0..n_rows).step_by(rows_a_piece) {
             let n = rows_a_piece.min(n_rows - first);
@@ -155,9 +155,15 @@ impl<'a> Loader<'a> {
 
     fn entry(&mut self, name: &str, shape: &[usize]) -> Result<&'a Entry, WeightsError> {
         let entry = self.weights.get(name).ok_or_else(|| {
-            let suffix = name.rsplit_once("layers.").map_or(name, |(_, rest)| rest);
+            // The same tensor of another layer shows best what the names here look like.
+            let is_number = |part: &str| part.parse::<usize>().is_ok();
+            let suffix =
+                name.split('.').skip_while(|part| !is_number(part)).skip(1).collect::<Vec<_>>().join(".");
             let entries = self.weights.entries();
-            let alike = entries.iter().find(|e| e.name.ends_with(suffix)).map(|e| e.name.as_str());
+            let alike = entries
+                .iter()
+                .find(|e| !suffix.is_empty() && e.name.ends_with(&suffix))
+                .map(|e| e.name.as_str());
             let alike = alike.or(entries.first().map(|e| e.name.as_str()));
             let like = alike.map_or(String::new(), |n| format!(", such as `{n}`"));
             WeightsError::Missing { name: name.into(), found: format!("{} tensors{like}", entries.len()) }

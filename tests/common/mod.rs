@@ -11,6 +11,11 @@ use wginfer::gpu::{Gpu, GpuError, GpuOptions, Recorder, Tensor};
 /// Set to `1`, tests that need a device are skipped where there is none, and say so.
 const SKIP_ENV: &str = "WGINFER_SKIP_GPU_TESTS";
 
+/// Writes a line that the test harness does not swallow, as it does `eprintln!`'s.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Opens a device. `None` if there is no adapter and the environment allows to skip.
 ///
 /// # Panics
@@ -19,9 +24,7 @@ pub fn open(options: &GpuOptions) -> Option<Gpu> {
     match Gpu::open(options) {
         Ok(gpu) => Some(gpu),
         Err(GpuError::NoAdapter) if std::env::var(SKIP_ENV).is_ok_and(|v| v == "1") => {
-            let test = std::thread::current().name().unwrap_or("a test").to_string();
-            // Not `eprintln!`, which the test harness swallows.
-            let _ = writeln!(std::io::stderr(), "skipped, no adapter: {test}");
+            say(&format!("skipped, no adapter: {}", std::thread::current().name().unwrap_or("a test")));
             None
         }
         Err(error) => {
@@ -115,7 +118,7 @@ pub fn to_f64(data: &[f32]) -> Vec<f64> {
 /// The tensor `[n_rows, n_cols]` of `data` in `dtype`, and the values as they were rounded.
 pub fn upload(gpu: &Gpu, dtype: Dtype, [n_rows, n_cols]: [usize; 2], data: &[f32]) -> (Tensor, Vec<f32>) {
     assert_eq!(data.len(), n_rows * n_cols);
-    let tensor = Tensor::zeros(gpu, "test", [n_rows, n_cols], dtype).expect("it fits");
+    let tensor = Tensor::weights(gpu, "test", [n_rows, n_cols], dtype).expect("it fits");
     let rounded: Vec<f32> = data.iter().map(|&x| round(dtype, x)).collect();
     let row_bytes = tensor.row_bytes();
     let mut bytes = vec![0; row_bytes * n_rows];

@@ -1,0 +1,279 @@
+//! Checkpoints as they come: types, shards, both forms of config, and files that are broken.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype as Stored, TensorView};
+use wginfer::dtype::Dtype;
+use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, Logits, Request};
+use wginfer::gpu::{Gpu, GpuOptions};
+use wginfer::weights::Weights;
+
+fn golden(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model)
+}
+
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// The tensors of an F32 checkpoint.
+fn read(model: &str) -> Tensors {
+    let bytes = std::fs::read(golden(model).join("model.safetensors")).expect("read");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let floats = |data: &[u8]| data.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    file.iter().map(|(name, t)| (name.to_string(), (t.shape().to_vec(), floats(t.data())))).collect()
+}
+
+fn encode(stored: Stored, values: &[f32]) -> Vec<u8> {
+    match stored {
+        Stored::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        Stored::BF16 => values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
+
+fn round(stored: Stored, value: f32) -> f32 {
+    match stored {
+        Stored::F16 => f16::from_f32(value).to_f32(),
+        Stored::BF16 => bf16::from_f32(value).to_f32(),
+        _ => value,
+    }
+}
+
+fn write(path: &Path, tensors: &[(&String, &(Vec<usize>, Vec<f32>), Stored)]) {
+    let data: Vec<_> = tensors.iter().map(|(_, (_, values), stored)| encode(*stored, values)).collect();
+    let views = tensors.iter().zip(&data).map(|((name, (shape, _), stored), bytes)| {
+        (name.to_string(), TensorView::new(*stored, shape.clone(), bytes).expect("view"))
+    });
+    std::fs::write(path, safetensors::serialize(views, None).expect("serialize")).expect("write");
+}
+
+/// A folder with a golden model's config and a checkpoint of `tensors`.
+fn folder(model: &str, tensors: &[(&String, &(Vec<usize>, Vec<f32>), Stored)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::copy(golden(model).join("config.json"), dir.path().join("config.json")).expect("copy");
+    write(&dir.path().join("model.safetensors"), tensors);
+    dir
+}
+
+fn logits(gpu: &Gpu, dir: &Path) -> Vec<Vec<f32>> {
+    let options = EngineOptions {
+        kv_dtype: Dtype::F32,
+        logits: true,
+        max_seqs: 2,
+        max_rows: 32,
+        ctx: Some(64),
+        ..Default::default()
+    };
+    let checkpoint = Checkpoint::open(dir).expect("checkpoint");
+    let mut engine = Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("engine");
+    let ids = vec![5, 301, 17, 99, 4, 230, 11];
+    engine.submit(Request { logits: Some(Logits::All), ..Request::new(ids) }).expect("submit");
+    let mut rows = Vec::new();
+    engine
+        .run(|event| {
+            if let Event::Logits { values, .. } = event {
+                rows.push(values);
+            }
+        })
+        .expect("run");
+    assert_eq!(rows.len(), 7);
+    rows
+}
+
+fn load_error(gpu: &Gpu, dir: &Path) -> String {
+    let checkpoint = match Checkpoint::open(dir) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => return error.to_string(),
+    };
+    match Engine::load(gpu, checkpoint, EngineOptions::default(), &mut |_| {}) {
+        Ok(_) => panic!("it loads"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn each_type_computes_what_its_values_in_f32_do() {
+    let Some(gpu) = common::gpu() else { return };
+    let tensors = read("llama");
+    let mut seen = Vec::new();
+    for stored in [Stored::F16, Stored::BF16] {
+        let rounded: Tensors = tensors
+            .iter()
+            .map(|(n, (s, v))| (n.clone(), (s.clone(), v.iter().map(|v| round(stored, *v)).collect())))
+            .collect();
+        let all = |stored| rounded.iter().map(move |(n, t)| (n, t, stored)).collect::<Vec<_>>();
+        let narrow = logits(&gpu, folder("llama", &all(stored)).path());
+        let wide = logits(&gpu, folder("llama", &all(Stored::F32)).path());
+        assert!(narrow == wide, "{stored:?}");
+        // Mixed in one stacked matrix: keys wide, the others narrow.
+        let mixed: Vec<_> = rounded
+            .iter()
+            .map(|(n, t)| (n, t, if n.contains("k_proj") { Stored::F32 } else { stored }))
+            .collect();
+        assert!(logits(&gpu, folder("llama", &mixed).path()) == wide, "{stored:?} mixed with F32");
+        seen.push(wide);
+    }
+    assert!(seen[0] != seen[1], "the types round differently");
+}
+
+#[test]
+fn shards_are_one_checkpoint() {
+    let Some(gpu) = common::gpu() else { return };
+    let tensors = read("llama");
+    let all: Vec<_> = tensors.iter().map(|(n, t)| (n, t, Stored::F32)).collect();
+    let whole = logits(&gpu, folder("llama", &all).path());
+    let dir = folder("llama", &all);
+    std::fs::remove_file(dir.path().join("model.safetensors")).expect("remove");
+    let (a, b) = all.split_at(all.len() / 2);
+    let mut map = serde_json::Map::new();
+    for (part, file) in [(a, "model-00001-of-00002.safetensors"), (b, "model-00002-of-00002.safetensors")] {
+        write(&dir.path().join(file), part);
+        map.extend(part.iter().map(|(name, ..)| (name.to_string(), file.into())));
+    }
+    let index = dir.path().join("model.safetensors.index.json");
+    std::fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).expect("write");
+    assert!(logits(&gpu, dir.path()) == whole);
+
+    std::fs::remove_file(dir.path().join("model-00002-of-00002.safetensors")).expect("remove");
+    assert!(load_error(&gpu, dir.path()).contains("model-00002-of-00002.safetensors` cannot be read"));
+    std::fs::write(&index, r#"{"weight_map": {"x": "../../etc/passwd"}}"#).expect("write");
+    assert!(load_error(&gpu, dir.path()).contains("is not the name of a file in the folder"));
+    std::fs::write(&index, "{}").expect("write");
+    assert!(load_error(&gpu, dir.path()).contains("no `weight_map`"));
+}
+
+#[test]
+fn large_tables_are_bound_in_ranges_of_rows() {
+    let Some(whole) = common::gpu() else { return };
+    let dir = golden("llama");
+    // Bindings of 64 KiB: the embedding and the head, 96 KiB each, come in two ranges of rows.
+    let options = GpuOptions { max_binding_bytes: Some(64 << 10), ..Default::default() };
+    let Some(small) = common::open(&options) else { return };
+    assert!(logits(&small, &dir) == logits(&whole, &dir));
+    // What cannot be cut is an error, not a panic.
+    let options = EngineOptions { max_rows: 4000, ..Default::default() };
+    let checkpoint = Checkpoint::open(&dir).expect("checkpoint");
+    let error = Engine::load(&small, checkpoint, options, &mut |_| {}).expect_err("too large").to_string();
+    assert!(error.contains("in one piece, this device allows 65536"), "{error}");
+}
+
+#[test]
+fn both_forms_of_config_say_the_same() {
+    let Some(gpu) = common::gpu() else { return };
+    let tensors = read("llama3-rope");
+    let all: Vec<_> = tensors.iter().map(|(n, t)| (n, t, Stored::F32)).collect();
+    let dir = folder("llama3-rope", &all);
+    let expected = logits(&gpu, dir.path());
+    let path = dir.path().join("config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("json");
+    // As transformers 4 wrote it.
+    let mut rope = config["rope_parameters"].take();
+    config.as_object_mut().expect("object").remove("rope_parameters");
+    config["rope_theta"] = rope.as_object_mut().expect("object").remove("rope_theta").expect("theta");
+    config["torch_dtype"] = "float32".into();
+    rope["type"] = rope["rope_type"].clone();
+    config["rope_scaling"] = rope;
+    std::fs::write(&path, config.to_string()).expect("write");
+    assert!(logits(&gpu, dir.path()) == expected);
+    // And the scaling matters.
+    config["rope_scaling"] = serde_json::Value::Null;
+    std::fs::write(&path, config.to_string()).expect("write");
+    assert!(logits(&gpu, dir.path()) != expected);
+}
+
+#[test]
+fn configs_that_do_not_run_are_refused_by_name() {
+    let text = std::fs::read_to_string(golden("llama").join("config.json")).expect("read");
+    let config: serde_json::Value = serde_json::from_str(&text).expect("json");
+    let refused = |key: &str, value: Option<serde_json::Value>, words: &str| {
+        let mut changed = config.clone();
+        let object = changed.as_object_mut().expect("object");
+        match value {
+            Some(value) => object.insert(key.into(), value),
+            None => object.remove(key),
+        };
+        let error = wginfer::models::open(&changed.to_string()).err().expect(words).to_string();
+        assert!(error.contains(words), "`{error}` lacks `{words}`");
+    };
+    refused("model_type", Some("mamba".into()), "architecture `mamba` is not supported, these are: `gpt2`");
+    for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+    {
+        refused(key, None, &format!("missing field `{key}`"));
+    }
+    refused("hidden_size", Some("wide".into()), "invalid type");
+    refused("head_dim", Some(12.into()), "`head_dim` is `12`, expected a multiple of 8");
+    refused("num_key_value_heads", Some(3.into()), "a divisor of the 4 attention heads");
+    refused("num_attention_heads", Some(0.into()), "`num_attention_heads`");
+    refused("num_hidden_layers", Some(0.into()), "`num_hidden_layers` is `0`");
+    refused("quantization_config", Some(serde_json::json!({"quant_method": "gptq"})), "`gptq`");
+    refused("rope_parameters", Some(serde_json::json!({"rope_type": "dynamic"})), "dynamic");
+    assert!(wginfer::models::open("not json").is_err());
+    assert!(wginfer::models::open("{}").err().expect("refused").to_string().contains("model_type"));
+}
+
+#[test]
+fn tensors_that_do_not_fit_are_named() {
+    let Some(gpu) = common::gpu() else { return };
+    let tensors = read("llama");
+    let all: Vec<_> = tensors.iter().map(|(n, t)| (n, t, Stored::F32)).collect();
+    let name = "model.layers.1.mlp.down_proj.weight";
+    let without: Vec<_> = all.iter().filter(|(n, ..)| *n != name).copied().collect();
+    let error = load_error(&gpu, folder("llama", &without).path());
+    assert!(error.contains(&format!("tensor `{name}` is missing")), "{error}");
+    assert!(error.contains("model.layers.0.mlp.down_proj.weight"), "it names one that is alike: {error}");
+
+    let (shape, values) = &tensors[name];
+    let turned = (vec![shape[1], shape[0]], values.clone());
+    let wrong: Vec<_> = all.iter().map(|(n, t, s)| (*n, if *n == name { &turned } else { *t }, *s)).collect();
+    let error = load_error(&gpu, folder("llama", &wrong).path());
+    assert!(error.contains("has shape [176, 64], expected [64, 176]"), "{error}");
+
+    let wrong: Vec<_> =
+        all.iter().map(|(n, t, s)| (*n, *t, if *n == name { Stored::I32 } else { *s })).collect();
+    let error = load_error(&gpu, folder("llama", &wrong).path());
+    assert!(error.contains(&format!("`{name}` has type `I32`, expected one of `F32`")), "{error}");
+
+    // What nobody asks for is listed, and the rest loads.
+    let extra = "model.layers.9.extra.weight".to_string();
+    let tensor = (vec![3], vec![1.0, 2.0, 3.0]);
+    let more = [&all[..], &[(&extra, &tensor, Stored::F32)]].concat();
+    let dir = folder("llama", &more);
+    let checkpoint = Checkpoint::open(dir.path()).expect("checkpoint");
+    let engine = Engine::load(&gpu, checkpoint, EngineOptions::default(), &mut |_| {}).expect("engine");
+    assert_eq!(engine.unused_tensors(), [extra]);
+}
+
+#[test]
+fn broken_files_are_errors() {
+    let bytes = std::fs::read(golden("llama").join("model.safetensors")).expect("read");
+    let open = |bytes: &[u8]| Weights::from_bytes(bytes.to_vec());
+    assert!(open(&bytes).is_ok());
+    // Cut at twenty places: in the length, in the header, between and inside tensors, one byte short.
+    let n = bytes.len();
+    for i in 0..20 {
+        let cut = [0, 1, 7, 8, 9, 100, n - 1, n - 2].get(i).copied().unwrap_or(n * i / 20);
+        let error = open(&bytes[..cut]).expect_err("cut").to_string();
+        assert!(error.contains("is not a valid checkpoint"), "{cut}: {error}");
+        assert!(error.contains(&format!("{cut} bytes")), "it says how long the file is: {error}");
+    }
+    // A header that lies about sizes, about its own length, or that is no JSON.
+    let header = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let text = std::str::from_utf8(&bytes[8..8 + header]).expect("utf-8");
+    for (from, to) in [("384", "999"), ("\"F32\"", "\"F16\""), ("[0,", "[9,"), ("{", "[")] {
+        assert!(text.contains(from), "the header has `{from}`");
+        let lie = text.replacen(from, to, 1);
+        let file = [&(lie.len() as u64).to_le_bytes(), lie.as_bytes(), &bytes[8 + header..]].concat();
+        assert!(open(&file).is_err(), "{from} to {to}");
+    }
+    for length in [0u64, 1 << 20, 1 << 40, u64::MAX] {
+        let file = [&length.to_le_bytes(), &bytes[8..]].concat();
+        assert!(open(&file).is_err(), "header of {length} bytes");
+    }
+    let empty = tempfile::tempdir().expect("a folder");
+    let error = Weights::open(empty.path()).expect_err("empty").to_string();
+    assert!(error.contains("has no `model.safetensors`"), "{error}");
+}
