@@ -156,3 +156,68 @@ impl Rope {
         Ok(Rotary { cos_sin, n_rot, interleaved: false })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against transformers' `ROPE_INIT_FUNCTIONS`, which computes in f32.
+    fn check(config: &str, head_dim: usize, expected: &[f64], factor: f64) {
+        let rope: Rope = serde_json::from_str(config).expect("config");
+        let (found, found_factor) = rope.frequencies(head_dim, 512).expect("frequencies");
+        assert_eq!(found.len(), head_dim / 2);
+        for (f, e) in found.iter().zip(expected) {
+            assert!((f - e).abs() < 2e-6 * e, "{config}: {f}, expected {e}");
+        }
+        assert!((found_factor - factor).abs() < 1e-9, "{config}: {found_factor}, expected {factor}");
+    }
+
+    #[test]
+    fn frequencies_are_those_of_transformers() {
+        let linear = r#"{"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 4.0}}"#;
+        check(linear, 32, &[0.25, 0.14058533, 0.079056941, 0.044456985, 0.025, 0.014058532], 1.0);
+        let llama3 = r#"{"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}"#;
+        check(llama3, 32, &[1.0, 0.44036663, 0.079403013, 0.010674638, 0.0047007538, 0.0020700551], 1.0);
+        let yarn = r#"{"rope_theta": 1e4, "rope_scaling": {"rope_type": "yarn", "type": "yarn",
+            "factor": 4.0, "original_max_position_embeddings": 128}}"#;
+        let expected = [1.0, 0.49204865, 0.23717082, 0.11114246, 0.049999997, 0.021087799, 0.0079056947];
+        check(yarn, 32, &expected, 1.138629436111989);
+        let yarn = r#"{"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 40.0,
+            "original_max_position_embeddings": 4096, "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 1.0,
+            "mscale_all_dim": 0.8, "truncate": false}}"#;
+        let expected = [
+            1.0,
+            0.64938164,
+            0.42169651,
+            0.27384198,
+            0.17782794,
+            0.1154782,
+            0.074989416,
+            0.048696753,
+            0.031622779,
+            0.018818378,
+            0.0095208623,
+            0.0044297008,
+            0.0017382191,
+            0.00038954557,
+            5.9284346e-05,
+        ];
+        check(yarn, 64, &expected, 1.0569662567531275);
+    }
+
+    #[test]
+    fn a_part_of_a_head_can_be_rotated() {
+        let rope: Rope = serde_json::from_str(r#"{"partial_rotary_factor": 0.25}"#).expect("config");
+        let (found, _) = rope.frequencies(32, 512).expect("frequencies");
+        assert_eq!(found.len(), 4);
+        assert!((found[1] - 0.1).abs() < 1e-12, "10000^(-2/8)");
+    }
+
+    #[test]
+    fn what_a_scaling_lacks_is_named() {
+        let rope: Rope = serde_json::from_str(r#"{"rope_scaling": {"type": "llama3"}}"#).expect("config");
+        let error = rope.frequencies(32, 512).expect_err("no factor").to_string();
+        assert!(error.contains("`factor`"), "{error}");
+    }
+}
