@@ -85,6 +85,7 @@ pub mod error;
 pub mod gpu;
 pub mod models;
 pub mod ops;
+pub mod tasks;
 pub mod text;
 pub mod weights;
 

@@ -1,6 +1,6 @@
 //! What lies in a model folder, opened but not loaded.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -24,6 +24,13 @@ pub struct Checkpoint {
     pub sampling: Sampling,
 }
 
+/// A file of the demonstration model.
+macro_rules! demo {
+    ($file:literal) => {
+        &include_bytes!(concat!("../../assets/demo/", $file))[..]
+    };
+}
+
 /// The keys of `generation_config.json` that say how to sample.
 #[derive(Default, Deserialize)]
 #[serde(default)]
@@ -37,6 +44,10 @@ struct GenerationConfig {
 }
 
 impl GenerationConfig {
+    fn parse(json: &[u8], path: PathBuf) -> Result<Self, EngineError> {
+        serde_json::from_slice(json).map_err(|e| EngineError::Config { path, message: e.to_string() })
+    }
+
     fn sampling(&self) -> Sampling {
         let off = Sampling::default();
         Sampling {
@@ -63,8 +74,7 @@ impl Checkpoint {
         let config = std::fs::read_to_string(&path).map_err(|source| EngineError::Io { path, source })?;
         let path = dir.join("generation_config.json");
         let generation = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|e| EngineError::Config { path, message: e.to_string() })?,
+            Ok(text) => GenerationConfig::parse(&text, path)?,
             Err(_) => GenerationConfig::default(),
         };
         Ok(Checkpoint {
@@ -72,6 +82,29 @@ impl Checkpoint {
             architecture: models::open(&config)?,
             weights: Weights::open(dir)?,
             tokenizer: Tokenizer::open(dir),
+            sampling: generation.sampling(),
+        })
+    }
+
+    /// The demonstration model that is compiled into the binary: stories of a small world. `assets/demo` says
+    /// how it was made.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`], if these files are not what they should be.
+    pub fn demo() -> Result<Checkpoint, EngineError> {
+        let generation =
+            GenerationConfig::parse(demo!("generation_config.json"), "generation_config.json".into())?;
+        Ok(Checkpoint {
+            name: "demonstration model".to_string(),
+            architecture: models::open(&String::from_utf8_lossy(demo!("config.json")))?,
+            weights: Weights::from_bytes(demo!("model.safetensors"))?,
+            tokenizer: Tokenizer::from_parts(
+                demo!("tokenizer.json"),
+                Some(demo!("tokenizer_config.json")),
+                Some(demo!("generation_config.json")),
+                Some(demo!("config.json")),
+                None,
+            ),
             sampling: generation.sampling(),
         })
     }

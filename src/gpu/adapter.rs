@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::{GpuError, lock};
+use super::{Caps, GpuError, lock};
 
 /// An adapter as `wginfer devices` shows it.
 #[derive(Clone, Debug)]
@@ -17,6 +17,19 @@ pub struct AdapterSummary {
     pub features: wgpu::Features,
     /// Cooperative-matrix shapes `(m, n, k)` with f16 inputs and f32 sums.
     pub cooperative_matrices: Vec<(u32, u32, u32)>,
+}
+
+impl AdapterSummary {
+    /// What a device of this adapter can do.
+    pub fn caps(&self) -> Caps {
+        let cooperative_matrices = self.cooperative_matrices.clone();
+        Caps { cooperative_matrices, ..Caps::new(self.features, &self.limits, &self.info) }
+    }
+
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub fn kind(&self) -> &'static str {
+        kind(self.info.device_type)
+    }
 }
 
 impl std::fmt::Display for AdapterSummary {

@@ -38,7 +38,11 @@ pub struct Caps {
 impl Caps {
     /// Reads the capabilities of a device.
     pub(super) fn of(device: &wgpu::Device) -> Self {
-        let (features, limits, info) = (device.features(), device.limits(), device.adapter_info());
+        Caps::new(device.features(), &device.limits(), &device.adapter_info())
+    }
+
+    /// The capabilities of a device with these features and limits, cooperative matrices excepted.
+    pub(super) fn new(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Self {
         let fixed_width = info.subgroup_min_size == info.subgroup_max_size;
         Caps {
             f16: features.contains(wgpu::Features::SHADER_F16),

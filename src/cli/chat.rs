@@ -1,0 +1,189 @@
+//! `wginfer chat`: a conversation at the terminal, or through a pipe.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::ops::ControlFlow;
+
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use wginfer::engine::{Engine, EngineError, EngineOptions, FinishReason};
+use wginfer::tasks::{Chat, Reply};
+
+use super::args::ChatArgs;
+use super::failure::Failure;
+use super::interrupt::{self, Writing};
+use super::{format, prompt, sampling, terminal};
+
+const HELP: &str = "/system TEXT       what the assistant shall be or do; without TEXT, nothing
+/reset             forget the conversation
+/set NAME VALUE    a sampling parameter, such as `/set temperature 0.3`; without, show all
+/help              this
+/exit              leave, as does Ctrl-D
+Ctrl-C stops an answer.";
+
+pub fn run(args: &ChatArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let checkpoint = args.model.open()?;
+    let vocab_size = checkpoint.architecture.shape().vocab_size;
+    let sampling = args.sampling.over(&checkpoint.sampling);
+    sampling.check(vocab_size)?;
+    if args.max_tokens == Some(0) {
+        return Err(Failure::usage("`max_tokens` is 0, expected at least 1"));
+    }
+    let tokenizer = checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
+    let mut chat = Chat::new(tokenizer, sampling)?;
+    chat.set_system(args.system.clone());
+    chat.max_tokens = args.max_tokens;
+
+    let mut engine =
+        args.device.load(checkpoint, EngineOptions { max_seqs: 1, ..EngineOptions::default() })?;
+    interrupt::init()?;
+    let mut input = Input::open(out)?;
+    loop {
+        let Some(line) = input.line()? else { return Ok(()) };
+        let line = line.trim();
+        match line.strip_prefix('/') {
+            _ if line.is_empty() => {}
+            Some("exit" | "quit") => return Ok(()),
+            Some(command) => {
+                if let Err(failure) = obey(&mut chat, command, vocab_size) {
+                    terminal::error(&failure);
+                }
+            }
+            None => say(&mut chat, &mut engine, line, out)?,
+        }
+    }
+}
+
+/// Carries out a command.
+fn obey(chat: &mut Chat, command: &str, vocab_size: usize) -> Result<(), Failure> {
+    let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
+    let rest = rest.trim();
+    match name {
+        "help" => log::info!("{HELP}"),
+        "reset" => {
+            chat.reset();
+            log::info!("the conversation starts anew");
+        }
+        "system" => {
+            chat.set_system((!rest.is_empty()).then(|| rest.to_string()));
+            log::info!("system message {}", if rest.is_empty() { "taken away" } else { "set" });
+        }
+        "set" if rest.is_empty() => {
+            for (name, value) in sampling::values(&chat.sampling) {
+                log::info!("{name} {value}");
+            }
+        }
+        "set" => {
+            let Some((name, value)) = rest.split_once(char::is_whitespace) else {
+                return Err(Failure::usage(format!("`/set {rest}` has no value")));
+            };
+            let mut changed = chat.sampling.clone();
+            sampling::set(&mut changed, name, value.trim()).map_err(Failure::usage)?;
+            changed.check(vocab_size)?;
+            chat.sampling = changed;
+        }
+        _ => {
+            let message = format!("`/{name}` is not a command");
+            return Err(Failure::usage(message).with_hint("`/help` lists them"));
+        }
+    }
+    Ok(())
+}
+
+/// Says `line` to the model and writes the answer as it comes.
+fn say(chat: &mut Chat, engine: &mut Engine, line: &str, out: &mut dyn Write) -> Result<(), Failure> {
+    let writing = Writing::begin();
+    let mut written: Result<(), std::io::Error> = Ok(());
+    let mut ends_line = false;
+    let reply = chat.ask(engine, line, |text| {
+        if !text.is_empty() && written.is_ok() {
+            written = write!(out, "{text}").and_then(|()| out.flush());
+            ends_line = text.ends_with('\n');
+        }
+        if written.is_err() || writing.is_stopped() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    written?;
+    match reply {
+        Ok(reply) => {
+            if !ends_line {
+                writeln!(out)?;
+            }
+            out.flush()?;
+            report(&reply, engine.ctx());
+            Ok(())
+        }
+        // The conversation can go on without this message.
+        Err(
+            error @ (EngineError::PromptTooLong { .. } | EngineError::EmptyPrompt | EngineError::Text(_)),
+        ) => {
+            terminal::error(&error.into());
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn report(reply: &Reply, ctx: usize) {
+    if reply.n_dropped > 0 {
+        log::warn!("the {} oldest messages were dropped to fit the context of {ctx} tokens", reply.n_dropped);
+    }
+    if reply.finish_reason == FinishReason::Length && reply.usage.total_tokens >= ctx {
+        log::warn!("the context of {ctx} tokens is full; `--ctx` makes it larger");
+    }
+    log::info!("{}", format::figures(&reply.usage, reply.finish_reason, &reply.timings));
+}
+
+/// Where the user's lines come from.
+enum Input {
+    /// A terminal, with history and arrow keys.
+    Editor(Box<DefaultEditor>),
+    /// A pipe or a file.
+    Plain,
+}
+
+const PROMPT: &str = "> ";
+
+impl Input {
+    fn open(out: &mut dyn Write) -> Result<Input, Failure> {
+        // The editor draws on standard output, which must be a terminal too.
+        if !(std::io::stdin().is_terminal() && std::io::stdout().is_terminal()) {
+            return Ok(Input::Plain);
+        }
+        out.flush()?;
+        let editor = DefaultEditor::new().map_err(unreadable)?;
+        log::info!("`/help` lists the commands, Ctrl-D leaves");
+        Ok(Input::Editor(Box::new(editor)))
+    }
+
+    /// The next line; none at the end of the input.
+    fn line(&mut self) -> Result<Option<String>, Failure> {
+        match self {
+            Input::Editor(editor) => match editor.readline(PROMPT) {
+                Ok(line) => {
+                    // It fails only where history is kept in a file.
+                    let _ = editor.add_history_entry(line.as_str());
+                    Ok(Some(line))
+                }
+                // Ctrl-C where no answer is written clears the line, as in a shell.
+                Err(ReadlineError::Interrupted) => Ok(Some(String::new())),
+                Err(ReadlineError::Eof) => Ok(None),
+                Err(error) => Err(unreadable(error)),
+            },
+            Input::Plain => {
+                let mut bytes = Vec::new();
+                let n = std::io::stdin().lock().read_until(b'\n', &mut bytes).map_err(unreadable)?;
+                if n == 0 {
+                    return Ok(None);
+                }
+                prompt::utf8(bytes, "standard input").map(Some)
+            }
+        }
+    }
+}
+
+fn unreadable(error: impl std::fmt::Display) -> Failure {
+    Failure::failed(format!("standard input cannot be read: {error}"))
+}

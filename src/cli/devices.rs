@@ -1,0 +1,66 @@
+//! `wginfer devices`: the adapters and what they can do.
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+use wginfer::gpu::{AdapterSummary, Gpu, GpuError};
+
+use super::args::DevicesArgs;
+use super::failure::Failure;
+use super::format;
+
+pub fn run(args: &DevicesArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let adapters = Gpu::adapters();
+    if adapters.is_empty() {
+        return Err(GpuError::NoAdapter.into());
+    }
+    if args.json {
+        let all: Vec<Value> = adapters.iter().map(object).collect();
+        serde_json::to_writer_pretty(&mut *out, &all)?;
+        return Ok(writeln!(out)?);
+    }
+    adapters.iter().try_for_each(|adapter| write(out, adapter))
+}
+
+fn object(adapter: &AdapterSummary) -> Value {
+    let (info, caps) = (&adapter.info, adapter.caps());
+    json!({
+        "index": adapter.index,
+        "name": info.name,
+        "type": adapter.kind(),
+        "backend": info.backend.to_str(),
+        "driver": info.driver,
+        "driver_info": info.driver_info,
+        "f16": caps.f16,
+        "subgroup_width": caps.subgroup,
+        "timestamps": caps.timestamps,
+        "pipeline_cache": caps.pipeline_cache,
+        "cooperative_matrices": caps.cooperative_matrices,
+        "max_binding_bytes": caps.max_binding_bytes,
+        "max_buffer_bytes": caps.max_buffer_bytes,
+        "max_workgroup_bytes": caps.max_workgroup_bytes,
+        "max_workgroup_size": caps.max_workgroup_size,
+        "max_workgroups": caps.max_workgroups,
+    })
+}
+
+fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
+    let (info, caps) = (&adapter.info, adapter.caps());
+    writeln!(out, "{}  {adapter}", adapter.index)?;
+    let mut row = |name: &str, value: String| writeln!(out, "   {name:<22} {value}");
+    let yes = |is: bool| if is { "yes" } else { "no" }.to_string();
+    let driver = format!("{} {}", info.driver, info.driver_info);
+    row("driver", if driver.trim().is_empty() { "not told".into() } else { driver.trim().into() })?;
+    row("f16 arithmetic", yes(caps.f16))?;
+    row("subgroups", caps.subgroup.map_or("no, or of no fixed width".into(), |n| format!("of {n}")))?;
+    row("timestamps", yes(caps.timestamps))?;
+    row("pipeline cache", yes(caps.pipeline_cache))?;
+    let tiles: Vec<String> =
+        caps.cooperative_matrices.iter().map(|(m, n, k)| format!("{m}×{n}×{k}")).collect();
+    row("cooperative matrices", if tiles.is_empty() { "no".into() } else { tiles.join(", ") })?;
+    row("largest binding", format::bytes(caps.max_binding_bytes))?;
+    row("largest buffer", format::bytes(caps.max_buffer_bytes))?;
+    row("workgroup memory", format::bytes(u64::from(caps.max_workgroup_bytes)))?;
+    row("workgroup size", caps.max_workgroup_size.to_string())?;
+    Ok(())
+}

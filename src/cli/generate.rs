@@ -1,0 +1,315 @@
+//! `wginfer generate`: continue a text.
+
+use std::io::Write;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use wginfer::engine::{
+    Engine, EngineOptions, Event, FinishReason, Logprobs, Request, RequestId, Sampling, Timings,
+    TokenLogprob, Usage,
+};
+use wginfer::text::Tokenizer;
+
+use super::args::GenerateArgs;
+use super::failure::Failure;
+use super::{format, interrupt, model, prompt};
+
+/// Alternatives that `--explain` shows.
+const N_BEST: usize = 5;
+/// Answers that are written at a time; further ones wait for a place.
+const MAX_SEQS: usize = 16;
+
+/// One answer, as far as it has come.
+#[derive(Default)]
+struct Answer {
+    text: String,
+    token_ids: Vec<u32>,
+    logprobs: Vec<Logprobs>,
+    end: Option<(FinishReason, Usage, Timings)>,
+}
+
+/// One answer as `--json` writes it.
+#[derive(Serialize)]
+struct AnswerJson<'a> {
+    text: &'a str,
+    token_ids: &'a [u32],
+    finish_reason: Option<FinishReason>,
+    usage: Usage,
+    timings: Timings,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<Value>>,
+}
+
+pub fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let checkpoint = args.model.open()?;
+    let sampling = args.sampling.over(&checkpoint.sampling);
+    sampling.check(checkpoint.architecture.shape().vocab_size)?;
+    let text = match &args.token_ids {
+        Some(_) => None,
+        None => Some(prompt::text(args.prompt.as_deref(), args.file.as_deref())?),
+    };
+    let ids = match (&args.token_ids, &text) {
+        (Some(ids), _) => ids.clone(),
+        (None, text) => prompt::encode(&checkpoint, text.as_deref().unwrap_or_default())?,
+    };
+    let ids = prompt::check(ids)?;
+
+    let n = args.n as usize;
+    let max_seqs = n.min(MAX_SEQS);
+    let options = EngineOptions {
+        max_seqs,
+        // The engine raises this to one whole context.
+        kv_tokens: Some((ids.len() + args.max_tokens.min(1 << 20)).saturating_mul(max_seqs)),
+        max_logprobs: if args.explain { N_BEST } else { 0 },
+        ..EngineOptions::default()
+    };
+    let mut engine = args.device.load(checkpoint, options)?;
+    let requests = (0..n as u64)
+        .map(|i| {
+            let seed = sampling.seed.map(|seed| seed.wrapping_add(i));
+            let request = Request {
+                sampling: Sampling { seed, ..sampling.clone() },
+                max_tokens: Some(args.max_tokens),
+                stop: args.stop.clone(),
+                logprobs: args.explain.then_some(N_BEST),
+                ..Request::new(ids.clone())
+            };
+            Ok(engine.submit(request)?)
+        })
+        .collect::<Result<Vec<RequestId>, Failure>>()?;
+    interrupt::init()?;
+
+    let mut writer = Writer {
+        out,
+        // Ids that were given are shown as the text they stand for.
+        echo: if args.echo { text.or_else(|| decoded(&engine, &ids)) } else { None },
+        tokenizer: engine.tokenizer().cloned(),
+        explain: args.explain,
+        json: args.json,
+        answers: (0..n).map(|_| Answer::default()).collect(),
+        current: 0,
+        is_open: false,
+    };
+    model::drive(&mut engine, &requests, |event| {
+        let index = |id: RequestId| requests.iter().position(|r| *r == id).unwrap_or(0);
+        match event {
+            Event::Token { id, token, text, logprobs } => writer.token(index(id), token, &text, logprobs),
+            Event::Done { id, text, finish_reason, usage, timings } => {
+                writer.done(index(id), &text, (finish_reason, usage, timings))
+            }
+            Event::Failed { error, .. } => Err(error.into()),
+            Event::Logits { .. } => Ok(()),
+        }
+    })?;
+    let answers = writer.finish()?;
+    report(&answers, &engine);
+    Ok(())
+}
+
+fn decoded(engine: &Engine, ids: &[u32]) -> Option<String> {
+    engine.tokenizer().and_then(|t| t.decode(ids, true).ok())
+}
+
+/// Writes the answers in order, the first that is not done yet as it comes.
+struct Writer<'a> {
+    out: &'a mut dyn Write,
+    echo: Option<String>,
+    tokenizer: Option<Tokenizer>,
+    explain: bool,
+    json: bool,
+    answers: Vec<Answer>,
+    /// The answer that is being written.
+    current: usize,
+    /// Whether something of it is.
+    is_open: bool,
+}
+
+impl Writer<'_> {
+    fn token(&mut self, i: usize, token: u32, text: &str, logprobs: Option<Logprobs>) -> Result<(), Failure> {
+        let answer = &mut self.answers[i];
+        answer.text.push_str(text);
+        answer.token_ids.push(token);
+        answer.logprobs.extend(logprobs);
+        if i == self.current && !self.json {
+            self.open()?;
+            let n = self.answers[i].token_ids.len();
+            self.step(i, n - 1, text)?;
+            self.out.flush()?;
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, i: usize, text: &str, end: (FinishReason, Usage, Timings)) -> Result<(), Failure> {
+        self.answers[i].text.push_str(text);
+        self.answers[i].end = Some(end);
+        if self.json || i != self.current {
+            return Ok(());
+        }
+        self.open()?;
+        if !self.explain && self.tokenizer.is_some() {
+            write!(self.out, "{text}")?;
+        }
+        self.close()?;
+        // The answers behind it, as far as they have come in the meantime.
+        while self.current + 1 < self.answers.len() {
+            self.current += 1;
+            self.catch_up()?;
+            if self.answers[self.current].end.is_none() {
+                break;
+            }
+            self.close()?;
+        }
+        Ok(self.out.flush()?)
+    }
+
+    fn catch_up(&mut self) -> Result<(), Failure> {
+        let i = self.current;
+        if self.answers[i].token_ids.is_empty() && self.answers[i].end.is_none() {
+            return Ok(());
+        }
+        self.open()?;
+        if self.explain || self.tokenizer.is_none() {
+            return (0..self.answers[i].token_ids.len()).try_for_each(|step| self.step(i, step, ""));
+        }
+        Ok(write!(self.out, "{}", self.answers[i].text)?)
+    }
+
+    /// What comes before an answer.
+    fn open(&mut self) -> Result<(), Failure> {
+        if self.is_open {
+            return Ok(());
+        }
+        self.is_open = true;
+        if self.answers.len() > 1 {
+            writeln!(self.out, "--- {} ---", self.current + 1)?;
+        }
+        if let Some(prompt) = &self.echo {
+            write!(self.out, "{prompt}")?;
+        }
+        Ok(())
+    }
+
+    /// One token of an answer: its text; its id where there is no tokenizer; or all about its choice.
+    fn step(&mut self, i: usize, step: usize, text: &str) -> Result<(), Failure> {
+        let answer = &self.answers[i];
+        let token = answer.token_ids[step];
+        if let Some(logprobs) = answer.logprobs.get(step) {
+            let line = explanation(self.tokenizer.as_ref(), step + 1, logprobs);
+            return Ok(writeln!(self.out, "{line}")?);
+        }
+        if self.tokenizer.is_none() {
+            let comma = if step > 0 { "," } else { "" };
+            return Ok(write!(self.out, "{comma}{token}")?);
+        }
+        Ok(write!(self.out, "{text}")?)
+    }
+
+    /// What comes after an answer.
+    fn close(&mut self) -> Result<(), Failure> {
+        self.is_open = false;
+        let answer = &self.answers[self.current];
+        if !self.explain && !(self.tokenizer.is_some() && answer.text.ends_with('\n')) {
+            writeln!(self.out)?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Vec<Answer>, Failure> {
+        if self.json {
+            let tokenizer = self.tokenizer.as_ref();
+            let all: Vec<AnswerJson<'_>> =
+                self.answers.iter().map(|a| a.json(tokenizer, self.explain)).collect();
+            match &all[..] {
+                [one] => serde_json::to_writer_pretty(&mut *self.out, one)?,
+                all => serde_json::to_writer_pretty(&mut *self.out, all)?,
+            }
+            writeln!(self.out)?;
+        }
+        self.out.flush()?;
+        Ok(self.answers)
+    }
+}
+
+impl Answer {
+    fn json(&self, tokenizer: Option<&Tokenizer>, explain: bool) -> AnswerJson<'_> {
+        let (finish_reason, usage, timings) = match self.end {
+            Some((reason, usage, timings)) => (Some(reason), usage, timings),
+            None => (None, Usage::default(), Timings::default()),
+        };
+        let text_of = |id| tokenizer.and_then(|t| t.id_to_token(id));
+        let entry = |t: &TokenLogprob| json!({ "token_id": t.token, "token": text_of(t.token), "logprob": t.logprob });
+        let list = |top: &[TokenLogprob]| top.iter().map(entry).collect::<Vec<_>>();
+        let step = |l: &Logprobs| {
+            json!({
+                "token_id": l.chosen.token,
+                "token": text_of(l.chosen.token),
+                "logprob": l.chosen.logprob,
+                "top": list(&l.top),
+                "sampled_logprob": l.sampled.logprob,
+                "sampled_top": list(&l.sampled_top),
+            })
+        };
+        AnswerJson {
+            text: &self.text,
+            token_ids: &self.token_ids,
+            finish_reason,
+            usage,
+            timings,
+            logprobs: explain.then(|| self.logprobs.iter().map(step).collect()),
+        }
+    }
+}
+
+/// One line on how one token was chosen.
+fn explanation(tokenizer: Option<&Tokenizer>, step: usize, l: &Logprobs) -> String {
+    let name = |id| match tokenizer {
+        Some(_) => format::token(tokenizer, id),
+        None => id.to_string(),
+    };
+    // A token that cannot be drawn has no place among those that can.
+    let list = |top: &[TokenLogprob]| {
+        let can = top.iter().filter(|t| t.logprob > f32::MIN);
+        can.map(|t| format!("{} {}", name(t.token), percent(t.logprob))).collect::<Vec<_>>().join(", ")
+    };
+    let (chosen, p) = (name(l.chosen.token), percent(l.chosen.logprob));
+    format!(
+        "{step:>4}  {chosen:<14} {p:>5} -> {:>5} %   before: {}   after: {}",
+        percent(l.sampled.logprob),
+        list(&l.top),
+        list(&l.sampled_top)
+    )
+}
+
+fn percent(logprob: f32) -> String {
+    format!("{:.1}", 100.0 * f64::from(logprob).exp())
+}
+
+/// The line of figures, and why an answer ended if that may surprise.
+fn report(answers: &[Answer], engine: &Engine) {
+    let ends: Vec<_> = answers.iter().filter_map(|a| a.end).collect();
+    let full = |(reason, usage, _): &(FinishReason, Usage, Timings)| {
+        *reason == FinishReason::Length && usage.total_tokens >= engine.ctx()
+    };
+    if ends.iter().any(full) {
+        log::warn!("the context of {} tokens is full; `--ctx` makes it larger", engine.ctx());
+    }
+    if let [(reason, usage, timings)] = &ends[..] {
+        log::info!("{}", format::figures(usage, *reason, timings));
+        return;
+    }
+    for (i, (reason, usage, timings)) in ends.iter().enumerate() {
+        log::debug!("{}: {}", i + 1, format::figures(usage, *reason, timings));
+    }
+    let sum = |of: fn(&Usage) -> usize| ends.iter().map(|(_, usage, _)| of(usage)).sum::<usize>();
+    let first = ends.iter().map(|e| e.2.time_to_first_token_ms).fold(f64::MAX, f64::min);
+    let total = ends.iter().map(|e| e.2.total_ms).fold(0.0, f64::max);
+    let generated = sum(|u| u.completion_tokens);
+    log::info!(
+        "{} answers · {} prompt ({} cached) + {generated} generated tokens · first token {} ms · together {:.0} tok/s",
+        ends.len(),
+        sum(|u| u.prompt_tokens),
+        sum(|u| u.cached_tokens),
+        format::ms(first),
+        generated as f64 * 1e3 / (total - first).max(1e-3),
+    );
+}

@@ -1,0 +1,199 @@
+//! `wginfer inspect`: what a model holds and needs. It touches no GPU.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use wginfer::dtype::Dtype;
+use wginfer::engine::{Checkpoint, KvPages, PAGE_SIZE};
+use wginfer::text::Tokenizer;
+
+use super::args::InspectArgs;
+use super::failure::Failure;
+use super::{format, sampling};
+
+/// Tokens for which the cache's size is told.
+const KV_TOKENS: usize = 1000;
+
+#[derive(Serialize)]
+struct Report {
+    name: String,
+    architecture: &'static str,
+    n_params: usize,
+    n_tensors: usize,
+    /// Parameters of each type.
+    dtypes: BTreeMap<String, usize>,
+    weights_bytes: usize,
+    kv_bytes_per_1000_tokens: KvBytes,
+    largest_binding: Option<TensorRow>,
+    n_layers: usize,
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
+    sliding_window: Option<usize>,
+    hidden_size: usize,
+    vocab_size: usize,
+    max_seq_len: usize,
+    tokenizer: Option<TokenizerRow>,
+    /// Why there is no tokenizer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokenizer_error: Option<String>,
+    sampling: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensors: Option<Vec<TensorRow>>,
+}
+
+#[derive(Serialize)]
+struct KvBytes {
+    f16: usize,
+    f32: usize,
+}
+
+#[derive(Serialize)]
+struct TensorRow {
+    name: String,
+    dtype: String,
+    shape: Vec<usize>,
+    n_bytes: usize,
+}
+
+#[derive(Serialize)]
+struct TokenizerRow {
+    n_tokens: usize,
+    bos: Option<String>,
+    eos: Vec<String>,
+    chat_template: bool,
+}
+
+pub fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let report = Report::of(&args.model.open()?, args.tensors);
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &report)?;
+        return Ok(writeln!(out)?);
+    }
+    report.write(out)
+}
+
+impl Report {
+    fn of(checkpoint: &Checkpoint, with_tensors: bool) -> Report {
+        let shape = checkpoint.architecture.shape();
+        let rows: Vec<TensorRow> = checkpoint.weights.entries().iter().map(TensorRow::of).collect();
+        let mut dtypes = BTreeMap::new();
+        for row in &rows {
+            *dtypes.entry(row.dtype.clone()).or_default() += row.shape.iter().product::<usize>();
+        }
+        // A page holds `PAGE_SIZE` positions, and a thousand are no whole number of pages.
+        let kv_bytes = |dtype| KvPages::page_bytes(&shape, dtype) * KV_TOKENS / PAGE_SIZE;
+        let largest = checkpoint.weights.entries().iter().max_by_key(|e| e.n_bytes);
+        let first = shape.attention.first();
+        let (tokenizer, tokenizer_error) = match &checkpoint.tokenizer {
+            Ok(tokenizer) => (Some(TokenizerRow::of(tokenizer)), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let number = |text: &str| {
+            text.parse::<u64>().map(Value::from).or_else(|_| text.parse::<f64>().map(Value::from))
+        };
+        Report {
+            name: checkpoint.name.clone(),
+            architecture: shape.architecture,
+            n_params: checkpoint.weights.n_params(),
+            n_tensors: rows.len(),
+            dtypes,
+            weights_bytes: checkpoint.weights.n_bytes(),
+            kv_bytes_per_1000_tokens: KvBytes { f16: kv_bytes(Dtype::F16), f32: kv_bytes(Dtype::F32) },
+            largest_binding: largest.map(TensorRow::of),
+            n_layers: shape.n_layers(),
+            n_heads: first.map_or(0, |a| a.n_heads),
+            n_kv_heads: first.map_or(0, |a| a.n_kv_heads),
+            head_dim: first.map_or(0, |a| a.head_dim),
+            sliding_window: shape.attention.iter().find_map(|a| a.window).map(|n| n as usize),
+            hidden_size: shape.hidden_size,
+            vocab_size: shape.vocab_size,
+            max_seq_len: shape.max_seq_len,
+            tokenizer,
+            tokenizer_error,
+            sampling: sampling::values(&checkpoint.sampling)
+                .into_iter()
+                .map(|(name, value)| (name.to_string(), number(&value).unwrap_or(Value::Null)))
+                .collect(),
+            tensors: with_tensors.then_some(rows),
+        }
+    }
+
+    fn write(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        let mut row = |name: &str, value: String| writeln!(out, "{name:<20} {value}");
+        let bytes = |n: usize| format::bytes(n as u64);
+        row("model", self.name.clone())?;
+        row("architecture", self.architecture.to_string())?;
+        row("parameters", format!("{} ({})", format::count(self.n_params as u64), self.n_params))?;
+        let dtypes = self.dtypes.iter().map(|(name, n)| format!("{name} {}", format::count(*n as u64)));
+        row("types", dtypes.collect::<Vec<_>>().join(", "))?;
+        row("tensors", self.n_tensors.to_string())?;
+        row("weights", bytes(self.weights_bytes))?;
+        let kv = &self.kv_bytes_per_1000_tokens;
+        row("cache, 1000 tokens", format!("{} in f16, {} in f32", bytes(kv.f16), bytes(kv.f32)))?;
+        if let Some(t) = &self.largest_binding {
+            row("largest binding", format!("{} (`{}`)", bytes(t.n_bytes), t.name))?;
+        }
+        row("layers", self.n_layers.to_string())?;
+        row(
+            "heads",
+            format!("{} of {}, {} for keys and values", self.n_heads, self.head_dim, self.n_kv_heads),
+        )?;
+        if let Some(n) = self.sliding_window {
+            row("sliding window", n.to_string())?;
+        }
+        row("hidden size", self.hidden_size.to_string())?;
+        row("context", self.max_seq_len.to_string())?;
+        row("vocabulary", self.vocab_size.to_string())?;
+        match (&self.tokenizer, &self.tokenizer_error) {
+            (Some(t), _) => {
+                row("tokenizer", format!("{} tokens, ends with {}", t.n_tokens, listed(&t.eos)))?;
+                row("chat template", if t.chat_template { "yes" } else { "no" }.to_string())?;
+            }
+            (None, error) => row("tokenizer", error.clone().unwrap_or_default())?,
+        }
+        let set = self.sampling.iter().filter(|(_, value)| !value.is_null());
+        row("sampling", set.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", "))?;
+        let tensors = self.tensors.iter().flatten();
+        let width = tensors.clone().map(|t| t.name.len()).max().unwrap_or(0);
+        for (i, t) in tensors.enumerate() {
+            if i == 0 {
+                writeln!(out)?;
+            }
+            writeln!(out, "{:<width$}  {:<5} {:?}", t.name, t.dtype, t.shape)?;
+        }
+        Ok(())
+    }
+}
+
+fn listed(tokens: &[String]) -> String {
+    if tokens.is_empty() {
+        return "none".to_string();
+    }
+    tokens.iter().map(|t| format!("`{t}`")).collect::<Vec<_>>().join(", ")
+}
+
+impl TensorRow {
+    fn of(entry: &wginfer::weights::Entry) -> TensorRow {
+        TensorRow {
+            name: entry.name.clone(),
+            dtype: entry.dtype.clone(),
+            shape: entry.shape.clone(),
+            n_bytes: entry.n_bytes,
+        }
+    }
+}
+
+impl TokenizerRow {
+    fn of(tokenizer: &Tokenizer) -> TokenizerRow {
+        let name = |id: u32| tokenizer.id_to_token(id).unwrap_or_else(|| id.to_string());
+        TokenizerRow {
+            n_tokens: tokenizer.vocab_size(),
+            bos: tokenizer.bos().map(name),
+            eos: tokenizer.eos().iter().map(|id| name(*id)).collect(),
+            chat_template: tokenizer.chat_template().is_ok(),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Layer 6: the command line. Standard output carries the result alone; everything else is said through
+//! `log`, whose lines `terminal` writes to standard error.
+
+mod args;
+mod chat;
+mod devices;
+mod failure;
+mod format;
+mod generate;
+mod inspect;
+mod interrupt;
+mod logits;
+mod model;
+mod prompt;
+mod sampling;
+mod terminal;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use args::{Args, Command};
+use failure::Failure;
+
+/// Parses the arguments, runs the command and says how it went: 0 done, 1 failed, 2 wrong usage.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(shown) => {
+            // Help and version come this way too. Where they cannot be printed nobody reads them.
+            let _ = shown.print();
+            return if shown.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    terminal::init(args.quiet, args.verbose);
+    match run(&args) {
+        Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
+        Err(failure) => {
+            terminal::error(&failure);
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match &args.command {
+        Command::Generate(args) => generate::run(args, &mut out)?,
+        Command::Chat(args) => chat::run(args, &mut out)?,
+        Command::Logits(args) => logits::run(args, &mut out)?,
+        Command::Inspect(args) => inspect::run(args, &mut out)?,
+        Command::Devices(args) => devices::run(args, &mut out)?,
+        Command::Completions { shell } => {
+            // Into memory first: the generator panics where it cannot write.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Args::command(), "wginfer", &mut script);
+            out.write_all(&script)?;
+        }
+    }
+    Ok(out.flush()?)
+}

@@ -1,0 +1,132 @@
+//! Finding a model, opening a device, loading the one onto the other.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, RequestId};
+use wginfer::gpu::{Gpu, GpuOptions};
+
+use super::args::{DeviceArgs, ModelArg};
+use super::failure::Failure;
+use super::interrupt::Writing;
+use super::terminal;
+
+/// Environment variable for the folder that keeps compiled kernels.
+const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
+
+const LAYOUT: &str =
+    "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`";
+
+impl ModelArg {
+    /// Opens the model that was asked for, or the one in the binary.
+    pub fn open(&self) -> Result<Checkpoint, Failure> {
+        match self.model.as_deref().filter(|model| !model.is_empty()) {
+            Some(model) => {
+                let path = Path::new(model);
+                check(path)?;
+                Ok(Checkpoint::open(path)?)
+            }
+            None => {
+                log::info!(
+                    "no model given: using the demonstration model in the binary (`--model` or \
+                     `WGINFER_MODEL` chooses another)"
+                );
+                Ok(Checkpoint::demo()?)
+            }
+        }
+    }
+}
+
+/// Says what is wrong with a path that is not a folder.
+fn check(path: &Path) -> Result<(), Failure> {
+    let name = path.display();
+    let failed = |message| Err(Failure::failed(message).with_hint(LAYOUT));
+    if path.is_dir() {
+        return Ok(());
+    }
+    if path.extension() == Some(OsStr::new("gguf")) {
+        return failed(format!("`{name}` is a GGUF file, which is not supported yet"));
+    }
+    if path.exists() {
+        return failed(format!("`{name}` is not a folder"));
+    }
+    let text = path.to_string_lossy();
+    let parts: Vec<&str> = text.split('/').collect();
+    let is_hub_name = parts.len() == 2
+        && parts.iter().all(|p| !p.is_empty() && !p.starts_with(['.', '~']) && !p.contains('\\'));
+    if is_hub_name {
+        let message = format!("there is no folder `{name}`, and names on the hub are not supported yet");
+        let hint = format!("`hf download {name} --local-dir DIR` fetches it; then give `--model DIR`");
+        return Err(Failure::failed(message).with_hint(hint));
+    }
+    failed(format!("there is no folder `{name}`"))
+}
+
+impl DeviceArgs {
+    /// The options that these flags decide, over `options`.
+    pub fn options(&self, options: EngineOptions) -> EngineOptions {
+        EngineOptions { ctx: self.ctx, kv_dtype: self.kv_type.dtype(), ..options }
+    }
+
+    /// Opens the device and loads the model.
+    pub fn load(&self, checkpoint: Checkpoint, options: EngineOptions) -> Result<Engine, Failure> {
+        let select = self.gpu.clone().filter(|name| !name.is_empty());
+        let gpu = Gpu::open(&GpuOptions { select, cache_dir: cache_dir(), ..GpuOptions::default() })?;
+        let bar = terminal::bar("loading", checkpoint.weights.n_bytes() as u64);
+        let engine = Engine::load(&gpu, checkpoint, self.options(options), &mut |progress| {
+            bar.set_position(progress.done_bytes as u64);
+        });
+        terminal::finish(&bar);
+        let engine = engine?;
+        warn_of_unused(engine.unused_tensors());
+        Ok(engine)
+    }
+}
+
+fn warn_of_unused(names: &[String]) {
+    const SHOWN: usize = 3;
+    if names.is_empty() {
+        return;
+    }
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|n| format!("`{n}`")).collect();
+    let more = if names.len() > SHOWN { ", …" } else { "" };
+    let n = names.len();
+    let tensors = if n == 1 { "1 tensor".to_string() } else { format!("{n} tensors") };
+    log::warn!("{tensors} of the checkpoint not used: {}{more}", shown.join(", "));
+}
+
+/// The user's folder for what can be made again.
+fn cache_dir() -> Option<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(dir) = var(CACHE_ENV) {
+        return Some(dir);
+    }
+    let base = if cfg!(windows) {
+        var("LOCALAPPDATA")
+    } else if cfg!(target_os = "macos") {
+        var("HOME").map(|home| home.join("Library/Caches"))
+    } else {
+        // The XDG specification wants relative paths ignored.
+        let xdg = var("XDG_CACHE_HOME").filter(|dir| dir.is_absolute());
+        xdg.or_else(|| var("HOME").map(|home| home.join(".cache")))
+    };
+    base.map(|dir| dir.join("wginfer"))
+}
+
+/// Runs the engine until nothing is left to do. Ctrl-C cancels `requests`.
+pub fn drive(
+    engine: &mut Engine,
+    requests: &[RequestId],
+    mut on_event: impl FnMut(Event) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let writing = Writing::begin();
+    let mut is_cancelled = false;
+    while !engine.is_idle() {
+        if writing.is_stopped() && !is_cancelled {
+            is_cancelled = true;
+            requests.iter().for_each(|id| engine.cancel(*id));
+        }
+        engine.pump()?.into_iter().try_for_each(&mut on_event)?;
+    }
+    engine.events()?.into_iter().try_for_each(&mut on_event)
+}

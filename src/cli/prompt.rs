@@ -1,0 +1,63 @@
+//! Where a prompt comes from.
+
+use std::io::{IsTerminal, Read};
+use std::path::Path;
+
+use wginfer::engine::{Checkpoint, EngineError};
+
+use super::failure::Failure;
+
+/// The text of a prompt: from the argument, a file, or standard input.
+pub fn text(argument: Option<&str>, file: Option<&Path>) -> Result<String, Failure> {
+    let (bytes, from) = match (argument, file) {
+        (Some(text), _) => return Ok(text.to_string()),
+        (None, Some(path)) if path != Path::new("-") => {
+            let from = format!("`{}`", path.display());
+            let bytes = std::fs::read(path);
+            (bytes.map_err(|e| Failure::failed(format!("{from} cannot be read: {e}")))?, from)
+        }
+        _ => {
+            if std::io::stdin().is_terminal() {
+                log::info!("type the prompt; Ctrl-D on an empty line ends it");
+            }
+            let mut bytes = Vec::new();
+            let read = std::io::stdin().lock().read_to_end(&mut bytes);
+            read.map_err(|e| Failure::failed(format!("standard input cannot be read: {e}")))?;
+            (bytes, "standard input".to_string())
+        }
+    };
+    let mut text = utf8(bytes, &from)?;
+    // The end of the last line belongs to the file, not to the prompt.
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
+}
+
+/// `bytes` as text; `from` names where they are from.
+pub fn utf8(bytes: Vec<u8>, from: &str) -> Result<String, Failure> {
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Failure::failed(format!("{from} is not valid UTF-8: byte {at} is `0x{:02x}`", e.as_bytes()[at]))
+    })
+}
+
+/// The token ids of `text`, with what the model expects around it.
+pub fn encode(checkpoint: &Checkpoint, text: &str) -> Result<Vec<u32>, Failure> {
+    let tokenizer = checkpoint.tokenizer.as_ref().map_err(|e| {
+        let failure = Failure::from(e.clone());
+        match e.hint() {
+            Some(_) => failure,
+            None => failure.with_hint("`--token-ids` needs no tokenizer"),
+        }
+    })?;
+    Ok(tokenizer.encode(text, true)?)
+}
+
+/// Refuses a prompt without tokens before a model is loaded for it.
+pub fn check(ids: Vec<u32>) -> Result<Vec<u32>, Failure> {
+    if ids.is_empty() { Err(EngineError::EmptyPrompt.into()) } else { Ok(ids) }
+}

@@ -1,0 +1,101 @@
+//! Standard error: log lines, the progress bar, the last error.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use log::{Level, LevelFilter};
+
+use super::failure::Failure;
+
+struct Terminal {
+    /// The bar on the screen, if there is one: lines are written above it.
+    bar: Mutex<Option<ProgressBar>>,
+}
+
+static TERMINAL: Terminal = Terminal { bar: Mutex::new(None) };
+
+/// Sets how much is said: with `quiet` errors alone, with `verbose` also what other crates warn of.
+pub fn init(quiet: bool, verbose: bool) {
+    let most = match (quiet, verbose) {
+        (true, _) => LevelFilter::Error,
+        (false, false) => LevelFilter::Info,
+        (false, true) => LevelFilter::Debug,
+    };
+    log::set_max_level(most);
+    // It fails only if there is a logger already.
+    let _ = log::set_logger(&TERMINAL);
+}
+
+/// Whether anything but errors is said.
+pub fn is_quiet() -> bool {
+    log::max_level() < LevelFilter::Info
+}
+
+/// Says how the program failed.
+pub fn error(failure: &Failure) {
+    let (message, hint) = failure.lines();
+    TERMINAL.line(&format!("error: {message}"));
+    if let Some(hint) = hint {
+        TERMINAL.line(&format!("hint: {hint}"));
+    }
+}
+
+/// A bar over so many bytes, on a terminal and unless quiet. [`finish`] takes it away.
+pub fn bar(what: &'static str, n_bytes: u64) -> ProgressBar {
+    let shown = std::io::stderr().is_terminal() && !is_quiet();
+    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(n_bytes), target);
+    if let Ok(style) = ProgressStyle::with_template("{msg} {bar:32} {bytes}/{total_bytes}, {bytes_per_sec}") {
+        bar.set_style(style);
+    }
+    bar.set_message(what);
+    if let Ok(mut slot) = TERMINAL.bar.lock() {
+        *slot = Some(bar.clone());
+    }
+    bar
+}
+
+/// Takes the bar off the screen.
+pub fn finish(bar: &ProgressBar) {
+    bar.finish_and_clear();
+    if let Ok(mut slot) = TERMINAL.bar.lock() {
+        *slot = None;
+    }
+}
+
+impl Terminal {
+    fn line(&self, text: &str) {
+        // Where standard error is closed there is nobody to tell, so failures are ignored: `eprintln!` would
+        // panic.
+        let write = || {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        };
+        match self.bar.lock().ok().and_then(|bar| bar.clone()) {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+}
+
+impl log::Log for Terminal {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        // Drivers and wgpu speak of much that the user can do nothing about.
+        let verbose = log::max_level() >= LevelFilter::Debug;
+        let ours = metadata.target().split("::").next() == Some("wginfer");
+        ours || (verbose && metadata.level() <= Level::Warn)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        match record.level() {
+            Level::Error => self.line(&format!("error: {}", record.args())),
+            Level::Warn => self.line(&format!("warning: {}", record.args())),
+            _ => self.line(&record.args().to_string()),
+        }
+    }
+
+    fn flush(&self) {}
+}
