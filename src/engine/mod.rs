@@ -774,7 +774,7 @@ impl Engine {
                 // Steps drawn ahead of a late stop wrote beyond the last token that counts; what is published
                 // ends before it.
                 let n = s.n_recorded.min(s.tokens.len());
-                self.forward.pages.publish(&s.pages, &s.tokens[..n]);
+                self.forward.pages.leave(&s.pages, &s.tokens[..n]);
             }
             self.forward.pages.release(&s.pages);
             self.free_slots.push(s.slot);
