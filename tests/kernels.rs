@@ -635,22 +635,24 @@ fn check_batches(gpu: &Gpu, i: usize, heads: [usize; 3]) {
 /// Decoding rows of different lengths, so that some have one split of the keys and others several.
 #[test]
 fn attention_splits() {
-    for (gpu, (i, heads)) in gpus().into_iter().flat_map(|gpu| {
-        HEADS.map(|h| (gpu.clone(), h)).into_iter().enumerate().map(|(i, (g, h))| (g, (i, h)))
-    }) {
-        let dtype = [Dtype::F16, Dtype::F32][i % 2];
-        let base = Batch {
-            shape: attention_shape(heads),
-            page_size: 16,
-            dtype,
-            decode: vec![511, 3, 1200, 512, 700],
-            prompt: vec![(530, 7)],
-            max_seq_len: 1300,
-        };
-        check_attention(&gpu, &base, 1.0);
-        let shape = ops::Attention { window: Some(300), ..base.shape };
-        check_attention(&gpu, &Batch { shape, ..base.clone() }, 1.0);
+    for gpu in gpus() {
+        HEADS.into_iter().enumerate().for_each(|(i, heads)| check_splits(&gpu, i, heads));
     }
+}
+
+fn check_splits(gpu: &Gpu, i: usize, heads: [usize; 3]) {
+    let dtype = [Dtype::F16, Dtype::F32][i % 2];
+    let base = Batch {
+        shape: attention_shape(heads),
+        page_size: 16,
+        dtype,
+        decode: vec![511, 3, 1200, 512, 700],
+        prompt: vec![(530, 7)],
+        max_seq_len: 1300,
+    };
+    check_attention(gpu, &base, 1.0);
+    let shape = ops::Attention { window: Some(300), ..base.shape };
+    check_attention(gpu, &Batch { shape, ..base.clone() }, 1.0);
 }
 
 #[test]
