@@ -2,18 +2,18 @@
 // o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence with
 // pos − window < j ≤ pos, in one pass over the keys with a running maximum (Dao et al. 2022, algorithm 1);
 // cap(s) = softcap · tanh(s / softcap) where softcap > 0.
-// One invocation: one query, in registers where they suffice; keys and values are loaded once for all lanes. One workgroup: the
-// queries of one block of rows (consecutive positions of one sequence) that share one key-value head, at most
-// WG, over one range of keys if SPLIT; then it writes partial sums for attention_combine.
+// One invocation: one query. One workgroup: the at most 8 queries of one block of rows (consecutive positions of
+// one sequence) that share one key-value head, over one range of keys if SPLIT; then it writes partial sums for
+// attention_combine. It must be exactly one subgroup: each lane loads a part of a key or value and hands it to
+// the others, because where loads are not coalesced, eight lanes that load the same address pay eight times.
 // A query's arithmetic does not depend on what else is in its block or batch.
-override WG: u32 = 8u;
 override GROUP: u32 = 1u;   // query heads a key-value head
 override N_D4: u32 = 16u;   // head_dim / 4, at most MAX_D4
 override SPLIT: u32 = 0u;
 
 // Keys a step. Loops over them run as often as the arrays they index are long: so compilers unroll them and
 // keep those arrays in registers. The arrays over dimensions are in memory, and read once a step.
-const N_K: u32 = 16u;
+const N_K: u32 = 8u;
 const MAX_D4: u32 = 64u;
 
 struct Params {
@@ -42,7 +42,7 @@ struct Params {
 
 const LOWEST: f32 = -3.4028234e38; // stands for minus infinity, which WGSL need not keep
 
-@compute @workgroup_size(WG)
+@compute @workgroup_size(8)
 fn attention_reg(
     @builtin(workgroup_id) id: vec3u,
     @builtin(local_invocation_index) lane: u32,
@@ -98,10 +98,17 @@ fn attention_reg(
             }
         }
         var ps: array<f32, N_K>; // scores, then weights
-        for (var d = 0u; d < N_D4; d++) {
-            let part = qs[d];
+        for (var d = 0u; d < N_D4; d += 8u) {
+            // Where the head ends inside these eight, the queries are zero.
+            var own: array<vec4f, N_K>;
             for (var i = 0u; i < N_K; i++) {
-                ps[i] += dot(part, kv_unpack(k[at[i] + d]));
+                own[i] = kv_unpack(k[at[i] + min(d + lane, N_D4 - 1u)]);
+            }
+            for (var l = 0u; l < 8u; l++) {
+                let part = qs[d + l];
+                for (var i = 0u; i < N_K; i++) {
+                    ps[i] += dot(part, subgroupShuffle(own[i], l));
+                }
             }
         }
         var high = top;
@@ -123,12 +130,18 @@ fn attention_reg(
             weight += ps[i];
         }
         top = high;
-        for (var d = 0u; d < N_D4; d++) {
-            var sum = acc[d] * factor;
+        for (var d = 0u; d < N_D4; d += 8u) {
+            var own: array<vec4f, N_K>;
             for (var i = 0u; i < N_K; i++) {
-                sum += ps[i] * kv_unpack(v[at[i] + d]);
+                own[i] = kv_unpack(v[at[i] + min(d + lane, N_D4 - 1u)]);
             }
-            acc[d] = sum;
+            for (var l = 0u; l < 8u; l++) {
+                var sum = acc[d + l] * factor;
+                for (var i = 0u; i < N_K; i++) {
+                    sum += ps[i] * subgroupShuffle(own[i], l);
+                }
+                acc[d + l] = sum;
+            }
         }
     }
 

@@ -40,7 +40,7 @@ kernel!(ATTENTION_COMBINE, "attention_combine", CombineParams, [Read, Read, Read
 const MOST_QUERIES: usize = 16;
 /// `MAX_SUMS` in the kernel.
 const MAX_SUMS: usize = 32;
-/// Lanes of `attention_reg`: those of the vector units that software devices run on.
+/// Lanes of `attention_reg`, which must be one subgroup: those of the vector units that software devices run on.
 const REG_LANES: usize = 8;
 /// Largest `head_dim` of `attention_reg`, four times its `MAX_D4`.
 const REG_HEAD_DIM: usize = 256;
@@ -97,15 +97,17 @@ impl Attention {
 
     /// Whether a lane keeps a whole query in registers, for devices where barriers are dear.
     fn in_registers(&self, caps: &Caps) -> bool {
-        caps.cpu && self.head_dim <= REG_HEAD_DIM
+        let one_subgroup = caps.subgroup == Some(REG_LANES as u32) && self.group() <= REG_LANES;
+        caps.cpu && one_subgroup && self.head_dim <= REG_HEAD_DIM
     }
 
     /// Lanes of a workgroup: as many as the sums need, or in registers one for each query.
     fn lanes(&self, caps: &Caps) -> usize {
         if self.in_registers(caps) {
-            return self.group().next_multiple_of(REG_LANES);
+            return REG_LANES;
         }
-        (self.group() * self.head_dim / 4).div_ceil(MAX_SUMS).next_power_of_two().max(64)
+        let least = if caps.cpu { 8 } else { 64 };
+        (self.group() * self.head_dim / 4).div_ceil(MAX_SUMS).next_power_of_two().max(least)
     }
 
     /// Whether the kernel fits this device: the queries of one position that share a key-value head must
@@ -172,11 +174,13 @@ impl Attention {
         let variant = |n_rows: usize, split: bool| {
             let variant = Variant::new(if in_registers { &ATTENTION_REG } else { &ATTENTION })
                 .part(kv(k.dtype()))
-                .set("WG", self.lanes(&caps) as u32)
                 .set("GROUP", self.group() as u32)
                 .set("N_D4", n4 as u32)
                 .set("SPLIT", split.into());
-            if in_registers { variant } else { variant.set("N_Q", (n_rows * self.group()) as u32) }
+            if in_registers {
+                return variant;
+            }
+            variant.set("WG", self.lanes(&caps) as u32).set("N_Q", (n_rows * self.group()) as u32)
         };
         let params = |block0: usize| Params {
             n_kv_heads: self.n_kv_heads as u32,
