@@ -91,3 +91,8 @@ pub mod weights;
 
 pub use error::{Error, Result};
 pub use wgpu;
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
