@@ -1,7 +1,8 @@
 // linear_reg: y[r, o] = (y[r, o] if ADD) + (b[o] if BIAS) + Σ_i x[r, i] · w[o, i], for many rows where
 // barriers and workgroup memory are dear (software devices).
-// One invocation: 8 rows by 4 outputs in registers, no barrier. One workgroup: WG such pieces side by side.
-override WG: u32 = 8u;
+// One invocation: 8 rows by 4 outputs in registers, no barrier. One workgroup: 8 such pieces side by side, which
+// must be exactly one subgroup: each lane loads x for one of the rows and hands it to the others, because
+// where loads are not coalesced, eight lanes that load the same address pay eight times.
 override ADD: u32 = 0u;
 override BIAS: u32 = 0u;
 
@@ -21,18 +22,15 @@ struct Params {
 @group(0) @binding(3) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
 
-@compute @workgroup_size(WG)
+@compute @workgroup_size(8)
 fn linear_reg(
     @builtin(workgroup_id) id: vec3u,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let o = (id.x * WG + lane) * 4u;
-    if o >= params.n_out {
-        return;
-    }
+    let o = (id.x * 8u + lane) * 4u;
     let r0 = id.y * 8u;
     let last = params.n_out - 1u;
-    let w0 = o * params.n_groups;
+    let w0 = min(o, last) * params.n_groups;
     let w1 = min(o + 1u, last) * params.n_groups;
     let w2 = min(o + 2u, last) * params.n_groups;
     let w3 = min(o + 3u, last) * params.n_groups;
@@ -42,10 +40,12 @@ fn linear_reg(
         let v1 = load_w(w1 + i);
         let v2 = load_w(w2 + i);
         let v3 = load_w(w3 + i);
+        let at = (params.row0 + min(r0 + lane, params.n_rows - 1u)) * params.x_stride + 2u * i;
+        let own_a = x[at];
+        let own_b = x[at + 1u];
         for (var r = 0u; r < 8u; r++) {
-            let at = (params.row0 + min(r0 + r, params.n_rows - 1u)) * params.x_stride + 2u * i;
-            let xa = x[at];
-            let xb = x[at + 1u];
+            let xa = subgroupShuffle(own_a, r);
+            let xb = subgroupShuffle(own_b, r);
             acc[r] += vec4f(
                 dot(v0.a, xa) + dot(v0.b, xb),
                 dot(v1.a, xa) + dot(v1.b, xb),

@@ -28,7 +28,6 @@ VOCAB, CONTEXT, THETA, EPS = 2048, 1024, 10000.0, 1e-5
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
                  "+ '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
-EARLY_BLOCKS, DRILL_BLOCKS = range(10), range(40, 49)
 USER_SHARE = 0.3      # share of the tokens of prompts that are learned as text
 ANSWER_WEIGHT = 2.0   # weight of the tokens of answers; stories weigh 1
 
@@ -97,7 +96,7 @@ def batches(tok, seed, tokens):
     """
     for block in range(10 ** 9):
         rng = random.Random(f"batches/{seed}/{block}")
-        mix = "early" if block in EARLY_BLOCKS else "drill" if block in DRILL_BLOCKS else "usual"
+        mix = "early" if block < 10 else "usual" if block < 40 else "drill" if block < 49 else "usual" if block < 52 else "late"
         rows = [encode(tok, item, rng) for item in corpus.examples(seed, 2048, block * 2048, mix)]
         rows = [row for row in rows if len(row[0]) <= 448]
         rows.sort(key=lambda row: len(row[0]))

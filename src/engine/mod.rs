@@ -8,175 +8,37 @@
 //! the next, so the host is told of it late and only looks for the end.
 
 mod checkpoint;
+mod collect;
+mod error;
 mod events;
 mod forward;
+mod options;
 mod pages;
 mod plan;
 mod sampling;
+mod schedule;
 mod sequence;
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub use checkpoint::Checkpoint;
+pub use error::EngineError;
 pub use events::{Event, FinishReason, Logits, Logprobs, Request, RequestId, Timings, TokenLogprob, Usage};
+pub use options::EngineOptions;
 pub use pages::{KvPages, PAGE_SIZE};
 pub use sampling::{MAX_BIAS, Sampling};
 
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Readback, ReadbackRing, Recorder, Submission};
-use crate::models::{Capacity, ModelError, ModelShape, check_device};
-use crate::ops::{Attention, NOT_A_TOKEN, Rows};
-use crate::text::{StreamDecoder, TextError, Tokenizer};
-use crate::weights::{Loader, Progress, WeightsError};
+use crate::gpu::{Gpu, ROW_ALIGN, Readback, ReadbackRing, Recorder, Submission};
+use crate::models::{Capacity, ModelShape, check_device};
+use crate::ops::{Attention, Rows};
+use crate::text::{StreamDecoder, Tokenizer};
+use crate::weights::{Loader, Progress};
 use forward::{Forward, Results, SlotTables};
 use plan::{Plan, PlanTables};
 use sequence::Sequence;
-
-/// What can go wrong from opening a model to the last token.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum EngineError {
-    /// A file of the model could not be read.
-    #[error("`{}` cannot be read: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: std::io::Error,
-    },
-    /// A file of the model is not what it should be.
-    #[error("`{}`: {message}", path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        message: String,
-    },
-    /// A parameter is out of its range.
-    #[error("`{name}` is {found}, expected {expected}")]
-    Parameter {
-        /// Its name.
-        name: &'static str,
-        /// Its value.
-        found: String,
-        /// Its range.
-        expected: &'static str,
-    },
-    /// The prompt has no tokens.
-    #[error("the prompt is empty")]
-    EmptyPrompt,
-    /// A token id outside the vocabulary.
-    #[error("token {token} at position {position} is not in the vocabulary of {vocab_size}")]
-    TokenRange {
-        /// The id.
-        token: u32,
-        /// Where.
-        position: usize,
-        /// Size of the vocabulary.
-        vocab_size: usize,
-    },
-    /// The prompt does not fit the context.
-    #[error("the prompt has {found} tokens, the context holds {expected}")]
-    PromptTooLong {
-        /// Its length.
-        found: usize,
-        /// The context's.
-        expected: usize,
-    },
-    /// The tokenizer makes tokens that the model does not have.
-    #[error("the tokenizer has {tokenizer} tokens, the model {model}: they do not belong together")]
-    TokenizerMismatch {
-        /// The tokenizer's.
-        tokenizer: usize,
-        /// The model's.
-        model: usize,
-    },
-    /// The model computed something that is no number.
-    #[error("the logits after position {position} are not finite")]
-    NotFinite {
-        /// Position of the last token.
-        position: usize,
-    },
-    /// Text.
-    #[error(transparent)]
-    Text(#[from] TextError),
-    /// The model.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The weights.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// The device.
-    #[error(transparent)]
-    Gpu(#[from] GpuError),
-}
-
-impl EngineError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            EngineError::Io { path, .. } if path.ends_with("config.json") => Some(
-                "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
-                    .into(),
-            ),
-            EngineError::PromptTooLong { .. } => Some("shorten the prompt, or raise `--ctx`".into()),
-            EngineError::NotFinite { .. } => {
-                Some("the weights hold values that are no numbers, or too large for `--kv-type f16`".into())
-            }
-            EngineError::TokenizerMismatch { .. } => {
-                Some("`tokenizer.json` may belong to another model than the weights".into())
-            }
-            EngineError::Text(e) => e.hint(),
-            EngineError::Model(e) => e.hint(),
-            EngineError::Weights(e) => e.hint(),
-            EngineError::Gpu(e) => e.hint(),
-            _ => None,
-        }
-    }
-}
-
-/// How large an engine is built. Everything is allocated then, nothing later.
-#[derive(Clone, Debug)]
-pub struct EngineOptions {
-    /// Positions of a sequence; what the model was made for, at most 4,096, without.
-    pub ctx: Option<usize>,
-    /// Sequences at a time.
-    pub max_seqs: usize,
-    /// Rows of one step: prompts are computed in chunks of so many.
-    pub max_rows: usize,
-    /// Positions that the cache holds for all sequences together; `max_seqs` times `ctx`, within what a
-    /// binding can span, without.
-    pub kv_tokens: Option<usize>,
-    /// Type of the cache, `F32` or `F16`.
-    pub kv_dtype: Dtype,
-    /// Most log-probabilities that a request may ask for.
-    pub max_logprobs: usize,
-    /// Requests may ask for logits.
-    pub logits: bool,
-    /// Share prefixes between sequences.
-    pub prefix_cache: bool,
-    /// Record steps before the results of earlier ones have arrived.
-    pub run_ahead: bool,
-}
-
-impl Default for EngineOptions {
-    fn default() -> Self {
-        EngineOptions {
-            ctx: None,
-            max_seqs: 8,
-            max_rows: 256,
-            kv_tokens: None,
-            kv_dtype: Dtype::F16,
-            max_logprobs: 0,
-            logits: false,
-            prefix_cache: true,
-            run_ahead: true,
-        }
-    }
-}
 
 /// Longest context that is allocated unless asked for: models are made for 128 K and more, few machines are.
 const DEFAULT_CTX: usize = 4096;
@@ -525,114 +387,6 @@ impl Engine {
         Ok(())
     }
 
-    /// Decides what the next step computes, and admits sequences that find room.
-    fn plan(&mut self) -> Option<Plan> {
-        let mut plan = Plan::default();
-        let caps = self.gpu.caps();
-        let block_rows = self.shape.attention.iter().map(|a| a.block_rows(caps)).min().unwrap_or(1);
-        self.running.sort_by_key(|s| s.slot);
-        for s in self.running.iter_mut().filter(|s| s.decodes()) {
-            let row = plan.rows.len() as u32;
-            let pos = s.n_recorded;
-            plan.rows.push([s.slot as u32, pos as u32]);
-            plan.blocks.push([row, 1]);
-            plan.sampled.push(row);
-            plan.draws.push(s.id);
-            plan.longest = plan.longest.max(pos + 1);
-            s.n_recorded += 1;
-            s.n_drawn += 1;
-            s.n_in_flight += 1;
-        }
-        plan.n.n_decode = plan.rows.len();
-        // Prompts: those that began first go on first.
-        let mut order: Vec<usize> = (0..self.running.len()).collect();
-        order.sort_by_key(|i| self.running[*i].id);
-        for i in order {
-            self.plan_prompt(&mut plan, i, block_rows);
-        }
-        while plan.rows.len() < self.options.max_rows && self.admit(&mut plan) {
-            self.plan_prompt(&mut plan, self.running.len() - 1, block_rows);
-        }
-        if plan.rows.is_empty() {
-            return None;
-        }
-        plan.n.n_prompt = plan.rows.len() - plan.n.n_decode;
-        let drawing = |id: &RequestId| self.running.iter().find(|s| s.id == *id);
-        for s in plan.draws.iter().filter_map(drawing) {
-            plan.penalizes |= s.request.sampling.penalizes();
-            plan.logprobs = plan.logprobs.max(s.request.logprobs);
-        }
-        Some(plan)
-    }
-
-    /// Adds rows of the prompt of running sequence `i`.
-    fn plan_prompt(&mut self, plan: &mut Plan, i: usize, block_rows: usize) {
-        let s = &mut self.running[i];
-        let mut n = s.n_prompt_left().min(self.options.max_rows - plan.rows.len());
-        let free = self.options.max_seqs - plan.sampled.len();
-        if s.request.logits == Some(Logits::All) {
-            n = n.min(free);
-        } else if free == 0 {
-            n = n.min(s.n_prompt_left() - 1);
-        }
-        if n == 0 {
-            return;
-        }
-        let first_row = plan.rows.len();
-        for pos in s.n_recorded..s.n_recorded + n {
-            if s.wants_logits(pos) {
-                plan.sampled.push(plan.rows.len() as u32);
-                plan.logits.push((s.id, pos));
-            }
-            plan.rows.push([s.slot as u32, pos as u32]);
-        }
-        for at in (0..n).step_by(block_rows) {
-            plan.blocks.push([(first_row + at) as u32, block_rows.min(n - at) as u32]);
-        }
-        s.n_recorded += n;
-        s.n_in_flight += 1;
-        if s.n_prompt_left() == 0 && s.request.logits.is_none() {
-            // Rows that draw come before rows that only want logits.
-            plan.sampled.insert(plan.draws.len(), plan.rows.len() as u32 - 1);
-            plan.draws.push(s.id);
-            s.n_drawn += 1;
-        }
-        if self.options.prefix_cache {
-            self.forward.pages.publish(&s.pages, &s.tokens[..s.n_recorded.min(s.tokens.len())]);
-        }
-    }
-
-    /// Gives the next waiting sequence a slot and pages, if there are any.
-    fn admit(&mut self, plan: &mut Plan) -> bool {
-        let (Some(next), Some(slot)) = (self.waiting.front(), self.free_slots.last().copied()) else {
-            return false;
-        };
-        // The last token that is drawn is never computed, so it needs no place in the cache.
-        let n_positions = next.n_prompt() + next.most.saturating_sub(1);
-        let shares = self.options.prefix_cache && next.request.logits != Some(Logits::All);
-        let prefix = if shares { &next.request.prompt[..] } else { &[] };
-        let Some((pages, n_cached)) = self.forward.pages.take(prefix, n_positions.div_ceil(PAGE_SIZE)) else {
-            return false;
-        };
-        let Some(mut s) = self.waiting.pop_front() else { return false };
-        self.free_slots.pop();
-        s.admit(slot, pages, n_cached);
-        // Nothing in flight touches the slot, so its rows of the tables are written directly.
-        let (gpu, tables) = (&self.gpu, &self.forward.slots);
-        tables.tokens.write(gpu, slot, bytemuck::cast_slice(&s.request.prompt));
-        tables.pages.write(gpu, slot, bytemuck::cast_slice(&s.pages));
-        let record = s.request.sampling.record(s.seed);
-        tables.sampling.write(gpu, slot, bytemuck::bytes_of(&record));
-        let bias: Vec<[u32; 2]> =
-            s.request.sampling.logit_bias.iter().map(|(token, b)| [*token, b.to_bits()]).collect();
-        tables.bias.write(gpu, slot, bytemuck::cast_slice(&bias));
-        if s.request.sampling.counts() {
-            plan.count.push((slot, s.n_prompt()));
-        }
-        self.running.push(s);
-        true
-    }
-
     /// Records layers of a step worth up to `budget_ms`; returns what they are expected to take.
     fn record(&mut self, mut recording: Recording, budget_ms: f64) -> f64 {
         let n_layers = self.shape.n_layers();
@@ -642,6 +396,10 @@ impl Engine {
         };
         let (rec, forward) = (&mut self.rec, &mut self.forward);
         let first = recording.layer;
+        if !self.gpu.is_owned() {
+            // A guest sees results once a frame: only the device knows how long they took.
+            rec.start_timing();
+        }
         if first == 0 {
             forward.plans.upload(&self.gpu, rec, &recording.plan);
             forward.model.embed(rec, &forward.batch(&recording.plan));
@@ -671,115 +429,6 @@ impl Engine {
             self.recording = Some(recording);
         }
         layer_ms * (last - first) as f64
-    }
-
-    /// Takes in finished slices.
-    fn collect(&mut self) -> Result<(), EngineError> {
-        self.gpu.poll()?;
-        while let Some(slice) = self.in_flight.front() {
-            if !self.ring.is_ready(slice.readback) {
-                break;
-            }
-            let Some(slice) = self.in_flight.pop_front() else { break };
-            let bytes = self
-                .ring
-                .take(slice.readback)
-                .ok_or(GpuError::Lost { message: "results could not be mapped".to_string() })?;
-            self.measure(&slice);
-            if let Some(plan) = slice.step {
-                self.arrived(&plan, &bytes);
-            }
-        }
-        self.retire();
-        Ok(())
-    }
-
-    /// Updates the moving average of a layer's time.
-    fn measure(&mut self, slice: &Slice) {
-        let now = Instant::now();
-        let took = now - slice.recorded.max(self.last_finish);
-        self.last_finish = now;
-        if slice.n_layers == 0 {
-            return;
-        }
-        let ms = took.as_secs_f64() * 1e3 / slice.n_layers as f64;
-        let (average, sample) = match slice.kind {
-            Kind::Decode => (&mut self.decode_ms, ms),
-            Kind::Prompt(n) => (&mut self.prompt_ms, ms / n as f64),
-        };
-        // The first guess is meant to be wrong: measured values replace it quickly.
-        *average += (sample - *average) * 0.5;
-    }
-
-    /// Hands a step's results to its sequences.
-    fn arrived(&mut self, plan: &Plan, bytes: &[u8]) {
-        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes[..bytes.len() / 4 * 4]);
-        let n_draws = plan.draws.len();
-        let width = self.forward.results.logprobs.as_ref().map_or(0, |l| l.top.n_cols());
-        let has_logprobs = plan.logprobs.is_some() && width > 0;
-        let logits_at = n_draws * if has_logprobs { 1 + 2 * width } else { 1 };
-        let vocab = self.shape.vocab_size;
-        for s in self.running.iter_mut().filter(|s| plan.rows.iter().any(|row| row[0] as usize == s.slot)) {
-            s.n_in_flight -= 1;
-        }
-        for (i, id) in plan.draws.iter().enumerate() {
-            let Some(s) = self.running.iter_mut().find(|s| s.id == *id) else { continue };
-            let token = words[i];
-            if token == NOT_A_TOKEN {
-                if s.finished.is_none() {
-                    let position = s.tokens.len() - 1;
-                    s.fail(EngineError::NotFinite { position }, &mut self.events);
-                }
-                continue;
-            }
-            let logprobs = s.request.logprobs.filter(|_| has_logprobs).map(|k| {
-                let pairs = |table: usize| {
-                    let row = &words[n_draws + (table * n_draws + i) * width..][..2 * (1 + k)];
-                    let pair = |p: &[u32]| TokenLogprob { token: p[0], logprob: f32::from_bits(p[1]) };
-                    row.chunks(2).map(pair).collect::<Vec<_>>()
-                };
-                let (top, sampled_top) = (pairs(0), pairs(1));
-                Logprobs {
-                    chosen: top[0],
-                    top: top[1..].to_vec(),
-                    sampled: sampled_top[0],
-                    sampled_top: sampled_top[1..].to_vec(),
-                }
-            });
-            let ends = s.request.stop_tokens.as_ref().unwrap_or(&self.end_tokens).contains(&token);
-            s.arrived(token, ends, logprobs, &mut self.events);
-        }
-        let stride = vocab.next_multiple_of(ROW_ALIGN);
-        for (i, (id, position)) in plan.logits.iter().enumerate() {
-            let Some(s) = self.running.iter_mut().find(|s| s.id == *id) else { continue };
-            let values =
-                words[logits_at + i * stride..][..vocab].iter().map(|w| f32::from_bits(*w)).collect();
-            self.events.push(Event::Logits { id: *id, position: *position, values });
-            if position + 1 == s.n_prompt() {
-                s.finished = Some(FinishReason::Length);
-            }
-        }
-    }
-
-    /// Sends off sequences that are finished and have nothing in flight, and frees their room.
-    fn retire(&mut self) {
-        let mut i = 0;
-        while i < self.running.len() {
-            if self.running[i].finished.is_none() || self.running[i].n_in_flight > 0 {
-                i += 1;
-                continue;
-            }
-            let mut s = self.running.swap_remove(i);
-            if self.options.prefix_cache && !s.failed {
-                // Steps drawn ahead of a late stop wrote beyond the last token that counts; what is published
-                // ends before it.
-                let n = s.n_recorded.min(s.tokens.len());
-                self.forward.pages.publish(&s.pages, &s.tokens[..n]);
-            }
-            self.forward.pages.release(&s.pages);
-            self.free_slots.push(s.slot);
-            self.events.extend(s.done());
-        }
     }
 }
 

@@ -17,7 +17,10 @@ pub struct KvPages {
     pages: Vec<Page>,
     /// Full pages by what they hold: the node before and the tokens of the page.
     known: HashMap<(Node, [u32; PAGE_SIZE]), u32>,
-    /// Known pages that no sequence uses, least recently used first.
+    /// Pages that a finished sequence left partly filled, by the node before; the next turn of a conversation
+    /// goes on in them.
+    unfinished: HashMap<Node, (u32, Vec<u32>)>,
+    /// Known and unfinished pages that no sequence uses, least recently used first.
     idle: BTreeMap<u64, u32>,
     clock: u64,
 }
@@ -32,6 +35,7 @@ const ROOT: Node = 0;
 struct Page {
     n_users: u32,
     known_as: Option<(Node, [u32; PAGE_SIZE])>,
+    unfinished_after: Option<Node>,
     node: Node,
     idle_since: u64,
 }
@@ -53,6 +57,7 @@ impl KvPages {
             free: (0..n_pages as u32).rev().collect(),
             pages: vec![Page::default(); n_pages],
             known: HashMap::new(),
+            unfinished: HashMap::new(),
             idle: BTreeMap::new(),
             clock: ROOT,
         })
@@ -78,9 +83,11 @@ impl KvPages {
     /// known prefix (leaving at least one token to compute), then free ones. Returns the pages and how many
     /// tokens they hold already; `None`, and nothing taken, if there are too few.
     pub fn take(&mut self, prompt: &[u32], n_pages: usize) -> Option<(Vec<u32>, usize)> {
+        let usable = &prompt[..prompt.len().saturating_sub(1)];
+        let (full, _) = usable.as_chunks::<PAGE_SIZE>();
         let mut pages = Vec::with_capacity(n_pages);
         let mut node = ROOT;
-        for tokens in prompt[..prompt.len().saturating_sub(1)].as_chunks::<PAGE_SIZE>().0 {
+        for tokens in full {
             match self.known.get(&(node, *tokens)) {
                 Some(page) if pages.len() < n_pages => {
                     node = self.pages[*page as usize].node;
@@ -89,10 +96,23 @@ impl KvPages {
                 _ => break,
             }
         }
-        let n_known = pages.len();
-        let idle_among_known = pages.iter().filter(|p| self.pages[**p as usize].n_users == 0).count();
-        if n_pages - n_known > self.free.len() + self.idle.len() - idle_among_known {
+        let mut n_cached = pages.len() * PAGE_SIZE;
+        // What follows may stand at the beginning of a page that nobody goes on in.
+        let rest = &usable[n_cached..];
+        let begun = self.unfinished.get(&node).and_then(|(page, tokens)| {
+            let n_same = tokens.iter().zip(rest).take_while(|(a, b)| a == b).count();
+            (n_same > 0 && pages.len() < n_pages).then_some((*page, n_same))
+        });
+        let n_found = pages.len() + usize::from(begun.is_some());
+        let idle_among_found =
+            pages.iter().chain(begun.iter().map(|(page, _)| page)).filter(|p| self.is_idle(**p)).count();
+        if n_pages - n_found > self.free.len() + self.idle.len() - idle_among_found {
             return None;
+        }
+        if let Some((page, n_same)) = begun {
+            self.forget(page);
+            pages.push(page);
+            n_cached += n_same;
         }
         for page in &pages {
             self.use_again(*page);
@@ -102,7 +122,22 @@ impl KvPages {
             self.pages[page as usize].n_users = 1;
             pages.push(page);
         }
-        Some((pages, n_known * PAGE_SIZE))
+        Some((pages, n_cached))
+    }
+
+    fn is_idle(&self, page: u32) -> bool {
+        self.pages[page as usize].n_users == 0
+    }
+
+    /// Nobody finds the page's content any more.
+    fn forget(&mut self, page: u32) {
+        let state = &mut self.pages[page as usize];
+        if let Some(key) = state.known_as.take() {
+            self.known.remove(&key);
+        }
+        if let Some(node) = state.unfinished_after.take() {
+            self.unfinished.remove(&node);
+        }
     }
 
     fn use_again(&mut self, page: u32) {
@@ -116,15 +151,14 @@ impl KvPages {
     /// Forgets the least recently used page that nobody uses.
     fn evict(&mut self) -> Option<u32> {
         let (_, page) = self.idle.pop_first()?;
-        if let Some(key) = self.pages[page as usize].known_as.take() {
-            self.known.remove(&key);
-        }
+        self.forget(page);
         Some(page)
     }
 
     /// Makes the full pages of a sequence known, so that others share them: `tokens` are those whose keys
     /// and values are written once everything recorded so far is done.
-    pub fn publish(&mut self, pages: &[u32], tokens: &[u32]) {
+    /// Returns the node after them.
+    pub fn publish(&mut self, pages: &[u32], tokens: &[u32]) -> Node {
         let mut node = ROOT;
         for (page, tokens) in pages.iter().zip(tokens.as_chunks::<PAGE_SIZE>().0) {
             let key = (node, *tokens);
@@ -138,6 +172,20 @@ impl KvPages {
             }
             node = self.pages[same as usize].node;
         }
+        node
+    }
+
+    /// Publishes what a finished sequence leaves behind: its full pages, and the one that it was filling.
+    pub fn leave(&mut self, pages: &[u32], tokens: &[u32]) {
+        let node = self.publish(pages, tokens);
+        let (full, rest) = tokens.as_chunks::<PAGE_SIZE>();
+        if let (Some(page), false) = (pages.get(full.len()), rest.is_empty()) {
+            // The latest conversation wins: it is the likeliest to go on.
+            if let Some((old, _)) = self.unfinished.insert(node, (*page, rest.to_vec())) {
+                self.pages[old as usize].unfinished_after = None;
+            }
+            self.pages[*page as usize].unfinished_after = Some(node);
+        }
     }
 
     /// Gives a sequence's pages back. Known ones stay until their room is needed, later pages going first.
@@ -148,7 +196,7 @@ impl KvPages {
             if state.n_users > 0 {
                 continue;
             }
-            if state.known_as.is_some() {
+            if state.known_as.is_some() || state.unfinished_after.is_some() {
                 self.clock += 1;
                 state.idle_since = self.clock;
                 self.idle.insert(self.clock, *page);

@@ -1,7 +1,8 @@
 //! What a device can do, as far as it decides which kernel variant runs.
 
 /// Environment variable that switches capabilities off, so that every variant can be tested on one
-/// machine: a comma-separated list of `f16`, `subgroups`, `timestamps`, `pipeline-cache`.
+/// machine: a comma-separated list of `f16`, `subgroups`, `timestamps`, `pipeline-cache`,
+/// `cooperative-matrices`, and `software` for the variants that software devices run.
 pub const DISABLE_ENV: &str = "WGINFER_DISABLE";
 
 /// The capabilities and limits of a device that the choice of variants rests on.
@@ -72,6 +73,7 @@ impl Caps {
                 "subgroups" => self.subgroup = None,
                 "timestamps" => self.timestamps = false,
                 "pipeline-cache" => self.pipeline_cache = false,
+                "software" => self.cpu = false,
                 "cooperative-matrices" => self.cooperative_matrices.clear(),
                 other => return Err(other.to_string()),
             }

@@ -6,10 +6,12 @@
 mod adapter;
 mod cache;
 mod caps;
+mod error;
 mod kernel;
 mod readback;
 mod recorder;
 mod tensor;
+mod timing;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -18,117 +20,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 pub use adapter::{AdapterSummary, Choice};
 pub use caps::{Caps, DISABLE_ENV};
+pub use error::GpuError;
 pub use kernel::{Access, Kernel, Part, Variant};
-pub use readback::{Readback, ReadbackRing};
+pub use readback::{Arrived, Readback, ReadbackRing};
 pub use recorder::Recorder;
 pub use tensor::{ROW_ALIGN, Tensor, View};
 
 use kernel::Pipeline;
-
-/// What can go wrong with a device.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum GpuError {
-    /// No adapter at all.
-    #[error("no GPU adapter found")]
-    NoAdapter,
-    /// The name or index fits no adapter.
-    #[error("no adapter fits `{wanted}`, found {found}")]
-    NoSuchAdapter {
-        /// What was asked for.
-        wanted: String,
-        /// The adapters there are.
-        found: String,
-    },
-    /// The driver refused to open a device.
-    #[error("adapter `{adapter}` gives no device: {message}")]
-    NoDevice {
-        /// The adapter's name.
-        adapter: String,
-        /// The driver's words.
-        message: String,
-    },
-    /// An adopted device lacks what the kernels need.
-    #[error("the device is too small: `{limit}` is {found}, at least {expected} is needed")]
-    LimitTooSmall {
-        /// Name of the limit.
-        limit: &'static str,
-        /// What the kernels need.
-        expected: u64,
-        /// What the device has.
-        found: u64,
-    },
-    /// A buffer or binding that this device cannot have.
-    #[error("`{what}` needs {bytes} bytes in one piece, this device allows {limit_bytes}")]
-    TooLarge {
-        /// Name of the tensor.
-        what: String,
-        /// Bytes it needs.
-        bytes: u64,
-        /// Bytes the device allows.
-        limit_bytes: u64,
-    },
-    /// The device has no memory left.
-    #[error("out of device memory: `{what}` needs {bytes} bytes, {allocated_bytes} are in use here")]
-    OutOfMemory {
-        /// Name of the tensor.
-        what: String,
-        /// Bytes it needs.
-        bytes: u64,
-        /// Bytes that this `Gpu` had allocated before.
-        allocated_bytes: u64,
-    },
-    /// A kernel did not compile on this driver.
-    #[error("kernel `{kernel}` does not compile on this device: {message}")]
-    Compile {
-        /// Name, parts and overrides.
-        kernel: String,
-        /// The compiler's words.
-        message: String,
-    },
-    /// The driver reset or removed the device.
-    #[error("the device was lost: {message}")]
-    Lost {
-        /// The driver's words.
-        message: String,
-    },
-    /// An error that `wgpu` reports outside any scope: a bug of ours or of a driver.
-    #[error("the device reports: {message}")]
-    Device {
-        /// wgpu's words.
-        message: String,
-    },
-    /// The environment variable that switches capabilities off names one that is not known.
-    #[error(
-        "`{DISABLE_ENV}` names `{found}`, known are `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`"
-    )]
-    UnknownCapability {
-        /// What it names.
-        found: String,
-    },
-}
-
-impl GpuError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        let hint = match self {
-            GpuError::NoAdapter if cfg!(target_os = "linux") => {
-                "install a Vulkan driver; Mesa's software one is in Debian's and Ubuntu's package `mesa-vulkan-drivers`"
-            }
-            GpuError::NoAdapter => "install the graphics driver of your card",
-            GpuError::NoSuchAdapter { .. } => "`wginfer devices` lists names and indices",
-            GpuError::LimitTooSmall { .. } => {
-                "create the device with the limits that `Gpu::required` gives for its adapter"
-            }
-            GpuError::TooLarge { .. } | GpuError::OutOfMemory { .. } => {
-                "a smaller `--ctx`, fewer sequences or a smaller model needs less memory"
-            }
-            GpuError::Lost { .. } => "the driver's log says why; a smaller batch makes shorter dispatches",
-            _ => return None,
-        };
-        Some(hint.to_string())
-    }
-}
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]
@@ -403,7 +301,7 @@ impl Gpu {
         let size = tensor.size_bytes();
         let mut ring = ReadbackRing::new(self, "read", 1, size)?;
         let mut encoder = self.inner.device.create_command_encoder(&Default::default());
-        let pending = ring.record(&mut encoder, &[(tensor.buffer(), 0, size)]);
+        let pending = ring.record(&mut encoder, &[(tensor.buffer(), 0, size)], 0);
         self.submit([encoder.finish()]);
         self.wait()?;
         // If another thread polled at the same time, the callback that marks the slot may be running there.
@@ -411,10 +309,10 @@ impl Gpu {
             std::thread::yield_now();
             self.poll()?;
         }
-        let bytes = pending.and_then(|p| ring.take(p)).ok_or_else(|| GpuError::Device {
+        let arrived = pending.and_then(|p| ring.take(p)).ok_or_else(|| GpuError::Device {
             message: format!("`{}` could not be mapped", tensor.label()),
         })?;
-        Ok(bytemuck::pod_collect_to_vec(&bytes))
+        Ok(bytemuck::pod_collect_to_vec(&arrived.bytes))
     }
 
     /// Compiles `variants` in parallel; those known already cost nothing.

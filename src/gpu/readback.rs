@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::timing::{TIMING_BYTES, elapsed_ms};
 use super::{Gpu, GpuError};
 
 /// A ring of buffers that device results are copied into. A guest can use it: mapping begins when the
@@ -28,10 +29,21 @@ const FAILED: u8 = 3;
 pub struct Readback {
     slot: usize,
     size: u64,
+    /// Bytes at the end that are timestamps.
+    timing_bytes: u64,
+}
+
+/// What came back.
+#[derive(Debug, Clone)]
+pub struct Arrived {
+    /// The bytes that were asked for, one range after the other.
+    pub bytes: Vec<u8>,
+    /// Milliseconds that the device worked on the recording, if it was timed.
+    pub device_ms: Option<f64>,
 }
 
 impl ReadbackRing {
-    /// Allocates `n_slots` buffers of `slot_bytes` each.
+    /// Allocates `n_slots` buffers of `slot_bytes` each, and room for timestamps.
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`].
@@ -39,7 +51,8 @@ impl ReadbackRing {
         let slots = (0..n_slots)
             .map(|_| {
                 let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-                let buffer = gpu.create_buffer(label, slot_bytes.max(4), usage)?;
+                let buffer =
+                    gpu.create_buffer(label, slot_bytes.next_multiple_of(8) + TIMING_BYTES, usage)?;
                 Ok(Slot { buffer, state: Arc::new(AtomicU8::new(FREE)) })
             })
             .collect::<Result<_, GpuError>>()?;
@@ -51,8 +64,8 @@ impl ReadbackRing {
         self.slots[self.next].state.load(Ordering::Acquire) == FREE
     }
 
-    /// Records copies of `(buffer, offset, size)`, one after the other, into the next slot. `None` if
-    /// the ring is full.
+    /// Records copies of `(buffer, offset, size)`, one after the other, into the next slot, the last
+    /// `timing_bytes` of them timestamps. `None` if the ring is full.
     ///
     /// # Panics
     /// If the copies are larger than a slot.
@@ -60,6 +73,7 @@ impl ReadbackRing {
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
         sources: &[(&wgpu::Buffer, u64, u64)],
+        timing_bytes: u64,
     ) -> Option<Readback> {
         if !self.has_room() {
             return None;
@@ -78,7 +92,7 @@ impl ReadbackRing {
             done.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
         });
         self.gpu.count(|c| &c.read_bytes, size);
-        Some(Readback { slot, size })
+        Some(Readback { slot, size, timing_bytes })
     }
 
     /// Whether the bytes have arrived (or never will).
@@ -86,8 +100,8 @@ impl ReadbackRing {
         self.slots[pending.slot].state.load(Ordering::Acquire) >= MAPPED
     }
 
-    /// The bytes, if they have arrived; frees the slot.
-    pub fn take(&mut self, pending: Readback) -> Option<Vec<u8>> {
+    /// What has arrived, if it has; frees the slot.
+    pub fn take(&mut self, pending: Readback) -> Option<Arrived> {
         let Slot { buffer, state } = &self.slots[pending.slot];
         if state.load(Ordering::Acquire) != MAPPED {
             return None;
@@ -95,6 +109,9 @@ impl ReadbackRing {
         let bytes = buffer.get_mapped_range(0..pending.size).ok().map(|view| view.to_vec());
         buffer.unmap();
         state.store(FREE, Ordering::Release);
-        bytes
+        let mut bytes = bytes?;
+        let ticks = bytes.split_off((pending.size - pending.timing_bytes) as usize);
+        let device_ms = elapsed_ms(&ticks, self.gpu.inner.queue.get_timestamp_period());
+        Some(Arrived { bytes, device_ms })
     }
 }

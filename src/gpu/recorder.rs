@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::timing::Timing;
 use super::{Gpu, GpuError, Readback, ReadbackRing, Tensor, Variant, View};
 
 /// Bytes for parameter blocks: at 256 bytes a block, 8,192 different ones before a reset.
@@ -22,6 +23,7 @@ pub struct Recorder {
     blocks: HashMap<Vec<u8>, u32>,
     bind_groups: HashMap<BindKey, wgpu::BindGroup>,
     dummy: Tensor,
+    timing: Option<Timing>,
     encoder: Option<wgpu::CommandEncoder>,
     pass: Option<wgpu::ComputePass<'static>>,
     /// Set while rehearsing: variants are collected and nothing is recorded.
@@ -44,6 +46,7 @@ impl Recorder {
             blocks: HashMap::new(),
             bind_groups: HashMap::new(),
             dummy: gpu.dummy()?,
+            timing: Timing::new(gpu)?,
             encoder: None,
             pass: None,
             rehearsal: None,
@@ -126,9 +129,12 @@ impl Recorder {
             })
         });
         let encoder = self.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()));
-        let pass = self
-            .pass
-            .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        let timing = &mut self.timing;
+        let pass = self.pass.get_or_insert_with(|| {
+            let timestamp_writes = timing.as_mut().and_then(Timing::pass);
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+            encoder.begin_compute_pass(&descriptor).forget_lifetime()
+        });
         pass.set_pipeline(&pipeline.pipeline);
         pass.set_bind_group(0, &*bind_group, &[offset]);
         pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
@@ -181,14 +187,31 @@ impl Recorder {
         }
     }
 
+    /// Times what is recorded from here to the next [`Recorder::read`] by the device's clock, where it has one.
+    pub fn start_timing(&mut self) {
+        self.pass = None;
+        if let (Some(timing), None) = (&mut self.timing, &self.rehearsal) {
+            timing.start();
+        }
+    }
+
     /// Records the copy of byte ranges `(tensor, offset, size)` into the ring's next slot; `None` if the
     /// ring is full.
     pub fn read(&mut self, ring: &mut ReadbackRing, sources: &[(&Tensor, u64, u64)]) -> Option<Readback> {
         if self.rehearsal.is_some() {
             return None;
         }
-        let sources: Vec<_> = sources.iter().map(|&(t, offset, size)| (t.buffer(), offset, size)).collect();
-        ring.record(self.commands(), &sources)
+        let mut timing = self.timing.take();
+        let mut sources: Vec<_> =
+            sources.iter().map(|&(t, offset, size)| (t.buffer(), offset, size)).collect();
+        let encoder = self.commands();
+        let timing_bytes = timing.as_mut().map_or(0, |timing| timing.stop(encoder));
+        if let Some(timing) = timing.as_ref().filter(|_| timing_bytes > 0) {
+            sources.push((&timing.resolved, 0, timing_bytes));
+        }
+        let pending = ring.record(encoder, &sources, timing_bytes);
+        self.timing = timing;
+        pending
     }
 
     fn commands(&mut self) -> &mut wgpu::CommandEncoder {

@@ -33,12 +33,17 @@ struct CombineParams {
 }
 
 kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
+kernel!(ATTENTION_REG, "attention_reg", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
 kernel!(ATTENTION_COMBINE, "attention_combine", CombineParams, [Read, Read, ReadWrite]);
 
 /// Most queries of a block, `N_Q` in the kernel.
 const MOST_QUERIES: usize = 16;
 /// `MAX_SUMS` in the kernel.
 const MAX_SUMS: usize = 32;
+/// Lanes of `attention_reg`, which must be one subgroup: those of the vector units that software devices run on.
+const REG_LANES: usize = 8;
+/// Largest `head_dim` of `attention_reg`, four times its `MAX_D4`.
+const REG_HEAD_DIM: usize = 256;
 /// Keys of a split at least: shorter ones cost more to combine than they win.
 const SPLIT_LEN: usize = 512;
 /// Splits at most, which bounds the memory for partial sums.
@@ -90,8 +95,17 @@ impl Attention {
         self.n_heads / self.n_kv_heads
     }
 
-    /// Lanes of a workgroup: one subgroup's worth on software devices, and as many as the sums need.
+    /// Whether a lane keeps a whole query in registers, for devices where barriers are dear.
+    fn in_registers(&self, caps: &Caps) -> bool {
+        let one_subgroup = caps.subgroup == Some(REG_LANES as u32) && self.group() <= REG_LANES;
+        caps.cpu && one_subgroup && self.head_dim <= REG_HEAD_DIM
+    }
+
+    /// Lanes of a workgroup: as many as the sums need, or in registers one for each query.
     fn lanes(&self, caps: &Caps) -> usize {
+        if self.in_registers(caps) {
+            return REG_LANES;
+        }
         let least = if caps.cpu { 8 } else { 64 };
         (self.group() * self.head_dim / 4).div_ceil(MAX_SUMS).next_power_of_two().max(least)
     }
@@ -100,12 +114,15 @@ impl Attention {
     /// fit its workgroup memory.
     pub fn fits(&self, caps: &Caps) -> bool {
         let group_bytes = self.group() * (self.head_dim + 32) * 4;
-        group_bytes <= caps.max_workgroup_bytes as usize
-            && self.lanes(caps) <= caps.max_workgroup_size as usize
+        let fits_memory = self.in_registers(caps) || group_bytes <= caps.max_workgroup_bytes as usize;
+        fits_memory && self.lanes(caps) <= caps.max_workgroup_size as usize
     }
 
     /// Most prompt rows a block.
     pub fn block_rows(&self, caps: &Caps) -> usize {
+        if self.in_registers(caps) {
+            return self.lanes(caps) / self.group();
+        }
         let by_sums = MAX_SUMS * self.lanes(caps) / (self.head_dim / 4);
         // Queries, weights and running values of a query, with 1 KiB to spare.
         let by_memory = (caps.max_workgroup_bytes as usize - 1024) / ((self.head_dim + 16 + 4) * 4);
@@ -153,14 +170,17 @@ impl Attention {
         let split_len = Self::split_len(plan.max_seq_len);
         let max_splits = plan.max_seq_len.div_ceil(split_len);
         let n_splits = plan.longest.div_ceil(split_len).clamp(1, max_splits);
+        let in_registers = self.in_registers(&caps);
         let variant = |n_rows: usize, split: bool| {
-            Variant::new(&ATTENTION)
+            let variant = Variant::new(if in_registers { &ATTENTION_REG } else { &ATTENTION })
                 .part(kv(k.dtype()))
-                .set("WG", self.lanes(&caps) as u32)
                 .set("GROUP", self.group() as u32)
-                .set("N_Q", (n_rows * self.group()) as u32)
                 .set("N_D4", n4 as u32)
-                .set("SPLIT", split.into())
+                .set("SPLIT", split.into());
+            if in_registers {
+                return variant;
+            }
+            variant.set("WG", self.lanes(&caps) as u32).set("N_Q", (n_rows * self.group()) as u32)
         };
         let params = |block0: usize| Params {
             n_kv_heads: self.n_kv_heads as u32,

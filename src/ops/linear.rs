@@ -28,7 +28,7 @@ const MOST_ROWS: u32 = 8;
 const OUTPUTS: u32 = 4;
 /// Rows and outputs of a tile of `linear_tile`.
 const TILE: u32 = 64;
-/// Lanes of `linear_reg`: those of the vector units that software devices run on.
+/// Lanes of `linear_reg`, which must be one subgroup: those of the vector units that software devices run on.
 const REG_LANES: u32 = 8;
 
 /// `y = x·Wᵀ + bias`, or added to `y` if `add`: `x` `[rows, n_in]` F32, `w` `[n_out, n_in]` of any weight type,
@@ -62,8 +62,8 @@ pub fn linear(
 /// benchmarks, each with a launch like [`linear`]'s.
 pub fn linear_variants(caps: &Caps, dtype: Dtype, n_rows: usize) -> Vec<LinearVariant> {
     let tile = Variant::new(&LINEAR_TILE).part(weights(dtype));
-    let reg = Variant::new(&LINEAR_REG).part(weights(dtype)).set("WG", REG_LANES);
-    vec![LinearVariant(few(caps, dtype, n_rows)), LinearVariant(tile), LinearVariant(reg)]
+    let reg = (caps.subgroup == Some(REG_LANES)).then(|| Variant::new(&LINEAR_REG).part(weights(dtype)));
+    [few(caps, dtype, n_rows), tile].into_iter().chain(reg).map(LinearVariant).collect()
 }
 
 /// One way to compute a product.
@@ -103,10 +103,11 @@ fn few(caps: &Caps, dtype: Dtype, n_rows: usize) -> Variant {
 
 /// For prompt rows.
 fn many(caps: &Caps, dtype: Dtype) -> Variant {
-    if caps.cpu {
-        Variant::new(&LINEAR_REG).part(weights(dtype)).set("WG", REG_LANES)
-    } else {
-        Variant::new(&LINEAR_TILE).part(weights(dtype))
+    match caps.subgroup {
+        Some(REG_LANES) if caps.cpu => Variant::new(&LINEAR_REG).part(weights(dtype)),
+        // Barriers cost a software device more than reading the weights again for every eight rows.
+        Some(_) if caps.cpu => few(caps, dtype, MOST_ROWS as usize),
+        _ => Variant::new(&LINEAR_TILE).part(weights(dtype)),
     }
 }
 

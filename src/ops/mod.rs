@@ -39,6 +39,7 @@ use crate::gpu::{Caps, Kernel, Part, Tensor, Variant};
 /// Every kernel of the crate.
 pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION,
+    &attention::ATTENTION_REG,
     &attention::ATTENTION_COMBINE,
     &count_prompt::COUNT_PROMPT,
     &embed::EMBED,

@@ -50,7 +50,14 @@ pub fn portable() -> Option<Gpu> {
     GPU.get_or_init(|| open(&options)).clone()
 }
 
-/// Both of them.
+/// The device as if it were hardware, so that the variants that no software device runs are tested there.
+pub fn hardware() -> Option<Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    let options = GpuOptions { disable: "software".into(), ..GpuOptions::default() };
+    GPU.get_or_init(|| open(&options)).clone()
+}
+
+/// The device with its subgroups and without.
 pub fn gpus() -> Vec<Gpu> {
     gpu().into_iter().chain(portable()).collect()
 }

@@ -7,9 +7,13 @@ use std::f64::consts::PI;
 
 use serde::Deserialize;
 
+use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Tensor};
 use crate::models::ModelError;
 use crate::ops::Rotary;
+
+/// Positions that are computed at a time.
+const PIECE: usize = 1024;
 
 /// How positions beyond those of the training are reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -144,15 +148,18 @@ impl Rope {
     ) -> Result<Rotary, ModelError> {
         let (frequencies, factor) = self.frequencies(head_dim, max_seq_len)?;
         let n_rot = 2 * frequencies.len();
-        let mut table = Vec::with_capacity(n_positions * n_rot);
-        for pos in 0..n_positions {
-            for f in &frequencies {
-                let (sin, cos) = (pos as f64 * f).sin_cos();
-                table.push(((cos * factor) as f32).to_bits());
-                table.push(((sin * factor) as f32).to_bits());
+        let cos_sin = Tensor::zeros(gpu, "cos_sin", [n_positions, n_rot], Dtype::U32)?;
+        let mut piece = Vec::with_capacity(PIECE * n_rot);
+        for first in (0..n_positions).step_by(PIECE) {
+            piece.clear();
+            for pos in first..(first + PIECE).min(n_positions) {
+                for f in &frequencies {
+                    let (sin, cos) = (pos as f64 * f).sin_cos();
+                    piece.extend([(cos * factor) as f32, (sin * factor) as f32].map(f32::to_bits));
+                }
             }
+            cos_sin.write(gpu, first, bytemuck::cast_slice(&piece));
         }
-        let cos_sin = Tensor::from_u32(gpu, "cos_sin", [n_positions, n_rot], &table)?;
         Ok(Rotary { cos_sin, n_rot, interleaved: false })
     }
 }

@@ -1,0 +1,162 @@
+// attention_reg: what attention computes, where barriers and workgroup memory are dear (software devices):
+// o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence with
+// pos − window < j ≤ pos, in one pass over the keys with a running maximum (Dao et al. 2022, algorithm 1);
+// cap(s) = softcap · tanh(s / softcap) where softcap > 0.
+// One invocation: one query. One workgroup: the at most 8 queries of one block of rows (consecutive positions of
+// one sequence) that share one key-value head, over one range of keys if SPLIT; then it writes partial sums for
+// attention_combine. It must be exactly one subgroup: each lane loads a part of a key or value and hands it to
+// the others, because where loads are not coalesced, eight lanes that load the same address pay eight times.
+// A query's arithmetic does not depend on what else is in its block or batch.
+override GROUP: u32 = 1u;   // query heads a key-value head
+override N_D4: u32 = 16u;   // head_dim / 4, at most MAX_D4
+override SPLIT: u32 = 0u;
+
+// Keys a step. Loops over them run as often as the arrays they index are long: so compilers unroll them and
+// keep those arrays in registers. The arrays over dimensions are in memory, and read once a step.
+const N_K: u32 = 8u;
+const MAX_D4: u32 = 64u;
+
+struct Params {
+    n_kv_heads: u32,
+    q_stride: u32,     // vec4 a row of q
+    o_stride: u32,     // vec4 a row of o
+    pages_stride: u32, // pages a sequence in the block table
+    page_size: u32,    // positions a page
+    window: u32,       // keys a query sees; 0: all
+    split_len: u32,    // keys a split, a multiple of N_K
+    max_splits: u32,   // splits that o has room for
+    block0: u32,       // first block
+    scale: f32,
+    softcap: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // (sequence, position)
+@group(0) @binding(2) var<storage, read> blocks: array<vec2u>;   // (first row, rows)
+@group(0) @binding(3) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
+@group(0) @binding(4) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
+@group(0) @binding(5) var<storage, read> k: array<Kv4>;          // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(6) var<storage, read> v: array<Kv4>;          // [n_pages, n_kv_heads, page_size, N_D4]
+// [rows, n_heads, N_D4], or if SPLIT [rows, n_heads, max_splits, N_D4 + 1]: the sums, then (maximum, weight).
+@group(0) @binding(7) var<storage, read_write> o: array<vec4f>;
+
+const LOWEST: f32 = -3.4028234e38; // stands for minus infinity, which WGSL need not keep
+
+@compute @workgroup_size(8)
+fn attention_reg(
+    @builtin(workgroup_id) id: vec3u,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let block = blocks[params.block0 + id.x];
+    let kv_head = id.y;
+    let n_q = block.y * GROUP;
+    let seq = rows[block.x].x;
+    let pos0 = rows[block.x].y;
+
+    // The keys that any query of the block sees, and those of this split.
+    var start = 0u;
+    if params.window > 0u && pos0 + 1u > params.window {
+        start = pos0 + 1u - params.window;
+    }
+    var end = pos0 + block.y;
+    if SPLIT == 1u {
+        start = max(start, id.z * params.split_len);
+        end = min(end, (id.z + 1u) * params.split_len);
+        if end <= id.z * params.split_len {
+            return; // this row has fewer splits than the longest; attention_combine knows
+        }
+    }
+
+    // Lanes without a query repeat the last one.
+    let qi = min(lane, n_q - 1u);
+    let row = block.x + qi / GROUP;
+    let head = kv_head * GROUP + qi % GROUP;
+    let pos = pos0 + qi / GROUP;
+    var qs: array<vec4f, MAX_D4>;
+    for (var d = 0u; d < N_D4; d++) {
+        qs[d] = q[row * params.q_stride + head * N_D4 + d] * params.scale;
+    }
+    var acc: array<vec4f, MAX_D4>;
+    var top = LOWEST;
+    var weight = 0.0;
+    // The place of the next key, counted rather than divided.
+    var page = seq * params.pages_stride + start / params.page_size;
+    var slot = start % params.page_size;
+    // Whole steps from zero: so a key is always in the same place of its step.
+    for (var t = start / N_K * N_K; t < end; t += N_K) {
+        var at: array<u32, N_K>;
+        for (var i = 0u; i < N_K; i++) {
+            // Before the first key and after the last one, those stand in, unseen: every slot that is read
+            // holds a key which some query sees.
+            at[i] = ((pages[page] * params.n_kv_heads + kv_head) * params.page_size + slot) * N_D4;
+            if t + i >= start && t + i + 1u < end {
+                slot++;
+                if slot == params.page_size {
+                    slot = 0u;
+                    page++;
+                }
+            }
+        }
+        var ps: array<f32, N_K>; // scores, then weights
+        for (var d = 0u; d < N_D4; d += 8u) {
+            // Where the head ends inside these eight, the queries are zero.
+            var own: array<vec4f, N_K>;
+            for (var i = 0u; i < N_K; i++) {
+                own[i] = kv_unpack(k[at[i] + min(d + lane, N_D4 - 1u)]);
+            }
+            for (var l = 0u; l < 8u; l++) {
+                let part = qs[d + l];
+                for (var i = 0u; i < N_K; i++) {
+                    ps[i] += dot(part, subgroupShuffle(own[i], l));
+                }
+            }
+        }
+        var high = top;
+        for (var i = 0u; i < N_K; i++) {
+            let j = t + i;
+            var score = ps[i];
+            if params.softcap > 0.0 {
+                score = params.softcap * tanh(clamp(score / params.softcap, -15.0, 15.0));
+            }
+            let near = params.window == 0u || j + params.window > pos;
+            ps[i] = select(LOWEST, score, j >= start && j < end && j <= pos && near);
+            high = max(high, ps[i]);
+        }
+        // A step without a visible key changes nothing: the factor is exactly one.
+        let factor = select(exp(top - high), 1.0, top == high);
+        weight *= factor;
+        for (var i = 0u; i < N_K; i++) {
+            ps[i] = select(exp(ps[i] - high), 0.0, ps[i] == LOWEST);
+            weight += ps[i];
+        }
+        top = high;
+        for (var d = 0u; d < N_D4; d += 8u) {
+            var own: array<vec4f, N_K>;
+            for (var i = 0u; i < N_K; i++) {
+                own[i] = kv_unpack(v[at[i] + min(d + lane, N_D4 - 1u)]);
+            }
+            for (var l = 0u; l < 8u; l++) {
+                var sum = acc[d + l] * factor;
+                for (var i = 0u; i < N_K; i++) {
+                    sum += ps[i] * subgroupShuffle(own[i], l);
+                }
+                acc[d + l] = sum;
+            }
+        }
+    }
+
+    if lane >= n_q {
+        return;
+    }
+    if SPLIT == 1u {
+        let to = ((row * params.n_kv_heads * GROUP + head) * params.max_splits + id.z) * (N_D4 + 1u);
+        for (var d = 0u; d < N_D4; d++) {
+            o[to + d] = acc[d];
+        }
+        o[to + N_D4] = vec4f(top, weight, 0.0, 0.0);
+    } else {
+        for (var d = 0u; d < N_D4; d++) {
+            o[row * params.o_stride + head * N_D4 + d] = acc[d] / weight;
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Results that arrived, and sequences that are done.
+
+use std::time::Instant;
+
+use super::plan::Plan;
+use super::{Engine, EngineError, Event, FinishReason, Kind, Logprobs, Slice, TokenLogprob};
+use crate::gpu::{GpuError, ROW_ALIGN};
+use crate::ops::NOT_A_TOKEN;
+
+impl Engine {
+    /// Takes in finished slices.
+    pub(super) fn collect(&mut self) -> Result<(), EngineError> {
+        self.gpu.poll()?;
+        while let Some(slice) = self.in_flight.front() {
+            if !self.ring.is_ready(slice.readback) {
+                break;
+            }
+            let Some(slice) = self.in_flight.pop_front() else { break };
+            let arrived = self
+                .ring
+                .take(slice.readback)
+                .ok_or(GpuError::Lost { message: "results could not be mapped".to_string() })?;
+            self.measure(&slice, arrived.device_ms);
+            if let Some(plan) = slice.step {
+                self.arrived(&plan, &arrived.bytes);
+            }
+        }
+        self.retire();
+        Ok(())
+    }
+
+    /// Updates the moving average of a layer's time: by the device's clock, or by when slices were seen to finish.
+    fn measure(&mut self, slice: &Slice, device_ms: Option<f64>) {
+        let now = Instant::now();
+        let seen = now - slice.recorded.max(self.last_finish);
+        self.last_finish = now;
+        if slice.n_layers == 0 {
+            return;
+        }
+        let ms = device_ms.unwrap_or(seen.as_secs_f64() * 1e3) / slice.n_layers as f64;
+        let (average, sample) = match slice.kind {
+            Kind::Decode => (&mut self.decode_ms, ms),
+            Kind::Prompt(n) => (&mut self.prompt_ms, ms / n as f64),
+        };
+        // The first guess is meant to be wrong: measured values replace it quickly.
+        *average += (sample - *average) * 0.5;
+    }
+
+    /// Hands a step's results to its sequences.
+    fn arrived(&mut self, plan: &Plan, bytes: &[u8]) {
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes[..bytes.len() / 4 * 4]);
+        let n_draws = plan.draws.len();
+        let width = self.forward.results.logprobs.as_ref().map_or(0, |l| l.top.n_cols());
+        let has_logprobs = plan.logprobs.is_some() && width > 0;
+        let logits_at = n_draws * if has_logprobs { 1 + 2 * width } else { 1 };
+        let vocab = self.shape.vocab_size;
+        for s in self.running.iter_mut().filter(|s| plan.rows.iter().any(|row| row[0] as usize == s.slot)) {
+            s.n_in_flight -= 1;
+        }
+        for (i, id) in plan.draws.iter().enumerate() {
+            let Some(s) = self.running.iter_mut().find(|s| s.id == *id) else { continue };
+            let token = words[i];
+            if token == NOT_A_TOKEN {
+                if s.finished.is_none() {
+                    let position = s.tokens.len() - 1;
+                    s.fail(EngineError::NotFinite { position }, &mut self.events);
+                }
+                continue;
+            }
+            let logprobs = s.request.logprobs.filter(|_| has_logprobs).map(|k| {
+                let pairs = |table: usize| {
+                    let row = &words[n_draws + (table * n_draws + i) * width..][..2 * (1 + k)];
+                    let pair = |p: &[u32]| TokenLogprob { token: p[0], logprob: f32::from_bits(p[1]) };
+                    row.chunks(2).map(pair).collect::<Vec<_>>()
+                };
+                let (top, sampled_top) = (pairs(0), pairs(1));
+                Logprobs {
+                    chosen: top[0],
+                    top: top[1..].to_vec(),
+                    sampled: sampled_top[0],
+                    sampled_top: sampled_top[1..].to_vec(),
+                }
+            });
+            let ends = s.request.stop_tokens.as_ref().unwrap_or(&self.end_tokens).contains(&token);
+            s.arrived(token, ends, logprobs, &mut self.events);
+        }
+        let stride = vocab.next_multiple_of(ROW_ALIGN);
+        for (i, (id, position)) in plan.logits.iter().enumerate() {
+            let Some(s) = self.running.iter_mut().find(|s| s.id == *id) else { continue };
+            let values =
+                words[logits_at + i * stride..][..vocab].iter().map(|w| f32::from_bits(*w)).collect();
+            self.events.push(Event::Logits { id: *id, position: *position, values });
+            if position + 1 == s.n_prompt() {
+                s.finished = Some(FinishReason::Length);
+            }
+        }
+    }
+
+    /// Sends off sequences that are finished and have nothing in flight, and frees their room.
+    fn retire(&mut self) {
+        let mut i = 0;
+        while i < self.running.len() {
+            if self.running[i].finished.is_none() || self.running[i].n_in_flight > 0 {
+                i += 1;
+                continue;
+            }
+            let mut s = self.running.swap_remove(i);
+            if self.options.prefix_cache && !s.failed {
+                // Steps drawn ahead of a late stop wrote beyond the last token that counts; what is published
+                // ends before it.
+                let n = s.n_recorded.min(s.tokens.len());
+                self.forward.pages.leave(&s.pages, &s.tokens[..n]);
+            }
+            self.forward.pages.release(&s.pages);
+            self.free_slots.push(s.slot);
+            self.events.extend(s.done());
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What can go wrong from opening a model to the last token.
+
+use std::path::PathBuf;
+
+use crate::gpu::GpuError;
+use crate::models::ModelError;
+use crate::text::TextError;
+use crate::weights::WeightsError;
+
+/// What can go wrong from opening a model to the last token.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A file of the model could not be read.
+    #[error("`{}` cannot be read: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// A file of the model is not what it should be.
+    #[error("`{}`: {message}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// A parameter is out of its range.
+    #[error("`{name}` is {found}, expected {expected}")]
+    Parameter {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// Its range.
+        expected: &'static str,
+    },
+    /// The prompt has no tokens.
+    #[error("the prompt is empty")]
+    EmptyPrompt,
+    /// A token id outside the vocabulary.
+    #[error("token {token} at position {position} is not in the vocabulary of {vocab_size}")]
+    TokenRange {
+        /// The id.
+        token: u32,
+        /// Where.
+        position: usize,
+        /// Size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// The prompt does not fit the context.
+    #[error("the prompt has {found} tokens, the context holds {expected}")]
+    PromptTooLong {
+        /// Its length.
+        found: usize,
+        /// The context's.
+        expected: usize,
+    },
+    /// The tokenizer makes tokens that the model does not have.
+    #[error("the tokenizer has {tokenizer} tokens, the model {model}: they do not belong together")]
+    TokenizerMismatch {
+        /// The tokenizer's.
+        tokenizer: usize,
+        /// The model's.
+        model: usize,
+    },
+    /// The model computed something that is no number.
+    #[error("the logits after position {position} are not finite")]
+    NotFinite {
+        /// Position of the last token.
+        position: usize,
+    },
+    /// Text.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The device.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+impl EngineError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            EngineError::Io { path, .. } if path.ends_with("config.json") => Some(
+                "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
+                    .into(),
+            ),
+            EngineError::PromptTooLong { .. } => Some("shorten the prompt, or raise `--ctx`".into()),
+            EngineError::NotFinite { .. } => {
+                Some("the weights hold values that are no numbers, or too large for `--kv-type f16`".into())
+            }
+            EngineError::TokenizerMismatch { .. } => {
+                Some("`tokenizer.json` may belong to another model than the weights".into())
+            }
+            EngineError::Text(e) => e.hint(),
+            EngineError::Model(e) => e.hint(),
+            EngineError::Weights(e) => e.hint(),
+            EngineError::Gpu(e) => e.hint(),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! How large an engine is built.
+
+use crate::dtype::Dtype;
+
+/// How large an engine is built. Everything is allocated then, nothing later.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Positions of a sequence; what the model was made for, at most 4,096, without.
+    pub ctx: Option<usize>,
+    /// Sequences at a time.
+    pub max_seqs: usize,
+    /// Rows of one step: prompts are computed in chunks of so many.
+    pub max_rows: usize,
+    /// Positions that the cache holds for all sequences together; `max_seqs` times `ctx`, within what a
+    /// binding can span, without.
+    pub kv_tokens: Option<usize>,
+    /// Type of the cache, `F32` or `F16`.
+    pub kv_dtype: Dtype,
+    /// Most log-probabilities that a request may ask for.
+    pub max_logprobs: usize,
+    /// Requests may ask for logits.
+    pub logits: bool,
+    /// Share prefixes between sequences.
+    pub prefix_cache: bool,
+    /// Record steps before the results of earlier ones have arrived.
+    pub run_ahead: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        EngineOptions {
+            ctx: None,
+            max_seqs: 8,
+            max_rows: 256,
+            kv_tokens: None,
+            kv_dtype: Dtype::F16,
+            max_logprobs: 0,
+            logits: false,
+            prefix_cache: true,
+            run_ahead: true,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The device layer: choosing, limits, compiling, the driver's cache, timing.
+
+mod common;
+
+use bytemuck::{Pod, Zeroable};
+use wginfer::dtype::Dtype;
+use wginfer::gpu::{Access, Gpu, GpuError, GpuOptions, Kernel, ReadbackRing, Recorder, Tensor, Variant};
+use wginfer::ops::{self, Act};
+
+#[test]
+fn an_adapter_is_chosen_by_name_or_index() {
+    let Some(gpu) = common::gpu() else { return };
+    let adapters = Gpu::adapters();
+    let first = &adapters[0];
+    assert_eq!(gpu.info().name, first.info.name, "without a choice the best one is taken");
+    let by = |select: &str| Gpu::open(&GpuOptions { select: Some(select.into()), ..Default::default() });
+    assert_eq!(by("0").expect("by index").info().name, first.info.name);
+    let part: String = first.info.name.to_uppercase().chars().take(6).collect();
+    assert!(by(&part).is_ok(), "by a part of the name, in any case");
+    let error = by("no such card").expect_err("unknown").to_string();
+    assert!(error.contains("`no such card`") && error.contains(&first.info.name), "{error}");
+}
+
+#[test]
+fn capabilities_can_be_switched_off() {
+    let Some(gpu) = common::gpu() else { return };
+    let disable = |names: &str| Gpu::open(&GpuOptions { disable: names.into(), ..Default::default() });
+    let less = disable("f16, subgroups,timestamps,pipeline-cache,cooperative-matrices").expect("known names");
+    let caps = less.caps();
+    assert!(!caps.f16 && caps.subgroup.is_none() && !caps.timestamps && !caps.pipeline_cache);
+    assert_eq!(caps.max_buffer_bytes, gpu.caps().max_buffer_bytes);
+    let error = disable("subgroups,warp").expect_err("unknown").to_string();
+    assert!(error.contains("`warp`"), "{error}");
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let Some(gpu) = common::gpu() else { return };
+    let limit = gpu.caps().max_binding_bytes as usize;
+    let error = Tensor::zeros(&gpu, "wide", [2, limit / 4], Dtype::F32).expect_err("too large for a binding");
+    assert!(matches!(error, GpuError::TooLarge { .. }) && error.to_string().contains("`wide`"), "{error}");
+    assert!(Tensor::weights(&gpu, "row", [1, limit / 2], Dtype::F32).is_err(), "not even a row fits");
+    let largest = gpu.caps().max_buffer_bytes as usize;
+    assert!(Tensor::weights(&gpu, "large", [largest / 1024, 1024], Dtype::F32).is_err());
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    n: u32,
+}
+
+#[test]
+fn a_kernel_that_does_not_compile_is_named() {
+    static BROKEN: Kernel = Kernel {
+        name: "broken",
+        source: "struct Params { n: u32 }\n@group(0) @binding(0) var<uniform> params: Params;\n\
+                 @group(0) @binding(1) var<storage, read_write> y: array<f32>;\n\
+                 @compute @workgroup_size(1) fn broken() { y[0] = missing(params.n); }",
+        params_bytes: 4,
+        bindings: &[Access::ReadWrite],
+    };
+    let Some(gpu) = common::gpu() else { return };
+    let error = gpu.compile(&[Variant::new(&BROKEN)]).expect_err("it calls what is not there").to_string();
+    assert!(error.contains("kernel `broken`") && error.contains("missing"), "{error}");
+
+    // The same on first use: the recording fails, and the recorder goes on.
+    let mut rec = Recorder::new(&gpu).expect("recorder");
+    let y = Tensor::zeros(&gpu, "y", [1, 8], Dtype::F32).expect("it fits");
+    rec.dispatch(Variant::new(&BROKEN), &Params { n: 1 }, &[y.view()], [1, 1, 1]);
+    assert!(matches!(rec.finish(), Err(GpuError::Compile { .. })));
+    assert!(rec.finish().expect("nothing recorded").is_none());
+}
+
+#[test]
+fn compiled_kernels_are_kept_and_a_bad_folder_is_no_error() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let open = |dir: &std::path::Path| {
+        common::open(&GpuOptions { cache_dir: Some(dir.to_path_buf()), ..Default::default() })
+    };
+    let kept = dir.path().join("kept");
+    let Some(gpu) = open(&kept) else { return };
+    let use_it = |gpu: &Gpu| {
+        let x = common::tensor_f32(gpu, [1, 8], &[1.0; 8]);
+        let y = common::zeros(gpu, [1, 8], Dtype::F32);
+        let mut rec = Recorder::new(gpu).expect("recorder");
+        rec.rehearse(|rec| ops::gate(rec, Act::Silu, &x, &y, 1)).expect("compiles");
+        common::run(gpu, |rec| ops::gate(rec, Act::Silu, &x, &y, 1));
+        assert!((common::read(gpu, &y)[3] - 0.731_058_6).abs() < 1e-5);
+    };
+    use_it(&gpu);
+    if gpu.caps().pipeline_cache {
+        let files: Vec<_> = std::fs::read_dir(&kept).expect("the folder was made").collect();
+        assert_eq!(files.len(), 1, "one file, and no temporary one left behind");
+        // A file that is cut off or not ours is started afresh.
+        let path = files[0].as_ref().expect("entry").path();
+        let bytes = std::fs::read(&path).expect("read");
+        for content in [&bytes[..bytes.len() / 2], b"not a cache", b""] {
+            std::fs::write(&path, content).expect("write");
+            use_it(&open(&kept).expect("a device"));
+        }
+    }
+    // A path below a file can never be made: nothing is kept, everything runs.
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").expect("write");
+    use_it(&open(&file.join("below")).expect("a device"));
+}
+
+#[test]
+fn the_device_times_what_it_does() {
+    let Some(gpu) = common::gpu() else { return };
+    if !gpu.caps().timestamps {
+        common::say("skipped, the device has no timestamps: the_device_times_what_it_does");
+        return;
+    }
+    let n = 512;
+    let x = common::zeros(&gpu, [n, n], Dtype::F32);
+    let y = common::zeros(&gpu, [n, n], Dtype::F32);
+    let mut ring = ReadbackRing::new(&gpu, "timing", 1, 4).expect("ring");
+    let mut rec = Recorder::new(&gpu).expect("recorder");
+    let mut elapsed = |n_times: usize, timed: bool| {
+        if timed {
+            rec.start_timing();
+        }
+        for _ in 0..n_times {
+            ops::gate(&mut rec, Act::GeluTanh, &x, &y, n);
+        }
+        let pending = rec.read(&mut ring, &[(&y, 0, 4)]).expect("a free slot");
+        gpu.submit(rec.finish().expect("compiles"));
+        gpu.wait().expect("wait");
+        while !ring.is_ready(pending) {
+            gpu.poll().expect("poll");
+        }
+        let arrived = ring.take(pending).expect("arrived");
+        assert_eq!(arrived.bytes, [0; 4], "timestamps are not part of what was asked for");
+        arrived.device_ms
+    };
+    assert_eq!(elapsed(1, false), None);
+    let (little, much) = (elapsed(1, true).expect("timed"), elapsed(400, true).expect("timed"));
+    // Four hundred times the work: no bound on the speed, only on a clock that stands still.
+    assert!(much > little && much > 0.0, "{little} ms and {much} ms");
+}
