@@ -376,6 +376,9 @@ fn cache_folder_that_cannot_be_written() {
     let run = wginfer("generate --max-tokens 3 Once").env("WGINFER_CACHE_DIR", &dir.display().to_string());
     let done = run.succeeds();
     assert!(!done.err.contains("panicked"), "{}", done.err);
+    if wginfer("devices --json").json()[0]["pipeline_cache"] == true {
+        assert!(done.err.contains("warning: compiled kernels are not kept in"), "{}", done.err);
+    }
 }
 
 #[test]
