@@ -31,7 +31,7 @@ pub use pages::{KvPages, PAGE_SIZE};
 pub use sampling::{MAX_BIAS, Sampling};
 
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, ROW_ALIGN, Readback, ReadbackRing, Recorder, Submission};
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Readback, ReadbackRing, Recorder, Submission};
 use crate::models::{Capacity, ModelShape, check_device};
 use crate::ops::{Attention, Rows};
 use crate::text::{StreamDecoder, Tokenizer};
