@@ -5,7 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 use serde_json::{Value, json};
 use wginfer::engine::{
-    Engine, EngineOptions, Event, FinishReason, Logprobs, Request, RequestId, Sampling, Timings,
+    Engine, EngineOptions, Event, FinishReason, Logprobs, PAGE_SIZE, Request, RequestId, Sampling, Timings,
     TokenLogprob, Usage,
 };
 use wginfer::text::Tokenizer;
@@ -18,6 +18,9 @@ use super::{format, interrupt, model, prompt};
 const N_BEST: usize = 5;
 /// Answers that are written at a time; further ones wait for a place.
 const MAX_SEQS: usize = 16;
+/// Prompt and answer up to which the cache is allocated for their length: a quarter of the longest context
+/// that engines have unasked.
+const SHORT: usize = 1024;
 
 /// One answer, as far as it has come.
 #[derive(Default)]
@@ -56,10 +59,11 @@ pub fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<(), Failure> {
 
     let n = args.n as usize;
     let max_seqs = n.min(MAX_SEQS);
+    let n_tokens = ids.len().saturating_add(args.max_tokens);
     let options = EngineOptions {
         max_seqs,
-        // The engine raises this to one whole context.
-        kv_tokens: Some((ids.len() + args.max_tokens.min(1 << 20)).saturating_mul(max_seqs)),
+        // Short answers need no whole context each.
+        kv_tokens: (n_tokens <= SHORT).then(|| n_tokens.next_multiple_of(PAGE_SIZE) * max_seqs),
         max_logprobs: if args.explain { N_BEST } else { 0 },
         ..EngineOptions::default()
     };
@@ -208,7 +212,8 @@ impl Writer<'_> {
     fn close(&mut self) -> Result<(), Failure> {
         self.is_open = false;
         let answer = &self.answers[self.current];
-        if !self.explain && !(self.tokenizer.is_some() && answer.text.ends_with('\n')) {
+        let ends_line = self.explain || (self.tokenizer.is_some() && answer.text.ends_with('\n'));
+        if !ends_line {
             writeln!(self.out)?;
         }
         Ok(())
@@ -238,7 +243,7 @@ impl Answer {
         };
         let text_of = |id| tokenizer.and_then(|t| t.id_to_token(id));
         let entry = |t: &TokenLogprob| json!({ "token_id": t.token, "token": text_of(t.token), "logprob": t.logprob });
-        let list = |top: &[TokenLogprob]| top.iter().map(entry).collect::<Vec<_>>();
+        let list = |top: &[TokenLogprob]| drawable(top).map(entry).collect::<Vec<_>>();
         let step = |l: &Logprobs| {
             json!({
                 "token_id": l.chosen.token,
@@ -266,10 +271,11 @@ fn explanation(tokenizer: Option<&Tokenizer>, step: usize, l: &Logprobs) -> Stri
         Some(_) => format::token(tokenizer, id),
         None => id.to_string(),
     };
-    // A token that cannot be drawn has no place among those that can.
     let list = |top: &[TokenLogprob]| {
-        let can = top.iter().filter(|t| t.logprob > f32::MIN);
-        can.map(|t| format!("{} {}", name(t.token), percent(t.logprob))).collect::<Vec<_>>().join(", ")
+        drawable(top)
+            .map(|t| format!("{} {}", name(t.token), percent(t.logprob)))
+            .collect::<Vec<_>>()
+            .join(", ")
     };
     let (chosen, p) = (name(l.chosen.token), percent(l.chosen.logprob));
     format!(
@@ -278,6 +284,11 @@ fn explanation(tokenizer: Option<&Tokenizer>, step: usize, l: &Logprobs) -> Stri
         list(&l.top),
         list(&l.sampled_top)
     )
+}
+
+/// Those of the best tokens that can be drawn at all: with few left, the list is filled up with others.
+fn drawable(top: &[TokenLogprob]) -> impl Iterator<Item = &TokenLogprob> {
+    top.iter().filter(|t| t.logprob > f32::MIN)
 }
 
 fn percent(logprob: f32) -> String {

@@ -107,7 +107,7 @@ impl Report {
             n_heads: first.map_or(0, |a| a.n_heads),
             n_kv_heads: first.map_or(0, |a| a.n_kv_heads),
             head_dim: first.map_or(0, |a| a.head_dim),
-            sliding_window: shape.attention.iter().find_map(|a| a.window).map(|n| n as usize),
+            sliding_window: shape.attention.iter().find_map(|a| a.window),
             hidden_size: shape.hidden_size,
             vocab_size: shape.vocab_size,
             max_seq_len: shape.max_seq_len,

@@ -33,6 +33,7 @@ pub fn main() -> ExitCode {
             return if shown.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
+    hush_device_select();
     terminal::init(args.quiet, args.verbose);
     match run(&args) {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
@@ -60,3 +61,20 @@ fn run(args: &Args) -> Result<(), Failure> {
     }
     Ok(out.flush()?)
 }
+
+/// Mesa's Vulkan layer that orders devices asks the desktop which one it uses, and without a desktop complains
+/// on standard error, twice a run. Without one it has nothing to ask, so it is switched off.
+#[cfg(target_os = "linux")]
+fn hush_device_select() {
+    let of_use = ["WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "DISPLAY", "MESA_VK_DEVICE_SELECT", "DRI_PRIME"];
+    if of_use.iter().all(|name| std::env::var_os(name).is_none()) {
+        // SAFETY: no other thread runs yet.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::env::set_var("NODEVICE_SELECT", "1");
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn hush_device_select() {}

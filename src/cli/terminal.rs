@@ -41,9 +41,12 @@ pub fn error(failure: &Failure) {
     }
 }
 
+/// Less than this loads faster than a bar can be read.
+const WORTH_A_BAR: u64 = 64 << 20;
+
 /// A bar over so many bytes, on a terminal and unless quiet. [`finish`] takes it away.
 pub fn bar(what: &'static str, n_bytes: u64) -> ProgressBar {
-    let shown = std::io::stderr().is_terminal() && !is_quiet();
+    let shown = n_bytes >= WORTH_A_BAR && std::io::stderr().is_terminal() && !is_quiet();
     let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(n_bytes), target);
     if let Ok(style) = ProgressStyle::with_template("{msg} {bar:32} {bytes}/{total_bytes}, {bytes_per_sec}") {

@@ -31,7 +31,7 @@ pub use pages::{KvPages, PAGE_SIZE};
 pub use sampling::{MAX_BIAS, Sampling};
 
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, ROW_ALIGN, Readback, ReadbackRing, Recorder, Submission};
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Readback, ReadbackRing, Recorder, Submission};
 use crate::models::{Capacity, ModelShape, check_device};
 use crate::ops::{Attention, Rows};
 use crate::text::{StreamDecoder, Tokenizer};
@@ -129,16 +129,23 @@ impl Engine {
         // A step has room for one decoding row of each sequence and for some of a prompt besides.
         let max_rows = at_least_one("max_rows", options.max_rows)?.max(max_seqs + 1);
         let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
+        // Asked first, so that a context beyond all bounds fails before anything is allocated for it.
+        let seq_pages = ctx.div_ceil(PAGE_SIZE);
+        let page_row = |a: &Attention| options.kv_dtype.bytes(a.n_kv_heads * PAGE_SIZE * a.head_dim);
+        let largest = shape.attention.iter().map(page_row).max().unwrap_or(1);
+        let limit_bytes = gpu.caps().max_binding_bytes.min(gpu.caps().max_buffer_bytes);
+        let bindable = limit_bytes as usize / largest;
+        if seq_pages > bindable {
+            let bytes = (seq_pages as u64).saturating_mul(largest as u64);
+            return Err(GpuError::TooLarge { what: "key cache 0".into(), bytes, limit_bytes }.into());
+        }
+        let n_pages = options.kv_tokens.map_or(max_seqs.saturating_mul(seq_pages), |n| n.div_ceil(PAGE_SIZE));
+        let n_pages = n_pages.clamp(seq_pages, bindable);
+
         let mut loader = Loader::new(gpu, &checkpoint.weights, progress);
         let model = checkpoint.architecture.load(&mut loader, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
 
-        let seq_pages = ctx.div_ceil(PAGE_SIZE);
-        let wanted = options.kv_tokens.map_or(max_seqs * seq_pages, |n| n.div_ceil(PAGE_SIZE)).max(seq_pages);
-        let page_row = |a: &Attention| options.kv_dtype.bytes(a.n_kv_heads * PAGE_SIZE * a.head_dim);
-        let largest = shape.attention.iter().map(page_row).max().unwrap_or(1);
-        let bindable = (gpu.caps().max_binding_bytes.min(gpu.caps().max_buffer_bytes) as usize) / largest;
-        let n_pages = if wanted <= bindable { wanted } else { bindable.max(seq_pages) };
         let pages = KvPages::new(gpu, &shape, n_pages, options.kv_dtype)?;
 
         let max_logprobs = options.max_logprobs.min(shape.vocab_size);

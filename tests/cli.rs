@@ -1,0 +1,618 @@
+//! The program as a user runs it: exit codes, what goes to which stream, and what bad input does.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+// --- a run of the program ---
+
+struct Run {
+    command: Command,
+    stdin: Vec<u8>,
+}
+
+struct Done {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+/// The program with the arguments in `line`, apart at spaces, and none of the user's settings.
+fn wginfer(line: &str) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wginfer"));
+    command.args(line.split_whitespace());
+    command.env_remove("WGINFER_MODEL").env_remove("WGINFER_GPU");
+    command.env("WGINFER_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Run { command, stdin: Vec::new() }
+}
+
+impl Run {
+    /// One more argument, spaces and all.
+    fn arg(mut self, arg: impl AsRef<std::ffi::OsStr>) -> Run {
+        self.command.arg(arg);
+        self
+    }
+
+    fn model(self, dir: &Path) -> Run {
+        self.arg("--model").arg(dir)
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Run {
+        self.command.env(name, value);
+        self
+    }
+
+    fn stdin(mut self, bytes: &[u8]) -> Run {
+        self.stdin = bytes.to_vec();
+        self
+    }
+
+    fn spawn(mut self) -> Child {
+        let mut child = self.command.spawn().expect("the program starts");
+        // Who does not read to the end closes the pipe, which is no matter here.
+        let _ = child.stdin.take().expect("a pipe").write_all(&self.stdin);
+        child
+    }
+
+    fn done(self) -> Done {
+        let output = self.spawn().wait_with_output().expect("the program ends");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        Done { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// Standard output of a run that succeeds.
+    #[track_caller]
+    fn out(self) -> String {
+        self.succeeds().out
+    }
+
+    #[track_caller]
+    fn succeeds(self) -> Done {
+        let done = self.done();
+        assert_eq!(done.code, Some(0), "{}", done.err);
+        done
+    }
+
+    #[track_caller]
+    fn json(self) -> Value {
+        serde_json::from_str(&self.out()).expect("JSON")
+    }
+
+    /// Fails with `code`, nothing on standard output, and one line that names `what`, with a hint at most.
+    #[track_caller]
+    fn fails(self, code: i32, what: &str) {
+        let done = self.done();
+        assert_eq!(done.code, Some(code), "{}", done.err);
+        assert_eq!(done.out, "");
+        assert!(!done.err.contains("panicked"), "{}", done.err);
+        let lines: Vec<&str> = done.err.lines().collect();
+        let error = lines.iter().rposition(|l| l.starts_with("error: ")).expect("a line with the error");
+        assert!(lines[error].contains(what), "`{what}` is not in: {}", lines[error]);
+        let rest = &lines[error + 1..];
+        assert!(rest.len() <= 1 && rest.iter().all(|l| l.starts_with("hint: ")), "{}", done.err);
+    }
+}
+
+// --- checkpoints ---
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn golden_json(name: &str) -> Value {
+    serde_json::from_slice(&fs::read(golden(name).join("golden.json")).expect("it is there")).expect("JSON")
+}
+
+fn ids(value: &Value) -> String {
+    let ids = value.as_array().expect("a list").iter().map(Value::to_string);
+    ids.collect::<Vec<_>>().join(",")
+}
+
+/// A copy of a golden checkpoint to break.
+fn copy() -> TempDir {
+    let dir = TempDir::new().expect("a temporary folder");
+    for entry in fs::read_dir(golden("llama")).expect("it is there") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("it can be copied");
+    }
+    dir
+}
+
+fn change_config(dir: &Path, change: impl FnOnce(&mut serde_json::Map<String, Value>)) {
+    let path = dir.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("it is there")).expect("JSON");
+    change(config.as_object_mut().expect("an object"));
+    fs::write(path, config.to_string()).expect("it can be written");
+}
+
+fn change_weights(dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let path = dir.join("model.safetensors");
+    let mut bytes = fs::read(&path).expect("it is there");
+    change(&mut bytes);
+    fs::write(path, bytes).expect("it can be written");
+}
+
+/// The JSON header of a safetensors file, and where the data begins.
+fn header(bytes: &[u8]) -> (String, usize) {
+    let n = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    (String::from_utf8(bytes[8..8 + n].to_vec()).expect("UTF-8"), 8 + n)
+}
+
+// --- usage ---
+
+#[test]
+fn help_has_examples() {
+    for line in ["--help", "generate --help", "chat --help", "logits --help", "inspect --help"] {
+        assert!(wginfer(line).out().contains("Examples:"), "{line}");
+    }
+}
+
+#[test]
+fn version_names_wgpu() {
+    let version = wginfer("--version").out();
+    assert!(version.starts_with(concat!("wginfer ", env!("CARGO_PKG_VERSION"), " (wgpu ")), "{version}");
+}
+
+#[test]
+fn completions_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        assert!(wginfer("completions").arg(shell).out().contains("wginfer"), "{shell}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_code_2() {
+    for line in ["", "--nonsense", "generate --nonsense", "frobnicate", "logits", "generate --n 0 a"] {
+        let done = wginfer(line).done();
+        assert_eq!(done.code, Some(2), "`{line}`: {}", done.err);
+        assert_eq!(done.out, "", "`{line}`");
+    }
+}
+
+#[test]
+fn parameters_out_of_range() {
+    wginfer("generate a --temperature -1").fails(2, "`temperature` is -1");
+    wginfer("generate a --top-p 2").fails(2, "`top_p` is 2");
+    wginfer("generate a --min-p NaN").fails(2, "`min_p` is NaN");
+    wginfer("generate a --logit-bias 2048=1").fails(2, "token 2048");
+    wginfer("chat --max-tokens 0").fails(2, "`max_tokens` is 0");
+}
+
+// --- models that cannot be opened ---
+
+#[test]
+fn no_such_model() {
+    wginfer("inspect --model ./not/there").fails(1, "./not/there");
+    wginfer("inspect --model owner/name").fails(1, "names on the hub are not supported yet");
+    wginfer("inspect --model some.gguf").fails(1, "GGUF");
+    wginfer("inspect --model Cargo.toml").fails(1, "`Cargo.toml` is not a folder");
+    wginfer("inspect").env("WGINFER_MODEL", "./not/there").fails(1, "./not/there");
+}
+
+#[test]
+fn empty_folder() {
+    wginfer("inspect").model(TempDir::new().expect("a folder").path()).fails(1, "config.json");
+}
+
+#[test]
+fn config_with_a_missing_key() {
+    let dir = copy();
+    change_config(dir.path(), |config| drop(config.remove("hidden_size")));
+    wginfer("inspect").model(dir.path()).fails(1, "hidden_size");
+}
+
+#[test]
+fn unknown_architecture() {
+    let dir = copy();
+    change_config(dir.path(), |config| drop(config.insert("model_type".into(), "rnn".into())));
+    wginfer("inspect").model(dir.path()).fails(1, "`rnn`");
+}
+
+#[test]
+fn truncated_weights() {
+    let dir = copy();
+    let whole = fs::read(dir.path().join("model.safetensors")).expect("it is there");
+    for i in 0..20 {
+        change_weights(dir.path(), |bytes| *bytes = whole[..whole.len() * i / 20].to_vec());
+        wginfer("inspect").model(dir.path()).fails(1, "model.safetensors");
+    }
+}
+
+#[test]
+fn header_that_lies() {
+    let dir = copy();
+    change_weights(dir.path(), |bytes| bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes()));
+    wginfer("inspect").model(dir.path()).fails(1, "model.safetensors");
+    let dir = copy();
+    change_weights(dir.path(), |bytes| {
+        let (text, start) = header(bytes);
+        let lie = text.replacen("[384,64]", "[984,64]", 1);
+        assert_ne!(lie, text, "the embedding is 384 × 64");
+        bytes[8..start].copy_from_slice(lie.as_bytes());
+    });
+    wginfer("inspect").model(dir.path()).fails(1, "model.safetensors");
+}
+
+#[test]
+fn no_tokenizer() {
+    let dir = copy();
+    fs::remove_file(dir.path().join("tokenizer.json")).expect("it is there");
+    wginfer("generate a").model(dir.path()).fails(1, "tokenizer.json");
+    wginfer("chat").model(dir.path()).fails(1, "tokenizer.json");
+    if common::gpu().is_some() {
+        let out = wginfer("logits --token-ids 1,2,3 --top 2").model(dir.path()).out();
+        assert_eq!(out.lines().count(), 4, "{out}");
+        let out =
+            wginfer("generate --token-ids 1,2,3 --max-tokens 4 --logit-bias 1=-99").model(dir.path()).out();
+        assert_eq!(out.trim().split(',').filter(|id| id.parse::<u32>().is_ok()).count(), 4, "{out}");
+    }
+}
+
+#[test]
+fn no_chat_template() {
+    wginfer("chat").model(&golden("llama")).fails(1, "no chat template");
+}
+
+#[test]
+fn tokenizer_of_another_model() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = copy();
+    let other = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/tokenizer.json");
+    fs::copy(other, dir.path().join("tokenizer.json")).expect("it can be copied");
+    wginfer("generate a").model(dir.path()).fails(1, "they do not belong together");
+}
+
+#[test]
+fn weights_that_are_no_numbers() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = copy();
+    change_weights(dir.path(), |bytes| {
+        let (text, start) = header(bytes);
+        let tensors: Value = serde_json::from_str(&text).expect("JSON");
+        let at = |i: usize| {
+            let offset = tensors["model.norm.weight"]["data_offsets"][i].as_u64().expect("an offset");
+            start + offset as usize
+        };
+        bytes[at(0)..at(1)].fill(0xff);
+    });
+    wginfer("generate --token-ids 1,2,3").model(dir.path()).fails(1, "not finite");
+    wginfer("logits --token-ids 1,2,3").model(dir.path()).fails(1, "not finite");
+    wginfer("logits --token-ids 1,2,3 --json --all").model(dir.path()).fails(1, "not finite");
+}
+
+// --- prompts ---
+
+#[test]
+fn empty_prompt() {
+    wginfer("generate").fails(1, "the prompt is empty");
+    wginfer("generate").stdin(b"\n").fails(1, "the prompt is empty");
+    wginfer("logits").arg("").fails(1, "the prompt is empty");
+}
+
+#[test]
+fn prompt_that_is_no_text() {
+    wginfer("generate").stdin(b"Once \xff upon").fails(1, "byte 5 is `0xff`");
+    let dir = TempDir::new().expect("a folder");
+    let path = dir.path().join("prompt.txt");
+    fs::write(&path, b"\xc3").expect("it can be written");
+    wginfer("generate --file").arg(&path).fails(1, "prompt.txt");
+    wginfer("generate --file ./not/there").fails(1, "./not/there");
+}
+
+#[test]
+fn token_out_of_range() {
+    if common::gpu().is_some() {
+        wginfer("logits --token-ids 5,384").model(&golden("llama")).fails(1, "token 384 at position 1");
+        wginfer("generate --token-ids 4294967295").model(&golden("llama")).fails(1, "token 4294967295");
+    }
+    wginfer("logits --token-ids 5,x").fails_to_parse();
+}
+
+impl Run {
+    #[track_caller]
+    fn fails_to_parse(self) {
+        let done = self.done();
+        assert_eq!((done.code, done.out.as_str()), (Some(2), ""), "{}", done.err);
+    }
+}
+
+#[test]
+fn prompt_longer_than_the_context() {
+    if common::gpu().is_some() {
+        let run = wginfer("generate --ctx 4 --token-ids 1,2,3,4,5").model(&golden("llama"));
+        run.fails(1, "the prompt has 5 tokens, the context holds 3");
+    }
+}
+
+#[test]
+fn absurd_sizes() {
+    if common::gpu().is_none() {
+        return;
+    }
+    wginfer("generate a --ctx 0").fails(2, "`ctx` is 0");
+    wginfer("generate a --max-tokens 0").fails(2, "`max_tokens` is 0");
+    let most = usize::MAX;
+    wginfer(&format!("generate --token-ids 5 --ctx 9 --max-tokens {most}")).succeeds();
+    wginfer(&format!("generate a --ctx {most}")).fails(1, "");
+    wginfer("generate a --ctx 4000000000").fails(1, "");
+}
+
+// --- streams and devices ---
+
+#[test]
+fn closed_pipe_ends_quietly() {
+    let mut lines = vec!["--help", "completions zsh", "inspect --tensors", "generate --help"];
+    if common::gpu().is_some() {
+        lines.extend(["generate --max-tokens 40 Once", "logits --all --json Once", "devices"]);
+    }
+    for line in lines {
+        let mut child = wginfer(line).spawn();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("it ends");
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(0), "`{line}`: {err}");
+        assert!(!err.contains("panicked") && !err.contains("error: "), "`{line}`: {err}");
+    }
+}
+
+#[test]
+fn cache_folder_that_cannot_be_written() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let dir = file.path().join("below-a-file");
+    let run = wginfer("generate --max-tokens 3 Once").env("WGINFER_CACHE_DIR", &dir.display().to_string());
+    let done = run.succeeds();
+    assert!(!done.err.contains("panicked"), "{}", done.err);
+    if wginfer("devices --json").json()[0]["pipeline_cache"] == true {
+        assert!(done.err.contains("warning: compiled kernels are not kept in"), "{}", done.err);
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn no_adapter() {
+    let hidden =
+        |line| wginfer(line).env("VK_DRIVER_FILES", "/not/there").env("VK_ICD_FILENAMES", "/not/there");
+    hidden("devices").fails(1, "no GPU adapter found");
+    hidden("generate a").fails(1, "no GPU adapter found");
+    // This one needs none.
+    assert!(hidden("inspect").out().contains("parameters"));
+}
+
+#[test]
+fn no_such_adapter() {
+    if common::gpu().is_some() {
+        wginfer("generate a --gpu abacus").fails(1, "`abacus`");
+        wginfer("generate a").env("WGINFER_GPU", "99").fails(1, "`99`");
+    }
+}
+
+#[test]
+fn quiet_says_nothing() {
+    if common::gpu().is_some() {
+        let done = wginfer("generate --quiet --max-tokens 3 Once").succeeds();
+        assert_eq!(done.err, "");
+        let done = wginfer("generate --max-tokens 3 Once").succeeds();
+        assert!(done.err.contains("demonstration model") && done.err.contains("using "), "{}", done.err);
+        assert!(done.err.contains("1 prompt + 3 generated tokens (length)"), "{}", done.err);
+    }
+}
+
+// --- results ---
+
+#[test]
+fn inspect_as_json() {
+    let report = wginfer("inspect --json --tensors").model(&golden("llama")).json();
+    assert_eq!(report["architecture"], "llama");
+    assert_eq!(report["n_layers"], 2);
+    assert_eq!((&report["n_heads"], &report["n_kv_heads"]), (&4.into(), &2.into()));
+    // Keys and values of 2 heads of 16 in 2 layers, 2 bytes each.
+    assert_eq!(report["kv_bytes_per_1000_tokens"]["f16"], 2 * 2 * 16 * 2 * 2 * 1000);
+    let tensors = report["tensors"].as_array().expect("a list");
+    assert_eq!(tensors.len() as u64, report["n_tensors"].as_u64().expect("a number"));
+    let bytes: u64 = tensors.iter().filter_map(|t| t["n_bytes"].as_u64()).sum();
+    assert_eq!(report["weights_bytes"], bytes);
+    assert_eq!(wginfer("inspect --json").json()["tokenizer"]["chat_template"], true);
+}
+
+#[test]
+fn devices_as_json() {
+    if common::gpu().is_some() {
+        let devices = wginfer("devices --json").json();
+        assert_eq!(devices[0]["index"], 0);
+        assert!(devices[0]["max_binding_bytes"].as_u64() >= Some(128 << 20), "{devices}");
+        assert!(wginfer("devices").out().starts_with("0  "));
+    }
+}
+
+#[test]
+fn logits_are_those_of_the_reference() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let golden_json = golden_json("llama");
+    let prompt = ids(&golden_json["token_ids"]);
+    let run = |flags: &str| {
+        wginfer(&format!("logits --kv-type f32 --json {flags} --token-ids {prompt}"))
+            .model(&golden("llama"))
+            .json()
+    };
+    let numbers = |value: &Value| -> Vec<f64> {
+        value.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number")).collect()
+    };
+    let got = run("");
+    assert_eq!(got["token_ids"], golden_json["token_ids"]);
+    let want = numbers(&golden_json["last_logits"]);
+    let largest = common::largest(&want);
+    let error = |got: &[f64]| {
+        assert_eq!(got.len(), want.len());
+        got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest
+    };
+    let last = numbers(&got["logits"]);
+    assert!(error(&last) < 1e-3, "{}", error(&last));
+    let all = run("--all");
+    let rows = all["logits"].as_array().expect("a list");
+    assert_eq!(rows.len(), golden_json["token_ids"].as_array().expect("a list").len());
+    assert!(error(&numbers(&rows[rows.len() - 1])) < 1e-3);
+    // Another position's are others.
+    assert!(error(&numbers(&rows[0])) > 1e-2);
+}
+
+#[test]
+fn generate_as_json() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let golden_json = golden_json("llama");
+    let greedy = golden_json["greedy"].as_array().expect("a list");
+    let prompt = ids(&golden_json["token_ids"]);
+    let line = format!(
+        "generate --json --kv-type f32 --temperature 0 --max-tokens {} --token-ids {prompt}",
+        greedy.len()
+    );
+    let answer = wginfer(&line).model(&golden("llama")).json();
+    let got = answer["token_ids"].as_array().expect("a list");
+    assert_eq!(got[..], greedy[..got.len()], "{answer}");
+    assert!(got.len() == greedy.len() || answer["finish_reason"] == "stop", "{answer}");
+    let usage = &answer["usage"];
+    assert_eq!(usage["prompt_tokens"], golden_json["token_ids"].as_array().expect("a list").len());
+    let sum = usage["prompt_tokens"].as_u64().zip(usage["completion_tokens"].as_u64()).map(|(a, b)| a + b);
+    assert_eq!(usage["total_tokens"].as_u64(), sum);
+    assert!(answer["timings"]["time_to_first_token_ms"].as_f64() > Some(0.0), "{answer}");
+}
+
+#[test]
+fn several_answers_repeat() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let texts = |line: &str| -> Vec<String> {
+        let answers = wginfer(line).arg("Once upon a time").json();
+        let all = answers.as_array().cloned().unwrap_or_else(|| vec![answers]);
+        all.iter().map(|a| a["text"].as_str().expect("text").to_string()).collect()
+    };
+    let line = "generate --json --max-tokens 20 --temperature 1 --top-p 1";
+    let three = texts(&format!("{line} --n 3 --seed 1"));
+    assert_eq!(three.len(), 3);
+    assert_eq!(three, texts(&format!("{line} --n 3 --seed 1")));
+    assert_eq!(three[1..2], texts(&format!("{line} --seed 2")));
+    assert!(three[0] != three[1] || three[1] != three[2], "{three:?}");
+    let plain =
+        wginfer("generate --max-tokens 20 --temperature 1 --top-p 1 --n 3 --seed 1").arg("Once upon a time");
+    let expected: Vec<String> =
+        (0..3).map(|i| format!("--- {} ---\n{}\n", i + 1, three[i].trim_end_matches('\n'))).collect();
+    assert_eq!(plain.out(), expected.concat());
+}
+
+#[test]
+fn prompts_from_everywhere_are_the_same() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let line = "generate --temperature 0 --max-tokens 12";
+    let argument = wginfer(line).arg("Once upon a time").out();
+    assert!(argument.len() > 10, "{argument}");
+    assert_eq!(wginfer(line).stdin(b"Once upon a time\n").out(), argument);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(file.path(), "Once upon a time\r\n").expect("it can be written");
+    assert_eq!(wginfer(line).arg("-f").arg(file.path()).out(), argument);
+    let echoed = wginfer(line).arg("--echo").arg("Once upon a time").out();
+    assert_eq!(echoed, format!("Once upon a time{argument}"));
+    // Words of its own answer stop it.
+    let word = argument.split_whitespace().nth(3).expect("a few words");
+    let stopped = wginfer(line).arg("--stop").arg(word).arg("Once upon a time").out();
+    let before = argument.split(word).next().expect("the beginning");
+    assert_eq!(stopped.trim_end_matches('\n'), before.trim_end_matches('\n'));
+}
+
+#[test]
+fn explanations_are_a_line_a_token() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let out = wginfer("generate --explain --max-tokens 6 --seed 3").arg("Once upon a time").out();
+    assert_eq!(out.lines().count(), 6, "{out}");
+    assert!(out.lines().all(|l| l.contains("before: ") && l.contains("after: ")), "{out}");
+    let answer = wginfer("generate --explain --json --max-tokens 6 --seed 3").arg("Once upon a time").json();
+    let steps = answer["logprobs"].as_array().expect("a list");
+    assert_eq!(steps.len(), 6);
+    for step in steps {
+        assert_eq!(step["top"].as_array().map(Vec::len), Some(5), "{step}");
+        assert!(step["sampled_top"].as_array().is_some_and(|top| !top.is_empty()), "{step}");
+        assert!(step["logprob"].as_f64() <= Some(0.0), "{step}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_stops_the_answer() {
+    if common::gpu().is_none() {
+        return;
+    }
+    // Without its end token it would write for minutes.
+    let line = "generate --token-ids 5,6 --ctx 30000 --max-tokens 30000 --logit-bias 1=-99";
+    let mut child = wginfer(line).model(&golden("llama")).spawn();
+    let mut out = child.stdout.take().expect("a pipe");
+    out.read_exact(&mut [0]).expect("it begins to write");
+    Command::new("kill").arg("-INT").arg(child.id().to_string()).status().expect("`kill` runs");
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).expect("it ends");
+    let output = child.wait_with_output().expect("it ends");
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{err}");
+    assert!(err.contains("(cancelled)"), "{err}");
+}
+
+// --- chat ---
+
+#[test]
+fn chat_through_a_pipe() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let script = b"/set temperature 0\n/set top_p 2\n/nonsense\nWho are you?\nAnd who am I?\n/reset\nWho are you?\n/exit\nNot heard.\n";
+    let done = wginfer("chat --max-tokens 12").stdin(script).succeeds();
+    let answers: Vec<&str> = done.out.lines().collect();
+    assert_eq!(answers.len(), 3, "{}", done.out);
+    assert_eq!(answers[0], answers[2], "{}", done.out);
+    assert!(done.err.contains("`top_p` is 2") && done.err.contains("`/nonsense`"), "{}", done.err);
+    let figures: Vec<&str> = done.err.lines().filter(|l| l.contains("generated tokens")).collect();
+    assert_eq!(figures.len(), 3, "{}", done.err);
+    assert!(!figures[0].contains("cached") && figures[1].contains("cached"), "{}", done.err);
+}
+
+#[test]
+fn chat_drops_what_does_not_fit() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let script = "Tell me a story about a small dog.\n".repeat(6);
+    let done = wginfer("chat --ctx 80 --max-tokens 16 --temperature 0").stdin(script.as_bytes()).succeeds();
+    assert_eq!(done.err.lines().filter(|l| l.contains("generated tokens")).count(), 6, "{}", done.err);
+    assert!(done.err.contains("dropped to fit the context of 80 tokens"), "{}", done.err);
+    // One message that is too long is refused, and the next is answered.
+    let script = format!("{}\nHello.\n", "story ".repeat(200));
+    let done = wginfer("chat --ctx 80 --temperature 0").stdin(script.as_bytes()).succeeds();
+    assert!(done.err.contains("the context holds 79"), "{}", done.err);
+    assert_eq!(done.err.lines().filter(|l| l.contains("generated tokens")).count(), 1, "{}", done.err);
+}
+
+#[test]
+fn chat_refuses_what_is_no_text() {
+    if common::gpu().is_some() {
+        wginfer("chat").stdin(b"\xff\n").fails(1, "not valid UTF-8");
+    }
+}
