@@ -72,6 +72,8 @@
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat template |
 //! | 3 | [`models`] | one file an architecture, made of `models::blocks` |
 //! | 4 | [`engine`] | requests to events: pages, scheduler, sampling parameters |
+//! | 5 | [`tasks`] | what people do with models: conversations |
+//! | 6 | `cli` | the command line, part of the binary |
 //!
 //! `shaders/` holds the kernels, one file each; `shaders/README.md` says how one is written. A step of the engine
 //! is a `Plan` of rows (`engine/plan.rs`); `engine/forward.rs` records it: `embed`, every `layer`, `logits`, then

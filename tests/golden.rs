@@ -116,6 +116,13 @@ fn f32_cache_without_capabilities() {
     check("f16,subgroups,timestamps,pipeline-cache,cooperative-matrices", Dtype::F32, 1e-3);
 }
 
+/// On software devices: the variants that a graphics card would run, with subgroups and without.
+#[test]
+fn f32_cache_with_the_variants_of_hardware() {
+    check("software", Dtype::F32, 1e-3);
+    check("software,subgroups", Dtype::F32, 1e-3);
+}
+
 #[test]
 fn f16_cache() {
     check("", Dtype::F16, 1e-2);
