@@ -290,7 +290,7 @@ impl Engine {
         let id = RequestId(self.next_id);
         self.next_id += 1;
         let seed = request.sampling.seed.unwrap_or_else(|| random_seed(id));
-        let decoder = self.tokenizer.as_ref().map(|t| StreamDecoder::new(t, true));
+        let decoder = self.tokenizer.as_ref().map(|t| decoder_after(t, &request.prompt));
         self.waiting.push_back(Sequence::new(id, request, seed, most, decoder));
         Ok(id)
     }
@@ -437,6 +437,20 @@ impl Engine {
         }
         layer_ms * (last - first) as f64
     }
+}
+
+/// A decoder that knows how the prompt ends, because decoders in the manner of SentencePiece drop a space at the
+/// beginning of a text, and the answer is none. After a special token (a chat's turn) it is one.
+fn decoder_after(tokenizer: &Tokenizer, prompt: &[u32]) -> StreamDecoder {
+    /// Tokens that a character or a space may hang on.
+    const CONTEXT: usize = 8;
+    let mut decoder = StreamDecoder::new(tokenizer, true);
+    let n_text = prompt.iter().rev().take(CONTEXT).take_while(|t| !tokenizer.is_special(**t)).count();
+    for token in &prompt[prompt.len() - n_text..] {
+        // What the prompt says is known; ids that do not decode say nothing about the answer.
+        let _ = decoder.push(*token);
+    }
+    decoder
 }
 
 /// A seed that differs from request to request and from run to run.
