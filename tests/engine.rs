@@ -170,7 +170,7 @@ fn thirty_two_prompts_get_what_each_gets_alone() {
             min_p: [0.0, 0.05][i as usize % 2],
             repetition_penalty: [1.0, 1.2][(i as usize / 3) % 2],
             presence_penalty: [0.0, 0.5][(i as usize / 5) % 2],
-            logit_bias: if i % 7 == 0 { vec![(i as u32, 2.0), (300, -100.0)] } else { vec![] },
+            logit_bias: if i.is_multiple_of(7) { vec![(i as u32, 2.0), (300, -100.0)] } else { vec![] },
             seed: Some(1000 + i),
             ..Sampling::default()
         };
@@ -373,6 +373,20 @@ fn bad_requests_are_refused_by_name() {
 }
 
 #[test]
+fn learned_positions_bound_the_context() {
+    let Some(gpu) = common::gpu() else { return };
+    let load = |model: &str, ctx| {
+        let checkpoint = Checkpoint::open(&folder(model)).expect("checkpoint");
+        let options = EngineOptions { ctx: Some(ctx), ..f32_options() };
+        Engine::load(&gpu, checkpoint, options, &mut |_| {}).map(|engine| engine.ctx())
+    };
+    assert_eq!(load("gpt2", 256).expect("as many as there are"), 256);
+    let error = load("gpt2", 257).expect_err("one more").to_string();
+    assert!(error.contains("`n_positions` is `256`") && error.contains("257"), "{error}");
+    assert_eq!(load("llama", 300).expect("rotation goes on"), 300);
+}
+
+#[test]
 fn weights_that_are_no_numbers_are_an_error_of_their_request() {
     let Some(gpu) = common::gpu() else { return };
     let dir = tempfile::tempdir().expect("a folder");
@@ -390,6 +404,9 @@ fn weights_that_are_no_numbers_are_an_error_of_their_request() {
         let failed = run(&mut engine, vec![write(&[1, 2, 3], 5, sampling)]).remove(0);
         assert_eq!(failed.error.as_deref(), Some("the logits after position 2 are not finite"));
     }
+    let failed = run(&mut engine, vec![all_logits(&[1, 2, 3])]).remove(0);
+    assert_eq!(failed.error.as_deref(), Some("the logits after position 0 are not finite"));
+    assert!(failed.logits.is_empty() && engine.is_idle());
 }
 
 #[test]

@@ -18,6 +18,9 @@ fn golden(model: &str) -> PathBuf {
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
+/// A tensor of a checkpoint that is to be written: name, shape with values, and the type on disk.
+type Part<'a> = (&'a String, &'a (Vec<usize>, Vec<f32>), Stored);
+
 /// The tensors of an F32 checkpoint.
 fn read(model: &str) -> Tensors {
     let bytes = std::fs::read(golden(model).join("model.safetensors")).expect("read");
@@ -42,7 +45,7 @@ fn round(stored: Stored, value: f32) -> f32 {
     }
 }
 
-fn write(path: &Path, tensors: &[(&String, &(Vec<usize>, Vec<f32>), Stored)]) {
+fn write(path: &Path, tensors: &[Part<'_>]) {
     let data: Vec<_> = tensors.iter().map(|(_, (_, values), stored)| encode(*stored, values)).collect();
     let views = tensors.iter().zip(&data).map(|((name, (shape, _), stored), bytes)| {
         (name.to_string(), TensorView::new(*stored, shape.clone(), bytes).expect("view"))
@@ -51,7 +54,7 @@ fn write(path: &Path, tensors: &[(&String, &(Vec<usize>, Vec<f32>), Stored)]) {
 }
 
 /// A folder with a golden model's config and a checkpoint of `tensors`.
-fn folder(model: &str, tensors: &[(&String, &(Vec<usize>, Vec<f32>), Stored)]) -> tempfile::TempDir {
+fn folder(model: &str, tensors: &[Part<'_>]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("a folder");
     std::fs::copy(golden(model).join("config.json"), dir.path().join("config.json")).expect("copy");
     write(&dir.path().join("model.safetensors"), tensors);

@@ -129,9 +129,9 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub n: u32,
 
-    /// Write the prompt before the answer
-    #[arg(long, conflicts_with_all = ["json", "explain"])]
-    pub echo: bool,
+    /// Leave the prompt out of the text and write only what follows it, as `--json` does
+    #[arg(long)]
+    pub no_echo: bool,
 
     /// A line for each token: its probability and the best five, before and after temperature and filters
     #[arg(long)]

@@ -85,8 +85,8 @@ pub fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<(), Failure> {
 
     let mut writer = Writer {
         out,
-        // Ids that were given are shown as the text they stand for.
-        echo: if args.echo { text.or_else(|| decoded(&engine, &ids)) } else { None },
+        // The text is one, from its beginning on; ids that were given are not.
+        echo: text.filter(|_| !args.no_echo && !args.explain),
         tokenizer: engine.tokenizer().cloned(),
         explain: args.explain,
         json: args.json,
@@ -108,10 +108,6 @@ pub fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let answers = writer.finish()?;
     report(&answers, &engine);
     Ok(())
-}
-
-fn decoded(engine: &Engine, ids: &[u32]) -> Option<String> {
-    engine.tokenizer().and_then(|t| t.decode(ids, true).ok())
 }
 
 /// Writes the answers in order, the first that is not done yet as it comes.

@@ -87,8 +87,14 @@ impl Engine {
         let stride = vocab.next_multiple_of(ROW_ALIGN);
         for (i, (id, position)) in plan.logits.iter().enumerate() {
             let Some(s) = self.running.iter_mut().find(|s| s.id == *id) else { continue };
-            let values =
+            let values: Vec<f32> =
                 words[logits_at + i * stride..][..vocab].iter().map(|w| f32::from_bits(*w)).collect();
+            if s.finished.is_none() && !values.iter().all(|v| v.is_finite()) {
+                s.fail(EngineError::NotFinite { position: *position }, &mut self.events);
+            }
+            if s.finished.is_some() {
+                continue;
+            }
             self.events.push(Event::Logits { id: *id, position: *position, values });
             if position + 1 == s.n_prompt() {
                 s.finished = Some(FinishReason::Length);

@@ -77,6 +77,13 @@ impl Architecture for Config {
     }
 
     fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError> {
+        if capacity.max_seq_len > self.n_positions {
+            return Err(ModelError::Unsupported {
+                key: "n_positions",
+                found: self.n_positions.to_string(),
+                expected: format!("at least the context of {}: positions are learned", capacity.max_seq_len),
+            });
+        }
         let shape = self.shape();
         let (n, n_inner) = (self.n_embd, self.n_inner.unwrap_or(4 * self.n_embd));
         let act: Act = super::blocks::act("activation_function", &self.activation_function)?;
