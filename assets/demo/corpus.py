@@ -1105,7 +1105,8 @@ MIX = {"about": 55, "facts": 14, "raw": 12, "tell": 14, "greet": 2, "repeat": 3}
 EARLY_MIX = {"about": 35, "facts": 35, "raw": 4, "tell": 5, "greet": 1, "repeat": 20}
 DRILL_MIX = {"about": 35, "facts": 28, "raw": 3, "tell": 4, "greet": 1, "repeat": 0, "drill": 29}
 LATE_MIX = {"about": 50, "facts": 18, "raw": 8, "tell": 10, "greet": 2, "repeat": 2, "drill": 10}
-MIXES = {"usual": MIX, "early": EARLY_MIX, "drill": DRILL_MIX, "late": LATE_MIX}
+FACTS_MIX = {"about": 45, "facts": 32, "raw": 5, "tell": 8, "greet": 1, "repeat": 1, "drill": 8}
+MIXES = {"usual": MIX, "early": EARLY_MIX, "drill": DRILL_MIX, "late": LATE_MIX, "facts": FACTS_MIX}
 
 
 def example(rng, mix="usual", accept=lambda st: not held_out(st)):

@@ -28,6 +28,8 @@ VOCAB, CONTEXT, THETA, EPS = 2048, 1024, 10000.0, 1e-5
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
                  "+ '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
+# Which mix of examples the blocks of data have, each up to (not with) the block named.
+SCHEDULE = [("early", 10), ("usual", 40), ("drill", 49), ("usual", 52), ("late", 83), ("facts", math.inf)]
 USER_SHARE = 0.3      # share of the tokens of prompts that are learned as text
 ANSWER_WEIGHT = 2.0   # weight of the tokens of answers; stories weigh 1
 
@@ -96,7 +98,7 @@ def batches(tok, seed, tokens):
     """
     for block in range(10 ** 9):
         rng = random.Random(f"batches/{seed}/{block}")
-        mix = "early" if block < 10 else "usual" if block < 40 else "drill" if block < 49 else "usual" if block < 52 else "late"
+        mix = next(name for name, last in SCHEDULE if block < last)
         rows = [encode(tok, item, rng) for item in corpus.examples(seed, 2048, block * 2048, mix)]
         rows = [row for row in rows if len(row[0]) <= 448]
         rows.sort(key=lambda row: len(row[0]))
@@ -292,8 +294,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", default="/tmp/demo-model", help="folder for the tokenizer and the checkpoint")
     parser.add_argument("--export", help="write the Hugging Face files to this folder instead of training")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--decay", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=5100)
+    parser.add_argument("--decay", type=int, default=1850)
     parser.add_argument("--batch", type=int, default=4096, help="tokens in a batch")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=1)
