@@ -129,6 +129,7 @@ impl Sequence {
         let stops = || self.request.stop.iter().filter(|s| !s.is_empty());
         if let Some(at) = stops().filter_map(|stop| self.held.find(stop.as_str())).min() {
             self.finished = Some(FinishReason::Stop);
+            self.decoder = None; // nothing follows a stop text
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }
@@ -150,14 +151,8 @@ impl Sequence {
         if self.failed {
             return None;
         }
-        let stopped = finish_reason == FinishReason::Stop;
-        let rest = self.decoder.as_mut().and_then(|d| d.finish().ok()).unwrap_or_default();
-        // After a stop text nothing follows; at any other end what was held back does.
         let mut text = std::mem::take(&mut self.held);
-        let at_end_token = stopped && !self.request.stop.iter().any(|s| !s.is_empty());
-        if !stopped || at_end_token {
-            text.push_str(&rest);
-        }
+        text.push_str(&self.decoder.as_mut().and_then(|d| d.finish().ok()).unwrap_or_default());
         let n_generated = self.tokens.len() - self.n_prompt();
         let usage = Usage {
             prompt_tokens: self.n_prompt(),
