@@ -3,11 +3,14 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use wginfer::dtype::Dtype;
 use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, Logits, Request, Sampling};
 use wginfer::gpu::{Gpu, GpuOptions};
+use wginfer::tasks::Chat;
+use wginfer::text::Message;
 
 const MODELS: &[&str] = &["llama", "llama3-rope", "mistral-window", "qwen2", "qwen3", "gpt2"];
 
@@ -178,6 +181,17 @@ fn the_demonstration_model_is_what_its_golden_file_says() {
         last_logits: Vec<f32>,
         greedy: Vec<u32>,
         greedy_text: String,
+        chat_messages: Vec<Message>,
+        chat_text: String,
+        chat_token_ids: Vec<u32>,
+        cases: Vec<Case>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Case {
+        text: String,
+        question: String,
+        expected: String,
+        answer_greedy: String,
     }
     let Some(gpu) = common::gpu() else { return };
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
@@ -194,4 +208,20 @@ fn the_demonstration_model_is_what_its_golden_file_says() {
     let found = greedy(&mut engine, &demo.token_ids, demo.greedy.len());
     assert_eq!(found, demo.greedy);
     assert_eq!(tokenizer.decode(&found, true).expect("decode"), demo.greedy_text);
+
+    let template = tokenizer.chat_template().expect("chat template");
+    let rendered = template.render(&demo.chat_messages, true, &Default::default()).expect("render");
+    assert_eq!(rendered, demo.chat_text);
+    assert_eq!(tokenizer.encode(&rendered, false).expect("encode"), demo.chat_token_ids);
+
+    // Questions about stories that it never saw.
+    let mut n_right = 0;
+    for case in &demo.cases {
+        let mut chat = Chat::new(&tokenizer, Sampling::greedy()).expect("chat");
+        let text = format!("Text:\n{}\n\nQuestion: {}", case.text, case.question);
+        let reply = chat.ask(&mut engine, &text, |_| ControlFlow::Continue(())).expect("an answer");
+        assert_eq!(reply.text, case.answer_greedy, "{text}");
+        n_right += usize::from(reply.text == case.expected);
+    }
+    assert!(10 * n_right >= 9 * demo.cases.len(), "{n_right} of {} are right", demo.cases.len());
 }
