@@ -65,12 +65,14 @@ pub fn figures(usage: &Usage, finish_reason: FinishReason, timings: &Timings) ->
     );
     if usage.completion_tokens > 1 {
         line += &format!(
-            " · {} ms/token median, {} p95 · prompt {:.0} tok/s, decode {:.0} tok/s",
+            " · {} ms/token median, {} p95",
             ms(timings.time_per_output_token_median_ms),
             ms(timings.time_per_output_token_p95_ms),
-            timings.prompt_tokens_per_second,
-            timings.decode_tokens_per_second,
         );
+    }
+    line += &format!(" · prompt {:.0} tok/s", timings.prompt_tokens_per_second);
+    if usage.completion_tokens > 1 {
+        line += &format!(", decode {:.0} tok/s", timings.decode_tokens_per_second);
     }
     line
 }

@@ -91,6 +91,8 @@ impl<'a> Loader<'a> {
                     }
                     tensor.write(self.gpu, at, &padded);
                 }
+                let start = i * rows_a_piece * row_bytes;
+                self.weights.release(entry, start..start + piece.len());
                 self.uploaded(piece.len())?;
             }
             row += n;
@@ -121,6 +123,7 @@ impl<'a> Loader<'a> {
             tensor.write(self.gpu, first, &piece);
             self.uploaded(n * n_cols * size)?;
         }
+        self.weights.release(entry, 0..bytes.len());
         Ok(tensor)
     }
 

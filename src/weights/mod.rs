@@ -193,6 +193,24 @@ impl Weights {
         self.entries.iter().map(|e| e.shape.iter().product::<usize>()).sum()
     }
 
+    /// Lets the system take back the memory that a range of a tensor's bytes was read into: the file still has
+    /// them, and a large model must not fill the host's memory on its way to the device.
+    fn release(&self, entry: &Entry, range: std::ops::Range<usize>) {
+        #[cfg(unix)]
+        if let Data::Mapped(map) = &self.files[entry.file] {
+            // SAFETY: the map is shared and never written: its pages are read from the file again if need be.
+            #[allow(unsafe_code)]
+            let released = unsafe {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                map.unchecked_advise_range(advice, entry.start + range.start, range.len())
+            };
+            // A system that keeps the pages is as right as one that does not.
+            let _ = released;
+        }
+        #[cfg(not(unix))]
+        let _ = (entry, range);
+    }
+
     fn bytes(&self, entry: &Entry) -> &[u8] {
         // `safetensors::entries` checked the range against the file.
         &self.files[entry.file].bytes()[entry.start..entry.start + entry.n_bytes]
