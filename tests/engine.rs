@@ -188,6 +188,21 @@ fn thirty_two_prompts_get_what_each_gets_alone() {
 }
 
 #[test]
+fn penalties_know_the_whole_prompt_however_it_is_cut() {
+    let Some(gpu) = common::gpu() else { return };
+    let ids = prompt(40, 60);
+    let sampling =
+        Sampling { repetition_penalty: 3.0, presence_penalty: 0.4, frequency_penalty: 0.3, ..seeded(2) };
+    let mut whole = load(&gpu, "llama", f32_options());
+    let expected = run(&mut whole, vec![write(&ids, 25, sampling.clone())]).remove(0).tokens;
+    assert_ne!(expected, run(&mut whole, vec![write(&ids, 25, seeded(2))])[0].tokens, "they matter");
+    let mut cut = load(&gpu, "llama", EngineOptions { max_rows: 7, max_seqs: 1, ..f32_options() });
+    // Whoever had the slot before leaves no counts behind.
+    run(&mut cut, vec![write(&prompt(41, 9), 30, sampling.clone())]);
+    assert_eq!(run(&mut cut, vec![write(&ids, 25, sampling)])[0].tokens, expected);
+}
+
+#[test]
 fn a_seed_repeats_and_running_ahead_changes_nothing() {
     let Some(gpu) = common::gpu() else { return };
     let mut ahead = load(&gpu, "qwen2", f32_options());

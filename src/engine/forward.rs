@@ -116,14 +116,14 @@ impl Forward {
     pub fn draw(&self, rec: &mut Recorder, plan: &Plan) -> Vec<(&Tensor, u64, u64)> {
         let n_draws = plan.draws.len();
         let mut sources = Vec::new();
-        if plan.sampled.is_empty() {
-            return sources;
-        }
-        let z = self.model.logits(rec, &self.batch(plan));
         let Forward { plans, slots, results, .. } = self;
         for (slot, n_tokens) in &plan.count {
             ops::count_prompt(rec, &slots.tokens, &slots.counts, *slot, *n_tokens);
         }
+        if plan.sampled.is_empty() {
+            return sources;
+        }
+        let z = self.model.logits(rec, &self.batch(plan));
         if n_draws > 0 {
             let logprobs = plan.logprobs.and_then(|k| Some((k, results.logprobs.as_ref()?)));
             if let Some((_, tables)) = logprobs {
