@@ -52,9 +52,9 @@
 //!
 //! Two more follow from how kernels are chosen and tables are written:
 //!
-//! 12. A row's result does not depend on its batch: which variant of a kernel runs depends on the device, on types
-//!     and on whether the row decodes or belongs to a prompt, never on how many rows there are. So the same seed
-//!     gives the same text whatever else runs, and logits are the same however a prompt is cut.
+//! 12. A row's result does not depend on its batch: the order of its sums depends on the device, on types and on
+//!     whether the row decodes or belongs to a prompt, never on how many rows there are. So the same seed gives the
+//!     same text whatever else runs, and logits are the same however a prompt is cut.
 //! 13. What a recording that waits to be submitted reads is never overwritten: parameter blocks are written once,
 //!     a slot's tables change only while nothing in flight touches the slot, and the tables of a step's rows are
 //!     copied in the recording itself.

@@ -103,6 +103,9 @@ const MOST_IN_FLIGHT: usize = 2;
 impl Engine {
     /// Loads a checkpoint and allocates everything; `progress` hears of the weights on their way.
     ///
+    /// On an adopted device uploads wait for the host's next submission, and the driver keeps a copy of each until
+    /// then: a host that submits from `progress` (even nothing) keeps these copies few.
+    ///
     /// # Errors
     /// [`EngineError`] names the file, tensor or limit.
     pub fn load(
@@ -327,7 +330,7 @@ impl Engine {
         let mut left_ms = budget.as_secs_f64() * 1e3;
         let mut buffers = Vec::new();
         let most = if self.options.run_ahead { MOST_IN_FLIGHT } else { 1 };
-        while self.in_flight.len() < most && self.ring.has_room() && (buffers.is_empty() || left_ms > 0.0) {
+        while self.in_flight.len() < most && self.ring.has_room() {
             let recording = match self.recording.take() {
                 Some(recording) => recording,
                 None if self.rec.params_are_low() && !self.in_flight.is_empty() => break,
@@ -341,7 +344,13 @@ impl Engine {
                     }
                 }
             };
-            left_ms -= self.record(recording, left_ms);
+            let (kind, layer_ms) = self.layer_cost(&recording.plan);
+            if !buffers.is_empty() && left_ms < layer_ms {
+                self.recording = Some(recording); // the next call goes on with it
+                break;
+            }
+            let n_layers = (left_ms / layer_ms).max(1.0) as usize;
+            left_ms -= self.record(recording, kind, n_layers) as f64 * layer_ms;
             buffers.extend(self.rec.finish()?);
         }
         Ok(buffers)
@@ -394,13 +403,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Records layers of a step worth up to `budget_ms`; returns what they are expected to take.
-    fn record(&mut self, mut recording: Recording, budget_ms: f64) -> f64 {
-        let n_layers = self.shape.n_layers();
-        let (kind, layer_ms) = match recording.plan.n.n_prompt {
+    /// What a layer of a step is expected to take, in milliseconds.
+    fn layer_cost(&self, plan: &Plan) -> (Kind, f64) {
+        match plan.n.n_prompt {
             0 => (Kind::Decode, self.decode_ms),
             n => (Kind::Prompt(n), self.prompt_ms * n as f64),
-        };
+        }
+    }
+
+    /// Records up to `n_layers` layers of a step, and the draw after the last; returns how many.
+    fn record(&mut self, mut recording: Recording, kind: Kind, n_layers: usize) -> usize {
         let (rec, forward) = (&mut self.rec, &mut self.forward);
         let first = recording.layer;
         if !self.gpu.is_owned() {
@@ -411,12 +423,11 @@ impl Engine {
             forward.plans.upload(&self.gpu, rec, &recording.plan);
             forward.model.embed(rec, &forward.batch(&recording.plan));
         }
-        let room = (budget_ms / layer_ms).max(1.0) as usize;
-        let last = (first + room).min(n_layers);
+        let last = first.saturating_add(n_layers).min(self.shape.n_layers());
         for i in first..last {
             forward.model.layer(i, rec, &forward.batch(&recording.plan));
         }
-        let ends = last == n_layers;
+        let ends = last == self.shape.n_layers();
         let mut sources = if ends { forward.draw(rec, &recording.plan) } else { Vec::new() };
         if sources.is_empty() {
             sources.push((&forward.results.chosen, 0, 4)); // of no use but to tell that the slice is done
@@ -435,7 +446,7 @@ impl Engine {
             recording.layer = last;
             self.recording = Some(recording);
         }
-        layer_ms * (last - first) as f64
+        last - first
     }
 }
 

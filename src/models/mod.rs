@@ -60,9 +60,6 @@ impl ModelError {
     pub fn hint(&self) -> Option<String> {
         match self {
             ModelError::Weights(error) => error.hint(),
-            ModelError::UnknownArchitecture { .. } => {
-                Some("`wginfer inspect` shows what a checkpoint holds without loading it".into())
-            }
             _ => None,
         }
     }

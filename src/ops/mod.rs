@@ -1,9 +1,9 @@
 //! Layer 2: one file an operation: its kernels' declarations, the choice of variant, the launch function.
 //!
 //! A launch function asserts the shapes, which are ours to get right, and records dispatches. Activations
-//! are `F32`, rows padded to [`ROW_ALIGN`](crate::gpu::ROW_ALIGN) elements, the padding zero. Which variant
-//! runs depends on the device, on dtypes and on whether rows decode or belong to a prompt, never on how many
-//! rows there are: so a row's result is the same in every batch.
+//! are `F32`, rows padded to [`ROW_ALIGN`](crate::gpu::ROW_ALIGN) elements, the padding zero. The order of a
+//! row's sums depends on the device, on dtypes and on whether the row decodes or belongs to a prompt, never on how
+//! many rows there are: so a row's result is the same in every batch.
 
 mod attention;
 mod count_prompt;
