@@ -385,6 +385,11 @@ fn bad_requests_are_refused_by_name() {
         refused(&mut engine, write(&[1], 3, sampling), words);
     }
     assert!(engine.is_idle(), "nothing was queued");
+
+    let options = EngineOptions { kv_dtype: Dtype::BF16, ..f32_options() };
+    let checkpoint = Checkpoint::open(&folder("llama")).expect("checkpoint");
+    let error = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect_err("no such cache");
+    assert_eq!(error.to_string(), "`kv_dtype` is BF16, expected `F32` or `F16`");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod collect;
 mod error;
 mod events;
 mod forward;
+mod load;
 mod options;
 mod pages;
 mod plan;
@@ -30,18 +31,13 @@ pub use options::EngineOptions;
 pub use pages::{KvPages, PAGE_SIZE};
 pub use sampling::{MAX_BIAS, Sampling};
 
-use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Readback, ReadbackRing, Recorder, Submission};
-use crate::models::{Capacity, ModelShape, check_device};
-use crate::ops::{Attention, Rows};
+use crate::gpu::{Gpu, Readback, ReadbackRing, Recorder, Submission};
+use crate::models::ModelShape;
 use crate::text::{StreamDecoder, Tokenizer};
-use crate::weights::{Loader, Progress};
-use forward::{Forward, Results, SlotTables};
-use plan::{Plan, PlanTables};
+use forward::Forward;
+use plan::Plan;
 use sequence::Sequence;
 
-/// Longest context that is allocated unless asked for: models are made for 128 K and more, few machines are.
-const DEFAULT_CTX: usize = 4096;
 /// Time that [`Engine::run`] lets a submission take: longer ones starve a desktop's compositor.
 const SLICE: Duration = Duration::from_millis(20);
 
@@ -101,128 +97,6 @@ pub struct Engine {
 const MOST_IN_FLIGHT: usize = 2;
 
 impl Engine {
-    /// Loads a checkpoint and allocates everything; `progress` hears of the weights on their way.
-    ///
-    /// On an adopted device uploads wait for the host's next submission, and the driver keeps a copy of each until
-    /// then: a host that submits from `progress` (even nothing) keeps these copies few.
-    ///
-    /// # Errors
-    /// [`EngineError`] names the file, tensor or limit.
-    pub fn load(
-        gpu: &Gpu,
-        checkpoint: Checkpoint,
-        options: EngineOptions,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<Engine, EngineError> {
-        let shape = checkpoint.architecture.shape();
-        check_device(&shape, gpu.caps())?;
-        let tokenizer = checkpoint.tokenizer.ok();
-        if let Some(found) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n > shape.vocab_size) {
-            return Err(EngineError::TokenizerMismatch { tokenizer: found, model: shape.vocab_size });
-        }
-        let at_least_one = |name, n: usize| {
-            let expected = "at least 1";
-            if n > 0 { Ok(n) } else { Err(EngineError::Parameter { name, found: n.to_string(), expected }) }
-        };
-        let ctx = at_least_one("ctx", options.ctx.unwrap_or(shape.max_seq_len.min(DEFAULT_CTX)))?;
-        if ctx > shape.max_seq_len {
-            log::warn!("a context of {ctx} is longer than the {} the model was made for", shape.max_seq_len);
-        }
-        let max_seqs = at_least_one("max_seqs", options.max_seqs)?;
-        // A step has room for one decoding row of each sequence and for some of a prompt besides.
-        let max_rows = at_least_one("max_rows", options.max_rows)?.max(max_seqs + 1);
-        let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
-        // Asked first, so that a context beyond all bounds fails before anything is allocated for it.
-        let seq_pages = ctx.div_ceil(PAGE_SIZE);
-        let page_row = |a: &Attention| options.kv_dtype.bytes(a.n_kv_heads * PAGE_SIZE * a.head_dim);
-        let largest = shape.attention.iter().map(page_row).max().unwrap_or(1);
-        let limit_bytes = gpu.caps().max_binding_bytes.min(gpu.caps().max_buffer_bytes);
-        let bindable = limit_bytes as usize / largest;
-        if seq_pages > bindable {
-            let bytes = (seq_pages as u64).saturating_mul(largest as u64);
-            return Err(GpuError::TooLarge { what: "key cache 0".into(), bytes, limit_bytes }.into());
-        }
-        let n_pages = options.kv_tokens.map_or(max_seqs.saturating_mul(seq_pages), |n| n.div_ceil(PAGE_SIZE));
-        let n_pages = n_pages.clamp(seq_pages, bindable);
-
-        let mut loader = Loader::new(gpu, &checkpoint.weights, progress);
-        let model = checkpoint.architecture.load(&mut loader, capacity)?;
-        let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
-
-        let pages = KvPages::new(gpu, &shape, n_pages, options.kv_dtype)?;
-
-        let max_logprobs = options.max_logprobs.min(shape.vocab_size);
-        let forward = Forward {
-            plans: PlanTables::new(gpu, max_rows, max_seqs)?,
-            slots: SlotTables::new(gpu, max_seqs, ctx, seq_pages, shape.vocab_size)?,
-            results: Results::new(gpu, max_seqs, shape.vocab_size, max_logprobs)?,
-            pages,
-            model,
-        };
-        let mut slot_bytes = forward.results.step_bytes();
-        if options.logits {
-            slot_bytes += (max_seqs * Dtype::F32.bytes(shape.vocab_size.next_multiple_of(ROW_ALIGN))) as u64;
-        }
-        let ring = ReadbackRing::new(gpu, "readback", MOST_IN_FLIGHT + 2, slot_bytes)?;
-        let mut end_tokens = tokenizer.as_ref().map(|t| t.eos().to_vec()).unwrap_or_default();
-        end_tokens.retain(|t| (*t as usize) < shape.vocab_size);
-        let mut engine = Engine {
-            gpu: gpu.clone(),
-            name: checkpoint.name,
-            forward,
-            tokenizer,
-            end_tokens,
-            ctx,
-            rec: Recorder::new(gpu)?,
-            ring,
-            free_slots: (0..max_seqs).rev().collect(),
-            waiting: VecDeque::new(),
-            running: Vec::new(),
-            recording: None,
-            in_flight: VecDeque::new(),
-            events: Vec::new(),
-            next_id: 1,
-            // First guesses, low enough for one layer a slice until something was measured.
-            decode_ms: SLICE.as_secs_f64() * 1e3,
-            prompt_ms: SLICE.as_secs_f64() * 1e3,
-            last_finish: Instant::now(),
-            unused_tensors,
-            options: EngineOptions { max_seqs, max_rows, max_logprobs, ..options },
-            shape,
-        };
-        engine.rehearse()?;
-        Ok(engine)
-    }
-
-    /// Compiles every pipeline that steps of this engine use.
-    fn rehearse(&mut self) -> Result<(), EngineError> {
-        let mut n_decode: Vec<usize> = vec![1, 2, 4, 8];
-        n_decode.retain(|n| *n < 2 * self.options.max_seqs);
-        let plans = n_decode.into_iter().map(|n| Plan {
-            n: Rows { n_decode: n.min(self.options.max_seqs), n_prompt: 1 },
-            blocks: vec![[0, 1]; n.min(self.options.max_seqs) + 1],
-            sampled: vec![0; n.min(self.options.max_seqs)],
-            draws: vec![RequestId(0); n.min(self.options.max_seqs)],
-            count: vec![(0, 1)],
-            penalizes: true,
-            logprobs: (self.options.max_logprobs > 0).then_some(self.options.max_logprobs),
-            ..Plan::default()
-        });
-        let (forward, ctx, n_layers) = (&self.forward, self.ctx, self.shape.n_layers());
-        self.rec.rehearse(|rec| {
-            for mut plan in plans {
-                for longest in [1, ctx] {
-                    plan.longest = longest;
-                    let batch = forward.batch(&plan);
-                    forward.model.embed(rec, &batch);
-                    (0..n_layers).for_each(|i| forward.model.layer(i, rec, &batch));
-                    forward.draw(rec, &plan);
-                }
-            }
-        })?;
-        Ok(())
-    }
-
     /// Where the model came from.
     pub fn name(&self) -> &str {
         &self.name
