@@ -3,65 +3,24 @@
 
 use serde::Deserialize;
 
-use super::blocks::{Decoder, DecoderConfig, Rope};
-use super::llama::silu;
+use super::blocks::{Decoder, DecoderKeys, Variety};
 use super::{Architecture, Capacity, Model, ModelError, ModelShape};
-use crate::ops::Attention;
 use crate::weights::Loader;
 
 #[derive(Deserialize)]
 pub struct Config {
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: usize,
-    head_dim: Option<usize>,
-    vocab_size: usize,
-    max_position_embeddings: usize,
-    rms_norm_eps: f32,
-    #[serde(default = "silu")]
-    hidden_act: String,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    sliding_window: Option<usize>,
     #[serde(flatten)]
-    rope: Rope,
+    keys: DecoderKeys,
+    sliding_window: Option<usize>,
 }
 
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
-        let head_dim = self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1));
-        let attention = Attention {
-            n_heads: self.num_attention_heads,
-            n_kv_heads: self.num_key_value_heads,
-            head_dim,
-            scale: (head_dim as f32).powf(-0.5),
-            window: self.sliding_window,
-            softcap: None,
-        };
-        ModelShape {
-            architecture: "mistral",
-            hidden_size: self.hidden_size,
-            vocab_size: self.vocab_size,
-            max_seq_len: self.max_position_embeddings,
-            attention: vec![attention; self.num_hidden_layers],
-        }
+        self.keys.shape("mistral", |_| self.sliding_window)
     }
 
     fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError> {
-        let config = DecoderConfig {
-            shape: self.shape(),
-            intermediate_size: self.intermediate_size,
-            rms_norm_eps: self.rms_norm_eps,
-            hidden_act: &self.hidden_act,
-            tie_word_embeddings: self.tie_word_embeddings,
-            rope: &self.rope,
-            qkv_bias: false,
-            out_bias: false,
-            mlp_bias: false,
-            head_norm: false,
-        };
-        Ok(Box::new(Decoder::load(loader, &config, capacity)?))
+        let variety = Variety::default();
+        Ok(Box::new(Decoder::load(loader, &self.shape(), &self.keys, variety, capacity)?))
     }
 }

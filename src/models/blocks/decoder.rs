@@ -1,26 +1,70 @@
 //! The decoder that Llama's descendants share: norm, attention, norm, gated feed-forward, on one stream.
 
+use serde::Deserialize;
+
 use super::{Activations, Mlp, Projections, Rope, SelfAttention, Widths};
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Batch, Capacity, Model, ModelError, ModelShape};
-use crate::ops::{self, Act, Lookup, Rows};
+use crate::ops::{self, Act, Attention, Lookup, Rows};
 use crate::weights::Loader;
 
-/// What tells one descendant from another. Names are those of a checkpoint's tensors and config keys.
-#[derive(Clone, Debug)]
-pub struct DecoderConfig<'a> {
-    /// The shape.
-    pub shape: ModelShape,
+/// The keys of `config.json` that the descendants have in common.
+#[derive(Clone, Debug, Deserialize)]
+pub struct DecoderKeys {
+    /// Width of the residual stream.
+    pub hidden_size: usize,
     /// Width of the feed-forward part.
     pub intermediate_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key-value heads; one for each query head without.
+    pub num_key_value_heads: Option<usize>,
+    /// Values a head; `hidden_size / num_attention_heads` without, unless the architecture says otherwise.
+    pub head_dim: Option<usize>,
+    /// Logits a row.
+    pub vocab_size: usize,
+    /// Positions that the model was made for.
+    pub max_position_embeddings: usize,
     /// Epsilon of the norms.
     pub rms_norm_eps: f32,
-    /// Activation of the gate.
-    pub hidden_act: &'a str,
+    /// Activation of the gate; `silu` without.
+    pub hidden_act: Option<String>,
     /// Logits come from the embedding.
+    #[serde(default)]
     pub tie_word_embeddings: bool,
     /// Rotation.
-    pub rope: &'a Rope,
+    #[serde(flatten)]
+    pub rope: Rope,
+}
+
+impl DecoderKeys {
+    /// The model's shape; `window` gives the keys that a query of layer `i` sees, if not all.
+    pub fn shape(&self, architecture: &'static str, window: impl Fn(usize) -> Option<usize>) -> ModelShape {
+        let n_heads = self.num_attention_heads;
+        let head_dim = self.head_dim.unwrap_or(self.hidden_size / n_heads.max(1));
+        let attention = |i| Attention {
+            n_heads,
+            n_kv_heads: self.num_key_value_heads.unwrap_or(n_heads),
+            head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            window: window(i),
+            softcap: None,
+        };
+        ModelShape {
+            architecture,
+            hidden_size: self.hidden_size,
+            vocab_size: self.vocab_size,
+            max_seq_len: self.max_position_embeddings,
+            attention: (0..self.num_hidden_layers).map(attention).collect(),
+        }
+    }
+}
+
+/// What tells one descendant's weights from another's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Variety {
     /// `q_proj`, `k_proj`, `v_proj` have biases.
     pub qkv_bias: bool,
     /// `o_proj` has a bias.
@@ -70,43 +114,44 @@ impl Decoder {
     /// [`ModelError::Unsupported`], [`ModelError::Weights`].
     pub fn load(
         loader: &mut Loader<'_>,
-        config: &DecoderConfig<'_>,
+        shape: &ModelShape,
+        keys: &DecoderKeys,
+        variety: Variety,
         capacity: Capacity,
     ) -> Result<Self, ModelError> {
-        let shape = &config.shape;
         let hidden = shape.hidden_size;
-        let act = act("hidden_act", config.hidden_act)?;
+        let act = act("hidden_act", keys.hidden_act.as_deref().unwrap_or("silu"))?;
         let head_dim = shape.attention[0].head_dim;
         let gpu = loader.gpu().clone();
-        let rotary = config.rope.table(&gpu, head_dim, shape.max_seq_len, capacity.max_seq_len)?;
+        let rotary = keys.rope.table(&gpu, head_dim, shape.max_seq_len, capacity.max_seq_len)?;
         let embed = loader.matrix("model.embed_tokens.weight", [shape.vocab_size, hidden])?;
         let mut layers = Vec::with_capacity(shape.n_layers());
         for (i, attention) in shape.attention.iter().enumerate() {
             let prefix = format!("model.layers.{i}");
             let names = Projections {
                 prefix: &format!("{prefix}.self_attn"),
-                qkv_bias: config.qkv_bias,
-                out_bias: config.out_bias,
-                head_norm: config.head_norm.then_some(config.rms_norm_eps),
+                qkv_bias: variety.qkv_bias,
+                out_bias: variety.out_bias,
+                head_norm: variety.head_norm.then_some(keys.rms_norm_eps),
             };
-            let sizes = [hidden, config.intermediate_size];
+            let sizes = [hidden, keys.intermediate_size];
             let post = format!("{prefix}.post_attention_layernorm.weight");
             layers.push(DecoderLayer {
                 attention_norm: loader.vector(&format!("{prefix}.input_layernorm.weight"), hidden)?,
                 attention: SelfAttention::load(loader, &names, *attention, hidden, Some(rotary.clone()))?,
                 mlp_norm: loader.vector(&post, hidden)?,
-                mlp: Mlp::load_gated(loader, &format!("{prefix}.mlp"), act, sizes, config.mlp_bias)?,
+                mlp: Mlp::load_gated(loader, &format!("{prefix}.mlp"), act, sizes, variety.mlp_bias)?,
             });
         }
         let norm = loader.vector("model.norm.weight", hidden)?;
-        let head = if config.tie_word_embeddings {
+        let head = if keys.tie_word_embeddings {
             embed.clone()
         } else {
             loader.matrix("lm_head.weight", [shape.vocab_size, hidden])?
         };
-        let widths = Widths { up: 2 * config.intermediate_size, intermediate: config.intermediate_size };
+        let widths = Widths { up: 2 * keys.intermediate_size, intermediate: keys.intermediate_size };
         let a = Activations::new(&gpu, shape, widths, capacity)?;
-        Ok(Decoder { eps: config.rms_norm_eps, embed, layers, norm, head, a })
+        Ok(Decoder { eps: keys.rms_norm_eps, embed, layers, norm, head, a })
     }
 }
 

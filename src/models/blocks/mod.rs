@@ -9,6 +9,6 @@ mod rope;
 pub use activations::{Activations, Widths};
 pub use attention::{Projections, SelfAttention};
 pub(super) use decoder::act;
-pub use decoder::{Decoder, DecoderConfig, DecoderLayer};
+pub use decoder::{Decoder, DecoderKeys, DecoderLayer, Variety};
 pub use mlp::Mlp;
 pub use rope::{Rope, RopeScaling, RopeType};
