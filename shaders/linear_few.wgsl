@@ -3,8 +3,6 @@
 // for all N_ROWS rows, stream by in 16-byte loads. The order of the sum does not depend on N_ROWS.
 override WG: u32 = 64u;
 override N_ROWS: u32 = 1u; // 1 … 8
-override ADD: u32 = 0u;
-override BIAS: u32 = 0u;
 
 struct Params {
     row0: u32,     // first row
@@ -58,17 +56,8 @@ fn linear_few(
     }
     for (var r = 0u; r < N_ROWS; r++) {
         let sum = reduce_sum4(acc[r], lane);
-        if lane < 4u && o + lane < params.n_out && r0 + r < params.n_rows {
-            let out = params.out0 + o + lane;
-            let at = (params.row0 + r0 + r) * params.y_stride + out;
-            var value = sum[lane];
-            if BIAS == 1u {
-                value += b[out];
-            }
-            if ADD == 1u {
-                value += y[at];
-            }
-            y[at] = value;
+        if lane < 4u {
+            put(r0 + r, o + lane, sum[lane]);
         }
     }
 }

@@ -3,8 +3,6 @@
 // One invocation: 8 rows by 4 outputs in registers, no barrier. One workgroup: 8 such pieces side by side, which
 // must be exactly one subgroup: each lane loads x for one of the rows and hands it to the others, because
 // where loads are not coalesced, eight lanes that load the same address pay eight times.
-override ADD: u32 = 0u;
-override BIAS: u32 = 0u;
 
 struct Params {
     row0: u32,     // first row
@@ -56,18 +54,7 @@ fn linear_reg(
     }
     for (var r = 0u; r < 8u; r++) {
         for (var j = 0u; j < 4u; j++) {
-            if o + j < params.n_out && r0 + r < params.n_rows {
-                let out = params.out0 + o + j;
-                let at = (params.row0 + r0 + r) * params.y_stride + out;
-                var value = acc[r][j];
-                if BIAS == 1u {
-                    value += b[out];
-                }
-                if ADD == 1u {
-                    value += y[at];
-                }
-                y[at] = value;
-            }
+            put(r0 + r, o + j, acc[r][j]);
         }
     }
 }

@@ -1,8 +1,6 @@
 // linear_tile: y[r, o] = (y[r, o] if ADD) + (b[o] if BIAS) + Σ_i x[r, i] · w[o, i], for many rows.
 // One workgroup: a tile of 64 rows by 64 outputs, 16 inputs at a time through workgroup memory; each of the
 // 256 lanes holds 4 × 4 sums in registers.
-override ADD: u32 = 0u;
-override BIAS: u32 = 0u;
 
 struct Params {
     row0: u32,     // first row
@@ -72,20 +70,8 @@ fn linear_tile(
         workgroupBarrier();
     }
     for (var i = 0u; i < 4u; i++) {
-        let r = r0 + ty + 16u * i;
         for (var j = 0u; j < 4u; j++) {
-            let o = o0 + tx + 16u * j;
-            if r < params.n_rows && o < params.n_out {
-                let at = (params.row0 + r) * params.y_stride + params.out0 + o;
-                var value = acc[i][j];
-                if BIAS == 1u {
-                    value += b[params.out0 + o];
-                }
-                if ADD == 1u {
-                    value += y[at];
-                }
-                y[at] = value;
-            }
+            put(r0 + ty + 16u * i, o0 + tx + 16u * j, acc[i][j]);
         }
     }
 }

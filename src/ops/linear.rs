@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Rows, assert_rows, folding, kernel, weights};
+use super::{PRODUCT, Rows, assert_rows, folding, kernel, weights};
 use crate::dtype::Dtype;
 use crate::gpu::{Caps, Recorder, Tensor, Variant};
 
@@ -61,8 +61,9 @@ pub fn linear(
 /// Every variant that this device can run for `n_rows` rows, the default ones first: for tests and
 /// benchmarks, each with a launch like [`linear`]'s.
 pub fn linear_variants(caps: &Caps, dtype: Dtype, n_rows: usize) -> Vec<LinearVariant> {
-    let tile = Variant::new(&LINEAR_TILE).part(weights(dtype));
-    let reg = (caps.subgroup == Some(REG_LANES)).then(|| Variant::new(&LINEAR_REG).part(weights(dtype)));
+    let tile = Variant::new(&LINEAR_TILE).part(weights(dtype)).part(&PRODUCT);
+    let reg = (caps.subgroup == Some(REG_LANES))
+        .then(|| Variant::new(&LINEAR_REG).part(weights(dtype)).part(&PRODUCT));
     [few(caps, dtype, n_rows), tile].into_iter().chain(reg).map(LinearVariant).collect()
 }
 
@@ -98,16 +99,16 @@ impl LinearVariant {
 /// For decoding rows: weights stream by once for up to eight rows.
 fn few(caps: &Caps, dtype: Dtype, n_rows: usize) -> Variant {
     let rows = (n_rows as u32).next_power_of_two().clamp(1, MOST_ROWS);
-    folding(&LINEAR_FEW, caps).part(weights(dtype)).set("N_ROWS", rows)
+    folding(&LINEAR_FEW, caps).part(weights(dtype)).part(&PRODUCT).set("N_ROWS", rows)
 }
 
 /// For prompt rows.
 fn many(caps: &Caps, dtype: Dtype) -> Variant {
     match caps.subgroup {
-        Some(REG_LANES) if caps.cpu => Variant::new(&LINEAR_REG).part(weights(dtype)),
+        Some(REG_LANES) if caps.cpu => Variant::new(&LINEAR_REG).part(weights(dtype)).part(&PRODUCT),
         // Barriers cost a software device more than reading the weights again for every eight rows.
         Some(_) if caps.cpu => few(caps, dtype, MOST_ROWS as usize),
-        _ => Variant::new(&LINEAR_TILE).part(weights(dtype)),
+        _ => Variant::new(&LINEAR_TILE).part(weights(dtype)).part(&PRODUCT),
     }
 }
 

@@ -63,6 +63,7 @@ pub static PARTS: &[&[&Part]] = &[
     &[&KV_F32, &KV_F16],
     &[&REDUCE_WORKGROUP, &REDUCE_SUBGROUP],
     &[&SAMPLING],
+    &[&PRODUCT],
 ];
 
 macro_rules! part {
@@ -79,6 +80,7 @@ part!(KV_F16, "kv_f16");
 part!(REDUCE_WORKGROUP, "reduce_workgroup");
 part!(REDUCE_SUBGROUP, "reduce_subgroup");
 part!(SAMPLING, "sampling");
+part!(PRODUCT, "product");
 
 /// Declares a kernel from its file: name, size of its params struct, access of its bindings.
 macro_rules! kernel {
