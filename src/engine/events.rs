@@ -103,7 +103,7 @@ impl FinishReason {
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens generated.
+    /// Tokens generated, an end token included.
     pub completion_tokens: usize,
     /// Both.
     pub total_tokens: usize,

@@ -74,11 +74,6 @@ impl KvPages {
         &self.layers
     }
 
-    /// Pages in all.
-    pub fn n_pages(&self) -> usize {
-        self.pages.len()
-    }
-
     /// Takes `n_pages` pages for a sequence that starts with `prompt`: first those that hold its longest
     /// known prefix (leaving at least one token to compute), then free ones. Returns the pages and how many
     /// tokens they hold already; `None`, and nothing taken, if there are too few.
@@ -204,10 +199,5 @@ impl KvPages {
                 self.free.push(*page);
             }
         }
-    }
-
-    /// Pages that are free or could be freed at once.
-    pub fn n_available(&self) -> usize {
-        self.free.len() + self.idle.len()
     }
 }

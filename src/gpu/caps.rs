@@ -81,14 +81,14 @@ impl Caps {
         Ok(())
     }
 
-    /// Names of the capabilities that this device lacks and that cost speed.
+    /// What this device lacks, each with what that costs.
     pub fn lost(&self) -> Vec<&'static str> {
         let mut lost = Vec::new();
         if self.subgroup.is_none() {
-            lost.push("subgroups");
+            lost.push("no subgroups of a fixed width: slower variants run");
         }
         if !self.timestamps {
-            lost.push("timestamps");
+            lost.push("no timestamps: a guest's slices are timed by when they are seen to finish");
         }
         lost
     }

@@ -164,7 +164,7 @@ impl Gpu {
             caps.max_binding_bytes = caps.max_binding_bytes.min(most);
         }
         for lost in caps.lost() {
-            log::info!("`{}` has no {lost}: slower variants run", info.name);
+            log::info!("`{}` has {lost}", info.name);
         }
         let driver_cache = options
             .cache_dir

@@ -166,11 +166,12 @@ impl Attention {
             let expected = self.n_kv_heads * plan.page_size * self.head_dim;
             assert_eq!(cache.n_cols(), expected, "attention: {cache:?}");
         }
-        let caps = rec.gpu().caps().clone();
+        let gpu = rec.gpu().clone();
+        let caps = gpu.caps();
         let split_len = Self::split_len(plan.max_seq_len);
         let max_splits = plan.max_seq_len.div_ceil(split_len);
         let n_splits = plan.longest.div_ceil(split_len).clamp(1, max_splits);
-        let in_registers = self.in_registers(&caps);
+        let in_registers = self.in_registers(caps);
         let variant = |n_rows: usize, split: bool| {
             let variant = Variant::new(if in_registers { &ATTENTION_REG } else { &ATTENTION })
                 .part(kv(k.dtype()))
@@ -180,7 +181,7 @@ impl Attention {
             if in_registers {
                 return variant;
             }
-            variant.set("WG", self.lanes(&caps) as u32).set("N_Q", (n_rows * self.group()) as u32)
+            variant.set("WG", self.lanes(caps) as u32).set("N_Q", (n_rows * self.group()) as u32)
         };
         let params = |block0: usize| Params {
             n_kv_heads: self.n_kv_heads as u32,
@@ -211,7 +212,7 @@ impl Attention {
         }
         if plan.n.n_prompt > 0 {
             let groups = [plan.n_prompt_blocks as u32, n_kv, 1];
-            let rows = self.block_rows(&caps);
+            let rows = self.block_rows(caps);
             rec.dispatch(variant(rows, false), &params(plan.n.n_decode), &bind(o), groups);
         }
     }

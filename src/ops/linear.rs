@@ -48,9 +48,10 @@ pub fn linear(
     y: &Tensor,
     n: Rows,
 ) {
-    let caps = rec.gpu().caps().clone();
+    let gpu = rec.gpu().clone();
+    let caps = gpu.caps();
     for (variant, row0, n_rows) in
-        [(few(&caps, w.dtype(), n.n_decode), 0, n.n_decode), (many(&caps, w.dtype()), n.n_decode, n.n_prompt)]
+        [(few(caps, w.dtype(), n.n_decode), 0, n.n_decode), (many(caps, w.dtype()), n.n_decode, n.n_prompt)]
     {
         if n_rows > 0 {
             launch(rec, variant, x, w, bias, add, y, row0, n_rows);
