@@ -68,9 +68,9 @@
 //! | 0 | [`dtype`], [`error`] | element types; the crate's error |
 //! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback |
 //! | 2 | [`ops`] | one file an operation: its kernels, the choice of variant, the launch |
-//! | 2 | [`weights`] | checkpoints, and their way into device memory |
+//! | 2 | [`weights`] | checkpoints |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat template |
-//! | 3 | [`models`] | one file an architecture, made of `models::blocks` |
+//! | 3 | [`models`] | one file an architecture, made of `models::blocks`; the loader, from checkpoint to device memory |
 //! | 4 | [`engine`] | requests to events: pages, scheduler, sampling parameters |
 //! | 5 | [`tasks`] | what people do with models: conversations |
 //! | 6 | `cli` | the command line, part of the binary |

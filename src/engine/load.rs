@@ -10,10 +10,9 @@ use super::{
 };
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, ROW_ALIGN, ReadbackRing, Recorder};
-use crate::models::{Capacity, check_device};
+use crate::models::{Capacity, Loader, Progress, check_device};
 use crate::ops::{Attention, Rows};
 use crate::text::Tokenizer;
-use crate::weights::{Loader, Progress};
 
 /// Longest context that is allocated unless asked for: models are made for 128 K and more, few machines are.
 const DEFAULT_CTX: usize = 4096;

@@ -4,10 +4,9 @@
 use serde::Deserialize;
 
 use super::blocks::{Activations, Mlp, SelfAttention, Widths};
-use super::{Architecture, Batch, Capacity, Model, ModelError, ModelShape};
+use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelShape};
 use crate::gpu::{Recorder, Tensor};
 use crate::ops::{self, Act, Attention, Lookup, Rows};
-use crate::weights::Loader;
 
 #[derive(Deserialize)]
 pub struct Config {

@@ -6,6 +6,7 @@
 pub mod blocks;
 mod gpt2;
 mod llama;
+mod loader;
 mod mistral;
 mod qwen2;
 mod qwen3;
@@ -14,7 +15,8 @@ use serde::de::DeserializeOwned;
 
 use crate::gpu::{Caps, Recorder, Tensor};
 use crate::ops::{Attention, AttentionPlan, Rows};
-use crate::weights::{Loader, WeightsError};
+use crate::weights::WeightsError;
+pub use loader::{Loader, Progress};
 
 /// What can be wrong with a model's description.
 #[derive(Debug, thiserror::Error)]

@@ -4,8 +4,7 @@
 use serde::Deserialize;
 
 use super::blocks::{Decoder, DecoderKeys, Variety};
-use super::{Architecture, Capacity, Model, ModelError, ModelShape};
-use crate::weights::Loader;
+use super::{Architecture, Capacity, Loader, Model, ModelError, ModelShape};
 
 #[derive(Deserialize)]
 pub struct Config {

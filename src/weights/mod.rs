@@ -1,15 +1,12 @@
 //! Layer 2: checkpoints and their way into device memory.
 //!
-//! [`Weights`] is an open checkpoint: names, shapes and bytes, mapped and not read. [`Loader`] makes
-//! tensors of them, in bounded pieces, and keeps account of which ones a model took.
+//! [`Weights`] is an open checkpoint: names, shapes and bytes, mapped and not read. A model's loader makes
+//! tensors of them.
 
-mod loader;
 mod safetensors;
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
-
-pub use loader::{Loader, Progress};
 
 use crate::gpu::GpuError;
 
@@ -195,7 +192,7 @@ impl Weights {
 
     /// Lets the system take back the memory that a range of a tensor's bytes was read into: the file still has
     /// them, and a large model must not fill the host's memory on its way to the device.
-    fn release(&self, entry: &Entry, range: std::ops::Range<usize>) {
+    pub(crate) fn release(&self, entry: &Entry, range: std::ops::Range<usize>) {
         #[cfg(unix)]
         if let Data::Mapped(map) = &self.files[entry.file] {
             // SAFETY: the map is shared and never written: its pages are read from the file again if need be.
@@ -211,7 +208,7 @@ impl Weights {
         let _ = (entry, range);
     }
 
-    fn bytes(&self, entry: &Entry) -> &[u8] {
+    pub(crate) fn bytes(&self, entry: &Entry) -> &[u8] {
         // `safetensors::entries` checked the range against the file.
         &self.files[entry.file].bytes()[entry.start..entry.start + entry.n_bytes]
     }

@@ -2,9 +2,8 @@
 
 use super::Activations;
 use crate::gpu::{Recorder, Tensor};
-use crate::models::{Batch, ModelError};
+use crate::models::{Batch, Loader, ModelError};
 use crate::ops::{self, Attention, Rotary};
-use crate::weights::Loader;
 
 /// Names and options of the four projections, relative to a layer's prefix.
 #[derive(Clone, Debug)]

@@ -4,9 +4,8 @@ use serde::Deserialize;
 
 use super::{Activations, Mlp, Projections, Rope, SelfAttention, Widths};
 use crate::gpu::{Recorder, Tensor};
-use crate::models::{Batch, Capacity, Model, ModelError, ModelShape};
+use crate::models::{Batch, Capacity, Loader, Model, ModelError, ModelShape};
 use crate::ops::{self, Act, Attention, Lookup, Rows};
-use crate::weights::Loader;
 
 /// The keys of `config.json` that the descendants have in common.
 #[derive(Clone, Debug, Deserialize)]

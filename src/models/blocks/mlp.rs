@@ -2,9 +2,8 @@
 
 use super::Activations;
 use crate::gpu::{Recorder, Tensor};
-use crate::models::{Batch, ModelError};
+use crate::models::{Batch, Loader, ModelError};
 use crate::ops::{self, Act};
-use crate::weights::Loader;
 
 /// `down(act(gate(h)) · up(h))`, or `down(act(up(h)))` where there is no gate.
 #[derive(Debug)]

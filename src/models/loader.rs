@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use half::{bf16, f16};
 
-use super::{Entry, Weights, WeightsError};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Tensor};
+use crate::weights::{Entry, Weights, WeightsError};
 
 /// Bytes of weights in device memory so far, and in all.
 #[derive(Clone, Copy, Debug)]
