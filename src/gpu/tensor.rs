@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{Gpu, GpuError};
 use crate::dtype::Dtype;
 
-/// Float rows start at multiples of this many elements, so that kernels load 16 bytes at a time and
-/// never meet the end of a row inside a load. The padding is zero and stays zero.
-pub const ROW_ALIGN: usize = 8;
+/// Float rows start at multiples of this many elements, a block of quantised weights, so that kernels load whole
+/// blocks and never meet the end of a row inside one. The padding is zero and stays zero.
+pub const ROW_ALIGN: usize = 32;
 
 /// A matrix in device memory: `[n_rows, n_cols]`, rows padded to [`ROW_ALIGN`] elements (not for
 /// `U32` tables). Cheap to clone: clones share the buffer.
