@@ -106,6 +106,11 @@ impl Variant {
         self.overrides.iter().copied().filter(|(name, _)| !name.is_empty())
     }
 
+    /// The parts that are appended.
+    pub fn parts(&self) -> impl Iterator<Item = &'static Part> + '_ {
+        self.parts.iter().copied().flatten()
+    }
+
     fn key(&self) -> impl Eq + std::hash::Hash + '_ {
         (self.kernel.name, self.parts.map(|p| p.map(|p| p.name)), self.overrides)
     }

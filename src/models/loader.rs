@@ -1,11 +1,13 @@
-//! From a checkpoint to tensors: in bounded pieces, types as stored.
+//! From a checkpoint to tensors: in bounded pieces, types as stored or quantised on the device.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::dtype::Dtype;
-use crate::gpu::{Gpu, Tensor};
+use crate::dtype::{Dtype, SUPERBLOCK};
+use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor};
+use crate::ops;
 use crate::weights::{Entry, Weights, WeightsError};
 
 /// Bytes of weights in device memory so far, and in all.
@@ -22,11 +24,15 @@ const PIECE: usize = 4 << 20;
 /// Bytes after which our own queue is flushed, so that those copies stay few.
 const FLUSH: usize = 64 << 20;
 
-/// Makes tensors of a checkpoint. Matrices keep the type they are stored in; vectors (norms, biases),
-/// which are a thousandth of a model, become F32 so that one kernel reads them all.
+/// Makes tensors of a checkpoint. Matrices keep the type they are stored in unless they are to be quantised; vectors
+/// (norms, biases), which are a thousandth of a model, become F32 so that one kernel reads them all.
 pub struct Loader<'a> {
     gpu: &'a Gpu,
     weights: &'a Weights,
+    quantize: Option<Dtype>,
+    rec: Recorder,
+    /// Where pieces wait to be quantised, by type and width.
+    staging: HashMap<(Dtype, usize), Tensor>,
     taken: HashSet<String>,
     progress: &'a mut dyn FnMut(Progress),
     done_bytes: usize,
@@ -34,9 +40,28 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// A loader onto one device; `progress` hears of each piece.
-    pub fn new(gpu: &'a Gpu, weights: &'a Weights, progress: &'a mut dyn FnMut(Progress)) -> Self {
-        Loader { gpu, weights, taken: HashSet::new(), progress, done_bytes: 0, unflushed: 0 }
+    /// A loader onto one device, which quantises matrices to `quantize` (only on a device of our own); `progress`
+    /// hears of each piece.
+    ///
+    /// # Errors
+    /// [`WeightsError::Gpu`].
+    pub fn new(
+        gpu: &'a Gpu,
+        weights: &'a Weights,
+        quantize: Option<Dtype>,
+        progress: &'a mut dyn FnMut(Progress),
+    ) -> Result<Self, WeightsError> {
+        Ok(Loader {
+            gpu,
+            weights,
+            quantize,
+            rec: Recorder::new(gpu)?,
+            staging: HashMap::new(),
+            taken: HashSet::new(),
+            progress,
+            done_bytes: 0,
+            unflushed: 0,
+        })
     }
 
     /// The device.
@@ -49,12 +74,30 @@ impl<'a> Loader<'a> {
         self.weights.get(name).is_some()
     }
 
-    /// A matrix as stored, `[n_rows, n_cols]`.
+    /// A matrix, `[n_rows, n_cols]`.
     ///
     /// # Errors
     /// [`WeightsError::Missing`], [`WeightsError::Shape`], [`WeightsError::Dtype`], [`WeightsError::Gpu`].
     pub fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor, WeightsError> {
         self.stack(&[(name, shape[0])], shape[1])
+    }
+
+    /// An embedding or a head, `[n_rows, n_cols]`: quantised to `Q8_0` at the least, because what is lost there is
+    /// lost for every token (llama.cpp keeps them in 6 bits where the rest has 4).
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
+    pub fn table(&mut self, name: &str, [n_rows, n_cols]: [usize; 2]) -> Result<Tensor, WeightsError> {
+        let target = self.quantize.map(|_| Dtype::Q8_0);
+        self.load(&[(name, n_rows)], n_cols, target)
+    }
+
+    /// A matrix that is not quantised, `[n_rows, n_cols]`.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
+    pub fn as_stored(&mut self, name: &str, [n_rows, n_cols]: [usize; 2]) -> Result<Tensor, WeightsError> {
+        self.load(&[(name, n_rows)], n_cols, None)
     }
 
     /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. Where their types differ
@@ -63,37 +106,57 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn stack(&mut self, parts: &[(&str, usize)], n_cols: usize) -> Result<Tensor, WeightsError> {
+        self.load(parts, n_cols, self.target(n_cols))
+    }
+
+    /// What matrices of this width are quantised to.
+    fn target(&self, n_cols: usize) -> Option<Dtype> {
+        self.quantize.map(|dtype| match dtype {
+            Dtype::Q4_K if !n_cols.is_multiple_of(SUPERBLOCK) => Dtype::Q8_0,
+            other => other,
+        })
+    }
+
+    fn load(
+        &mut self,
+        parts: &[(&str, usize)],
+        n_cols: usize,
+        target: Option<Dtype>,
+    ) -> Result<Tensor, WeightsError> {
         let entries =
             parts.iter().map(|(name, n)| self.entry(name, &[*n, n_cols])).collect::<Result<Vec<_>, _>>()?;
         let dtypes = entries.iter().map(|e| dtype_of(e)).collect::<Result<HashSet<_>, _>>()?;
-        let dtype = if dtypes.len() == 1 { *dtypes.iter().next().unwrap_or(&Dtype::F32) } else { Dtype::F32 };
+        let common =
+            if dtypes.len() == 1 { *dtypes.iter().next().unwrap_or(&Dtype::F32) } else { Dtype::F32 };
         let n_rows = parts.iter().map(|(_, n)| n).sum();
-        let tensor = Tensor::weights(self.gpu, parts[0].0, [n_rows, n_cols], dtype)?;
+        let tensor = Tensor::weights(self.gpu, parts[0].0, [n_rows, n_cols], target.unwrap_or(common))?;
         let mut row = 0;
         for (entry, (_, n)) in entries.into_iter().zip(parts) {
             let stored = dtype_of(entry)?;
+            let written = if target.is_some() { stored } else { common };
             let bytes = self.weights.bytes(entry);
             let row_bytes = stored.bytes(n_cols);
-            let rows_a_piece = (PIECE / tensor.row_bytes().max(1)).max(1);
-            for (i, piece) in bytes.chunks(rows_a_piece * row_bytes).enumerate() {
-                let at = row + i * rows_a_piece;
-                if stored == dtype && tensor.row_bytes() == row_bytes {
-                    tensor.write(self.gpu, at, piece);
+            let padded_bytes = written.bytes(n_cols.next_multiple_of(ROW_ALIGN));
+            for rows in pieces(&tensor, row..row + n, padded_bytes) {
+                let from = (rows.start - row) * row_bytes..(rows.end - row) * row_bytes;
+                let piece = &bytes[from.clone()];
+                if stored == written && padded_bytes == row_bytes {
+                    self.put(&tensor, rows, written, piece)?;
                 } else {
-                    let mut padded = vec![0; piece.len() / row_bytes * tensor.row_bytes()];
-                    for (from, to) in piece.chunks(row_bytes).zip(padded.chunks_mut(tensor.row_bytes())) {
-                        if stored == dtype {
+                    let mut padded = vec![0; rows.len() * padded_bytes];
+                    for (from, to) in piece.chunks(row_bytes).zip(padded.chunks_mut(padded_bytes)) {
+                        if stored == written {
                             to[..row_bytes].copy_from_slice(from);
                         } else {
                             let wide = widen(stored, from);
                             to[..4 * n_cols].copy_from_slice(bytemuck::cast_slice(&wide));
                         }
                     }
-                    tensor.write(self.gpu, at, &padded);
+                    self.put(&tensor, rows, written, &padded)?;
                 }
-                let start = i * rows_a_piece * row_bytes;
-                self.weights.release(entry, start..start + piece.len());
-                self.uploaded(piece.len())?;
+                let n_bytes = piece.len();
+                self.weights.release(entry, from);
+                self.uploaded(n_bytes)?;
             }
             row += n;
         }
@@ -109,22 +172,56 @@ impl<'a> Loader<'a> {
         let dtype = dtype_of(entry)?;
         let bytes = self.weights.bytes(entry);
         let size = dtype.bytes(1);
-        let tensor = Tensor::weights(self.gpu, name, [n_rows, n_cols], dtype)?;
-        let rows_a_piece = (PIECE / tensor.row_bytes().max(1)).max(1);
-        for first in (0..n_rows).step_by(rows_a_piece) {
-            let n = rows_a_piece.min(n_rows - first);
-            let mut piece = vec![0; n * tensor.row_bytes()];
+        let target = self.target(n_cols).unwrap_or(dtype);
+        let tensor = Tensor::weights(self.gpu, name, [n_rows, n_cols], target)?;
+        let row_bytes = dtype.bytes(n_cols.next_multiple_of(ROW_ALIGN));
+        for rows in pieces(&tensor, 0..n_rows, row_bytes) {
+            let mut piece = vec![0; rows.len() * row_bytes];
             for c in 0..n_cols {
-                let source = &bytes[(c * n_rows + first) * size..][..n * size];
+                let source = &bytes[(c * n_rows + rows.start) * size..][..rows.len() * size];
                 for (r, element) in source.chunks(size).enumerate() {
-                    piece[r * tensor.row_bytes() + c * size..][..size].copy_from_slice(element);
+                    piece[r * row_bytes + c * size..][..size].copy_from_slice(element);
                 }
             }
-            tensor.write(self.gpu, first, &piece);
+            let n = rows.len();
+            self.put(&tensor, rows, dtype, &piece)?;
             self.uploaded(n * n_cols * size)?;
         }
         self.weights.release(entry, 0..bytes.len());
         Ok(tensor)
+    }
+
+    /// Writes rows of a tensor, `bytes` in `dtype` with padding, or quantises them if the tensor is quantised.
+    fn put(
+        &mut self,
+        tensor: &Tensor,
+        rows: Range<usize>,
+        dtype: Dtype,
+        bytes: &[u8],
+    ) -> Result<(), WeightsError> {
+        if tensor.dtype() == dtype {
+            tensor.write(self.gpu, rows.start, bytes);
+            return Ok(());
+        }
+        let n_cols = tensor.n_cols();
+        let key = (dtype, n_cols);
+        let fits = self.staging.get(&key).is_some_and(|staging| staging.n_rows() >= rows.len());
+        if !fits {
+            let shape = [rows.len(), n_cols];
+            self.staging.insert(key, Tensor::zeros(self.gpu, "weights to quantise", shape, dtype)?);
+        }
+        let staging = &self.staging[&key];
+        staging.write(self.gpu, 0, bytes);
+        ops::quantize(&mut self.rec, staging, tensor, rows.start, rows.len());
+        // The next piece is written to the same place: the queue keeps the order of submissions.
+        if let Some(buffer) = self.rec.finish()? {
+            self.gpu.submit([buffer]);
+        }
+        if self.rec.params_are_low() {
+            self.gpu.wait()?;
+            self.rec.reset_params();
+        }
+        Ok(())
     }
 
     /// A vector as F32, `[1, n]`.
@@ -204,12 +301,17 @@ fn dtype_of(entry: &Entry) -> Result<Dtype, WeightsError> {
     }
 }
 
+/// `rows` of a tensor in pieces of about [`PIECE`] bytes where a row has `row_bytes`, none across two bindings.
+fn pieces(tensor: &Tensor, rows: Range<usize>, row_bytes: usize) -> Vec<Range<usize>> {
+    let most = (PIECE / row_bytes.max(1)).max(1);
+    let ranges = tensor.ranges().map(|view| view.rows.start.max(rows.start)..view.rows.end.min(rows.end));
+    ranges.flat_map(|r| r.clone().step_by(most).map(move |at| at..(at + most).min(r.end))).collect()
+}
+
 fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        Dtype::F32 | Dtype::U32 => {
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-        }
+        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
     }
 }
