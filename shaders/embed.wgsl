@@ -46,14 +46,16 @@ fn embed(
         return;
     }
     for (var i = lane; i < params.n_blocks * (8u / W_VEC4); i += WG) {
-        var values: array<vec4f, W_VEC4>;
+        var word = vec4<u32>();
+        var scales = vec2f();
         if !outside {
             let row = (t - params.first) * params.w_stride;
-            values = load_w(row, i, load_head(row, i / (64u / W_VEC4)));
+            word = w[row + i];
+            scales = scale(load_head(row, i / (64u / W_VEC4)), i);
         }
         for (var k = 0u; k < W_VEC4; k++) {
             let at = 8u * params.n_blocks * r + W_VEC4 * i + k;
-            var value = values[k] * params.scale;
+            var value = unpack(word, k, scales) * params.scale;
             if ADD == 1u {
                 value += x[at];
             }

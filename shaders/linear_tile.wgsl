@@ -52,16 +52,14 @@ fn linear_tile(
             }
             xs[place(r, e % 8u)] = value;
         }
-        if lane < 64u * GROUPS {
-            let o = lane / GROUPS;
-            let i = lane % GROUPS;
-            var values: array<vec4f, W_VEC4>;
-            if o0 + o < params.n_out {
-                let row = (o0 + o) * params.w_stride;
-                values = load_w(row, b * GROUPS + i, load_head(row, b / 8u));
-            }
+        for (var e = lane; e < 64u * GROUPS; e += 256u) {
+            let o = e / GROUPS;
+            let i = e % GROUPS;
+            let row = min(o0 + o, params.n_out - 1u) * params.w_stride; // the last one stands in, unread
+            let word = w[row + b * GROUPS + i];
+            let scales = scale(load_head(row, b / 8u), b * GROUPS + i);
             for (var k = 0u; k < W_VEC4; k++) {
-                ws[place(o, i * W_VEC4 + k)] = values[k];
+                ws[place(o, i * W_VEC4 + k)] = unpack(word, k, scales);
             }
         }
         workgroupBarrier();

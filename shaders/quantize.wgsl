@@ -17,10 +17,11 @@ struct Params {
 
 fn load_block(row: u32, b: u32) -> array<vec4f, 8> {
     var values: array<vec4f, 8>;
-    for (var i = 0u; i < 4u; i++) {
-        var pair = load_w(row, 4u * b + i, vec4<u32>());
-        values[2u * i] = pair[0];
-        values[2u * i + 1u] = pair[1];
+    for (var i = 0u; i < 8u / W_VEC4; i++) {
+        let word = w[row + b * (8u / W_VEC4) + i];
+        for (var k = 0u; k < W_VEC4; k++) {
+            values[i * W_VEC4 + k] = unpack(word, k, vec2f());
+        }
     }
     return values;
 }
@@ -47,7 +48,7 @@ fn quantize(
     let head = pack_head(measured);
     y[to_row + params.n_blocks * BLOCK_WORDS + s] = head;
     for (var b = 0u; b < n_here; b++) {
-        var words = pack(load_block(from_row, 8u * s + b), b, measured[b], head);
+        var words = pack_block(load_block(from_row, 8u * s + b), b, measured[b], head);
         for (var i = 0u; i < BLOCK_WORDS; i++) {
             y[to_row + (8u * s + b) * BLOCK_WORDS + i] = words[i];
         }

@@ -12,12 +12,13 @@ use wginfer::gpu::{Access, Kernel, Part};
 use wginfer::ops::{KERNELS, PARTS};
 
 /// Words by which a kernel shows that it needs a part of a family, in the order of `PARTS`.
-const FAMILY_WORDS: [&[&str]; 10] = [
-    &["load_w(", "multiply("],
+const FAMILY_WORDS: [&[&str]; 11] = [
+    &["unpack(", "multiply("],
     &["load_k("],
     &["append_k("],
     &["kv_pair("],
     &["pack_head("],
+    &["multiply("],
     &["multiply("],
     &["reduce_", "multiply("],
     &["Sampling"],

@@ -28,7 +28,7 @@ fn halves(value: vec4f, inverse: f32) -> u32 {
     return q.x | (q.y << 8u) | (q.z << 16u) | (q.w << 24u);
 }
 
-fn pack(values: array<vec4f, 8>, b: u32, measured: vec2f, head: vec4<u32>) -> array<vec4<u32>, BLOCK_WORDS> {
+fn pack_block(values: array<vec4f, 8>, b: u32, measured: vec2f, head: vec4<u32>) -> array<vec4<u32>, BLOCK_WORDS> {
     var all = values;
     let inverse = select(0.0, 1.0 / measured.x, measured.x != 0.0);
     var word: vec4<u32>;

@@ -98,7 +98,7 @@ fn pack_head(measured: array<vec2f, 8>) -> vec4<u32> {
     return head;
 }
 
-fn pack(values: array<vec4f, 8>, b: u32, measured: vec2f, head: vec4<u32>) -> array<vec4<u32>, BLOCK_WORDS> {
+fn pack_block(values: array<vec4f, 8>, b: u32, measured: vec2f, head: vec4<u32>) -> array<vec4<u32>, BLOCK_WORDS> {
     var x = values;
     let shift = 8u * (b % 4u);
     let low = head.yz >> vec2u(shift);

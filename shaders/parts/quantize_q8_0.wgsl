@@ -1,5 +1,5 @@
 // Contract: how a superblock of up to eight blocks of 32 becomes one of a quantised type: `measure(values)` finds a
-// block's scale (and minimum), `pack_head(measured)` makes the head of all blocks, `pack(values, b, measured, head)` the
+// block's scale (and minimum), `pack_head(measured)` makes the head of all blocks, `pack_block(values, b, measured, head)` the
 // BLOCK_WORDS 16-byte words of block b.
 // Q8_0: d = max|x| / 127, q = x / d rounded to the nearest, halves away from zero (ggml-quants.c,
 // quantize_row_q8_0_ref).
@@ -28,7 +28,7 @@ fn pack_bytes(value: vec4f, inverse: f32) -> u32 {
     return q.x | (q.y << 8u) | (q.z << 16u) | (q.w << 24u);
 }
 
-fn pack(values: array<vec4f, 8>, b: u32, measured: vec2f, head: vec4<u32>) -> array<vec4<u32>, BLOCK_WORDS> {
+fn pack_block(values: array<vec4f, 8>, b: u32, measured: vec2f, head: vec4<u32>) -> array<vec4<u32>, BLOCK_WORDS> {
     var all = values;
     let inverse = select(0.0, 1.0 / measured.x, measured.x > 0.0);
     var words: array<vec4<u32>, BLOCK_WORDS>;

@@ -6,11 +6,9 @@
 // Here: a workgroup has one quad; its lanes stride over the inputs, so that the weights, which are read once for
 // all rows, stream by in 16-byte loads, neighbours side by side.
 override WG: u32 = 64u;
-override N_ROWS: u32 = 1u; // 1 … MOST_ROWS
 override NORM: u32 = 0u;
 
-const MOST_ROWS: u32 = 16u;
-var<private> acc: array<vec4f, MOST_ROWS>;
+var<private> acc: array<vec4f, N_ROWS>;
 
 fn quad(group: u32, lane: u32) -> u32 {
     return group;
@@ -21,15 +19,23 @@ fn finishes(r: u32, lane: u32) -> bool {
 }
 
 fn multiply(r0: u32, o: vec4u, lane: u32) {
-    var squares: array<f32, MOST_ROWS>;
+    var squares: array<f32, N_ROWS>;
     for (var i = lane; i < params.n_blocks * (8u / W_VEC4); i += WG) {
         let s = i / (64u / W_VEC4);
-        var v0 = load_w(o.x, i, load_head(o.x, s));
-        var v1 = load_w(o.y, i, load_head(o.y, s));
-        var v2 = load_w(o.z, i, load_head(o.z, s));
-        var v3 = load_w(o.w, i, load_head(o.w, s));
+        let w0 = w[o.x + i];
+        let w1 = w[o.y + i];
+        let w2 = w[o.z + i];
+        let w3 = w[o.w + i];
+        let s0 = scale(load_head(o.x, s), i);
+        let s1 = scale(load_head(o.y, s), i);
+        let s2 = scale(load_head(o.z, s), i);
+        let s3 = scale(load_head(o.w, s), i);
         for (var k = 0u; k < W_VEC4; k++) {
             let at = W_VEC4 * i + k;
+            let v0 = unpack(w0, k, s0);
+            let v1 = unpack(w1, k, s1);
+            let v2 = unpack(w2, k, s2);
+            let v3 = unpack(w3, k, s3);
             var factor = vec4f();
             if NORM == 1u {
                 factor = g[at] + params.offset;
@@ -40,7 +46,7 @@ fn multiply(r0: u32, o: vec4u, lane: u32) {
                     squares[r] += dot(value, value);
                     value *= factor;
                 }
-                acc[r] += vec4f(dot(v0[k], value), dot(v1[k], value), dot(v2[k], value), dot(v3[k], value));
+                acc[r] += vec4f(dot(v0, value), dot(v1, value), dot(v2, value), dot(v3, value));
             }
         }
     }

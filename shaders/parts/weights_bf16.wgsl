@@ -6,12 +6,11 @@ fn load_head(row: u32, s: u32) -> vec4<u32> {
     return vec4<u32>();
 }
 
-fn load_w(row: u32, i: u32, head: vec4<u32>) -> array<vec4f, W_VEC4> {
-    let v = w[row + i];
-    let low = bitcast<vec4f>(v << vec4u(16u));
-    let high = bitcast<vec4f>(v & vec4u(0xffff0000u));
-    return array<vec4f, W_VEC4>(
-        vec4f(low.x, high.x, low.y, high.y),
-        vec4f(low.z, high.z, low.w, high.w),
-    );
+fn scale(head: vec4<u32>, i: u32) -> vec2f {
+    return vec2f();
+}
+
+fn unpack(word: vec4<u32>, k: u32, scale: vec2f) -> vec4f {
+    let v = select(word.xy, word.zw, k == 1u);
+    return bitcast<vec4f>(vec4u(v.x << 16u, v.x & 0xffff0000u, v.y << 16u, v.y & 0xffff0000u));
 }

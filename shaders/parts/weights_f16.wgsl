@@ -6,10 +6,11 @@ fn load_head(row: u32, s: u32) -> vec4<u32> {
     return vec4<u32>();
 }
 
-fn load_w(row: u32, i: u32, head: vec4<u32>) -> array<vec4f, W_VEC4> {
-    let v = w[row + i];
-    return array<vec4f, W_VEC4>(
-        vec4f(unpack2x16float(v.x), unpack2x16float(v.y)),
-        vec4f(unpack2x16float(v.z), unpack2x16float(v.w)),
-    );
+fn scale(head: vec4<u32>, i: u32) -> vec2f {
+    return vec2f();
+}
+
+fn unpack(word: vec4<u32>, k: u32, scale: vec2f) -> vec4f {
+    let v = select(word.xy, word.zw, k == 1u);
+    return vec4f(unpack2x16float(v.x), unpack2x16float(v.y));
 }

@@ -7,21 +7,14 @@ fn load_head(row: u32, s: u32) -> vec4<u32> {
     return w[row + params.n_blocks + s];
 }
 
-// The halves of a word's bytes from bit `shift` on, times d, less z.
-fn q4_halves(v: u32, shift: u32, d: f32, z: f32) -> vec4f {
-    let q = (vec4u(v) >> (vec4u(0u, 8u, 16u, 24u) + vec4u(shift))) & vec4u(15u);
-    return vec4f(vec4<i32>(q)) * d - z;
-}
-
-fn load_w(row: u32, i: u32, head: vec4<u32>) -> array<vec4f, W_VEC4> {
-    let v = w[row + i];
+// The factor, and what is to be subtracted.
+fn scale(head: vec4<u32>, i: u32) -> vec2f {
     let b = i % 8u;
     let d = unpack2x16float(head[b / 2u] >> (16u * (b % 2u))).x;
-    let z = 8.0 * d;
-    return array<vec4f, W_VEC4>(
-        q4_halves(v.x, 0u, d, z), q4_halves(v.x, 4u, d, z),
-        q4_halves(v.y, 0u, d, z), q4_halves(v.y, 4u, d, z),
-        q4_halves(v.z, 0u, d, z), q4_halves(v.z, 4u, d, z),
-        q4_halves(v.w, 0u, d, z), q4_halves(v.w, 4u, d, z),
-    );
+    return vec2f(d, 8.0 * d);
+}
+
+fn unpack(word: vec4<u32>, k: u32, scale: vec2f) -> vec4f {
+    let shift = vec4u(0u, 8u, 16u, 24u) + vec4u(4u * (k % 2u));
+    return vec4f(vec4<i32>((vec4u(word[k / 2u]) >> shift) & vec4u(15u))) * scale.x - scale.y;
 }

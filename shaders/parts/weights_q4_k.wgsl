@@ -7,29 +7,17 @@ fn load_head(row: u32, s: u32) -> vec4<u32> {
     return w[row + params.n_blocks + s];
 }
 
-// The halves of a word's bytes from bit `shift` on, times d, less z.
-fn q4_halves(v: u32, shift: u32, d: f32, z: f32) -> vec4f {
-    let q = (vec4u(v) >> (vec4u(0u, 8u, 16u, 24u) + vec4u(shift))) & vec4u(15u);
-    return vec4f(vec4<i32>(q)) * d - z;
+// The factor, and what is to be subtracted.
+fn scale(head: vec4<u32>, i: u32) -> vec2f {
+    let b = i % 8u;
+    let low = head.yz >> vec2u(8u * (b % 4u));
+    let both = head.w >> (8u * (b % 4u));
+    // Of the last four blocks the upper two bits are those that the first four leave free.
+    let late = vec2u(both & 15u, (both >> 4u) & 15u) | ((low >> vec2u(2u)) & vec2u(48u));
+    return unpack2x16float(head.x) * vec2f(select(low & vec2u(63u), late, b >= 4u));
 }
 
-fn load_w(row: u32, i: u32, head: vec4<u32>) -> array<vec4f, W_VEC4> {
-    let v = w[row + i];
-    let b = i % 8u;
-    let shift = 8u * (b % 4u);
-    let low_s = head.y >> shift;
-    let low_t = head.z >> shift;
-    let both = head.w >> shift;
-    // Of the last four blocks the upper two bits are those that the first four leave free.
-    let s = select(low_s & 63u, (both & 15u) | ((low_s >> 2u) & 48u), b >= 4u);
-    let t = select(low_t & 63u, ((both >> 4u) & 15u) | ((low_t >> 2u) & 48u), b >= 4u);
-    let factors = unpack2x16float(head.x);
-    let d = factors.x * f32(s);
-    let z = factors.y * f32(t);
-    return array<vec4f, W_VEC4>(
-        q4_halves(v.x, 0u, d, z), q4_halves(v.x, 4u, d, z),
-        q4_halves(v.y, 0u, d, z), q4_halves(v.y, 4u, d, z),
-        q4_halves(v.z, 0u, d, z), q4_halves(v.z, 4u, d, z),
-        q4_halves(v.w, 0u, d, z), q4_halves(v.w, 4u, d, z),
-    );
+fn unpack(word: vec4<u32>, k: u32, scale: vec2f) -> vec4f {
+    let shift = vec4u(0u, 8u, 16u, 24u) + vec4u(4u * (k % 2u));
+    return vec4f(vec4<i32>((vec4u(word[k / 2u]) >> shift) & vec4u(15u))) * scale.x - scale.y;
 }

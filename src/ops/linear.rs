@@ -77,7 +77,7 @@ pub(super) fn span(
 /// Every variant that this device can run for `n_rows` rows, the default one for decoding first: for tests and
 /// benchmarks, each with a launch like [`linear`]'s.
 pub fn linear_variants(caps: &Caps, dtype: Dtype, n_rows: usize) -> Vec<LinearVariant> {
-    let sharing = Span::sharing(0, n_rows);
+    let sharing = Span::sharing(caps, 0, n_rows);
     let ways = super::ways(&LINEAR, caps).into_iter();
     ways.map(|(name, way)| (name, sharing.of(way).part(weights(dtype)).part(&PRODUCT)))
         .chain([("tile", many(dtype))])
@@ -113,7 +113,8 @@ impl LinearVariant {
         y: &Tensor,
         n_rows: usize,
     ) {
-        launch(rec, self.variant, x.into(), w, bias, add, y, Span::sharing(0, n_rows));
+        let span = Span::sharing(rec.gpu().caps(), 0, n_rows);
+        launch(rec, self.variant, x.into(), w, bias, add, y, span);
     }
 }
 

@@ -79,6 +79,7 @@ pub static PARTS: &[&[&Part]] = &[
     &[&PAIR_F32, &PAIR_F16],
     &[&QUANTIZE_Q8_0, &QUANTIZE_Q4_0, &QUANTIZE_Q4_K],
     &[&ROWS_FEW, &ROWS_REG],
+    &[&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16],
     &[&REDUCE_WORKGROUP, &REDUCE_SUBGROUP],
     &[&SAMPLING],
     &[&PRODUCT],
@@ -110,6 +111,11 @@ part!(QUANTIZE_Q4_0, "quantize_q4_0");
 part!(QUANTIZE_Q4_K, "quantize_q4_k");
 part!(ROWS_FEW, "rows_few");
 part!(ROWS_REG, "rows_reg");
+part!(SHARE_1, "share_1");
+part!(SHARE_2, "share_2");
+part!(SHARE_4, "share_4");
+part!(SHARE_8, "share_8");
+part!(SHARE_16, "share_16");
 part!(REDUCE_WORKGROUP, "reduce_workgroup");
 part!(REDUCE_SUBGROUP, "reduce_subgroup");
 part!(SAMPLING, "sampling");

@@ -2,8 +2,11 @@
 
 use std::ops::Range;
 
-use super::{PORTABLE_LANES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, rms_norm};
-use crate::gpu::{Caps, Kernel, Recorder, Tensor, Variant, View};
+use super::{
+    PORTABLE_LANES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1, SHARE_2,
+    SHARE_4, SHARE_8, SHARE_16, rms_norm,
+};
+use crate::gpu::{Caps, Kernel, Part, Recorder, Tensor, Variant, View};
 
 /// The rows of a batch: first those that decode, one a sequence, then those of prompts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -58,8 +61,14 @@ impl<'a> Input<'a> {
     }
 }
 
-/// Most rows that share one reading of the weights, `MOST_ROWS` in the kernels.
-pub(super) const MOST_ROWS: usize = 16;
+/// By the logarithm of how many rows share one reading of the weights.
+static SHARES: [&Part; 5] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16];
+
+/// Most rows that share one reading: as many sums as lanes have registers for, fewer where they are the 32 of a
+/// processor's vector unit (16 rows there take twice as long as twice 8).
+fn most_shared(caps: &Caps) -> usize {
+    if caps.cpu { 8 } else { 16 }
+}
 /// Lanes of `rows_reg`, which must be one subgroup: those of the vector units that software devices run on.
 const REG_LANES: u32 = 8;
 /// Consecutive rows that one dispatch computes.
@@ -78,11 +87,11 @@ impl Span {
         let mut spans = Vec::with_capacity(2);
         if caps.cpu {
             // Whole groups, then what is left in as few rows as will do: the order of sums is the same.
-            let whole = n.count() / MOST_ROWS * MOST_ROWS;
-            spans.extend([Span::sharing(0, whole), Span::sharing(whole, n.count() - whole)]);
+            let whole = n.count() / most_shared(caps) * most_shared(caps);
+            spans.extend([Span::sharing(caps, 0, whole), Span::sharing(caps, whole, n.count() - whole)]);
         } else {
             spans.extend([
-                Span::sharing(0, n.n_decode),
+                Span::sharing(caps, 0, n.n_decode),
                 Span::Prompt { row0: n.n_decode, n_rows: n.n_prompt },
             ]);
         }
@@ -91,8 +100,8 @@ impl Span {
     }
 
     /// Rows that share the weights.
-    pub fn sharing(row0: usize, n_rows: usize) -> Span {
-        let n_shared = n_rows.next_power_of_two().clamp(1, MOST_ROWS) as u32;
+    pub fn sharing(caps: &Caps, row0: usize, n_rows: usize) -> Span {
+        let n_shared = n_rows.next_power_of_two().clamp(1, most_shared(caps)) as u32;
         Span::Sharing { row0, n_rows, n_shared }
     }
 
@@ -104,7 +113,7 @@ impl Span {
     /// A variant for so many rows as share.
     pub fn of(self, variant: Variant) -> Variant {
         match self {
-            Span::Sharing { n_shared, .. } => variant.set("N_ROWS", n_shared),
+            Span::Sharing { n_shared, .. } => variant.part(SHARES[n_shared.ilog2() as usize]),
             Span::Prompt { .. } => variant,
         }
     }
@@ -134,10 +143,10 @@ pub(super) fn way(kernel: &'static Kernel, caps: &Caps) -> Variant {
 
 /// Workgroups of such a kernel for `n_quads` quads of outputs and `n_rows` rows.
 pub(super) fn groups(caps: &Caps, variant: &Variant, n_quads: u32, n_rows: usize) -> [u32; 3] {
-    let value = |name| variant.overrides().find(|(n, _)| *n == name).map_or(1, |(_, v)| v);
-    let is_reg = variant.parts().any(|part| part.name == ROWS_REG.name);
-    let [gx, gy, _] = caps.spread(if is_reg { n_quads.div_ceil(REG_LANES) } else { n_quads });
-    [gx, gy, (n_rows as u32).div_ceil(value("N_ROWS"))]
+    let has = |part: &Part| variant.parts().any(|p| p.name == part.name);
+    let n_shared = 1 << SHARES.iter().position(|part| has(part)).unwrap_or(0);
+    let [gx, gy, _] = caps.spread(if has(&ROWS_REG) { n_quads.div_ceil(REG_LANES) } else { n_quads });
+    [gx, gy, (n_rows as u32).div_ceil(n_shared)]
 }
 
 /// Blocks of 32 inputs in a row of weights.
