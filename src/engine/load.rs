@@ -1,7 +1,7 @@
 //! From a checkpoint to an engine: everything is allocated and compiled here, nothing later.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::forward::{Forward, Results, SlotTables};
 use super::plan::{Plan, PlanTables};
@@ -107,10 +107,13 @@ impl Engine {
             prompt_ms: SLICE.as_secs_f64() * 1e3,
             last_finish: Instant::now(),
             unused_tensors,
+            compile_time: Duration::ZERO,
             options: EngineOptions { max_seqs, max_rows, max_logprobs, ..options },
             shape,
         };
+        let begin = Instant::now();
         engine.rehearse()?;
+        engine.compile_time = begin.elapsed();
         Ok(engine)
     }
 

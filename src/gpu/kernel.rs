@@ -101,6 +101,11 @@ impl Variant {
         label
     }
 
+    /// The parts, in order.
+    pub fn parts(&self) -> impl Iterator<Item = &'static Part> + '_ {
+        self.parts.iter().copied().flatten()
+    }
+
     /// The override values that are set.
     pub fn overrides(&self) -> impl Iterator<Item = (&'static str, u32)> + '_ {
         self.overrides.iter().copied().filter(|(name, _)| !name.is_empty())

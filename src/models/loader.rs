@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use half::{bf16, f16};
 
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, Tensor};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::ops;
 use crate::weights::{Entry, Weights, WeightsError};
 
 /// Bytes of weights in device memory so far, and in all.
@@ -46,7 +47,7 @@ impl<'a> Loader<'a> {
 
     /// Whether the checkpoint has the tensor.
     pub fn has(&self, name: &str) -> bool {
-        self.weights.get(name).is_some()
+        self.weights.get(name).is_some() || self.weights.random_dtype().is_some()
     }
 
     /// A matrix as stored, `[n_rows, n_cols]`.
@@ -63,6 +64,10 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn stack(&mut self, parts: &[(&str, usize)], n_cols: usize) -> Result<Tensor, WeightsError> {
+        if let Some(dtype) = self.weights.random_dtype() {
+            let n_rows = parts.iter().map(|(_, n)| n).sum();
+            return self.random(parts[0].0, [n_rows, n_cols], dtype);
+        }
         let entries =
             parts.iter().map(|(name, n)| self.entry(name, &[*n, n_cols])).collect::<Result<Vec<_>, _>>()?;
         let dtypes = entries.iter().map(|e| dtype_of(e)).collect::<Result<HashSet<_>, _>>()?;
@@ -105,6 +110,9 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn transposed(&mut self, name: &str, [n_rows, n_cols]: [usize; 2]) -> Result<Tensor, WeightsError> {
+        if self.weights.random_dtype().is_some() {
+            return self.matrix(name, [n_rows, n_cols]);
+        }
         let entry = self.entry(name, &[n_cols, n_rows])?;
         let dtype = dtype_of(entry)?;
         let bytes = self.weights.bytes(entry);
@@ -140,6 +148,10 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn vectors(&mut self, parts: &[(&str, usize)]) -> Result<Tensor, WeightsError> {
+        if self.weights.random_dtype().is_some() {
+            let n = parts.iter().map(|(_, n)| n).sum();
+            return self.random(parts[0].0, [1, n], Dtype::F32);
+        }
         let mut values = Vec::new();
         for (name, n) in parts {
             let entry = self.entry(name, &[*n])?;
@@ -154,6 +166,32 @@ impl<'a> Loader<'a> {
     pub fn unused(&self) -> Vec<&'a str> {
         let entries = self.weights.entries().iter().map(|e| e.name.as_str());
         entries.filter(|name| !self.taken.contains(*name)).collect()
+    }
+
+    /// A tensor drawn on the device. A matrix keeps the size of what it is multiplied with, a norm's weight is
+    /// about 1 and a bias about 0, so that logits stay finite through any number of layers.
+    fn random(
+        &mut self,
+        name: &str,
+        [n_rows, n_cols]: [usize; 2],
+        dtype: Dtype,
+    ) -> Result<Tensor, WeightsError> {
+        if !self.gpu.is_owned() {
+            let message = "random weights are drawn on a device of our own alone".to_string();
+            return Err(GpuError::Device { message }.into());
+        }
+        let tensor = Tensor::weights(self.gpu, name, [n_rows, n_cols], dtype)?;
+        let (mean, scale) = match (n_rows, name.ends_with(".bias")) {
+            (1, false) => (1.0, 0.05),
+            (1, true) => (0.0, 0.05),
+            _ => (0.0, (n_cols as f32).powf(-0.5)),
+        };
+        let mut rec = Recorder::new(self.gpu)?;
+        // The bytes so far tell one tensor from another.
+        ops::fill_normal(&mut rec, &tensor, self.done_bytes as u32, mean, scale);
+        self.gpu.submit(rec.finish()?);
+        self.uploaded(tensor.size_bytes() as usize)?;
+        Ok(tensor)
     }
 
     fn entry(&mut self, name: &str, shape: &[usize]) -> Result<&'a Entry, WeightsError> {

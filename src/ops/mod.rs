@@ -8,11 +8,14 @@
 mod attention;
 mod count_prompt;
 mod embed;
+mod fill_normal;
 mod gate;
 mod head_norm;
 mod layer_norm;
 mod linear;
 mod penalize;
+mod probe_copy;
+mod probe_fma;
 mod rms_norm;
 mod rope_append;
 mod sample;
@@ -22,11 +25,14 @@ mod top_k;
 pub use attention::{Attention, AttentionPlan};
 pub use count_prompt::count_prompt;
 pub use embed::{Lookup, embed};
+pub use fill_normal::fill_normal;
 pub use gate::{Act, gate};
 pub use head_norm::head_norm;
 pub use layer_norm::layer_norm;
-pub use linear::{linear, linear_variants};
+pub use linear::{LinearVariant, linear, linear_variants};
 pub use penalize::penalize;
+pub use probe_copy::probe_copy;
+pub use probe_fma::probe_fma;
 pub use rms_norm::rms_norm;
 pub use rope_append::{Rotary, rope_append};
 pub use sample::{NOT_A_TOKEN, SamplingRecord, sample};
@@ -43,6 +49,7 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION_COMBINE,
     &count_prompt::COUNT_PROMPT,
     &embed::EMBED,
+    &fill_normal::FILL_NORMAL,
     &gate::GATE,
     &head_norm::HEAD_NORM,
     &layer_norm::LAYER_NORM,
@@ -50,6 +57,8 @@ pub static KERNELS: &[&Kernel] = &[
     &linear::LINEAR_REG,
     &linear::LINEAR_TILE,
     &penalize::PENALIZE,
+    &probe_copy::PROBE_COPY,
+    &probe_fma::PROBE_FMA,
     &rms_norm::RMS_NORM,
     &rope_append::ROPE_APPEND,
     &sample::SAMPLE,
