@@ -1,6 +1,6 @@
 // probe_copy: y[i] = x[i]: how fast the device moves memory.
 // One invocation: every n-th vec4, n the number of invocations, so that neighbours touch neighbours.
-override WG: u32 = 64u;
+override WG: u32 = 256u;
 
 struct Params {
     n: u32, // vec4 in all

@@ -13,7 +13,8 @@ use crate::ops;
 /// The device's limits, as small kernels reach them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Billions of bytes a second read and written by `probe_copy`, beyond the cache.
+    /// Billions of bytes a second read and written beyond the cache, by `probe_copy` or the driver's own copy,
+    /// whichever is faster.
     pub copy_gbps: f64,
     /// Billions of F32 operations a second by `probe_fma`, two a multiply-add.
     pub fma_gflops: f64,
@@ -41,7 +42,10 @@ pub fn limits(gpu: &Gpu, bytes: u64, budget: Duration) -> Result<Limits, BenchEr
     let n_rows = ((bytes / 2).min(caps.max_binding_bytes) / row_bytes).max(1) as usize;
     let tensor = |label, n_rows| Tensor::zeros(gpu, label, [n_rows, COLS], Dtype::F32);
     let (x, y) = (tensor("copy from", n_rows)?, tensor("copy to", n_rows)?);
-    let us = best(gpu, &mut timer, budget, &|rec, _| ops::probe_copy(rec, &x, &y))?;
+    let kernel_us = best(gpu, &mut timer, budget, &|rec, _| ops::probe_copy(rec, &x, &y))?;
+    // On software devices a kernel's loads go one by one, and the driver's copy shows what the memory can do.
+    let driver_us = best(gpu, &mut timer, budget, &|rec, _| rec.copy(&x, 0, &y, 0, x.size_bytes()))?;
+    let us = kernel_us.min(driver_us);
     let copy_gbps = 2.0 * x.size_bytes() as f64 / us * 1e-3;
 
     // Enough invocations to fill any card, each long enough to forget its start; a processor needs fewer.

@@ -13,7 +13,9 @@ struct Params {
 
 kernel!(PROBE_COPY, "probe_copy", Params, [Read, ReadWrite]);
 
-/// Copies each invocation makes at least, so that its start and end cost little.
+/// Lanes of a workgroup, as many as every device has.
+const LANES: u32 = 256;
+/// Copies that an invocation makes at least, so that its start and end cost little.
 const COPIES: u32 = 4;
 
 /// `y = x`, of one shape and type.
@@ -25,8 +27,7 @@ pub fn probe_copy(rec: &mut Recorder, x: &Tensor, y: &Tensor) {
     let bytes = x.row_bytes() * x.n_rows();
     assert_eq!(bytes % 16, 0, "probe_copy: {x:?}");
     let params = Params { n: (bytes / 16) as u32 };
-    let lanes = super::PORTABLE_LANES;
-    let groups = params.n.div_ceil(lanes * COPIES).min(rec.gpu().caps().max_workgroups);
-    let variant = Variant::new(&PROBE_COPY).set("WG", lanes);
+    let groups = params.n.div_ceil(LANES * COPIES).min(rec.gpu().caps().max_workgroups);
+    let variant = Variant::new(&PROBE_COPY).set("WG", LANES);
     rec.dispatch(variant, &params, &[x.view(), y.view()], [groups, 1, 1]);
 }
