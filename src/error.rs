@@ -1,5 +1,6 @@
 //! The crate's error: one variant a layer, each layer's own enum inside.
 
+use crate::bench::BenchError;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
 use crate::models::ModelError;
@@ -25,6 +26,9 @@ pub enum Error {
     /// Requests, and everything on the way to the first token.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Measurement.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
 }
 
 impl Error {
@@ -36,6 +40,7 @@ impl Error {
             Error::Text(e) => e.hint(),
             Error::Model(e) => e.hint(),
             Error::Engine(e) => e.hint(),
+            Error::Bench(e) => e.hint(),
         }
     }
 }

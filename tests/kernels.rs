@@ -722,7 +722,7 @@ fn quantize() {
                     .flat_map(|row| {
                         let mut row = row.to_vec();
                         row.resize(n_cols.next_multiple_of(32), 0.0);
-                        quant::round(dtype, &row)[..n_cols].to_vec()
+                        quant::round(dtype.name(), &row)[..n_cols].to_vec()
                     })
                     .collect();
                 let what = format!("quantize {n_rows}×{n_cols} {dtype}");
@@ -1194,6 +1194,90 @@ fn check_attention_rows(gpu: &Gpu) {
             let alone = one(&Batch { decode: vec![700], ..batch.clone() }, &[5]);
             let beside = one(&Batch { decode: vec![700, 1250, 3], ..batch.clone() }, &[5, 1, 2]);
             assert_same_bits("two splits of three", &beside[..n_cols], &alone);
+        }
+    }
+}
+
+/// The values of a tensor of weights, in any type, and whether its padding is zero.
+fn read_weights(gpu: &Gpu, w: &Tensor) -> (Vec<f32>, bool) {
+    let words = gpu.read_words(w).expect("it reads back");
+    let all: Vec<f32> = match w.dtype() {
+        Dtype::F16 => bytemuck::cast_slice::<_, half::f16>(&words).iter().map(|h| h.to_f32()).collect(),
+        Dtype::BF16 => bytemuck::cast_slice::<_, half::bf16>(&words).iter().map(|h| h.to_f32()).collect(),
+        _ => bytemuck::cast_slice(&words).to_vec(),
+    };
+    let rows = || all.chunks(w.stride()).take(w.n_rows());
+    let values = rows().flat_map(|row| row[..w.n_cols()].to_vec()).collect();
+    (values, rows().all(|row| row[w.n_cols()..].iter().all(|x| *x == 0.0)))
+}
+
+#[test]
+fn fill_normal() {
+    let check = |gpu: &Gpu, shape: [usize; 2], dtype: Dtype, seed: u32, mean: f32, scale: f32| {
+        let w = Tensor::weights(gpu, "w", shape, dtype).expect("it fits");
+        run(gpu, |rec| ops::fill_normal(rec, &w, seed, mean, scale));
+        let (got, padding_is_zero) = read_weights(gpu, &w);
+        let element = |i: usize| {
+            let (r, c) = ((i / shape[1]) as u32, (i % shape[1]) as u32);
+            exact::fill_normal(seed, r, c, mean.into(), scale.into())
+        };
+        let want: Vec<f64> = (0..shape[0] * shape[1]).map(element).collect();
+        let what = format!("fill_normal {shape:?} {dtype}");
+        let eps = match dtype {
+            Dtype::F16 => half::f16::EPSILON.to_f32(),
+            Dtype::BF16 => half::bf16::EPSILON.to_f32(),
+            _ => f32::EPSILON,
+        };
+        // A unit in the last place is a quarter of what the comparison allows for four.
+        assert_close(&what, &got, &want, Tolerance { eps, n_terms: 1, scale: largest(&want) / 2.0 });
+        assert!(padding_is_zero, "{what}: padding was written");
+        got
+    };
+    let Some(gpu) = gpu() else { return };
+    for (i, shape) in [[1, 1], [3, 7], [5, 64], [13, 131], [2, 1027]].into_iter().enumerate() {
+        for dtype in WEIGHTS {
+            check(&gpu, shape, dtype, i as u32, i as f32 - 2.0, 0.5);
+        }
+    }
+    let values = to_f64(&check(&gpu, [211, 307], Dtype::F32, 9, 0.0, 1.0));
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let var = values.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+    assert!(mean.abs() < 4.0 / n.sqrt() && (var - 1.0).abs() < 8.0 / n.sqrt(), "mean {mean}, variance {var}");
+    // More than 65,535 workgroups, and several ranges of rows.
+    check(&gpu, [65_539, 257], Dtype::F16, 3, 0.0, 1.0);
+    if let Some(gpu) = narrow() {
+        check(&gpu, [331, 61], Dtype::BF16, 4, 1.0, 0.1);
+    }
+}
+
+#[test]
+fn probe_copy() {
+    let Some(gpu) = gpu() else { return };
+    let mut rng = Rng::new(17);
+    for shape in [[1, 1], [3, 65], [13, 1031], [517, 4099]] {
+        let xs = rng.normals(shape[0] * shape[1], 1.0);
+        let (x, y) = (tensor_f32(&gpu, shape, &xs), filled(&gpu, shape, f32::NAN));
+        run(&gpu, |rec| ops::probe_copy(rec, &x, &y));
+        assert_same_bits(&format!("probe_copy {shape:?}"), &read(&gpu, &y), &xs);
+    }
+}
+
+#[test]
+fn probe_fma() {
+    let Some(gpu) = gpu() else { return };
+    let mut rng = Rng::new(18);
+    for (shape, n_steps) in [([1, 1], 8), ([3, 65], 0), ([13, 131], 200), ([70, 257], 16)] {
+        let xs = rng.normals(shape[0] * shape[1], 1.0);
+        let (x, y) = (tensor_f32(&gpu, shape, &xs), filled(&gpu, shape, f32::NAN));
+        run(&gpu, |rec| ops::probe_fma(rec, &x, &y, n_steps, [0.75, 0.5]));
+        let want: Vec<f64> = xs.iter().map(|x| exact::probe_fma((*x).into(), n_steps, [0.75, 0.5])).collect();
+        if n_steps > 100 {
+            // It has arrived at the fixed point.
+            assert!(read(&gpu, &y).iter().zip(&want).all(|(y, w)| (f64::from(*y) - w).abs() < 1e-5));
+        } else {
+            let what = format!("probe_fma {shape:?} {n_steps} steps");
+            assert_close(&what, &read(&gpu, &y), &want, Tolerance::f32(n_steps + 1, largest(&want)));
         }
     }
 }

@@ -48,6 +48,9 @@ pub enum Command {
     Inspect(InspectArgs),
     /// List the GPUs and what they can do
     Devices(DevicesArgs),
+    /// Measure kernels and models on this device, and compare runs
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Write a completion script for a shell
     Completions {
         /// The shell
@@ -273,6 +276,191 @@ pub struct DevicesArgs {
     pub json: bool,
 }
 
+#[derive(Subcommand)]
+pub enum BenchCommand {
+    /// Every operation of a forward pass at the shapes of named models: time, and percent of the device's limits
+    Kernels(BenchKernelsArgs),
+    /// A model end to end: tokens a second, latencies, memory
+    Model(BenchModelArgs),
+    /// Put reports side by side, and mark what lies outside the spread
+    Compare(BenchCompareArgs),
+}
+
+/// How a report is written.
+#[derive(clap::Args)]
+pub struct FormatArgs {
+    /// How standard output is written; `json` is what `bench compare` reads
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    pub format: Format,
+
+    /// Draw a picture, too
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Md,
+    Csv,
+    Json,
+}
+
+const BENCH_KERNELS_EXAMPLES: &str = "Examples:
+  wginfer bench kernels --quick
+  wginfer bench kernels linear --shape llama-3.2-1b --type f16 --rows 1,512
+  wginfer bench kernels --format json > before.json
+  WGINFER_DISABLE=subgroups wginfer bench kernels attention   # the portable variants
+
+Each row's outputs are checked against a reference in f64: a wrong kernel is reported as wrong,
+and the exit code is 1.
+Named shapes: llama-15m, smollm2-135m, gpt2, qwen2.5-0.5b, qwen3-0.6b, llama-3.2-1b, qwen3-4b,
+llama-3.1-8b.";
+
+#[derive(clap::Args)]
+#[command(after_help = BENCH_KERNELS_EXAMPLES)]
+pub struct BenchKernelsArgs {
+    /// Only rows whose kernel, variant, shape or type have all of these words in them
+    pub filter: Vec<String>,
+
+    /// A named model or the path of a `config.json`, may be given several times; smollm2-135m on software
+    /// devices and llama-3.2-1b on others without
+    #[arg(long, value_name = "NAME")]
+    pub shape: Vec<String>,
+
+    /// Types of weights, with commas between; all without
+    #[arg(long = "type", value_name = "TYPES", value_delimiter = ',', ignore_case = true)]
+    pub dtype: Vec<WeightType>,
+
+    /// Rows of the batch, with commas between: up to 32 decode, more are a prompt's
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub rows: Vec<usize>,
+
+    /// Milliseconds for each row
+    #[arg(long, value_name = "MS")]
+    pub time_ms: Option<u64>,
+
+    /// A first look: F16, three numbers of rows, smaller buffers, shorter times
+    #[arg(long)]
+    pub quick: bool,
+
+    #[command(flatten)]
+    pub format: FormatArgs,
+
+    /// Adapter by index or by a part of its name, as `devices` lists them
+    #[arg(long, env = "WGINFER_GPU", value_name = "NAME|INDEX", help_heading = "Model and device")]
+    pub gpu: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum WeightType {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl WeightType {
+    pub fn dtype(self) -> Dtype {
+        match self {
+            WeightType::F32 => Dtype::F32,
+            WeightType::F16 => Dtype::F16,
+            WeightType::Bf16 => Dtype::BF16,
+        }
+    }
+}
+
+const BENCH_MODEL_EXAMPLES: &str = "Examples:
+  wginfer bench model --shape smollm2-135m --type f16
+  wginfer bench model -m ~/models/SmolLM2-360M-Instruct -p 512 -n 128 -d 0,2048
+  wginfer bench model --shape llama-3.2-1b -p 0 -n 64 --pg 0 -b 1,4,16
+  wginfer bench model --format md
+
+Rows are named as llama-bench's: pp512 computes a prompt of 512 tokens, tg128 generates 128,
+pp512+tg128 does both. With --shape the weights are random and made on the device.
+Named shapes: llama-15m, smollm2-135m, gpt2, qwen2.5-0.5b, qwen3-0.6b, llama-3.2-1b, qwen3-4b,
+llama-3.1-8b.";
+
+#[derive(clap::Args)]
+#[command(after_help = BENCH_MODEL_EXAMPLES)]
+pub struct BenchModelArgs {
+    #[command(flatten)]
+    pub model: ModelArg,
+
+    /// A named model or the path of a `config.json`, with random weights instead of a model's
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub shape: Option<String>,
+
+    /// Type of random weights
+    #[arg(long = "type", value_name = "TYPE", requires = "shape", default_value = "f16", ignore_case = true)]
+    pub dtype: WeightType,
+
+    /// Tokens of prompts, with commas between; 0 leaves them out
+    #[arg(short = 'p', long, value_name = "N", value_delimiter = ',', default_value = "512")]
+    pub n_prompt: Vec<usize>,
+
+    /// Tokens of answers, with commas between; 0 leaves them out
+    #[arg(short = 'n', long, value_name = "N", value_delimiter = ',', default_value = "128")]
+    pub n_gen: Vec<usize>,
+
+    /// A prompt and its answer in one test, may be given several times; 0 leaves them out
+    #[arg(long, value_name = "P,N", default_value = "512,128", value_parser = pair)]
+    pub pg: Vec<(usize, usize)>,
+
+    /// Positions in the cache before a test, with commas between
+    #[arg(short = 'd', long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    pub depth: Vec<usize>,
+
+    /// Sequences at a time, with commas between
+    #[arg(short = 'b', long, value_name = "N", value_delimiter = ',', default_value = "1")]
+    pub batch: Vec<usize>,
+
+    /// Repetitions of each test
+    #[arg(short = 'r', long, value_name = "N", default_value_t = 5)]
+    pub repetitions: usize,
+
+    /// Rows of a step: prompts are computed in chunks of so many
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_rows: usize,
+
+    /// Type of the KV cache
+    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    pub kv_type: KvType,
+
+    #[command(flatten)]
+    pub format: FormatArgs,
+
+    /// Adapter by index or by a part of its name, as `devices` lists them
+    #[arg(long, env = "WGINFER_GPU", value_name = "NAME|INDEX", help_heading = "Model and device")]
+    pub gpu: Option<String>,
+}
+
+fn pair(text: &str) -> Result<(usize, usize), String> {
+    let number = |text: &str| text.trim().parse().map_err(|_| format!("`{text}` is not a number of tokens"));
+    match text.split_once(',') {
+        Some((p, n)) => Ok((number(p)?, number(n)?)),
+        None if text.trim() == "0" => Ok((0, 0)),
+        None => Err("expected two numbers with a comma between, or 0".to_string()),
+    }
+}
+
+const BENCH_COMPARE_EXAMPLES: &str = "Examples:
+  wginfer bench kernels --format json > before.json
+  wginfer bench compare before.json after.json
+
+Ratios are how many times faster than the first run. `*` marks what lies outside the spread: for
+kernels from the 10th to the 90th percentile, for models two deviations around the mean.";
+
+#[derive(clap::Args)]
+#[command(after_help = BENCH_COMPARE_EXAMPLES)]
+pub struct BenchCompareArgs {
+    /// Reports that `bench kernels` or `bench model` wrote with `--format json`
+    #[arg(required = true, num_args = 2.., value_name = "FILE")]
+    pub reports: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub format: FormatArgs,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -288,5 +476,6 @@ mod tests {
         let (_, entry) = lock.split_once("name = \"wgpu\"\nversion = \"").expect("wgpu is locked");
         let (version, _) = entry.split_once('"').expect("a version");
         assert!(super::VERSION.ends_with(&format!("(wgpu {version})")), "{} is locked", version);
+        assert_eq!(wginfer::bench::WGPU_VERSION, version, "what reports say");
     }
 }

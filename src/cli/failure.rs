@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use wginfer::bench::BenchError;
 use wginfer::engine::EngineError;
 use wginfer::gpu::GpuError;
 use wginfer::text::TextError;
@@ -58,7 +59,13 @@ impl From<wginfer::Error> for Failure {
     fn from(error: wginfer::Error) -> Self {
         let (message, hint) = (error.to_string(), error.hint());
         match error {
-            wginfer::Error::Engine(EngineError::Parameter { .. }) => Failure::Usage { message, hint },
+            wginfer::Error::Engine(EngineError::Parameter { .. })
+            | wginfer::Error::Bench(
+                BenchError::Parameter { .. }
+                | BenchError::UnknownShape { .. }
+                | BenchError::NoKernel { .. }
+                | BenchError::Engine(EngineError::Parameter { .. }),
+            ) => Failure::Usage { message, hint },
             _ => Failure::Failed { message, hint },
         }
     }
@@ -72,6 +79,12 @@ impl From<EngineError> for Failure {
 
 impl From<GpuError> for Failure {
     fn from(error: GpuError) -> Self {
+        wginfer::Error::from(error).into()
+    }
+}
+
+impl From<BenchError> for Failure {
+    fn from(error: BenchError) -> Self {
         wginfer::Error::from(error).into()
     }
 }

@@ -2,6 +2,7 @@
 //! `log`, whose lines `terminal` writes to standard error.
 
 mod args;
+mod bench;
 mod chat;
 mod devices;
 mod failure;
@@ -11,8 +12,10 @@ mod inspect;
 mod interrupt;
 mod logits;
 mod model;
+mod plot;
 mod prompt;
 mod sampling;
+mod table;
 mod terminal;
 
 use std::io::Write;
@@ -52,6 +55,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         Command::Logits(args) => logits::run(args, &mut out)?,
         Command::Inspect(args) => inspect::run(args, &mut out)?,
         Command::Devices(args) => devices::run(args, &mut out)?,
+        Command::Bench(command) => bench::run(command, &mut out)?,
         Command::Completions { shell } => {
             // Into memory first: the generator panics where it cannot write.
             let mut script = Vec::new();

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, RequestId};
+use wginfer::engine::{Checkpoint, Engine, EngineError, EngineOptions, Event, RequestId};
 use wginfer::gpu::{Gpu, GpuOptions};
 
 use super::args::{DeviceArgs, ModelArg, Quantize};
@@ -33,6 +33,14 @@ impl ModelArg {
                 );
                 Ok(Checkpoint::demo()?)
             }
+        }
+    }
+
+    /// The same once more, without a word.
+    pub fn reopen(&self) -> Result<Checkpoint, EngineError> {
+        match self.model.as_deref().filter(|model| !model.is_empty()) {
+            Some(model) => Checkpoint::open(Path::new(model)),
+            None => Checkpoint::demo(),
         }
     }
 }
@@ -97,7 +105,7 @@ fn warn_of_unused(names: &[String]) {
 }
 
 /// The user's folder for what can be made again.
-fn cache_dir() -> Option<PathBuf> {
+pub fn cache_dir() -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(dir) = var(CACHE_ENV) {
         return Some(dir);

@@ -46,10 +46,27 @@ const WORTH_A_BAR: u64 = 64 << 20;
 
 /// A bar over so many bytes, on a terminal and unless quiet. [`finish`] takes it away.
 pub fn bar(what: &'static str, n_bytes: u64) -> ProgressBar {
-    let shown = n_bytes >= WORTH_A_BAR && std::io::stderr().is_terminal() && !is_quiet();
+    let template = "{msg} {bar:32} {bytes}/{total_bytes}, {bytes_per_sec}";
+    show(template, Some(n_bytes), n_bytes >= WORTH_A_BAR, what)
+}
+
+/// A bar over steps that are named as they come. [`finish`] takes it away.
+pub fn steps() -> ProgressBar {
+    show("{bar:24} {pos}/{len} {elapsed} {wide_msg}", Some(0), true, "")
+}
+
+/// A line that says what is being done. [`finish`] takes it away.
+pub fn spinner() -> ProgressBar {
+    let bar = show("{elapsed} {wide_msg}", None, true, "");
+    bar.enable_steady_tick(std::time::Duration::from_millis(250));
+    bar
+}
+
+fn show(template: &str, length: Option<u64>, worth_it: bool, what: &'static str) -> ProgressBar {
+    let shown = worth_it && std::io::stderr().is_terminal() && !is_quiet();
     let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-    let bar = ProgressBar::with_draw_target(Some(n_bytes), target);
-    if let Ok(style) = ProgressStyle::with_template("{msg} {bar:32} {bytes}/{total_bytes}, {bytes_per_sec}") {
+    let bar = ProgressBar::with_draw_target(length, target);
+    if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar.set_message(what);

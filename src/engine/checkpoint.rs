@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{EngineError, Sampling};
+use crate::dtype::Dtype;
 use crate::models::{self, Architecture};
 use crate::text::{TextError, Tokenizer};
 use crate::weights::Weights;
@@ -83,6 +84,26 @@ impl Checkpoint {
             weights: Weights::open(dir)?,
             tokenizer: Tokenizer::open(dir),
             sampling: generation.sampling(),
+        })
+    }
+
+    /// A model of the shape that `config_json` describes, with random weights that are drawn on the device at load,
+    /// matrices in `dtype`: for measurements. It has no tokenizer, and needs a device of our own.
+    ///
+    /// # Errors
+    /// [`EngineError::Model`] says what is wrong with the config, [`EngineError::Parameter`] that `dtype` is none of
+    /// weights.
+    pub fn random(name: &str, config_json: &str, dtype: Dtype) -> Result<Checkpoint, EngineError> {
+        if dtype == Dtype::U32 {
+            let (found, expected) = (dtype.to_string(), "a type of weights");
+            return Err(EngineError::Parameter { name: "dtype", found, expected });
+        }
+        Ok(Checkpoint {
+            name: name.to_string(),
+            architecture: models::open(config_json)?,
+            weights: Weights::random(dtype),
+            tokenizer: Err(TextError::NoTokenizer { dir: name.into(), found: Vec::new() }),
+            sampling: Sampling::default(),
         })
     }
 

@@ -1,7 +1,7 @@
 //! From a checkpoint to an engine: everything is allocated and compiled here, nothing later.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::forward::{Forward, Results, SlotTables};
 use super::plan::{Plan, PlanTables};
@@ -9,8 +9,8 @@ use super::{
     Checkpoint, Engine, EngineError, EngineOptions, KvPages, MOST_IN_FLIGHT, PAGE_SIZE, RequestId, SLICE,
 };
 use crate::dtype::{BLOCK, Dtype};
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, ReadbackRing, Recorder};
-use crate::models::{Capacity, Loader, Progress, check_device};
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, ReadbackRing, Recorder, Variant};
+use crate::models::{Capacity, Loader, ModelError, Progress, check_device};
 use crate::ops::{Attention, KvLayer, Rows};
 use crate::text::Tokenizer;
 
@@ -76,7 +76,7 @@ impl Engine {
         let n_pages = options.kv_tokens.map_or(max_seqs.saturating_mul(seq_pages), |n| n.div_ceil(PAGE_SIZE));
         let n_pages = n_pages.clamp(seq_pages, bindable);
 
-        let mut loader = Loader::new(gpu, &checkpoint.weights, options.quantize, progress)?;
+        let mut loader = Loader::new(gpu, &checkpoint.weights, options.quantize);
         let model = checkpoint.architecture.load(&mut loader, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
 
@@ -118,15 +118,27 @@ impl Engine {
             prompt_ms: SLICE.as_secs_f64() * 1e3,
             last_finish: Instant::now(),
             unused_tensors,
+            compile_time: Duration::ZERO,
             options: EngineOptions { max_seqs, max_rows, max_logprobs, ..options },
             shape,
         };
-        engine.rehearse()?;
+        let variants = engine.variants();
+        let (compiled, uploaded) = std::thread::scope(|scope| {
+            let compiler = scope.spawn(|| {
+                let begin = Instant::now();
+                gpu.compile(&variants).map(|()| begin.elapsed())
+            });
+            let uploaded = loader.upload(progress);
+            let died = |_| Err(GpuError::Device { message: "a compiler thread died".into() });
+            (compiler.join().unwrap_or_else(died), uploaded)
+        });
+        uploaded.map_err(ModelError::from)?;
+        engine.compile_time = compiled?;
         Ok(engine)
     }
 
-    /// Compiles every pipeline that steps of this engine use.
-    fn rehearse(&mut self) -> Result<(), EngineError> {
+    /// Every variant that steps of this engine use.
+    fn variants(&mut self) -> Vec<Variant> {
         // Every number of rows that shares weights, with a prompt in the step and without.
         let max_seqs = self.options.max_seqs;
         let counts = (0..).map(|i| 1 << i).take_while(|n| *n < 2 * max_seqs).map(|n: usize| n.min(max_seqs));
@@ -141,11 +153,12 @@ impl Engine {
             ..Plan::default()
         };
         let decode = counts.map(|n| plan(n, 0));
-        // Of a prompt's rows those that do not fill a group share weights in fewer.
-        let prompt = (0..5).map(|i| plan(1, (1 << i) - usize::from(i > 0)));
+        // Of a prompt's rows those that do not fill a group share weights in fewer; large products take large tiles.
+        let n_prompt = (0..5).map(|i| (1 << i) - usize::from(i > 0)).chain([self.options.max_rows - 1]);
+        let prompt = n_prompt.map(|n| plan(1, n));
         let plans: Vec<Plan> = decode.chain(prompt).collect();
         let (forward, ctx, n_layers) = (&self.forward, self.ctx, self.shape.n_layers());
-        self.rec.rehearse(|rec| {
+        self.rec.variants(|rec| {
             for mut plan in plans {
                 for longest in [1, ctx] {
                     plan.longest = longest;
@@ -155,7 +168,6 @@ impl Engine {
                     forward.draw(rec, &plan);
                 }
             }
-        })?;
-        Ok(())
+        })
     }
 }

@@ -91,6 +91,7 @@ pub struct Engine {
     prompt_ms: f64,
     last_finish: Instant,
     unused_tensors: Vec<String>,
+    compile_time: Duration,
 }
 
 /// Slices in flight: one runs while the next waits behind it.
@@ -125,6 +126,11 @@ impl Engine {
     /// Tensors of the checkpoint that the architecture did not ask for.
     pub fn unused_tensors(&self) -> &[String] {
         &self.unused_tensors
+    }
+
+    /// How long its pipelines took to compile, while weights were uploaded.
+    pub fn compile_time(&self) -> Duration {
+        self.compile_time
     }
 
     /// Queues a request. Its events carry the id.

@@ -101,14 +101,14 @@ impl Variant {
         label
     }
 
+    /// The parts, in order.
+    pub fn parts(&self) -> impl Iterator<Item = &'static Part> + '_ {
+        self.parts.iter().copied().flatten()
+    }
+
     /// The override values that are set.
     pub fn overrides(&self) -> impl Iterator<Item = (&'static str, u32)> + '_ {
         self.overrides.iter().copied().filter(|(name, _)| !name.is_empty())
-    }
-
-    /// The parts that are appended.
-    pub fn parts(&self) -> impl Iterator<Item = &'static Part> + '_ {
-        self.parts.iter().copied().flatten()
     }
 
     fn key(&self) -> impl Eq + std::hash::Hash + '_ {

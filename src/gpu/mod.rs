@@ -4,6 +4,7 @@
 //! [`Recorder`] turns calls of operations into command buffers. Nothing here knows of models.
 
 mod adapter;
+mod buffer;
 mod cache;
 mod caps;
 mod error;
@@ -26,6 +27,7 @@ pub use readback::{Arrived, Readback, ReadbackRing};
 pub use recorder::Recorder;
 pub use tensor::{ROW_ALIGN, Tensor, View};
 
+use buffer::Buffer;
 use kernel::Pipeline;
 
 /// How to open a device.
@@ -51,6 +53,8 @@ pub struct Counters {
     writes: AtomicU64,
     allocations: AtomicU64,
     allocated_bytes: AtomicU64,
+    live_bytes: AtomicU64,
+    peak_bytes: AtomicU64,
     submissions: AtomicU64,
     read_bytes: AtomicU64,
     dispatches: AtomicU64,
@@ -65,6 +69,10 @@ pub struct Counts {
     pub allocations: u64,
     /// Bytes of all buffers allocated.
     pub allocated_bytes: u64,
+    /// Bytes of the buffers that are allocated now.
+    pub live_bytes: u64,
+    /// Most bytes that were allocated at a time.
+    pub peak_bytes: u64,
     /// Submissions to the queue.
     pub submissions: u64,
     /// Bytes copied back for the host.
@@ -88,7 +96,7 @@ struct Inner {
     pipelines: RwLock<HashMap<Variant, Arc<Pipeline>>>,
     driver_cache: Option<cache::DriverCache>,
     dummy: OnceLock<Tensor>,
-    counters: Counters,
+    counters: Arc<Counters>,
     /// First error reported outside a scope; only on a device that we created.
     fault: Arc<Mutex<Option<GpuError>>>,
 }
@@ -181,7 +189,7 @@ impl Gpu {
                 pipelines: RwLock::default(),
                 driver_cache,
                 dummy: OnceLock::new(),
-                counters: Counters::default(),
+                counters: Arc::default(),
                 fault,
             }),
         })
@@ -215,6 +223,8 @@ impl Gpu {
             writes: get(&c.writes),
             allocations: get(&c.allocations),
             allocated_bytes: get(&c.allocated_bytes),
+            live_bytes: get(&c.live_bytes),
+            peak_bytes: get(&c.peak_bytes),
             submissions: get(&c.submissions),
             read_bytes: get(&c.read_bytes),
             dispatches: get(&c.dispatches),
@@ -298,10 +308,26 @@ impl Gpu {
     /// # Panics
     /// On an adopted device.
     pub fn read_words(&self, tensor: &Tensor) -> Result<Vec<u32>, GpuError> {
-        let size = tensor.size_bytes();
+        self.read_range(tensor, 0, tensor.size_bytes())
+    }
+
+    /// Reads the raw 32-bit words of row `row` of a tensor back and waits for them, padding included.
+    ///
+    /// # Errors
+    /// As [`Gpu::poll`].
+    ///
+    /// # Panics
+    /// On an adopted device, or if there is no such row or it is no whole number of words.
+    pub fn read_row(&self, tensor: &Tensor, row: usize) -> Result<Vec<u32>, GpuError> {
+        assert!(row < tensor.n_rows(), "{tensor:?} has no row {row}");
+        let bytes = tensor.row_bytes() as u64;
+        self.read_range(tensor, row as u64 * bytes, bytes)
+    }
+
+    fn read_range(&self, tensor: &Tensor, offset: u64, size: u64) -> Result<Vec<u32>, GpuError> {
         let mut ring = ReadbackRing::new(self, "read", 1, size)?;
         let mut encoder = self.inner.device.create_command_encoder(&Default::default());
-        let pending = ring.record(&mut encoder, &[(tensor.buffer(), 0, size)], 0);
+        let pending = ring.record(&mut encoder, &[(tensor.buffer(), offset, size)], 0);
         self.submit([encoder.finish()]);
         self.wait()?;
         // If another thread polled at the same time, the callback that marks the slot may be running there.
@@ -378,12 +404,7 @@ impl Gpu {
         self.inner.dummy.get().cloned().ok_or(GpuError::NoAdapter)
     }
 
-    fn create_buffer(
-        &self,
-        label: &str,
-        size: u64,
-        usage: wgpu::BufferUsages,
-    ) -> Result<wgpu::Buffer, GpuError> {
+    fn create_buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
         let device = &self.inner.device;
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -409,7 +430,7 @@ impl Gpu {
         }
         self.count(|c| &c.allocations, 1);
         self.count(|c| &c.allocated_bytes, size);
-        Ok(buffer)
+        Ok(Buffer::new(buffer, self.inner.counters.clone()))
     }
 
     fn write_buffer(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {

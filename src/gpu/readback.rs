@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::timing::{TIMING_BYTES, elapsed_ms};
-use super::{Gpu, GpuError};
+use super::{Buffer, Gpu, GpuError};
 
 /// A ring of buffers that device results are copied into. A guest can use it: mapping begins when the
 /// host submits the recording, and nothing here waits.
@@ -15,7 +15,7 @@ pub struct ReadbackRing {
 }
 
 struct Slot {
-    buffer: wgpu::Buffer,
+    buffer: Buffer,
     state: Arc<AtomicU8>,
 }
 

@@ -1,9 +1,9 @@
 //! Turns calls of operations into command buffers. Never submits.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::timing::Timing;
-use super::{Gpu, GpuError, Readback, ReadbackRing, Tensor, Variant, View};
+use super::{Buffer, Gpu, GpuError, Readback, ReadbackRing, Tensor, Variant, View};
 
 /// Bytes for parameter blocks: at 256 bytes a block, 8,192 different ones before a reset.
 const PARAMS_BYTES: u64 = 2 << 20;
@@ -19,7 +19,7 @@ const MAX_PARAMS: usize = 256;
 /// nothing.
 pub struct Recorder {
     gpu: Gpu,
-    params: wgpu::Buffer,
+    params: Buffer,
     blocks: HashMap<Vec<u8>, u32>,
     bind_groups: HashMap<BindKey, wgpu::BindGroup>,
     dummy: Tensor,
@@ -27,7 +27,7 @@ pub struct Recorder {
     encoder: Option<wgpu::CommandEncoder>,
     pass: Option<wgpu::ComputePass<'static>>,
     /// Set while rehearsing: variants are collected and nothing is recorded.
-    rehearsal: Option<HashSet<Variant>>,
+    rehearsal: Option<Vec<Variant>>,
     error: Option<GpuError>,
 }
 
@@ -70,10 +70,15 @@ impl Recorder {
     /// # Errors
     /// [`GpuError::Compile`].
     pub fn rehearse(&mut self, record: impl FnOnce(&mut Recorder)) -> Result<(), GpuError> {
-        self.rehearsal = Some(HashSet::new());
-        record(self);
-        let variants: Vec<Variant> = self.rehearsal.take().into_iter().flatten().collect();
+        let variants = self.variants(record);
         self.gpu.compile(&variants)
+    }
+
+    /// The variants that `record` would dispatch, each once, in order. Nothing is recorded.
+    pub fn variants(&mut self, record: impl FnOnce(&mut Recorder)) -> Vec<Variant> {
+        self.rehearsal = Some(Vec::new());
+        record(self);
+        self.rehearsal.take().unwrap_or_default()
     }
 
     /// Records one dispatch of `groups` workgroups: `params` at binding 0, `bindings` from 1 on.
@@ -95,7 +100,9 @@ impl Recorder {
         }
         let offset = self.params_offset(bytemuck::bytes_of(params));
         if let Some(variants) = &mut self.rehearsal {
-            variants.insert(variant);
+            if !variants.contains(&variant) {
+                variants.push(variant);
+            }
             return;
         }
         let pipeline = match self.gpu.pipeline(&variant) {
@@ -207,7 +214,7 @@ impl Recorder {
         let encoder = self.commands();
         let timing_bytes = timing.as_mut().map_or(0, |timing| timing.stop(encoder));
         if let Some(timing) = timing.as_ref().filter(|_| timing_bytes > 0) {
-            sources.push((&timing.resolved, 0, timing_bytes));
+            sources.push((&*timing.resolved, 0, timing_bytes));
         }
         let pending = ring.record(encoder, &sources, timing_bytes);
         self.timing = timing;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Gpu, GpuError};
+use super::{Buffer, Gpu, GpuError};
 use crate::dtype::Dtype;
 
 /// Float rows start at multiples of this many elements, a block of quantised weights, so that kernels load whole
@@ -21,7 +21,7 @@ pub struct Tensor {
 struct Inner {
     id: u64,
     label: String,
-    buffer: wgpu::Buffer,
+    buffer: Buffer,
     n_rows: usize,
     n_cols: usize,
     stride: usize,

@@ -1,6 +1,6 @@
 //! The device's own clock: timestamps around passes.
 
-use super::{Gpu, GpuError};
+use super::{Buffer, Gpu, GpuError};
 
 /// Passes of one recording that can be timed; a slice of a step has one, seldom two.
 const MAX_PASSES: u32 = 8;
@@ -11,7 +11,7 @@ pub(super) const TIMING_BYTES: u64 = 2 * 8 * MAX_PASSES as u64;
 /// Timestamps of one recording at a time.
 pub(super) struct Timing {
     queries: wgpu::QuerySet,
-    pub resolved: wgpu::Buffer,
+    pub resolved: Buffer,
     /// Timestamps written since the start; `None` while nobody asked for them.
     n_written: Option<u32>,
 }

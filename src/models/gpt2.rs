@@ -72,6 +72,11 @@ impl Architecture for Config {
             vocab_size: self.vocab_size,
             max_seq_len: self.n_positions,
             attention: (0..self.n_layer).map(attention).collect(),
+            intermediate_size: self.n_inner.unwrap_or(4 * self.n_embd),
+            has_gate: false,
+            has_layer_norm: true,
+            has_head_norm: false,
+            ties_embeddings: self.tie_word_embeddings,
         }
     }
 

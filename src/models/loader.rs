@@ -6,7 +6,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use crate::dtype::{Dtype, SUPERBLOCK};
-use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor};
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Tensor};
 use crate::ops;
 use crate::weights::{Entry, Weights, WeightsError};
 
@@ -24,44 +24,40 @@ const PIECE: usize = 4 << 20;
 /// Bytes after which our own queue is flushed, so that those copies stay few.
 const FLUSH: usize = 64 << 20;
 
-/// Makes tensors of a checkpoint. Matrices keep the type they are stored in unless they are to be quantised; vectors
-/// (norms, biases), which are a thousandth of a model, become F32 so that one kernel reads them all.
+/// Makes tensors of a checkpoint, or draws them. Matrices keep the type they are stored in unless they are to be
+/// quantised; vectors (norms, biases), which are a thousandth of a model, become F32 so that one kernel reads them all.
+///
+/// Tensors are allocated when they are asked for, and filled by [`Loader::upload`]: so all names and shapes are
+/// checked before anything is uploaded, and kernels compile meanwhile.
 pub struct Loader<'a> {
     gpu: &'a Gpu,
     weights: &'a Weights,
     quantize: Option<Dtype>,
-    rec: Recorder,
-    /// Where pieces wait to be quantised, by type and width.
-    staging: HashMap<(Dtype, usize), Tensor>,
     taken: HashSet<String>,
-    progress: &'a mut dyn FnMut(Progress),
-    done_bytes: usize,
-    unflushed: usize,
+    uploads: Vec<Upload<'a>>,
+}
+
+/// A tensor that waits for its content.
+struct Upload<'a> {
+    tensor: Tensor,
+    /// Type of what is written; if the tensor is quantised, of what is quantised.
+    written: Dtype,
+    source: Source<'a>,
+}
+
+enum Source<'a> {
+    /// Entries one below the other.
+    Stacked(Vec<&'a Entry>),
+    /// Stored as `[n_cols, n_rows]`.
+    Transposed(&'a Entry),
+    /// Drawn with this mean and deviation.
+    Random { mean: f32, scale: f32 },
 }
 
 impl<'a> Loader<'a> {
-    /// A loader onto one device, which quantises matrices to `quantize` (only on a device of our own); `progress`
-    /// hears of each piece.
-    ///
-    /// # Errors
-    /// [`WeightsError::Gpu`].
-    pub fn new(
-        gpu: &'a Gpu,
-        weights: &'a Weights,
-        quantize: Option<Dtype>,
-        progress: &'a mut dyn FnMut(Progress),
-    ) -> Result<Self, WeightsError> {
-        Ok(Loader {
-            gpu,
-            weights,
-            quantize,
-            rec: Recorder::new(gpu)?,
-            staging: HashMap::new(),
-            taken: HashSet::new(),
-            progress,
-            done_bytes: 0,
-            unflushed: 0,
-        })
+    /// A loader onto one device, which quantises matrices to `quantize` (only on a device of our own).
+    pub fn new(gpu: &'a Gpu, weights: &'a Weights, quantize: Option<Dtype>) -> Self {
+        Loader { gpu, weights, quantize, taken: HashSet::new(), uploads: Vec::new() }
     }
 
     /// The device.
@@ -71,7 +67,7 @@ impl<'a> Loader<'a> {
 
     /// Whether the checkpoint has the tensor.
     pub fn has(&self, name: &str) -> bool {
-        self.weights.get(name).is_some()
+        self.weights.get(name).is_some() || self.weights.random_dtype().is_some()
     }
 
     /// A matrix, `[n_rows, n_cols]`.
@@ -89,7 +85,7 @@ impl<'a> Loader<'a> {
     /// As [`Loader::matrix`].
     pub fn table(&mut self, name: &str, [n_rows, n_cols]: [usize; 2]) -> Result<Tensor, WeightsError> {
         let target = self.quantize.map(|_| Dtype::Q8_0);
-        self.load(&[(name, n_rows)], n_cols, target)
+        self.stacked(&[(name, n_rows)], n_cols, target)
     }
 
     /// A matrix that is not quantised, `[n_rows, n_cols]`.
@@ -97,7 +93,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn as_stored(&mut self, name: &str, [n_rows, n_cols]: [usize; 2]) -> Result<Tensor, WeightsError> {
-        self.load(&[(name, n_rows)], n_cols, None)
+        self.stacked(&[(name, n_rows)], n_cols, None)
     }
 
     /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. Where their types differ
@@ -106,61 +102,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn stack(&mut self, parts: &[(&str, usize)], n_cols: usize) -> Result<Tensor, WeightsError> {
-        self.load(parts, n_cols, self.target(n_cols))
-    }
-
-    /// What matrices of this width are quantised to.
-    fn target(&self, n_cols: usize) -> Option<Dtype> {
-        self.quantize.map(|dtype| match dtype {
-            Dtype::Q4_K if !n_cols.is_multiple_of(SUPERBLOCK) => Dtype::Q8_0,
-            other => other,
-        })
-    }
-
-    fn load(
-        &mut self,
-        parts: &[(&str, usize)],
-        n_cols: usize,
-        target: Option<Dtype>,
-    ) -> Result<Tensor, WeightsError> {
-        let entries =
-            parts.iter().map(|(name, n)| self.entry(name, &[*n, n_cols])).collect::<Result<Vec<_>, _>>()?;
-        let dtypes = entries.iter().map(|e| dtype_of(e)).collect::<Result<HashSet<_>, _>>()?;
-        let common =
-            if dtypes.len() == 1 { *dtypes.iter().next().unwrap_or(&Dtype::F32) } else { Dtype::F32 };
-        let n_rows = parts.iter().map(|(_, n)| n).sum();
-        let tensor = Tensor::weights(self.gpu, parts[0].0, [n_rows, n_cols], target.unwrap_or(common))?;
-        let mut row = 0;
-        for (entry, (_, n)) in entries.into_iter().zip(parts) {
-            let stored = dtype_of(entry)?;
-            let written = if target.is_some() { stored } else { common };
-            let bytes = self.weights.bytes(entry);
-            let row_bytes = stored.bytes(n_cols);
-            let padded_bytes = written.bytes(n_cols.next_multiple_of(ROW_ALIGN));
-            for rows in pieces(&tensor, row..row + n, padded_bytes) {
-                let from = (rows.start - row) * row_bytes..(rows.end - row) * row_bytes;
-                let piece = &bytes[from.clone()];
-                if stored == written && padded_bytes == row_bytes {
-                    self.put(&tensor, rows, written, piece)?;
-                } else {
-                    let mut padded = vec![0; rows.len() * padded_bytes];
-                    for (from, to) in piece.chunks(row_bytes).zip(padded.chunks_mut(padded_bytes)) {
-                        if stored == written {
-                            to[..row_bytes].copy_from_slice(from);
-                        } else {
-                            let wide = widen(stored, from);
-                            to[..4 * n_cols].copy_from_slice(bytemuck::cast_slice(&wide));
-                        }
-                    }
-                    self.put(&tensor, rows, written, &padded)?;
-                }
-                let n_bytes = piece.len();
-                self.weights.release(entry, from);
-                self.uploaded(n_bytes)?;
-            }
-            row += n;
-        }
-        Ok(tensor)
+        self.stacked(parts, n_cols, self.target(n_cols))
     }
 
     /// A matrix that is stored as `[n_cols, n_rows]`, turned to `[n_rows, n_cols]` (GPT-2's `Conv1D`).
@@ -168,60 +110,13 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn transposed(&mut self, name: &str, [n_rows, n_cols]: [usize; 2]) -> Result<Tensor, WeightsError> {
+        if self.weights.random_dtype().is_some() {
+            return self.matrix(name, [n_rows, n_cols]);
+        }
         let entry = self.entry(name, &[n_cols, n_rows])?;
-        let dtype = dtype_of(entry)?;
-        let bytes = self.weights.bytes(entry);
-        let size = dtype.bytes(1);
-        let target = self.target(n_cols).unwrap_or(dtype);
-        let tensor = Tensor::weights(self.gpu, name, [n_rows, n_cols], target)?;
-        let row_bytes = dtype.bytes(n_cols.next_multiple_of(ROW_ALIGN));
-        for rows in pieces(&tensor, 0..n_rows, row_bytes) {
-            let mut piece = vec![0; rows.len() * row_bytes];
-            for c in 0..n_cols {
-                let source = &bytes[(c * n_rows + rows.start) * size..][..rows.len() * size];
-                for (r, element) in source.chunks(size).enumerate() {
-                    piece[r * row_bytes + c * size..][..size].copy_from_slice(element);
-                }
-            }
-            let n = rows.len();
-            self.put(&tensor, rows, dtype, &piece)?;
-            self.uploaded(n * n_cols * size)?;
-        }
-        self.weights.release(entry, 0..bytes.len());
-        Ok(tensor)
-    }
-
-    /// Writes rows of a tensor, `bytes` in `dtype` with padding, or quantises them if the tensor is quantised.
-    fn put(
-        &mut self,
-        tensor: &Tensor,
-        rows: Range<usize>,
-        dtype: Dtype,
-        bytes: &[u8],
-    ) -> Result<(), WeightsError> {
-        if tensor.dtype() == dtype {
-            tensor.write(self.gpu, rows.start, bytes);
-            return Ok(());
-        }
-        let n_cols = tensor.n_cols();
-        let key = (dtype, n_cols);
-        let fits = self.staging.get(&key).is_some_and(|staging| staging.n_rows() >= rows.len());
-        if !fits {
-            let shape = [rows.len(), n_cols];
-            self.staging.insert(key, Tensor::zeros(self.gpu, "weights to quantise", shape, dtype)?);
-        }
-        let staging = &self.staging[&key];
-        staging.write(self.gpu, 0, bytes);
-        ops::quantize(&mut self.rec, staging, tensor, rows.start, rows.len());
-        // The next piece is written to the same place: the queue keeps the order of submissions.
-        if let Some(buffer) = self.rec.finish()? {
-            self.gpu.submit([buffer]);
-        }
-        if self.rec.params_are_low() {
-            self.gpu.wait()?;
-            self.rec.reset_params();
-        }
-        Ok(())
+        let written = dtype_of(entry)?;
+        let dtype = self.target(n_cols).unwrap_or(written);
+        self.later(name, [n_rows, n_cols], dtype, written, Source::Transposed(entry))
     }
 
     /// A vector as F32, `[1, n]`.
@@ -237,20 +132,95 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn vectors(&mut self, parts: &[(&str, usize)]) -> Result<Tensor, WeightsError> {
-        let mut values = Vec::new();
+        let n_cols = parts.iter().map(|(_, n)| n).sum();
+        if self.weights.random_dtype().is_some() {
+            let mean = if parts[0].0.ends_with(".bias") { 0.0 } else { 1.0 };
+            let source = Source::Random { mean, scale: 0.05 };
+            return self.later(parts[0].0, [1, n_cols], Dtype::F32, Dtype::F32, source);
+        }
+        let mut values = Vec::with_capacity(n_cols);
         for (name, n) in parts {
             let entry = self.entry(name, &[*n])?;
-            let bytes = self.weights.bytes(entry);
-            values.extend(widen(dtype_of(entry)?, bytes));
-            self.uploaded(bytes.len())?;
+            values.extend(widen(dtype_of(entry)?, self.weights.bytes(entry)));
         }
-        Ok(Tensor::from_f32(self.gpu, parts[0].0, [1, values.len()], &values)?)
+        Ok(Tensor::from_f32(self.gpu, parts[0].0, [1, n_cols], &values)?)
     }
 
     /// Names that nothing asked for.
     pub fn unused(&self) -> Vec<&'a str> {
         let entries = self.weights.entries().iter().map(|e| e.name.as_str());
         entries.filter(|name| !self.taken.contains(*name)).collect()
+    }
+
+    /// What matrices of this width are quantised to.
+    fn target(&self, n_cols: usize) -> Option<Dtype> {
+        self.quantize.map(|dtype| match dtype {
+            Dtype::Q4_K if !n_cols.is_multiple_of(SUPERBLOCK) => Dtype::Q8_0,
+            other => other,
+        })
+    }
+
+    fn stacked(
+        &mut self,
+        parts: &[(&str, usize)],
+        n_cols: usize,
+        target: Option<Dtype>,
+    ) -> Result<Tensor, WeightsError> {
+        let shape = [parts.iter().map(|(_, n)| n).sum(), n_cols];
+        if let Some(dtype) = self.weights.random_dtype() {
+            // A matrix keeps the size of what it is multiplied with, so that logits stay finite.
+            let source = Source::Random { mean: 0.0, scale: (n_cols as f32).powf(-0.5) };
+            return self.later(parts[0].0, shape, target.unwrap_or(dtype), dtype, source);
+        }
+        let entries =
+            parts.iter().map(|(name, n)| self.entry(name, &[*n, n_cols])).collect::<Result<Vec<_>, _>>()?;
+        let dtypes = entries.iter().map(|e| dtype_of(e)).collect::<Result<HashSet<_>, _>>()?;
+        let common =
+            if dtypes.len() == 1 { *dtypes.iter().next().unwrap_or(&Dtype::F32) } else { Dtype::F32 };
+        self.later(parts[0].0, shape, target.unwrap_or(common), common, Source::Stacked(entries))
+    }
+
+    fn later(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        dtype: Dtype,
+        written: Dtype,
+        source: Source<'a>,
+    ) -> Result<Tensor, WeightsError> {
+        let tensor = Tensor::weights(self.gpu, name, shape, dtype)?;
+        self.uploads.push(Upload { tensor: tensor.clone(), written, source });
+        Ok(tensor)
+    }
+
+    /// Fills the tensors; `progress` hears of each piece.
+    ///
+    /// # Errors
+    /// [`WeightsError::Gpu`].
+    pub fn upload(self, progress: &mut dyn FnMut(Progress)) -> Result<(), WeightsError> {
+        let Loader { gpu, weights, uploads, .. } = self;
+        let random = uploads.iter().filter(|u| matches!(u.source, Source::Random { .. }));
+        let total_bytes = weights.n_bytes() + random.map(|u| u.tensor.size_bytes() as usize).sum::<usize>();
+        let mut writer = Writer {
+            gpu,
+            rec: None,
+            staging: HashMap::new(),
+            progress,
+            // Vectors are there already.
+            done: Progress {
+                done_bytes: total_bytes - uploads.iter().map(Upload::n_bytes).sum::<usize>(),
+                total_bytes,
+            },
+            unflushed: 0,
+        };
+        for upload in &uploads {
+            match &upload.source {
+                Source::Stacked(entries) => writer.stacked(weights, upload, entries)?,
+                Source::Transposed(entry) => writer.transposed(weights, upload, entry)?,
+                Source::Random { mean, scale } => writer.random(upload, *mean, *scale)?,
+            }
+        }
+        writer.flush()
     }
 
     fn entry(&mut self, name: &str, shape: &[usize]) -> Result<&'a Entry, WeightsError> {
@@ -278,16 +248,196 @@ impl<'a> Loader<'a> {
         self.taken.insert(name.to_string());
         Ok(entry)
     }
+}
+
+impl Upload<'_> {
+    fn n_bytes(&self) -> usize {
+        match &self.source {
+            Source::Stacked(entries) => entries.iter().map(|e| e.n_bytes).sum(),
+            Source::Transposed(entry) => entry.n_bytes,
+            Source::Random { .. } => self.tensor.size_bytes() as usize,
+        }
+    }
+
+    /// Bytes of a row of what is written, padding included.
+    fn row_bytes(&self) -> usize {
+        self.written.bytes(self.tensor.n_cols().next_multiple_of(ROW_ALIGN))
+    }
+
+    /// `rows` in pieces of about [`PIECE`] bytes, none across two bindings.
+    fn pieces(&self, rows: Range<usize>) -> Vec<Range<usize>> {
+        let most = (PIECE / self.row_bytes().max(1)).max(1);
+        let ranges = self.tensor.ranges();
+        let ranges = ranges.map(|view| view.rows.start.max(rows.start)..view.rows.end.min(rows.end));
+        ranges.flat_map(|r| r.clone().step_by(most).map(move |at| at..(at + most).min(r.end))).collect()
+    }
+}
+
+/// Writes pieces, and counts them.
+struct Writer<'a> {
+    gpu: &'a Gpu,
+    rec: Option<Recorder>,
+    /// Where pieces wait to be quantised, by type and width.
+    staging: HashMap<(Dtype, usize), Tensor>,
+    progress: &'a mut dyn FnMut(Progress),
+    done: Progress,
+    unflushed: usize,
+}
+
+impl Writer<'_> {
+    fn stacked(
+        &mut self,
+        weights: &Weights,
+        upload: &Upload<'_>,
+        entries: &[&Entry],
+    ) -> Result<(), WeightsError> {
+        let n_cols = upload.tensor.n_cols();
+        let padded_bytes = upload.row_bytes();
+        let mut row = 0;
+        for entry in entries {
+            let (stored, n_rows) = (dtype_of(entry)?, entry.shape[0]);
+            let bytes = weights.bytes(entry);
+            let row_bytes = stored.bytes(n_cols);
+            for rows in upload.pieces(row..row + n_rows) {
+                let from = (rows.start - row) * row_bytes..(rows.end - row) * row_bytes;
+                let piece = &bytes[from.clone()];
+                let n_bytes = piece.len();
+                if stored == upload.written && padded_bytes == row_bytes {
+                    self.put(upload, rows, piece)?;
+                } else {
+                    let mut padded = vec![0; rows.len() * padded_bytes];
+                    for (from, to) in piece.chunks(row_bytes).zip(padded.chunks_mut(padded_bytes)) {
+                        if stored == upload.written {
+                            to[..row_bytes].copy_from_slice(from);
+                        } else {
+                            let wide = widen(stored, from);
+                            to[..4 * n_cols].copy_from_slice(bytemuck::cast_slice(&wide));
+                        }
+                    }
+                    self.put(upload, rows, &padded)?;
+                }
+                weights.release(entry, from);
+                self.uploaded(n_bytes)?;
+            }
+            row += n_rows;
+        }
+        Ok(())
+    }
+
+    fn transposed(
+        &mut self,
+        weights: &Weights,
+        upload: &Upload<'_>,
+        entry: &Entry,
+    ) -> Result<(), WeightsError> {
+        let bytes = weights.bytes(entry);
+        let (n_rows, n_cols, row_bytes) =
+            (upload.tensor.n_rows(), upload.tensor.n_cols(), upload.row_bytes());
+        let size = upload.written.bytes(1);
+        for rows in upload.pieces(0..n_rows) {
+            let mut piece = vec![0; rows.len() * row_bytes];
+            for c in 0..n_cols {
+                let source = &bytes[(c * n_rows + rows.start) * size..][..rows.len() * size];
+                for (r, element) in source.chunks(size).enumerate() {
+                    piece[r * row_bytes + c * size..][..size].copy_from_slice(element);
+                }
+            }
+            let n_bytes = rows.len() * n_cols * size;
+            self.put(upload, rows, &piece)?;
+            self.uploaded(n_bytes)?;
+        }
+        weights.release(entry, 0..bytes.len());
+        Ok(())
+    }
+
+    /// Draws on the device.
+    fn random(&mut self, upload: &Upload<'_>, mean: f32, scale: f32) -> Result<(), WeightsError> {
+        if !self.gpu.is_owned() {
+            let message = "random weights are drawn on a device of our own alone".to_string();
+            return Err(GpuError::Device { message }.into());
+        }
+        let tensor = &upload.tensor;
+        // The bytes so far tell one tensor from another.
+        let seed = self.done.done_bytes as u32;
+        if tensor.dtype() == upload.written {
+            ops::fill_normal(self.recorder()?, tensor, seed, mean, scale);
+            self.submit()?;
+            return self.uploaded(tensor.size_bytes() as usize);
+        }
+        for rows in upload.pieces(0..tensor.n_rows()) {
+            let staging = self.staging(upload, rows.len())?;
+            let seed = seed.wrapping_add(rows.start as u32);
+            let n_bytes = rows.len() * tensor.row_bytes();
+            ops::fill_normal(self.recorder()?, &staging, seed, mean, scale);
+            ops::quantize(self.recorder()?, &staging, tensor, rows.start, rows.len());
+            self.submit()?;
+            self.uploaded(n_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes rows, `bytes` with padding, or quantises them if the tensor is quantised.
+    fn put(&mut self, upload: &Upload<'_>, rows: Range<usize>, bytes: &[u8]) -> Result<(), WeightsError> {
+        if upload.tensor.dtype() == upload.written {
+            upload.tensor.write(self.gpu, rows.start, bytes);
+            return Ok(());
+        }
+        // The next piece is written to the same place: the queue keeps the order of submissions.
+        let staging = self.staging(upload, rows.len())?;
+        staging.write(self.gpu, 0, bytes);
+        ops::quantize(self.recorder()?, &staging, &upload.tensor, rows.start, rows.len());
+        self.submit()
+    }
+
+    /// Room for `n_rows` rows of a type and width.
+    fn staging(&mut self, upload: &Upload<'_>, n_rows: usize) -> Result<Tensor, WeightsError> {
+        let key = (upload.written, upload.tensor.n_cols());
+        match self.staging.get(&key) {
+            Some(staging) if staging.n_rows() >= n_rows => Ok(staging.clone()),
+            _ => {
+                let staging = Tensor::zeros(self.gpu, "weights to quantise", [n_rows, key.1], key.0)?;
+                self.staging.insert(key, staging.clone());
+                Ok(staging)
+            }
+        }
+    }
+
+    fn recorder(&mut self) -> Result<&mut Recorder, WeightsError> {
+        let rec = match self.rec.take() {
+            Some(rec) => rec,
+            None => Recorder::new(self.gpu)?,
+        };
+        Ok(self.rec.insert(rec))
+    }
+
+    fn submit(&mut self) -> Result<(), WeightsError> {
+        let Some(rec) = &mut self.rec else { return Ok(()) };
+        if let Some(buffer) = rec.finish()? {
+            self.gpu.submit([buffer]);
+        }
+        if rec.params_are_low() {
+            self.gpu.wait()?;
+            rec.reset_params();
+        }
+        Ok(())
+    }
 
     fn uploaded(&mut self, n: usize) -> Result<(), WeightsError> {
-        self.done_bytes += n;
+        self.done.done_bytes += n;
         self.unflushed += n;
-        if self.unflushed >= FLUSH && self.gpu.is_owned() {
+        if self.unflushed >= FLUSH {
+            self.flush()?;
+        }
+        (self.progress)(self.done);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), WeightsError> {
+        if self.unflushed > 0 && self.gpu.is_owned() {
             self.unflushed = 0;
             self.gpu.submit([]);
             self.gpu.wait()?;
         }
-        (self.progress)(Progress { done_bytes: self.done_bytes, total_bytes: self.weights.n_bytes() });
         Ok(())
     }
 }
@@ -299,13 +449,6 @@ fn dtype_of(entry: &Entry) -> Result<Dtype, WeightsError> {
         "BF16" => Ok(Dtype::BF16),
         found => Err(WeightsError::Dtype { name: entry.name.clone(), found: found.into() }),
     }
-}
-
-/// `rows` of a tensor in pieces of about [`PIECE`] bytes where a row has `row_bytes`, none across two bindings.
-fn pieces(tensor: &Tensor, rows: Range<usize>, row_bytes: usize) -> Vec<Range<usize>> {
-    let most = (PIECE / row_bytes.max(1)).max(1);
-    let ranges = tensor.ranges().map(|view| view.rows.start.max(rows.start)..view.rows.end.min(rows.end));
-    ranges.flat_map(|r| r.clone().step_by(most).map(move |at| at..(at + most).min(r.end))).collect()
 }
 
 fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {

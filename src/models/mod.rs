@@ -80,6 +80,16 @@ pub struct ModelShape {
     pub max_seq_len: usize,
     /// Attention of each layer.
     pub attention: Vec<Attention>,
+    /// Width of the feed-forward part.
+    pub intermediate_size: usize,
+    /// The feed-forward part has a gate.
+    pub has_gate: bool,
+    /// The norms are layer norms, not RMS norms.
+    pub has_layer_norm: bool,
+    /// Queries and keys are normalised a head.
+    pub has_head_norm: bool,
+    /// Logits come from the embedding.
+    pub ties_embeddings: bool,
 }
 
 impl ModelShape {

@@ -24,7 +24,7 @@ impl Architecture for Config {
     fn shape(&self) -> ModelShape {
         let head_dim = Some(self.keys.head_dim.unwrap_or(HEAD_DIM));
         let keys = DecoderKeys { head_dim, ..self.keys.clone() };
-        keys.shape("qwen3", |i| self.window.of_layer(i))
+        ModelShape { has_head_norm: true, ..keys.shape("qwen3", |i| self.window.of_layer(i)) }
     }
 
     fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError> {

@@ -8,6 +8,7 @@
 mod attention;
 mod count_prompt;
 mod embed;
+mod fill_normal;
 mod gate;
 mod gate_up;
 mod head_norm;
@@ -15,6 +16,8 @@ mod kv;
 mod layer_norm;
 mod linear;
 mod penalize;
+mod probe_copy;
+mod probe_fma;
 mod qkv;
 mod quantize;
 mod rms_norm;
@@ -27,6 +30,7 @@ mod top_k;
 pub use attention::{Attention, AttentionPlan};
 pub use count_prompt::count_prompt;
 pub use embed::{Lookup, embed};
+pub use fill_normal::fill_normal;
 pub use gate::{Act, gate};
 pub use gate_up::gate_up;
 pub use head_norm::{HeadNorm, head_norm};
@@ -34,6 +38,8 @@ pub use kv::KvLayer;
 pub use layer_norm::layer_norm;
 pub use linear::{LinearVariant, linear, linear_variants};
 pub use penalize::penalize;
+pub use probe_copy::probe_copy;
+pub use probe_fma::probe_fma;
 pub use qkv::qkv;
 pub use quantize::quantize;
 pub use rms_norm::{RmsNorm, rms_norm};
@@ -55,6 +61,7 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION_COMBINE,
     &count_prompt::COUNT_PROMPT,
     &embed::EMBED,
+    &fill_normal::FILL_NORMAL,
     &gate::GATE,
     &gate_up::GATE_UP,
     &head_norm::HEAD_NORM,
@@ -62,6 +69,8 @@ pub static KERNELS: &[&Kernel] = &[
     &linear::LINEAR,
     &linear::LINEAR_TILE,
     &penalize::PENALIZE,
+    &probe_copy::PROBE_COPY,
+    &probe_fma::PROBE_FMA,
     &qkv::QKV,
     &quantize::QUANTIZE,
     &rms_norm::RMS_NORM,

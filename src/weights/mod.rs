@@ -8,6 +8,7 @@ mod safetensors;
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
+use crate::dtype::Dtype;
 use crate::gpu::GpuError;
 
 /// What can be wrong with a checkpoint.
@@ -101,11 +102,12 @@ pub struct Entry {
 }
 
 /// An open checkpoint.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Weights {
     files: Vec<Data>,
     /// Sorted by name.
     entries: Vec<Entry>,
+    random: Option<Dtype>,
 }
 
 enum Data {
@@ -135,7 +137,7 @@ impl Weights {
     /// # Errors
     /// [`WeightsError::NoWeights`], [`WeightsError::Io`], [`WeightsError::Format`].
     pub fn open(dir: &Path) -> Result<Weights, WeightsError> {
-        let mut weights = Weights { files: Vec::new(), entries: Vec::new() };
+        let mut weights = Weights::default();
         for path in safetensors::files(dir)? {
             let io = |source| WeightsError::Io { path: path.clone(), source };
             let file = std::fs::File::open(&path).map_err(io)?;
@@ -153,9 +155,20 @@ impl Weights {
     /// # Errors
     /// [`WeightsError::Format`].
     pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>) -> Result<Weights, WeightsError> {
-        let mut weights = Weights { files: Vec::new(), entries: Vec::new() };
+        let mut weights = Weights::default();
         weights.add(Path::new("model.safetensors"), Data::Embedded(bytes.into()))?;
         Ok(weights)
+    }
+
+    /// No checkpoint: whatever tensor is asked for, the loader draws it on the device, matrices in `dtype`. For
+    /// measurements, which need a model's shape and not its knowledge.
+    pub fn random(dtype: Dtype) -> Weights {
+        Weights { random: Some(dtype), ..Weights::default() }
+    }
+
+    /// The type of random matrices, where there is no checkpoint.
+    pub(crate) fn random_dtype(&self) -> Option<Dtype> {
+        self.random
     }
 
     fn add(&mut self, path: &Path, data: Data) -> Result<(), WeightsError> {

@@ -164,7 +164,7 @@ fn quantised(gpu: &Gpu, tensor: Tensor, data: &[f32]) -> (Tensor, Vec<f32>) {
     let bytes: &[u8] = bytemuck::cast_slice(&words);
     let rows = bytes.chunks(tensor.row_bytes()).take(tensor.n_rows());
     let padded = tensor.stride();
-    let decode = |row| quant::decode(tensor.dtype(), row, padded)[..n_cols].to_vec();
+    let decode = |row| quant::decode(tensor.dtype().name(), row, padded)[..n_cols].to_vec();
     let values = rows.flat_map(decode).collect();
     (tensor, values)
 }

@@ -2,6 +2,8 @@
 //! Each function takes one row of the batch. `*` in a shape stands for several leading dimensions laid flat.
 #![allow(dead_code)] // each test binary uses its own part of this
 
+pub mod quant;
+
 /// Row `id` of `table` [n_table, hidden], zeros for a token that is not in it.
 pub fn embed(table: &[Vec<f64>], id: u32, scale: f64) -> Vec<f64> {
     match table.get(id as usize) {
@@ -236,10 +238,16 @@ pub fn gumbel(bits: u32) -> f64 {
     -(-(-u).ln_1p()).ln()
 }
 
-/// The hash pcg4d (Jarzynski & Olano 2020) of the seed's two words, the position and the token.
+/// 32 random bits of the seed's two words, the position and the token.
 pub fn random(seed: u64, pos: u32, token: u32) -> u32 {
+    let [x, _, _, w] = pcg4d([seed as u32, (seed >> 32) as u32, pos, token]);
+    x ^ w
+}
+
+/// The hash pcg4d (Jarzynski & Olano 2020).
+pub fn pcg4d(words: [u32; 4]) -> [u32; 4] {
     let lcg = |x: u32| x.wrapping_mul(1664525).wrapping_add(1013904223);
-    let [mut x, mut y, mut z, mut w] = [seed as u32, (seed >> 32) as u32, pos, token].map(lcg);
+    let [mut x, mut y, mut z, mut w] = words.map(lcg);
     for round in 0..2 {
         x = x.wrapping_add(y.wrapping_mul(w));
         y = y.wrapping_add(z.wrapping_mul(x));
@@ -249,5 +257,18 @@ pub fn random(seed: u64, pos: u32, token: u32) -> u32 {
             [x, y, z, w] = [x, y, z, w].map(|v| v ^ (v >> 16));
         }
     }
-    x ^ w
+    [x, y, z, w]
+}
+
+/// Element (`row`, `col`) of random weights: four bytes of the hash pcg4d of (seed, row, col / 4), summed, as a
+/// normal variable with this mean and deviation.
+pub fn fill_normal(seed: u32, row: u32, col: u32, mean: f64, scale: f64) -> f64 {
+    let bits = pcg4d([seed, row, col / 4, 0])[col as usize % 4];
+    let sum: u32 = bits.to_le_bytes().into_iter().map(u32::from).sum();
+    mean + scale * (f64::from(sum) - 510.0) / ((65536.0 - 1.0) / 12.0 * 4.0f64).sqrt()
+}
+
+/// `x` after `n_steps` times `v ↦ v·a + b`.
+pub fn probe_fma(x: f64, n_steps: usize, [a, b]: [f64; 2]) -> f64 {
+    (0..n_steps).fold(x, |v, _| v * a + b)
 }

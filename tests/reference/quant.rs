@@ -3,18 +3,16 @@
 
 #![allow(dead_code)] // each test binary uses its own part of this
 
-use wginfer::dtype::Dtype;
-
 fn f16(x: f32) -> f32 {
     half::f16::from_f32(x).to_f32()
 }
 
-/// A row of values after quantising, a multiple of 32 of them (256 for Q4_K).
-pub fn round(dtype: Dtype, x: &[f32]) -> Vec<f32> {
+/// A row of values after quantising to the type of that name, a multiple of 32 of them (256 for Q4_K).
+pub fn round(dtype: &str, x: &[f32]) -> Vec<f32> {
     match dtype {
-        Dtype::Q8_0 => x.chunks(32).flat_map(q8_0).collect(),
-        Dtype::Q4_0 => x.chunks(32).flat_map(q4_0).collect(),
-        Dtype::Q4_K => x.chunks(256).flat_map(q4_k).collect(),
+        "Q8_0" => x.chunks(32).flat_map(q8_0).collect(),
+        "Q4_0" => x.chunks(32).flat_map(q4_0).collect(),
+        "Q4_K" => x.chunks(256).flat_map(q4_k).collect(),
         other => unreachable!("{other} is not quantised"),
     }
 }
@@ -88,9 +86,9 @@ fn qkx2(x: &[f32]) -> (f32, f32) {
 }
 
 /// The first `n` values of a row as the device has it: the quants of all blocks, then 16 bytes a superblock.
-pub fn decode(dtype: Dtype, row: &[u8], n: usize) -> Vec<f32> {
+pub fn decode(dtype: &str, row: &[u8], n: usize) -> Vec<f32> {
     let n_blocks = n.div_ceil(32);
-    let block_bytes = if dtype == Dtype::Q8_0 { 32 } else { 16 };
+    let block_bytes = if dtype == "Q8_0" { 32 } else { 16 };
     let heads = &row[n_blocks * block_bytes..];
     let half = |at: usize| half::f16::from_le_bytes([heads[at], heads[at + 1]]).to_f32();
     let value = |i: usize| {
@@ -100,8 +98,8 @@ pub fn decode(dtype: Dtype, row: &[u8], n: usize) -> Vec<f32> {
         // A word's low halves are four elements, its high halves the next four.
         let quant = || f32::from((block[e / 8 * 4 + e % 4] >> (e % 8 / 4 * 4)) & 15);
         match dtype {
-            Dtype::Q8_0 => half(s + 2 * j) * f32::from(block[e] as i8),
-            Dtype::Q4_0 => half(s + 2 * j) * (quant() - 8.0),
+            "Q8_0" => half(s + 2 * j) * f32::from(block[e] as i8),
+            "Q4_0" => half(s + 2 * j) * (quant() - 8.0),
             _ => {
                 // get_scale_min_k4
                 let q = &heads[s + 4..s + 16];

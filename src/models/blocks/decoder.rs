@@ -57,6 +57,11 @@ impl DecoderKeys {
             vocab_size: self.vocab_size,
             max_seq_len: self.max_position_embeddings,
             attention: (0..self.num_hidden_layers).map(attention).collect(),
+            intermediate_size: self.intermediate_size,
+            has_gate: true,
+            has_layer_norm: false,
+            has_head_norm: false,
+            ties_embeddings: self.tie_word_embeddings,
         }
     }
 }

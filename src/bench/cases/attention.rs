@@ -1,0 +1,255 @@
+//! What a layer does with the cache: append to it, attend over it.
+
+use super::super::check::Check;
+use super::super::exact;
+use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, some, values};
+use crate::dtype::Dtype;
+use crate::engine::PAGE_SIZE;
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::ops::{self, AttentionPlan, KvLayer, Places, Rotary};
+
+/// Positions of the sequences that decode: a short conversation, a long one.
+const CONTEXTS: [usize; 2] = [512, 4096];
+
+/// The type of cache that goes with a type of weights.
+fn cache_dtype(work: &Workload<'_>) -> Option<Dtype> {
+    match work.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::Q8_0 => Some(work.dtype),
+        // Measured at least once, whatever the weights are.
+        _ => work.is_first_dtype.then_some(Dtype::F16),
+    }
+}
+
+/// Block tables of `n_seqs` sequences of `n_positions`, pages of all of them interleaved.
+fn pages(pool: &Pool<'_>, n_seqs: usize, n_positions: usize) -> Result<Tensor, GpuError> {
+    let per_seq = n_positions.div_ceil(PAGE_SIZE);
+    let page = |i: usize| (i % per_seq * n_seqs + i / per_seq) as u32;
+    let table: Vec<u32> = (0..n_seqs * per_seq).map(page).collect();
+    pool.table("pages", [n_seqs, per_seq], &table)
+}
+
+/// A cache of `n_pages` pages of `width` keys and values, about normal.
+fn cache(
+    pool: &Pool<'_>,
+    [n_pages, width]: [usize; 2],
+    dtype: Dtype,
+    seed: u32,
+) -> Result<KvLayer, GpuError> {
+    let cache = KvLayer::new(pool.gpu(), 0, n_pages, width, dtype)?;
+    if dtype != Dtype::Q8_0 {
+        let mut rec = Recorder::new(pool.gpu())?;
+        for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {
+            ops::fill_normal(&mut rec, tensor, 2 * seed + i as u32, 0.0, 1.0);
+        }
+        pool.gpu().submit(rec.finish()?);
+        return Ok(cache);
+    }
+    for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {
+        // A scale, then four bytes a word.
+        let word = |w: usize| match w % 9 {
+            0 => (1.0f32 / 64.0).to_bits(),
+            _ => scattered(1 + w + i + 2 * seed as usize, 0xffff_fffb),
+        };
+        for row in 0..n_pages {
+            let words: Vec<u32> = (0..tensor.n_cols()).map(|w| word(row * tensor.n_cols() + w)).collect();
+            tensor.write(pool.gpu(), row, bytemuck::cast_slice(&words));
+        }
+    }
+    Ok(cache)
+}
+
+/// The keys or values of a page.
+fn page(gpu: &Gpu, dtype: Dtype, tensor: &Tensor, page: usize) -> Result<Vec<f64>, GpuError> {
+    if dtype != Dtype::Q8_0 {
+        return values(gpu, tensor, page);
+    }
+    let words = gpu.read_row(tensor, page)?;
+    let block = |block: &[u32]| {
+        let d = f64::from(f32::from_bits(block[0]));
+        let quants: &[i8] = bytemuck::cast_slice(&block[1..]);
+        quants.iter().map(|q| d * f64::from(*q)).collect::<Vec<f64>>()
+    };
+    Ok(words[..tensor.n_cols()].chunks(9).flat_map(block).collect())
+}
+
+/// (sequence, position) of each row: one of each sequence at its end, or all of one sequence.
+fn places(n_rows: usize, decodes: bool, last: usize) -> Vec<[u32; 2]> {
+    (0..n_rows as u32).map(|r| if decodes { [r, last as u32] } else { [0, r] }).collect()
+}
+
+pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
+    let (Some(a), Some(dtype)) = (work.model().attention.first(), cache_dtype(work)) else {
+        return Vec::new();
+    };
+    let (n_rows, n_heads, n_kv_heads, head_dim) = (work.n_rows, a.n_heads, a.n_kv_heads, a.head_dim);
+    let decodes = work.rows().n_decode > 0;
+    let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
+    let n_turned = n_rows * (n_heads + n_kv_heads) * head_dim;
+    let cost = Cost {
+        flops: 3.0 * n_turned as f64,
+        bytes: (n_rows
+            * (4 * n_cols + 4 * n_heads * head_dim + KvLayer::bytes(dtype, 2 * n_kv_heads * head_dim)))
+            as f64,
+    };
+    let what = format!("{n_heads}+{n_kv_heads} heads of {head_dim}");
+    vec![work.case("rope_append", what, dtype, cost, move |pool| {
+        let (n_seqs, n_positions) = if decodes { (n_rows, PAGE_SIZE) } else { (1, n_rows) };
+        let places = places(n_rows, decodes, PAGE_SIZE - 1);
+        let rows = pool.table("rows", [n_rows, 2], places.as_flattened())?;
+        let pages = pages(pool, n_seqs, n_positions)?;
+        let qkv = pool.activations("qkv", [n_rows, n_cols], 1)?;
+        let angle = move |pos: usize, i: usize| pos as f64 * 1e4f64.powf(-2.0 * i as f64 / head_dim as f64);
+        let bits = |f: f64| (f as f32).to_bits();
+        let pairs = (0..n_positions).flat_map(|pos| (0..head_dim / 2).map(move |i| (pos, i)));
+        let cos_sin: Vec<u32> =
+            pairs.flat_map(|(pos, i)| [bits(angle(pos, i).cos()), bits(angle(pos, i).sin())]).collect();
+        let cos_sin = pool.table("cos_sin", [n_positions, head_dim], &cos_sin)?;
+        let rotary = Rotary { cos_sin, n_rot: head_dim, interleaved: false };
+        let q = pool.output([n_rows, n_heads * head_dim])?;
+        let n_pages = n_seqs * n_positions.div_ceil(PAGE_SIZE);
+        let cache = KvLayer::new(pool.gpu(), 0, n_pages, n_kv_heads * PAGE_SIZE * head_dim, dtype)?;
+        let (qkv2, q2, q3, k2) = (qkv.clone(), q.clone(), q.clone(), cache.k.clone());
+        let launch = move |rec: &mut Recorder, _: usize| {
+            let heads = [n_heads, n_kv_heads, head_dim];
+            let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
+            ops::rope_append(rec, places, &qkv, Some(&rotary), heads, &q, &cache, 0..n_rows);
+        };
+        let verify = move |gpu: &Gpu| {
+            let eps = match dtype {
+                Dtype::F16 => half::f16::EPSILON.to_f64(),
+                // Half a step of 127.
+                Dtype::Q8_0 => 0.5 / 127.0,
+                _ => f32::EPSILON.into(),
+            };
+            let mut check = Check::f32(3, 1.0).rounded_to(eps);
+            for r in some(n_rows, 4) {
+                let [seq, pos] = places[r].map(|n| n as usize);
+                let angles: Vec<f64> = (0..head_dim / 2).map(|i| angle(pos, i)).collect();
+                let x = values(gpu, &qkv2, r)?;
+                let turned: Vec<f64> =
+                    x.chunks(head_dim).flat_map(|head| exact::rope(head, &angles, false)).collect();
+                let n_q = n_heads * head_dim;
+                check.extend(&values(gpu, &q2, r)?, &turned[..n_q]);
+                let page = page(gpu, dtype, &k2, pos / PAGE_SIZE * n_seqs + seq)?;
+                for (h, want) in turned[n_q..].chunks(head_dim).take(n_kv_heads).enumerate() {
+                    check.extend(&page[(h * PAGE_SIZE + pos % PAGE_SIZE) * head_dim..][..head_dim], want);
+                }
+            }
+            Ok(check)
+        };
+        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &q3)))
+    })]
+}
+
+pub(super) fn attention(work: &Workload<'_>) -> Vec<Case> {
+    let (Some(a), Some(dtype)) = (work.model().attention.first(), cache_dtype(work)) else {
+        return Vec::new();
+    };
+    if !a.fits(work.caps) {
+        return Vec::new();
+    }
+    let decodes = work.rows().n_decode > 0;
+    let position_bytes = KvLayer::bytes(dtype, 2 * a.n_kv_heads * a.head_dim);
+    if !decodes {
+        return vec![attend(work, work.n_rows, dtype)];
+    }
+    // A context that the model does not reach, or that all rows together have no room for, is cut.
+    let most = (work.rotate_bytes as usize / position_bytes / work.n_rows).max(PAGE_SIZE);
+    let mut contexts: Vec<usize> = CONTEXTS
+        .iter()
+        .map(|n| (*n).min(work.model().max_seq_len).min(most) / PAGE_SIZE * PAGE_SIZE)
+        .collect();
+    contexts.retain(|n| *n > 0);
+    contexts.dedup();
+    contexts.into_iter().map(|context| attend(work, context, dtype)).collect()
+}
+
+/// Rows at the end of sequences of `context` positions, or the prompt of one.
+fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
+    let shape = work.model().attention[0];
+    let (n_rows, n) = (work.n_rows, work.rows());
+    let decodes = n.n_decode > 0;
+    let (n_q, n_kv) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
+    let n_seen = |pos: usize| (pos + 1).min(shape.window.unwrap_or(pos + 1)) as f64;
+    let (seen, kept) = if decodes {
+        (n_rows as f64 * n_seen(context - 1), n_rows as f64 * n_seen(context - 1))
+    } else {
+        ((0..n_rows).map(n_seen).sum(), n_rows as f64)
+    };
+    let cost = Cost {
+        flops: 4.0 * n_q as f64 * seen,
+        bytes: kept * KvLayer::bytes(dtype, 2 * n_kv) as f64 + (8 * n_rows * n_q) as f64,
+    };
+    let heads = format!("{}/{} heads of {}", shape.n_heads, shape.n_kv_heads, shape.head_dim);
+    let what = if decodes { format!("{heads} at {context}") } else { format!("{heads}, prompt") };
+    work.case("attention", what, dtype, cost, move |pool| {
+        let n_seqs = if decodes { n_rows } else { 1 };
+        let places = places(n_rows, decodes, context - 1);
+        let block_rows = shape.block_rows(pool.gpu().caps());
+        let blocks: Vec<[u32; 2]> = if decodes {
+            (0..n_rows as u32).map(|r| [r, 1]).collect()
+        } else {
+            let block = |first: usize| [first as u32, block_rows.min(n_rows - first) as u32];
+            (0..n_rows).step_by(block_rows).map(block).collect()
+        };
+        let rows = pool.table("rows", [n_rows, 2], places.as_flattened())?;
+        let n_blocks = blocks.len();
+        let blocks = pool.table("blocks", [n_blocks, 2], blocks.as_flattened())?;
+        let pages = pages(pool, n_seqs, context)?;
+        let n_pages = n_seqs * context.div_ceil(PAGE_SIZE);
+        let width = n_kv * PAGE_SIZE;
+        let n_copies = pool.n_copies((2 * n_pages * KvLayer::bytes(dtype, width)) as u64);
+        let caches = (0..n_copies as u32)
+            .map(|seed| cache(pool, [n_pages, width], dtype, seed))
+            .collect::<Result<Vec<_>, _>>()?;
+        let partial = pool.output(shape.partial_shape(n.n_decode.max(1), context))?;
+        let q = pool.activations("q", [n_rows, n_q], 5)?;
+        let o = pool.output([n_rows, n_q])?;
+        let (cache2, q2, o2, o3) = (caches[0].clone(), q.clone(), o.clone(), o.clone());
+        let launch = move |rec: &mut Recorder, i: usize| {
+            let plan = AttentionPlan {
+                rows: &rows,
+                blocks: &blocks,
+                pages: &pages,
+                page_size: PAGE_SIZE,
+                n,
+                n_prompt_blocks: n_blocks - n.n_decode,
+                longest: if decodes { context } else { 0 },
+                partial: &partial,
+                max_seq_len: context,
+            };
+            shape.launch(rec, &plan, &q, &caches[i % caches.len()], &o);
+        };
+        let verify = move |gpu: &Gpu| {
+            // As for other sums, times the size of a score, whose error is relative to a weight.
+            let mut check = Check::f32(shape.head_dim, 16.0);
+            let (group, d) = (shape.n_heads / shape.n_kv_heads, shape.head_dim);
+            let one = exact::Attention {
+                n_heads: 1,
+                n_kv_heads: 1,
+                scale: shape.scale.into(),
+                window: shape.window,
+                softcap: shape.softcap.map(f64::from),
+            };
+            for r in some(n_rows, 2) {
+                let [seq, pos] = places[r].map(|n| n as usize);
+                let (q, o) = (values(gpu, &q2, r)?, values(gpu, &o2, r)?);
+                let page = |tensor: &Tensor, i: usize| page(gpu, dtype, tensor, i * n_seqs + seq);
+                let all = |cache: &Tensor| {
+                    (0..=pos / PAGE_SIZE).map(|i| page(cache, i)).collect::<Result<Vec<_>, _>>()
+                };
+                let (k, v) = (all(&cache2.k)?, all(&cache2.v)?);
+                for h in some(shape.n_heads, 3) {
+                    let of_head = |pages: &[Vec<f64>]| -> Vec<Vec<f64>> {
+                        let at = |p: usize| (h / group * PAGE_SIZE + p % PAGE_SIZE) * d;
+                        (0..=pos).map(|p| pages[p / PAGE_SIZE][at(p)..][..d].to_vec()).collect()
+                    };
+                    let want = exact::attention(one, &q[h * d..][..d], &of_head(&k), &of_head(&v));
+                    check.extend(&o[h * d..][..d], &want);
+                }
+            }
+            Ok(check)
+        };
+        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &o3)))
+    })
+}

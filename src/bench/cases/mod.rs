@@ -1,0 +1,345 @@
+//! What is measured: every operation of a forward pass, as a table of cases.
+//!
+//! An operation is one entry of [`OPERATIONS`]: a function that lists its cases for a model, a number of rows and a
+//! weight type. A case says what it costs without touching the device; preparing it allocates, and gives what
+//! records one run, what sets its inputs back, and what holds its outputs against the reference.
+
+mod attention;
+mod products;
+mod rows;
+mod vocabulary;
+
+use std::collections::HashMap;
+
+use super::check::Check;
+use super::exact;
+use super::shapes::Shape;
+use super::timer::Launch;
+use crate::dtype::Dtype;
+use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor, Variant};
+use crate::models::ModelShape;
+use crate::ops::Rows;
+
+/// Rows that decode at most: more are a prompt's.
+pub(super) const MOST_DECODE: usize = 32;
+
+/// Lists an operation's cases.
+type List = fn(&Workload<'_>) -> Vec<Case>;
+
+/// Every operation by its name.
+const OPERATIONS: &[(&str, List)] = &[
+    ("embed", rows::embed),
+    ("rms_norm", rows::rms_norm),
+    ("layer_norm", rows::layer_norm),
+    ("linear", products::linear),
+    ("qkv", products::qkv),
+    ("gate_up", products::gate_up),
+    ("head_norm", rows::head_norm),
+    ("rope_append", attention::rope_append),
+    ("attention", attention::attention),
+    ("gate", rows::gate),
+    ("softmax", vocabulary::softmax),
+    ("top_k", vocabulary::top_k),
+    ("penalize", vocabulary::penalize),
+    ("sample", vocabulary::sample),
+];
+
+/// The names of all operations.
+pub fn operations() -> Vec<&'static str> {
+    OPERATIONS.iter().map(|(name, _)| *name).collect()
+}
+
+/// What cases are listed for.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload<'a> {
+    /// What the device can do: which variants there are.
+    pub caps: &'a Caps,
+    /// The model.
+    pub shape: &'a Shape,
+    /// Rows of the batch: up to 32 decode, more are a prompt's.
+    pub n_rows: usize,
+    /// Type of weights; of the cache if it can be.
+    pub dtype: Dtype,
+    /// Whether this is the first type: operations without weights are measured with it alone.
+    pub is_first_dtype: bool,
+    /// Bytes that the copies of weights and caches shall exceed.
+    pub rotate_bytes: u64,
+}
+
+impl Workload<'_> {
+    /// Every case of every operation.
+    pub fn cases(&self) -> Vec<Case> {
+        OPERATIONS.iter().flat_map(|(_, list)| list(self)).collect()
+    }
+
+    fn model(&self) -> &ModelShape {
+        &self.shape.model
+    }
+
+    fn rows(&self) -> Rows {
+        rows_of(self.n_rows)
+    }
+
+    /// The case of an operation without weights, measured once.
+    fn once(&self, case: Case) -> Vec<Case> {
+        if self.is_first_dtype { vec![case] } else { Vec::new() }
+    }
+
+    fn case(
+        &self,
+        kernel: &'static str,
+        what: String,
+        dtype: Dtype,
+        cost: Cost,
+        prepare: impl Fn(&mut Pool<'_>) -> Result<Prepared, GpuError> + 'static,
+    ) -> Case {
+        Case {
+            kernel,
+            variant: None,
+            shape: format!("{} {what}", self.shape.name),
+            dtype,
+            n_rows: self.n_rows,
+            cost,
+            prepare: Box::new(prepare),
+        }
+    }
+}
+
+fn rows_of(n_rows: usize) -> Rows {
+    if n_rows <= MOST_DECODE {
+        Rows { n_decode: n_rows, n_prompt: 0 }
+    } else {
+        Rows { n_decode: 0, n_prompt: n_rows }
+    }
+}
+
+/// What one run takes at least.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    /// Additions and multiplications.
+    pub flops: f64,
+    /// Bytes read and written once.
+    pub bytes: f64,
+}
+
+type Prepare = dyn Fn(&mut Pool<'_>) -> Result<Prepared, GpuError>;
+
+/// One thing to measure.
+pub struct Case {
+    /// The operation.
+    pub kernel: &'static str,
+    /// The variant, where the operation lets one choose; else what it dispatches says.
+    pub variant: Option<String>,
+    /// Model, and what of it.
+    pub shape: String,
+    /// Type of weights or cache; F32 where there are only activations.
+    pub dtype: Dtype,
+    /// Rows of the batch.
+    pub n_rows: usize,
+    /// What a run takes.
+    pub cost: Cost,
+    prepare: Box<Prepare>,
+}
+
+impl Case {
+    /// Allocates and fills what a run needs.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`], [`GpuError::TooLarge`], [`GpuError::Compile`].
+    pub fn prepare(&self, pool: &mut Pool<'_>) -> Result<Prepared, GpuError> {
+        (self.prepare)(pool)
+    }
+
+    /// What a filter is held against.
+    pub fn label(&self) -> String {
+        let variant = self.variant.as_deref().unwrap_or("");
+        format!("{} {variant} {} {} {} rows", self.kernel, self.shape, self.dtype, self.n_rows)
+    }
+}
+
+type Reset = dyn Fn(&mut Recorder);
+type Verify = dyn Fn(&Gpu) -> Result<Check, GpuError>;
+
+/// A case with its buffers.
+pub struct Prepared {
+    launch: Box<Launch<'static>>,
+    reset: Box<Reset>,
+    verify: Box<Verify>,
+    /// The operation as a model records it, where the case takes a variant of its own.
+    unasked: Option<Box<Launch<'static>>>,
+}
+
+impl Prepared {
+    fn new(
+        launch: impl Fn(&mut Recorder, usize) + 'static,
+        verify: impl Fn(&Gpu) -> Result<Check, GpuError> + 'static,
+    ) -> Prepared {
+        Prepared {
+            launch: Box::new(launch),
+            reset: Box::new(|_| {}),
+            verify: Box::new(verify),
+            unasked: None,
+        }
+    }
+
+    /// Says what a model would record.
+    fn instead_of(self, unasked: impl Fn(&mut Recorder, usize) + 'static) -> Prepared {
+        Prepared { unasked: Some(Box::new(unasked)), ..self }
+    }
+
+    /// The variants that a model would run, where the case takes one of its own.
+    pub fn unasked(&self, rec: &mut Recorder) -> Option<Vec<Variant>> {
+        self.unasked.as_ref().map(|launch| rec.variants(|rec| launch(rec, 0)))
+    }
+
+    /// Sets back before the checked run what runs change.
+    fn reset(self, reset: impl Fn(&mut Recorder) + 'static) -> Prepared {
+        Prepared { reset: Box::new(reset), ..self }
+    }
+
+    /// Records run number `i`; consecutive runs take other weights.
+    pub fn launch(&self, rec: &mut Recorder, i: usize) {
+        (self.launch)(rec, i);
+    }
+
+    /// Runs once from fresh inputs and compares a sample of the outputs with the reference: the largest error,
+    /// in units of what rounding explains. Above 1 the kernel is wrong.
+    ///
+    /// # Errors
+    /// [`GpuError`].
+    pub fn error(&self, gpu: &Gpu, rec: &mut Recorder, perturbation: f64) -> Result<f64, GpuError> {
+        (self.reset)(rec);
+        self.launch(rec, 0);
+        gpu.submit(rec.finish()?);
+        gpu.wait()?;
+        Ok((self.verify)(gpu)?.error(perturbation))
+    }
+}
+
+/// Random tensors, kept from one case to the next because most of them share weights.
+pub struct Pool<'a> {
+    gpu: &'a Gpu,
+    rotate_bytes: u64,
+    kept: HashMap<(usize, usize, Dtype, u32), Tensor>,
+    kept_bytes: u64,
+}
+
+/// Copies at most: so many small ones are never in a cache's way.
+const MOST_COPIES: u64 = 64;
+
+impl<'a> Pool<'a> {
+    /// An empty one. Copies of weights shall exceed `rotate_bytes` together.
+    pub fn new(gpu: &'a Gpu, rotate_bytes: u64) -> Pool<'a> {
+        Pool { gpu, rotate_bytes, kept: HashMap::new(), kept_bytes: 0 }
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        self.gpu
+    }
+
+    /// Copies of a tensor of so many bytes.
+    fn n_copies(&self, bytes: u64) -> usize {
+        self.rotate_bytes.div_ceil(bytes.max(1)).clamp(1, MOST_COPIES) as usize
+    }
+
+    /// Weights, about normal with deviation `scale`: as many tensors as exceed the cache. The same ones as last
+    /// time if they are still there: nobody writes to them.
+    fn weights(&mut self, shape: [usize; 2], dtype: Dtype, scale: f32) -> Result<Vec<Tensor>, GpuError> {
+        let n = self.n_copies((shape[0] * dtype.bytes(shape[1])) as u64);
+        // What is not asked for any more makes room.
+        if !self.kept.contains_key(&(shape[0], shape[1], dtype, 0)) && self.kept_bytes > 2 * self.rotate_bytes
+        {
+            self.kept.clear();
+            self.kept_bytes = 0;
+        }
+        let mut copies = Vec::with_capacity(n);
+        for seed in 0..n as u32 {
+            let key = (shape[0], shape[1], dtype, seed);
+            if let Some(tensor) = self.kept.get(&key) {
+                copies.push(tensor.clone());
+                continue;
+            }
+            let tensor = self.draw("weights", shape, dtype, seed, 0.0, scale)?;
+            self.kept_bytes += tensor.size_bytes();
+            self.kept.insert(key, tensor.clone());
+            copies.push(tensor);
+        }
+        Ok(copies)
+    }
+
+    /// A tensor of its own, filled.
+    fn draw(
+        &self,
+        label: &str,
+        shape: [usize; 2],
+        dtype: Dtype,
+        seed: u32,
+        mean: f32,
+        scale: f32,
+    ) -> Result<Tensor, GpuError> {
+        let tensor = Tensor::weights(self.gpu, label, shape, dtype)?;
+        let mut rec = Recorder::new(self.gpu)?;
+        if !dtype.is_quantised() {
+            crate::ops::fill_normal(&mut rec, &tensor, seed, mean, scale);
+            self.gpu.submit(rec.finish()?);
+            return Ok(tensor);
+        }
+        for (i, view) in tensor.ranges().enumerate() {
+            let source = Tensor::weights(self.gpu, label, [view.rows.len(), shape[1]], Dtype::F16)?;
+            crate::ops::fill_normal(&mut rec, &source, seed + i as u32, mean, scale);
+            crate::ops::quantize(&mut rec, &source, &tensor, view.rows.start, view.rows.len());
+            self.gpu.submit(rec.finish()?);
+        }
+        Ok(tensor)
+    }
+
+    /// Activations, about normal.
+    fn activations(&self, label: &str, shape: [usize; 2], seed: u32) -> Result<Tensor, GpuError> {
+        self.draw(label, shape, Dtype::F32, seed, 0.0, 1.0)
+    }
+
+    /// Room for outputs.
+    fn output(&self, shape: [usize; 2]) -> Result<Tensor, GpuError> {
+        Tensor::zeros(self.gpu, "output", shape, Dtype::F32)
+    }
+
+    /// A table of integers.
+    fn table(&self, label: &str, shape: [usize; 2], data: &[u32]) -> Result<Tensor, GpuError> {
+        Tensor::from_u32(self.gpu, label, shape, data)
+    }
+}
+
+/// Forgets what an output held.
+fn clear(rec: &mut Recorder, output: &Tensor) {
+    rec.clear(output, 0, output.size_bytes());
+}
+
+/// Up to `most` of `0..n`, the first and the last among them.
+fn some(n: usize, most: usize) -> Vec<usize> {
+    let most = most.min(n);
+    (0..most).map(|i| if most == 1 { n - 1 } else { i * (n - 1) / (most - 1) }).collect()
+}
+
+/// Integers that look random: the multiples of a large prime.
+fn scattered(i: usize, n: usize) -> u32 {
+    ((i as u64 * 2_654_435_761) % n.max(1) as u64) as u32
+}
+
+/// The values of one row of a tensor, in any type that a reference can read.
+fn values(gpu: &Gpu, tensor: &Tensor, row: usize) -> Result<Vec<f64>, GpuError> {
+    let words = gpu.read_row(tensor, row)?;
+    let mut values: Vec<f64> = match tensor.dtype() {
+        Dtype::F16 => bytemuck::cast_slice::<_, half::f16>(&words).iter().map(|h| h.to_f64()).collect(),
+        Dtype::BF16 => bytemuck::cast_slice::<_, half::bf16>(&words).iter().map(|h| h.to_f64()).collect(),
+        Dtype::F32 => bytemuck::cast_slice::<_, f32>(&words).iter().map(|f| f64::from(*f)).collect(),
+        Dtype::U32 => words.iter().map(|w| f64::from(*w)).collect(),
+        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_K => {
+            let decoded =
+                exact::quant::decode(tensor.dtype().name(), bytemuck::cast_slice(&words), tensor.stride());
+            decoded.into_iter().map(f64::from).collect()
+        }
+    };
+    values.truncate(tensor.n_cols());
+    Ok(values)
+}

@@ -1,0 +1,152 @@
+//! Operations on whole rows: embedding, norms, activations.
+
+use super::super::check::Check;
+use super::super::exact;
+use super::{Case, Cost, Prepared, Workload, clear, scattered, some, values};
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, Recorder};
+use crate::ops::{self, Act, HeadNorm, Lookup, RmsNorm};
+
+const EPS: f32 = 1e-5;
+
+pub(super) fn embed(work: &Workload<'_>) -> Vec<Case> {
+    let (n_rows, dtype, n) = (work.n_rows, work.dtype, work.rows());
+    let (n_table, hidden) = (work.model().vocab_size, work.model().hidden_size);
+    let cost = Cost { flops: 0.0, bytes: (n_rows * (dtype.bytes(hidden) + 4 * hidden)) as f64 };
+    vec![work.case("embed", format!("{n_table}×{hidden}"), dtype, cost, move |pool| {
+        // One table of that size is beyond any cache; other tokens each time reach all of it.
+        const PROMPTS: usize = 16;
+        let table = pool.weights([n_table, hidden], dtype, 1.0)?.swap_remove(0);
+        let places: Vec<[u32; 2]> = (0..n_rows as u32).map(|r| [0, r]).collect();
+        let rows = pool.table("rows", [n_rows, 2], places.as_flattened())?;
+        let ids = |i| (0..n_rows).map(|r| scattered(1 + r + i * n_rows, n_table)).collect::<Vec<u32>>();
+        let prompts = (0..PROMPTS)
+            .map(|i| pool.table("tokens", [1, n_rows], &ids(i)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let x = pool.output([n_rows, hidden])?;
+        let (table2, x2, x3, ids) = (table.clone(), x.clone(), x.clone(), ids(0));
+        let launch = move |rec: &mut Recorder, i: usize| {
+            ops::embed(rec, Lookup::Token, &rows, &prompts[i % PROMPTS], &table, 1.0, &x, n);
+        };
+        let verify = move |gpu: &Gpu| {
+            let mut check = Check::f32(2, 1.0);
+            for r in some(n_rows, 4) {
+                let row = vec![values(gpu, &table2, ids[r] as usize)?];
+                check.extend(&values(gpu, &x2, r)?, &exact::embed(&row, 0, 1.0));
+            }
+            Ok(check)
+        };
+        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &x3)))
+    })]
+}
+
+pub(super) fn rms_norm(work: &Workload<'_>) -> Vec<Case> {
+    if work.model().has_layer_norm { Vec::new() } else { norm(work, "rms_norm") }
+}
+
+pub(super) fn layer_norm(work: &Workload<'_>) -> Vec<Case> {
+    if work.model().has_layer_norm { norm(work, "layer_norm") } else { Vec::new() }
+}
+
+fn norm(work: &Workload<'_>, kernel: &'static str) -> Vec<Case> {
+    let (n_rows, hidden) = (work.n_rows, work.model().hidden_size);
+    let has_mean = kernel == "layer_norm";
+    let per_element = if has_mean { 7.0 } else { 4.0 };
+    let cost = Cost { flops: per_element * (n_rows * hidden) as f64, bytes: (8 * n_rows * hidden) as f64 };
+    work.once(work.case(kernel, format!("{hidden}"), Dtype::F32, cost, move |pool| {
+        let x = pool.activations("x", [n_rows, hidden], 1)?;
+        let w = pool.draw("w", [1, hidden], Dtype::F32, 2, 1.0, 0.1)?;
+        let b = pool.draw("b", [1, hidden], Dtype::F32, 3, 0.0, 0.1)?;
+        let y = pool.output([n_rows, hidden])?;
+        let (x2, w2, b2, y2, y3) = (x.clone(), w.clone(), b.clone(), y.clone(), y.clone());
+        let norm = RmsNorm { w: w.clone(), eps: EPS, offset: 0.0 };
+        let launch = move |rec: &mut Recorder, _: usize| {
+            if has_mean {
+                ops::layer_norm(rec, &x, &w, &b, None, EPS, &y, n_rows);
+            } else {
+                ops::rms_norm(rec, &x, &norm, None, &y, 0..n_rows);
+            }
+        };
+        let verify = move |gpu: &Gpu| {
+            let mut check = Check::f32(hidden, 1.0);
+            let (w, b) = (values(gpu, &w2, 0)?, values(gpu, &b2, 0)?);
+            for r in some(n_rows, 4) {
+                let x = values(gpu, &x2, r)?;
+                let want = if has_mean {
+                    exact::layer_norm(&x, &w, &b, EPS.into())
+                } else {
+                    exact::rms_norm(&x, &w, EPS.into(), 0.0)
+                };
+                check.extend(&values(gpu, &y2, r)?, &want);
+            }
+            Ok(check)
+        };
+        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)))
+    }))
+}
+
+pub(super) fn head_norm(work: &Workload<'_>) -> Vec<Case> {
+    let Some(a) = work.model().attention.first().filter(|_| work.model().has_head_norm) else {
+        return Vec::new();
+    };
+    let (n_rows, n_heads, n_kv_heads, head_dim) = (work.n_rows, a.n_heads, a.n_kv_heads, a.head_dim);
+    let n_normed = n_rows * (n_heads + n_kv_heads) * head_dim;
+    let cost = Cost { flops: 4.0 * n_normed as f64, bytes: (8 * n_normed) as f64 };
+    let what = format!("{n_heads}+{n_kv_heads} heads of {head_dim}");
+    work.once(work.case("head_norm", what, Dtype::F32, cost, move |pool| {
+        let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
+        let fresh = pool.activations("qkv", [n_rows, n_cols], 1)?;
+        let qkv = pool.output([n_rows, n_cols])?;
+        let q_w = pool.draw("q_w", [1, head_dim], Dtype::F32, 2, 1.0, 0.1)?;
+        let k_w = pool.draw("k_w", [1, head_dim], Dtype::F32, 3, 1.0, 0.1)?;
+        let (fresh2, qkv2, qkv3) = (fresh.clone(), qkv.clone(), qkv.clone());
+        let (q_w2, k_w2) = (q_w.clone(), k_w.clone());
+        let norm = HeadNorm { q: q_w, k: k_w, eps: EPS, offset: 0.0 };
+        let launch = move |rec: &mut Recorder, _: usize| {
+            ops::head_norm(rec, &norm, [n_heads, n_kv_heads], &qkv, n_rows);
+        };
+        let verify = move |gpu: &Gpu| {
+            let mut check = Check::f32(head_dim, 1.0);
+            let (q_w, k_w) = (values(gpu, &q_w2, 0)?, values(gpu, &k_w2, 0)?);
+            for r in some(n_rows, 4) {
+                let x = values(gpu, &fresh2, r)?;
+                let want = exact::head_norm(&x, &q_w, &k_w, [n_heads, n_kv_heads], EPS.into(), 0.0);
+                check.extend(&values(gpu, &qkv2, r)?, &want);
+            }
+            Ok(check)
+        };
+        let reset = move |rec: &mut Recorder| rec.copy(&fresh, 0, &qkv3, 0, fresh.size_bytes());
+        Ok(Prepared::new(launch, verify).reset(reset))
+    }))
+}
+
+pub(super) fn gate(work: &Workload<'_>) -> Vec<Case> {
+    let (n_rows, n, gated) = (work.n_rows, work.model().intermediate_size, work.model().has_gate);
+    let n_x = if gated { 2 * n } else { n };
+    let (act, exact_act): (Act, fn(f64) -> f64) =
+        if gated { (Act::Silu, exact::silu) } else { (Act::GeluTanh, exact::gelu_tanh) };
+    // An exponential counts as one.
+    let per_element = if gated { 5.0 } else { 10.0 };
+    let cost = Cost { flops: per_element * (n_rows * n) as f64, bytes: (4 * n_rows * (n_x + n)) as f64 };
+    let what = format!("{act:?} {n}").to_lowercase();
+    work.once(work.case("gate", what, Dtype::F32, cost, move |pool| {
+        let x = pool.activations("x", [n_rows, n_x], 1)?;
+        let y = pool.output([n_rows, n])?;
+        let (x2, y2, y3) = (x.clone(), y.clone(), y.clone());
+        let launch = move |rec: &mut Recorder, _: usize| ops::gate(rec, act, &x, &y, 0..n_rows);
+        let verify = move |gpu: &Gpu| {
+            let mut check = Check::f32(5, 1.0);
+            for r in some(n_rows, 4) {
+                let x = values(gpu, &x2, r)?;
+                let want = if gated {
+                    exact::gate(exact_act, &x)
+                } else {
+                    x.iter().map(|x| exact_act(*x)).collect()
+                };
+                check.extend(&values(gpu, &y2, r)?, &want);
+            }
+            Ok(check)
+        };
+        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)))
+    }))
+}

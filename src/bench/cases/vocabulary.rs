@@ -1,0 +1,174 @@
+//! Operations over the vocabulary: what follows the logits.
+
+use bytemuck::Zeroable;
+
+use super::super::check::Check;
+use super::super::exact;
+use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, scattered, some, values};
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, Recorder};
+use crate::ops::{self, SamplingRecord};
+
+/// The best tokens that `top_k` looks for, as many as OpenAI's API gives at most for chats.
+const BEST: usize = 20;
+
+/// Rows get logits one a sequence, so there are as many as decode at most.
+fn cases(work: &Workload<'_>, case: impl FnOnce(usize) -> Vec<Case>) -> Vec<Case> {
+    if work.n_rows > MOST_DECODE || !work.is_first_dtype { Vec::new() } else { case(work.model().vocab_size) }
+}
+
+pub(super) fn softmax(work: &Workload<'_>) -> Vec<Case> {
+    let n_rows = work.n_rows;
+    cases(work, |n| {
+        let cost = Cost { flops: 4.0 * (n_rows * n) as f64, bytes: (8 * n_rows * n) as f64 };
+        vec![work.case("softmax", format!("{n}"), Dtype::F32, cost, move |pool| {
+            let (x, y) = (pool.activations("x", [n_rows, n], 1)?, pool.output([n_rows, n])?);
+            let (x2, y2, y3) = (x.clone(), y.clone(), y.clone());
+            let launch = move |rec: &mut Recorder, _: usize| ops::softmax(rec, &x, None, false, &y, n_rows);
+            let verify = move |gpu: &Gpu| {
+                let mut check = Check::f32(n, 4.0);
+                for r in some(n_rows, 2) {
+                    check.extend(&values(gpu, &y2, r)?, &exact::softmax(&values(gpu, &x2, r)?));
+                }
+                Ok(check)
+            };
+            Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)))
+        })]
+    })
+}
+
+pub(super) fn top_k(work: &Workload<'_>) -> Vec<Case> {
+    let n_rows = work.n_rows;
+    cases(work, |n| {
+        let k = BEST.min(n);
+        let cost = Cost { flops: 0.0, bytes: (4 * n_rows * n) as f64 };
+        vec![work.case("top_k", format!("{k} of {n}"), Dtype::F32, cost, move |pool| {
+            let x = pool.activations("x", [n_rows, n], 1)?;
+            let chosen = pool.table("chosen", [1, n_rows], &vec![0; n_rows])?;
+            let width = 2 * (1 + k);
+            let y = pool.table("best", [n_rows, width], &vec![0; n_rows * width])?;
+            let (x2, y2, y3) = (x.clone(), y.clone(), y.clone());
+            let launch = move |rec: &mut Recorder, _: usize| ops::top_k(rec, &x, &chosen, k, &y, n_rows);
+            let verify = move |gpu: &Gpu| {
+                // Columns are right or wrong.
+                let mut check = Check::f32(1, 1.0);
+                for r in some(n_rows, 2) {
+                    let columns: Vec<f64> = values(gpu, &y2, r)?.into_iter().step_by(2).skip(1).collect();
+                    let want: Vec<f64> =
+                        exact::top_k(&values(gpu, &x2, r)?, k).into_iter().map(|c| c as f64).collect();
+                    check.extend(&columns, &want);
+                }
+                Ok(check)
+            };
+            Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)))
+        })]
+    })
+}
+
+/// Tables that say that row r of the logits is row r of the batch and belongs to sequence r, at position 5.
+fn places(n_rows: usize) -> (Vec<u32>, Vec<u32>) {
+    ((0..n_rows as u32).collect(), (0..n_rows as u32).flat_map(|r| [r, 5]).collect())
+}
+
+pub(super) fn penalize(work: &Workload<'_>) -> Vec<Case> {
+    let n_rows = work.n_rows;
+    cases(work, |n| {
+        let cost = Cost { flops: 4.0 * (n_rows * n) as f64, bytes: (12 * n_rows * n) as f64 };
+        vec![work.case("penalize", format!("{n}"), Dtype::F32, cost, move |pool| {
+            // Penalties that can be taken off again and again without running out of numbers.
+            let record = SamplingRecord {
+                repetition_penalty: 1.0,
+                presence_penalty: 0.5,
+                frequency_penalty: 0.25,
+                counts: 1,
+                ..SamplingRecord::zeroed()
+            };
+            let (index, places) = places(n_rows);
+            let index = pool.table("index", [1, n_rows], &index)?;
+            let rows = pool.table("rows", [n_rows, 2], &places)?;
+            let records = vec![record; n_rows];
+            let sampling = pool.table("sampling", [n_rows, 12], bytemuck::cast_slice(&records))?;
+            let bias = pool.table("bias", [n_rows, 2], &vec![0; 2 * n_rows])?;
+            // One token in four was seen, up to three times.
+            let seen = |i: usize| scattered(i + 1, 13).saturating_sub(9);
+            let counts: Vec<u32> = (0..n_rows * n).map(seen).collect();
+            let counts = pool.table("counts", [n_rows, n], &counts)?;
+            let (fresh, z) = (pool.activations("fresh", [n_rows, n], 1)?, pool.output([n_rows, n])?);
+            let (fresh2, z2, z3) = (fresh.clone(), z.clone(), z.clone());
+            let launch = move |rec: &mut Recorder, _: usize| {
+                ops::penalize(rec, &rows, &index, &sampling, &bias, &counts, &z, n_rows);
+            };
+            let verify = move |gpu: &Gpu| {
+                let mut check = Check::f32(4, 1.0);
+                let s = exact::Sampling {
+                    presence_penalty: 0.5,
+                    frequency_penalty: 0.25,
+                    ..exact::Sampling::GREEDY
+                };
+                for r in some(n_rows, 2) {
+                    let counts: Vec<u32> = (r * n..(r + 1) * n).map(seen).collect();
+                    let want = exact::penalize(&values(gpu, &fresh2, r)?, s, &vec![false; n], &counts, &[]);
+                    check.extend(&values(gpu, &z2, r)?, &want);
+                }
+                Ok(check)
+            };
+            let reset = move |rec: &mut Recorder| rec.copy(&fresh, 0, &z3, 0, fresh.size_bytes());
+            Ok(Prepared::new(launch, verify).reset(reset))
+        })]
+    })
+}
+
+pub(super) fn sample(work: &Workload<'_>) -> Vec<Case> {
+    cases(work, |n| {
+        let filtered =
+            exact::Sampling { seed: 7, temperature: 0.8, top_k: 40, top_p: 0.95, ..exact::Sampling::GREEDY };
+        let plain = exact::Sampling { seed: 7, temperature: 1.0, ..exact::Sampling::GREEDY };
+        let kinds =
+            [("greedy", exact::Sampling::GREEDY), ("plain", plain), ("top-k 40, top-p 0.95", filtered)];
+        kinds.into_iter().map(|(name, s)| draw(work, n, name, s)).collect()
+    })
+}
+
+fn draw(work: &Workload<'_>, n: usize, name: &str, s: exact::Sampling) -> Case {
+    let n_rows = work.n_rows;
+    // The logits once; filters look more often, which is their cost to justify.
+    let cost = Cost { flops: (n_rows * n) as f64, bytes: (4 * n_rows * n) as f64 };
+    work.case("sample", format!("{n} {name}"), Dtype::F32, cost, move |pool| {
+        let record = SamplingRecord {
+            seed_low: s.seed as u32,
+            temperature: s.temperature as f32,
+            top_k: s.top_k as u32,
+            top_p: s.top_p as f32,
+            repetition_penalty: 1.0,
+            ..SamplingRecord::zeroed()
+        };
+        let (index, places) = places(n_rows);
+        let index = pool.table("index", [1, n_rows], &index)?;
+        let fresh = pool.table("fresh rows", [n_rows, 2], &places)?;
+        let rows = pool.table("rows", [n_rows, 2], &places)?;
+        let sampling = pool.table("sampling", [n_rows, 12], bytemuck::cast_slice(&vec![record; n_rows]))?;
+        let tokens = pool.table("tokens", [n_rows, 16], &vec![0; 16 * n_rows])?;
+        let counts = pool.table("counts", [n_rows, n], &vec![0; n_rows * n])?;
+        let chosen = pool.table("chosen", [1, n_rows], &vec![0; n_rows])?;
+        let filters = pool.table("filters", [n_rows, 2], &vec![0; 2 * n_rows])?;
+        let z = pool.draw("z", [n_rows, n], Dtype::F32, 1, 0.0, 3.0)?;
+        let (rows2, z2, chosen2) = (rows.clone(), z.clone(), chosen.clone());
+        let launch = move |rec: &mut Recorder, _: usize| {
+            ops::sample(rec, &index, &sampling, &z, &rows, &tokens, &counts, &chosen, &filters, n_rows);
+        };
+        let verify = move |gpu: &Gpu| {
+            // Tokens are right or wrong, except where the first two are as good as equal.
+            let mut check = Check::f32(1, 1.0);
+            let got = values(gpu, &chosen2, 0)?;
+            for r in some(n_rows, 4) {
+                let (token, lead) = exact::sample(&values(gpu, &z2, r)?, s, 5);
+                let got = if lead > 1e-3 { got[r] } else { token as f64 };
+                // Plus one, so that token 0 is not nothing.
+                check.push(got + 1.0, token as f64 + 1.0);
+            }
+            Ok(check)
+        };
+        let reset = move |rec: &mut Recorder| rec.copy(&fresh, 0, &rows2, 0, fresh.size_bytes());
+        Ok(Prepared::new(launch, verify).reset(reset))
+    })
+}

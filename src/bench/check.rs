@@ -1,0 +1,76 @@
+//! Whether what a kernel computed is right.
+
+/// A sample of outputs beside what the reference says.
+#[derive(Clone, Debug, Default)]
+pub struct Check {
+    got: Vec<f64>,
+    want: Vec<f64>,
+    eps: f64,
+    n_terms: usize,
+    scale: f64,
+}
+
+/// Covers the few units in the last place that WGSL allows `exp`, `tanh` and division.
+const C: f64 = 4.0;
+
+impl Check {
+    /// For sums of `n_terms` F32 values: they may differ by `C · eps · sqrt(n_terms) · scale` times the largest.
+    pub(super) fn f32(n_terms: usize, scale: f64) -> Check {
+        Check { eps: f64::from(f32::EPSILON), n_terms, scale, ..Check::default() }
+    }
+
+    /// For values that are stored in F16 or BF16.
+    pub(super) fn rounded_to(self, eps: f64) -> Check {
+        Check { eps, ..self }
+    }
+
+    pub(super) fn push(&mut self, got: f64, want: f64) {
+        self.got.push(got);
+        self.want.push(want);
+    }
+
+    pub(super) fn extend(&mut self, got: &[f64], want: &[f64]) {
+        self.got.extend_from_slice(got);
+        // What is missing is wrong.
+        self.want.extend((0..got.len()).map(|i| want.get(i).copied().unwrap_or(f64::NAN)));
+    }
+
+    /// The largest error in units of what may differ; infinite where there is no number or nothing to compare.
+    /// `perturbation` is added to one output, in the same units, to see that it would be noticed.
+    pub(super) fn error(&self, perturbation: f64) -> f64 {
+        let largest = self.want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        let allowed = C * self.eps * (self.n_terms.max(1) as f64).sqrt() * self.scale * largest;
+        if !(allowed > 0.0 && allowed.is_finite()) {
+            return f64::INFINITY;
+        }
+        let moved = self.want.len() / 2;
+        let error = |(i, (got, want)): (usize, (&f64, &f64))| {
+            let got = if i == moved { got + perturbation * allowed } else { *got };
+            let error = (got - want).abs() / allowed;
+            if error.is_nan() { f64::INFINITY } else { error }
+        };
+        self.got.iter().zip(&self.want).enumerate().map(error).fold(0.0, f64::max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Check;
+
+    #[test]
+    fn errors_are_in_units_of_rounding() {
+        let mut check = Check::f32(4, 1.0);
+        check.extend(&[1.0, -2.0, 0.5], &[1.0, -2.0, 0.5]);
+        assert_eq!(check.error(0.0), 0.0);
+        assert!((check.error(3.0) - 3.0).abs() < 1e-6);
+        let allowed = 4.0 * f64::from(f32::EPSILON) * 2.0 * 2.0;
+        check.push(1.0 + 2.0 * allowed, 1.0);
+        assert!((check.error(0.0) - 2.0).abs() < 1e-6);
+        check.push(f64::NAN, 1.0);
+        assert_eq!(check.error(0.0), f64::INFINITY);
+        assert_eq!(Check::f32(4, 1.0).error(0.0), f64::INFINITY, "nothing was compared");
+        let mut short = Check::f32(4, 1.0);
+        short.extend(&[1.0, 1.0], &[1.0]);
+        assert_eq!(short.error(0.0), f64::INFINITY);
+    }
+}

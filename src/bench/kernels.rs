@@ -1,0 +1,224 @@
+//! Runs the cases.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::cases::{Case, Pool, Prepared, Workload, operations};
+use super::shapes::Shape;
+use super::stats::quantile;
+use super::timer::Timer;
+use super::{BenchError, KernelReport, KernelRow, Limits, Meta, limits};
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, GpuError, Recorder};
+
+/// What to measure, and for how long.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// Models.
+    pub shapes: Vec<Shape>,
+    /// A part of the label of the cases that are wanted; all without.
+    pub filter: Option<String>,
+    /// Types of weights.
+    pub dtypes: Vec<Dtype>,
+    /// Rows of the batch: up to 32 decode, more are a prompt's.
+    pub n_rows: Vec<usize>,
+    /// Time for a row.
+    pub budget: Duration,
+    /// Bytes that the copies of weights and caches shall exceed: twice the device's cache or more.
+    pub rotate_bytes: u64,
+    /// Added to one output of each case before it is checked, in units of what rounding explains: to see that the
+    /// check would notice.
+    pub perturbation: f64,
+}
+
+impl KernelOptions {
+    /// All types and rows at `shapes`, a fifth of a second a row.
+    pub fn new(shapes: Vec<Shape>) -> KernelOptions {
+        KernelOptions {
+            shapes,
+            filter: None,
+            dtypes: super::WEIGHTS.to_vec(),
+            n_rows: vec![1, 2, 4, 8, 16, 32, 128, 512, 2048],
+            budget: Duration::from_millis(200),
+            // More than twice the largest cache of today's cards, 96 MiB.
+            rotate_bytes: 256 << 20,
+            perturbation: 0.0,
+        }
+    }
+
+    /// A first look: one type, three numbers of rows, smaller buffers.
+    pub fn quick(shapes: Vec<Shape>) -> KernelOptions {
+        KernelOptions {
+            dtypes: vec![Dtype::F16],
+            n_rows: vec![1, 8, 128],
+            budget: Duration::from_millis(40),
+            rotate_bytes: 64 << 20,
+            ..KernelOptions::new(shapes)
+        }
+    }
+
+    fn check(&self) -> Result<(), BenchError> {
+        let wrong = |name, found: String, expected| Err(BenchError::Parameter { name, found, expected });
+        if let Some(n) = self.n_rows.iter().find(|n| **n == 0 || **n > 1 << 16) {
+            return wrong("rows", n.to_string(), "numbers from 1 to 65536");
+        }
+        if let Some(dtype) = self.dtypes.iter().find(|d| !super::WEIGHTS.contains(d)) {
+            return wrong("type", dtype.to_string(), "a type of weights");
+        }
+        if self.budget.is_zero() || self.budget > Duration::from_secs(3600) {
+            return wrong("time-ms", self.budget.as_millis().to_string(), "at least 1, at most an hour");
+        }
+        if !self.perturbation.is_finite() {
+            return wrong("perturbation", self.perturbation.to_string(), "a number");
+        }
+        Ok(())
+    }
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// Cases done.
+    pub n_done: usize,
+    /// Cases in all.
+    pub n_total: usize,
+    /// The one that comes next.
+    pub next: &'a str,
+}
+
+/// Time for each of the limits at least: every row is held against them.
+const LIMITS_BUDGET: Duration = Duration::from_millis(200);
+/// A case whose single run is expected to take so many times the budget of its row is left out.
+const TOO_LONG: f64 = 8.0;
+
+/// Measures the device's limits and then every case that the filter leaves; `command` goes into the report.
+///
+/// # Errors
+/// [`BenchError::NoKernel`], [`BenchError::Parameter`], [`BenchError::Gpu`].
+pub fn kernels(
+    gpu: &Gpu,
+    options: &KernelOptions,
+    command: String,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<KernelReport, BenchError> {
+    options.check()?;
+    let cases = list(gpu, options)?;
+    let limits = limits(gpu, options.rotate_bytes, options.budget.max(LIMITS_BUDGET))?;
+    let mut pool = Pool::new(gpu, options.rotate_bytes);
+    let mut timer = Timer::new(gpu)?;
+    let mut report =
+        KernelReport { meta: Meta::new(gpu, command), limits, rows: Vec::new(), skipped: Vec::new() };
+    // By how much the same variant exceeded the limit with fewer rows.
+    let mut slowness: HashMap<String, f64> = HashMap::new();
+    for (i, case) in cases.iter().enumerate() {
+        let label = case.label();
+        progress(Progress { n_done: i, n_total: cases.len(), next: &label });
+        let (least_us, _) = limits.least_us(case.cost.flops, case.cost.bytes);
+        let key = format!("{} {:?} {} {}", case.kernel, case.variant, case.shape, case.dtype);
+        let expected_us = least_us * slowness.get(&key).copied().unwrap_or(1.0);
+        if expected_us > options.budget.as_secs_f64() * 1e6 * TOO_LONG {
+            report.skipped.push(format!("{label}: a run takes about {:.1} s", expected_us * 1e-6));
+            continue;
+        }
+        let prepared = match case.prepare(&mut pool) {
+            Ok(prepared) => prepared,
+            Err(error @ (GpuError::TooLarge { .. } | GpuError::OutOfMemory { .. })) => {
+                report.skipped.push(format!("{label}: {error}"));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let row = measure(gpu, options, case, &prepared, &limits, &mut timer)?;
+        slowness.insert(key, row.us / least_us);
+        report.rows.push(row);
+    }
+    Ok(report)
+}
+
+/// The cases that the filter leaves, those that share weights together.
+fn list(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<Case>, BenchError> {
+    let mut cases = Vec::new();
+    for shape in &options.shapes {
+        let mut of_shape = Vec::new();
+        for (i, dtype) in options.dtypes.iter().enumerate() {
+            for n_rows in &options.n_rows {
+                let work = Workload {
+                    caps: gpu.caps(),
+                    shape,
+                    n_rows: *n_rows,
+                    dtype: *dtype,
+                    is_first_dtype: i == 0,
+                    rotate_bytes: options.rotate_bytes,
+                };
+                of_shape.extend(work.cases());
+            }
+        }
+        // Stable: rows and variants keep their order within one matrix of weights.
+        let mut order: HashMap<(&str, String, Dtype), usize> = HashMap::new();
+        let place = |name: &str| operations().iter().position(|known| *known == name).unwrap_or(0);
+        for case in &of_shape {
+            let next = order.len();
+            order.entry((case.kernel, case.shape.clone(), case.dtype)).or_insert(next);
+        }
+        of_shape.sort_by_key(|case| {
+            (place(case.kernel), order.get(&(case.kernel, case.shape.clone(), case.dtype)).copied())
+        });
+        cases.extend(of_shape);
+    }
+    if let Some(filter) = &options.filter {
+        let words: Vec<String> = filter.to_lowercase().split_whitespace().map(str::to_string).collect();
+        cases.retain(|case| {
+            let label = case.label().to_lowercase();
+            words.iter().all(|word| label.contains(word))
+        });
+    }
+    if cases.is_empty() {
+        let known: Vec<String> = operations().iter().map(|name| format!("`{name}`")).collect();
+        let found = options.filter.clone().unwrap_or_default();
+        return Err(BenchError::NoKernel { found, known: known.join(", ") });
+    }
+    Ok(cases)
+}
+
+fn measure(
+    gpu: &Gpu,
+    options: &KernelOptions,
+    case: &Case,
+    prepared: &Prepared,
+    limits: &Limits,
+    timer: &mut Timer,
+) -> Result<KernelRow, BenchError> {
+    let mut rec = Recorder::new(gpu)?;
+    let variants = rec.variants(|rec| prepared.launch(rec, 0));
+    let is_default = prepared.unasked(&mut rec).is_none_or(|unasked| unasked == variants);
+    gpu.compile(&variants)?;
+    let dispatched: Vec<String> = variants.iter().map(name_of).collect();
+    let samples = timer.samples(&mut rec, &|rec, i| prepared.launch(rec, i), options.budget)?;
+    let error = prepared.error(gpu, &mut rec, options.perturbation)?;
+    let us = quantile(&samples, 0.5);
+    let (least_us, by_memory) = limits.least_us(case.cost.flops, case.cost.bytes);
+    Ok(KernelRow {
+        kernel: case.kernel.into(),
+        is_default,
+        variant: case.variant.clone().unwrap_or_else(|| dispatched.join(" + ")),
+        shape: case.shape.clone(),
+        dtype: case.dtype.to_string(),
+        n_rows: case.n_rows,
+        us,
+        us_low: quantile(&samples, 0.1),
+        us_high: quantile(&samples, 0.9),
+        n_samples: samples.len(),
+        gflops: case.cost.flops / us * 1e-3,
+        gbps: case.cost.bytes / us * 1e-3,
+        percent: least_us / us * 100.0,
+        limit: if by_memory { "memory" } else { "arithmetic" }.into(),
+        error: Some(error).filter(|e| e.is_finite()),
+        is_right: error <= 1.0,
+    })
+}
+
+/// The kernel's file, and how its lanes fold values if they do.
+fn name_of(variant: &crate::gpu::Variant) -> String {
+    let fold = variant.parts().find_map(|part| part.name.strip_prefix("reduce_"));
+    fold.map_or(variant.kernel.name.to_string(), |fold| format!("{}/{fold}", variant.kernel.name))
+}

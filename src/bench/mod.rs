@@ -1,0 +1,139 @@
+//! Layer 5: measurement. How fast the kernels and a whole model are on this device, as a share of what the device
+//! can do, and how two runs compare.
+//!
+//! [`kernels`] times every operation of a forward pass at the shapes of named models and checks the outputs
+//! while it is at it; [`model`] times prompts and answers end to end, with random weights if need be. Both
+//! measure [`Limits`] first, in the same run. [`compare`] puts [`Report`]s side by side.
+//!
+//! Weights and caches are rotated over copies that together exceed the device's cache, because in a forward pass
+//! every layer has its own. Activations are not: there they come out of the operation before.
+
+mod cases;
+mod check;
+mod compare;
+// The tests' reference is the benchmarks' too: one page says what is right.
+#[allow(missing_docs)]
+#[path = "../../tests/reference/mod.rs"]
+mod exact;
+mod kernels;
+mod model;
+mod probe;
+mod report;
+mod shapes;
+mod stats;
+mod timer;
+
+use std::path::PathBuf;
+
+pub use cases::{Case, Cost, Pool, Prepared, Workload, operations};
+pub use compare::{ComparedRow, Comparison, Value, compare};
+pub use kernels::{KernelOptions, Progress, kernels};
+pub use model::{ModelOptions, model};
+pub use probe::{Limits, limits};
+pub use report::{KernelReport, KernelRow, Meta, ModelReport, ModelRow, ModelSummary, Report, WGPU_VERSION};
+pub use shapes::{SHAPES, Shape};
+pub use timer::Clock;
+
+use crate::dtype::Dtype;
+use crate::engine::EngineError;
+use crate::gpu::GpuError;
+use crate::models::ModelError;
+
+/// The types of weights that are measured.
+pub const WEIGHTS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
+
+/// What can go wrong on the way to a report.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// Neither a named shape nor a file.
+    #[error("shape `{found}` is not known, these are: {known}")]
+    UnknownShape {
+        /// What was asked for.
+        found: String,
+        /// The named ones.
+        known: String,
+    },
+    /// A filter that leaves nothing.
+    #[error("no kernel matches `{found}`, these are: {known}")]
+    NoKernel {
+        /// The filter.
+        found: String,
+        /// The operations.
+        known: String,
+    },
+    /// A parameter is out of its range.
+    #[error("`{name}` is {found}, expected {expected}")]
+    Parameter {
+        /// Its name.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// Its range.
+        expected: &'static str,
+    },
+    /// A file could not be read.
+    #[error("`{}` cannot be read: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// A file is no report.
+    #[error("`{name}` is no report of a benchmark: {message}")]
+    NoReport {
+        /// The file.
+        name: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Reports of different kinds have no rows in common.
+    #[error("`{first}` holds {expected} rows, `{other}` {found} rows")]
+    Kinds {
+        /// The first file.
+        first: String,
+        /// The other file.
+        other: String,
+        /// Kind of the first.
+        expected: &'static str,
+        /// Kind of the other.
+        found: &'static str,
+    },
+    /// The model of a shape.
+    #[error("`{name}`: {source}")]
+    Model {
+        /// The shape.
+        name: String,
+        /// What is wrong.
+        source: ModelError,
+    },
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The device.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+}
+
+impl BenchError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            BenchError::UnknownShape { .. } => {
+                Some("the path of a `config.json` in Hugging Face's form is a shape too".into())
+            }
+            BenchError::NoKernel { .. } => {
+                Some("a filter is a part of a row's kernel, variant, shape or type".into())
+            }
+            BenchError::NoReport { .. } => Some("`--format json` writes one".into()),
+            BenchError::Kinds { .. } => {
+                Some("compare what `bench kernels` wrote, or what `bench model` wrote".into())
+            }
+            BenchError::Model { source, .. } => source.hint(),
+            BenchError::Engine(e) => e.hint(),
+            BenchError::Gpu(e) => e.hint(),
+            _ => None,
+        }
+    }
+}

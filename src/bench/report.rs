@@ -1,0 +1,225 @@
+//! What a run leaves behind, as it is written to a file.
+
+use serde::{Deserialize, Serialize};
+
+use super::{BenchError, Limits};
+use crate::gpu::Gpu;
+
+/// The `wgpu` that is linked; a test compares it with `Cargo.lock`.
+pub const WGPU_VERSION: &str = "30.0.1";
+
+/// Under which circumstances rows were measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Meta {
+    /// Name of this program.
+    pub program: String,
+    /// Its version.
+    pub version: String,
+    /// Version of `wgpu`.
+    pub wgpu: String,
+    /// Day and time in UTC, ISO 8601.
+    pub date: String,
+    /// The command that was given.
+    pub command: String,
+    /// The device.
+    pub adapter: String,
+    /// Its driver, with version.
+    pub driver: String,
+    /// `vulkan`, `metal` or `dx12`.
+    pub backend: String,
+}
+
+impl Meta {
+    /// Those of this moment and device.
+    pub fn new(gpu: &Gpu, command: String) -> Meta {
+        let info = gpu.info();
+        let now = jiff::Timestamp::now().round(jiff::Unit::Second);
+        Meta {
+            program: env!("CARGO_PKG_NAME").into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            wgpu: WGPU_VERSION.into(),
+            date: now.map_or_else(|_| String::new(), |t| t.to_string()),
+            command,
+            adapter: info.name.clone(),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+            backend: info.backend.to_str().into(),
+        }
+    }
+}
+
+/// One kernel at one shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelRow {
+    /// The operation.
+    pub kernel: String,
+    /// What was dispatched for it.
+    pub variant: String,
+    /// Whether this variant runs unless another is asked for.
+    pub is_default: bool,
+    /// Model, and what of it.
+    pub shape: String,
+    /// Type of weights or cache; F32 where there are only activations.
+    pub dtype: String,
+    /// Rows of the batch.
+    pub n_rows: usize,
+    /// Microseconds a run: the median of the samples.
+    pub us: f64,
+    /// Their 10th percentile.
+    pub us_low: f64,
+    /// Their 90th percentile.
+    pub us_high: f64,
+    /// Samples.
+    pub n_samples: usize,
+    /// Billions of operations a second.
+    pub gflops: f64,
+    /// Billions of bytes a second.
+    pub gbps: f64,
+    /// How near to the limit, in percent. Above 100 where the cache helps.
+    pub percent: f64,
+    /// `memory` or `arithmetic`: which limit.
+    pub limit: String,
+    /// The largest error of the sample of outputs, in units of what rounding explains; none where it is no number.
+    pub error: Option<f64>,
+    /// Whether the outputs are right.
+    pub is_right: bool,
+}
+
+impl KernelRow {
+    /// What a row of another run must share to be compared.
+    pub fn key(&self) -> String {
+        format!("{} · {} · {} · {} · {} rows", self.kernel, self.variant, self.shape, self.dtype, self.n_rows)
+    }
+}
+
+/// Kernels at the shapes of models.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct KernelReport {
+    /// Circumstances.
+    pub meta: Meta,
+    /// What the device can do.
+    pub limits: Limits,
+    /// Measurements.
+    pub rows: Vec<KernelRow>,
+    /// What would have taken too long, or did not fit, each with the reason.
+    pub skipped: Vec<String>,
+}
+
+/// One test of a model: a prompt, an answer, or both.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelRow {
+    /// `pp512`, `tg128`, `pp512+tg128`.
+    pub test: String,
+    /// Positions in the cache before it.
+    pub depth: usize,
+    /// Sequences at a time.
+    pub batch: usize,
+    /// Tokens a second, of all sequences together: the mean over repetitions.
+    pub tokens_per_second: f64,
+    /// Their standard deviation.
+    pub sigma: f64,
+    /// Repetitions.
+    pub n_repetitions: usize,
+    /// How near to the limit, in percent.
+    pub percent: f64,
+    /// `memory` or `arithmetic`: which limit.
+    pub limit: String,
+    /// Milliseconds to the first token, mean.
+    pub time_to_first_token_ms: f64,
+    /// Milliseconds from token to token of a sequence: 50th, 95th and 99th percentile; none for prompts alone.
+    pub time_per_output_token_ms: Option<[f64; 3]>,
+}
+
+impl ModelRow {
+    /// The test with depth and batch, where they are not 0 and 1.
+    pub fn label(&self) -> String {
+        let mut label = self.test.clone();
+        if self.depth > 0 {
+            label += &format!(" @ d{}", self.depth);
+        }
+        if self.batch > 1 {
+            label += &format!(" × {}", self.batch);
+        }
+        label
+    }
+}
+
+/// What was measured, and what it took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelSummary {
+    /// Where it came from.
+    pub name: String,
+    /// Architecture.
+    pub architecture: String,
+    /// Type of the weights: that of most of them.
+    pub dtype: String,
+    /// Type of the cache.
+    pub kv_dtype: String,
+    /// Whether the weights are random.
+    pub is_random: bool,
+    /// Parameters.
+    pub n_params: u64,
+    /// Bytes of weights in device memory.
+    pub weights_bytes: u64,
+    /// Milliseconds from the opened checkpoint to an engine whose weights are in device memory, compilation excepted.
+    pub load_ms: f64,
+    /// Milliseconds that pipelines took to compile with nothing in our cache. The driver may keep one of its own.
+    pub compile_cold_ms: f64,
+    /// The same with what the first time left in the cache.
+    pub compile_warm_ms: f64,
+    /// Most bytes of device memory allocated at a time.
+    pub peak_device_bytes: u64,
+    /// Most bytes of host memory of this process so far, where the system tells.
+    pub peak_host_bytes: Option<u64>,
+    /// What is inside the times besides the model: said in words.
+    pub times_include: String,
+}
+
+/// A model end to end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelReport {
+    /// Circumstances.
+    pub meta: Meta,
+    /// What the device can do.
+    pub limits: Limits,
+    /// The model.
+    pub model: ModelSummary,
+    /// Measurements.
+    pub rows: Vec<ModelRow>,
+}
+
+/// Either kind.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Report {
+    /// From [`kernels`](super::kernels).
+    Kernels(KernelReport),
+    /// From [`model`](super::model).
+    Model(ModelReport),
+}
+
+impl Report {
+    /// Reads what was written as JSON; `name` is for messages.
+    ///
+    /// # Errors
+    /// [`BenchError::NoReport`].
+    pub fn from_json(name: &str, json: &str) -> Result<Report, BenchError> {
+        serde_json::from_str(json)
+            .map_err(|e| BenchError::NoReport { name: name.into(), message: e.to_string() })
+    }
+
+    /// `kernel` or `model`, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Report::Kernels(_) => "kernel",
+            Report::Model(_) => "model",
+        }
+    }
+
+    /// Circumstances.
+    pub fn meta(&self) -> &Meta {
+        match self {
+            Report::Kernels(report) => &report.meta,
+            Report::Model(report) => &report.meta,
+        }
+    }
+}

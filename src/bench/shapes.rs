@@ -1,0 +1,104 @@
+//! Named models: their configs without their weights.
+
+use std::path::Path;
+
+use super::BenchError;
+use crate::models::{self, ModelShape};
+
+macro_rules! shapes {
+    ($($name:literal),* $(,)?) => {
+        /// The models that have a name here, each with its `config.json`.
+        pub const SHAPES: &[(&str, &str)] =
+            &[$(($name, include_str!(concat!("../../assets/shapes/", $name, ".json")))),*];
+    };
+}
+
+shapes!(
+    "llama-15m",
+    "smollm2-135m",
+    "gpt2",
+    "qwen2.5-0.5b",
+    "qwen3-0.6b",
+    "llama-3.2-1b",
+    "qwen3-4b",
+    "llama-3.1-8b",
+);
+
+/// A model without weights.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// One of [`SHAPES`], or the file it came from.
+    pub name: String,
+    /// Its `config.json`.
+    pub config_json: String,
+    /// What that says.
+    pub model: ModelShape,
+}
+
+impl Shape {
+    /// The shape of that name, or of the `config.json` (or the folder with one) at that path.
+    ///
+    /// # Errors
+    /// [`BenchError::UnknownShape`], [`BenchError::Io`], [`BenchError::Model`].
+    pub fn open(name: &str) -> Result<Shape, BenchError> {
+        let known = SHAPES.iter().find(|(known, _)| *known == name);
+        let (name, config_json) = match known {
+            Some((name, config)) => (name.to_string(), config.to_string()),
+            None => {
+                let path = Path::new(name);
+                let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+                if !path.exists() {
+                    let known: Vec<String> = SHAPES.iter().map(|(name, _)| format!("`{name}`")).collect();
+                    return Err(BenchError::UnknownShape { found: name.into(), known: known.join(", ") });
+                }
+                let config = std::fs::read_to_string(&path);
+                let config = config.map_err(|source| BenchError::Io { path: path.clone(), source })?;
+                (name.to_string(), config)
+            }
+        };
+        let architecture =
+            models::open(&config_json).map_err(|source| BenchError::Model { name: name.clone(), source })?;
+        Ok(Shape { model: architecture.shape(), name, config_json })
+    }
+}
+
+/// A product of a model: its name, outputs and inputs.
+pub(super) type Matrix = (&'static str, usize, usize);
+
+/// The matrices of one layer.
+pub(super) fn layer_matrices(model: &ModelShape, layer: usize) -> Vec<Matrix> {
+    let Some(a) = model.attention.get(layer) else { return Vec::new() };
+    let (n_q, n_kv) = (a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim);
+    let (hidden, inner) = (model.hidden_size, model.intermediate_size);
+    let up = if model.has_gate { ("gate_up", 2 * inner, hidden) } else { ("up", inner, hidden) };
+    vec![("qkv", n_q + 2 * n_kv, hidden), ("out", hidden, n_q), up, ("down", hidden, inner)]
+}
+
+/// The product that gives the logits.
+pub(super) fn head(model: &ModelShape) -> Matrix {
+    ("head", model.vocab_size, model.hidden_size)
+}
+
+/// Elements of all matrices that a decoding row is multiplied with: layers, and head.
+pub(super) fn n_multiplied(model: &ModelShape) -> [f64; 2] {
+    let elements = |(_, n_out, n_in): Matrix| n_out as f64 * n_in as f64;
+    let layers = (0..model.n_layers()).flat_map(|i| layer_matrices(model, i)).map(elements).sum();
+    [layers, elements(head(model))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn named_shapes_have_the_size_that_their_name_says() {
+        let expected = [15e6, 135e6, 124e6, 494e6, 596e6, 1236e6, 4022e6, 8030e6];
+        for ((name, _), expected) in SHAPES.iter().zip(expected) {
+            let model = Shape::open(name).expect(name).model;
+            let [layers, head] = n_multiplied(&model);
+            let embedding = if model.ties_embeddings { 0.0 } else { head };
+            let n = layers + head + embedding;
+            assert!((n / expected - 1.0).abs() < 0.02, "{name}: {n} parameters");
+        }
+    }
+}

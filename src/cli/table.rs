@@ -1,0 +1,101 @@
+//! Tables as text, Markdown and CSV.
+
+use std::io::Write;
+
+use super::args::Format;
+use super::failure::Failure;
+
+/// Rows under headers. Columns whose header begins with a blank hold numbers and stand to the right.
+pub struct Table {
+    headers: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub fn new(headers: &[impl ToString]) -> Table {
+        Table { headers: headers.iter().map(ToString::to_string).collect(), rows: Vec::new() }
+    }
+
+    pub fn push(&mut self, row: Vec<String>) {
+        self.rows.push(row);
+    }
+
+    pub fn write(&self, format: Format, out: &mut dyn Write) -> Result<(), Failure> {
+        match format {
+            Format::Md => self.markdown(out),
+            Format::Csv => self.csv(out),
+            Format::Table | Format::Json => self.text(out),
+        }
+    }
+
+    fn lines(&self) -> impl Iterator<Item = Vec<&str>> {
+        let header = self.headers.iter().map(|h| h.trim()).collect();
+        std::iter::once(header).chain(self.rows.iter().map(|row| row.iter().map(String::as_str).collect()))
+    }
+
+    fn is_number(&self, column: usize) -> bool {
+        self.headers.get(column).is_some_and(|h| h.starts_with(' '))
+    }
+
+    fn text(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        let width = |c: usize| self.lines().filter_map(|l| l.get(c).map(|t| t.chars().count())).max();
+        let widths: Vec<usize> = (0..self.headers.len()).map(|c| width(c).unwrap_or(0)).collect();
+        for line in self.lines() {
+            let mut text = String::new();
+            for (c, cell) in line.into_iter().enumerate() {
+                // Counted in characters, as the formatter does.
+                let w = widths.get(c).copied().unwrap_or(0);
+                text += &if self.is_number(c) { format!("{cell:>w$}  ") } else { format!("{cell:<w$}  ") };
+            }
+            writeln!(out, "{}", text.trim_end())?;
+        }
+        Ok(())
+    }
+
+    fn markdown(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        for (i, line) in self.lines().enumerate() {
+            let cells: Vec<String> = line.into_iter().map(|cell| cell.replace('|', "\\|")).collect();
+            writeln!(out, "| {} |", cells.join(" | "))?;
+            if i == 0 {
+                let rule = (0..self.headers.len()).map(|c| if self.is_number(c) { "---:" } else { "---" });
+                writeln!(out, "|{}|", rule.collect::<Vec<_>>().join("|"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// RFC 4180, but for line ends.
+    fn csv(&self, out: &mut dyn Write) -> Result<(), Failure> {
+        for line in self.lines() {
+            let quoted = |cell: &str| {
+                if cell.contains([',', '"', '\n']) {
+                    format!("\"{}\"", cell.replace('"', "\"\""))
+                } else {
+                    cell.to_string()
+                }
+            };
+            writeln!(out, "{}", line.into_iter().map(quoted).collect::<Vec<_>>().join(","))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn three_formats() {
+        let mut table = Table::new(&["name", " n"]);
+        table.push(vec!["a, b".into(), "1".into()]);
+        table.push(vec!["µ|".into(), "100".into()]);
+        let write = |format| {
+            let mut out = Vec::new();
+            table.write(format, &mut out).expect("memory can be written");
+            String::from_utf8(out).expect("UTF-8")
+        };
+        assert_eq!(write(Format::Table), "name    n\na, b    1\nµ|    100\n");
+        assert_eq!(write(Format::Md), "| name | n |\n|---|---:|\n| a, b | 1 |\n| µ\\| | 100 |\n");
+        assert_eq!(write(Format::Csv), "name,n\n\"a, b\",1\nµ|,100\n");
+    }
+}

@@ -1,0 +1,33 @@
+//! What the device's memory can do.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::kernel;
+use crate::gpu::{Recorder, Tensor, Variant};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    n: u32,
+}
+
+kernel!(PROBE_COPY, "probe_copy", Params, [Read, ReadWrite]);
+
+/// Lanes of a workgroup, as many as every device has.
+const LANES: u32 = 256;
+/// Copies that an invocation makes at least, so that its start and end cost little.
+const COPIES: u32 = 4;
+
+/// `y = x`, of one shape and type.
+///
+/// # Panics
+/// If shapes or types disagree, or rows are no multiple of 16 bytes.
+pub fn probe_copy(rec: &mut Recorder, x: &Tensor, y: &Tensor) {
+    assert_eq!((x.dtype(), x.n_rows(), x.n_cols()), (y.dtype(), y.n_rows(), y.n_cols()), "probe_copy");
+    let bytes = x.row_bytes() * x.n_rows();
+    assert_eq!(bytes % 16, 0, "probe_copy: {x:?}");
+    let params = Params { n: (bytes / 16) as u32 };
+    let groups = params.n.div_ceil(LANES * COPIES).min(rec.gpu().caps().max_workgroups);
+    let variant = Variant::new(&PROBE_COPY).set("WG", LANES);
+    rec.dispatch(variant, &params, &[x.view(), y.view()], [groups, 1, 1]);
+}
