@@ -389,7 +389,7 @@ fn bad_requests_are_refused_by_name() {
     let options = EngineOptions { kv_dtype: Dtype::BF16, ..f32_options() };
     let checkpoint = Checkpoint::open(&folder("llama")).expect("checkpoint");
     let error = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect_err("no such cache");
-    assert_eq!(error.to_string(), "`kv_dtype` is BF16, expected `F32` or `F16`");
+    assert_eq!(error.to_string(), "`kv_dtype` is BF16, expected `F32`, `F16` or `Q8_0`");
 }
 
 #[test]
