@@ -59,6 +59,7 @@ fn a_kernel_that_does_not_compile_is_named() {
                  @compute @workgroup_size(1) fn broken() { y[0] = missing(params.n); }",
         params_bytes: 4,
         bindings: &[Access::ReadWrite],
+        proven: false,
     };
     let Some(gpu) = common::gpu() else { return };
     let error = gpu.compile(&[Variant::new(&BROKEN)]).expect_err("it calls what is not there").to_string();

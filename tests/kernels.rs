@@ -225,6 +225,13 @@ fn linear() {
             }
         }
     }
+    // Those that hardware with cooperative matrices takes; the variants above are tested there too.
+    if let Some(gpu) = coop() {
+        let mut rng = Rng::new(17);
+        for (i, shape) in [[129, 65, 131], [70, 513, 130], [300, 40, 517]].into_iter().enumerate() {
+            check_linear(&gpu, &mut rng, shape, WEIGHTS[i], i == 1, i > 0);
+        }
+    }
     // Many outputs: more than 65,535 workgroups of linear_few.
     if let Some(gpu) = gpu() {
         check_linear(&gpu, &mut Rng::new(7), [1, 3, 262_151], Dtype::F16, true, false);
@@ -259,7 +266,13 @@ fn check_linear(
     if add {
         want.iter_mut().zip(&before).for_each(|(y, b)| *y += f64::from(*b));
     }
-    let tolerance = Tolerance::f32(n_in + 2, largest(&want));
+    let tolerance = |name: &str| match gpu.caps().coop_tile() {
+        // Both factors of each product, whose size is about one, are rounded to f16; the sum is not.
+        Some(_) if ["linear_coop", "linear"].contains(&name) => {
+            Tolerance { eps: half::f16::EPSILON.to_f32(), n_terms: n_in + 2, scale: 1.0 }
+        }
+        _ => Tolerance::f32(n_in + 2, largest(&want)),
+    };
 
     let x = tensor_f32(gpu, [n_rows, n_in], &xs);
     let b = tensor_f32(gpu, [1, n_out], &bs);
@@ -268,7 +281,7 @@ fn check_linear(
         let y = tensor_f32(gpu, [n_rows, n_out], &before);
         run(gpu, |rec| launch(rec, &y));
         let what = format!("{name} {n_rows}×{n_in}×{n_out} {dtype} bias {bias} add {add}");
-        assert_close(&what, &read(gpu, &y), &want, tolerance);
+        assert_close(&what, &read(gpu, &y), &want, tolerance(name));
         assert_padding_is_zero(gpu, &y);
     };
     for variant in ops::linear_variants(gpu.caps(), dtype, n_rows) {
@@ -276,6 +289,23 @@ fn check_linear(
     }
     let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
     check("linear", &|rec, y| ops::linear(rec, &x, &w, b, add, y, n));
+}
+
+/// What f16 cannot hold becomes its largest number.
+#[test]
+fn linear_on_cooperative_matrices_saturates() {
+    let Some(gpu) = coop() else { return };
+    let (n_rows, n_in, n_out) = (9, 33, 5);
+    let (w, ws) = upload(&gpu, Dtype::F32, [n_out, n_in], &Rng::new(18).normals(n_out * n_in, 1.0));
+    let mut xs = vec![0.5; n_rows * n_in];
+    xs[..3].copy_from_slice(&[1e6, -7e4, 65519.0]);
+    let (x, y) = (tensor_f32(&gpu, [n_rows, n_in], &xs), filled(&gpu, [n_rows, n_out], f32::NAN));
+    run(&gpu, |rec| ops::linear(rec, &x, &w, None, false, &y, Rows { n_decode: 0, n_prompt: n_rows }));
+    let held: Vec<f32> = xs.iter().map(|x| x.clamp(-65504.0, 65504.0)).collect();
+    let ws = rows_f64(&ws, n_in);
+    let want: Vec<f64> = rows_f64(&held, n_in).iter().flat_map(|x| exact::linear(x, &ws, None)).collect();
+    let tolerance = Tolerance { eps: half::f16::EPSILON.to_f32(), n_terms: 3, scale: 65504.0 };
+    assert_close("saturated", &read(&gpu, &y)[..n_out], &want[..n_out], tolerance);
 }
 
 type Function = fn(f64) -> f64;

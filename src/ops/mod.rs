@@ -46,6 +46,7 @@ pub static KERNELS: &[&Kernel] = &[
     &gate::GATE,
     &head_norm::HEAD_NORM,
     &layer_norm::LAYER_NORM,
+    &linear::LINEAR_COOP,
     &linear::LINEAR_FEW,
     &linear::LINEAR_REG,
     &linear::LINEAR_TILE,
@@ -64,12 +65,16 @@ pub static PARTS: &[&[&Part]] = &[
     &[&REDUCE_WORKGROUP, &REDUCE_SUBGROUP],
     &[&SAMPLING],
     &[&PRODUCT],
+    &[&COOP_8, &COOP_16],
 ];
 
 macro_rules! part {
-    ($name:ident, $file:literal) => {
-        static $name: Part =
-            Part { name: $file, source: include_str!(concat!("../../shaders/parts/", $file, ".wgsl")) };
+    ($name:ident, $file:literal $(, enable $word:literal)*) => {
+        static $name: Part = Part {
+            name: $file,
+            source: include_str!(concat!("../../shaders/parts/", $file, ".wgsl")),
+            enables: &[$($word),*],
+        };
     };
 }
 part!(WEIGHTS_F32, "weights_f32");
@@ -81,15 +86,25 @@ part!(REDUCE_WORKGROUP, "reduce_workgroup");
 part!(REDUCE_SUBGROUP, "reduce_subgroup");
 part!(SAMPLING, "sampling");
 part!(PRODUCT, "product");
+part!(COOP_8, "coop_8", enable "f16", enable "wgpu_cooperative_matrix");
+part!(COOP_16, "coop_16", enable "f16", enable "wgpu_cooperative_matrix");
 
-/// Declares a kernel from its file: name, size of its params struct, access of its bindings.
+/// Declares a kernel from its file: name, size of its params struct, access of its bindings, and `proven` where
+/// the comment above it says why no index can be out of bounds.
 macro_rules! kernel {
-    ($name:ident, $file:literal, $params:ty, [$($access:ident),* $(,)?]) => {
+    ($name:ident, $file:literal, $params:ty, $bindings:tt) => {
+        kernel!($name, $file, $params, $bindings, false);
+    };
+    ($name:ident, $file:literal, $params:ty, $bindings:tt, proven) => {
+        kernel!($name, $file, $params, $bindings, true);
+    };
+    ($name:ident, $file:literal, $params:ty, [$($access:ident),* $(,)?], $proven:literal) => {
         pub(super) static $name: $crate::gpu::Kernel = $crate::gpu::Kernel {
             name: $file,
             source: include_str!(concat!("../../shaders/", $file, ".wgsl")),
             params_bytes: size_of::<$params>(),
             bindings: &[$($crate::gpu::Access::$access),*],
+            proven: $proven,
         };
     };
 }
@@ -130,6 +145,15 @@ fn kv(dtype: Dtype) -> &'static Part {
         Dtype::F32 => &KV_F32,
         Dtype::F16 => &KV_F16,
         other => unreachable!("no cache is kept in {other}"),
+    }
+}
+
+/// The part that names tiles of cooperative matrices with sides of `n`.
+fn coop(n: u32) -> &'static Part {
+    match n {
+        8 => &COOP_8,
+        16 => &COOP_16,
+        other => unreachable!("no kernel multiplies tiles of {other}"),
     }
 }
 
