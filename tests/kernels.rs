@@ -266,12 +266,12 @@ fn check_linear(
     if add {
         want.iter_mut().zip(&before).for_each(|(y, b)| *y += f64::from(*b));
     }
-    let tolerance = |name: &str| match gpu.caps().coop_tile() {
-        // Both factors of each product, whose size is about one, are rounded to f16; the sum is not.
-        Some(_) if ["linear_coop", "linear"].contains(&name) => {
-            Tolerance { eps: half::f16::EPSILON.to_f32(), n_terms: n_in + 2, scale: 1.0 }
+    let tolerance = |name: &str| {
+        if name == "linear_coop" || (name == "linear" && gpu.caps().f16_products()) {
+            // Both factors of each product, whose size is about one, are rounded to f16; the sum is not.
+            return Tolerance { eps: half::f16::EPSILON.to_f32(), n_terms: n_in + 2, scale: 1.0 };
         }
-        _ => Tolerance::f32(n_in + 2, largest(&want)),
+        Tolerance::f32(n_in + 2, largest(&want))
     };
 
     let x = tensor_f32(gpu, [n_rows, n_in], &xs);

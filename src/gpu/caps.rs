@@ -104,6 +104,13 @@ impl Caps {
         [16, 8].into_iter().find(|&n| usable && self.cooperative_matrices.contains(&(n, n, n)))
     }
 
+    /// Whether what many rows share runs on cooperative matrices, whose inputs are F16: wherever kernels can use
+    /// them, but not on software devices, where they have no units of their own (lavapipe 26 multiplies 8 × 8 tiles
+    /// at a quarter of the speed of `linear_reg`).
+    pub fn f16_products(&self) -> bool {
+        self.coop_tile().is_some() && !self.cpu
+    }
+
     /// Distributes `n` workgroups over two dimensions where one is too short.
     ///
     /// Kernels find their index as `id.x + id.y * num_workgroups.x` and check it against the count.

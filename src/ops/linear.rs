@@ -141,7 +141,7 @@ fn coop_tile(tile: u32, [down, along]: [u32; 2]) -> [u32; 2] {
 /// For prompt rows.
 fn many(caps: &Caps, w: &Tensor, n_rows: usize) -> Variant {
     let dtype = w.dtype();
-    if let Some(tile) = caps.coop_tile().filter(|_| !caps.cpu) {
+    if let Some(tile) = caps.coop_tile().filter(|_| caps.f16_products()) {
         let [rows, outs] = coop_tile(tile, COOP_LARGE);
         let large = (n_rows as u32).div_ceil(rows) * (w.n_rows() as u32).div_ceil(outs) >= COOP_LARGE_TILES;
         let shapes = if large { [COOP_LARGE, COOP_SMALL] } else { [COOP_SMALL, COOP_SMALL] };

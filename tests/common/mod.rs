@@ -68,6 +68,11 @@ pub fn coop() -> Option<Gpu> {
     Some(gpu)
 }
 
+/// The device with products of F32, for what is compared with another implementation's F32.
+pub fn exact() -> Option<Gpu> {
+    open(&GpuOptions { f32_products: true, ..GpuOptions::default() })
+}
+
 /// The device with its subgroups and without.
 pub fn gpus() -> Vec<Gpu> {
     gpu().into_iter().chain(portable()).collect()
