@@ -599,7 +599,12 @@ fn check_attention(gpu: &Gpu, batch: &Batch, size: f32) {
     // A score's rounding error is a relative error of its weight; scores have about this size.
     let size = f64::from(size);
     let score = (f64::from(batch.shape.scale) * size * size * (batch.shape.head_dim as f64).sqrt()).max(1.0);
-    let tolerance = Tolerance::f32(batch.shape.head_dim, 4.0 * score * largest(&want));
+    let tolerance = if gpu.caps().f16_products() {
+        // All that is multiplied is rounded to f16, and no sum is.
+        Tolerance { eps: half::f16::EPSILON.to_f32(), n_terms: 1, scale: score * largest(&want) }
+    } else {
+        Tolerance::f32(batch.shape.head_dim, 4.0 * score * largest(&want))
+    };
     assert_close(&format!("{batch:?}"), &got, &want, tolerance);
 }
 
@@ -617,6 +622,9 @@ fn attention() {
         for (i, heads) in HEADS.into_iter().enumerate() {
             check_batches(&gpu, i, heads);
         }
+    }
+    if let Some(gpu) = coop() {
+        HEADS.into_iter().enumerate().for_each(|(i, heads)| check_batches(&gpu, i, heads));
     }
     // As many lanes as hardware has; slow on software devices.
     if let Some(gpu) = hardware() {
@@ -857,7 +865,7 @@ fn penalize() {
 /// A row's product is the same to the bit whatever other rows are in the batch.
 #[test]
 fn linear_rows_do_not_depend_on_the_batch() {
-    for gpu in gpus() {
+    for gpu in gpus().into_iter().chain(coop()) {
         let mut rng = Rng::new(15);
         let (n_in, n_out, most) = (203, 67, 75);
         let xs = rng.normals(most * n_in, 1.0);
@@ -889,7 +897,7 @@ fn linear_rows_do_not_depend_on_the_batch() {
 /// batch, and whether longer sequences make other rows split their keys.
 #[test]
 fn attention_rows_do_not_depend_on_the_batch() {
-    for gpu in gpus() {
+    for gpu in gpus().into_iter().chain(coop()) {
         check_attention_rows(&gpu);
     }
 }

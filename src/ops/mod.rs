@@ -40,6 +40,7 @@ use crate::gpu::{Caps, Kernel, Part, Tensor, Variant};
 pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION,
     &attention::ATTENTION_REG,
+    &attention::ATTENTION_COOP,
     &attention::ATTENTION_COMBINE,
     &count_prompt::COUNT_PROMPT,
     &embed::EMBED,
