@@ -657,7 +657,10 @@ fn check_batches(gpu: &Gpu, i: usize, heads: [usize; 3]) {
     check_attention(gpu, &Batch { decode: vec![0], max_seq_len: 1, ..base.clone() }, 1.0);
     check_attention(gpu, &Batch { prompt: vec![(0, 1)], max_seq_len: 1, ..base.clone() }, 1.0);
     check_attention(gpu, &Batch { decode: vec![15, 16, 100, 0, 17], ..base.clone() }, 1.0);
-    check_attention(gpu, &Batch { prompt: vec![(0, 37), (31, 18), (200, 3)], ..base.clone() }, 1.0);
+    let prompts = Batch { prompt: vec![(0, 37), (31, 18), (200, 3)], ..base.clone() };
+    check_attention(gpu, &prompts, 1.0);
+    // Scores with outliers, over many steps of keys.
+    check_attention(gpu, &prompts, 4.0);
     let mixed = Batch { decode: vec![40, 3, 129], prompt: vec![(5, 21), (0, 2)], ..base.clone() };
     check_attention(gpu, &mixed, 1.0);
     // Scores with outliers.
