@@ -1,7 +1,7 @@
 // attention_coop: what attention computes, on cooperative matrices, for prompts:
 // o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence with
-// pos − window < j ≤ pos, in one pass over the keys (Dao et al. 2022, algorithm 1); cap(s) = softcap · tanh(s / softcap)
-// where softcap > 0. Queries, keys, weights and values are rounded to f16; scores, softmax and sums are f32.
+// pos − window < j ≤ pos, in one pass over the keys (Dao et al. 2022, algorithm 1);
+// cap(s) = softcap · tanh(s / softcap) where softcap > 0. Queries, keys, weights and values are rounded to f16; scores, softmax and sums are f32.
 // What is subtracted from the scores is not their running maximum but one that lags behind it by at most LAG, so that
 // sums, whose layout in a cooperative matrix is the device's secret, are rarely rescaled (the departure from
 // the paper; the quotient is the same).
@@ -22,6 +22,9 @@ override KVS: u32 = N_K * PITCH;
 override SCORES: u32 = N_SG * TILE * S_PITCH;
 override PS: u32 = N_SG * TILE * P_PITCH;
 override N_QUERIES: u32 = N_SG * TILE;
+// vec4 of keys or values that a lane fetches a step: a loop that compilers can count and unroll, so that all loads are
+// on their way at once.
+override KVS_A_LANE: u32 = (N_K * (PITCH - 2u) + LANES - 1u) / LANES;
 
 const N_K: u32 = 32u; // keys a step, whole pairs of tiles
 // Two vec4 of f16, or one of f32, keep the rows of a tile in different memory banks.
@@ -185,15 +188,16 @@ fn attention_coop(
         if lane == 0u {
             atomicStore(&moved, 0u);
         }
-        // Before the first key and after the last one are zeros: those slots may hold anything.
-        for (var e = lane; e < N_K * (PITCH - 2u); e += LANES) {
+        // Before the first key and after the last one those stand in, and zeros are kept.
+        for (var n = 0u; n < KVS_A_LANE; n++) {
+            let e = lane + n * LANES;
             let i = e / (PITCH - 2u);
             let d4 = e % (PITCH - 2u);
-            var key = vec4f();
-            if t + i >= start && t + i < end && d4 < N_D4 {
-                key = kv_unpack(k[slots[i] + d4]);
+            let key = kv_unpack(k[slots[i % N_K] + min(d4, N_D4 - 1u)]);
+            let seen = t + i >= start && t + i < end && d4 < N_D4;
+            if i < N_K {
+                kvs[i * PITCH + d4] = half4(select(vec4f(), key, seen));
             }
-            kvs[i * PITCH + d4] = half4(key);
         }
         workgroupBarrier();
         for (var i = 0u; i < N_K; i += 2u * TILE) {
@@ -211,14 +215,15 @@ fn attention_coop(
             coopStoreT(s1, &scores[own * S_PITCH + (i + TILE) / 4u], S_PITCH);
         }
         workgroupBarrier();
-        for (var e = lane; e < N_K * (PITCH - 2u); e += LANES) {
+        for (var n = 0u; n < KVS_A_LANE; n++) {
+            let e = lane + n * LANES;
             let i = e / (PITCH - 2u);
             let d4 = e % (PITCH - 2u);
-            var value = vec4f();
-            if t + i >= start && t + i < end && d4 < N_D4 {
-                value = kv_unpack(v[slots[i] + d4]);
+            let value = kv_unpack(v[slots[i % N_K] + min(d4, N_D4 - 1u)]);
+            let seen = t + i >= start && t + i < end && d4 < N_D4;
+            if i < N_K {
+                kvs[i * PITCH + d4] = half4(select(vec4f(), value, seen));
             }
-            kvs[i * PITCH + d4] = half4(value);
         }
         if subgroup_lane < TILE {
             var high = LOWEST;

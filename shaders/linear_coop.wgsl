@@ -15,6 +15,8 @@ override OUTS: u32 = 4u * TILE * SG_OUTS;
 override XS: u32 = ROWS * PITCH;
 override WS: u32 = OUTS * PITCH;
 override SUMS: u32 = SG_ROWS * SG_OUTS * TILE * TILE;
+override XS_A_LANE: u32 = ROWS * 8u / LANES; // vec4 that a lane fetches a step, without rest
+override WS_A_LANE: u32 = OUTS * 4u / LANES; // groups of 8 weights
 
 struct Params {
     row0: u32,     // first row
@@ -68,12 +70,15 @@ fn linear_coop(
     var acc: array<TileC, 8>; // [2, 4]
     let steps = params.n_groups / 4u;
     for (var step = 0u; step < steps; step++) {
-        // Beyond the last row and output those repeat; put leaves out what comes of them.
-        for (var e = lane; e < ROWS * 8u; e += LANES) {
+        // Beyond the last row and output those repeat; put leaves out what comes of them. These loops count what
+        // compilers can count, so that they unroll them and all loads are on their way at once.
+        for (var i = 0u; i < XS_A_LANE; i++) {
+            let e = lane + i * LANES;
             let r = params.row0 + min(r0 + e / 8u, params.n_rows - 1u);
             xs[e / 8u * PITCH + e % 8u] = half4(x[r * params.x_stride + step * 8u + e % 8u]);
         }
-        for (var e = lane; e < OUTS * 4u; e += LANES) {
+        for (var i = 0u; i < WS_A_LANE; i++) {
+            let e = lane + i * LANES;
             let o = min(o0 + e / 4u, params.n_out - 1u);
             let v = load_w(o * params.n_groups + step * 4u + e % 4u);
             let to = e / 4u * PITCH + e % 4u * 2u;

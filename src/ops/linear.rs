@@ -121,7 +121,9 @@ fn coop_variant(caps: &Caps, dtype: Dtype, [down, along]: [u32; 2]) -> Option<Va
     let subgroups = down * along;
     // Tiles of f16 with 40 values a row, and a tile of sums a subgroup.
     let bytes = (2 * down + 4 * along) * tile * 80 + subgroups * tile * tile * 4;
-    let fits = bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size;
+    // Each lane fetches as many vec4 of x and groups of w as any other.
+    let even = (16 * tile).is_multiple_of(width * along) && (16 * tile).is_multiple_of(width * down);
+    let fits = even && bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size;
     fits.then(|| {
         Variant::new(&LINEAR_COOP)
             .part(coop(tile))
