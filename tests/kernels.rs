@@ -7,7 +7,7 @@ mod reference;
 use common::*;
 use reference as exact;
 use wginfer::dtype::Dtype;
-use wginfer::gpu::{Gpu, GpuOptions, Recorder, Tensor};
+use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Tensor};
 use wginfer::ops::{self, Act, AttentionPlan, Lookup, Rows};
 
 const WEIGHTS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
@@ -289,6 +289,45 @@ fn check_linear(
     }
     let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
     check("linear", &|rec, y| ops::linear(rec, &x, &w, b, add, y, n));
+}
+
+/// Which variants a card with matrix units has, by its capabilities alone: what takes F16 inputs only where they are
+/// welcome, where a subgroup's width is certain and where the tiles fit.
+#[test]
+fn cards_with_matrix_units_take_them() {
+    let Some(gpu) = gpu() else { return };
+    let card = Caps {
+        f16: true,
+        subgroup: Some(32),
+        cooperative_matrices: vec![(16, 8, 16), (16, 16, 16)],
+        f32_products: false,
+        cpu: false,
+        max_workgroup_bytes: 48 << 10,
+        max_workgroup_size: 1024,
+        ..gpu.caps().clone()
+    };
+    let n_coop = |caps: &Caps| {
+        let variants = ops::linear_variants(caps, Dtype::F16, 100);
+        variants.iter().filter(|v| v.name() == "linear_coop").count()
+    };
+    let block_rows = |caps: &Caps, heads| attention_shape(heads).block_rows(caps);
+    assert_eq!((card.coop_tile(), n_coop(&card)), (Some(16), 2));
+    // Tiles of 16 queries in up to four subgroups; with the widest heads two fit.
+    assert_eq!(block_rows(&card, [14, 2, 128]), 9);
+    assert_eq!(block_rows(&card, [8, 2, 64]), 16);
+    assert_eq!(block_rows(&card, [8, 8, 256]), 32);
+
+    let small = Caps { max_workgroup_bytes: 16 << 10, ..card.clone() };
+    assert_eq!(n_coop(&small), 1, "small tiles alone");
+    for less in [
+        Caps { f32_products: true, ..card.clone() },
+        Caps { subgroup: None, ..card.clone() },
+        Caps { f16: false, ..card.clone() },
+        Caps { cooperative_matrices: vec![(16, 8, 16)], ..card.clone() },
+    ] {
+        assert_eq!((less.coop_tile(), n_coop(&less)), (None, 0));
+        assert!(block_rows(&less, [1, 1, 64]) <= 16);
+    }
 }
 
 /// What f16 cannot hold becomes its largest number.

@@ -106,7 +106,7 @@ impl Caps {
 
     /// Whether what many rows share runs on cooperative matrices, whose inputs are F16: wherever kernels can use
     /// them, but not on software devices, where they have no units of their own (lavapipe 26 multiplies 8 × 8 tiles
-    /// at a quarter of the speed of `linear_reg`).
+    /// at a fifth of the speed of `linear_reg`).
     pub fn f16_products(&self) -> bool {
         self.coop_tile().is_some() && !self.cpu
     }
