@@ -136,7 +136,7 @@ fn logits_do_not_depend_on_chunks_batch_or_slices() {
 
 #[test]
 fn decoding_agrees_with_the_prompt_pass() {
-    let Some(gpu) = common::gpu() else { return };
+    let Some(gpu) = common::exact() else { return };
     let mut engine = load(&gpu, "qwen3", EngineOptions { max_logprobs: 3, ..f32_options() });
     let ids = prompt(5, 11);
     let mut request = write(&ids, 40, Sampling::greedy());
