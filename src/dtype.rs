@@ -16,8 +16,8 @@ pub enum Dtype {
     Q8_0,
     /// ggml's blocks of 32: `d·(q − 8)` with an F16 `d` and 4-bit `q`. 4.5 bits an element.
     Q4_0,
-    /// ggml's superblocks of 256: `d·s·q − m·t·q₀` for each 32, with F16 `d` and `m`, 6-bit `s` and `t`, 4-bit `q`.
-    /// 4.5 bits an element.
+    /// ggml's superblocks of 256: `d·s·q − m·t` for each 32, with F16 `d` and `m`, 6-bit `s` and `t`, 4-bit `q`. 4.5 bits
+    /// an element. The last superblock of a row may have fewer blocks, which ggml's may not.
     Q4_K,
 }
 

@@ -146,6 +146,92 @@ fn f16_cache() {
     check(&disabled(""), Dtype::F16);
 }
 
+/// A quantised cache, where heads are wide enough for its blocks, and an error where they are not.
+#[test]
+fn q8_0_cache() {
+    let Some(gpu) = common::exact() else { return };
+    let golden = golden("qwen3");
+    let options = EngineOptions { kv_dtype: Dtype::Q8_0, logits: true, ..EngineOptions::default() };
+    let mut engine = engine(&gpu, "qwen3", options.clone());
+    let row = logits(&mut engine, &golden.token_ids, Logits::Last).remove(0);
+    let found = error(&row, &golden.last_logits);
+    assert!(found > 1e-4 && found <= 2e-2, "error {found} of the largest logit");
+    let checkpoint = Checkpoint::open(&folder("llama")).expect("checkpoint");
+    let refused = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect_err("heads of 16");
+    assert!(refused.to_string().contains("`kv_dtype` is Q8_0"), "{refused}");
+}
+
+/// What quantising costs: perplexity of texts that the model can write, against that of the weights as they are.
+#[test]
+fn quantising_costs_little() {
+    let Some(gpu) = common::exact() else { return };
+    let demo = Checkpoint::demo().expect("checkpoint");
+    let tokenizer = demo.tokenizer.expect("tokenizer");
+    #[derive(serde::Deserialize)]
+    struct Demo {
+        cases: Vec<Case>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Case {
+        text: String,
+    }
+    let text =
+        std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/golden.json")).expect("read");
+    let demo: Demo = serde_json::from_slice(&text).expect("golden.json");
+    let texts = demo.cases.iter().map(|case| tokenizer.encode(&case.text, true).expect("encode")).collect();
+    perplexities(&gpu, "the demonstration model", &|| Checkpoint::demo().expect("checkpoint"), texts);
+
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/stories260k");
+    let Ok(text) = std::fs::read(dir.join("golden.json")) else {
+        common::say(&format!("skipped, `{}` is not here: perplexity of stories260k", dir.display()));
+        return;
+    };
+    #[derive(serde::Deserialize)]
+    struct Story {
+        token_ids: Vec<u32>,
+        greedy: Vec<u32>,
+    }
+    let stories: Vec<Story> = serde_json::from_slice(&text).expect("golden.json");
+    let texts = stories.into_iter().map(|s| [s.token_ids, s.greedy].concat()).collect();
+    perplexities(&gpu, "stories260k", &|| Checkpoint::open(&dir).expect("checkpoint"), texts);
+}
+
+/// Prints the perplexity of `texts` for each type of weights and of the cache, and holds it near the unquantised one.
+fn perplexities(gpu: &Gpu, name: &str, open: &dyn Fn() -> Checkpoint, texts: Vec<Vec<u32>>) {
+    let perplexity = |quantize: Option<Dtype>, kv_dtype: Dtype| {
+        let options = EngineOptions { quantize, kv_dtype, logits: true, ..EngineOptions::default() };
+        let mut engine = Engine::load(gpu, open(), options, &mut |_| {}).expect("engine");
+        let (mut sum, mut n) = (0.0, 0);
+        for ids in &texts {
+            let rows = logits(&mut engine, ids, Logits::All);
+            for (row, next) in rows.iter().zip(&ids[1..]) {
+                let top = row.iter().fold(f32::MIN, |m, v| m.max(*v));
+                let total: f64 = row.iter().map(|v| f64::from(v - top).exp()).sum();
+                sum += total.ln() - f64::from(row[*next as usize] - top);
+                n += 1;
+            }
+        }
+        (sum / f64::from(n)).exp()
+    };
+    let plain = perplexity(None, Dtype::F16);
+    common::say(&format!("{name}: perplexity {plain:.4} as stored"));
+    let has_wide_heads = open().architecture.shape().attention.iter().all(|a| a.head_dim % 32 == 0);
+    let cases = [
+        (Some(Dtype::Q8_0), Dtype::F16, 1.005),
+        (Some(Dtype::Q4_0), Dtype::F16, 1.25),
+        (Some(Dtype::Q4_K), Dtype::F16, 1.15),
+        (None, Dtype::Q8_0, 1.005),
+    ];
+    for (quantize, kv_dtype, most) in
+        cases.into_iter().filter(|(_, kv, _)| *kv != Dtype::Q8_0 || has_wide_heads)
+    {
+        let found = perplexity(quantize, kv_dtype);
+        let what = quantize.map_or(format!("cache {kv_dtype}"), |dtype| dtype.to_string());
+        common::say(&format!("{name}: perplexity {found:.4} in {what}, {:.3} times", found / plain));
+        assert!(found <= most * plain && found != plain, "{name} {what}: {found}, as stored {plain}");
+    }
+}
+
 /// The trained story model, where it is at hand: it is not ours to commit.
 #[test]
 fn stories260k_writes_what_the_reference_writes() {

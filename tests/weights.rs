@@ -62,7 +62,12 @@ fn folder(model: &str, tensors: &[Part<'_>]) -> tempfile::TempDir {
 }
 
 fn logits(gpu: &Gpu, dir: &Path) -> Vec<Vec<f32>> {
+    logits_in(gpu, dir, None)
+}
+
+fn logits_in(gpu: &Gpu, dir: &Path, quantize: Option<Dtype>) -> Vec<Vec<f32>> {
     let options = EngineOptions {
+        quantize,
         kv_dtype: Dtype::F32,
         logits: true,
         max_seqs: 2,
@@ -120,6 +125,78 @@ fn each_type_computes_what_its_values_in_f32_do() {
         seen.push(wide);
     }
     assert!(seen[0] != seen[1], "the types round differently");
+}
+
+/// A quantised model computes what its weights, dequantised, do in F32: stacked matrices, transposed ones and tables,
+/// which are kept in more bits.
+#[test]
+fn quantised_weights_are_their_values() {
+    let Some(gpu) = common::exact() else { return };
+    for model in ["llama", "gpt2"] {
+        // GPT-2's checkpoint is not in F32.
+        let bytes = std::fs::read(golden(model).join("model.safetensors")).expect("read");
+        let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        let tensors: Tensors = file
+            .iter()
+            .map(|(name, t)| (name.to_string(), (t.shape().to_vec(), decode(t.dtype(), t.data()))))
+            .collect();
+        let original = logits(&gpu, &golden(model));
+        let largest = original.iter().flatten().fold(0f32, |m, v| m.max(v.abs()));
+        let far = |a: &[Vec<f32>], b: &[Vec<f32>]| {
+            let pairs = a.iter().flatten().zip(b.iter().flatten());
+            pairs.fold(0f32, |m, (a, b)| m.max((a - b).abs())) / largest
+        };
+        for dtype in Dtype::QUANTISED {
+            let rounded: Tensors = tensors
+                .iter()
+                .map(|(name, (shape, values))| {
+                    (name.clone(), (shape.clone(), dequantised(name, shape, values, dtype)))
+                })
+                .collect();
+            let parts: Vec<_> = rounded.iter().map(|(n, t)| (n, t, Stored::F32)).collect();
+            let wide = logits(&gpu, folder(model, &parts).path());
+            let found = logits_in(&gpu, &golden(model), Some(dtype));
+            let (error, loss) = (far(&found, &wide), far(&wide, &original));
+            // A device may round a few weights to the other side, and find another scale where the search for one
+            // has several as good as equal.
+            let most = if dtype == Dtype::Q4_K { 1e-2 } else { 2e-3 };
+            assert!(error <= most, "{model} {dtype}: {error} of the largest logit");
+            assert!(
+                loss > 3.0 * error.max(1e-3),
+                "{model} {dtype}: quantising lost {loss}, the comparison {error}"
+            );
+        }
+    }
+}
+
+fn decode(stored: Stored, data: &[u8]) -> Vec<f32> {
+    match stored {
+        Stored::F16 => data.chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Stored::BF16 => data.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        _ => data.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    }
+}
+
+/// What the loader makes of a tensor, back in F32.
+fn dequantised(name: &str, shape: &[usize], values: &[f32], dtype: Dtype) -> Vec<f32> {
+    let [n_rows, n_cols] = *shape else { return values.to_vec() };
+    if name.contains("wpe") {
+        return values.to_vec();
+    }
+    let is_table = ["embed_tokens", "lm_head", "wte"].iter().any(|word| name.contains(word));
+    let dtype = if is_table { Dtype::Q8_0 } else { dtype };
+    // GPT-2's matrices are stored with their columns first.
+    let is_transposed = name.contains(".c_");
+    let (n_rows, n_cols) = if is_transposed { (n_cols, n_rows) } else { (n_rows, n_cols) };
+    let at = |r: usize, c: usize| if is_transposed { c * n_rows + r } else { r * n_cols + c };
+    let mut rounded = vec![0.0; values.len()];
+    for r in 0..n_rows {
+        let mut row: Vec<f32> = (0..n_cols).map(|c| values[at(r, c)]).collect();
+        row.resize(n_cols.next_multiple_of(32), 0.0);
+        let row = common::quant::round(dtype.name(), &row);
+        (0..n_cols).for_each(|c| rounded[at(r, c)] = row[c]);
+    }
+    rounded
 }
 
 #[test]

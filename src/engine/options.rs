@@ -15,8 +15,7 @@ pub struct EngineOptions {
     /// binding can span, without.
     pub kv_tokens: Option<usize>,
     /// Type that matrices are quantised to while they are loaded: `Q8_0`, `Q4_0` or `Q4_K`; as they are stored
-    /// without. The embedding and the head, which weigh most in the result, become `Q8_0`, and so do matrices whose
-    /// rows are no multiple of 256 long where `Q4_K` is asked for.
+    /// without. The embedding and the head, which weigh most in the result, become `Q8_0`.
     pub quantize: Option<Dtype>,
     /// Type of the cache, `F32`, `F16` or `Q8_0`.
     pub kv_dtype: Dtype,

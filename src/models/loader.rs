@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::dtype::{Dtype, SUPERBLOCK};
+use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Tensor};
 use crate::ops;
 use crate::weights::{Entry, Weights, WeightsError};
@@ -102,7 +102,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn stack(&mut self, parts: &[(&str, usize)], n_cols: usize) -> Result<Tensor, WeightsError> {
-        self.stacked(parts, n_cols, self.target(n_cols))
+        self.stacked(parts, n_cols, self.quantize)
     }
 
     /// A matrix that is stored as `[n_cols, n_rows]`, turned to `[n_rows, n_cols]` (GPT-2's `Conv1D`).
@@ -115,7 +115,7 @@ impl<'a> Loader<'a> {
         }
         let entry = self.entry(name, &[n_cols, n_rows])?;
         let written = dtype_of(entry)?;
-        let dtype = self.target(n_cols).unwrap_or(written);
+        let dtype = self.quantize.unwrap_or(written);
         self.later(name, [n_rows, n_cols], dtype, written, Source::Transposed(entry))
     }
 
@@ -150,14 +150,6 @@ impl<'a> Loader<'a> {
     pub fn unused(&self) -> Vec<&'a str> {
         let entries = self.weights.entries().iter().map(|e| e.name.as_str());
         entries.filter(|name| !self.taken.contains(*name)).collect()
-    }
-
-    /// What matrices of this width are quantised to.
-    fn target(&self, n_cols: usize) -> Option<Dtype> {
-        self.quantize.map(|dtype| match dtype {
-            Dtype::Q4_K if !n_cols.is_multiple_of(SUPERBLOCK) => Dtype::Q8_0,
-            other => other,
-        })
     }
 
     fn stacked(
