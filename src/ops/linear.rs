@@ -22,10 +22,10 @@ struct Params {
     offset: f32,
 }
 
-kernel!(LINEAR, "linear", Params, [Read, Read, Read, Read, ReadWrite]);
-kernel!(LINEAR_TILE, "linear_tile", Params, [Read, Read, Read, Read, ReadWrite]);
-// Rows and outputs are held below their counts before they index x and w, and by `put` before y and b; `launch`
+// Proven: rows and outputs are held below their counts before they index x and w, and by `put` before y and b; `launch`
 // asserts that the tensors have them; indices into workgroup memory come of constants and of subgroup and lane.
+kernel!(LINEAR, "linear", Params, [Read, Read, Read, Read, ReadWrite], proven);
+kernel!(LINEAR_TILE, "linear_tile", Params, [Read, Read, Read, Read, ReadWrite], proven);
 kernel!(LINEAR_COOP, "linear_coop", Params, [Read, Read, Read, Read, ReadWrite], proven);
 
 /// Rows and outputs of a tile of `linear_tile`.
