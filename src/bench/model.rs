@@ -105,7 +105,7 @@ impl ModelOptions {
 }
 
 /// Time for each of the device's limits.
-const LIMITS_BUDGET: Duration = Duration::from_millis(300);
+const LIMITS_BUDGET: Duration = Duration::from_millis(200);
 /// Bytes that the copy moves, beyond any cache.
 const COPY_BYTES: u64 = 256 << 20;
 

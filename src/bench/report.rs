@@ -16,7 +16,7 @@ pub struct Meta {
     /// Its version.
     pub version: String,
     /// Version of `wgpu`.
-    pub wgpu: String,
+    pub wgpu_version: String,
     /// Day and time in UTC, ISO 8601.
     pub date: String,
     /// The command that was given.
@@ -37,7 +37,7 @@ impl Meta {
         Meta {
             program: env!("CARGO_PKG_NAME").into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            wgpu: WGPU_VERSION.into(),
+            wgpu_version: WGPU_VERSION.into(),
             date: now.map_or_else(|_| String::new(), |t| t.to_string()),
             command,
             adapter: info.name.clone(),

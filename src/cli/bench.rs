@@ -57,7 +57,7 @@ fn describe(meta: &Meta, limits: &Limits) {
         "{} {}, wgpu {}; {}, {}, {}",
         meta.program,
         meta.version,
-        meta.wgpu,
+        meta.wgpu_version,
         meta.adapter,
         meta.driver,
         meta.backend
