@@ -33,8 +33,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> blocks: array<vec2u>;   // (first row, rows)
 @group(0) @binding(3) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
 @group(0) @binding(4) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
-@group(0) @binding(5) var<storage, read> k: array<Kv4>;          // [n_pages, n_kv_heads, page_size, N_D4]
-@group(0) @binding(6) var<storage, read> v: array<Kv4>;          // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(5) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(6) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
 // [rows, n_heads, N_D4], or if SPLIT [rows, n_heads, max_splits, N_D4 + 1]: the sums, then (maximum, weight).
 @group(0) @binding(7) var<storage, read_write> o: array<vec4f>;
 
@@ -91,7 +91,7 @@ fn attention(
                 let at = ((page * params.n_kv_heads + kv_head) * params.page_size + j % params.page_size) * N_D4;
                 var sum = vec4f();
                 for (var d = 0u; d < N_D4; d++) {
-                    sum += qs[qi * N_D4 + d] * kv_unpack(k[at + d]);
+                    sum += qs[qi * N_D4 + d] * load_k(at + d);
                 }
                 score = dot(sum, vec4f(1.0));
                 if params.softcap > 0.0 {
@@ -134,7 +134,7 @@ fn attention(
                     let page = pages[seq * params.pages_stride + (t + j) / params.page_size];
                     let at = ((page * params.n_kv_heads + kv_head) * params.page_size
                         + (t + j) % params.page_size) * N_D4;
-                    sum += p * kv_unpack(v[at + e % N_D4]);
+                    sum += p * load_v(at + e % N_D4);
                 }
             }
             acc[i] = sum;

@@ -35,8 +35,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> blocks: array<vec2u>;   // (first row, rows)
 @group(0) @binding(3) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
 @group(0) @binding(4) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
-@group(0) @binding(5) var<storage, read> k: array<Kv4>;          // [n_pages, n_kv_heads, page_size, N_D4]
-@group(0) @binding(6) var<storage, read> v: array<Kv4>;          // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(5) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(6) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
 // [rows, n_heads, N_D4], or if SPLIT [rows, n_heads, max_splits, N_D4 + 1]: the sums, then (maximum, weight).
 @group(0) @binding(7) var<storage, read_write> o: array<vec4f>;
 
@@ -102,7 +102,7 @@ fn attention_reg(
             // Where the head ends inside these eight, the queries are zero.
             var own: array<vec4f, N_K>;
             for (var i = 0u; i < N_K; i++) {
-                own[i] = kv_unpack(k[at[i] + min(d + lane, N_D4 - 1u)]);
+                own[i] = load_k(at[i] + min(d + lane, N_D4 - 1u));
             }
             for (var l = 0u; l < 8u; l++) {
                 let part = qs[d + l];
@@ -133,7 +133,7 @@ fn attention_reg(
         for (var d = 0u; d < N_D4; d += 8u) {
             var own: array<vec4f, N_K>;
             for (var i = 0u; i < N_K; i++) {
-                own[i] = kv_unpack(v[at[i] + min(d + lane, N_D4 - 1u)]);
+                own[i] = load_v(at[i] + min(d + lane, N_D4 - 1u));
             }
             for (var l = 0u; l < 8u; l++) {
                 var sum = acc[d + l] * factor;

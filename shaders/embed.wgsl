@@ -8,7 +8,8 @@ override POSITION: u32 = 0u;
 
 struct Params {
     n_rows: u32,
-    n_groups: u32,      // groups of 8 columns in a row of the table and of x
+    n_blocks: u32,      // blocks of 32 columns in a row of the table and of x
+    w_stride: u32,      // 16-byte words a row of the table
     tokens_stride: u32, // tokens a sequence
     first: u32,         // first table row of this range
     n_range: u32,       // table rows in this range
@@ -19,8 +20,8 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // [n_rows] (sequence, position)
 @group(0) @binding(2) var<storage, read> tokens: array<u32>;     // [n_seqs, tokens_stride]
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;    // [n_range, 8·n_groups] packed
-@group(0) @binding(4) var<storage, read_write> x: array<vec4f>;  // [n_rows, 8·n_groups]
+@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;    // [n_range, w_stride]
+@group(0) @binding(4) var<storage, read_write> x: array<vec4f>;  // [n_rows, 32·n_blocks]
 
 @compute @workgroup_size(WG)
 fn embed(
@@ -44,20 +45,21 @@ fn embed(
     if !outside && (t < params.first || t >= params.first + params.n_range) {
         return;
     }
-    for (var i = lane; i < params.n_groups; i += WG) {
-        let at = 2u * (r * params.n_groups + i);
-        var a = vec4f();
-        var b = vec4f();
+    for (var i = lane; i < params.n_blocks * (8u / W_VEC4); i += WG) {
+        var word = vec4<u32>();
+        var scales = vec2f();
         if !outside {
-            let v = load_w((t - params.first) * params.n_groups + i);
-            a = v.a * params.scale;
-            b = v.b * params.scale;
+            let row = (t - params.first) * params.w_stride;
+            word = w[row + i];
+            scales = scale(load_head(row, i / (64u / W_VEC4)), i);
         }
-        if ADD == 1u {
-            a += x[at];
-            b += x[at + 1u];
+        for (var k = 0u; k < W_VEC4; k++) {
+            let at = 8u * params.n_blocks * r + W_VEC4 * i + k;
+            var value = unpack(word, k, scales) * params.scale;
+            if ADD == 1u {
+                value += x[at];
+            }
+            x[at] = value;
         }
-        x[at] = a;
-        x[at + 1u] = b;
     }
 }

@@ -1,10 +1,11 @@
 // rms_norm: y[r, i] = x[s, i] / sqrt(mean_i(x[s, i]²) + eps) · w[i]        (Zhang & Sennrich 2019, eq. 4)
 // where s = r, or s = index[r] if GATHER.
-// One workgroup: one row.
+// One workgroup: one row, counted from row0 on.
 override WG: u32 = 64u;
 override GATHER: u32 = 0u;
 
 struct Params {
+    row0: u32,
     n_rows: u32,
     n_cols: u32,
     x_stride: u32, // vec4 a row; the padding of x and w is zero
@@ -16,8 +17,8 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4f>;        // [_, n_cols]
 @group(0) @binding(2) var<storage, read> w: array<vec4f>;        // [n_cols]
-@group(0) @binding(3) var<storage, read> index: array<u32>;      // [n_rows], read if GATHER
-@group(0) @binding(4) var<storage, read_write> y: array<vec4f>;  // [n_rows, n_cols]
+@group(0) @binding(3) var<storage, read> index: array<u32>;      // [row0 + n_rows], read if GATHER
+@group(0) @binding(4) var<storage, read_write> y: array<vec4f>;  // [row0 + n_rows, n_cols]
 
 @compute @workgroup_size(WG)
 fn rms_norm(
@@ -25,10 +26,11 @@ fn rms_norm(
     @builtin(num_workgroups) n: vec3u,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let r = id.x + id.y * n.x;
-    if r >= params.n_rows {
+    let group = id.x + id.y * n.x;
+    if group >= params.n_rows {
         return;
     }
+    let r = params.row0 + group;
     var s = r;
     if GATHER == 1u {
         s = index[r];

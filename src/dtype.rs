@@ -1,7 +1,8 @@
-//! Element types of tensors. A quantised type will be one more variant here, not a copy of a kernel.
+//! Element types of tensors. A quantised type is a variant here and a shader part, not a copy of a kernel.
 
 /// How the elements of a [`Tensor`](crate::gpu::Tensor) are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(non_camel_case_types)] // ggml's names
 pub enum Dtype {
     /// IEEE 754 single precision.
     F32,
@@ -11,15 +12,40 @@ pub enum Dtype {
     BF16,
     /// Unsigned 32-bit integers: token ids, positions, page numbers.
     U32,
+    /// ggml's blocks of 32: `d·q` with an F16 `d` and signed 8-bit `q`. 8.5 bits an element.
+    Q8_0,
+    /// ggml's blocks of 32: `d·(q − 8)` with an F16 `d` and 4-bit `q`. 4.5 bits an element.
+    Q4_0,
+    /// ggml's superblocks of 256: `d·s·q − m·t·q₀` for each 32, with F16 `d` and `m`, 6-bit `s` and `t`, 4-bit `q`.
+    /// 4.5 bits an element.
+    Q4_K,
 }
 
+/// Elements of a quantised block; of a row's alignment, too.
+pub const BLOCK: usize = 32;
+
+/// Elements that share 16 bytes of scales in a row of quantised weights.
+pub const SUPERBLOCK: usize = 256;
+
 impl Dtype {
-    /// Bytes that `n` elements take.
+    /// The quantised types.
+    pub const QUANTISED: [Dtype; 3] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
+
+    /// Bytes that a row of `n` elements takes. A quantised row is laid out for kernels that load 16 bytes at a
+    /// time, and `n` is a multiple of [`BLOCK`] then: first the quants of all its blocks, then 16 bytes for each
+    /// [`SUPERBLOCK`]: eight F16 scales, or for `Q4_K` its two F16 factors and eight 6-bit pairs.
     pub const fn bytes(self, n: usize) -> usize {
         match self {
             Dtype::F32 | Dtype::U32 => n * 4,
             Dtype::F16 | Dtype::BF16 => n * 2,
+            Dtype::Q8_0 => n + 16 * n.div_ceil(SUPERBLOCK),
+            Dtype::Q4_0 | Dtype::Q4_K => n / 2 + 16 * n.div_ceil(SUPERBLOCK),
         }
+    }
+
+    /// Whether elements come in blocks with scales.
+    pub const fn is_quantised(self) -> bool {
+        matches!(self, Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_K)
     }
 
     /// The name in the field's spelling.
@@ -29,6 +55,9 @@ impl Dtype {
             Dtype::F16 => "F16",
             Dtype::BF16 => "BF16",
             Dtype::U32 => "U32",
+            Dtype::Q8_0 => "Q8_0",
+            Dtype::Q4_0 => "Q4_0",
+            Dtype::Q4_K => "Q4_K",
         }
     }
 }

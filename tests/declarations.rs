@@ -12,7 +12,19 @@ use wginfer::gpu::{Access, Kernel, Part};
 use wginfer::ops::{KERNELS, PARTS};
 
 /// Words by which a kernel shows that it needs a part of a family, in the order of `PARTS`.
-const FAMILY_WORDS: [&[&str]; 5] = [&["load_w("], &["Kv4"], &["reduce_"], &["Sampling"], &["put("]];
+const FAMILY_WORDS: [&[&str]; 11] = [
+    &["unpack(", "multiply("],
+    &["load_k("],
+    &["append_k("],
+    &["kv_pair("],
+    &["pack_head("],
+    &["multiply("],
+    &["multiply("],
+    &["reduce_", "multiply("],
+    &["Sampling"],
+    &["put("],
+    &["act("],
+];
 
 /// Every way to put `kernel` together with the parts that it needs.
 fn assemblies(kernel: &Kernel) -> Vec<(String, String)> {

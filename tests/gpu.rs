@@ -84,8 +84,8 @@ fn compiled_kernels_are_kept_and_a_bad_folder_is_no_error() {
         let x = common::tensor_f32(gpu, [1, 8], &[1.0; 8]);
         let y = common::zeros(gpu, [1, 8], Dtype::F32);
         let mut rec = Recorder::new(gpu).expect("recorder");
-        rec.rehearse(|rec| ops::gate(rec, Act::Silu, &x, &y, 1)).expect("compiles");
-        common::run(gpu, |rec| ops::gate(rec, Act::Silu, &x, &y, 1));
+        rec.rehearse(|rec| ops::gate(rec, Act::Silu, &x, &y, 0..1)).expect("compiles");
+        common::run(gpu, |rec| ops::gate(rec, Act::Silu, &x, &y, 0..1));
         assert!((common::read(gpu, &y)[3] - 0.731_058_6).abs() < 1e-5);
     };
     use_it(&gpu);
@@ -123,7 +123,7 @@ fn the_device_times_what_it_does() {
             rec.start_timing();
         }
         for _ in 0..n_times {
-            ops::gate(&mut rec, Act::GeluTanh, &x, &y, n);
+            ops::gate(&mut rec, Act::GeluTanh, &x, &y, 0..n);
         }
         let pending = rec.read(&mut ring, &[(&y, 0, 4)]).expect("a free slot");
         gpu.submit(rec.finish().expect("compiles"));

@@ -1,10 +1,12 @@
-// Contract: `Kv4` is how the cache stores four consecutive values of a key or value.
-alias Kv4 = vec2<u32>;
+// Contract: as in `kv_f32`.
+alias Kv = vec2<u32>;
 
-fn kv_pack(v: vec4f) -> Kv4 {
-    return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));
+fn load_k(at: u32) -> vec4f {
+    let e = k[at];
+    return vec4f(unpack2x16float(e.x), unpack2x16float(e.y));
 }
 
-fn kv_unpack(e: Kv4) -> vec4f {
+fn load_v(at: u32) -> vec4f {
+    let e = v[at];
     return vec4f(unpack2x16float(e.x), unpack2x16float(e.y));
 }

@@ -1,10 +1,11 @@
-// Contract: `Kv4` is how the cache stores four consecutive values of a key or value.
-alias Kv4 = vec4f;
+// Contract: `Kv` is an element of the cache's tensors `k` and `v`; `load_k(at)` and `load_v(at)` give the vec4 of
+// four consecutive values of one key or value, counted in vec4 from the tensor's start.
+alias Kv = vec4f;
 
-fn kv_pack(v: vec4f) -> Kv4 {
-    return v;
+fn load_k(at: u32) -> vec4f {
+    return k[at];
 }
 
-fn kv_unpack(e: Kv4) -> vec4f {
-    return e;
+fn load_v(at: u32) -> vec4f {
+    return v[at];
 }

@@ -1,10 +1,16 @@
-// Contract: `load_w(i)` gives elements 8i … 8i+7 of the global `w: array<vec4<u32>>`.
+// Contract: as in `weights_f32`.
 // BF16: the upper half of an f32, low element in the low half of the word.
-struct W8 { a: vec4f, b: vec4f }
+const W_VEC4: u32 = 2u;
 
-fn load_w(i: u32) -> W8 {
-    let v = w[i];
-    let low = bitcast<vec4f>(v << vec4u(16u));
-    let high = bitcast<vec4f>(v & vec4u(0xffff0000u));
-    return W8(vec4f(low.x, high.x, low.y, high.y), vec4f(low.z, high.z, low.w, high.w));
+fn load_head(row: u32, s: u32) -> vec4<u32> {
+    return vec4<u32>();
+}
+
+fn scale(head: vec4<u32>, i: u32) -> vec2f {
+    return vec2f();
+}
+
+fn unpack(word: vec4<u32>, k: u32, scale: vec2f) -> vec4f {
+    let v = select(word.xy, word.zw, k == 1u);
+    return bitcast<vec4f>(vec4u(v.x << 16u, v.x & 0xffff0000u, v.y << 16u, v.y & 0xffff0000u));
 }

@@ -1,11 +1,16 @@
-// Contract: `load_w(i)` gives elements 8i … 8i+7 of the global `w: array<vec4<u32>>`.
+// Contract: as in `weights_f32`.
 // F16, unpacked without the device's f16 arithmetic, so that every device runs it.
-struct W8 { a: vec4f, b: vec4f }
+const W_VEC4: u32 = 2u;
 
-fn load_w(i: u32) -> W8 {
-    let v = w[i];
-    return W8(
-        vec4f(unpack2x16float(v.x), unpack2x16float(v.y)),
-        vec4f(unpack2x16float(v.z), unpack2x16float(v.w)),
-    );
+fn load_head(row: u32, s: u32) -> vec4<u32> {
+    return vec4<u32>();
+}
+
+fn scale(head: vec4<u32>, i: u32) -> vec2f {
+    return vec2f();
+}
+
+fn unpack(word: vec4<u32>, k: u32, scale: vec2f) -> vec4f {
+    let v = select(word.xy, word.zw, k == 1u);
+    return vec4f(unpack2x16float(v.x), unpack2x16float(v.y));
 }

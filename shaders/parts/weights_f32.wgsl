@@ -1,7 +1,17 @@
-// Contract: `load_w(i)` gives elements 8i … 8i+7 of the global `w: array<vec4<u32>>`.
-// F32: two loads of 16 bytes.
-struct W8 { a: vec4f, b: vec4f }
+// Contract: a row of weights starts at 16-byte word `row` of the global `w: array<vec4<u32>>`; its word i holds elements
+// 4·W_VEC4·i …, W_VEC4 vec4 of them. `load_head(row, s)` gives what quantised types keep for elements 256s … 256s + 255,
+// `scale(head, i)` what of it word i needs, and `unpack(word, k, scale)` vec4 k of a word.
+// F32
+const W_VEC4: u32 = 1u;
 
-fn load_w(i: u32) -> W8 {
-    return W8(bitcast<vec4f>(w[2u * i]), bitcast<vec4f>(w[2u * i + 1u]));
+fn load_head(row: u32, s: u32) -> vec4<u32> {
+    return vec4<u32>();
+}
+
+fn scale(head: vec4<u32>, i: u32) -> vec2f {
+    return vec2f();
+}
+
+fn unpack(word: vec4<u32>, k: u32, scale: vec2f) -> vec4f {
+    return bitcast<vec4f>(word);
 }

@@ -40,7 +40,7 @@ use crate::gpu::GpuError;
 use crate::models::ModelError;
 
 /// The types of weights that are measured.
-pub const WEIGHTS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
+pub const WEIGHTS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
 
 /// What can go wrong on the way to a report.
 #[derive(Debug, thiserror::Error)]

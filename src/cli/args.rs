@@ -70,8 +70,18 @@ pub struct ModelArg {
 /// Which device, and how much of it.
 #[derive(clap::Args)]
 pub struct DeviceArgs {
+    /// Quantise matrices to this type while loading; as they are stored without
+    #[arg(long, value_name = "TYPE", ignore_case = true, help_heading = "Model and device")]
+    pub quantize: Option<Quantize>,
+
     /// Type of the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16", help_heading = "Model and device")]
+    #[arg(
+        long,
+        value_name = "TYPE",
+        ignore_case = true,
+        default_value = "f16",
+        help_heading = "Model and device"
+    )]
     pub kv_type: KvType,
 
     /// Tokens of context; what the model was made for, at most 4096, without
@@ -83,10 +93,35 @@ pub struct DeviceArgs {
     pub gpu: Option<String>,
 }
 
+/// ggml's names.
 #[derive(Clone, Copy, ValueEnum)]
+#[allow(non_camel_case_types)]
+pub enum Quantize {
+    #[value(name = "Q8_0")]
+    Q8_0,
+    #[value(name = "Q4_0")]
+    Q4_0,
+    #[value(name = "Q4_K")]
+    Q4_K,
+}
+
+impl Quantize {
+    pub fn dtype(self) -> Dtype {
+        match self {
+            Quantize::Q8_0 => Dtype::Q8_0,
+            Quantize::Q4_0 => Dtype::Q4_0,
+            Quantize::Q4_K => Dtype::Q4_K,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+#[allow(non_camel_case_types)]
 pub enum KvType {
     F32,
     F16,
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 impl KvType {
@@ -94,6 +129,7 @@ impl KvType {
         match self {
             KvType::F32 => Dtype::F32,
             KvType::F16 => Dtype::F16,
+            KvType::Q8_0 => Dtype::Q8_0,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use wginfer::engine::{Checkpoint, Engine, EngineError, EngineOptions, Event, RequestId};
 use wginfer::gpu::{Gpu, GpuOptions};
 
-use super::args::{DeviceArgs, ModelArg};
+use super::args::{DeviceArgs, ModelArg, Quantize};
 use super::failure::Failure;
 use super::interrupt::Writing;
 use super::terminal;
@@ -73,7 +73,8 @@ fn check(path: &Path) -> Result<(), Failure> {
 impl DeviceArgs {
     /// The options that these flags decide, over `options`.
     pub fn options(&self, options: EngineOptions) -> EngineOptions {
-        EngineOptions { ctx: self.ctx, kv_dtype: self.kv_type.dtype(), ..options }
+        let quantize = self.quantize.map(Quantize::dtype);
+        EngineOptions { ctx: self.ctx, quantize, kv_dtype: self.kv_type.dtype(), ..options }
     }
 
     /// Opens the device and loads the model.

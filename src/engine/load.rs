@@ -8,10 +8,10 @@ use super::plan::{Plan, PlanTables};
 use super::{
     Checkpoint, Engine, EngineError, EngineOptions, KvPages, MOST_IN_FLIGHT, PAGE_SIZE, RequestId, SLICE,
 };
-use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, ReadbackRing, Recorder};
-use crate::models::{Capacity, Loader, Progress, check_device};
-use crate::ops::{Attention, Rows};
+use crate::dtype::{BLOCK, Dtype};
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, ReadbackRing, Recorder, Variant};
+use crate::models::{Capacity, Loader, ModelError, Progress, check_device};
+use crate::ops::{Attention, KvLayer, Rows};
 use crate::text::Tokenizer;
 
 /// Longest context that is allocated unless asked for: models are made for 128 K and more, few machines are.
@@ -36,9 +36,20 @@ impl Engine {
         if let Some(found) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n > shape.vocab_size) {
             return Err(EngineError::TokenizerMismatch { tokenizer: found, model: shape.vocab_size });
         }
-        if !matches!(options.kv_dtype, Dtype::F32 | Dtype::F16) {
-            let (found, expected) = (options.kv_dtype.to_string(), "`F32` or `F16`");
-            return Err(EngineError::Parameter { name: "kv_dtype", found, expected });
+        let wrong = |name, found: Dtype, expected| {
+            Err(EngineError::Parameter { name, found: found.to_string(), expected })
+        };
+        if !KvLayer::DTYPES.contains(&options.kv_dtype) {
+            return wrong("kv_dtype", options.kv_dtype, "`F32`, `F16` or `Q8_0`");
+        }
+        if options.kv_dtype == Dtype::Q8_0 && shape.attention.iter().any(|a| a.head_dim % BLOCK != 0) {
+            return wrong("kv_dtype", options.kv_dtype, "`F32` or `F16`: heads are no multiple of 32 wide");
+        }
+        if let Some(found) = options.quantize.filter(|dtype| !dtype.is_quantised()) {
+            return wrong("quantize", found, "`Q8_0`, `Q4_0` or `Q4_K`");
+        }
+        if let Some(found) = options.quantize.filter(|_| !gpu.is_owned()) {
+            return wrong("quantize", found, "none on an adopted device: quantising needs submissions");
         }
         let at_least_one = |name, n: usize| {
             let expected = "at least 1";
@@ -54,7 +65,7 @@ impl Engine {
         let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
         // Asked first, so that a context beyond all bounds fails before anything is allocated for it.
         let seq_pages = ctx.div_ceil(PAGE_SIZE);
-        let page_row = |a: &Attention| options.kv_dtype.bytes(a.n_kv_heads * PAGE_SIZE * a.head_dim);
+        let page_row = |a: &Attention| KvLayer::bytes(options.kv_dtype, KvPages::width(a));
         let largest = shape.attention.iter().map(page_row).max().unwrap_or(1);
         let limit_bytes = gpu.caps().max_binding_bytes.min(gpu.caps().max_buffer_bytes);
         let bindable = limit_bytes as usize / largest;
@@ -65,7 +76,7 @@ impl Engine {
         let n_pages = options.kv_tokens.map_or(max_seqs.saturating_mul(seq_pages), |n| n.div_ceil(PAGE_SIZE));
         let n_pages = n_pages.clamp(seq_pages, bindable);
 
-        let mut loader = Loader::new(gpu, &checkpoint.weights, progress);
+        let mut loader = Loader::new(gpu, &checkpoint.weights, options.quantize);
         let model = checkpoint.architecture.load(&mut loader, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
 
@@ -111,28 +122,43 @@ impl Engine {
             options: EngineOptions { max_seqs, max_rows, max_logprobs, ..options },
             shape,
         };
-        let begin = Instant::now();
-        engine.rehearse()?;
-        engine.compile_time = begin.elapsed();
+        let variants = engine.variants();
+        let (compiled, uploaded) = std::thread::scope(|scope| {
+            let compiler = scope.spawn(|| {
+                let begin = Instant::now();
+                gpu.compile(&variants).map(|()| begin.elapsed())
+            });
+            let uploaded = loader.upload(progress);
+            let died = |_| Err(GpuError::Device { message: "a compiler thread died".into() });
+            (compiler.join().unwrap_or_else(died), uploaded)
+        });
+        uploaded.map_err(ModelError::from)?;
+        engine.compile_time = compiled?;
         Ok(engine)
     }
 
-    /// Compiles every pipeline that steps of this engine use.
-    fn rehearse(&mut self) -> Result<(), EngineError> {
-        let mut n_decode: Vec<usize> = vec![1, 2, 4, 8];
-        n_decode.retain(|n| *n < 2 * self.options.max_seqs);
-        let plans = n_decode.into_iter().map(|n| Plan {
-            n: Rows { n_decode: n.min(self.options.max_seqs), n_prompt: 1 },
-            blocks: vec![[0, 1]; n.min(self.options.max_seqs) + 1],
-            sampled: vec![0; n.min(self.options.max_seqs)],
-            draws: vec![RequestId(0); n.min(self.options.max_seqs)],
+    /// Every variant that steps of this engine use.
+    fn variants(&mut self) -> Vec<Variant> {
+        // Every number of rows that shares weights, with a prompt in the step and without.
+        let max_seqs = self.options.max_seqs;
+        let counts = (0..).map(|i| 1 << i).take_while(|n| *n < 2 * max_seqs).map(|n: usize| n.min(max_seqs));
+        let plan = |n_decode: usize, n_prompt: usize| Plan {
+            n: Rows { n_decode, n_prompt },
+            blocks: vec![[0, 1]; n_decode + 1],
+            sampled: vec![0; n_decode],
+            draws: vec![RequestId(0); n_decode],
             count: vec![(0, 1)],
             penalizes: true,
             logprobs: (self.options.max_logprobs > 0).then_some(self.options.max_logprobs),
             ..Plan::default()
-        });
+        };
+        let decode = counts.map(|n| plan(n, 0));
+        // Of a prompt's rows those that do not fill a group share weights in fewer; large products take large tiles.
+        let n_prompt = (0..5).map(|i| (1 << i) - usize::from(i > 0)).chain([self.options.max_rows - 1]);
+        let prompt = n_prompt.map(|n| plan(1, n));
+        let plans: Vec<Plan> = decode.chain(prompt).collect();
         let (forward, ctx, n_layers) = (&self.forward, self.ctx, self.shape.n_layers());
-        self.rec.rehearse(|rec| {
+        self.rec.variants(|rec| {
             for mut plan in plans {
                 for longest in [1, ctx] {
                     plan.longest = longest;
@@ -142,7 +168,6 @@ impl Engine {
                     forward.draw(rec, &plan);
                 }
             }
-        })?;
-        Ok(())
+        })
     }
 }

@@ -128,7 +128,7 @@ impl Engine {
         &self.unused_tensors
     }
 
-    /// How long its pipelines took to compile.
+    /// How long its pipelines took to compile, while weights were uploaded.
     pub fn compile_time(&self) -> Duration {
         self.compile_time
     }

@@ -14,7 +14,11 @@ pub struct EngineOptions {
     /// Positions that the cache holds for all sequences together; `max_seqs` times `ctx`, within what a
     /// binding can span, without.
     pub kv_tokens: Option<usize>,
-    /// Type of the cache, `F32` or `F16`.
+    /// Type that matrices are quantised to while they are loaded: `Q8_0`, `Q4_0` or `Q4_K`; as they are stored
+    /// without. The embedding and the head, which weigh most in the result, become `Q8_0`, and so do matrices whose
+    /// rows are no multiple of 256 long where `Q4_K` is asked for.
+    pub quantize: Option<Dtype>,
+    /// Type of the cache, `F32`, `F16` or `Q8_0`.
     pub kv_dtype: Dtype,
     /// Most log-probabilities that a request may ask for.
     pub max_logprobs: usize,
@@ -33,6 +37,7 @@ impl Default for EngineOptions {
             max_seqs: 8,
             max_rows: 256,
             kv_tokens: None,
+            quantize: None,
             kv_dtype: Dtype::F16,
             max_logprobs: 0,
             logits: false,

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, Tensor};
-use crate::models::{KvLayer, ModelShape};
+use crate::gpu::{Gpu, GpuError};
+use crate::models::ModelShape;
+use crate::ops::{Attention, KvLayer};
 
 /// Positions a page. A prefix is shared in whole pages, so small pages share more; 16 are still 4 KiB of
 /// keys in f16 for 8 heads of 16, enough for full cache lines.
@@ -46,12 +47,8 @@ impl KvPages {
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
     pub fn new(gpu: &Gpu, shape: &ModelShape, n_pages: usize, dtype: Dtype) -> Result<Self, GpuError> {
-        let layers = shape.attention.iter().enumerate().map(|(i, a)| {
-            let width = a.n_kv_heads * PAGE_SIZE * a.head_dim;
-            let tensor =
-                |name: &str| Tensor::zeros(gpu, &format!("{name} cache {i}"), [n_pages, width], dtype);
-            Ok(KvLayer { k: tensor("key")?, v: tensor("value")? })
-        });
+        let layers = shape.attention.iter().enumerate();
+        let layers = layers.map(|(i, a)| KvLayer::new(gpu, i, n_pages, Self::width(a), dtype));
         Ok(KvPages {
             layers: layers.collect::<Result<_, GpuError>>()?,
             free: (0..n_pages as u32).rev().collect(),
@@ -63,10 +60,14 @@ impl KvPages {
         })
     }
 
+    /// Keys, or values, of one layer's page.
+    pub(super) fn width(attention: &Attention) -> usize {
+        attention.n_kv_heads * PAGE_SIZE * attention.head_dim
+    }
+
     /// Bytes that one page takes in all layers.
     pub fn page_bytes(shape: &ModelShape, dtype: Dtype) -> usize {
-        let per_layer = |a: &crate::ops::Attention| 2 * dtype.bytes(a.n_kv_heads * PAGE_SIZE * a.head_dim);
-        shape.attention.iter().map(per_layer).sum()
+        shape.attention.iter().map(|a| 2 * KvLayer::bytes(dtype, Self::width(a))).sum()
     }
 
     /// The tensors of each layer.

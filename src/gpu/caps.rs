@@ -28,6 +28,8 @@ pub struct Caps {
     pub max_workgroup_bytes: u32,
     /// Invocations a workgroup may have.
     pub max_workgroup_size: u32,
+    /// Storage buffers that one kernel may bind.
+    pub max_storage_buffers: u32,
     /// Workgroups a dispatch may have in each dimension.
     pub max_workgroups: u32,
     /// Alignment of storage binding offsets, in bytes.
@@ -59,6 +61,7 @@ impl Caps {
             max_workgroup_size: limits
                 .max_compute_invocations_per_workgroup
                 .min(limits.max_compute_workgroup_size_x),
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             storage_align: limits.min_storage_buffer_offset_alignment,
             uniform_align: limits.min_uniform_buffer_offset_alignment,
@@ -86,6 +89,9 @@ impl Caps {
         let mut lost = Vec::new();
         if self.subgroup.is_none() {
             lost.push("no subgroups of a fixed width: slower variants run");
+        }
+        if self.max_storage_buffers < 10 {
+            lost.push("fewer than 10 storage buffers a kernel: projection, rotation and cache take two kernels more");
         }
         if !self.timestamps {
             lost.push("no timestamps: a guest's slices are timed by when they are seen to finish");

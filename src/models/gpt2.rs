@@ -94,8 +94,8 @@ impl Architecture for Config {
         // The original checkpoints were saved without their head, and so without the prefix.
         let root = if loader.has("transformer.wte.weight") { "transformer." } else { "" };
         let gpu = loader.gpu().clone();
-        let wte = loader.matrix(&format!("{root}wte.weight"), [self.vocab_size, n])?;
-        let wpe = loader.matrix(&format!("{root}wpe.weight"), [self.n_positions, n])?;
+        let wte = loader.table(&format!("{root}wte.weight"), [self.vocab_size, n])?;
+        let wpe = loader.as_stored(&format!("{root}wpe.weight"), [self.n_positions, n])?;
         let norm = |loader: &mut Loader<'_>, name: &str| -> Result<Norm, ModelError> {
             let (w, b) = (format!("{root}{name}.weight"), format!("{root}{name}.bias"));
             Ok(Norm(loader.vector(&w, n)?, loader.vector(&b, n)?))
@@ -128,7 +128,7 @@ impl Architecture for Config {
         let head = if self.tie_word_embeddings {
             wte.clone()
         } else {
-            loader.matrix("lm_head.weight", [self.vocab_size, n])?
+            loader.table("lm_head.weight", [self.vocab_size, n])?
         };
         let widths = Widths { up: n_inner, intermediate: n_inner };
         let a = Activations::new(&gpu, &shape, widths, capacity)?;
@@ -146,10 +146,10 @@ impl Model for Gpt2 {
         let (layer, a, n_rows) = (&self.layers[i], &self.a, b.n.count());
         let Norm(w, bias) = &layer.ln_1;
         ops::layer_norm(rec, &a.x, w, bias, None, self.eps, &a.h, n_rows);
-        layer.attention.record(i, rec, b, a);
+        layer.attention.record(i, rec, b, (&a.h).into(), a);
         let Norm(w, bias) = &layer.ln_2;
         ops::layer_norm(rec, &a.x, w, bias, None, self.eps, &a.h, n_rows);
-        layer.mlp.record(rec, b, a);
+        layer.mlp.record(rec, b, (&a.h).into(), a);
     }
 
     fn logits(&self, rec: &mut Recorder, b: &Batch<'_>) -> &Tensor {

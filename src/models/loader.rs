@@ -1,11 +1,12 @@
-//! From a checkpoint to tensors: in bounded pieces, types as stored.
+//! From a checkpoint to tensors: in bounded pieces, types as stored or quantised on the device.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use half::{bf16, f16};
 
-use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::dtype::{Dtype, SUPERBLOCK};
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Tensor};
 use crate::ops;
 use crate::weights::{Entry, Weights, WeightsError};
 
@@ -23,21 +24,40 @@ const PIECE: usize = 4 << 20;
 /// Bytes after which our own queue is flushed, so that those copies stay few.
 const FLUSH: usize = 64 << 20;
 
-/// Makes tensors of a checkpoint. Matrices keep the type they are stored in; vectors (norms, biases),
-/// which are a thousandth of a model, become F32 so that one kernel reads them all.
+/// Makes tensors of a checkpoint, or draws them. Matrices keep the type they are stored in unless they are to be
+/// quantised; vectors (norms, biases), which are a thousandth of a model, become F32 so that one kernel reads them all.
+///
+/// Tensors are allocated when they are asked for, and filled by [`Loader::upload`]: so all names and shapes are
+/// checked before anything is uploaded, and kernels compile meanwhile.
 pub struct Loader<'a> {
     gpu: &'a Gpu,
     weights: &'a Weights,
+    quantize: Option<Dtype>,
     taken: HashSet<String>,
-    progress: &'a mut dyn FnMut(Progress),
-    done_bytes: usize,
-    unflushed: usize,
+    uploads: Vec<Upload<'a>>,
+}
+
+/// A tensor that waits for its content.
+struct Upload<'a> {
+    tensor: Tensor,
+    /// Type of what is written; if the tensor is quantised, of what is quantised.
+    written: Dtype,
+    source: Source<'a>,
+}
+
+enum Source<'a> {
+    /// Entries one below the other.
+    Stacked(Vec<&'a Entry>),
+    /// Stored as `[n_cols, n_rows]`.
+    Transposed(&'a Entry),
+    /// Drawn with this mean and deviation.
+    Random { mean: f32, scale: f32 },
 }
 
 impl<'a> Loader<'a> {
-    /// A loader onto one device; `progress` hears of each piece.
-    pub fn new(gpu: &'a Gpu, weights: &'a Weights, progress: &'a mut dyn FnMut(Progress)) -> Self {
-        Loader { gpu, weights, taken: HashSet::new(), progress, done_bytes: 0, unflushed: 0 }
+    /// A loader onto one device, which quantises matrices to `quantize` (only on a device of our own).
+    pub fn new(gpu: &'a Gpu, weights: &'a Weights, quantize: Option<Dtype>) -> Self {
+        Loader { gpu, weights, quantize, taken: HashSet::new(), uploads: Vec::new() }
     }
 
     /// The device.
@@ -50,12 +70,30 @@ impl<'a> Loader<'a> {
         self.weights.get(name).is_some() || self.weights.random_dtype().is_some()
     }
 
-    /// A matrix as stored, `[n_rows, n_cols]`.
+    /// A matrix, `[n_rows, n_cols]`.
     ///
     /// # Errors
     /// [`WeightsError::Missing`], [`WeightsError::Shape`], [`WeightsError::Dtype`], [`WeightsError::Gpu`].
     pub fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor, WeightsError> {
         self.stack(&[(name, shape[0])], shape[1])
+    }
+
+    /// An embedding or a head, `[n_rows, n_cols]`: quantised to `Q8_0` at the least, because what is lost there is
+    /// lost for every token (llama.cpp keeps them in 6 bits where the rest has 4).
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
+    pub fn table(&mut self, name: &str, [n_rows, n_cols]: [usize; 2]) -> Result<Tensor, WeightsError> {
+        let target = self.quantize.map(|_| Dtype::Q8_0);
+        self.stacked(&[(name, n_rows)], n_cols, target)
+    }
+
+    /// A matrix that is not quantised, `[n_rows, n_cols]`.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
+    pub fn as_stored(&mut self, name: &str, [n_rows, n_cols]: [usize; 2]) -> Result<Tensor, WeightsError> {
+        self.stacked(&[(name, n_rows)], n_cols, None)
     }
 
     /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. Where their types differ
@@ -64,45 +102,7 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn stack(&mut self, parts: &[(&str, usize)], n_cols: usize) -> Result<Tensor, WeightsError> {
-        if let Some(dtype) = self.weights.random_dtype() {
-            let n_rows = parts.iter().map(|(_, n)| n).sum();
-            return self.random(parts[0].0, [n_rows, n_cols], dtype);
-        }
-        let entries =
-            parts.iter().map(|(name, n)| self.entry(name, &[*n, n_cols])).collect::<Result<Vec<_>, _>>()?;
-        let dtypes = entries.iter().map(|e| dtype_of(e)).collect::<Result<HashSet<_>, _>>()?;
-        let dtype = if dtypes.len() == 1 { *dtypes.iter().next().unwrap_or(&Dtype::F32) } else { Dtype::F32 };
-        let n_rows = parts.iter().map(|(_, n)| n).sum();
-        let tensor = Tensor::weights(self.gpu, parts[0].0, [n_rows, n_cols], dtype)?;
-        let mut row = 0;
-        for (entry, (_, n)) in entries.into_iter().zip(parts) {
-            let stored = dtype_of(entry)?;
-            let bytes = self.weights.bytes(entry);
-            let row_bytes = stored.bytes(n_cols);
-            let rows_a_piece = (PIECE / tensor.row_bytes().max(1)).max(1);
-            for (i, piece) in bytes.chunks(rows_a_piece * row_bytes).enumerate() {
-                let at = row + i * rows_a_piece;
-                if stored == dtype && tensor.row_bytes() == row_bytes {
-                    tensor.write(self.gpu, at, piece);
-                } else {
-                    let mut padded = vec![0; piece.len() / row_bytes * tensor.row_bytes()];
-                    for (from, to) in piece.chunks(row_bytes).zip(padded.chunks_mut(tensor.row_bytes())) {
-                        if stored == dtype {
-                            to[..row_bytes].copy_from_slice(from);
-                        } else {
-                            let wide = widen(stored, from);
-                            to[..4 * n_cols].copy_from_slice(bytemuck::cast_slice(&wide));
-                        }
-                    }
-                    tensor.write(self.gpu, at, &padded);
-                }
-                let start = i * rows_a_piece * row_bytes;
-                self.weights.release(entry, start..start + piece.len());
-                self.uploaded(piece.len())?;
-            }
-            row += n;
-        }
-        Ok(tensor)
+        self.stacked(parts, n_cols, self.target(n_cols))
     }
 
     /// A matrix that is stored as `[n_cols, n_rows]`, turned to `[n_rows, n_cols]` (GPT-2's `Conv1D`).
@@ -114,25 +114,9 @@ impl<'a> Loader<'a> {
             return self.matrix(name, [n_rows, n_cols]);
         }
         let entry = self.entry(name, &[n_cols, n_rows])?;
-        let dtype = dtype_of(entry)?;
-        let bytes = self.weights.bytes(entry);
-        let size = dtype.bytes(1);
-        let tensor = Tensor::weights(self.gpu, name, [n_rows, n_cols], dtype)?;
-        let rows_a_piece = (PIECE / tensor.row_bytes().max(1)).max(1);
-        for first in (0..n_rows).step_by(rows_a_piece) {
-            let n = rows_a_piece.min(n_rows - first);
-            let mut piece = vec![0; n * tensor.row_bytes()];
-            for c in 0..n_cols {
-                let source = &bytes[(c * n_rows + first) * size..][..n * size];
-                for (r, element) in source.chunks(size).enumerate() {
-                    piece[r * tensor.row_bytes() + c * size..][..size].copy_from_slice(element);
-                }
-            }
-            tensor.write(self.gpu, first, &piece);
-            self.uploaded(n * n_cols * size)?;
-        }
-        self.weights.release(entry, 0..bytes.len());
-        Ok(tensor)
+        let written = dtype_of(entry)?;
+        let dtype = self.target(n_cols).unwrap_or(written);
+        self.later(name, [n_rows, n_cols], dtype, written, Source::Transposed(entry))
     }
 
     /// A vector as F32, `[1, n]`.
@@ -148,18 +132,18 @@ impl<'a> Loader<'a> {
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn vectors(&mut self, parts: &[(&str, usize)]) -> Result<Tensor, WeightsError> {
+        let n_cols = parts.iter().map(|(_, n)| n).sum();
         if self.weights.random_dtype().is_some() {
-            let n = parts.iter().map(|(_, n)| n).sum();
-            return self.random(parts[0].0, [1, n], Dtype::F32);
+            let mean = if parts[0].0.ends_with(".bias") { 0.0 } else { 1.0 };
+            let source = Source::Random { mean, scale: 0.05 };
+            return self.later(parts[0].0, [1, n_cols], Dtype::F32, Dtype::F32, source);
         }
-        let mut values = Vec::new();
+        let mut values = Vec::with_capacity(n_cols);
         for (name, n) in parts {
             let entry = self.entry(name, &[*n])?;
-            let bytes = self.weights.bytes(entry);
-            values.extend(widen(dtype_of(entry)?, bytes));
-            self.uploaded(bytes.len())?;
+            values.extend(widen(dtype_of(entry)?, self.weights.bytes(entry)));
         }
-        Ok(Tensor::from_f32(self.gpu, parts[0].0, [1, values.len()], &values)?)
+        Ok(Tensor::from_f32(self.gpu, parts[0].0, [1, n_cols], &values)?)
     }
 
     /// Names that nothing asked for.
@@ -168,30 +152,75 @@ impl<'a> Loader<'a> {
         entries.filter(|name| !self.taken.contains(*name)).collect()
     }
 
-    /// A tensor drawn on the device. A matrix keeps the size of what it is multiplied with, a norm's weight is
-    /// about 1 and a bias about 0, so that logits stay finite through any number of layers.
-    fn random(
+    /// What matrices of this width are quantised to.
+    fn target(&self, n_cols: usize) -> Option<Dtype> {
+        self.quantize.map(|dtype| match dtype {
+            Dtype::Q4_K if !n_cols.is_multiple_of(SUPERBLOCK) => Dtype::Q8_0,
+            other => other,
+        })
+    }
+
+    fn stacked(
+        &mut self,
+        parts: &[(&str, usize)],
+        n_cols: usize,
+        target: Option<Dtype>,
+    ) -> Result<Tensor, WeightsError> {
+        let shape = [parts.iter().map(|(_, n)| n).sum(), n_cols];
+        if let Some(dtype) = self.weights.random_dtype() {
+            // A matrix keeps the size of what it is multiplied with, so that logits stay finite.
+            let source = Source::Random { mean: 0.0, scale: (n_cols as f32).powf(-0.5) };
+            return self.later(parts[0].0, shape, target.unwrap_or(dtype), dtype, source);
+        }
+        let entries =
+            parts.iter().map(|(name, n)| self.entry(name, &[*n, n_cols])).collect::<Result<Vec<_>, _>>()?;
+        let dtypes = entries.iter().map(|e| dtype_of(e)).collect::<Result<HashSet<_>, _>>()?;
+        let common =
+            if dtypes.len() == 1 { *dtypes.iter().next().unwrap_or(&Dtype::F32) } else { Dtype::F32 };
+        self.later(parts[0].0, shape, target.unwrap_or(common), common, Source::Stacked(entries))
+    }
+
+    fn later(
         &mut self,
         name: &str,
-        [n_rows, n_cols]: [usize; 2],
+        shape: [usize; 2],
         dtype: Dtype,
+        written: Dtype,
+        source: Source<'a>,
     ) -> Result<Tensor, WeightsError> {
-        if !self.gpu.is_owned() {
-            let message = "random weights are drawn on a device of our own alone".to_string();
-            return Err(GpuError::Device { message }.into());
-        }
-        let tensor = Tensor::weights(self.gpu, name, [n_rows, n_cols], dtype)?;
-        let (mean, scale) = match (n_rows, name.ends_with(".bias")) {
-            (1, false) => (1.0, 0.05),
-            (1, true) => (0.0, 0.05),
-            _ => (0.0, (n_cols as f32).powf(-0.5)),
-        };
-        let mut rec = Recorder::new(self.gpu)?;
-        // The bytes so far tell one tensor from another.
-        ops::fill_normal(&mut rec, &tensor, self.done_bytes as u32, mean, scale);
-        self.gpu.submit(rec.finish()?);
-        self.uploaded(tensor.size_bytes() as usize)?;
+        let tensor = Tensor::weights(self.gpu, name, shape, dtype)?;
+        self.uploads.push(Upload { tensor: tensor.clone(), written, source });
         Ok(tensor)
+    }
+
+    /// Fills the tensors; `progress` hears of each piece.
+    ///
+    /// # Errors
+    /// [`WeightsError::Gpu`].
+    pub fn upload(self, progress: &mut dyn FnMut(Progress)) -> Result<(), WeightsError> {
+        let Loader { gpu, weights, uploads, .. } = self;
+        let random = uploads.iter().filter(|u| matches!(u.source, Source::Random { .. }));
+        let total_bytes = weights.n_bytes() + random.map(|u| u.tensor.size_bytes() as usize).sum::<usize>();
+        let mut writer = Writer {
+            gpu,
+            rec: None,
+            staging: HashMap::new(),
+            progress,
+            // Vectors are there already.
+            done: Progress {
+                done_bytes: total_bytes - uploads.iter().map(Upload::n_bytes).sum::<usize>(),
+                total_bytes,
+            },
+            unflushed: 0,
+        };
+        for upload in &uploads {
+            match &upload.source {
+                Source::Stacked(entries) => writer.stacked(weights, upload, entries)?,
+                Source::Transposed(entry) => writer.transposed(weights, upload, entry)?,
+                Source::Random { mean, scale } => writer.random(upload, *mean, *scale)?,
+            }
+        }
+        writer.flush()
     }
 
     fn entry(&mut self, name: &str, shape: &[usize]) -> Result<&'a Entry, WeightsError> {
@@ -219,16 +248,196 @@ impl<'a> Loader<'a> {
         self.taken.insert(name.to_string());
         Ok(entry)
     }
+}
+
+impl Upload<'_> {
+    fn n_bytes(&self) -> usize {
+        match &self.source {
+            Source::Stacked(entries) => entries.iter().map(|e| e.n_bytes).sum(),
+            Source::Transposed(entry) => entry.n_bytes,
+            Source::Random { .. } => self.tensor.size_bytes() as usize,
+        }
+    }
+
+    /// Bytes of a row of what is written, padding included.
+    fn row_bytes(&self) -> usize {
+        self.written.bytes(self.tensor.n_cols().next_multiple_of(ROW_ALIGN))
+    }
+
+    /// `rows` in pieces of about [`PIECE`] bytes, none across two bindings.
+    fn pieces(&self, rows: Range<usize>) -> Vec<Range<usize>> {
+        let most = (PIECE / self.row_bytes().max(1)).max(1);
+        let ranges = self.tensor.ranges();
+        let ranges = ranges.map(|view| view.rows.start.max(rows.start)..view.rows.end.min(rows.end));
+        ranges.flat_map(|r| r.clone().step_by(most).map(move |at| at..(at + most).min(r.end))).collect()
+    }
+}
+
+/// Writes pieces, and counts them.
+struct Writer<'a> {
+    gpu: &'a Gpu,
+    rec: Option<Recorder>,
+    /// Where pieces wait to be quantised, by type and width.
+    staging: HashMap<(Dtype, usize), Tensor>,
+    progress: &'a mut dyn FnMut(Progress),
+    done: Progress,
+    unflushed: usize,
+}
+
+impl Writer<'_> {
+    fn stacked(
+        &mut self,
+        weights: &Weights,
+        upload: &Upload<'_>,
+        entries: &[&Entry],
+    ) -> Result<(), WeightsError> {
+        let n_cols = upload.tensor.n_cols();
+        let padded_bytes = upload.row_bytes();
+        let mut row = 0;
+        for entry in entries {
+            let (stored, n_rows) = (dtype_of(entry)?, entry.shape[0]);
+            let bytes = weights.bytes(entry);
+            let row_bytes = stored.bytes(n_cols);
+            for rows in upload.pieces(row..row + n_rows) {
+                let from = (rows.start - row) * row_bytes..(rows.end - row) * row_bytes;
+                let piece = &bytes[from.clone()];
+                let n_bytes = piece.len();
+                if stored == upload.written && padded_bytes == row_bytes {
+                    self.put(upload, rows, piece)?;
+                } else {
+                    let mut padded = vec![0; rows.len() * padded_bytes];
+                    for (from, to) in piece.chunks(row_bytes).zip(padded.chunks_mut(padded_bytes)) {
+                        if stored == upload.written {
+                            to[..row_bytes].copy_from_slice(from);
+                        } else {
+                            let wide = widen(stored, from);
+                            to[..4 * n_cols].copy_from_slice(bytemuck::cast_slice(&wide));
+                        }
+                    }
+                    self.put(upload, rows, &padded)?;
+                }
+                weights.release(entry, from);
+                self.uploaded(n_bytes)?;
+            }
+            row += n_rows;
+        }
+        Ok(())
+    }
+
+    fn transposed(
+        &mut self,
+        weights: &Weights,
+        upload: &Upload<'_>,
+        entry: &Entry,
+    ) -> Result<(), WeightsError> {
+        let bytes = weights.bytes(entry);
+        let (n_rows, n_cols, row_bytes) =
+            (upload.tensor.n_rows(), upload.tensor.n_cols(), upload.row_bytes());
+        let size = upload.written.bytes(1);
+        for rows in upload.pieces(0..n_rows) {
+            let mut piece = vec![0; rows.len() * row_bytes];
+            for c in 0..n_cols {
+                let source = &bytes[(c * n_rows + rows.start) * size..][..rows.len() * size];
+                for (r, element) in source.chunks(size).enumerate() {
+                    piece[r * row_bytes + c * size..][..size].copy_from_slice(element);
+                }
+            }
+            let n_bytes = rows.len() * n_cols * size;
+            self.put(upload, rows, &piece)?;
+            self.uploaded(n_bytes)?;
+        }
+        weights.release(entry, 0..bytes.len());
+        Ok(())
+    }
+
+    /// Draws on the device.
+    fn random(&mut self, upload: &Upload<'_>, mean: f32, scale: f32) -> Result<(), WeightsError> {
+        if !self.gpu.is_owned() {
+            let message = "random weights are drawn on a device of our own alone".to_string();
+            return Err(GpuError::Device { message }.into());
+        }
+        let tensor = &upload.tensor;
+        // The bytes so far tell one tensor from another.
+        let seed = self.done.done_bytes as u32;
+        if tensor.dtype() == upload.written {
+            ops::fill_normal(self.recorder()?, tensor, seed, mean, scale);
+            self.submit()?;
+            return self.uploaded(tensor.size_bytes() as usize);
+        }
+        for rows in upload.pieces(0..tensor.n_rows()) {
+            let staging = self.staging(upload, rows.len())?;
+            let seed = seed.wrapping_add(rows.start as u32);
+            let n_bytes = rows.len() * tensor.row_bytes();
+            ops::fill_normal(self.recorder()?, &staging, seed, mean, scale);
+            ops::quantize(self.recorder()?, &staging, tensor, rows.start, rows.len());
+            self.submit()?;
+            self.uploaded(n_bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Writes rows, `bytes` with padding, or quantises them if the tensor is quantised.
+    fn put(&mut self, upload: &Upload<'_>, rows: Range<usize>, bytes: &[u8]) -> Result<(), WeightsError> {
+        if upload.tensor.dtype() == upload.written {
+            upload.tensor.write(self.gpu, rows.start, bytes);
+            return Ok(());
+        }
+        // The next piece is written to the same place: the queue keeps the order of submissions.
+        let staging = self.staging(upload, rows.len())?;
+        staging.write(self.gpu, 0, bytes);
+        ops::quantize(self.recorder()?, &staging, &upload.tensor, rows.start, rows.len());
+        self.submit()
+    }
+
+    /// Room for `n_rows` rows of a type and width.
+    fn staging(&mut self, upload: &Upload<'_>, n_rows: usize) -> Result<Tensor, WeightsError> {
+        let key = (upload.written, upload.tensor.n_cols());
+        match self.staging.get(&key) {
+            Some(staging) if staging.n_rows() >= n_rows => Ok(staging.clone()),
+            _ => {
+                let staging = Tensor::zeros(self.gpu, "weights to quantise", [n_rows, key.1], key.0)?;
+                self.staging.insert(key, staging.clone());
+                Ok(staging)
+            }
+        }
+    }
+
+    fn recorder(&mut self) -> Result<&mut Recorder, WeightsError> {
+        let rec = match self.rec.take() {
+            Some(rec) => rec,
+            None => Recorder::new(self.gpu)?,
+        };
+        Ok(self.rec.insert(rec))
+    }
+
+    fn submit(&mut self) -> Result<(), WeightsError> {
+        let Some(rec) = &mut self.rec else { return Ok(()) };
+        if let Some(buffer) = rec.finish()? {
+            self.gpu.submit([buffer]);
+        }
+        if rec.params_are_low() {
+            self.gpu.wait()?;
+            rec.reset_params();
+        }
+        Ok(())
+    }
 
     fn uploaded(&mut self, n: usize) -> Result<(), WeightsError> {
-        self.done_bytes += n;
+        self.done.done_bytes += n;
         self.unflushed += n;
-        if self.unflushed >= FLUSH && self.gpu.is_owned() {
+        if self.unflushed >= FLUSH {
+            self.flush()?;
+        }
+        (self.progress)(self.done);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), WeightsError> {
+        if self.unflushed > 0 && self.gpu.is_owned() {
             self.unflushed = 0;
             self.gpu.submit([]);
             self.gpu.wait()?;
         }
-        (self.progress)(Progress { done_bytes: self.done_bytes, total_bytes: self.weights.n_bytes() });
         Ok(())
     }
 }
@@ -246,8 +455,6 @@ fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     match dtype {
         Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-        Dtype::F32 | Dtype::U32 => {
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-        }
+        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
     }
 }

@@ -14,7 +14,7 @@ mod qwen3;
 use serde::de::DeserializeOwned;
 
 use crate::gpu::{Caps, Recorder, Tensor};
-use crate::ops::{Attention, AttentionPlan, Rows};
+use crate::ops::{Attention, AttentionPlan, KvLayer, Places, Rows};
 use crate::weights::WeightsError;
 pub use loader::{Loader, Progress};
 
@@ -112,15 +112,6 @@ pub struct Capacity {
     pub max_seq_len: usize,
 }
 
-/// One layer's share of the KV cache: `[n_pages, n_kv_heads·page_size·head_dim]` each.
-#[derive(Clone, Debug)]
-pub struct KvLayer {
-    /// Keys.
-    pub k: Tensor,
-    /// Values.
-    pub v: Tensor,
-}
-
 /// One forward pass's rows, as tables on the device, and the cache.
 #[derive(Clone, Debug)]
 pub struct Batch<'a> {
@@ -149,6 +140,10 @@ pub struct Batch<'a> {
 }
 
 impl<'a> Batch<'a> {
+    fn places(&self) -> Places<'a> {
+        Places { rows: self.rows, pages: self.pages, page_size: self.page_size }
+    }
+
     fn attention_plan(&self, partial: &'a Tensor) -> AttentionPlan<'a> {
         AttentionPlan {
             rows: self.rows,

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{Rows, assert_rows, kernel, kv};
+use super::{KvLayer, Rows, assert_rows, kernel, kv};
 use crate::gpu::{Caps, Recorder, Tensor, Variant};
 
 #[repr(C)]
@@ -141,8 +141,8 @@ impl Attention {
         [1, (n_decode * self.n_heads * n_splits * (self.head_dim + 4)).next_multiple_of(8)]
     }
 
-    /// Records attention: `q` `[rows, n_heads·head_dim]`, `k` and `v`
-    /// `[n_pages, n_kv_heads·page_size·head_dim]`, `o` `[rows, n_heads·head_dim]`.
+    /// Records attention: `q` and `o` `[rows, n_heads·head_dim]` F32, `cache` with pages of
+    /// `n_kv_heads·page_size·head_dim` keys and values.
     ///
     /// Dao et al. 2022, algorithm 1; splits over the keys for decoding as in Dao et al. 2023 (Flash-Decoding).
     ///
@@ -153,8 +153,7 @@ impl Attention {
         rec: &mut Recorder,
         plan: &AttentionPlan<'_>,
         q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        cache: &KvLayer,
         o: &Tensor,
     ) {
         let n4 = self.head_dim / 4;
@@ -162,10 +161,7 @@ impl Attention {
             assert_eq!(tensor.n_cols(), self.n_heads * self.head_dim, "attention: {tensor:?}");
             assert_rows("attention", tensor, plan.n.count());
         }
-        for cache in [k, v] {
-            let expected = self.n_kv_heads * plan.page_size * self.head_dim;
-            assert_eq!(cache.n_cols(), expected, "attention: {cache:?}");
-        }
+        cache.check("attention", self.n_kv_heads * plan.page_size * self.head_dim);
         let gpu = rec.gpu().clone();
         let caps = gpu.caps();
         let split_len = Self::split_len(plan.max_seq_len);
@@ -174,7 +170,7 @@ impl Attention {
         let in_registers = self.in_registers(caps);
         let variant = |n_rows: usize, split: bool| {
             let variant = Variant::new(if in_registers { &ATTENTION_REG } else { &ATTENTION })
-                .part(kv(k.dtype()))
+                .part(kv(cache.dtype))
                 .set("GROUP", self.group() as u32)
                 .set("N_D4", n4 as u32)
                 .set("SPLIT", split.into());
@@ -197,7 +193,7 @@ impl Attention {
             softcap: self.softcap.unwrap_or(0.0),
         };
         let bind = |out: &Tensor| {
-            let views = [plan.rows, plan.blocks, plan.pages, q, k, v, out];
+            let views = [plan.rows, plan.blocks, plan.pages, q, &cache.k, &cache.v, out];
             views.map(Tensor::view)
         };
         let n_kv = self.n_kv_heads as u32;

@@ -9,7 +9,8 @@ use crate::gpu::{Recorder, Tensor, Variant};
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
     n_rows: u32,
-    n_groups: u32,
+    n_blocks: u32,
+    w_stride: u32,
     tokens_stride: u32,
     first: u32,
     n_range: u32,
@@ -57,7 +58,8 @@ pub fn embed(
     for range in table.ranges() {
         let params = Params {
             n_rows: n.count() as u32,
-            n_groups: (x.stride() / 8) as u32,
+            n_blocks: super::n_blocks(table),
+            w_stride: super::words(table),
             tokens_stride: tokens.n_cols() as u32,
             first: range.rows.start as u32,
             n_range: range.rows.len() as u32,

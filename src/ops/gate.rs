@@ -1,13 +1,16 @@
 //! Activations, with a gate or without.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
-use super::{assert_rows, kernel};
+use super::{ACT, assert_rows, kernel};
 use crate::gpu::{Recorder, Tensor, Variant};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
+    row0: u32,
     n_rows: u32,
     n_cols: u32,
     x_stride: u32,
@@ -39,25 +42,28 @@ impl Act {
     }
 }
 
-/// `y = act(x)`, `[n_rows, n_cols]`; where `x` is `[n_rows, 2·n_cols]`, `y = act(left half) · right half`.
+/// `y = act(x)`, `[_, n_cols]`, for the rows of `range`; where `x` is `[_, 2·n_cols]`,
+/// `y = act(left half) · right half`.
 ///
 /// Hendrycks & Gimpel 2016 for GELU, Shazeer 2020 for the gate.
 ///
 /// # Panics
 /// If the shapes disagree.
-pub fn gate(rec: &mut Recorder, act: Act, x: &Tensor, y: &Tensor, n_rows: usize) {
+pub fn gate(rec: &mut Recorder, act: Act, x: &Tensor, y: &Tensor, range: Range<usize>) {
     let gated = x.n_cols() == 2 * y.n_cols();
     assert!(gated || x.n_cols() == y.n_cols(), "gate: {x:?} and {y:?}");
-    assert_rows("gate", x, n_rows);
-    assert_rows("gate", y, n_rows);
+    assert_rows("gate", x, range.end);
+    assert_rows("gate", y, range.end);
     let params = Params {
-        n_rows: n_rows as u32,
+        row0: range.start as u32,
+        n_rows: range.len() as u32,
         n_cols: y.n_cols() as u32,
         x_stride: x.stride() as u32,
         y_stride: y.stride() as u32,
     };
     let lanes = super::PORTABLE_LANES;
-    let variant = Variant::new(&GATE).set("WG", lanes).set("ACT", act as u32).set("GATED", gated.into());
-    let groups = rec.gpu().caps().spread(((n_rows * y.n_cols()) as u32).div_ceil(lanes));
+    let variant = Variant::new(&GATE).part(&ACT).set("WG", lanes);
+    let variant = variant.set("ACT", act as u32).set("GATED", gated.into());
+    let groups = rec.gpu().caps().spread(((range.len() * y.n_cols()) as u32).div_ceil(lanes));
     rec.dispatch(variant, &params, &[x.view(), y.view()], groups);
 }

@@ -19,25 +19,34 @@ struct Params {
 
 kernel!(HEAD_NORM, "head_norm", Params, [Read, Read, ReadWrite]);
 
-/// Normalises each query head of `qkv` `[n_rows, (n_heads + 2·n_kv_heads)·head_dim]` with `q_w` `[1, head_dim]`
-/// and each key head with `k_w` `[1, head_dim]`, in place; values stay as they are.
+/// The norms of query and key heads.
+#[derive(Clone, Debug)]
+pub struct HeadNorm {
+    /// Weights for queries, `[1, head_dim]` F32.
+    pub q: Tensor,
+    /// Weights for keys, `[1, head_dim]` F32.
+    pub k: Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Added to the weights.
+    pub offset: f32,
+}
+
+/// Normalises each query and key head of `qkv` `[n_rows, (n_heads + 2·n_kv_heads)·head_dim]`, in place; values stay as
+/// they are.
 ///
 /// `Qwen3Attention.q_norm` and `k_norm` in transformers' `modeling_qwen3.py`.
 ///
 /// # Panics
 /// If the shapes disagree or `head_dim` is not a multiple of 4.
-#[allow(clippy::too_many_arguments)]
 pub fn head_norm(
     rec: &mut Recorder,
-    q_w: &Tensor,
-    k_w: &Tensor,
-    n_heads: usize,
-    n_kv_heads: usize,
-    eps: f32,
-    offset: f32,
+    norm: &HeadNorm,
+    [n_heads, n_kv_heads]: [usize; 2],
     qkv: &Tensor,
     n_rows: usize,
 ) {
+    let (q_w, k_w) = (&norm.q, &norm.k);
     let head_dim = q_w.n_cols();
     assert_eq!(head_dim % 4, 0, "head_norm: head_dim {head_dim}");
     assert_eq!(k_w.n_cols(), head_dim, "head_norm: {k_w:?}");
@@ -49,8 +58,8 @@ pub fn head_norm(
         n_kv_heads: n_kv_heads as u32,
         head_dim: head_dim as u32,
         stride: (qkv.stride() / 4) as u32,
-        eps,
-        offset,
+        eps: norm.eps,
+        offset: norm.offset,
     };
     let variant = folding(&HEAD_NORM, rec.gpu().caps());
     let groups = rec.gpu().caps().spread((n_rows * (n_heads + n_kv_heads)) as u32);

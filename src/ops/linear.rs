@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{PRODUCT, Rows, assert_rows, folding, kernel, weights};
+use super::{Input, PRODUCT, Rows, Span, assert_rows, kernel, weights};
 use crate::dtype::Dtype;
 use crate::gpu::{Caps, Recorder, Tensor, Variant};
 
@@ -11,71 +11,91 @@ use crate::gpu::{Caps, Recorder, Tensor, Variant};
 struct Params {
     row0: u32,
     n_rows: u32,
-    n_groups: u32,
+    n_in: u32,
+    n_blocks: u32,
     x_stride: u32,
+    w_stride: u32,
     out0: u32,
     n_out: u32,
     y_stride: u32,
+    eps: f32,
+    offset: f32,
 }
 
-kernel!(LINEAR_FEW, "linear_few", Params, [Read, Read, Read, ReadWrite]);
-kernel!(LINEAR_TILE, "linear_tile", Params, [Read, Read, Read, ReadWrite]);
-kernel!(LINEAR_REG, "linear_reg", Params, [Read, Read, Read, ReadWrite]);
+kernel!(LINEAR, "linear", Params, [Read, Read, Read, Read, ReadWrite]);
+kernel!(LINEAR_TILE, "linear_tile", Params, [Read, Read, Read, Read, ReadWrite]);
 
-/// Rows that one workgroup of `linear_few` and one invocation of `linear_reg` multiply at most.
-const MOST_ROWS: u32 = 8;
-/// Outputs of one workgroup of `linear_few` and of one invocation of `linear_reg`.
-const OUTPUTS: u32 = 4;
 /// Rows and outputs of a tile of `linear_tile`.
 const TILE: u32 = 64;
-/// Lanes of `linear_reg`, which must be one subgroup: those of the vector units that software devices run on.
-const REG_LANES: u32 = 8;
 
-/// `y = x·Wᵀ + bias`, or added to `y` if `add`: `x` `[rows, n_in]` F32, `w` `[n_out, n_in]` of any weight type,
-/// `bias` `[1, n_out]` F32, `y` `[rows, n_out]` F32.
+/// `y = x̂·Wᵀ + bias`, or added to `y` if `add`: `x̂` `[rows, n_in]` F32 is `x` or its norm, `w` `[n_out, n_in]` of any
+/// weight type, `bias` `[1, n_out]` F32, `y` `[rows, n_out]` F32.
 ///
-/// Decoding rows and prompt rows go through different kernels, so that a row's sum has the same order in
-/// every batch.
+/// Decoding rows and prompt rows may go through different kernels, never a row through one that depends on how
+/// many there are: so a row's sum has the same order in every batch.
 ///
 /// # Panics
 /// If the shapes disagree.
-pub fn linear(
+pub fn linear<'a>(
     rec: &mut Recorder,
-    x: &Tensor,
+    input: impl Into<Input<'a>>,
     w: &Tensor,
     bias: Option<&Tensor>,
     add: bool,
     y: &Tensor,
     n: Rows,
 ) {
-    let gpu = rec.gpu().clone();
-    let caps = gpu.caps();
-    for (variant, row0, n_rows) in
-        [(few(caps, w.dtype(), n.n_decode), 0, n.n_decode), (many(caps, w.dtype()), n.n_decode, n.n_prompt)]
-    {
-        if n_rows > 0 {
-            launch(rec, variant, x, w, bias, add, y, row0, n_rows);
+    let input = input.into();
+    for part in Span::all(&rec.gpu().caps().clone(), n) {
+        span(rec, input, w, bias, add, y, part);
+    }
+}
+
+/// As [`linear`], for the rows of a span.
+pub(super) fn span(
+    rec: &mut Recorder,
+    input: Input<'_>,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    add: bool,
+    y: &Tensor,
+    span: Span,
+) {
+    match span {
+        Span::Sharing { .. } => {
+            let variant =
+                span.of(super::way(&LINEAR, rec.gpu().caps())).part(weights(w.dtype())).part(&PRODUCT);
+            launch(rec, variant, input, w, bias, add, y, span);
+        }
+        Span::Prompt { .. } => {
+            let x = input.normed(rec, span);
+            launch(rec, many(w.dtype()), x.into(), w, bias, add, y, span);
         }
     }
 }
 
-/// Every variant that this device can run for `n_rows` rows, the default ones first: for tests and
+/// Every variant that this device can run for `n_rows` rows, the default one for decoding first: for tests and
 /// benchmarks, each with a launch like [`linear`]'s.
 pub fn linear_variants(caps: &Caps, dtype: Dtype, n_rows: usize) -> Vec<LinearVariant> {
-    let tile = Variant::new(&LINEAR_TILE).part(weights(dtype)).part(&PRODUCT);
-    let reg = (caps.subgroup == Some(REG_LANES))
-        .then(|| Variant::new(&LINEAR_REG).part(weights(dtype)).part(&PRODUCT));
-    [few(caps, dtype, n_rows), tile].into_iter().chain(reg).map(LinearVariant).collect()
+    let sharing = Span::sharing(caps, 0, n_rows);
+    let ways = super::ways(&LINEAR, caps).into_iter();
+    ways.map(|(name, way)| (name, sharing.of(way).part(weights(dtype)).part(&PRODUCT)))
+        .chain([("tile", many(dtype))])
+        .map(|(name, variant)| LinearVariant { name, variant })
+        .collect()
 }
 
 /// One way to compute a product.
 #[derive(Clone, Copy)]
-pub struct LinearVariant(Variant);
+pub struct LinearVariant {
+    name: &'static str,
+    variant: Variant,
+}
 
 impl LinearVariant {
-    /// Name of the kernel.
+    /// What tells it from the others.
     pub fn name(&self) -> &'static str {
-        self.0.kernel.name
+        self.name
     }
 
     /// As [`linear`] for `n_rows` rows, with this variant.
@@ -93,66 +113,61 @@ impl LinearVariant {
         y: &Tensor,
         n_rows: usize,
     ) {
-        launch(rec, self.0, x, w, bias, add, y, 0, n_rows);
+        let span = Span::sharing(rec.gpu().caps(), 0, n_rows);
+        launch(rec, self.variant, x.into(), w, bias, add, y, span);
     }
 }
 
-/// For decoding rows: weights stream by once for up to eight rows.
-fn few(caps: &Caps, dtype: Dtype, n_rows: usize) -> Variant {
-    let rows = (n_rows as u32).next_power_of_two().clamp(1, MOST_ROWS);
-    folding(&LINEAR_FEW, caps).part(weights(dtype)).part(&PRODUCT).set("N_ROWS", rows)
-}
-
-/// For prompt rows.
-fn many(caps: &Caps, dtype: Dtype) -> Variant {
-    match caps.subgroup {
-        Some(REG_LANES) if caps.cpu => Variant::new(&LINEAR_REG).part(weights(dtype)).part(&PRODUCT),
-        // Barriers cost a software device more than reading the weights again for every eight rows.
-        Some(_) if caps.cpu => few(caps, dtype, MOST_ROWS as usize),
-        _ => Variant::new(&LINEAR_TILE).part(weights(dtype)).part(&PRODUCT),
-    }
+/// For the rows of prompts.
+fn many(dtype: Dtype) -> Variant {
+    Variant::new(&LINEAR_TILE).part(weights(dtype)).part(&PRODUCT)
 }
 
 #[allow(clippy::too_many_arguments)]
 fn launch(
     rec: &mut Recorder,
     variant: Variant,
-    x: &Tensor,
+    input: Input<'_>,
     w: &Tensor,
     bias: Option<&Tensor>,
     add: bool,
     y: &Tensor,
-    row0: usize,
-    n_rows: usize,
+    span: Span,
 ) {
+    let rows = span.rows();
+    let x = input.x;
     assert_eq!(x.n_cols(), w.n_cols(), "linear: {x:?} and {w:?}");
     assert_eq!(y.n_cols(), w.n_rows(), "linear: {y:?} and {w:?}");
     assert!(bias.is_none_or(|b| b.n_cols() == y.n_cols()), "linear: {bias:?} and {y:?}");
-    assert_rows("linear", x, row0 + n_rows);
-    assert_rows("linear", y, row0 + n_rows);
-    let variant = variant.set("ADD", add.into()).set("BIAS", bias.is_some().into());
+    assert_rows("linear", x, rows.end);
+    assert_rows("linear", y, rows.end);
+    let is_tile = variant.kernel.name == LINEAR_TILE.name;
+    let mut variant = variant.set("ADD", add.into()).set("BIAS", bias.is_some().into());
+    if !is_tile {
+        variant = input.set(variant);
+    }
     let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
-    let n = n_rows as u32;
+    let (norm, eps, offset) = input.norm_params(rec);
     for range in w.ranges() {
         let n_out = range.rows.len() as u32;
         let params = Params {
-            row0: row0 as u32,
-            n_rows: n,
-            n_groups: (w.stride() / 8) as u32,
+            row0: rows.start as u32,
+            n_rows: rows.len() as u32,
+            n_in: w.n_cols() as u32,
+            n_blocks: super::n_blocks(w),
             x_stride: (x.stride() / 4) as u32,
+            w_stride: super::words(w),
             out0: range.rows.start as u32,
             n_out,
             y_stride: y.stride() as u32,
+            eps,
+            offset,
         };
-        let groups = match variant.kernel.name {
-            "linear_few" => {
-                let [gx, gy, _] = rec.gpu().caps().spread(n_out.div_ceil(OUTPUTS));
-                let rows = variant.overrides().find(|(name, _)| *name == "N_ROWS").map_or(1, |(_, v)| v);
-                [gx, gy, n.div_ceil(rows)]
-            }
-            "linear_tile" => [n_out.div_ceil(TILE), n.div_ceil(TILE), 1],
-            _ => [n_out.div_ceil(OUTPUTS * REG_LANES), n.div_ceil(MOST_ROWS), 1],
+        let groups = if is_tile {
+            [n_out.div_ceil(TILE), (rows.len() as u32).div_ceil(TILE), 1]
+        } else {
+            super::groups(rec.gpu().caps(), &variant, n_out.div_ceil(4), rows.len())
         };
-        rec.dispatch(variant, &params, &[x.view(), range, bias.clone(), y.view()], groups);
+        rec.dispatch(variant, &params, &[x.view(), norm.clone(), range, bias.clone(), y.view()], groups);
     }
 }

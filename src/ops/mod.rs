@@ -10,14 +10,19 @@ mod count_prompt;
 mod embed;
 mod fill_normal;
 mod gate;
+mod gate_up;
 mod head_norm;
+mod kv;
 mod layer_norm;
 mod linear;
 mod penalize;
 mod probe_copy;
 mod probe_fma;
+mod qkv;
+mod quantize;
 mod rms_norm;
 mod rope_append;
+mod rows;
 mod sample;
 mod softmax;
 mod top_k;
@@ -27,20 +32,27 @@ pub use count_prompt::count_prompt;
 pub use embed::{Lookup, embed};
 pub use fill_normal::fill_normal;
 pub use gate::{Act, gate};
-pub use head_norm::head_norm;
+pub use gate_up::gate_up;
+pub use head_norm::{HeadNorm, head_norm};
+pub use kv::KvLayer;
 pub use layer_norm::layer_norm;
 pub use linear::{LinearVariant, linear, linear_variants};
 pub use penalize::penalize;
 pub use probe_copy::probe_copy;
 pub use probe_fma::probe_fma;
-pub use rms_norm::rms_norm;
-pub use rope_append::{Rotary, rope_append};
+pub use qkv::qkv;
+pub use quantize::quantize;
+pub use rms_norm::{RmsNorm, rms_norm};
+pub use rope_append::{Places, Rotary, rope_append};
+pub use rows::{Input, Rows};
 pub use sample::{NOT_A_TOKEN, SamplingRecord, sample};
 pub use softmax::softmax;
 pub use top_k::top_k;
 
 use crate::dtype::Dtype;
 use crate::gpu::{Caps, Kernel, Part, Tensor, Variant};
+use kv::{append, kv, pair};
+use rows::{Span, groups, n_blocks, way, ways, words};
 
 /// Every kernel of the crate.
 pub static KERNELS: &[&Kernel] = &[
@@ -51,14 +63,16 @@ pub static KERNELS: &[&Kernel] = &[
     &embed::EMBED,
     &fill_normal::FILL_NORMAL,
     &gate::GATE,
+    &gate_up::GATE_UP,
     &head_norm::HEAD_NORM,
     &layer_norm::LAYER_NORM,
-    &linear::LINEAR_FEW,
-    &linear::LINEAR_REG,
+    &linear::LINEAR,
     &linear::LINEAR_TILE,
     &penalize::PENALIZE,
     &probe_copy::PROBE_COPY,
     &probe_fma::PROBE_FMA,
+    &qkv::QKV,
+    &quantize::QUANTIZE,
     &rms_norm::RMS_NORM,
     &rope_append::ROPE_APPEND,
     &sample::SAMPLE,
@@ -68,11 +82,17 @@ pub static KERNELS: &[&Kernel] = &[
 
 /// Every part, with the kernels in mind that need one of it: a test puts each kernel together with them.
 pub static PARTS: &[&[&Part]] = &[
-    &[&WEIGHTS_F32, &WEIGHTS_F16, &WEIGHTS_BF16],
-    &[&KV_F32, &KV_F16],
+    &[&WEIGHTS_F32, &WEIGHTS_F16, &WEIGHTS_BF16, &WEIGHTS_Q8_0, &WEIGHTS_Q4_0, &WEIGHTS_Q4_K],
+    &[&KV_F32, &KV_F16, &KV_Q8_0],
+    &[&APPEND_F32, &APPEND_F16, &APPEND_Q8_0],
+    &[&PAIR_F32, &PAIR_F16],
+    &[&QUANTIZE_Q8_0, &QUANTIZE_Q4_0, &QUANTIZE_Q4_K],
+    &[&ROWS_FEW, &ROWS_REG],
+    &[&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16],
     &[&REDUCE_WORKGROUP, &REDUCE_SUBGROUP],
     &[&SAMPLING],
     &[&PRODUCT],
+    &[&ACT],
 ];
 
 macro_rules! part {
@@ -84,12 +104,32 @@ macro_rules! part {
 part!(WEIGHTS_F32, "weights_f32");
 part!(WEIGHTS_F16, "weights_f16");
 part!(WEIGHTS_BF16, "weights_bf16");
+part!(WEIGHTS_Q8_0, "weights_q8_0");
+part!(WEIGHTS_Q4_0, "weights_q4_0");
+part!(WEIGHTS_Q4_K, "weights_q4_k");
 part!(KV_F32, "kv_f32");
 part!(KV_F16, "kv_f16");
+part!(KV_Q8_0, "kv_q8_0");
+part!(APPEND_F32, "append_f32");
+part!(APPEND_F16, "append_f16");
+part!(APPEND_Q8_0, "append_q8_0");
+part!(PAIR_F32, "pair_f32");
+part!(PAIR_F16, "pair_f16");
+part!(QUANTIZE_Q8_0, "quantize_q8_0");
+part!(QUANTIZE_Q4_0, "quantize_q4_0");
+part!(QUANTIZE_Q4_K, "quantize_q4_k");
+part!(ROWS_FEW, "rows_few");
+part!(ROWS_REG, "rows_reg");
+part!(SHARE_1, "share_1");
+part!(SHARE_2, "share_2");
+part!(SHARE_4, "share_4");
+part!(SHARE_8, "share_8");
+part!(SHARE_16, "share_16");
 part!(REDUCE_WORKGROUP, "reduce_workgroup");
 part!(REDUCE_SUBGROUP, "reduce_subgroup");
 part!(SAMPLING, "sampling");
 part!(PRODUCT, "product");
+part!(ACT, "act");
 
 /// Declares a kernel from its file: name, size of its params struct, access of its bindings.
 macro_rules! kernel {
@@ -104,22 +144,6 @@ macro_rules! kernel {
 }
 use kernel;
 
-/// The rows of a batch: first those that decode, one a sequence, then those of prompts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Rows {
-    /// Rows that decode.
-    pub n_decode: usize,
-    /// Rows of prompts.
-    pub n_prompt: usize,
-}
-
-impl Rows {
-    /// Rows in all.
-    pub fn count(self) -> usize {
-        self.n_decode + self.n_prompt
-    }
-}
-
 /// Lanes of a workgroup where a device has no fixed subgroup width: two warps of the widest common kind.
 const PORTABLE_LANES: u32 = 64;
 
@@ -129,16 +153,20 @@ fn weights(dtype: Dtype) -> &'static Part {
         Dtype::F32 => &WEIGHTS_F32,
         Dtype::F16 => &WEIGHTS_F16,
         Dtype::BF16 => &WEIGHTS_BF16,
+        Dtype::Q8_0 => &WEIGHTS_Q8_0,
+        Dtype::Q4_0 => &WEIGHTS_Q4_0,
+        Dtype::Q4_K => &WEIGHTS_Q4_K,
         Dtype::U32 => unreachable!("u32 tables are not weights"),
     }
 }
 
-/// The part that packs a cache of `dtype`.
-fn kv(dtype: Dtype) -> &'static Part {
+/// The part that quantises to `dtype`.
+fn quantizer(dtype: Dtype) -> &'static Part {
     match dtype {
-        Dtype::F32 => &KV_F32,
-        Dtype::F16 => &KV_F16,
-        other => unreachable!("no cache is kept in {other}"),
+        Dtype::Q8_0 => &QUANTIZE_Q8_0,
+        Dtype::Q4_0 => &QUANTIZE_Q4_0,
+        Dtype::Q4_K => &QUANTIZE_Q4_K,
+        other => unreachable!("{other} is not a quantised type"),
     }
 }
 

@@ -1,5 +1,7 @@
 //! Root-mean-square norm.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::{assert_rows, folding, kernel};
@@ -8,6 +10,7 @@ use crate::gpu::{Recorder, Tensor};
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
+    row0: u32,
     n_rows: u32,
     n_cols: u32,
     x_stride: u32,
@@ -18,36 +21,46 @@ struct Params {
 
 kernel!(RMS_NORM, "rms_norm", Params, [Read, Read, Read, ReadWrite]);
 
-/// `y[r] = x[s] / sqrt(mean(x[s]²) + eps) · (w + offset)` for `n_rows` rows, where `s` is `r`, or
-/// `index[0, r]` if an index `[1, _]` is given. `x` and `y` `[_, n_cols]`, `w` `[1, n_cols]` F32.
+/// The weights of a root-mean-square norm.
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    /// `[1, n_cols]` F32.
+    pub w: Tensor,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Added to the weights: 1 for models that store them less one.
+    pub offset: f32,
+}
+
+/// `y[r] = x[s] / sqrt(mean(x[s]²) + eps) · (w + offset)` for the rows of `range`, where `s` is `r`, or
+/// `index[0, r]` if an index `[1, _]` is given. `x` and `y` `[_, n_cols]` F32.
 ///
-/// Zhang & Sennrich 2019, equation 4; `offset` is 1 for models that store the weight less one.
+/// Zhang & Sennrich 2019, equation 4.
 ///
 /// # Panics
 /// If the shapes disagree.
-#[allow(clippy::too_many_arguments)]
 pub fn rms_norm(
     rec: &mut Recorder,
     x: &Tensor,
-    w: &Tensor,
+    norm: &RmsNorm,
     index: Option<&Tensor>,
-    eps: f32,
-    offset: f32,
     y: &Tensor,
-    n_rows: usize,
+    range: Range<usize>,
 ) {
+    let w = &norm.w;
     assert_eq!((x.n_cols(), w.n_cols()), (y.n_cols(), y.n_cols()), "rms_norm: {x:?}, {w:?}, {y:?}");
-    assert_rows("rms_norm", y, n_rows);
+    assert_rows("rms_norm", y, range.end);
     let params = Params {
-        n_rows: n_rows as u32,
+        row0: range.start as u32,
+        n_rows: range.len() as u32,
         n_cols: x.n_cols() as u32,
         x_stride: (x.stride() / 4) as u32,
         y_stride: (y.stride() / 4) as u32,
-        eps,
-        offset,
+        eps: norm.eps,
+        offset: norm.offset,
     };
     let variant = folding(&RMS_NORM, rec.gpu().caps()).set("GATHER", index.is_some().into());
     let index = index.map_or_else(|| rec.unused(), Tensor::view);
-    let groups = rec.gpu().caps().spread(n_rows as u32);
+    let groups = rec.gpu().caps().spread(range.len() as u32);
     rec.dispatch(variant, &params, &[x.view(), w.view(), index, y.view()], groups);
 }

@@ -1,13 +1,17 @@
 //! Rotary embedding and the append to the KV cache.
 
+use std::ops::Range;
+
 use bytemuck::{Pod, Zeroable};
 
-use super::{assert_rows, kernel, kv};
+use super::{KvLayer, append, assert_rows, kernel};
+use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Recorder, Tensor, Variant};
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
+    row0: u32,
     n_rows: u32,
     n_heads: u32,
     n_kv_heads: u32,
@@ -33,43 +37,51 @@ pub struct Rotary {
     pub interleaved: bool,
 }
 
-/// Splits `qkv` `[n_rows, (n_heads + 2·n_kv_heads)·head_dim]` into rotated queries `q`
-/// `[n_rows, n_heads·head_dim]` and rotated keys and values, which go to the pages of each row's place:
-/// `rows` `[_, 2]` (sequence, position), `pages` `[n_seqs, _]`, `k` and `v`
-/// `[n_pages, n_kv_heads·page_size·head_dim]` F32 or F16.
+/// Where the rows of a batch belong.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// (sequence, position) of each row: `[_, 2]`.
+    pub rows: &'a Tensor,
+    /// Pages of each sequence: `[n_seqs, _]`.
+    pub pages: &'a Tensor,
+    /// Positions a page.
+    pub page_size: usize,
+}
+
+/// Splits `qkv` `[_, (n_heads + 2·n_kv_heads)·head_dim]` of `range` into rotated queries `q`
+/// `[_, n_heads·head_dim]` and rotated keys and values, which go to the pages of each row's place in `cache`.
 ///
 /// Su et al. 2021, equation 34.
 ///
 /// # Panics
-/// If the shapes disagree or `head_dim` is not a multiple of 8.
+/// If the shapes disagree, or `head_dim` is not a multiple of 8, or for a `Q8_0` cache of 32.
 #[allow(clippy::too_many_arguments)]
 pub fn rope_append(
     rec: &mut Recorder,
-    rows: &Tensor,
-    pages: &Tensor,
+    places: Places<'_>,
     qkv: &Tensor,
     rotary: Option<&Rotary>,
     [n_heads, n_kv_heads, head_dim]: [usize; 3],
-    page_size: usize,
     q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    n_rows: usize,
+    cache: &KvLayer,
+    range: Range<usize>,
 ) {
-    assert_eq!(head_dim % 8, 0, "rope_append: head_dim {head_dim}");
+    let Places { rows, pages, page_size } = places;
+    // Dimensions that an invocation writes: of a quantised cache a whole block.
+    let n_dims = if cache.dtype == Dtype::Q8_0 { BLOCK } else { 4 };
+    assert!(head_dim % 8 == 0 && head_dim % n_dims == 0, "rope_append: head_dim {head_dim}");
     assert_eq!(qkv.n_cols(), (n_heads + 2 * n_kv_heads) * head_dim, "rope_append: {qkv:?}");
     assert_eq!(q.n_cols(), n_heads * head_dim, "rope_append: {q:?}");
-    for cache in [k, v] {
-        assert_eq!(cache.n_cols(), n_kv_heads * page_size * head_dim, "rope_append: {cache:?}");
+    cache.check("rope_append", n_kv_heads * page_size * head_dim);
+    for tensor in [qkv, q, rows] {
+        assert_rows("rope_append", tensor, range.end);
     }
-    assert_eq!(k.dtype(), v.dtype(), "rope_append: {k:?} and {v:?}");
-    assert_rows("rope_append", qkv, n_rows);
-    assert_rows("rope_append", q, n_rows);
     let n_rot = rotary.map_or(0, |r| r.n_rot);
     assert!(n_rot.is_multiple_of(2) && n_rot <= head_dim, "rope_append: {n_rot} of {head_dim} rotated");
     assert!(rotary.is_none_or(|r| r.cos_sin.stride() == r.n_rot), "rope_append: {rotary:?}");
     let params = Params {
-        n_rows: n_rows as u32,
+        row0: range.start as u32,
+        n_rows: range.len() as u32,
         n_heads: n_heads as u32,
         n_kv_heads: n_kv_heads as u32,
         head_dim: head_dim as u32,
@@ -81,12 +93,12 @@ pub fn rope_append(
     };
     let lanes = super::PORTABLE_LANES;
     let variant = Variant::new(&ROPE_APPEND)
-        .part(kv(k.dtype()))
+        .part(append(cache.dtype))
         .set("WG", lanes)
         .set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into());
     let cos_sin = rotary.map_or_else(|| rec.unused(), |r| r.cos_sin.view());
-    let items = n_rows * (n_heads + 2 * n_kv_heads) * head_dim / 4;
+    let items = range.len() * (n_heads + 2 * n_kv_heads) * head_dim / n_dims;
     let groups = rec.gpu().caps().spread((items as u32).div_ceil(lanes));
-    let bindings = [rows.view(), pages.view(), qkv.view(), cos_sin, q.view(), k.view(), v.view()];
+    let bindings = [rows.view(), pages.view(), qkv.view(), cos_sin, q.view(), cache.k.view(), cache.v.view()];
     rec.dispatch(variant, &params, &bindings, groups);
 }

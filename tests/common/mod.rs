@@ -1,6 +1,9 @@
 //! What the tests on a device share: the device, random data and the comparison with the reference.
 #![allow(dead_code)] // each test binary uses its own part of this
 
+#[path = "../reference/quant.rs"]
+pub mod quant;
+
 use std::io::Write;
 use std::sync::OnceLock;
 
@@ -126,15 +129,17 @@ pub fn to_f64(data: &[f32]) -> Vec<f64> {
 pub fn upload(gpu: &Gpu, dtype: Dtype, [n_rows, n_cols]: [usize; 2], data: &[f32]) -> (Tensor, Vec<f32>) {
     assert_eq!(data.len(), n_rows * n_cols);
     let tensor = Tensor::weights(gpu, "test", [n_rows, n_cols], dtype).expect("it fits");
+    if dtype.is_quantised() {
+        return quantised(gpu, tensor, data);
+    }
     let rounded: Vec<f32> = data.iter().map(|&x| round(dtype, x)).collect();
     let row_bytes = tensor.row_bytes();
     let mut bytes = vec![0; row_bytes * n_rows];
     for (to, from) in bytes.chunks_mut(row_bytes.max(1)).zip(data.chunks(n_cols)) {
         let packed: Vec<u8> = match dtype {
-            Dtype::F32 => from.iter().flat_map(|x| x.to_le_bytes()).collect(),
             Dtype::F16 => from.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
             Dtype::BF16 => from.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
-            Dtype::U32 => unreachable!("integers are not rounded"),
+            _ => from.iter().flat_map(|x| x.to_le_bytes()).collect(),
         };
         to[..packed.len()].copy_from_slice(&packed);
     }
@@ -142,11 +147,33 @@ pub fn upload(gpu: &Gpu, dtype: Dtype, [n_rows, n_cols]: [usize; 2], data: &[f32
     (tensor, rounded)
 }
 
+/// Quantises on the device, and decodes what it made; a test of its own holds that against ggml's rules.
+fn quantised(gpu: &Gpu, tensor: Tensor, data: &[f32]) -> (Tensor, Vec<f32>) {
+    let n_cols = tensor.n_cols();
+    for (view, rows) in tensor.ranges().zip(tensor.ranges().map(|view| view.rows)) {
+        let piece = &data[rows.start * n_cols..rows.end * n_cols];
+        // Where bindings are narrow, a row at a time.
+        let step = if tensor.ranges().count() > 1 { 1 } else { view.rows.len() };
+        for (i, part) in piece.chunks(step * n_cols).enumerate() {
+            let n = part.len() / n_cols;
+            let source = tensor_f32(gpu, [n, n_cols], part);
+            run(gpu, |rec| wginfer::ops::quantize(rec, &source, &tensor, rows.start + i * step, n));
+        }
+    }
+    let words = gpu.read_words(&tensor).expect("it reads back");
+    let bytes: &[u8] = bytemuck::cast_slice(&words);
+    let rows = bytes.chunks(tensor.row_bytes()).take(tensor.n_rows());
+    let padded = tensor.stride();
+    let decode = |row| quant::decode(tensor.dtype().name(), row, padded)[..n_cols].to_vec();
+    let values = rows.flat_map(decode).collect();
+    (tensor, values)
+}
+
 pub fn round(dtype: Dtype, x: f32) -> f32 {
     match dtype {
         Dtype::F16 => f16::from_f32(x).to_f32(),
         Dtype::BF16 => bf16::from_f32(x).to_f32(),
-        Dtype::F32 | Dtype::U32 => x,
+        _ => x,
     }
 }
 

@@ -2,6 +2,8 @@
 //! Each function takes one row of the batch. `*` in a shape stands for several leading dimensions laid flat.
 #![allow(dead_code)] // each test binary uses its own part of this
 
+pub mod quant;
+
 /// Row `id` of `table` [n_table, hidden], zeros for a token that is not in it.
 pub fn embed(table: &[Vec<f64>], id: u32, scale: f64) -> Vec<f64> {
     match table.get(id as usize) {

@@ -2,11 +2,11 @@
 
 use super::super::check::Check;
 use super::super::exact;
-use super::{Case, Cost, Pool, Prepared, Workload, clear, some, values};
+use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, some, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{self, AttentionPlan, Rotary};
+use crate::ops::{self, AttentionPlan, KvLayer, Places, Rotary};
 
 /// Positions of the sequences that decode: a short conversation, a long one.
 const CONTEXTS: [usize; 2] = [512, 4096];
@@ -14,7 +14,7 @@ const CONTEXTS: [usize; 2] = [512, 4096];
 /// The type of cache that goes with a type of weights.
 fn cache_dtype(work: &Workload<'_>) -> Option<Dtype> {
     match work.dtype {
-        Dtype::F32 | Dtype::F16 => Some(work.dtype),
+        Dtype::F32 | Dtype::F16 | Dtype::Q8_0 => Some(work.dtype),
         // Measured at least once, whatever the weights are.
         _ => work.is_first_dtype.then_some(Dtype::F16),
     }
@@ -26,6 +26,50 @@ fn pages(pool: &Pool<'_>, n_seqs: usize, n_positions: usize) -> Result<Tensor, G
     let page = |i: usize| (i % per_seq * n_seqs + i / per_seq) as u32;
     let table: Vec<u32> = (0..n_seqs * per_seq).map(page).collect();
     pool.table("pages", [n_seqs, per_seq], &table)
+}
+
+/// A cache of `n_pages` pages of `width` keys and values, about normal.
+fn cache(
+    pool: &Pool<'_>,
+    [n_pages, width]: [usize; 2],
+    dtype: Dtype,
+    seed: u32,
+) -> Result<KvLayer, GpuError> {
+    let cache = KvLayer::new(pool.gpu(), 0, n_pages, width, dtype)?;
+    if dtype != Dtype::Q8_0 {
+        let mut rec = Recorder::new(pool.gpu())?;
+        for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {
+            ops::fill_normal(&mut rec, tensor, 2 * seed + i as u32, 0.0, 1.0);
+        }
+        pool.gpu().submit(rec.finish()?);
+        return Ok(cache);
+    }
+    for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {
+        // A scale, then four bytes a word.
+        let word = |w: usize| match w % 9 {
+            0 => (1.0f32 / 64.0).to_bits(),
+            _ => scattered(1 + w + i + 2 * seed as usize, 0xffff_fffb),
+        };
+        for row in 0..n_pages {
+            let words: Vec<u32> = (0..tensor.n_cols()).map(|w| word(row * tensor.n_cols() + w)).collect();
+            tensor.write(pool.gpu(), row, bytemuck::cast_slice(&words));
+        }
+    }
+    Ok(cache)
+}
+
+/// The keys or values of a page.
+fn page(gpu: &Gpu, dtype: Dtype, tensor: &Tensor, page: usize) -> Result<Vec<f64>, GpuError> {
+    if dtype != Dtype::Q8_0 {
+        return values(gpu, tensor, page);
+    }
+    let words = gpu.read_row(tensor, page)?;
+    let block = |block: &[u32]| {
+        let d = f64::from(f32::from_bits(block[0]));
+        let quants: &[i8] = bytemuck::cast_slice(&block[1..]);
+        quants.iter().map(|q| d * f64::from(*q)).collect::<Vec<f64>>()
+    };
+    Ok(words[..tensor.n_cols()].chunks(9).flat_map(block).collect())
 }
 
 /// (sequence, position) of each row: one of each sequence at its end, or all of one sequence.
@@ -43,7 +87,8 @@ pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
     let n_turned = n_rows * (n_heads + n_kv_heads) * head_dim;
     let cost = Cost {
         flops: 3.0 * n_turned as f64,
-        bytes: (n_rows * (4 * n_cols + 4 * n_heads * head_dim + dtype.bytes(2 * n_kv_heads * head_dim)))
+        bytes: (n_rows
+            * (4 * n_cols + 4 * n_heads * head_dim + KvLayer::bytes(dtype, 2 * n_kv_heads * head_dim)))
             as f64,
     };
     let what = format!("{n_heads}+{n_kv_heads} heads of {head_dim}");
@@ -62,16 +107,20 @@ pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
         let rotary = Rotary { cos_sin, n_rot: head_dim, interleaved: false };
         let q = pool.output([n_rows, n_heads * head_dim])?;
         let n_pages = n_seqs * n_positions.div_ceil(PAGE_SIZE);
-        let cache =
-            |label| Tensor::zeros(pool.gpu(), label, [n_pages, n_kv_heads * PAGE_SIZE * head_dim], dtype);
-        let (k, v) = (cache("k")?, cache("v")?);
-        let (qkv2, q2, q3, k2) = (qkv.clone(), q.clone(), q.clone(), k.clone());
+        let cache = KvLayer::new(pool.gpu(), 0, n_pages, n_kv_heads * PAGE_SIZE * head_dim, dtype)?;
+        let (qkv2, q2, q3, k2) = (qkv.clone(), q.clone(), q.clone(), cache.k.clone());
         let launch = move |rec: &mut Recorder, _: usize| {
             let heads = [n_heads, n_kv_heads, head_dim];
-            ops::rope_append(rec, &rows, &pages, &qkv, Some(&rotary), heads, PAGE_SIZE, &q, &k, &v, n_rows);
+            let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
+            ops::rope_append(rec, places, &qkv, Some(&rotary), heads, &q, &cache, 0..n_rows);
         };
         let verify = move |gpu: &Gpu| {
-            let eps = if dtype == Dtype::F16 { half::f16::EPSILON.to_f64() } else { f32::EPSILON.into() };
+            let eps = match dtype {
+                Dtype::F16 => half::f16::EPSILON.to_f64(),
+                // Half a step of 127.
+                Dtype::Q8_0 => 0.5 / 127.0,
+                _ => f32::EPSILON.into(),
+            };
             let mut check = Check::f32(3, 1.0).rounded_to(eps);
             for r in some(n_rows, 4) {
                 let [seq, pos] = places[r].map(|n| n as usize);
@@ -81,7 +130,7 @@ pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
                     x.chunks(head_dim).flat_map(|head| exact::rope(head, &angles, false)).collect();
                 let n_q = n_heads * head_dim;
                 check.extend(&values(gpu, &q2, r)?, &turned[..n_q]);
-                let page = values(gpu, &k2, pos / PAGE_SIZE * n_seqs + seq)?;
+                let page = page(gpu, dtype, &k2, pos / PAGE_SIZE * n_seqs + seq)?;
                 for (h, want) in turned[n_q..].chunks(head_dim).take(n_kv_heads).enumerate() {
                     check.extend(&page[(h * PAGE_SIZE + pos % PAGE_SIZE) * head_dim..][..head_dim], want);
                 }
@@ -100,7 +149,7 @@ pub(super) fn attention(work: &Workload<'_>) -> Vec<Case> {
         return Vec::new();
     }
     let decodes = work.rows().n_decode > 0;
-    let position_bytes = dtype.bytes(2 * a.n_kv_heads * a.head_dim);
+    let position_bytes = KvLayer::bytes(dtype, 2 * a.n_kv_heads * a.head_dim);
     if !decodes {
         return vec![attend(work, work.n_rows, dtype)];
     }
@@ -129,7 +178,7 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
     };
     let cost = Cost {
         flops: 4.0 * n_q as f64 * seen,
-        bytes: kept * dtype.bytes(2 * n_kv) as f64 + (8 * n_rows * n_q) as f64,
+        bytes: kept * KvLayer::bytes(dtype, 2 * n_kv) as f64 + (8 * n_rows * n_q) as f64,
     };
     let heads = format!("{}/{} heads of {}", shape.n_heads, shape.n_kv_heads, shape.head_dim);
     let what = if decodes { format!("{heads} at {context}") } else { format!("{heads}, prompt") };
@@ -148,16 +197,15 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
         let blocks = pool.table("blocks", [n_blocks, 2], blocks.as_flattened())?;
         let pages = pages(pool, n_seqs, context)?;
         let n_pages = n_seqs * context.div_ceil(PAGE_SIZE);
-        // Keys and values are one pool: copies alternate.
-        let mut caches = pool.weights([n_pages, n_kv * PAGE_SIZE], dtype, 1.0)?;
-        if caches.len() % 2 == 1 {
-            let extra = pool.draw("cache", [n_pages, n_kv * PAGE_SIZE], dtype, 97, 0.0, 1.0)?;
-            caches.push(extra);
-        }
+        let width = n_kv * PAGE_SIZE;
+        let n_copies = pool.n_copies((2 * n_pages * KvLayer::bytes(dtype, width)) as u64);
+        let caches = (0..n_copies as u32)
+            .map(|seed| cache(pool, [n_pages, width], dtype, seed))
+            .collect::<Result<Vec<_>, _>>()?;
         let partial = pool.output(shape.partial_shape(n.n_decode.max(1), context))?;
         let q = pool.activations("q", [n_rows, n_q], 5)?;
         let o = pool.output([n_rows, n_q])?;
-        let (k2, v2, q2, o2, o3) = (caches[0].clone(), caches[1].clone(), q.clone(), o.clone(), o.clone());
+        let (cache2, q2, o2, o3) = (caches[0].clone(), q.clone(), o.clone(), o.clone());
         let launch = move |rec: &mut Recorder, i: usize| {
             let plan = AttentionPlan {
                 rows: &rows,
@@ -170,8 +218,7 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
                 partial: &partial,
                 max_seq_len: context,
             };
-            let pair = &caches[i % (caches.len() / 2) * 2..][..2];
-            shape.launch(rec, &plan, &q, &pair[0], &pair[1], &o);
+            shape.launch(rec, &plan, &q, &caches[i % caches.len()], &o);
         };
         let verify = move |gpu: &Gpu| {
             // As for other sums, times the size of a score, whose error is relative to a weight.
@@ -187,11 +234,11 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
             for r in some(n_rows, 2) {
                 let [seq, pos] = places[r].map(|n| n as usize);
                 let (q, o) = (values(gpu, &q2, r)?, values(gpu, &o2, r)?);
-                let page = |cache: &Tensor, i: usize| values(gpu, cache, i * n_seqs + seq);
+                let page = |tensor: &Tensor, i: usize| page(gpu, dtype, tensor, i * n_seqs + seq);
                 let all = |cache: &Tensor| {
                     (0..=pos / PAGE_SIZE).map(|i| page(cache, i)).collect::<Result<Vec<_>, _>>()
                 };
-                let (k, v) = (all(&k2)?, all(&v2)?);
+                let (k, v) = (all(&cache2.k)?, all(&cache2.v)?);
                 for h in some(shape.n_heads, 3) {
                     let of_head = |pages: &[Vec<f64>]| -> Vec<Vec<f64>> {
                         let at = |p: usize| (h / group * PAGE_SIZE + p % PAGE_SIZE) * d;

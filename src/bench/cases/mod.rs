@@ -12,6 +12,7 @@ mod vocabulary;
 use std::collections::HashMap;
 
 use super::check::Check;
+use super::exact;
 use super::shapes::Shape;
 use super::timer::Launch;
 use crate::dtype::Dtype;
@@ -31,6 +32,8 @@ const OPERATIONS: &[(&str, List)] = &[
     ("rms_norm", rows::rms_norm),
     ("layer_norm", rows::layer_norm),
     ("linear", products::linear),
+    ("qkv", products::qkv),
+    ("gate_up", products::gate_up),
     ("head_norm", rows::head_norm),
     ("rope_append", attention::rope_append),
     ("attention", attention::attention),
@@ -277,8 +280,17 @@ impl<'a> Pool<'a> {
     ) -> Result<Tensor, GpuError> {
         let tensor = Tensor::weights(self.gpu, label, shape, dtype)?;
         let mut rec = Recorder::new(self.gpu)?;
-        crate::ops::fill_normal(&mut rec, &tensor, seed, mean, scale);
-        self.gpu.submit(rec.finish()?);
+        if !dtype.is_quantised() {
+            crate::ops::fill_normal(&mut rec, &tensor, seed, mean, scale);
+            self.gpu.submit(rec.finish()?);
+            return Ok(tensor);
+        }
+        for (i, view) in tensor.ranges().enumerate() {
+            let source = Tensor::weights(self.gpu, label, [view.rows.len(), shape[1]], Dtype::F16)?;
+            crate::ops::fill_normal(&mut rec, &source, seed + i as u32, mean, scale);
+            crate::ops::quantize(&mut rec, &source, &tensor, view.rows.start, view.rows.len());
+            self.gpu.submit(rec.finish()?);
+        }
         Ok(tensor)
     }
 
@@ -322,6 +334,11 @@ fn values(gpu: &Gpu, tensor: &Tensor, row: usize) -> Result<Vec<f64>, GpuError> 
         Dtype::BF16 => bytemuck::cast_slice::<_, half::bf16>(&words).iter().map(|h| h.to_f64()).collect(),
         Dtype::F32 => bytemuck::cast_slice::<_, f32>(&words).iter().map(|f| f64::from(*f)).collect(),
         Dtype::U32 => words.iter().map(|w| f64::from(*w)).collect(),
+        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_K => {
+            let decoded =
+                exact::quant::decode(tensor.dtype().name(), bytemuck::cast_slice(&words), tensor.stride());
+            decoded.into_iter().map(f64::from).collect()
+        }
     };
     values.truncate(tensor.n_cols());
     Ok(values)

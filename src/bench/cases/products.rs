@@ -3,8 +3,10 @@
 use super::super::check::Check;
 use super::super::{exact, shapes};
 use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, some, values};
+use crate::dtype::Dtype;
+use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, Recorder};
-use crate::ops;
+use crate::ops::{self, Act, Input, KvLayer, Places, RmsNorm};
 
 pub(super) fn linear(work: &Workload<'_>) -> Vec<Case> {
     let mut matrices = shapes::layer_matrices(work.model(), 0);
@@ -52,4 +54,108 @@ pub(super) fn linear(work: &Workload<'_>) -> Vec<Case> {
         }
     }
     cases
+}
+
+/// Epsilon of the norms.
+const EPS: f32 = 1e-5;
+
+/// What a fused product reads: its weights once, its rows, what it writes.
+fn cost(n_rows: usize, n_in: usize, n_out: usize, n_written: usize, dtype: Dtype) -> Cost {
+    Cost {
+        flops: 2.0 * (n_rows * n_out) as f64 * n_in as f64,
+        bytes: (n_out * dtype.bytes(n_in)) as f64 + (n_rows * 4 * (n_in + n_written)) as f64,
+    }
+}
+
+/// Norm, projection, rotation and the way into an F16 cache: of queries alone, which the reference sees.
+pub(super) fn qkv(work: &Workload<'_>) -> Vec<Case> {
+    let Some(a) = work.model().attention.first().filter(|a| !work.model().has_layer_norm && a.n_heads > 0)
+    else {
+        return Vec::new();
+    };
+    let (n_rows, n_in, dtype, n) = (work.n_rows, work.model().hidden_size, work.dtype, work.rows());
+    let heads = [a.n_heads, a.n_kv_heads, a.head_dim];
+    let (n_q, n_out) = (a.n_heads * a.head_dim, (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
+    let page = a.n_kv_heads * PAGE_SIZE * a.head_dim;
+    vec![work.case(
+        "qkv",
+        format!("{n_out}×{n_in}"),
+        dtype,
+        cost(n_rows, n_in, n_out, n_out, dtype),
+        move |pool| {
+            let weights = pool.weights([n_out, n_in], dtype, (n_in as f32).powf(-0.5))?;
+            let x = pool.activations("x", [n_rows, n_in], 1)?;
+            let norm =
+                RmsNorm { w: pool.draw("g", [1, n_in], Dtype::F32, 2, 1.0, 0.1)?, eps: EPS, offset: 0.0 };
+            let (h, room, q) =
+                (pool.output([n_rows, n_in])?, pool.output([n_rows, n_out])?, pool.output([n_rows, n_q])?);
+            // Each row has a page of its own, and its first place.
+            let ids: Vec<u32> = (0..n_rows as u32).collect();
+            let places: Vec<u32> = ids.iter().flat_map(|r| [*r, 0]).collect();
+            let (rows, pages) =
+                (pool.table("rows", [n_rows, 2], &places)?, pool.table("pages", [n_rows, 1], &ids)?);
+            let cache = KvLayer::new(pool.gpu(), 0, n_rows, page, Dtype::F16)?;
+            let (first, x2, norm2, q2, q3) =
+                (weights[0].clone(), x.clone(), norm.clone(), q.clone(), q.clone());
+            let launch = move |rec: &mut Recorder, i: usize| {
+                let input = Input { x: &x, norm: Some((&norm, &h)) };
+                let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
+                let w = &weights[i % weights.len()];
+                ops::qkv(rec, input, w, None, None, None, heads, places, &room, &q, &cache, n);
+            };
+            let verify = move |gpu: &Gpu| {
+                let mut check = Check::f32(n_in + 4, 1.0);
+                let outputs = some(n_q, 16);
+                let w = outputs.iter().map(|o| values(gpu, &first, *o)).collect::<Result<Vec<_>, _>>()?;
+                let g = values(gpu, &norm2.w, 0)?;
+                for r in some(n_rows, 3) {
+                    let q = values(gpu, &q2, r)?;
+                    let got: Vec<f64> = outputs.iter().map(|o| q[*o]).collect();
+                    let x = exact::rms_norm(&values(gpu, &x2, r)?, &g, EPS.into(), 0.0);
+                    check.extend(&got, &exact::linear(&x, &w, None));
+                }
+                Ok(check)
+            };
+            Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &q3)))
+        },
+    )]
+}
+
+/// Norm, both projections and the gate.
+pub(super) fn gate_up(work: &Workload<'_>) -> Vec<Case> {
+    if work.model().has_layer_norm || !work.model().has_gate {
+        return Vec::new();
+    }
+    let (n_rows, n_in, dtype, n) = (work.n_rows, work.model().hidden_size, work.dtype, work.rows());
+    let n_out = work.model().intermediate_size;
+    let what = format!("2·{n_out}×{n_in}");
+    vec![work.case("gate_up", what, dtype, cost(n_rows, n_in, 2 * n_out, n_out, dtype), move |pool| {
+        let weights = pool.weights([2 * n_out, n_in], dtype, (n_in as f32).powf(-0.5))?;
+        let x = pool.activations("x", [n_rows, n_in], 1)?;
+        let norm = RmsNorm { w: pool.draw("g", [1, n_in], Dtype::F32, 2, 1.0, 0.1)?, eps: EPS, offset: 0.0 };
+        let (h, up, y) =
+            (pool.output([n_rows, n_in])?, pool.output([n_rows, 2 * n_out])?, pool.output([n_rows, n_out])?);
+        let (first, x2, norm2, y2, y3) = (weights[0].clone(), x.clone(), norm.clone(), y.clone(), y.clone());
+        let launch = move |rec: &mut Recorder, i: usize| {
+            let input = Input { x: &x, norm: Some((&norm, &h)) };
+            let w = &weights[i % weights.len()];
+            ops::gate_up(rec, Act::Silu, input, w, None, &up, &y, n);
+        };
+        let verify = move |gpu: &Gpu| {
+            // Two sums and an exponential.
+            let mut check = Check::f32(n_in + 8, 2.0);
+            let outputs = some(n_out, 16);
+            let rows = outputs.iter().copied().chain(outputs.iter().map(|o| o + n_out));
+            let w = rows.map(|o| values(gpu, &first, o)).collect::<Result<Vec<_>, _>>()?;
+            let g = values(gpu, &norm2.w, 0)?;
+            for r in some(n_rows, 3) {
+                let y = values(gpu, &y2, r)?;
+                let got: Vec<f64> = outputs.iter().map(|o| y[*o]).collect();
+                let x = exact::rms_norm(&values(gpu, &x2, r)?, &g, EPS.into(), 0.0);
+                check.extend(&got, &exact::gate(exact::silu, &exact::linear(&x, &w, None)));
+            }
+            Ok(check)
+        };
+        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)))
+    })]
 }

@@ -5,7 +5,7 @@ use super::super::exact;
 use super::{Case, Cost, Prepared, Workload, clear, scattered, some, values};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder};
-use crate::ops::{self, Act, Lookup};
+use crate::ops::{self, Act, HeadNorm, Lookup, RmsNorm};
 
 const EPS: f32 = 1e-5;
 
@@ -59,11 +59,12 @@ fn norm(work: &Workload<'_>, kernel: &'static str) -> Vec<Case> {
         let b = pool.draw("b", [1, hidden], Dtype::F32, 3, 0.0, 0.1)?;
         let y = pool.output([n_rows, hidden])?;
         let (x2, w2, b2, y2, y3) = (x.clone(), w.clone(), b.clone(), y.clone(), y.clone());
+        let norm = RmsNorm { w: w.clone(), eps: EPS, offset: 0.0 };
         let launch = move |rec: &mut Recorder, _: usize| {
             if has_mean {
                 ops::layer_norm(rec, &x, &w, &b, None, EPS, &y, n_rows);
             } else {
-                ops::rms_norm(rec, &x, &w, None, EPS, 0.0, &y, n_rows);
+                ops::rms_norm(rec, &x, &norm, None, &y, 0..n_rows);
             }
         };
         let verify = move |gpu: &Gpu| {
@@ -100,8 +101,9 @@ pub(super) fn head_norm(work: &Workload<'_>) -> Vec<Case> {
         let k_w = pool.draw("k_w", [1, head_dim], Dtype::F32, 3, 1.0, 0.1)?;
         let (fresh2, qkv2, qkv3) = (fresh.clone(), qkv.clone(), qkv.clone());
         let (q_w2, k_w2) = (q_w.clone(), k_w.clone());
+        let norm = HeadNorm { q: q_w, k: k_w, eps: EPS, offset: 0.0 };
         let launch = move |rec: &mut Recorder, _: usize| {
-            ops::head_norm(rec, &q_w, &k_w, n_heads, n_kv_heads, EPS, 0.0, &qkv, n_rows);
+            ops::head_norm(rec, &norm, [n_heads, n_kv_heads], &qkv, n_rows);
         };
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(head_dim, 1.0);
@@ -131,7 +133,7 @@ pub(super) fn gate(work: &Workload<'_>) -> Vec<Case> {
         let x = pool.activations("x", [n_rows, n_x], 1)?;
         let y = pool.output([n_rows, n])?;
         let (x2, y2, y3) = (x.clone(), y.clone(), y.clone());
-        let launch = move |rec: &mut Recorder, _: usize| ops::gate(rec, act, &x, &y, n_rows);
+        let launch = move |rec: &mut Recorder, _: usize| ops::gate(rec, act, &x, &y, 0..n_rows);
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(5, 1.0);
             for r in some(n_rows, 4) {

@@ -3,7 +3,7 @@
 use super::Activations;
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Batch, Loader, ModelError};
-use crate::ops::{self, Attention, Rotary};
+use crate::ops::{self, Attention, HeadNorm, Input, Rotary};
 
 /// Names and options of the four projections, relative to a layer's prefix.
 #[derive(Clone, Debug)]
@@ -31,8 +31,8 @@ pub struct SelfAttention {
     pub out: Tensor,
     /// `[1, hidden_size]`.
     pub out_bias: Option<Tensor>,
-    /// Weights of the query and key norms, `[1, head_dim]` each, and their epsilon.
-    pub head_norm: Option<(Tensor, Tensor, f32)>,
+    /// Norms of query and key heads.
+    pub head_norm: Option<HeadNorm>,
     /// Rotation of queries and keys.
     pub rotary: Option<Rotary>,
 }
@@ -67,39 +67,35 @@ impl SelfAttention {
             out_bias: out_bias.then(|| loader.vector(&name("o_proj.bias"), hidden_size)).transpose()?,
             head_norm: match head_norm {
                 None => None,
-                Some(eps) => Some((
-                    loader.vector(&name("q_norm.weight"), shape.head_dim)?,
-                    loader.vector(&name("k_norm.weight"), shape.head_dim)?,
-                    *eps,
-                )),
+                Some(eps) => Some(HeadNorm {
+                    q: loader.vector(&name("q_norm.weight"), shape.head_dim)?,
+                    k: loader.vector(&name("k_norm.weight"), shape.head_dim)?,
+                    eps: *eps,
+                    offset: 0.0,
+                }),
             },
             rotary,
         })
     }
 
-    /// Records attention of layer `i` from `a.h`, added to `a.x`.
-    pub fn record(&self, i: usize, rec: &mut Recorder, batch: &Batch<'_>, a: &Activations) {
+    /// Records attention of layer `i` on `input`, added to `a.x`.
+    pub fn record(&self, i: usize, rec: &mut Recorder, batch: &Batch<'_>, input: Input<'_>, a: &Activations) {
         let Attention { n_heads, n_kv_heads, head_dim, .. } = self.shape;
-        let kv = &batch.kv[i];
-        let n = batch.n;
-        ops::linear(rec, &a.h, &self.qkv, self.qkv_bias.as_ref(), false, &a.qkv, n);
-        if let Some((q, k, eps)) = &self.head_norm {
-            ops::head_norm(rec, q, k, n_heads, n_kv_heads, *eps, 0.0, &a.qkv, n.count());
-        }
-        ops::rope_append(
+        ops::qkv(
             rec,
-            batch.rows,
-            batch.pages,
-            &a.qkv,
+            input,
+            &self.qkv,
+            self.qkv_bias.as_ref(),
+            self.head_norm.as_ref(),
             self.rotary.as_ref(),
             [n_heads, n_kv_heads, head_dim],
-            batch.page_size,
+            batch.places(),
+            &a.qkv,
             &a.q,
-            &kv.k,
-            &kv.v,
-            n.count(),
+            &batch.kv[i],
+            batch.n,
         );
-        self.shape.launch(rec, &batch.attention_plan(&a.partial), &a.q, &kv.k, &kv.v, &a.o);
-        ops::linear(rec, &a.o, &self.out, self.out_bias.as_ref(), true, &a.x, n);
+        self.shape.launch(rec, &batch.attention_plan(&a.partial), &a.q, &batch.kv[i], &a.o);
+        ops::linear(rec, &a.o, &self.out, self.out_bias.as_ref(), true, &a.x, batch.n);
     }
 }

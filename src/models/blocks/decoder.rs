@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{Activations, Mlp, Projections, Rope, SelfAttention, Widths};
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Batch, Capacity, Loader, Model, ModelError, ModelShape};
-use crate::ops::{self, Act, Attention, Lookup, Rows};
+use crate::ops::{self, Act, Attention, Input, Lookup, RmsNorm, Rows};
 
 /// The keys of `config.json` that the descendants have in common.
 #[derive(Clone, Debug, Deserialize)]
@@ -82,19 +82,18 @@ pub struct Variety {
 /// One layer.
 #[derive(Debug)]
 pub struct DecoderLayer {
-    attention_norm: Tensor,
+    attention_norm: RmsNorm,
     attention: SelfAttention,
-    mlp_norm: Tensor,
+    mlp_norm: RmsNorm,
     mlp: Mlp,
 }
 
 /// The whole.
 #[derive(Debug)]
 pub struct Decoder {
-    eps: f32,
     embed: Tensor,
     layers: Vec<DecoderLayer>,
-    norm: Tensor,
+    norm: RmsNorm,
     head: Tensor,
     a: Activations,
 }
@@ -128,7 +127,10 @@ impl Decoder {
         let head_dim = shape.attention[0].head_dim;
         let gpu = loader.gpu().clone();
         let rotary = keys.rope.table(&gpu, head_dim, shape.max_seq_len, capacity.max_seq_len)?;
-        let embed = loader.matrix("model.embed_tokens.weight", [shape.vocab_size, hidden])?;
+        let norm = |loader: &mut Loader<'_>, name: &str| -> Result<RmsNorm, ModelError> {
+            Ok(RmsNorm { w: loader.vector(name, hidden)?, eps: keys.rms_norm_eps, offset: 0.0 })
+        };
+        let embed = loader.table("model.embed_tokens.weight", [shape.vocab_size, hidden])?;
         let mut layers = Vec::with_capacity(shape.n_layers());
         for (i, attention) in shape.attention.iter().enumerate() {
             let prefix = format!("model.layers.{i}");
@@ -141,21 +143,21 @@ impl Decoder {
             let sizes = [hidden, keys.intermediate_size];
             let post = format!("{prefix}.post_attention_layernorm.weight");
             layers.push(DecoderLayer {
-                attention_norm: loader.vector(&format!("{prefix}.input_layernorm.weight"), hidden)?,
+                attention_norm: norm(loader, &format!("{prefix}.input_layernorm.weight"))?,
                 attention: SelfAttention::load(loader, &names, *attention, hidden, Some(rotary.clone()))?,
-                mlp_norm: loader.vector(&post, hidden)?,
+                mlp_norm: norm(loader, &post)?,
                 mlp: Mlp::load_gated(loader, &format!("{prefix}.mlp"), act, sizes, variety.mlp_bias)?,
             });
         }
-        let norm = loader.vector("model.norm.weight", hidden)?;
+        let norm = norm(loader, "model.norm.weight")?;
         let head = if keys.tie_word_embeddings {
             embed.clone()
         } else {
-            loader.matrix("lm_head.weight", [shape.vocab_size, hidden])?
+            loader.table("lm_head.weight", [shape.vocab_size, hidden])?
         };
         let widths = Widths { up: 2 * keys.intermediate_size, intermediate: keys.intermediate_size };
         let a = Activations::new(&gpu, shape, widths, capacity)?;
-        Ok(Decoder { eps: keys.rms_norm_eps, embed, layers, norm, head, a })
+        Ok(Decoder { embed, layers, norm, head, a })
     }
 }
 
@@ -166,15 +168,14 @@ impl Model for Decoder {
 
     fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>) {
         let (layer, a) = (&self.layers[i], &self.a);
-        ops::rms_norm(rec, &a.x, &layer.attention_norm, None, self.eps, 0.0, &a.h, b.n.count());
-        layer.attention.record(i, rec, b, a);
-        ops::rms_norm(rec, &a.x, &layer.mlp_norm, None, self.eps, 0.0, &a.h, b.n.count());
-        layer.mlp.record(rec, b, a);
+        let input = |norm| Input { x: &a.x, norm: Some((norm, &a.h)) };
+        layer.attention.record(i, rec, b, input(&layer.attention_norm), a);
+        layer.mlp.record(rec, b, input(&layer.mlp_norm), a);
     }
 
     fn logits(&self, rec: &mut Recorder, b: &Batch<'_>) -> &Tensor {
         let a = &self.a;
-        ops::rms_norm(rec, &a.x, &self.norm, Some(b.sampled), self.eps, 0.0, &a.last, b.n_sampled);
+        ops::rms_norm(rec, &a.x, &self.norm, Some(b.sampled), &a.last, 0..b.n_sampled);
         let n = Rows { n_decode: b.n_sampled, n_prompt: 0 };
         ops::linear(rec, &a.last, &self.head, None, false, &a.logits, n);
         &a.logits

@@ -3,7 +3,7 @@
 use super::Activations;
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Batch, Loader, ModelError};
-use crate::ops::{self, Act};
+use crate::ops::{self, Act, Input};
 
 /// `down(act(gate(h)) · up(h))`, or `down(act(up(h)))` where there is no gate.
 #[derive(Debug)]
@@ -45,10 +45,9 @@ impl Mlp {
         Ok(Mlp { act, up, up_bias, down, down_bias })
     }
 
-    /// Records it from `a.h`, added to `a.x`.
-    pub fn record(&self, rec: &mut Recorder, batch: &Batch<'_>, a: &Activations) {
-        ops::linear(rec, &a.h, &self.up, self.up_bias.as_ref(), false, &a.up, batch.n);
-        ops::gate(rec, self.act, &a.up, &a.act, batch.n.count());
+    /// Records it on `input`, added to `a.x`.
+    pub fn record(&self, rec: &mut Recorder, batch: &Batch<'_>, input: Input<'_>, a: &Activations) {
+        ops::gate_up(rec, self.act, input, &self.up, self.up_bias.as_ref(), &a.up, &a.act, batch.n);
         ops::linear(rec, &a.act, &self.down, self.down_bias.as_ref(), true, &a.x, batch.n);
     }
 }

@@ -1,0 +1,21 @@
+// Contract: `act(x)`, chosen by the kernel's `ACT`: 0 SILU x·σ(x); 1 GELU_TANH ½x(1 + tanh(√(2/π)(x + 0.044715x³)));
+// 2 GELU ½x(1 + erf(x/√2)) (Hendrycks & Gimpel 2016).
+
+// Abramowitz & Stegun 7.1.26, absolute error below 1.5e-7.
+fn erf(x: f32) -> f32 {
+    let t = 1.0 / (1.0 + 0.3275911 * abs(x));
+    let poly = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
+    return sign(x) * (1.0 - poly * exp(-x * x));
+}
+
+fn act(x: f32) -> f32 {
+    if ACT == 0u {
+        return x / (1.0 + exp(-x));
+    }
+    if ACT == 1u {
+        // Beyond ±15 tanh is ±1 in f32, and some drivers overflow on the way there.
+        let inner = 0.7978845608 * (x + 0.044715 * x * x * x);
+        return 0.5 * x * (1.0 + tanh(clamp(inner, -15.0, 15.0)));
+    }
+    return 0.5 * x * (1.0 + erf(x * 0.7071067812));
+}

@@ -1,0 +1,65 @@
+// Contract: as in `rows_few`.
+// Here, where barriers and workgroup memory are dear and loads are not coalesced (software devices): a lane has its
+// own quad, its sums in registers. The workgroup is exactly one subgroup of eight lanes: each loads one eighth of a
+// block of x and hands it to the others, because eight lanes that load the same address pay eight times.
+override WG: u32 = 8u;
+override NORM: u32 = 0u;
+
+var<private> acc: array<vec4f, N_ROWS>;
+
+fn quad(group: u32, lane: u32) -> u32 {
+    return group * 8u + lane;
+}
+
+fn finishes(r: u32, lane: u32) -> bool {
+    return true;
+}
+
+fn multiply(r0: u32, o: vec4u, lane: u32) {
+    var squares: array<f32, N_ROWS>;
+    for (var s = 0u; s < params.n_blocks; s += 8u) {
+        let h0 = load_head(o.x, s / 8u);
+        let h1 = load_head(o.y, s / 8u);
+        let h2 = load_head(o.z, s / 8u);
+        let h3 = load_head(o.w, s / 8u);
+        for (var b = s; b < min(s + 8u, params.n_blocks); b++) {
+            var own: array<vec4f, N_ROWS>;
+            for (var r = 0u; r < N_ROWS; r++) {
+                own[r] = x[(params.row0 + min(r0 + r, params.n_rows - 1u)) * params.x_stride + 8u * b + lane];
+            }
+            if NORM == 1u {
+                let factor = g[8u * b + lane] + params.offset;
+                for (var r = 0u; r < N_ROWS; r++) {
+                    squares[r] += dot(own[r], own[r]);
+                    own[r] *= factor;
+                }
+            }
+            for (var i = 0u; i < 8u / W_VEC4; i++) {
+                let at = b * (8u / W_VEC4) + i;
+                let w0 = w[o.x + at];
+                let w1 = w[o.y + at];
+                let w2 = w[o.z + at];
+                let w3 = w[o.w + at];
+                let s0 = scale(h0, at);
+                let s1 = scale(h1, at);
+                let s2 = scale(h2, at);
+                let s3 = scale(h3, at);
+                for (var k = 0u; k < W_VEC4; k++) {
+                    let v0 = unpack(w0, k, s0);
+                    let v1 = unpack(w1, k, s1);
+                    let v2 = unpack(w2, k, s2);
+                    let v3 = unpack(w3, k, s3);
+                    for (var r = 0u; r < N_ROWS; r++) {
+                        let value = subgroupShuffle(own[r], i * W_VEC4 + k);
+                        acc[r] += vec4f(dot(v0, value), dot(v1, value), dot(v2, value), dot(v3, value));
+                    }
+                }
+            }
+        }
+    }
+    if NORM == 1u {
+        for (var r = 0u; r < N_ROWS; r++) {
+            acc[r] *= inverseSqrt(subgroupAdd(squares[r]) / f32(params.n_in) + params.eps);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+// qkv: queries, keys and values of rows that share the reading of w: s[r] = w·x̂[r] + (b if BIAS), x̂ = x, or its RMS
+// norm if NORM; queries and keys are rotated as in rope_append, queries go to q, keys and values to the cache.
+// (u, v) → (u·cos a − v·sin a, v·cos a + u·sin a) for the pair (i, i + n_rot/2), or (2i, 2i + 1) if INTERLEAVED
+// (Su et al. 2021, eq. 34).
+// One workgroup: N_ROWS rows of the quads that its lanes have: two pairs of dimensions of one head.
+override BIAS: u32 = 0u;
+override INTERLEAVED: u32 = 0u;
+
+struct Params {
+    row0: u32,         // first row
+    n_rows: u32,       // rows in all
+    n_in: u32,         // inputs
+    n_blocks: u32,     // blocks of 32 inputs; the padding of x and w is zero
+    x_stride: u32,     // vec4 a row of x
+    w_stride: u32,     // 16-byte words a row of w
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_dim: u32,     // a multiple of 4
+    n_rot: u32,        // rotated dimensions, a multiple of 4, at most head_dim; 0: none
+    q_stride: u32,     // vec2 a row of q
+    pages_stride: u32, // pages a sequence in the block table
+    page_size: u32,    // positions a page
+    eps: f32,          // of the norm
+    offset: f32,       // added to g
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4f>;        // [row0 + n_rows, n_in]
+@group(0) @binding(2) var<storage, read> g: array<vec4f>;        // [n_in], read if NORM
+@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;    // [(n_heads + 2·n_kv_heads)·head_dim, w_stride]
+@group(0) @binding(4) var<storage, read> b: array<f32>;          // [(n_heads + 2·n_kv_heads)·head_dim], read if BIAS
+@group(0) @binding(5) var<storage, read> rows: array<vec2u>;     // [row0 + n_rows] (sequence, position)
+@group(0) @binding(6) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
+@group(0) @binding(7) var<storage, read> cos_sin: array<vec2f>;  // [max positions, n_rot / 2]
+@group(0) @binding(8) var<storage, read_write> q: array<vec2f>;  // [row0 + n_rows, n_heads, head_dim]
+@group(0) @binding(9) var<storage, read_write> k: array<Kv>;     // [n_pages, n_kv_heads, page_size, head_dim / 2]
+@group(0) @binding(10) var<storage, read_write> v: array<Kv>;    // [n_pages, n_kv_heads, page_size, head_dim / 2]
+
+// u and its partner v, rotated by the i-th angle of a position.
+fn rotated(u: f32, v: f32, pos: u32, i: u32) -> vec2f {
+    let cs = cos_sin[pos * (params.n_rot / 2u) + i];
+    return vec2f(u * cs.x - v * cs.y, v * cs.x + u * cs.y);
+}
+
+@compute @workgroup_size(WG)
+fn qkv(
+    @builtin(workgroup_id) id: vec3u,
+    @builtin(num_workgroups) n: vec3u,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let quads = params.head_dim / 4u; // a head
+    let n_quads = (params.n_heads + 2u * params.n_kv_heads) * quads;
+    let group = id.x + id.y * n.x;
+    if quad(group, 0u) >= n_quads {
+        return;
+    }
+    let r0 = id.z * N_ROWS;
+    let own = min(quad(group, lane), n_quads - 1u);
+    let h = own / quads;
+    let t = own % quads;
+    let is_rotated = 4u * t < params.n_rot && h < params.n_heads + params.n_kv_heads;
+    // The two pairs of neighbouring dimensions: side by side, or half of the rotated ones apart.
+    var d = vec2u(4u * t, 4u * t + 2u);
+    if is_rotated && INTERLEAVED == 0u {
+        d = vec2u(2u * t, 2u * t + params.n_rot / 2u);
+    }
+    let outs = h * params.head_dim + vec4u(d.x, d.x + 1u, d.y, d.y + 1u);
+    multiply(r0, outs * params.w_stride, lane);
+    for (var r = 0u; r < N_ROWS; r++) {
+        if !finishes(r, lane) || r0 + r >= params.n_rows || quad(group, lane) >= n_quads {
+            continue;
+        }
+        let row = params.row0 + r0 + r;
+        let seq = rows[row].x;
+        let pos = rows[row].y;
+        var s = acc[r];
+        if BIAS == 1u {
+            s += vec4f(b[outs.x], b[outs.y], b[outs.z], b[outs.w]);
+        }
+        if is_rotated && INTERLEAVED == 1u {
+            s = vec4f(rotated(s.x, s.y, pos, 2u * t), rotated(s.z, s.w, pos, 2u * t + 1u));
+        } else if is_rotated {
+            let first = rotated(s.x, s.z, pos, 2u * t);
+            let second = rotated(s.y, s.w, pos, 2u * t + 1u);
+            s = vec4f(first.x, second.x, first.y, second.y);
+        }
+        if h < params.n_heads {
+            let at = row * params.q_stride + h * params.head_dim / 2u;
+            q[at + d.x / 2u] = s.xy;
+            q[at + d.y / 2u] = s.zw;
+            continue;
+        }
+        let page = pages[seq * params.pages_stride + pos / params.page_size];
+        let kv_head = (h - params.n_heads) % params.n_kv_heads;
+        let at = ((page * params.n_kv_heads + kv_head) * params.page_size + pos % params.page_size)
+            * params.head_dim / 2u;
+        if h < params.n_heads + params.n_kv_heads {
+            k[at + d.x / 2u] = kv_pair(s.xy);
+            k[at + d.y / 2u] = kv_pair(s.zw);
+        } else {
+            v[at + d.x / 2u] = kv_pair(s.xy);
+            v[at + d.y / 2u] = kv_pair(s.zw);
+        }
+    }
+}

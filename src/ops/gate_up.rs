@@ -1,0 +1,82 @@
+//! The first half of a feed-forward part: norm, product and activation in one.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{ACT, Act, Input, Rows, Span, assert_rows, gate, kernel, linear, weights};
+use crate::gpu::{Recorder, Tensor};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    row0: u32,
+    n_rows: u32,
+    n_in: u32,
+    n_blocks: u32,
+    x_stride: u32,
+    w_stride: u32,
+    n_out: u32,
+    y_stride: u32,
+    eps: f32,
+    offset: f32,
+}
+
+kernel!(GATE_UP, "gate_up", Params, [Read, Read, Read, Read, ReadWrite]);
+
+/// `y = act(x̂·Wgᵀ + bg) · (x̂·Wuᵀ + bu)`, `[rows, n_out]` F32, where `w` `[2·n_out, n_in]` is `Wg` above `Wu`; where `w`
+/// is `[n_out, n_in]`, `y = act(x̂·Wᵀ + b)`. `x̂` `[rows, n_in]` F32 is `x` or its norm, `bias` `[1, rows of w]` F32.
+/// `up` `[rows, rows of w]` F32 is room for what goes into the activation where that takes a kernel of its own.
+///
+/// Shazeer 2020 for the gate.
+///
+/// # Panics
+/// If the shapes disagree.
+#[allow(clippy::too_many_arguments)]
+pub fn gate_up(
+    rec: &mut Recorder,
+    act: Act,
+    input: Input<'_>,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    up: &Tensor,
+    y: &Tensor,
+    n: Rows,
+) {
+    let x = input.x;
+    let gated = w.n_rows() == 2 * y.n_cols();
+    assert!(gated || w.n_rows() == y.n_cols(), "gate_up: {w:?} and {y:?}");
+    assert_eq!(x.n_cols(), w.n_cols(), "gate_up: {x:?} and {w:?}");
+    assert!(bias.is_none_or(|b| b.n_cols() == w.n_rows()), "gate_up: {bias:?} and {w:?}");
+    for tensor in [x, y] {
+        assert_rows("gate_up", tensor, n.count());
+    }
+    let gpu = rec.gpu().clone();
+    for span in Span::all(gpu.caps(), n) {
+        // Gate and up of an output must be in one binding.
+        if w.ranges().count() > 1 || matches!(span, Span::Prompt { .. }) {
+            linear::span(rec, input, w, bias, false, up, span);
+            gate(rec, act, up, y, span.rows());
+            continue;
+        }
+        let variant = span.of(super::way(&GATE_UP, gpu.caps())).part(weights(w.dtype())).part(&ACT);
+        let variant = variant.set("BIAS", bias.is_some().into()).set("ACT", act as u32);
+        let variant = input.set(variant).set("GATED", gated.into());
+        let (norm, eps, offset) = input.norm_params(rec);
+        let params = Params {
+            row0: span.rows().start as u32,
+            n_rows: span.rows().len() as u32,
+            n_in: w.n_cols() as u32,
+            n_blocks: super::n_blocks(w),
+            x_stride: (x.stride() / 4) as u32,
+            w_stride: super::words(w),
+            n_out: y.n_cols() as u32,
+            y_stride: y.stride() as u32,
+            eps,
+            offset,
+        };
+        let a_quad = if gated { 2 } else { 4 };
+        let n_quads = params.n_out.div_ceil(a_quad);
+        let groups = super::groups(gpu.caps(), &variant, n_quads, span.rows().len());
+        let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
+        rec.dispatch(variant, &params, &[x.view(), norm, w.view(), bias, y.view()], groups);
+    }
+}

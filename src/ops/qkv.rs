@@ -1,0 +1,135 @@
+//! The first half of attention: norm, joint projection, rotation and the way into the cache in one.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{
+    HeadNorm, Input, KvLayer, Places, Rotary, Rows, Span, assert_rows, head_norm, kernel, linear, pair,
+    rope_append, weights,
+};
+use crate::dtype::Dtype;
+use crate::gpu::{Recorder, Tensor};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    row0: u32,
+    n_rows: u32,
+    n_in: u32,
+    n_blocks: u32,
+    x_stride: u32,
+    w_stride: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_dim: u32,
+    n_rot: u32,
+    q_stride: u32,
+    pages_stride: u32,
+    page_size: u32,
+    eps: f32,
+    offset: f32,
+}
+
+kernel!(QKV, "qkv", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite]);
+
+/// Projects, rotates and appends: of `x̂·Wᵀ + bias` `[rows, (n_heads + 2·n_kv_heads)·head_dim]` the queries go to `q`
+/// `[rows, n_heads·head_dim]` F32, keys and values to the pages of each row's place in `cache`, as
+/// [`rope_append`] has it. `x̂` `[rows, n_in]` F32 is `x` or its norm. `qkv`, of the product's shape, is room for it where
+/// heads are normalised in between or the device wants kernels of their own.
+///
+/// # Panics
+/// If the shapes disagree.
+#[allow(clippy::too_many_arguments)]
+pub fn qkv(
+    rec: &mut Recorder,
+    input: Input<'_>,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    heads_norm: Option<&HeadNorm>,
+    rotary: Option<&Rotary>,
+    heads: [usize; 3],
+    places: Places<'_>,
+    qkv: &Tensor,
+    q: &Tensor,
+    cache: &KvLayer,
+    n: Rows,
+) {
+    let gpu = rec.gpu().clone();
+    let caps = gpu.caps();
+    // A lane has two pairs of dimensions, not whole heads or blocks.
+    let fuses = heads_norm.is_none()
+        && w.ranges().count() == 1
+        && caps.max_storage_buffers as usize >= QKV.bindings.len()
+        && cache.dtype != Dtype::Q8_0
+        && rotary.is_none_or(|r| r.n_rot.is_multiple_of(4));
+    if !fuses {
+        linear::linear(rec, input, w, bias, false, qkv, n);
+        if let Some(norm) = heads_norm {
+            head_norm(rec, norm, [heads[0], heads[1]], qkv, n.count());
+        }
+        rope_append(rec, places, qkv, rotary, heads, q, cache, 0..n.count());
+        return;
+    }
+    for span in Span::all(caps, n) {
+        match span {
+            Span::Sharing { .. } => fused(rec, input, w, bias, rotary, heads, places, q, cache, span),
+            Span::Prompt { .. } => {
+                linear::span(rec, input, w, bias, false, qkv, span);
+                rope_append(rec, places, qkv, rotary, heads, q, cache, span.rows());
+            }
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn fused(
+    rec: &mut Recorder,
+    input: Input<'_>,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    rotary: Option<&Rotary>,
+    [n_heads, n_kv_heads, head_dim]: [usize; 3],
+    places: Places<'_>,
+    q: &Tensor,
+    cache: &KvLayer,
+    span: Span,
+) {
+    let x = input.x;
+    let n_rot = rotary.map_or(0, |r| r.n_rot);
+    assert_eq!(x.n_cols(), w.n_cols(), "qkv: {x:?} and {w:?}");
+    assert_eq!(w.n_rows(), (n_heads + 2 * n_kv_heads) * head_dim, "qkv: {w:?}");
+    assert_eq!(q.n_cols(), n_heads * head_dim, "qkv: {q:?}");
+    assert!(bias.is_none_or(|b| b.n_cols() == w.n_rows()), "qkv: {bias:?} and {w:?}");
+    assert!(rotary.is_none_or(|r| r.cos_sin.stride() == r.n_rot), "qkv: {rotary:?}");
+    assert!(head_dim.is_multiple_of(8) && n_rot <= head_dim, "qkv: {n_rot} of {head_dim} rotated");
+    cache.check("qkv", n_kv_heads * places.page_size * head_dim);
+    for tensor in [x, q, places.rows] {
+        assert_rows("qkv", tensor, span.rows().end);
+    }
+    let variant =
+        span.of(super::way(&QKV, rec.gpu().caps())).part(weights(w.dtype())).part(pair(cache.dtype));
+    let variant = input.set(variant).set("BIAS", bias.is_some().into());
+    let variant = variant.set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into());
+    let (norm, eps, offset) = input.norm_params(rec);
+    let params = Params {
+        row0: span.rows().start as u32,
+        n_rows: span.rows().len() as u32,
+        n_in: w.n_cols() as u32,
+        n_blocks: super::n_blocks(w),
+        x_stride: (x.stride() / 4) as u32,
+        w_stride: super::words(w),
+        n_heads: n_heads as u32,
+        n_kv_heads: n_kv_heads as u32,
+        head_dim: head_dim as u32,
+        n_rot: n_rot as u32,
+        q_stride: (q.stride() / 2) as u32,
+        pages_stride: places.pages.n_cols() as u32,
+        page_size: places.page_size as u32,
+        eps,
+        offset,
+    };
+    let groups = super::groups(rec.gpu().caps(), &variant, (w.n_rows() / 4) as u32, span.rows().len());
+    let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
+    let cos_sin = rotary.map_or_else(|| rec.unused(), |r| r.cos_sin.view());
+    let [rows, pages, w, q, k, v] = [places.rows, places.pages, w, q, &cache.k, &cache.v].map(Tensor::view);
+    rec.dispatch(variant, &params, &[x.view(), norm, w, bias, rows, pages, cos_sin, q, k, v], groups);
+}
