@@ -192,6 +192,7 @@ fn a_model_with_random_weights_is_measured() {
         batches: vec![1, 3],
         n_repetitions: 2,
         max_rows: 32,
+        quantize: None,
         kv_dtype: Dtype::F16,
     };
     for (config, dtype) in [(QWEN3, Dtype::BF16), (GPT2, Dtype::F32), (QWEN3, Dtype::F16)] {
@@ -213,9 +214,14 @@ fn a_model_with_random_weights_is_measured() {
         let m = &report.model;
         assert!(m.is_random && m.dtype == dtype.name() && m.kv_dtype == "F16", "{m:?}");
         assert!(m.compile_cold_ms > 0.0 && m.compile_warm_ms > 0.0 && m.load_ms > 0.0, "{m:?}");
-        assert!(m.weights_bytes > m.n_params && m.peak_device_bytes > m.weights_bytes, "{m:?}");
+        assert!(m.weights_bytes >= 2 * m.n_params && m.peak_device_bytes > m.weights_bytes, "{m:?}");
         assert_eq!(m.peak_host_bytes.is_some(), cfg!(target_os = "linux"));
     }
+    let quantised =
+        ModelOptions { quantize: Some(Dtype::Q4_0), depths: vec![0], batches: vec![1], ..options.clone() };
+    let [quantised, f16] = [quantised.clone(), ModelOptions { quantize: None, ..quantised }]
+        .map(|options| measure(QWEN3, Dtype::F16, &options).expect("a report").model);
+    assert!(quantised.dtype == "Q4_0" && quantised.weights_bytes < f16.weights_bytes, "{quantised:?}");
     for (wrong, what) in [
         (ModelOptions { n_repetitions: 0, ..options.clone() }, "`repetitions` is 0"),
         (ModelOptions { batches: vec![0], ..options.clone() }, "`batch` is 0"),
@@ -226,7 +232,9 @@ fn a_model_with_random_weights_is_measured() {
         let error = measure(GPT2, Dtype::F16, &wrong).expect_err("refused").to_string();
         assert!(error.contains(what), "{error}");
     }
-    assert!(Checkpoint::random("tiny", GPT2, Dtype::U32).is_err());
+    for dtype in [Dtype::U32, Dtype::Q8_0] {
+        assert!(Checkpoint::random("tiny", GPT2, dtype).is_err(), "{dtype}");
+    }
 }
 
 /// The same logits for the same shape, another draw for every tensor, and none that is not finite.

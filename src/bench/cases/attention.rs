@@ -3,7 +3,7 @@
 use super::super::check::Check;
 use super::super::exact;
 use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, some, values};
-use crate::dtype::Dtype;
+use crate::dtype::{BLOCK, Dtype};
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{self, AttentionPlan, KvLayer, Places, Rotary};
@@ -13,8 +13,10 @@ const CONTEXTS: [usize; 2] = [512, 4096];
 
 /// The type of cache that goes with a type of weights.
 fn cache_dtype(work: &Workload<'_>) -> Option<Dtype> {
+    let fits_blocks = work.model().attention.iter().all(|a| a.head_dim.is_multiple_of(BLOCK));
     match work.dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::Q8_0 => Some(work.dtype),
+        Dtype::F32 | Dtype::F16 => Some(work.dtype),
+        Dtype::Q8_0 if fits_blocks => Some(work.dtype),
         // Measured at least once, whatever the weights are.
         _ => work.is_first_dtype.then_some(Dtype::F16),
     }
