@@ -1,6 +1,6 @@
 // linear_tile: y[r, o] = (y[r, o] if ADD) + (b[o] if BIAS) + Σ_i x[r, i] · w[o, i], for many rows.
-// One workgroup: a tile of 64 rows by 64 outputs, a block of 32 inputs at a time through workgroup memory; each of
-// the 256 lanes holds 4 × 4 sums in registers.
+// One workgroup: a tile of 64 rows by 64 outputs, 32 inputs at a time through workgroup memory; each of the
+// 128 lanes holds 8 × 4 sums in registers.
 
 struct Params {
     row0: u32,     // first row
@@ -12,7 +12,7 @@ struct Params {
     out0: u32,     // first output of this range of w
     n_out: u32,    // outputs in this range
     y_stride: u32, // elements a row of y
-    eps: f32,      // not used: the input is normalised already
+    eps: f32,      // not used, nor offset and g: the input is normalised already
     offset: f32,
 }
 
@@ -23,16 +23,18 @@ struct Params {
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
 
-// A row is 8 vec4, whose places are permuted by the row so that neighbouring rows lie in different memory banks: with
-// a ninth vec4 the two tiles would not fit the 16 KiB that every device has.
-var<workgroup> xs: array<vec4f, 512>; // [64, 8]
-var<workgroup> ws: array<vec4f, 512>; // [64, 8]
+const WORDS: u32 = 8u / W_VEC4; // of a row of w in a block
 
-fn place(row: u32, k: u32) -> u32 {
-    return row * 8u + (k ^ (row & 7u));
+// [64, 8], 32 inputs a row, each vec4 at the place that `place` gives: as large as 16 KiB allow.
+var<workgroup> xs: array<vec4f, 512>;
+var<workgroup> ws: array<vec4f, 512>;
+
+// Neighbouring rows have a column in different memory banks, without padding.
+fn place(row: u32, column: u32) -> u32 {
+    return row * 8u + (column ^ (row % 8u));
 }
 
-@compute @workgroup_size(256)
+@compute @workgroup_size(128)
 fn linear_tile(
     @builtin(workgroup_id) id: vec3u,
     @builtin(local_invocation_index) lane: u32,
@@ -41,43 +43,46 @@ fn linear_tile(
     let r0 = id.y * 64u;
     let tx = lane % 16u;
     let ty = lane / 16u;
-    const GROUPS: u32 = 8u / W_VEC4; // of a row's block
-    var acc: array<vec4f, 4>; // rows ty + 16·i; components: outputs tx + 16·j
+    var acc: array<vec4f, 8>; // rows ty + 8·i; components: outputs tx + 16·j
     for (var b = 0u; b < params.n_blocks; b++) {
-        for (var e = lane; e < 512u; e += 256u) {
-            let r = e / 8u;
-            var value = vec4f();
-            if r0 + r < params.n_rows {
-                value = x[(params.row0 + r0 + r) * params.x_stride + 8u * b + e % 8u];
-            }
-            xs[place(r, e % 8u)] = value;
+        // Beyond the last row and output those repeat; put leaves out what comes of them.
+        // These loops count what compilers can count, so that they unroll them and all loads are on their way at once.
+        for (var i = 0u; i < 4u; i++) {
+            let e = lane + i * 128u;
+            let r = params.row0 + min(r0 + e / 8u, params.n_rows - 1u);
+            xs[place(e / 8u, e % 8u)] = x[r * params.x_stride + b * 8u + e % 8u];
         }
-        for (var e = lane; e < 64u * GROUPS; e += 256u) {
-            let o = e / GROUPS;
-            let i = e % GROUPS;
-            let row = min(o0 + o, params.n_out - 1u) * params.w_stride; // the last one stands in, unread
-            let word = w[row + b * GROUPS + i];
-            let scales = scale(load_head(row, b / 8u), b * GROUPS + i);
-            for (var k = 0u; k < W_VEC4; k++) {
-                ws[place(o, i * W_VEC4 + k)] = unpack(word, k, scales);
+        for (var i = 0u; i < (64u * WORDS + 127u) / 128u; i++) {
+            let e = lane + i * 128u;
+            if e < 64u * WORDS {
+                let at = b * WORDS + e % WORDS;
+                let row = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
+                let word = w[row + at];
+                let scales = scale(load_head(row, b / 8u), at);
+                for (var k = 0u; k < W_VEC4; k++) {
+                    ws[place(e / WORDS, e % WORDS * W_VEC4 + k)] = unpack(word, k, scales);
+                }
             }
         }
         workgroupBarrier();
         for (var k = 0u; k < 8u; k++) {
-            let v0 = ws[place(tx, k)];
-            let v1 = ws[place(tx + 16u, k)];
-            let v2 = ws[place(tx + 32u, k)];
-            let v3 = ws[place(tx + 48u, k)];
-            for (var i = 0u; i < 4u; i++) {
-                let xi = xs[place(ty + 16u * i, k)];
-                acc[i] += vec4f(dot(xi, v0), dot(xi, v1), dot(xi, v2), dot(xi, v3));
+            let v = transpose(mat4x4f(
+                ws[place(tx, k)],
+                ws[place(tx + 16u, k)],
+                ws[place(tx + 32u, k)],
+                ws[place(tx + 48u, k)],
+            ));
+            for (var i = 0u; i < 8u; i++) {
+                // In this order each step is one fused multiply-add.
+                let u = xs[place(ty + 8u * i, k)];
+                acc[i] = acc[i] + v[0] * u.x + v[1] * u.y + v[2] * u.z + v[3] * u.w;
             }
         }
         workgroupBarrier();
     }
-    for (var i = 0u; i < 4u; i++) {
+    for (var i = 0u; i < 8u; i++) {
         for (var j = 0u; j < 4u; j++) {
-            put(r0 + ty + 16u * i, o0 + tx + 16u * j, acc[i][j]);
+            put(r0 + ty + 8u * i, o0 + tx + 16u * j, acc[i][j]);
         }
     }
 }

@@ -449,7 +449,7 @@ fn logits_are_those_of_the_reference() {
     let golden_json = golden_json("llama");
     let prompt = ids(&golden_json["token_ids"]);
     let run = |flags: &str| {
-        wginfer(&format!("logits --kv-type f32 --json {flags} --token-ids {prompt}"))
+        wginfer(&format!("logits --kv-type f32 --precision f32 --json {flags} --token-ids {prompt}"))
             .model(&golden("llama"))
             .json()
     };

@@ -12,7 +12,7 @@ use wginfer::gpu::{Access, Kernel, Part};
 use wginfer::ops::{KERNELS, PARTS};
 
 /// Words by which a kernel shows that it needs a part of a family, in the order of `PARTS`.
-const FAMILY_WORDS: [&[&str]; 11] = [
+const FAMILY_WORDS: [&[&str]; 12] = [
     &["unpack(", "multiply("],
     &["load_k("],
     &["append_k("],
@@ -24,6 +24,7 @@ const FAMILY_WORDS: [&[&str]; 11] = [
     &["Sampling"],
     &["put("],
     &["act("],
+    &["TileC"],
 ];
 
 /// Every way to put `kernel` together with the parts that it needs.
@@ -33,7 +34,8 @@ fn assemblies(kernel: &Kernel) -> Vec<(String, String)> {
     for (family, words) in PARTS.iter().zip(FAMILY_WORDS) {
         if words.iter().any(|word| kernel.source.contains(word)) {
             let with = |(name, source): &(String, String), part: &Part| {
-                (format!("{name}+{}", part.name), format!("{source}\n{}", part.source))
+                let enables: String = part.enables.iter().map(|word| format!("enable {word}; ")).collect();
+                (format!("{name}+{}", part.name), format!("{enables}{source}\n{}", part.source))
             };
             all = all.iter().flat_map(|one| family.iter().map(move |part| with(one, part))).collect();
         }
@@ -45,7 +47,11 @@ fn parse(name: &str, source: &str) -> naga::Module {
     let module = naga::front::wgsl::parse_str(source)
         .unwrap_or_else(|e| panic!("{name} does not parse:\n{}", e.emit_to_string(source)));
     // Unpacking halves into f32 is what every backend but OpenGL can do.
-    let capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let mut capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    // Only what a part enables may use more.
+    if source.starts_with("enable ") {
+        capabilities |= Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
+    }
     Validator::new(ValidationFlags::all(), capabilities)
         .validate(&module)
         .unwrap_or_else(|e| panic!("{name} is not valid:\n{}", e.emit_to_string(source)));

@@ -28,6 +28,7 @@ fn capabilities_can_be_switched_off() {
     let less = disable("f16, subgroups,timestamps,pipeline-cache,cooperative-matrices").expect("known names");
     let caps = less.caps();
     assert!(!caps.f16 && caps.subgroup.is_none() && !caps.timestamps && !caps.pipeline_cache);
+    assert!(caps.cooperative_matrices.is_empty() && !caps.f16_products());
     assert_eq!(caps.max_buffer_bytes, gpu.caps().max_buffer_bytes);
     let error = disable("subgroups,warp").expect_err("unknown").to_string();
     assert!(error.contains("`warp`"), "{error}");
@@ -59,6 +60,7 @@ fn a_kernel_that_does_not_compile_is_named() {
                  @compute @workgroup_size(1) fn broken() { y[0] = missing(params.n); }",
         params_bytes: 4,
         bindings: &[Access::ReadWrite],
+        proven: false,
     };
     let Some(gpu) = common::gpu() else { return };
     let error = gpu.compile(&[Variant::new(&BROKEN)]).expect_err("it calls what is not there").to_string();

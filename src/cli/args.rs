@@ -88,6 +88,10 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "N", help_heading = "Model and device")]
     pub ctx: Option<usize>,
 
+    /// Inputs of products: `auto` takes F16 where the device has units for it, `f32` never
+    #[arg(long, value_name = "PRECISION", default_value = "auto", help_heading = "Model and device")]
+    pub precision: Precision,
+
     /// Adapter by index or by a part of its name, as `devices` lists them
     #[arg(long, env = "WGINFER_GPU", value_name = "NAME|INDEX", help_heading = "Model and device")]
     pub gpu: Option<String>,
@@ -122,6 +126,12 @@ pub enum KvType {
     F16,
     #[value(name = "q8_0")]
     Q8_0,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Precision {
+    Auto,
+    F32,
 }
 
 impl KvType {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use wginfer::engine::{Checkpoint, Engine, EngineError, EngineOptions, Event, RequestId};
 use wginfer::gpu::{Gpu, GpuOptions};
 
-use super::args::{DeviceArgs, ModelArg, Quantize};
+use super::args::{DeviceArgs, ModelArg, Precision, Quantize};
 use super::failure::Failure;
 use super::interrupt::Writing;
 use super::terminal;
@@ -80,7 +80,12 @@ impl DeviceArgs {
     /// Opens the device and loads the model.
     pub fn load(&self, checkpoint: Checkpoint, options: EngineOptions) -> Result<Engine, Failure> {
         let select = self.gpu.clone().filter(|name| !name.is_empty());
-        let gpu = Gpu::open(&GpuOptions { select, cache_dir: cache_dir(), ..GpuOptions::default() })?;
+        let gpu = Gpu::open(&GpuOptions {
+            select,
+            f32_products: self.precision == Precision::F32,
+            cache_dir: cache_dir(),
+            ..GpuOptions::default()
+        })?;
         let bar = terminal::bar("loading", checkpoint.weights.n_bytes() as u64);
         let engine = Engine::load(&gpu, checkpoint, self.options(options), &mut |progress| {
             bar.set_position(progress.done_bytes as u64);

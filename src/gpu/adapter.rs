@@ -136,6 +136,7 @@ pub(super) fn cooperative_matrices(
     shapes.iter().filter(fits).map(|p| (p.m_size, p.n_size, p.k_size)).collect()
 }
 
+/// What a host is asked for. Nothing experimental: that is a promise only who opens the device can make.
 pub(super) fn wanted(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) {
     let useful = wgpu::Features::SHADER_F16
         | wgpu::Features::SUBGROUP
@@ -148,11 +149,19 @@ pub(super) fn open(
     adapter: &wgpu::Adapter,
     fault: &Arc<Mutex<Option<GpuError>>>,
 ) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
-    let (required_features, required_limits) = wanted(adapter);
+    let (mut required_features, required_limits) = wanted(adapter);
+    required_features |= adapter.features() & wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    // SAFETY: wgpu calls a feature experimental while it may still have bugs that are undefined behaviour. Of those
+    // we ask for cooperative matrices alone, many times as fast as anything else for prompts. Our kernels read
+    // and write them only inside arrays, in uniform control flow, in shapes that the adapter lists;
+    // `WGINFER_DISABLE=cooperative-matrices` keeps them unused.
+    #[allow(unsafe_code)]
+    let experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
     let request = adapter.request_device(&wgpu::DeviceDescriptor {
         label: Some("wginfer"),
         required_features,
         required_limits,
+        experimental_features,
         memory_hints: wgpu::MemoryHints::Performance,
         ..Default::default()
     });

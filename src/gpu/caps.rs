@@ -18,6 +18,8 @@ pub struct Caps {
     pub pipeline_cache: bool,
     /// Tile shapes `(m, n, k)` of the device's cooperative matrices with f16 inputs and f32 sums.
     pub cooperative_matrices: Vec<(u32, u32, u32)>,
+    /// Products keep F32 inputs although the device has faster units for F16 ones.
+    pub f32_products: bool,
     /// The device is a processor that pretends (lavapipe, WARP): barriers and workgroup memory are dear.
     pub cpu: bool,
     /// Bytes that one storage binding may span.
@@ -54,6 +56,7 @@ impl Caps {
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
             cooperative_matrices: Vec::new(),
+            f32_products: false,
             cpu: info.device_type == wgpu::DeviceType::Cpu,
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
@@ -97,6 +100,21 @@ impl Caps {
             lost.push("no timestamps: a guest's slices are timed by when they are seen to finish");
         }
         lost
+    }
+
+    /// Side of the square tiles of cooperative matrices that kernels multiply on this device: the larger of 16 and
+    /// 8 that it has. A subgroup holds a tile, so its width must be certain; the tiles are `f16` in workgroup
+    /// memory. None where products shall keep F32 inputs.
+    pub fn coop_tile(&self) -> Option<u32> {
+        let usable = self.f16 && self.subgroup.is_some() && !self.f32_products;
+        [16, 8].into_iter().find(|&n| usable && self.cooperative_matrices.contains(&(n, n, n)))
+    }
+
+    /// Whether what many rows share runs on cooperative matrices, whose inputs are F16: wherever kernels can use
+    /// them, but not on software devices, where they have no units of their own (lavapipe 26 multiplies 8 × 8 tiles
+    /// at a fifth of the speed of `linear_reg`).
+    pub fn f16_products(&self) -> bool {
+        self.coop_tile().is_some() && !self.cpu
     }
 
     /// Distributes `n` workgroups over two dimensions where one is too short.

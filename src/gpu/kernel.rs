@@ -25,6 +25,9 @@ pub struct Kernel {
     pub params_bytes: usize,
     /// Storage bindings 1, 2, … in order.
     pub bindings: &'static [Access],
+    /// Whether no index can be out of bounds, so that checks are left out. Only with the reason beside it: such a
+    /// kernel's mistakes are undefined behaviour.
+    pub proven: bool,
 }
 
 /// A WGSL file in `shaders/parts/` that is appended to a kernel to give it functions or aliases with a
@@ -35,6 +38,9 @@ pub struct Part {
     pub name: &'static str,
     /// The WGSL text.
     pub source: &'static str,
+    /// Extensions of WGSL that the part and the kernels it serves use: the words of `enable` lines. (Subgroups are
+    /// no such word here: naga has their functions without one, and refuses `enable subgroups;`.)
+    pub enables: &'static [&'static str],
 }
 
 /// Most parts and most override values that a variant takes: arrays of fixed size keep the look-up of a
@@ -79,9 +85,14 @@ impl Variant {
     }
 
     /// The WGSL that is compiled. The kernel comes first, so its error lines are the file's own:
-    /// order does not matter at WGSL's module scope.
+    /// order does not matter at WGSL's module scope. Only `enable` directives must stand before it: on its
+    /// first line, which is a comment.
     pub fn source(&self) -> String {
-        let mut source = self.kernel.source.to_string();
+        let mut source = String::new();
+        for word in self.parts.iter().flatten().flat_map(|part| part.enables) {
+            source += &format!("enable {word}; ");
+        }
+        source.push_str(self.kernel.source);
         for part in self.parts.iter().flatten() {
             source.push('\n');
             source.push_str(part.source);
@@ -140,12 +151,13 @@ pub(super) struct Pipeline {
 
 /// Every loop in `shaders/` counts to a bound that is read before it starts, so naga's guard against
 /// endless loops is off: it would add a counter to each loop and keep drivers from unrolling.
-/// Out-of-bounds accesses stay checked.
-const CHECKS: wgpu::ShaderRuntimeChecks = {
+/// Out-of-bounds accesses stay checked, but where the kernel's declaration says that there are none.
+fn checks(kernel: &Kernel) -> wgpu::ShaderRuntimeChecks {
     let mut checks = wgpu::ShaderRuntimeChecks::checked();
     checks.force_loop_bounding = false;
+    checks.bounds_checks = !kernel.proven;
     checks
-};
+}
 
 impl Pipeline {
     /// Compiles `variant` inside error scopes, so that a failure names the kernel.
@@ -161,7 +173,7 @@ impl Pipeline {
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
 
-        // SAFETY: the only check that is off guards against endless loops, see `CHECKS`.
+        // SAFETY: a check is off only where what it guards against cannot be, see `checks`.
         #[allow(unsafe_code)]
         let module = unsafe {
             device.create_shader_module_trusted(
@@ -169,7 +181,7 @@ impl Pipeline {
                     label: Some(&label),
                     source: wgpu::ShaderSource::Wgsl(variant.source().into()),
                 },
-                CHECKS,
+                checks(kernel),
             )
         };
         let entry = |binding: usize, ty, has_dynamic_offset, min: usize| wgpu::BindGroupLayoutEntry {

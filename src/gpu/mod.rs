@@ -39,6 +39,9 @@ pub struct GpuOptions {
     pub disable: String,
     /// Treat storage bindings as no larger than this, to test the splitting of large tensors.
     pub max_binding_bytes: Option<u64>,
+    /// Products keep F32 inputs ([`Caps::f32_products`]): slower where the device multiplies F16 faster, and
+    /// logits nearer to the reference's (1e-3 of the largest instead of 1e-2).
+    pub f32_products: bool,
     /// Folder where compiled pipelines are kept between runs; none are kept without.
     pub cache_dir: Option<PathBuf>,
 }
@@ -142,6 +145,10 @@ impl Gpu {
     }
 
     /// The features and limits that a host should request of `adapter` for a device to be adopted.
+    ///
+    /// Cooperative matrices are not among them: `wgpu` calls them experimental, and a host must decide on
+    /// `ExperimentalFeatures` itself. Their shapes are the adapter's to tell, which a guest does not have, so on
+    /// an adopted device prompts run without them.
     pub fn required(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) {
         adapter::wanted(adapter)
     }
@@ -168,6 +175,7 @@ impl Gpu {
         for names in [&options.disable, &from_env] {
             caps.disable(names).map_err(|found| GpuError::UnknownCapability { found })?;
         }
+        caps.f32_products = options.f32_products;
         if let Some(most) = options.max_binding_bytes {
             caps.max_binding_bytes = caps.max_binding_bytes.min(most);
         }

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{KvLayer, Rows, assert_rows, kernel, kv};
+use super::{KvLayer, Rows, assert_rows, coop, kernel, kv};
 use crate::gpu::{Caps, Recorder, Tensor, Variant};
 
 #[repr(C)]
@@ -34,6 +34,10 @@ struct CombineParams {
 
 kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
 kernel!(ATTENTION_REG, "attention_reg", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
+// Queries and dimensions are held below their counts before they index q, k, v and o, keys below the block's end before
+// they index pages; what the tables hold is the engine's, never a user's; indices into workgroup memory come
+// of constants and of subgroup and lane.
+kernel!(ATTENTION_COOP, "attention_coop", Params, [Read, Read, Read, Read, Read, Read, ReadWrite], proven);
 kernel!(ATTENTION_COMBINE, "attention_combine", CombineParams, [Read, Read, ReadWrite]);
 
 /// Most queries of a block, `N_Q` in the kernel.
@@ -44,6 +48,12 @@ const MAX_SUMS: usize = 32;
 const REG_LANES: usize = 8;
 /// Largest `head_dim` of `attention_reg`, four times its `MAX_D4`.
 const REG_HEAD_DIM: usize = 256;
+/// Subgroups of a workgroup of `attention_coop` at most, each with a tile's side of queries.
+const COOP_SUBGROUPS: usize = 4;
+/// Tiles a head in `attention_coop` at most.
+const COOP_HEAD_TILES: usize = 16;
+/// Keys a step of `attention_coop`.
+const COOP_KEYS: usize = 32;
 /// Keys of a split at least: shorter ones cost more to combine than they win.
 const SPLIT_LEN: usize = 512;
 /// Splits at most, which bounds the memory for partial sums.
@@ -101,6 +111,24 @@ impl Attention {
         caps.cpu && one_subgroup && self.head_dim <= REG_HEAD_DIM
     }
 
+    /// For prompts: side of a tile of cooperative matrices, and subgroups of a workgroup, as many as fit.
+    fn on_tiles(&self, caps: &Caps) -> Option<(usize, usize)> {
+        let tile = caps.coop_tile().filter(|_| caps.f16_products())? as usize;
+        let width = caps.subgroup? as usize;
+        // Zeros fill the last four tiles of a head.
+        let padded = self.head_dim.next_multiple_of(4 * tile);
+        let fits = |n: &usize| {
+            let queries = n * tile;
+            // Queries, keys and weights of f16 with eight values between rows; scores of f32 with four.
+            let halves = (queries + COOP_KEYS) * (padded + 8) + queries * (COOP_KEYS + 8);
+            let words = queries * (COOP_KEYS + 4) + queries + COOP_KEYS + 1;
+            let fits_memory = 2 * halves + 4 * words <= caps.max_workgroup_bytes as usize;
+            fits_memory && n * width <= caps.max_workgroup_size as usize && self.group() <= queries
+        };
+        let n_subgroups = (1..=COOP_SUBGROUPS).rev().find(fits)?;
+        (padded <= COOP_HEAD_TILES * tile && width >= tile).then_some((tile, n_subgroups))
+    }
+
     /// Lanes of a workgroup: as many as the sums need, or in registers one for each query.
     fn lanes(&self, caps: &Caps) -> usize {
         if self.in_registers(caps) {
@@ -120,6 +148,9 @@ impl Attention {
 
     /// Most prompt rows a block.
     pub fn block_rows(&self, caps: &Caps) -> usize {
+        if let Some((tile, n_subgroups)) = self.on_tiles(caps) {
+            return tile * n_subgroups / self.group();
+        }
         if self.in_registers(caps) {
             return self.lanes(caps) / self.group();
         }
@@ -208,8 +239,17 @@ impl Attention {
         }
         if plan.n.n_prompt > 0 {
             let groups = [plan.n_prompt_blocks as u32, n_kv, 1];
-            let rows = self.block_rows(caps);
-            rec.dispatch(variant(rows, false), &params(plan.n.n_decode), &bind(o), groups);
+            let variant = match self.on_tiles(caps) {
+                Some((tile, n_subgroups)) => Variant::new(&ATTENTION_COOP)
+                    .part(coop(tile as u32))
+                    .part(kv(cache.dtype))
+                    .set("SG", caps.subgroup.unwrap_or_default())
+                    .set("N_SG", n_subgroups as u32)
+                    .set("GROUP", self.group() as u32)
+                    .set("N_D4", n4 as u32),
+                None => variant(self.block_rows(caps), false),
+            };
+            rec.dispatch(variant, &params(plan.n.n_decode), &bind(o), groups);
         }
     }
 

@@ -58,6 +58,7 @@ use rows::{Span, groups, n_blocks, way, ways, words};
 pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION,
     &attention::ATTENTION_REG,
+    &attention::ATTENTION_COOP,
     &attention::ATTENTION_COMBINE,
     &count_prompt::COUNT_PROMPT,
     &embed::EMBED,
@@ -67,6 +68,7 @@ pub static KERNELS: &[&Kernel] = &[
     &head_norm::HEAD_NORM,
     &layer_norm::LAYER_NORM,
     &linear::LINEAR,
+    &linear::LINEAR_COOP,
     &linear::LINEAR_TILE,
     &penalize::PENALIZE,
     &probe_copy::PROBE_COPY,
@@ -93,12 +95,16 @@ pub static PARTS: &[&[&Part]] = &[
     &[&SAMPLING],
     &[&PRODUCT],
     &[&ACT],
+    &[&COOP_8, &COOP_16],
 ];
 
 macro_rules! part {
-    ($name:ident, $file:literal) => {
-        static $name: Part =
-            Part { name: $file, source: include_str!(concat!("../../shaders/parts/", $file, ".wgsl")) };
+    ($name:ident, $file:literal $(, enable $word:literal)*) => {
+        static $name: Part = Part {
+            name: $file,
+            source: include_str!(concat!("../../shaders/parts/", $file, ".wgsl")),
+            enables: &[$($word),*],
+        };
     };
 }
 part!(WEIGHTS_F32, "weights_f32");
@@ -130,15 +136,25 @@ part!(REDUCE_SUBGROUP, "reduce_subgroup");
 part!(SAMPLING, "sampling");
 part!(PRODUCT, "product");
 part!(ACT, "act");
+part!(COOP_8, "coop_8", enable "f16", enable "wgpu_cooperative_matrix");
+part!(COOP_16, "coop_16", enable "f16", enable "wgpu_cooperative_matrix");
 
-/// Declares a kernel from its file: name, size of its params struct, access of its bindings.
+/// Declares a kernel from its file: name, size of its params struct, access of its bindings, and `proven` where
+/// the comment above it says why no index can be out of bounds.
 macro_rules! kernel {
-    ($name:ident, $file:literal, $params:ty, [$($access:ident),* $(,)?]) => {
+    ($name:ident, $file:literal, $params:ty, $bindings:tt) => {
+        kernel!($name, $file, $params, $bindings, false);
+    };
+    ($name:ident, $file:literal, $params:ty, $bindings:tt, proven) => {
+        kernel!($name, $file, $params, $bindings, true);
+    };
+    ($name:ident, $file:literal, $params:ty, [$($access:ident),* $(,)?], $proven:literal) => {
         pub(super) static $name: $crate::gpu::Kernel = $crate::gpu::Kernel {
             name: $file,
             source: include_str!(concat!("../../shaders/", $file, ".wgsl")),
             params_bytes: size_of::<$params>(),
             bindings: &[$($crate::gpu::Access::$access),*],
+            proven: $proven,
         };
     };
 }
@@ -167,6 +183,15 @@ fn quantizer(dtype: Dtype) -> &'static Part {
         Dtype::Q4_0 => &QUANTIZE_Q4_0,
         Dtype::Q4_K => &QUANTIZE_Q4_K,
         other => unreachable!("{other} is not a quantised type"),
+    }
+}
+
+/// The part that names tiles of cooperative matrices with sides of `n`.
+fn coop(n: u32) -> &'static Part {
+    match n {
+        8 => &COOP_8,
+        16 => &COOP_16,
+        other => unreachable!("no kernel multiplies tiles of {other}"),
     }
 }
 

@@ -60,6 +60,22 @@ pub fn hardware() -> Option<Gpu> {
     GPU.get_or_init(|| open(&options)).clone()
 }
 
+/// The device as if it were hardware, if it has cooperative matrices; says so if it has none that kernels can use.
+pub fn coop() -> Option<Gpu> {
+    let gpu = hardware()?;
+    if gpu.caps().coop_tile().is_none() {
+        let test = std::thread::current().name().unwrap_or("a test").to_string();
+        say(&format!("skipped, `{}` has no cooperative matrices for them: parts of {test}", gpu.info().name));
+        return None;
+    }
+    Some(gpu)
+}
+
+/// The device with products of F32, for what is compared with another implementation's F32.
+pub fn exact() -> Option<Gpu> {
+    open(&GpuOptions { f32_products: true, ..GpuOptions::default() })
+}
+
 /// The device with its subgroups and without.
 pub fn gpus() -> Vec<Gpu> {
     gpu().into_iter().chain(portable()).collect()

@@ -1,0 +1,129 @@
+// linear_coop: y[r, o] = (y[r, o] if ADD) + (b[o] if BIAS) + Σ_i x[r, i] · w[o, i], for many rows on cooperative
+// matrices: inputs and weights are rounded to f16, sums are f32.
+// One workgroup: a tile of ROWS rows by OUTS outputs, 32 inputs at a time through workgroup memory. Each of its
+// SG_ROWS × SG_OUTS subgroups holds the sums of 2 × 4 tiles of cooperative matrices. They are written out one by
+// one, because a compiler that does not unroll a loop over them would keep them in memory.
+// The order of a sum depends on TILE alone: shapes of workgroups give the same bits.
+override SG: u32 = 32u;     // lanes of a subgroup
+override SG_ROWS: u32 = 4u; // subgroups down the rows
+override SG_OUTS: u32 = 2u; // subgroups along the outputs
+// What follows from these, by name: naga 30 cannot take an expression as the size of an array where a part's
+// override comes after it.
+override LANES: u32 = SG * SG_ROWS * SG_OUTS;
+override ROWS: u32 = 2u * TILE * SG_ROWS;
+override OUTS: u32 = 4u * TILE * SG_OUTS;
+override XS: u32 = ROWS * PITCH;
+override WS: u32 = OUTS * PITCH;
+override SUMS: u32 = SG_ROWS * SG_OUTS * TILE * TILE;
+override XS_A_LANE: u32 = ROWS * 8u / LANES; // vec4 that a lane fetches a step, without rest
+override WS_A_LANE: u32 = (OUTS * WORDS + LANES - 1u) / LANES; // words of w
+
+struct Params {
+    row0: u32,     // first row
+    n_rows: u32,   // rows in all
+    n_in: u32,     // inputs
+    n_blocks: u32, // blocks of 32 inputs; the padding of x and w is zero
+    x_stride: u32, // vec4 a row of x
+    w_stride: u32, // 16-byte words a row of w
+    out0: u32,     // first output of this range of w
+    n_out: u32,    // outputs in this range
+    y_stride: u32, // elements a row of y
+    eps: f32,      // not used, nor offset and g: the input is normalised already
+    offset: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4f>;      // [row0 + n_rows, n_in]
+@group(0) @binding(2) var<storage, read> g: array<vec4f>;      // not used
+@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;  // [n_out, w_stride]
+@group(0) @binding(4) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
+
+const WORDS: u32 = 8u / W_VEC4; // of a row of w in a step
+// 32 inputs are 8 vec4; two more keep the rows that a tile is loaded from in different memory banks.
+const PITCH: u32 = 10u;
+var<workgroup> xs: array<vec4<f16>, XS>;
+var<workgroup> ws: array<vec4<f16>, WS>;
+var<workgroup> sums: array<f32, SUMS>; // one tile a subgroup, on its way to y
+
+// What f16 cannot hold becomes its largest number, not infinity.
+fn half4(v: vec4f) -> vec4<f16> {
+    return vec4<f16>(clamp(v, vec4f(-65504.0), vec4f(65504.0)));
+}
+
+fn finish(tile: TileC, r: u32, o: u32, subgroup: u32, lane: u32) {
+    let own = subgroup * TILE * TILE;
+    coopStoreT(tile, &sums[own], TILE);
+    workgroupBarrier();
+    for (var e = lane; e < TILE * TILE; e += SG) {
+        put(r + e / TILE, o + e % TILE, sums[own + e]);
+    }
+    workgroupBarrier();
+}
+
+@compute @workgroup_size(LANES)
+fn linear_coop(
+    @builtin(workgroup_id) id: vec3u,
+    @builtin(local_invocation_index) lane: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+) {
+    let o0 = id.x * OUTS;
+    let r0 = id.y * ROWS;
+    // This subgroup's part of the tile.
+    let row = subgroup / SG_OUTS * 2u * TILE;
+    let out = subgroup % SG_OUTS * 4u * TILE;
+    var acc: array<TileC, 8>; // [2, 4]
+    for (var step = 0u; step < params.n_blocks; step++) {
+        // Beyond the last row and output those repeat; put leaves out what comes of them. These loops count what
+        // compilers can count, so that they unroll them and all loads are on their way at once.
+        for (var i = 0u; i < XS_A_LANE; i++) {
+            let e = lane + i * LANES;
+            let r = params.row0 + min(r0 + e / 8u, params.n_rows - 1u);
+            xs[e / 8u * PITCH + e % 8u] = half4(x[r * params.x_stride + step * 8u + e % 8u]);
+        }
+        for (var i = 0u; i < WS_A_LANE; i++) {
+            let e = lane + i * LANES;
+            if e < OUTS * WORDS {
+                let at = step * WORDS + e % WORDS;
+                let row = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
+                let word = w[row + at];
+                let scales = scale(load_head(row, step / 8u), at);
+                for (var k = 0u; k < W_VEC4; k++) {
+                    ws[e / WORDS * PITCH + e % WORDS * W_VEC4 + k] = half4(unpack(word, k, scales));
+                }
+            }
+        }
+        workgroupBarrier();
+        for (var k = 0u; k < 8u; k += TILE / 4u) {
+            let xa = row * PITCH + k;
+            let wa = out * PITCH + k;
+            // x is stored row by row; w is too, but what is multiplied is its transpose.
+            let x0 = coopLoadT<TileA>(&xs[xa], PITCH);
+            let x1 = coopLoadT<TileA>(&xs[xa + TILE * PITCH], PITCH);
+            let w0 = coopLoad<TileB>(&ws[wa], PITCH);
+            let w1 = coopLoad<TileB>(&ws[wa + TILE * PITCH], PITCH);
+            let w2 = coopLoad<TileB>(&ws[wa + 2u * TILE * PITCH], PITCH);
+            let w3 = coopLoad<TileB>(&ws[wa + 3u * TILE * PITCH], PITCH);
+            acc[0] = coopMultiplyAdd(x0, w0, acc[0]);
+            acc[1] = coopMultiplyAdd(x0, w1, acc[1]);
+            acc[2] = coopMultiplyAdd(x0, w2, acc[2]);
+            acc[3] = coopMultiplyAdd(x0, w3, acc[3]);
+            acc[4] = coopMultiplyAdd(x1, w0, acc[4]);
+            acc[5] = coopMultiplyAdd(x1, w1, acc[5]);
+            acc[6] = coopMultiplyAdd(x1, w2, acc[6]);
+            acc[7] = coopMultiplyAdd(x1, w3, acc[7]);
+        }
+        workgroupBarrier();
+    }
+    let r = r0 + row;
+    let o = o0 + out;
+    finish(acc[0], r, o, subgroup, subgroup_lane);
+    finish(acc[1], r, o + TILE, subgroup, subgroup_lane);
+    finish(acc[2], r, o + 2u * TILE, subgroup, subgroup_lane);
+    finish(acc[3], r, o + 3u * TILE, subgroup, subgroup_lane);
+    finish(acc[4], r + TILE, o, subgroup, subgroup_lane);
+    finish(acc[5], r + TILE, o + TILE, subgroup, subgroup_lane);
+    finish(acc[6], r + TILE, o + 2u * TILE, subgroup, subgroup_lane);
+    finish(acc[7], r + TILE, o + 3u * TILE, subgroup, subgroup_lane);
+}
