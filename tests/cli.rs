@@ -149,7 +149,10 @@ fn header(bytes: &[u8]) -> (String, usize) {
 
 #[test]
 fn help_has_examples() {
-    for line in ["--help", "generate --help", "chat --help", "logits --help", "inspect --help"] {
+    let bench = ["bench kernels --help", "bench model --help", "bench compare --help"];
+    for line in
+        ["--help", "generate --help", "chat --help", "logits --help", "inspect --help"].iter().chain(&bench)
+    {
         assert!(wginfer(line).out().contains("Examples:"), "{line}");
     }
 }
@@ -615,5 +618,117 @@ fn chat_drops_what_does_not_fit() {
 fn chat_refuses_what_is_no_text() {
     if common::gpu().is_some() {
         wginfer("chat").stdin(b"\xff\n").fails(1, "not valid UTF-8");
+    }
+}
+
+// --- bench ---
+
+/// A config so small that everything is measured in no time.
+fn tiny_shape() -> TempDir {
+    let dir = TempDir::new().expect("a folder");
+    let config = r#"{"model_type": "llama", "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 24, "vocab_size": 97,
+        "max_position_embeddings": 256, "rms_norm_eps": 1e-5}"#;
+    fs::write(dir.path().join("config.json"), config).expect("it can be written");
+    dir
+}
+
+#[test]
+fn bench_kernels_in_every_format() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = tiny_shape();
+    let run = |flags: &str| {
+        wginfer(&format!("bench kernels --quick --time-ms 2 --rows 1,33 {flags} --shape")).arg(dir.path())
+    };
+    let svg = dir.path().join("roof.svg");
+    let report = run("--format json").arg("--plot").arg(&svg).json();
+    assert_eq!(report["kind"], "kernels");
+    let meta = &report["meta"];
+    for key in ["adapter", "driver", "backend", "wgpu_version", "version", "date", "command"] {
+        assert!(meta[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {meta}");
+    }
+    assert!(report["limits"]["copy_gbps"].as_f64() > Some(0.0));
+    let rows = report["rows"].as_array().expect("a list");
+    assert!(rows.iter().all(|row| row["is_right"] == true && row["us"].as_f64() > Some(0.0)), "{rows:?}");
+    let picture = fs::read_to_string(&svg).expect("it was drawn");
+    assert!(picture.starts_with("<svg") && picture.matches("<circle").count() > 10, "{picture}");
+
+    let n = rows.iter().filter(|row| row["kernel"] == "gate").count();
+    let done = run("silu").succeeds();
+    assert_eq!(done.out.lines().count(), n + 1, "{}", done.out);
+    assert!(done.err.contains("limits: copy "), "{}", done.err);
+    let md = run("silu --format md").out();
+    assert!(md.starts_with("| kernel |") && md.lines().nth(1).is_some_and(|l| l.starts_with("|---")), "{md}");
+    let csv = run("silu --format csv --type f32").out();
+    assert!(csv.lines().all(|line| line.split(',').count() == 12), "{csv}");
+}
+
+#[test]
+fn bench_model_with_random_weights_and_with_a_file() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = tiny_shape();
+    let tests = "-p 20 -n 4 --pg 5,3 -r 2 -b 1,2 -d 0,16";
+    let svg = dir.path().join("bars.svg");
+    let report = wginfer(&format!("bench model {tests} --type bf16 --format json --shape"))
+        .arg(dir.path())
+        .arg("--plot")
+        .arg(&svg)
+        .json();
+    assert_eq!((&report["kind"], &report["model"]["dtype"]), (&Value::from("model"), &Value::from("BF16")));
+    assert_eq!(report["rows"].as_array().map(Vec::len), Some(12));
+    assert!(report["model"]["times_include"].as_str().is_some_and(|text| text.contains("sampling")));
+    assert!(fs::read_to_string(&svg).expect("it was drawn").contains("pp5+tg3"));
+    let done = wginfer("bench model -p 0 -n 3 --pg 0 -r 1 --format md").model(&golden("llama")).succeeds();
+    assert!(done.out.lines().last().is_some_and(|l| l.contains("tg3") && l.contains("F32")), "{}", done.out);
+    assert!(done.err.contains("peak memory") && done.err.contains("compiled in"), "{}", done.err);
+}
+
+#[test]
+fn bench_compare_reads_what_bench_writes() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = tiny_shape();
+    let file = |name: &str, line: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, wginfer(line).arg("--shape").arg(dir.path()).out()).expect("it can be written");
+        path
+    };
+    let a = file("a.json", "bench kernels silu --quick --time-ms 2 --format json");
+    let b = file("b.json", "bench kernels silu --quick --time-ms 2 --format json");
+    let m = file("m.json", "bench model -p 8 -n 0 --pg 0 -r 1 --format json");
+    let svg = dir.path().join("bars.svg");
+    let table = wginfer("bench compare").arg(&a).arg(&b).arg("--plot").arg(&svg).out();
+    assert!(table.contains("times faster") && table.lines().count() == 4, "{table}");
+    assert!(fs::read_to_string(&svg).expect("it was drawn").contains("<rect"));
+    let json = wginfer("bench compare --format json").arg(&m).arg(&m).json();
+    assert_eq!(json["rows"][0]["values"][1]["speedup"], 1.0);
+    wginfer("bench compare").arg(&a).arg(&m).fails(1, "model rows");
+}
+
+#[test]
+fn bench_refuses_what_makes_no_sense() {
+    let dir = TempDir::new().expect("a folder");
+    wginfer("bench model --shape llama-4").fails(2, "`llama-4` is not known");
+    wginfer("bench kernels --shape llama-4").fails(2, "`llama-4` is not known");
+    wginfer("bench kernels --plot roof.png").fails(2, "`roof.png` is no SVG");
+    fs::write(dir.path().join("config.json"), "{").expect("it can be written");
+    wginfer("bench model --shape").arg(dir.path()).fails(1, "config.json");
+    wginfer("bench compare a.json b.json").fails(1, "`a.json` cannot be read");
+    wginfer("bench compare Cargo.toml Cargo.toml").fails(1, "`Cargo.toml` is no report");
+    wginfer("bench compare a.json").fails_to_parse();
+    wginfer("bench model --pg 3").fails_to_parse();
+    wginfer("bench model --shape gpt2 --type f8").fails_to_parse();
+    wginfer("bench").fails_to_parse();
+    if common::gpu().is_some() {
+        wginfer("bench kernels convolution").fails(2, "no kernel matches `convolution`");
+        wginfer("bench kernels --rows 0").fails(2, "`rows` is 0");
+        wginfer("bench model --shape llama-15m -r 0").fails(2, "`repetitions` is 0");
+        wginfer("bench model --shape llama-15m -p 0 -n 0 --pg 0").fails(2, "`tests` is 0");
+        wginfer("bench model --shape gpt2 -p 2000 -n 0 --pg 0").fails(1, "positions are learned");
     }
 }

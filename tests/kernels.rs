@@ -2,10 +2,9 @@
 //! tile, with subgroups and without.
 
 mod common;
-mod reference;
 
+use common::reference as exact;
 use common::*;
-use reference as exact;
 use wginfer::dtype::Dtype;
 use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Tensor};
 use wginfer::ops::{self, Act, AttentionPlan, HeadNorm, Input, KvLayer, Lookup, Places, RmsNorm, Rows};
@@ -611,7 +610,7 @@ fn rope_append() {
     let mut rng = Rng::new(10);
     for [n_rows, n_heads, n_kv_heads, head_dim, n_rot, page_size] in APPENDED {
         for (dtype, interleaved) in KV.into_iter().zip([false, true, true]).chain([(Dtype::F16, false)]) {
-            if dtype == Dtype::Q8_0 && head_dim % 32 != 0 {
+            if dtype == Dtype::Q8_0 && !head_dim.is_multiple_of(32) {
                 continue; // refused when the cache is made
             }
             let what =
@@ -654,7 +653,7 @@ fn qkv() {
         for (i, [n_rows, n_heads, n_kv_heads, head_dim, n_rot, page_size]) in APPENDED.into_iter().enumerate()
         {
             for (j, dtype) in WEIGHTS.into_iter().enumerate().filter(|(j, _)| (i + j) % 2 == 0) {
-                let kv_dtype = if head_dim % 32 == 0 { KV[(i + j) % 3] } else { KV[(i + j) % 2] };
+                let kv_dtype = if head_dim.is_multiple_of(32) { KV[(i + j) % 3] } else { KV[(i + j) % 2] };
                 let (normed, bias, interleaved) = (j % 3 > 0, j % 4 < 2, j % 5 == 1);
                 let what = format!(
                     "qkv {n_rows}×{n_heads}×{n_kv_heads}×{head_dim} {n_rot} {dtype} cache {kv_dtype} norm {normed} \
@@ -799,7 +798,7 @@ fn quantize() {
                     .flat_map(|row| {
                         let mut row = row.to_vec();
                         row.resize(n_cols.next_multiple_of(32), 0.0);
-                        quant::round(dtype.name(), &row)[..n_cols].to_vec()
+                        exact::quant::round(dtype.name(), &row)[..n_cols].to_vec()
                     })
                     .collect();
                 let what = format!("quantize {n_rows}×{n_cols} {dtype}");
@@ -976,7 +975,7 @@ fn attention() {
 
 /// Every type in its turn that heads of this width can have.
 fn cache_type(i: usize, head_dim: usize) -> Dtype {
-    if head_dim % 32 == 0 { KV[i % 3] } else { KV[i % 2] }
+    if head_dim.is_multiple_of(32) { KV[i % 3] } else { KV[i % 2] }
 }
 
 fn mixed_batch(shape: ops::Attention) -> Batch {

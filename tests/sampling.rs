@@ -1,10 +1,9 @@
 //! The draw of tokens: the distribution, the exact draws, and what a draw writes.
 
 mod common;
-mod reference;
 
+use common::reference::{self as exact, Sampling};
 use common::*;
-use reference::{self as exact, Sampling};
 use wginfer::gpu::{Gpu, Tensor};
 use wginfer::ops::{self, NOT_A_TOKEN, SamplingRecord};
 

@@ -193,7 +193,7 @@ fn dequantised(name: &str, shape: &[usize], values: &[f32], dtype: Dtype) -> Vec
     for r in 0..n_rows {
         let mut row: Vec<f32> = (0..n_cols).map(|c| values[at(r, c)]).collect();
         row.resize(n_cols.next_multiple_of(32), 0.0);
-        let row = common::quant::round(dtype.name(), &row);
+        let row = common::reference::quant::round(dtype.name(), &row);
         (0..n_cols).for_each(|c| rounded[at(r, c)] = row[c]);
     }
     rounded

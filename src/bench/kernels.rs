@@ -24,6 +24,8 @@ pub struct KernelOptions {
     pub n_rows: Vec<usize>,
     /// Time for a row.
     pub budget: Duration,
+    /// What a single run may take: cases that are expected to take longer are left out, so that a run of all ends.
+    pub longest_run: Duration,
     /// Bytes that the copies of weights and caches shall exceed: twice the device's cache or more.
     pub rotate_bytes: u64,
     /// Added to one output of each case before it is checked, in units of what rounding explains: to see that the
@@ -40,6 +42,7 @@ impl KernelOptions {
             dtypes: super::WEIGHTS.to_vec(),
             n_rows: vec![1, 2, 4, 8, 16, 32, 128, 512, 2048],
             budget: Duration::from_millis(200),
+            longest_run: Duration::from_millis(1500),
             // More than twice the largest cache of today's cards, 96 MiB.
             rotate_bytes: 256 << 20,
             perturbation: 0.0,
@@ -52,6 +55,7 @@ impl KernelOptions {
             dtypes: vec![Dtype::F16],
             n_rows: vec![1, 8, 128],
             budget: Duration::from_millis(40),
+            longest_run: Duration::from_millis(300),
             rotate_bytes: 64 << 20,
             ..KernelOptions::new(shapes)
         }
@@ -86,10 +90,8 @@ pub struct Progress<'a> {
     pub next: &'a str,
 }
 
-/// Time for each of the limits at least: every row is held against them.
-const LIMITS_BUDGET: Duration = Duration::from_millis(200);
-/// A case whose single run is expected to take so many times the budget of its row is left out.
-const TOO_LONG: f64 = 8.0;
+/// Every row is held against the limits, so each has the time of a few.
+const LIMIT_ROWS: u32 = 4;
 
 /// Measures the device's limits and then every case that the filter leaves; `command` goes into the report.
 ///
@@ -103,7 +105,7 @@ pub fn kernels(
 ) -> Result<KernelReport, BenchError> {
     options.check()?;
     let cases = list(gpu, options)?;
-    let limits = limits(gpu, options.rotate_bytes, options.budget.max(LIMITS_BUDGET))?;
+    let limits = limits(gpu, options.rotate_bytes, options.budget * LIMIT_ROWS)?;
     let mut pool = Pool::new(gpu, options.rotate_bytes);
     let mut timer = Timer::new(gpu)?;
     let mut report =
@@ -116,7 +118,7 @@ pub fn kernels(
         let (least_us, _) = limits.least_us(case.cost.flops, case.cost.bytes);
         let key = format!("{} {:?} {} {}", case.kernel, case.variant, case.shape, case.dtype);
         let expected_us = least_us * slowness.get(&key).copied().unwrap_or(1.0);
-        if expected_us > options.budget.as_secs_f64() * 1e6 * TOO_LONG {
+        if expected_us > options.longest_run.as_secs_f64() * 1e6 {
             report.skipped.push(format!("{label}: a run takes about {:.1} s", expected_us * 1e-6));
             continue;
         }

@@ -32,7 +32,7 @@ pub use model::{ModelOptions, model};
 pub use probe::{Limits, limits};
 pub use report::{KernelReport, KernelRow, Meta, ModelReport, ModelRow, ModelSummary, Report, WGPU_VERSION};
 pub use shapes::{SHAPES, Shape};
-pub use timer::Clock;
+pub use timer::{Clock, Launch, Timer};
 
 use crate::dtype::Dtype;
 use crate::engine::EngineError;

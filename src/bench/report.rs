@@ -16,7 +16,7 @@ pub struct Meta {
     /// Its version.
     pub version: String,
     /// Version of `wgpu`.
-    pub wgpu: String,
+    pub wgpu_version: String,
     /// Day and time in UTC, ISO 8601.
     pub date: String,
     /// The command that was given.
@@ -37,7 +37,7 @@ impl Meta {
         Meta {
             program: env!("CARGO_PKG_NAME").into(),
             version: env!("CARGO_PKG_VERSION").into(),
-            wgpu: WGPU_VERSION.into(),
+            wgpu_version: WGPU_VERSION.into(),
             date: now.map_or_else(|_| String::new(), |t| t.to_string()),
             command,
             adapter: info.name.clone(),
@@ -150,7 +150,7 @@ pub struct ModelSummary {
     pub name: String,
     /// Architecture.
     pub architecture: String,
-    /// Type of the weights: that of most of them.
+    /// Type of the weights: that of most of them, or what they were quantised to.
     pub dtype: String,
     /// Type of the cache.
     pub kv_dtype: String,
@@ -160,7 +160,8 @@ pub struct ModelSummary {
     pub n_params: u64,
     /// Bytes of weights in device memory.
     pub weights_bytes: u64,
-    /// Milliseconds from the opened checkpoint to an engine whose weights are in device memory, compilation excepted.
+    /// Milliseconds from the opened checkpoint to an engine whose weights are in device memory, with pipelines compiled
+    /// before: compilation runs meanwhile.
     pub load_ms: f64,
     /// Milliseconds that pipelines took to compile with nothing in our cache. The driver may keep one of its own.
     pub compile_cold_ms: f64,

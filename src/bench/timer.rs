@@ -36,7 +36,8 @@ const MOST_RUNS: usize = 1024;
 /// Most samples: more do not change a median.
 const MOST_SAMPLES: usize = 200;
 
-pub(super) struct Timer {
+/// Runs what is recorded and says how long it took, on a device of our own.
+pub struct Timer {
     gpu: Gpu,
     ring: ReadbackRing,
     /// Something to read back, so that the timestamps come along.
@@ -45,16 +46,24 @@ pub(super) struct Timer {
 }
 
 impl Timer {
+    /// A timer for one device.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
     pub fn new(gpu: &Gpu) -> Result<Timer, GpuError> {
         let ring = ReadbackRing::new(gpu, "timer", 1, 4)?;
         Ok(Timer { gpu: gpu.clone(), ring, word: gpu.dummy()?, next_run: 0 })
     }
 
+    /// What it reads.
     pub fn clock(&self) -> Clock {
         if self.gpu.caps().timestamps { Clock::Device } else { Clock::Host }
     }
 
     /// Milliseconds that `n_runs` runs in one recording take.
+    ///
+    /// # Errors
+    /// [`GpuError`].
     pub fn time(&mut self, rec: &mut Recorder, launch: &Launch<'_>, n_runs: usize) -> Result<f64, GpuError> {
         rec.start_timing();
         for _ in 0..n_runs {
@@ -72,7 +81,7 @@ impl Timer {
     }
 
     /// Microseconds a run, sorted: samples of several runs each for about `budget`, at least two.
-    pub fn samples(
+    pub(super) fn samples(
         &mut self,
         rec: &mut Recorder,
         launch: &Launch<'_>,

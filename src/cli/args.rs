@@ -363,10 +363,17 @@ pub struct BenchKernelsArgs {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(non_camel_case_types)]
 pub enum WeightType {
     F32,
     F16,
     Bf16,
+    #[value(name = "Q8_0")]
+    Q8_0,
+    #[value(name = "Q4_0")]
+    Q4_0,
+    #[value(name = "Q4_K")]
+    Q4_K,
 }
 
 impl WeightType {
@@ -375,6 +382,9 @@ impl WeightType {
             WeightType::F32 => Dtype::F32,
             WeightType::F16 => Dtype::F16,
             WeightType::Bf16 => Dtype::BF16,
+            WeightType::Q8_0 => Dtype::Q8_0,
+            WeightType::Q4_0 => Dtype::Q4_0,
+            WeightType::Q4_K => Dtype::Q4_K,
         }
     }
 }
@@ -400,9 +410,13 @@ pub struct BenchModelArgs {
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub shape: Option<String>,
 
-    /// Type of random weights
+    /// Type of random weights; F16 ones are quantised on the device where it is a quantised type
     #[arg(long = "type", value_name = "TYPE", requires = "shape", default_value = "f16", ignore_case = true)]
     pub dtype: WeightType,
+
+    /// Quantise a model's matrices to this type while loading; as they are stored without
+    #[arg(long, value_name = "TYPE", ignore_case = true, conflicts_with = "shape")]
+    pub quantize: Option<Quantize>,
 
     /// Tokens of prompts, with commas between; 0 leaves them out
     #[arg(short = 'p', long, value_name = "N", value_delimiter = ',', default_value = "512")]
@@ -433,7 +447,7 @@ pub struct BenchModelArgs {
     pub max_rows: usize,
 
     /// Type of the KV cache
-    #[arg(long, value_name = "TYPE", default_value = "f16")]
+    #[arg(long, value_name = "TYPE", ignore_case = true, default_value = "f16")]
     pub kv_type: KvType,
 
     #[command(flatten)]

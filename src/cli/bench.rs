@@ -12,7 +12,9 @@ use wginfer::dtype::Dtype;
 use wginfer::engine::Checkpoint;
 use wginfer::gpu::{Gpu, GpuOptions};
 
-use super::args::{BenchCommand, BenchCompareArgs, BenchKernelsArgs, BenchModelArgs, Format, FormatArgs};
+use super::args::{
+    BenchCommand, BenchCompareArgs, BenchKernelsArgs, BenchModelArgs, Format, FormatArgs, Quantize,
+};
 use super::failure::Failure;
 use super::table::Table;
 use super::{format, model, plot, terminal};
@@ -57,7 +59,7 @@ fn describe(meta: &Meta, limits: &Limits) {
         "{} {}, wgpu {}; {}, {}, {}",
         meta.program,
         meta.version,
-        meta.wgpu,
+        meta.wgpu_version,
         meta.adapter,
         meta.driver,
         meta.backend
@@ -196,6 +198,8 @@ fn model(args: &BenchModelArgs, out: &mut dyn Write) -> Result<(), Failure> {
         args.model.open()?;
     }
     let none = |n: &Vec<usize>| -> Vec<usize> { n.iter().copied().filter(|n| *n > 0).collect() };
+    let dtype = args.dtype.dtype();
+    let quantized = (shape.is_some() && dtype.is_quantised()).then_some(dtype);
     let options = ModelOptions {
         prompts: none(&args.n_prompt),
         answers: none(&args.n_gen),
@@ -204,10 +208,14 @@ fn model(args: &BenchModelArgs, out: &mut dyn Write) -> Result<(), Failure> {
         batches: args.batch.clone(),
         n_repetitions: args.repetitions,
         max_rows: args.max_rows,
+        quantize: quantized.or(args.quantize.map(Quantize::dtype)),
         kv_dtype: args.kv_type.dtype(),
     };
     let open = || match &shape {
-        Some(shape) => Checkpoint::random(&shape.name, &shape.config_json, args.dtype.dtype()),
+        Some(shape) => {
+            let drawn = if dtype.is_quantised() { Dtype::F16 } else { dtype };
+            Checkpoint::random(&shape.name, &shape.config_json, drawn)
+        }
         None => args.model.reopen(),
     };
     let gpu = GpuOptions { select: select(&args.gpu), ..GpuOptions::default() };

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use plotters::prelude::*;
-use wginfer::bench::{Comparison, KernelReport, ModelReport};
+use wginfer::bench::{Comparison, KernelReport, KernelRow, ModelReport};
 
 use super::failure::Failure;
 
@@ -19,8 +19,9 @@ fn failed(error: impl std::fmt::Display) -> Failure {
 }
 
 const FONT: &str = "sans-serif";
-/// Colours that remain apart for the colour-blind (Okabe & Ito 2008), and grey.
-const COLOURS: [RGBColor; 8] = [
+/// Colours that remain apart for the colour-blind (Okabe & Ito 2008), then some that at least are others: one for
+/// each operation.
+const COLOURS: [RGBColor; 14] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
@@ -29,29 +30,37 @@ const COLOURS: [RGBColor; 8] = [
     RGBColor(213, 94, 0),
     RGBColor(180, 170, 20),
     RGBColor(120, 120, 120),
+    RGBColor(70, 30, 130),
+    RGBColor(130, 80, 30),
+    RGBColor(0, 60, 60),
+    RGBColor(250, 130, 160),
+    RGBColor(120, 220, 120),
+    RGBColor(0, 0, 0),
 ];
 
 fn colour(i: usize) -> RGBColor {
     COLOURS[i % COLOURS.len()]
 }
 
+/// A point's look: hollow where no model runs the variant.
+fn point(i: usize, is_default: bool) -> ShapeStyle {
+    if is_default { colour(i).mix(0.8).filled() } else { colour(i).stroke_width(1) }
+}
+
 /// Each kernel as a point: operations a byte to the right, operations a second upwards, under the device's roof.
 /// Williams et al. 2009.
 pub fn roofline(report: &KernelReport) -> Result<String, Failure> {
-    let points: Vec<(&str, f64, f64, bool)> = report
-        .rows
-        .iter()
-        .filter(|row| row.gflops > 0.0 && row.gbps > 0.0)
-        .map(|row| (row.kernel.as_str(), row.gflops / row.gbps, row.gflops, row.is_right))
-        .collect();
+    // Where there is no arithmetic there is no place in this picture.
+    let rows: Vec<&KernelRow> = report.rows.iter().filter(|row| row.gflops > 0.0 && row.gbps > 0.0).collect();
+    let place = |row: &KernelRow| (row.gflops / row.gbps, row.gflops);
     let limits = &report.limits;
     let ridge = limits.fma_gflops / limits.copy_gbps;
     let span = |values: &mut dyn Iterator<Item = f64>| {
         let (low, high) = values.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
         (low / 2.0, high * 2.0)
     };
-    let (x0, x1) = span(&mut points.iter().map(|p| p.1).chain([ridge, ridge * 4.0]));
-    let (y0, y1) = span(&mut points.iter().map(|p| p.2).chain([limits.fma_gflops]));
+    let (x0, x1) = span(&mut rows.iter().map(|row| place(row).0).chain([ridge, ridge * 4.0]));
+    let (y0, y1) = span(&mut rows.iter().map(|row| place(row).1).chain([limits.fma_gflops]));
     let mut svg = String::new();
     {
         let root = SVGBackend::with_string(&mut svg, (960, 640)).into_drawing_area();
@@ -77,19 +86,20 @@ pub fn roofline(report: &KernelReport) -> Result<String, Failure> {
         let roof = |x: f64| (x, limits.fma_gflops.min(x * limits.copy_gbps));
         let line = PathElement::new(vec![roof(x0), roof(ridge), roof(x1)], BLACK.stroke_width(2));
         chart.draw_series([line]).map_err(failed)?;
-        let mut kernels: Vec<&str> = points.iter().map(|p| p.0).collect();
+        let mut kernels: Vec<&str> = rows.iter().map(|row| row.kernel.as_str()).collect();
         kernels.dedup();
         for (i, kernel) in kernels.into_iter().enumerate() {
-            let style = colour(i);
-            let right = points.iter().filter(|p| p.0 == kernel && p.3).map(|p| (p.1, p.2));
-            chart
-                .draw_series(right.map(|at| Circle::new(at, 4, style.mix(0.7).filled())))
-                .map_err(failed)?
-                .label(kernel)
-                .legend(move |at| Circle::new(at, 4, style.filled()));
+            let of_kernel = rows.iter().filter(|row| row.kernel == kernel && row.is_right);
+            let points = of_kernel.map(|row| Circle::new(place(row), 4, point(i, row.is_default)));
+            let drawn = chart.draw_series(points).map_err(failed)?;
+            drawn.label(kernel).legend(move |at| Circle::new(at, 4, point(i, true)));
         }
-        let wrong = points.iter().filter(|p| !p.3).map(|p| Cross::new((p.1, p.2), 6, RED.stroke_width(2)));
-        chart.draw_series(wrong).map_err(failed)?;
+        let wrong: Vec<_> = rows.iter().filter(|row| !row.is_right).collect();
+        if !wrong.is_empty() {
+            let cross = |at| Cross::new(at, 6, RED.stroke_width(2));
+            let drawn = chart.draw_series(wrong.into_iter().map(|row| cross(place(row)))).map_err(failed)?;
+            drawn.label("wrong").legend(|at| Cross::new(at, 5, RED.stroke_width(2)));
+        }
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::LowerRight)

@@ -91,11 +91,12 @@ impl Checkpoint {
     /// matrices in `dtype`: for measurements. It has no tokenizer, and needs a device of our own.
     ///
     /// # Errors
-    /// [`EngineError::Model`] says what is wrong with the config, [`EngineError::Parameter`] that `dtype` is none of
-    /// weights.
+    /// [`EngineError::Model`] says what is wrong with the config, [`EngineError::Parameter`] that nothing is drawn in
+    /// `dtype`.
     pub fn random(name: &str, config_json: &str, dtype: Dtype) -> Result<Checkpoint, EngineError> {
-        if dtype == Dtype::U32 {
-            let (found, expected) = (dtype.to_string(), "a type of weights");
+        if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            let (found, expected) =
+                (dtype.to_string(), "`F32`, `F16` or `BF16`, which can be quantised at load");
             return Err(EngineError::Parameter { name: "dtype", found, expected });
         }
         Ok(Checkpoint {

@@ -80,6 +80,7 @@ impl Engine {
         let model = checkpoint.architecture.load(&mut loader, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
 
+        let weights_bytes = loader.device_bytes();
         let pages = KvPages::new(gpu, &shape, n_pages, options.kv_dtype)?;
 
         let max_logprobs = options.max_logprobs.min(shape.vocab_size);
@@ -118,6 +119,7 @@ impl Engine {
             prompt_ms: SLICE.as_secs_f64() * 1e3,
             last_finish: Instant::now(),
             unused_tensors,
+            weights_bytes,
             compile_time: Duration::ZERO,
             options: EngineOptions { max_seqs, max_rows, max_logprobs, ..options },
             shape,

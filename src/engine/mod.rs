@@ -91,6 +91,7 @@ pub struct Engine {
     prompt_ms: f64,
     last_finish: Instant,
     unused_tensors: Vec<String>,
+    weights_bytes: u64,
     compile_time: Duration,
 }
 
@@ -126,6 +127,11 @@ impl Engine {
     /// Tensors of the checkpoint that the architecture did not ask for.
     pub fn unused_tensors(&self) -> &[String] {
         &self.unused_tensors
+    }
+
+    /// Bytes that its matrices take in device memory.
+    pub fn weights_bytes(&self) -> u64 {
+        self.weights_bytes
     }
 
     /// How long its pipelines took to compile, while weights were uploaded.

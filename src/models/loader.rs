@@ -152,6 +152,11 @@ impl<'a> Loader<'a> {
         entries.filter(|name| !self.taken.contains(*name)).collect()
     }
 
+    /// Bytes in device memory of what was asked for so far, vectors excepted that are there already.
+    pub fn device_bytes(&self) -> u64 {
+        self.uploads.iter().map(|u| u.tensor.size_bytes()).sum()
+    }
+
     fn stacked(
         &mut self,
         parts: &[(&str, usize)],

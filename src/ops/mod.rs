@@ -203,11 +203,14 @@ fn folding(kernel: &'static Kernel, caps: &Caps) -> Variant {
     }
 }
 
-/// A variant that walks over a whole vocabulary in one workgroup: 256 lanes, but one subgroup on software
-/// devices, where a barrier costs more than lanes bring.
-fn vocabulary(kernel: &'static Kernel, caps: &Caps) -> Variant {
+/// A variant that walks over a vocabulary of `n` in one workgroup, several times: 256 lanes, but one subgroup on
+/// software devices where a barrier costs more than lanes bring. Not for large vocabularies: llvmpipe ends an
+/// invocation's loops after 65,535 turns in all, and sampling looks at each token about twenty times.
+fn vocabulary(kernel: &'static Kernel, caps: &Caps, n: usize) -> Variant {
     match caps.subgroup {
-        Some(width) if caps.cpu => Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width),
+        Some(width) if caps.cpu && n <= 2048 * width as usize => {
+            Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width)
+        }
         _ => Variant::new(kernel).part(&REDUCE_WORKGROUP).set("WG", 256),
     }
 }

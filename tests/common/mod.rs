@@ -1,8 +1,8 @@
 //! What the tests on a device share: the device, random data and the comparison with the reference.
 #![allow(dead_code)] // each test binary uses its own part of this
 
-#[path = "../reference/quant.rs"]
-pub mod quant;
+#[path = "../reference/mod.rs"]
+pub mod reference;
 
 use std::io::Write;
 use std::sync::OnceLock;
@@ -180,7 +180,7 @@ fn quantised(gpu: &Gpu, tensor: Tensor, data: &[f32]) -> (Tensor, Vec<f32>) {
     let bytes: &[u8] = bytemuck::cast_slice(&words);
     let rows = bytes.chunks(tensor.row_bytes()).take(tensor.n_rows());
     let padded = tensor.stride();
-    let decode = |row| quant::decode(tensor.dtype().name(), row, padded)[..n_cols].to_vec();
+    let decode = |row| reference::quant::decode(tensor.dtype().name(), row, padded)[..n_cols].to_vec();
     let values = rows.flat_map(decode).collect();
     (tensor, values)
 }

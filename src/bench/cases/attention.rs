@@ -3,7 +3,7 @@
 use super::super::check::Check;
 use super::super::exact;
 use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, some, values};
-use crate::dtype::Dtype;
+use crate::dtype::{BLOCK, Dtype};
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{self, AttentionPlan, KvLayer, Places, Rotary};
@@ -13,8 +13,10 @@ const CONTEXTS: [usize; 2] = [512, 4096];
 
 /// The type of cache that goes with a type of weights.
 fn cache_dtype(work: &Workload<'_>) -> Option<Dtype> {
+    let fits_blocks = work.model().attention.iter().all(|a| a.head_dim.is_multiple_of(BLOCK));
     match work.dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::Q8_0 => Some(work.dtype),
+        Dtype::F32 | Dtype::F16 => Some(work.dtype),
+        Dtype::Q8_0 if fits_blocks => Some(work.dtype),
         // Measured at least once, whatever the weights are.
         _ => work.is_first_dtype.then_some(Dtype::F16),
     }
@@ -169,6 +171,7 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
     let shape = work.model().attention[0];
     let (n_rows, n) = (work.n_rows, work.rows());
     let decodes = n.n_decode > 0;
+    let in_f16 = work.caps.f16_products();
     let (n_q, n_kv) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
     let n_seen = |pos: usize| (pos + 1).min(shape.window.unwrap_or(pos + 1)) as f64;
     let (seen, kept) = if decodes {
@@ -222,7 +225,7 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
         };
         let verify = move |gpu: &Gpu| {
             // As for other sums, times the size of a score, whose error is relative to a weight.
-            let mut check = Check::f32(shape.head_dim, 16.0);
+            let mut check = Check::product(shape.head_dim, 16.0, in_f16);
             let (group, d) = (shape.n_heads / shape.n_kv_heads, shape.head_dim);
             let one = exact::Attention {
                 n_heads: 1,

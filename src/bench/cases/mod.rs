@@ -80,6 +80,11 @@ impl Workload<'_> {
         rows_of(self.n_rows)
     }
 
+    /// Whether a model would multiply on cooperative matrices, whose factors are F16.
+    fn multiplies_in_f16(&self) -> bool {
+        self.caps.f16_products() && self.rows().n_prompt > 0
+    }
+
     /// The case of an operation without weights, measured once.
     fn once(&self, case: Case) -> Vec<Case> {
         if self.is_first_dtype { vec![case] } else { Vec::new() }

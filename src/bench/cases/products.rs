@@ -23,6 +23,7 @@ pub(super) fn linear(work: &Workload<'_>) -> Vec<Case> {
         };
         for variant in ops::linear_variants(work.caps, dtype, n_rows) {
             let what = format!("{name} {n_out}×{n_in}");
+            let in_f16 = variant.name().starts_with("coop");
             let case = work.case("linear", what, dtype, cost, move |pool| {
                 let weights = pool.weights([n_out, n_in], dtype, (n_in as f32).powf(-0.5))?;
                 let x = pool.activations("x", [n_rows, n_in], 1)?;
@@ -38,7 +39,7 @@ pub(super) fn linear(work: &Workload<'_>) -> Vec<Case> {
                     variant.launch(rec, &x, w, None, false, &y, n_rows);
                 };
                 let verify = move |gpu: &Gpu| {
-                    let mut check = Check::f32(n_in + 2, 1.0);
+                    let mut check = Check::product(n_in + 2, 1.0, in_f16);
                     let outputs = some(n_out, 16);
                     let w = outputs.iter().map(|o| values(gpu, &first, *o)).collect::<Result<Vec<_>, _>>()?;
                     for r in some(n_rows, 3) {
@@ -75,6 +76,7 @@ pub(super) fn qkv(work: &Workload<'_>) -> Vec<Case> {
     };
     let (n_rows, n_in, dtype, n) = (work.n_rows, work.model().hidden_size, work.dtype, work.rows());
     let heads = [a.n_heads, a.n_kv_heads, a.head_dim];
+    let in_f16 = work.multiplies_in_f16();
     let (n_q, n_out) = (a.n_heads * a.head_dim, (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
     let page = a.n_kv_heads * PAGE_SIZE * a.head_dim;
     vec![work.case(
@@ -104,7 +106,7 @@ pub(super) fn qkv(work: &Workload<'_>) -> Vec<Case> {
                 ops::qkv(rec, input, w, None, None, None, heads, places, &room, &q, &cache, n);
             };
             let verify = move |gpu: &Gpu| {
-                let mut check = Check::f32(n_in + 4, 1.0);
+                let mut check = Check::product(n_in + 4, 1.0, in_f16);
                 let outputs = some(n_q, 16);
                 let w = outputs.iter().map(|o| values(gpu, &first, *o)).collect::<Result<Vec<_>, _>>()?;
                 let g = values(gpu, &norm2.w, 0)?;
@@ -128,6 +130,7 @@ pub(super) fn gate_up(work: &Workload<'_>) -> Vec<Case> {
     }
     let (n_rows, n_in, dtype, n) = (work.n_rows, work.model().hidden_size, work.dtype, work.rows());
     let n_out = work.model().intermediate_size;
+    let in_f16 = work.multiplies_in_f16();
     let what = format!("2·{n_out}×{n_in}");
     vec![work.case("gate_up", what, dtype, cost(n_rows, n_in, 2 * n_out, n_out, dtype), move |pool| {
         let weights = pool.weights([2 * n_out, n_in], dtype, (n_in as f32).powf(-0.5))?;
@@ -143,7 +146,7 @@ pub(super) fn gate_up(work: &Workload<'_>) -> Vec<Case> {
         };
         let verify = move |gpu: &Gpu| {
             // Two sums and an exponential.
-            let mut check = Check::f32(n_in + 8, 2.0);
+            let mut check = Check::product(n_in + 8, 2.0, in_f16);
             let outputs = some(n_out, 16);
             let rows = outputs.iter().copied().chain(outputs.iter().map(|o| o + n_out));
             let w = rows.map(|o| values(gpu, &first, o)).collect::<Result<Vec<_>, _>>()?;
