@@ -25,11 +25,28 @@ struct Params {
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [n_out] or [2·n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, n_out]
 
-fn biased(sum: f32, o: u32) -> f32 {
-    if BIAS == 1u {
-        return sum + b[o];
+// Activates the sums of one row and writes them: of outputs `outs` of w, columns o and following of y.
+fn finish(r: u32, o: u32, outs: vec4u, sums: vec4f) {
+    if r >= params.n_rows {
+        return;
     }
-    return sum;
+    var s = sums;
+    if BIAS == 1u {
+        s += vec4f(b[outs.x], b[outs.y], b[outs.z], b[outs.w]);
+    }
+    let at = (params.row0 + r) * params.y_stride + o;
+    if GATED == 1u {
+        y[at] = act(s.x) * s.z;
+        if o + 1u < params.n_out {
+            y[at + 1u] = act(s.y) * s.w;
+        }
+        return;
+    }
+    for (var j = 0u; j < 4u; j++) {
+        if o + j < params.n_out {
+            y[at + j] = act(s[j]);
+        }
+    }
 }
 
 @compute @workgroup_size(WG)
@@ -51,16 +68,8 @@ fn gate_up(
     }
     multiply(r0, outs * params.w_stride, lane);
     for (var r = 0u; r < N_ROWS; r++) {
-        if finishes(r, lane) && r0 + r < params.n_rows {
-            for (var j = 0u; j < a_quad; j++) {
-                if o + j < params.n_out {
-                    var value = act(biased(acc[r][j], outs[j]));
-                    if GATED == 1u {
-                        value *= biased(acc[r][j + 2u], outs[j + 2u]);
-                    }
-                    y[(params.row0 + r0 + r) * params.y_stride + o + j] = value;
-                }
-            }
+        if finishes(r, lane) && o < params.n_out {
+            finish(r0 + r, o, outs, acc[r]);
         }
     }
 }

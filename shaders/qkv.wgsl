@@ -36,10 +36,50 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> k: array<Kv>;     // [n_pages, n_kv_heads, page_size, head_dim / 2]
 @group(0) @binding(10) var<storage, read_write> v: array<Kv>;    // [n_pages, n_kv_heads, page_size, head_dim / 2]
 
-// u and its partner v, rotated by the i-th angle of a position.
-fn rotated(u: f32, v: f32, pos: u32, i: u32) -> vec2f {
-    let cs = cos_sin[pos * (params.n_rot / 2u) + i];
-    return vec2f(u * cs.x - v * cs.y, v * cs.x + u * cs.y);
+// A pair turned by the angle with this cosine and sine.
+fn turned(p: vec2f, cs: vec2f) -> vec2f {
+    return vec2f(p.x * cs.x - p.y * cs.y, p.y * cs.x + p.x * cs.y);
+}
+
+// Rotates the sums of one row and puts them where they belong: a quad of dimensions `d` of head h, its t-th.
+fn finish(r: u32, h: u32, t: u32, is_rotated: bool, d: vec2u, sums: vec4f) {
+    let row = params.row0 + r;
+    let seq = rows[row].x;
+    let pos = rows[row].y;
+    var s = sums;
+    if BIAS == 1u {
+        let o = h * params.head_dim + d;
+        s += vec4f(b[o.x], b[o.x + 1u], b[o.y], b[o.y + 1u]);
+    }
+    // What is not rotated is turned by nothing.
+    let angles = pos * (params.n_rot / 2u) + 2u * t;
+    let none = vec2f(1.0, 0.0);
+    let c0 = select(none, cos_sin[angles], is_rotated);
+    let c1 = select(none, cos_sin[angles + 1u], is_rotated);
+    if INTERLEAVED == 1u {
+        s = vec4f(turned(s.xy, c0), turned(s.zw, c1));
+    } else if params.n_rot > 0u {
+        let first = turned(s.xz, c0);
+        let second = turned(s.yw, c1);
+        s = vec4f(first.x, second.x, first.y, second.y);
+    }
+    let pair = d / 2u;
+    if h < params.n_heads {
+        let at = row * params.q_stride + h * params.head_dim / 2u;
+        q[at + pair.x] = s.xy;
+        q[at + pair.y] = s.zw;
+    } else {
+        let page = pages[seq * params.pages_stride + pos / params.page_size];
+        let place = (page * params.n_kv_heads + (h - params.n_heads) % params.n_kv_heads) * params.page_size;
+        let at = (place + pos % params.page_size) * params.head_dim / 2u + pair;
+        if h < params.n_heads + params.n_kv_heads {
+            k[at.x] = kv_pair(s.xy);
+            k[at.y] = kv_pair(s.zw);
+        } else {
+            v[at.x] = kv_pair(s.xy);
+            v[at.y] = kv_pair(s.zw);
+        }
+    }
 }
 
 @compute @workgroup_size(WG)
@@ -64,42 +104,11 @@ fn qkv(
     if is_rotated && INTERLEAVED == 0u {
         d = vec2u(2u * t, 2u * t + params.n_rot / 2u);
     }
-    let outs = h * params.head_dim + vec4u(d.x, d.x + 1u, d.y, d.y + 1u);
-    multiply(r0, outs * params.w_stride, lane);
+    let o = h * params.head_dim + d;
+    multiply(r0, vec4u(o.x, o.x + 1u, o.y, o.y + 1u) * params.w_stride, lane);
     for (var r = 0u; r < N_ROWS; r++) {
-        if !finishes(r, lane) || r0 + r >= params.n_rows || quad(group, lane) >= n_quads {
-            continue;
-        }
-        let row = params.row0 + r0 + r;
-        let seq = rows[row].x;
-        let pos = rows[row].y;
-        var s = acc[r];
-        if BIAS == 1u {
-            s += vec4f(b[outs.x], b[outs.y], b[outs.z], b[outs.w]);
-        }
-        if is_rotated && INTERLEAVED == 1u {
-            s = vec4f(rotated(s.x, s.y, pos, 2u * t), rotated(s.z, s.w, pos, 2u * t + 1u));
-        } else if is_rotated {
-            let first = rotated(s.x, s.z, pos, 2u * t);
-            let second = rotated(s.y, s.w, pos, 2u * t + 1u);
-            s = vec4f(first.x, second.x, first.y, second.y);
-        }
-        if h < params.n_heads {
-            let at = row * params.q_stride + h * params.head_dim / 2u;
-            q[at + d.x / 2u] = s.xy;
-            q[at + d.y / 2u] = s.zw;
-            continue;
-        }
-        let page = pages[seq * params.pages_stride + pos / params.page_size];
-        let kv_head = (h - params.n_heads) % params.n_kv_heads;
-        let at = ((page * params.n_kv_heads + kv_head) * params.page_size + pos % params.page_size)
-            * params.head_dim / 2u;
-        if h < params.n_heads + params.n_kv_heads {
-            k[at + d.x / 2u] = kv_pair(s.xy);
-            k[at + d.y / 2u] = kv_pair(s.zw);
-        } else {
-            v[at + d.x / 2u] = kv_pair(s.xy);
-            v[at + d.y / 2u] = kv_pair(s.zw);
+        if finishes(r, lane) && quad(group, lane) < n_quads && r0 + r < params.n_rows {
+            finish(r0 + r, h, t, is_rotated, d, acc[r]);
         }
     }
 }

@@ -475,6 +475,37 @@ fn logits_are_those_of_the_reference() {
 }
 
 #[test]
+fn weights_and_cache_are_quantised_as_asked() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let plain = wginfer("generate --json --temperature 0 --max-tokens 12").arg("Once upon a time").json();
+    let mut texts = vec![plain["text"].clone()];
+    for flags in [
+        "--quantize Q8_0",
+        "--quantize q4_0",
+        "--quantize Q4_K",
+        "--kv-type q8_0",
+        "--kv-type Q8_0 --quantize Q8_0",
+    ] {
+        let line = format!("generate --json --temperature 0 --max-tokens 12 {flags}");
+        let answer = wginfer(&line).arg("Once upon a time").json();
+        assert_eq!(answer["usage"]["completion_tokens"], 12, "{flags}: {answer}");
+        texts.push(answer["text"].clone());
+    }
+    assert_eq!(texts[0], texts[1], "in eight bits it tells the same story");
+    let refused = wginfer("generate --quantize Q5_K hello").done();
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.err.contains("Q8_0") && refused.err.contains("Q4_K"), "{}", refused.err);
+    // Heads of 16 have no blocks of 32.
+    let refused = wginfer("generate --kv-type q8_0 --token-ids 1,2").model(&golden("llama")).done();
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.err.contains("`kv_dtype` is Q8_0, expected `F32` or `F16`"), "{}", refused.err);
+    let report = wginfer("inspect --json").json();
+    assert_eq!(report["kv_bytes_per_1000_tokens"]["q8_0"], 4 * 2 * 2 * 36 * 1000);
+}
+
+#[test]
 fn generate_as_json() {
     if common::gpu().is_none() {
         return;

@@ -1100,9 +1100,14 @@ fn softmax() {
 fn top_k() {
     for gpu in gpus() {
         let mut rng = Rng::new(13);
-        for [n_rows, n_cols, k, most] in
-            [[1, 1, 1, 1], [3, 7, 7, 9], [5, 64, 0, 4], [2, 257, 20, 20], [7, 1031, 5, 20]]
-        {
+        for [n_rows, n_cols, k, most] in [
+            [1, 1, 1, 1],
+            [3, 7, 7, 9],
+            [5, 64, 0, 4],
+            [2, 257, 20, 20],
+            [7, 1031, 5, 20],
+            [1, 50_021, 20, 20],
+        ] {
             // Few different values, so that there are ties; and forbidden tokens.
             let mut xs: Vec<f32> = (0..n_rows * n_cols).map(|_| rng.below(40) as f32 * 0.5 - 10.0).collect();
             for row in xs.chunks_mut(n_cols).filter(|row| row.len() < 10) {

@@ -154,7 +154,8 @@ fn draws_are_those_of_the_reference() {
     for gpu in gpus() {
         let mut rng = Rng::new(40);
         let (mut n, mut skipped) = (0, 0);
-        for n_vocab in [1, 2, 37, 300, 1031] {
+        // The last one is as large as real ones: some devices bound how often an invocation may loop.
+        for n_vocab in [1, 2, 37, 300, 1031, 50_021] {
             for case in 0..12 {
                 let pick = |on, value| if on { value } else { 0.0 };
                 let s = Sampling {
@@ -178,7 +179,7 @@ fn draws_are_those_of_the_reference() {
                     3 if rng.below(4) == 0 => f32::NEG_INFINITY,
                     _ => rng.normal() * 3.0,
                 };
-                let z: Vec<Vec<f32>> = (0..29)
+                let z: Vec<Vec<f32>> = (0..if n_vocab < 10_000 { 29 } else { 1 })
                     .map(|_| (0..n_vocab).map(|_| logit()).collect::<Vec<f32>>())
                     .filter(|z| z.iter().any(|z| z.is_finite()))
                     .collect();

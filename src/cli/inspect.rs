@@ -5,7 +5,7 @@ use std::io::Write;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use wginfer::dtype::Dtype;
+use wginfer::dtype::{BLOCK, Dtype};
 use wginfer::engine::{Checkpoint, KvPages, PAGE_SIZE};
 use wginfer::text::Tokenizer;
 
@@ -48,6 +48,8 @@ struct Report {
 struct KvBytes {
     f16: usize,
     f32: usize,
+    /// Where heads are a multiple of 32 wide.
+    q8_0: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -85,6 +87,7 @@ impl Report {
         }
         // A page holds `PAGE_SIZE` positions, and a thousand are no whole number of pages.
         let kv_bytes = |dtype| KvPages::page_bytes(&shape, dtype) * KV_TOKENS / PAGE_SIZE;
+        let has_blocks = shape.attention.iter().all(|a| a.head_dim.is_multiple_of(BLOCK));
         let largest = checkpoint.weights.entries().iter().max_by_key(|e| e.n_bytes);
         let first = shape.attention.first();
         let (tokenizer, tokenizer_error) = match &checkpoint.tokenizer {
@@ -101,7 +104,11 @@ impl Report {
             n_tensors: rows.len(),
             dtypes,
             weights_bytes: checkpoint.weights.n_bytes(),
-            kv_bytes_per_1000_tokens: KvBytes { f16: kv_bytes(Dtype::F16), f32: kv_bytes(Dtype::F32) },
+            kv_bytes_per_1000_tokens: KvBytes {
+                f16: kv_bytes(Dtype::F16),
+                f32: kv_bytes(Dtype::F32),
+                q8_0: has_blocks.then(|| kv_bytes(Dtype::Q8_0)),
+            },
             largest_binding: largest.map(TensorRow::of),
             n_layers: shape.n_layers(),
             n_heads: first.map_or(0, |a| a.n_heads),
@@ -132,7 +139,8 @@ impl Report {
         row("tensors", self.n_tensors.to_string())?;
         row("weights", bytes(self.weights_bytes))?;
         let kv = &self.kv_bytes_per_1000_tokens;
-        row("cache, 1000 tokens", format!("{} in f16, {} in f32", bytes(kv.f16), bytes(kv.f32)))?;
+        let q8_0 = kv.q8_0.map_or(String::new(), |n| format!(", {} in q8_0", bytes(n)));
+        row("cache, 1000 tokens", format!("{} in f16, {} in f32{q8_0}", bytes(kv.f16), bytes(kv.f32)))?;
         if let Some(t) = &self.largest_binding {
             row("largest binding", format!("{} (`{}`)", bytes(t.n_bytes), t.name))?;
         }

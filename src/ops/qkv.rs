@@ -71,8 +71,11 @@ pub fn qkv(
     }
     for span in Span::all(caps, n) {
         match span {
-            Span::Sharing { .. } => fused(rec, input, w, bias, rotary, heads, places, q, cache, span),
-            Span::Prompt { .. } => {
+            // On llvmpipe eight rows' ways to the cache cost more than their product: fused, it takes twice the time.
+            Span::Sharing { n_shared, .. } if !caps.cpu || n_shared <= 2 => {
+                fused(rec, input, w, bias, rotary, heads, places, q, cache, span);
+            }
+            _ => {
                 linear::span(rec, input, w, bias, false, qkv, span);
                 rope_append(rec, places, qkv, rotary, heads, q, cache, span.rows());
             }
