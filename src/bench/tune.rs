@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::cases::{Case, Pool, Prepared, Workload, products};
+use super::cases::{Case, MOST_DECODE, Pool, Prepared, Workload, products};
 use super::shapes::Shape;
 use super::stats::{quantile, sorted};
 use super::timer::Timer;
@@ -153,7 +153,7 @@ pub fn tune(
         limits,
         rows: Vec::new(),
         skipped: Vec::new(),
-        tuning: gpu.tuning(ops::tunable()).clone(),
+        tuning: Tuning::read(gpu, ops::tunable()),
     };
     let all = tuner.products();
     for (i, todo) in all.iter().enumerate() {
@@ -216,44 +216,35 @@ impl Candidate {
 }
 
 impl Tuner<'_> {
-    /// Each product once, those of a type together, whose weights are shared.
+    /// Each product once, with rows that decode and then with a prompt's.
     fn products(&self) -> Vec<Todo> {
-        let mut seen = HashSet::new();
         let mut all = Vec::new();
-        for (shape, dtypes) in &self.options.models {
-            for dtype in dtypes {
-                let work = |n_rows| Workload {
+        let mut seen = HashSet::new();
+        let models = self.options.models.iter();
+        for (shape, dtype) in models.flat_map(|(shape, dtypes)| dtypes.iter().map(move |d| (shape, *d))) {
+            let with = |n_rows| {
+                products::tunable(&Workload {
                     caps: self.gpu.caps(),
                     shape,
                     n_rows,
-                    dtype: *dtype,
+                    dtype,
                     is_first_dtype: true,
                     rotate_bytes: self.options.rotate_bytes,
-                };
-                let pairs = |n, m| products::tunable(&work(n)).into_iter().zip(products::tunable(&work(m)));
-                let mut todo: Vec<Todo> = Vec::new();
-                for ((product, long), (_, other)) in pairs(1, 4) {
-                    todo.push(Todo { product, long, other });
-                }
-                // Bounded where a prompt takes long: the order of variants is the same with fewer rows.
-                let n_prompts = std::iter::successors(Some(self.options.n_prompt), |n| Some(n / 2))
-                    .take_while(|n| *n > LEAST_PROMPT);
-                let n_prompts: Vec<usize> = n_prompts.chain([LEAST_PROMPT]).collect();
-                for (i, (product, _)) in products::tunable(&work(LEAST_PROMPT)).into_iter().enumerate() {
-                    let case = |n| products::tunable(&work(n)).into_iter().nth(i).map(|(_, case)| case);
-                    let fits = |n: &&usize| {
-                        let share = self.options.budget.as_secs_f64() * 1e6 / 16.0;
-                        case(**n).is_some_and(|c| self.least_us(&c) <= share)
-                    };
-                    let n = n_prompts.iter().find(fits).copied().unwrap_or(LEAST_PROMPT);
-                    if let (Some(long), Some(other)) = (case(n), case((n / 4).max(LEAST_PROMPT / 2 + 1))) {
-                        todo.push(Todo { product, long, other });
-                    }
-                }
-                todo.retain(|todo| seen.insert(todo.product));
-                todo.sort_by_key(|todo| (todo.product.n_out, todo.product.n_in));
-                all.extend(todo);
-            }
+                })
+            };
+            // Fewer rows of a prompt where they take long: variants fare alike, above a few tiles.
+            let share_us = self.options.budget.as_secs_f64() * 1e6 / 16.0;
+            let fits = |n: &usize| with(*n).iter().all(|(_, case)| self.least_us(case) <= share_us);
+            let lengths = std::iter::successors(Some(self.options.n_prompt), |n| Some(n / 2));
+            let n_prompt = lengths.take_while(|n| *n > LEAST_PROMPT).find(fits).unwrap_or(LEAST_PROMPT);
+            let pairs = |long, other| with(long).into_iter().zip(with(other)).enumerate();
+            let mut todo: Vec<(usize, Todo)> = pairs(1, 4)
+                .chain(pairs(n_prompt, (n_prompt / 4).max(MOST_DECODE + 1)))
+                .map(|(i, ((product, long), (_, other)))| (i, Todo { product, long, other }))
+                .filter(|(_, todo)| seen.insert(todo.product))
+                .collect();
+            todo.sort_by_key(|(i, _)| *i);
+            all.extend(todo.into_iter().map(|(_, todo)| todo));
         }
         all
     }
@@ -425,6 +416,7 @@ impl Tuner<'_> {
             rec.set_tuning(Some(c.tuning.clone()));
             rec.rehearse(|rec| prepared.launch(rec, 0))?;
         }
+        // The choices of the last one, which is `best`, are still set.
         if prepared.error(self.gpu, rec, 0.0)? > 1.0 {
             return Ok(false);
         }

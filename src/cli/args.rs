@@ -509,8 +509,14 @@ pub struct TuneArgs {
     pub shape: Vec<String>,
 
     /// Types of the shapes' matrices, with commas between; F16 without
-    #[arg(long = "type", value_name = "TYPES", value_delimiter = ',', requires = "shape", value_parser = dtype)]
-    pub dtype: Vec<Dtype>,
+    #[arg(
+        long = "type",
+        value_name = "TYPES",
+        value_delimiter = ',',
+        requires = "shape",
+        ignore_case = true
+    )]
+    pub dtype: Vec<WeightType>,
 
     /// Tune for a model that is quantised to this type while loading; as it is stored without
     #[arg(long, value_name = "TYPE", ignore_case = true, conflicts_with = "shape")]
@@ -535,13 +541,6 @@ pub struct TuneArgs {
     /// Adapter by index or by a part of its name, as `devices` lists them
     #[arg(long, env = "WGINFER_GPU", value_name = "NAME|INDEX", help_heading = "Model and device")]
     pub gpu: Option<String>,
-}
-
-fn dtype(text: &str) -> Result<Dtype, String> {
-    Dtype::from_name(text).ok_or_else(|| {
-        let known = Dtype::WEIGHTS.map(|dtype| format!("`{dtype}`"));
-        format!("expected one of {}", known.join(", "))
-    })
 }
 
 #[cfg(test)]

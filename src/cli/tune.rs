@@ -78,7 +78,8 @@ pub fn run(args: &TuneArgs, out: &mut dyn Write) -> Result<(), Failure> {
 /// The models that were asked for, with the types of their matrices.
 fn models(args: &TuneArgs) -> Result<Vec<(Shape, Vec<Dtype>)>, Failure> {
     if !args.shape.is_empty() {
-        let dtypes = if args.dtype.is_empty() { vec![Dtype::F16] } else { args.dtype.clone() };
+        let dtypes = args.dtype.iter().map(|dtype| dtype.dtype());
+        let dtypes = if args.dtype.is_empty() { vec![Dtype::F16] } else { dtypes.collect() };
         let shape = |name: &String| Ok((Shape::open(name)?, dtypes.clone()));
         return args.shape.iter().map(shape).collect();
     }
@@ -98,11 +99,11 @@ fn models(args: &TuneArgs) -> Result<Vec<(Shape, Vec<Dtype>)>, Failure> {
 
 /// Keeps the choices, and says where. That they cannot be kept takes nothing from what was measured.
 fn keep(gpu: &Gpu, tuning: &Tuning) -> Option<String> {
-    let n = tuning.len();
     match tuning.save(gpu, ops::tunable()) {
         Ok(path) => {
-            let choices = if n == 1 { "1 choice".to_string() } else { format!("{n} choices") };
-            log::info!("{choices} against the default kept in `{}`", path.display());
+            let n = tuning.len();
+            let products = if n == 1 { "product takes" } else { "products take" };
+            log::info!("{n} {products} another variant than the default, kept in `{}`", path.display());
             if !gpu.caps().tuning {
                 log::warn!("`WGINFER_DISABLE` names `tuning`: what is kept is not used");
             }

@@ -220,9 +220,11 @@ impl Gpu {
         &self.inner.info
     }
 
-    /// The choices of variants that are kept for this device, read at the first call.
+    /// The choices of variants that are kept for this device, read at the first call; none where they shall not be
+    /// used ([`Caps::tuning`]).
     pub fn tuning(&self, tunable: &Tunable) -> &Tuning {
-        self.inner.tuning.get_or_init(|| Tuning::read(self, tunable))
+        let read = || if self.caps().tuning { Tuning::read(self, tunable) } else { Tuning::default() };
+        self.inner.tuning.get_or_init(read)
     }
 
     /// Whether we created the device. On a host's device nobody here submits or waits.

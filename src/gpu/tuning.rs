@@ -106,9 +106,10 @@ impl Tuning {
 
     /// What is kept for this device. Where nothing is kept, or nothing that can be used, there are no choices; the
     /// latter is a warning, because everything works without.
-    pub(super) fn read(gpu: &Gpu, tunable: &Tunable) -> Tuning {
-        let path = Tuning::path(gpu, tunable).filter(|_| gpu.caps().tuning);
-        let Some(path) = path.filter(|path| path.exists()) else { return Tuning::default() };
+    pub fn read(gpu: &Gpu, tunable: &Tunable) -> Tuning {
+        let Some(path) = Tuning::path(gpu, tunable).filter(|path| path.exists()) else {
+            return Tuning::default();
+        };
         Tuning::parse(&path, &Origin::of(gpu, tunable), tunable).unwrap_or_else(|message| {
             log::warn!("`{}` is not used, default variants run: {message}", path.display());
             Tuning::default()
@@ -158,7 +159,6 @@ impl Tuning {
 impl Origin {
     fn of(gpu: &Gpu, tunable: &Tunable) -> Origin {
         let (info, caps) = (gpu.info(), gpu.caps());
-        // Some drivers repeat themselves in `driver_info`, none change without it.
         let driver = format!("{} {}", info.driver, info.driver_info).trim().to_string();
         Origin {
             program: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into(),
