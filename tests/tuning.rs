@@ -124,6 +124,8 @@ fn what_cannot_be_used_is_named_and_defaults_run() {
     }
 }
 
+type Launch<'a> = dyn Fn(&mut Recorder, &Tensor, Rows) + 'a;
+
 /// Whatever is chosen, a row's result is the same to the bit whatever other rows are in the batch, and right.
 #[test]
 fn rows_do_not_depend_on_the_batch_whatever_is_chosen() {
@@ -155,8 +157,7 @@ fn rows_do_not_depend_on_the_batch_whatever_is_chosen() {
                 let gate_up = |rec: &mut Recorder, y: &Tensor, n| {
                     ops::gate_up(rec, Act::Silu, input, &w, None, &up, y, n)
                 };
-                let launches: [(&dyn Fn(&mut Recorder, &Tensor, Rows), usize); 2] =
-                    [(&linear, n_up), (&gate_up, n_up / 2)];
+                let launches: [(&Launch<'_>, usize); 2] = [(&linear, n_up), (&gate_up, n_up / 2)];
                 for ((launch, n_out), first) in launches.into_iter().zip(&mut first) {
                     let of = |n_decode, n_prompt| {
                         let y = filled(&gpu, [most, n_out], f32::NAN);
