@@ -28,6 +28,9 @@ pub const BLOCK: usize = 32;
 pub const SUPERBLOCK: usize = 256;
 
 impl Dtype {
+    /// All types that weights can have.
+    pub const WEIGHTS: [Dtype; 6] =
+        [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
     /// The quantised types.
     pub const QUANTISED: [Dtype; 3] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
 
@@ -46,6 +49,11 @@ impl Dtype {
     /// Whether elements come in blocks with scales.
     pub const fn is_quantised(self) -> bool {
         matches!(self, Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_K)
+    }
+
+    /// The type of weights with that name, in any case.
+    pub fn from_name(name: &str) -> Option<Dtype> {
+        Dtype::WEIGHTS.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name))
     }
 
     /// The name in the field's spelling.

@@ -52,9 +52,10 @@
 //!
 //! Two more follow from how kernels are chosen and tables are written:
 //!
-//! 12. A row's result does not depend on its batch: the order of its sums depends on the device, on types and on
-//!     whether the row decodes or belongs to a prompt, never on how many rows there are. So the same seed gives the
-//!     same text whatever else runs, and logits are the same however a prompt is cut.
+//! 12. A row's result does not depend on its batch: the order of its sums depends on the device (and what
+//!     [`bench::tune`] measured and kept for it), on the shapes and types of weights and on whether the row decodes or
+//!     belongs to a prompt, never on how many rows there are. So the same seed gives the same text whatever else runs,
+//!     and logits are the same however a prompt is cut.
 //! 13. What a recording that waits to be submitted reads is never overwritten: parameter blocks are written once,
 //!     a slot's tables change only while nothing in flight touches the slot, and the tables of a step's rows are
 //!     copied in the recording itself.
@@ -66,7 +67,7 @@
 //! | layer | module | what it knows |
 //! |---|---|---|
 //! | 0 | [`dtype`], [`error`] | element types; the crate's error |
-//! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback |
+//! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback, what tuning keeps |
 //! | 2 | [`ops`] | one file an operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | checkpoints |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat template |

@@ -150,8 +150,9 @@ fn header(bytes: &[u8]) -> (String, usize) {
 #[test]
 fn help_has_examples() {
     let bench = ["bench kernels --help", "bench model --help", "bench compare --help"];
-    for line in
-        ["--help", "generate --help", "chat --help", "logits --help", "inspect --help"].iter().chain(&bench)
+    for line in ["--help", "generate --help", "chat --help", "logits --help", "inspect --help", "tune --help"]
+        .iter()
+        .chain(&bench)
     {
         assert!(wginfer(line).out().contains("Examples:"), "{line}");
     }
@@ -499,7 +500,7 @@ fn weights_and_cache_are_quantised_as_asked() {
     assert!(refused.err.contains("Q8_0") && refused.err.contains("Q4_K"), "{}", refused.err);
     // Heads of 16 have no blocks of 32.
     let refused = wginfer("generate --kv-type q8_0 --token-ids 1,2").model(&golden("llama")).done();
-    assert_eq!(refused.code, Some(1));
+    assert_eq!(refused.code, Some(2));
     assert!(refused.err.contains("`kv_dtype` is Q8_0, expected `F32` or `F16`"), "{}", refused.err);
     let report = wginfer("inspect --json").json();
     assert_eq!(report["kv_bytes_per_1000_tokens"]["q8_0"], 4 * 2 * 2 * 36 * 1000);
@@ -761,5 +762,66 @@ fn bench_refuses_what_makes_no_sense() {
         wginfer("bench model --shape llama-15m -r 0").fails(2, "`repetitions` is 0");
         wginfer("bench model --shape llama-15m -p 0 -n 0 --pg 0").fails(2, "`tests` is 0");
         wginfer("bench model --shape gpt2 -p 2000 -n 0 --pg 0").fails(1, "positions are learned");
+    }
+}
+
+// --- tune ---
+
+/// What is kept is used by later runs, named when it cannot be, and gone when asked to be.
+#[test]
+fn tune_keeps_what_it_chose() {
+    let Some(_) = common::gpu() else { return };
+    let dir = TempDir::new().expect("a temporary folder");
+    let cache = dir.path().to_str().expect("UTF-8");
+    let kept = || {
+        let all = fs::read_dir(cache).expect("a folder").map(|entry| entry.expect("an entry").path());
+        let is_tuning = |path: &PathBuf| path.to_string_lossy().contains("/tuning-");
+        all.filter(is_tuning).collect::<Vec<_>>()
+    };
+    let tune = |flags: &str| wginfer(&format!("tune {flags}")).env("WGINFER_CACHE_DIR", cache);
+    let done = tune("--time-ms 2 --dry-run").model(&golden("llama")).succeeds();
+    let head = done.out.lines().next().expect("a header");
+    assert!(head.contains("default") && head.contains("chosen") && head.contains("times faster"), "{head}");
+    // Four matrices, decoding and in a prompt, and the head.
+    assert_eq!(done.out.lines().count(), 1 + 9, "{}", done.out);
+    assert!(kept().is_empty(), "a dry run keeps nothing");
+
+    let json = tune("--time-ms 2 --json").model(&golden("llama")).json();
+    let [path] = &kept()[..] else { panic!("one file: {:?}", kept()) };
+    assert_eq!(json["kept_in"], *path.to_string_lossy());
+    let rows = json["rows"].as_array().expect("a list");
+    assert!(rows.len() == 9 && rows.iter().all(|row| row["chosen_us"].as_f64() > Some(0.0)), "{json}");
+
+    let generate = || {
+        let run = wginfer("generate --token-ids 1,5,9 --max-tokens 3 --temperature 0 --json");
+        run.env("WGINFER_CACHE_DIR", cache).model(&golden("llama")).succeeds()
+    };
+    let before = generate();
+    assert!(!before.err.contains("warning"), "{}", before.err);
+    fs::write(path, "{").expect("it can be written");
+    let after = generate();
+    let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+    let said = after.err.lines().find(|line| line.starts_with("warning: ") && line.contains(&name));
+    assert!(said.is_some_and(|line| line.contains("default variants run")), "{}", after.err);
+    let switched_off = wginfer("generate --token-ids 1,5,9 --max-tokens 3").env("WGINFER_DISABLE", "tuning");
+    let done = switched_off.env("WGINFER_CACHE_DIR", cache).model(&golden("llama")).succeeds();
+    assert!(!done.err.contains("warning"), "{}", done.err);
+
+    assert!(tune("--forget").succeeds().err.contains(&name));
+    assert!(kept().is_empty());
+    assert!(tune("--forget").succeeds().err.contains("nothing was kept"));
+}
+
+#[test]
+fn tune_refuses_what_makes_no_sense() {
+    wginfer("tune --shape llama-4").fails(2, "`llama-4` is not known");
+    wginfer("tune --model ./not/there").fails(1, "./not/there");
+    for line in
+        ["--type f16", "--shape gpt2 --type f8", "--shape gpt2 --quantize Q8_0", "--forget --json", "tile"]
+    {
+        wginfer(&format!("tune {line}")).fails_to_parse();
+    }
+    if common::gpu().is_some() {
+        wginfer("tune --shape llama-15m --time-ms 0").fails(2, "`time-ms` is 0");
     }
 }

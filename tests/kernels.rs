@@ -290,7 +290,7 @@ fn check_linear(
         assert_close(&what, &read(gpu, &y), &want, tolerance(name));
         assert_padding_is_zero(gpu, &y);
     };
-    for variant in ops::linear_variants(gpu.caps(), dtype, n_rows) {
+    for variant in ops::linear_variants(gpu.caps()) {
         check(variant.name(), &|rec, y| variant.launch(rec, &x, &w, b, add, y, n_rows));
     }
     let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
@@ -341,7 +341,7 @@ fn cards_with_matrix_units_take_them() {
         ..gpu.caps().clone()
     };
     let n_coop = |caps: &Caps| {
-        let variants = ops::linear_variants(caps, Dtype::F16, 100);
+        let variants = ops::linear_variants(caps);
         variants.iter().filter(|v| v.name().starts_with("coop")).count()
     };
     let block_rows = |caps: &Caps, heads| attention_shape(heads).block_rows(caps);

@@ -19,19 +19,15 @@ impl Check {
         Check { eps: f64::from(f32::EPSILON), n_terms, scale, ..Check::default() }
     }
 
-    /// For products whose factors may be rounded to F16, as cooperative matrices want them: those errors are each
-    /// relative to a term, and cancel where the terms do.
-    pub(super) fn product(n_terms: usize, scale: f64, in_f16: bool) -> Check {
-        if in_f16 {
-            Check::f32(1, scale).rounded_to(half::f16::EPSILON.to_f64())
-        } else {
-            Check::f32(n_terms, scale)
-        }
-    }
-
     /// For values that are stored in F16 or BF16.
     pub(super) fn rounded_to(self, eps: f64) -> Check {
         Check { eps, ..self }
+    }
+
+    /// For products whose factors are rounded to F16, as cooperative matrices want them: those errors are each
+    /// relative to a term, and cancel where the terms do.
+    pub(super) fn of_f16_inputs(self) -> Check {
+        Check { n_terms: 1, ..self }.rounded_to(half::f16::EPSILON.to_f64())
     }
 
     pub(super) fn push(&mut self, got: f64, want: f64) {

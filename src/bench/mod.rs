@@ -2,8 +2,9 @@
 //! can do, and how two runs compare.
 //!
 //! [`kernels`] times every operation of a forward pass at the shapes of named models and checks the outputs
-//! while it is at it; [`model`] times prompts and answers end to end, with random weights if need be. Both
-//! measure [`Limits`] first, in the same run. [`compare`] puts [`Report`]s side by side.
+//! while it is at it; [`model`] times prompts and answers end to end, with random weights if need be; [`tune`]
+//! chooses among the variants of products. All measure [`Limits`] first, in the same run. [`compare`] puts [`Report`]s
+//! side by side.
 //!
 //! Weights and caches are rotated over copies that together exceed the device's cache, because in a forward pass
 //! every layer has its own. Activations are not: there they come out of the operation before.
@@ -22,6 +23,7 @@ mod report;
 mod shapes;
 mod stats;
 mod timer;
+mod tune;
 
 use std::path::PathBuf;
 
@@ -33,6 +35,7 @@ pub use probe::{Limits, limits};
 pub use report::{KernelReport, KernelRow, Meta, ModelReport, ModelRow, ModelSummary, Report, WGPU_VERSION};
 pub use shapes::{SHAPES, Shape};
 pub use timer::{Clock, Launch, Timer};
+pub use tune::{TuneCandidate, TuneOptions, TuneReport, TuneRow, tune};
 
 use crate::dtype::Dtype;
 use crate::engine::EngineError;
@@ -40,7 +43,7 @@ use crate::gpu::GpuError;
 use crate::models::ModelError;
 
 /// The types of weights that are measured.
-pub const WEIGHTS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
+pub const WEIGHTS: &[Dtype] = &Dtype::WEIGHTS;
 
 /// What can go wrong on the way to a report.
 #[derive(Debug, thiserror::Error)]

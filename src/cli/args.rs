@@ -51,6 +51,8 @@ pub enum Command {
     /// Measure kernels and models on this device, and compare runs
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Measure which variants of kernels are the fastest on this device, and keep the choice for later runs
+    Tune(TuneArgs),
     /// Write a completion script for a shell
     Completions {
         /// The shell
@@ -483,6 +485,62 @@ pub struct BenchCompareArgs {
 
     #[command(flatten)]
     pub format: FormatArgs,
+}
+
+const TUNE_EXAMPLES: &str = "Examples:
+  wginfer tune -m ~/models/SmolLM2-360M-Instruct
+  wginfer tune -m ~/models/SmolLM2-360M-Instruct --quantize Q8_0 --dry-run
+  wginfer tune --shape llama-3.2-1b --shape qwen3-0.6b --type f16,Q4_K
+  wginfer tune --forget
+
+Nothing needs tuning: without it variants are chosen by what the device can do. Measured are the
+products with weights, with one row that decodes and with a prompt's. Another variant is chosen
+where it is right and faster by more than 5 % and than the spread. The choices are kept in the cache folder
+(`WGINFER_CACHE_DIR`) for this adapter, driver and version; `WGINFER_DISABLE=tuning` leaves them unused.";
+
+#[derive(clap::Args)]
+#[command(after_help = TUNE_EXAMPLES)]
+pub struct TuneArgs {
+    #[command(flatten)]
+    pub model: ModelArg,
+
+    /// A named model or the path of a `config.json` instead of a model, may be given several times
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub shape: Vec<String>,
+
+    /// Types of the shapes' matrices, with commas between; F16 without
+    #[arg(
+        long = "type",
+        value_name = "TYPES",
+        value_delimiter = ',',
+        requires = "shape",
+        ignore_case = true
+    )]
+    pub dtype: Vec<WeightType>,
+
+    /// Tune for a model that is quantised to this type while loading; as it is stored without
+    #[arg(long, value_name = "TYPE", ignore_case = true, conflicts_with = "shape")]
+    pub quantize: Option<Quantize>,
+
+    /// Milliseconds for each product
+    #[arg(long, value_name = "MS")]
+    pub time_ms: Option<u64>,
+
+    /// Write an object with all that was measured
+    #[arg(long)]
+    pub json: bool,
+
+    /// Measure and keep nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// Remove what is kept for this device instead
+    #[arg(long, conflicts_with_all = ["shape", "dtype", "quantize", "time_ms", "json", "dry_run"])]
+    pub forget: bool,
+
+    /// Adapter by index or by a part of its name, as `devices` lists them
+    #[arg(long, env = "WGINFER_GPU", value_name = "NAME|INDEX", help_heading = "Model and device")]
+    pub gpu: Option<String>,
 }
 
 #[cfg(test)]

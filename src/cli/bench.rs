@@ -28,7 +28,7 @@ pub fn run(command: &BenchCommand, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 /// The command as it was given, for the report.
-fn command_line() -> String {
+pub fn command_line() -> String {
     let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
     std::iter::once("wginfer".to_string()).chain(args).collect::<Vec<_>>().join(" ")
 }
@@ -49,12 +49,12 @@ fn json(value: &impl Serialize, out: &mut dyn Write) -> Result<(), Failure> {
     Ok(writeln!(out)?)
 }
 
-fn select(gpu: &Option<String>) -> Option<String> {
+pub fn select(gpu: &Option<String>) -> Option<String> {
     gpu.clone().filter(|name| !name.is_empty())
 }
 
 /// What the numbers were measured on, and against what.
-fn describe(meta: &Meta, limits: &Limits) {
+pub fn describe(meta: &Meta, limits: &Limits) {
     log::info!(
         "{} {}, wgpu {}; {}, {}, {}",
         meta.program,
@@ -73,7 +73,7 @@ fn describe(meta: &Meta, limits: &Limits) {
 }
 
 /// Three digits that count.
-fn number(x: f64) -> String {
+pub fn number(x: f64) -> String {
     let digits = if x == 0.0 || x.abs() >= 100.0 {
         0
     } else if x.abs() >= 10.0 {

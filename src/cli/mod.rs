@@ -17,6 +17,7 @@ mod prompt;
 mod sampling;
 mod table;
 mod terminal;
+mod tune;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -56,6 +57,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         Command::Inspect(args) => inspect::run(args, &mut out)?,
         Command::Devices(args) => devices::run(args, &mut out)?,
         Command::Bench(command) => bench::run(command, &mut out)?,
+        Command::Tune(args) => tune::run(args, &mut out)?,
         Command::Completions { shell } => {
             // Into memory first: the generator panics where it cannot write.
             let mut script = Vec::new();

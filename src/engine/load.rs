@@ -155,8 +155,9 @@ impl Engine {
             ..Plan::default()
         };
         let decode = counts.map(|n| plan(n, 0));
-        // Of a prompt's rows those that do not fill a group share weights in fewer; large products take large tiles.
-        let n_prompt = (0..5).map(|i| (1 << i) - usize::from(i > 0)).chain([self.options.max_rows - 1]);
+        // Of a prompt's rows those that do not fill a group share weights in fewer, with the row that decodes or
+        // without it; large products take large tiles.
+        let n_prompt = [1, 2, 3, 7, 15, self.options.max_rows - 1].into_iter();
         let prompt = n_prompt.map(|n: usize| plan(1, n.min(self.options.max_rows - 1)));
         let plans: Vec<Plan> = decode.chain(prompt).collect();
         let (forward, ctx, n_layers) = (&self.forward, self.ctx, self.shape.n_layers());

@@ -36,21 +36,22 @@ impl DriverCache {
         if unchanged {
             return;
         }
-        if let Err(error) = self.write(&data) {
+        if let Err(error) = write_whole(&self.path, &data) {
             log::warn!("compiled kernels are not kept in `{}`: {error}", self.path.display());
         }
     }
+}
 
-    fn write(&self, data: &[u8]) -> std::io::Result<()> {
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(dir)?;
-        let temporary = self.path.with_extension(format!("{}.tmp", std::process::id()));
-        let written = std::fs::File::create(&temporary)
-            .and_then(|mut file| file.write_all(data).and_then(|()| file.sync_all()))
-            .and_then(|()| std::fs::rename(&temporary, &self.path));
-        if written.is_err() {
-            let _ = std::fs::remove_file(&temporary);
-        }
-        written
+/// Writes a file whole or not at all, and the folder if it is not there.
+pub(super) fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(dir)?;
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    let written = std::fs::File::create(&temporary)
+        .and_then(|mut file| file.write_all(data).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
     }
+    written
 }

@@ -2,7 +2,8 @@
 
 /// Environment variable that switches capabilities off, so that every variant can be tested on one
 /// machine: a comma-separated list of `f16`, `subgroups`, `timestamps`, `pipeline-cache`,
-/// `cooperative-matrices`, and `software` for the variants that software devices run.
+/// `cooperative-matrices`, `tuning` for choices of variants that were measured, and `software` for the variants that
+/// software devices run.
 pub const DISABLE_ENV: &str = "WGINFER_DISABLE";
 
 /// The capabilities and limits of a device that the choice of variants rests on.
@@ -20,6 +21,8 @@ pub struct Caps {
     pub cooperative_matrices: Vec<(u32, u32, u32)>,
     /// Products keep F32 inputs although the device has faster units for F16 ones.
     pub f32_products: bool,
+    /// Variants are chosen by what was measured on this device, where something is kept of it.
+    pub tuning: bool,
     /// The device is a processor that pretends (lavapipe, WARP): barriers and workgroup memory are dear.
     pub cpu: bool,
     /// Bytes that one storage binding may span.
@@ -57,6 +60,7 @@ impl Caps {
             pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
             cooperative_matrices: Vec::new(),
             f32_products: false,
+            tuning: true,
             cpu: info.device_type == wgpu::DeviceType::Cpu,
             max_binding_bytes: limits.max_storage_buffer_binding_size,
             max_buffer_bytes: limits.max_buffer_size,
@@ -79,6 +83,7 @@ impl Caps {
                 "subgroups" => self.subgroup = None,
                 "timestamps" => self.timestamps = false,
                 "pipeline-cache" => self.pipeline_cache = false,
+                "tuning" => self.tuning = false,
                 "software" => self.cpu = false,
                 "cooperative-matrices" => self.cooperative_matrices.clear(),
                 other => return Err(other.to_string()),

@@ -77,7 +77,7 @@ pub enum GpuError {
     },
     /// The environment variable that switches capabilities off names one that is not known.
     #[error(
-        "`{DISABLE_ENV}` names `{found}`, known are `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `software`"
+        "`{DISABLE_ENV}` names `{found}`, known are `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning`, `software`"
     )]
     UnknownCapability {
         /// What it names.

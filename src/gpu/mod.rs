@@ -13,6 +13,7 @@ mod readback;
 mod recorder;
 mod tensor;
 mod timing;
+mod tuning;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use kernel::{Access, Kernel, Part, Variant};
 pub use readback::{Arrived, Readback, ReadbackRing};
 pub use recorder::Recorder;
 pub use tensor::{ROW_ALIGN, Tensor, View};
+pub use tuning::{Product, Tunable, Tuning, fnv};
 
 use buffer::Buffer;
 use kernel::Pipeline;
@@ -42,7 +44,8 @@ pub struct GpuOptions {
     /// Products keep F32 inputs ([`Caps::f32_products`]): slower where the device multiplies F16 faster, and
     /// logits nearer to the reference's (1e-3 of the largest instead of 1e-2).
     pub f32_products: bool,
-    /// Folder where compiled pipelines are kept between runs; none are kept without.
+    /// Folder where compiled pipelines are kept between runs, and what was measured of variants; nothing is kept
+    /// without.
     pub cache_dir: Option<PathBuf>,
 }
 
@@ -98,6 +101,8 @@ struct Inner {
     owned: bool,
     pipelines: RwLock<HashMap<Variant, Arc<Pipeline>>>,
     driver_cache: Option<cache::DriverCache>,
+    cache_dir: Option<PathBuf>,
+    tuning: OnceLock<Tuning>,
     dummy: OnceLock<Tensor>,
     counters: Arc<Counters>,
     /// First error reported outside a scope; only on a device that we created.
@@ -196,6 +201,8 @@ impl Gpu {
                 owned,
                 pipelines: RwLock::default(),
                 driver_cache,
+                cache_dir: options.cache_dir.clone(),
+                tuning: OnceLock::new(),
                 dummy: OnceLock::new(),
                 counters: Arc::default(),
                 fault,
@@ -211,6 +218,13 @@ impl Gpu {
     /// Name, driver and backend.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.inner.info
+    }
+
+    /// The choices of variants that are kept for this device, read at the first call; none where they shall not be
+    /// used ([`Caps::tuning`]).
+    pub fn tuning(&self, tunable: &Tunable) -> &Tuning {
+        let read = || if self.caps().tuning { Tuning::read(self, tunable) } else { Tuning::default() };
+        self.inner.tuning.get_or_init(read)
     }
 
     /// Whether we created the device. On a host's device nobody here submits or waits.

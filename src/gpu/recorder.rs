@@ -1,9 +1,10 @@
 //! Turns calls of operations into command buffers. Never submits.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::timing::Timing;
-use super::{Buffer, Gpu, GpuError, Readback, ReadbackRing, Tensor, Variant, View};
+use super::{Buffer, Gpu, GpuError, Readback, ReadbackRing, Tensor, Tuning, Variant, View};
 
 /// Bytes for parameter blocks: at 256 bytes a block, 8,192 different ones before a reset.
 const PARAMS_BYTES: u64 = 2 << 20;
@@ -26,6 +27,8 @@ pub struct Recorder {
     timing: Option<Timing>,
     encoder: Option<wgpu::CommandEncoder>,
     pass: Option<wgpu::ComputePass<'static>>,
+    /// Choices of variants instead of the device's.
+    tuning: Option<Arc<Tuning>>,
     /// Set while rehearsing: variants are collected and nothing is recorded.
     rehearsal: Option<Vec<Variant>>,
     error: Option<GpuError>,
@@ -49,6 +52,7 @@ impl Recorder {
             timing: Timing::new(gpu)?,
             encoder: None,
             pass: None,
+            tuning: None,
             rehearsal: None,
             error: None,
         })
@@ -57,6 +61,16 @@ impl Recorder {
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// Records with these choices of variants from here on, or with the device's again.
+    pub fn set_tuning(&mut self, tuning: Option<Arc<Tuning>>) {
+        self.tuning = tuning;
+    }
+
+    /// The choices that were set here.
+    pub fn tuning(&self) -> Option<&Tuning> {
+        self.tuning.as_deref()
     }
 
     /// A view for bindings that a variant declares and does not read.

@@ -50,14 +50,17 @@ pub fn gate_up(
         assert_rows("gate_up", tensor, n.count());
     }
     let gpu = rec.gpu().clone();
-    for span in Span::all(gpu.caps(), n) {
+    for span in Span::all(rec, "gate_up", w, n) {
         // Gate and up of an output must be in one binding.
-        if w.ranges().count() > 1 || matches!(span, Span::Prompt { .. }) {
+        if w.ranges().count() > 1 || !span.way.shares() {
             linear::span(rec, input, w, bias, false, up, span);
             gate(rec, act, up, y, span.rows());
             continue;
         }
-        let variant = span.of(super::way(&GATE_UP, gpu.caps())).part(weights(w.dtype())).part(&ACT);
+        let a_quad = if gated { 2 } else { 4 };
+        let n_quads = (y.n_cols() as u32).div_ceil(a_quad);
+        let (variant, groups) = span.sharing(&GATE_UP, gpu.caps(), n_quads);
+        let variant = variant.part(weights(w.dtype())).part(&ACT);
         let variant = variant.set("BIAS", bias.is_some().into()).set("ACT", act as u32);
         let variant = input.set(variant).set("GATED", gated.into());
         let (norm, eps, offset) = input.norm_params(rec);
@@ -73,9 +76,6 @@ pub fn gate_up(
             eps,
             offset,
         };
-        let a_quad = if gated { 2 } else { 4 };
-        let n_quads = params.n_out.div_ceil(a_quad);
-        let groups = super::groups(gpu.caps(), &variant, n_quads, span.rows().len());
         let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
         rec.dispatch(variant, &params, &[x.view(), norm, w.view(), bias, y.view()], groups);
     }

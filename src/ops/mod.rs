@@ -2,8 +2,8 @@
 //!
 //! A launch function asserts the shapes, which are ours to get right, and records dispatches. Activations
 //! are `F32`, rows padded to [`ROW_ALIGN`](crate::gpu::ROW_ALIGN) elements, the padding zero. The order of a
-//! row's sums depends on the device, on dtypes and on whether the row decodes or belongs to a prompt, never on how
-//! many rows there are: so a row's result is the same in every batch.
+//! row's sums depends on the device and what was measured on it, on the weights' shape and type, and on whether the
+//! row decodes or belongs to a prompt, never on how many rows there are: so a row's result is the same in every batch.
 
 mod attention;
 mod count_prompt;
@@ -26,6 +26,8 @@ mod rows;
 mod sample;
 mod softmax;
 mod top_k;
+
+use std::sync::LazyLock;
 
 pub use attention::{Attention, AttentionPlan};
 pub use count_prompt::count_prompt;
@@ -50,9 +52,9 @@ pub use softmax::softmax;
 pub use top_k::top_k;
 
 use crate::dtype::Dtype;
-use crate::gpu::{Caps, Kernel, Part, Tensor, Variant};
+use crate::gpu::{Caps, Gpu, Kernel, Part, Tensor, Tunable, Tuning, Variant, fnv};
 use kv::{append, kv, pair};
-use rows::{Span, groups, n_blocks, way, ways, words};
+use rows::{Span, Way, n_blocks, words};
 
 /// Every kernel of the crate.
 pub static KERNELS: &[&Kernel] = &[
@@ -81,6 +83,31 @@ pub static KERNELS: &[&Kernel] = &[
     &softmax::SOFTMAX,
     &top_k::TOP_K,
 ];
+
+/// The operations whose variants measurements may choose, the variants, and the shaders they are made of.
+pub fn tunable() -> &'static Tunable {
+    static TUNABLE: LazyLock<Tunable> = LazyLock::new(|| {
+        let kernels = KERNELS.iter().map(|kernel| kernel.source);
+        let parts = PARTS.iter().flat_map(|parts| parts.iter()).map(|part| part.source);
+        Tunable {
+            operations: &["linear", "gate_up", "qkv"],
+            variants: &Way::NAMES,
+            shaders: kernels.chain(parts).fold(0, |hash, source| fnv(hash, source.as_bytes())),
+        }
+    });
+    &TUNABLE
+}
+
+/// The choices of variants that are kept for this device.
+fn tuning(gpu: &Gpu) -> &Tuning {
+    gpu.tuning(tunable())
+}
+
+/// The names of the variants among which measurements may choose for products with rows that decode or with a
+/// prompt's, the default first.
+pub fn product_variants(caps: &Caps, is_prompt: bool) -> Vec<&'static str> {
+    Way::open(caps, is_prompt).into_iter().map(Way::name).collect()
+}
 
 /// Every part, with the kernels in mind that need one of it: a test puts each kernel together with them.
 pub static PARTS: &[&[&Part]] = &[

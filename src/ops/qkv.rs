@@ -69,16 +69,13 @@ pub fn qkv(
         rope_append(rec, places, qkv, rotary, heads, q, cache, 0..n.count());
         return;
     }
-    for span in Span::all(caps, n) {
-        match span {
-            // On llvmpipe eight rows' ways to the cache cost more than their product: fused, it takes twice the time.
-            Span::Sharing { n_shared, .. } if !caps.cpu || n_shared <= 2 => {
-                fused(rec, input, w, bias, rotary, heads, places, q, cache, span);
-            }
-            _ => {
-                linear::span(rec, input, w, bias, false, qkv, span);
-                rope_append(rec, places, qkv, rotary, heads, q, cache, span.rows());
-            }
+    for span in Span::all(rec, "qkv", w, n) {
+        // On llvmpipe eight rows' ways to the cache cost as much as their product: fused, both take twice the time.
+        if span.way.shares() && !(caps.cpu && span.n_rows > 2) {
+            fused(rec, input, w, bias, rotary, heads, places, q, cache, span);
+        } else {
+            linear::span(rec, input, w, bias, false, qkv, span);
+            rope_append(rec, places, qkv, rotary, heads, q, cache, span.rows());
         }
     }
 }
@@ -108,8 +105,8 @@ fn fused(
     for tensor in [x, q, places.rows] {
         assert_rows("qkv", tensor, span.rows().end);
     }
-    let variant =
-        span.of(super::way(&QKV, rec.gpu().caps())).part(weights(w.dtype())).part(pair(cache.dtype));
+    let (variant, groups) = span.sharing(&QKV, rec.gpu().caps(), (w.n_rows() / 4) as u32);
+    let variant = variant.part(weights(w.dtype())).part(pair(cache.dtype));
     let variant = input.set(variant).set("BIAS", bias.is_some().into());
     let variant = variant.set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into());
     let (norm, eps, offset) = input.norm_params(rec);
@@ -130,7 +127,6 @@ fn fused(
         eps,
         offset,
     };
-    let groups = super::groups(rec.gpu().caps(), &variant, (w.n_rows() / 4) as u32, span.rows().len());
     let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
     let cos_sin = rotary.map_or_else(|| rec.unused(), |r| r.cos_sin.view());
     let [rows, pages, w, q, k, v] = [places.rows, places.pages, w, q, &cache.k, &cache.v].map(Tensor::view);

@@ -1,12 +1,13 @@
-//! How the rows of a batch go through products: `shaders/parts/rows_*.wgsl`.
+//! How the rows of a batch go through products: which way is chosen, and `shaders/parts/rows_*.wgsl`.
 
 use std::ops::Range;
 
+use super::linear::{COOP_LARGE, COOP_SMALL, coop_fits};
 use super::{
     PORTABLE_LANES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1, SHARE_2,
     SHARE_4, SHARE_8, SHARE_16, rms_norm,
 };
-use crate::gpu::{Caps, Kernel, Part, Recorder, Tensor, Variant, View};
+use crate::gpu::{Caps, Kernel, Part, Product, Recorder, Tensor, Variant, View};
 
 /// The rows of a batch: first those that decode, one a sequence, then those of prompts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -61,6 +62,96 @@ impl<'a> Input<'a> {
     }
 }
 
+/// A way through a product. Rows that go the same way have the same order of sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Lanes fold the sums of a quad of outputs for the few rows that share one reading of the weights.
+    Few,
+    /// Each lane has a quad of outputs to itself, for the few rows that share one reading.
+    Reg,
+    /// Tiles of rows and outputs go through workgroup memory.
+    Tile,
+    /// Tiles of cooperative matrices: large ones if there are many of them, small ones if not.
+    Coop,
+    /// Large ones, however few.
+    CoopLarge,
+    /// Small ones, however many.
+    CoopSmall,
+}
+
+impl Way {
+    const ALL: [Way; 6] = [Way::Few, Way::Reg, Way::Tile, Way::Coop, Way::CoopLarge, Way::CoopSmall];
+    /// Their names, in the same order.
+    pub const NAMES: [&'static str; 6] = ["few", "reg", "tile", "coop", "coop large", "coop small"];
+
+    pub fn name(self) -> &'static str {
+        Way::NAMES[self as usize]
+    }
+
+    fn named(name: &str) -> Option<Way> {
+        Way::ALL.into_iter().find(|way| way.name() == name)
+    }
+
+    /// Whether a few rows share the reading of weights; norms, gates and rotation are computed on the way then.
+    pub fn shares(self) -> bool {
+        matches!(self, Way::Few | Way::Reg)
+    }
+
+    fn is_coop(self) -> bool {
+        matches!(self, Way::Coop | Way::CoopLarge | Way::CoopSmall)
+    }
+
+    /// Whether the device can run it at all.
+    fn runs(self, caps: &Caps) -> bool {
+        match self {
+            Way::Few | Way::Tile => true,
+            Way::Reg => caps.subgroup == Some(REG_LANES),
+            // Where large tiles fit, small ones do.
+            Way::Coop | Way::CoopSmall => coop_fits(caps, COOP_SMALL),
+            Way::CoopLarge => coop_fits(caps, COOP_LARGE),
+        }
+    }
+
+    /// All that the device can run.
+    pub fn all(caps: &Caps) -> Vec<Way> {
+        Way::ALL.into_iter().filter(|way| way.runs(caps)).collect()
+    }
+
+    /// Whether rows may go it: F16 inputs are for prompts alone, and only where they are welcome.
+    fn is_open(self, caps: &Caps, is_prompt: bool) -> bool {
+        self.runs(caps) && (!self.is_coop() || (is_prompt && caps.f16_products()))
+    }
+
+    /// The way by capabilities alone. Decoding rows share the weights. So do those of prompts on software devices,
+    /// where barriers cost more than reading the weights again for every few rows.
+    fn default(caps: &Caps, is_prompt: bool) -> Way {
+        let ways: &[Way] = match (caps.cpu, is_prompt) {
+            (true, _) => &[Way::Reg, Way::Few],
+            (false, false) => &[Way::Few],
+            (false, true) => &[Way::Coop, Way::Tile],
+        };
+        ways.iter().copied().find(|way| way.is_open(caps, is_prompt)).unwrap_or(Way::Few)
+    }
+
+    /// The ways among which measurements may choose, the default first.
+    pub fn open(caps: &Caps, is_prompt: bool) -> Vec<Way> {
+        let default = Way::default(caps, is_prompt);
+        let others = Way::ALL.into_iter().filter(|way| *way != default && way.is_open(caps, is_prompt));
+        std::iter::once(default).chain(others).collect()
+    }
+
+    /// The way of rows that decode or of a prompt's through an operation on `w`: the measured one if there is one
+    /// that the device can run, else the default.
+    pub fn of(rec: &Recorder, operation: &'static str, w: &Tensor, is_prompt: bool) -> Way {
+        let caps = rec.gpu().caps();
+        let product = Product { operation, is_prompt, dtype: w.dtype(), n_out: w.n_rows(), n_in: w.n_cols() };
+        let tuning = rec.tuning().unwrap_or_else(|| super::tuning(rec.gpu()));
+        let measured = tuning.get(&product).and_then(Way::named);
+        let usable = measured.filter(|way| way.is_open(caps, is_prompt));
+        usable.unwrap_or_else(|| Way::default(caps, is_prompt))
+    }
+}
+
 /// By the logarithm of how many rows share one reading of the weights.
 static SHARES: [&Part; 5] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16];
 
@@ -71,82 +162,64 @@ fn most_shared(caps: &Caps) -> usize {
 }
 /// Lanes of `rows_reg`, which must be one subgroup: those of the vector units that software devices run on.
 const REG_LANES: u32 = 8;
-/// Consecutive rows that one dispatch computes.
+
+/// Consecutive rows that one dispatch computes, and their way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Span {
-    /// Up to `n_shared` of them share the reading of weights.
-    Sharing { row0: usize, n_rows: usize, n_shared: u32 },
-    /// Rows of prompts, for kernels that work in tiles.
-    Prompt { row0: usize, n_rows: usize },
+pub(super) struct Span {
+    pub way: Way,
+    pub row0: usize,
+    pub n_rows: usize,
 }
 
 impl Span {
-    /// All rows of a batch. Decoding rows share the weights. So do those of prompts on software devices, where
-    /// barriers cost more than reading the weights again for every few rows.
-    pub fn all(caps: &Caps, n: Rows) -> Vec<Span> {
-        let mut spans = Vec::with_capacity(2);
-        if caps.cpu {
-            // Whole groups, then what is left in as few rows as will do: the order of sums is the same.
-            let whole = n.count() / most_shared(caps) * most_shared(caps);
-            spans.extend([Span::sharing(caps, 0, whole), Span::sharing(caps, whole, n.count() - whole)]);
+    /// All rows of a batch on their ways through an operation on `w`, which depend on everything but how many rows
+    /// there are.
+    pub fn all(rec: &Recorder, operation: &'static str, w: &Tensor, n: Rows) -> Vec<Span> {
+        let caps = rec.gpu().caps();
+        let [decode, prompt] = [false, true].map(|is_prompt| Way::of(rec, operation, w, is_prompt));
+        let parts = if decode == prompt {
+            [(decode, 0, n.count()), (prompt, n.count(), 0)]
         } else {
-            spans.extend([
-                Span::sharing(caps, 0, n.n_decode),
-                Span::Prompt { row0: n.n_decode, n_rows: n.n_prompt },
-            ]);
+            [(decode, 0, n.n_decode), (prompt, n.n_decode, n.n_prompt)]
+        };
+        let mut spans = Vec::with_capacity(4);
+        for (way, row0, n_rows) in parts {
+            // On software devices whole groups, then what is left in as few rows as will do: the order of sums is
+            // the same. Elsewhere a dispatch more costs more than idle rows.
+            let whole = if way.shares() && caps.cpu {
+                n_rows / most_shared(caps) * most_shared(caps)
+            } else {
+                n_rows
+            };
+            spans.push(Span { way, row0, n_rows: whole });
+            spans.push(Span { way, row0: row0 + whole, n_rows: n_rows - whole });
         }
-        spans.retain(|span| !span.rows().is_empty());
+        spans.retain(|span| span.n_rows > 0);
         spans
     }
 
-    /// Rows that share the weights.
-    pub fn sharing(caps: &Caps, row0: usize, n_rows: usize) -> Span {
-        let n_shared = n_rows.next_power_of_two().clamp(1, most_shared(caps)) as u32;
-        Span::Sharing { row0, n_rows, n_shared }
-    }
-
     pub fn rows(self) -> Range<usize> {
-        let (Span::Sharing { row0, n_rows, .. } | Span::Prompt { row0, n_rows }) = self;
-        row0..row0 + n_rows
+        self.row0..self.row0 + self.n_rows
     }
 
-    /// A variant for so many rows as share.
-    pub fn of(self, variant: Variant) -> Variant {
-        match self {
-            Span::Sharing { n_shared, .. } => variant.part(SHARES[n_shared.ilog2() as usize]),
-            Span::Prompt { .. } => variant,
-        }
+    /// Rows that share one reading of the weights.
+    fn n_shared(self, caps: &Caps) -> usize {
+        self.n_rows.next_power_of_two().clamp(1, most_shared(caps))
     }
-}
 
-/// The ways in which lanes can share a product of few rows on this device, the default one first.
-pub(super) fn ways(kernel: &'static Kernel, caps: &Caps) -> Vec<(&'static str, Variant)> {
-    let few = Variant::new(kernel).part(&ROWS_FEW);
-    let few = match caps.subgroup {
-        Some(width) => few.part(&REDUCE_SUBGROUP).set("WG", width),
-        None => few.part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES),
-    };
-    let mut ways = vec![("few", few)];
-    if caps.subgroup == Some(REG_LANES) {
-        ways.push(("reg", Variant::new(kernel).part(&ROWS_REG).set("WG", REG_LANES)));
+    /// The variant of a kernel whose rows share, and its workgroups for `n_quads` quads of outputs.
+    pub fn sharing(self, kernel: &'static Kernel, caps: &Caps, n_quads: u32) -> (Variant, [u32; 3]) {
+        let n_shared = self.n_shared(caps);
+        let variant = Variant::new(kernel);
+        let (variant, n) = match (self.way, caps.subgroup) {
+            (Way::Reg, _) => (variant.part(&ROWS_REG).set("WG", REG_LANES), n_quads.div_ceil(REG_LANES)),
+            (_, Some(width)) => (variant.part(&ROWS_FEW).part(&REDUCE_SUBGROUP).set("WG", width), n_quads),
+            (_, None) => (variant.part(&ROWS_FEW).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES), n_quads),
+        };
+        let [gx, gy, _] = caps.spread(n);
+        let variant = variant.part(SHARES[n_shared.ilog2() as usize]);
+        (variant, [gx, gy, self.n_rows.div_ceil(n_shared) as u32])
     }
-    if caps.cpu {
-        ways.reverse();
-    }
-    ways
-}
-
-/// The default one of [`ways`].
-pub(super) fn way(kernel: &'static Kernel, caps: &Caps) -> Variant {
-    ways(kernel, caps)[0].1
-}
-
-/// Workgroups of such a kernel for `n_quads` quads of outputs and `n_rows` rows.
-pub(super) fn groups(caps: &Caps, variant: &Variant, n_quads: u32, n_rows: usize) -> [u32; 3] {
-    let has = |part: &Part| variant.parts().any(|p| p.name == part.name);
-    let n_shared = 1 << SHARES.iter().position(|part| has(part)).unwrap_or(0);
-    let [gx, gy, _] = caps.spread(if has(&ROWS_REG) { n_quads.div_ceil(REG_LANES) } else { n_quads });
-    [gx, gy, (n_rows as u32).div_ceil(n_shared)]
 }
 
 /// Blocks of 32 inputs in a row of weights.

@@ -171,7 +171,6 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
     let shape = work.model().attention[0];
     let (n_rows, n) = (work.n_rows, work.rows());
     let decodes = n.n_decode > 0;
-    let in_f16 = work.caps.f16_products();
     let (n_q, n_kv) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
     let n_seen = |pos: usize| (pos + 1).min(shape.window.unwrap_or(pos + 1)) as f64;
     let (seen, kept) = if decodes {
@@ -225,7 +224,7 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
         };
         let verify = move |gpu: &Gpu| {
             // As for other sums, times the size of a score, whose error is relative to a weight.
-            let mut check = Check::product(shape.head_dim, 16.0, in_f16);
+            let mut check = Check::f32(shape.head_dim, 16.0);
             let (group, d) = (shape.n_heads / shape.n_kv_heads, shape.head_dim);
             let one = exact::Attention {
                 n_heads: 1,

@@ -5,7 +5,7 @@
 //! records one run, what sets its inputs back, and what holds its outputs against the reference.
 
 mod attention;
-mod products;
+pub(super) mod products;
 mod rows;
 mod vocabulary;
 
@@ -78,11 +78,6 @@ impl Workload<'_> {
 
     fn rows(&self) -> Rows {
         rows_of(self.n_rows)
-    }
-
-    /// Whether a model would multiply on cooperative matrices, whose factors are F16.
-    fn multiplies_in_f16(&self) -> bool {
-        self.caps.f16_products() && self.rows().n_prompt > 0
     }
 
     /// The case of an operation without weights, measured once.
@@ -213,11 +208,16 @@ impl Prepared {
     /// # Errors
     /// [`GpuError`].
     pub fn error(&self, gpu: &Gpu, rec: &mut Recorder, perturbation: f64) -> Result<f64, GpuError> {
+        // Cooperative matrices, whose parts say so, round what they multiply.
+        let variants = rec.variants(|rec| self.launch(rec, 0));
+        let takes_f16 = variants.iter().flat_map(|v| v.parts()).any(|part| part.enables.contains(&"f16"));
         (self.reset)(rec);
         self.launch(rec, 0);
         gpu.submit(rec.finish()?);
         gpu.wait()?;
-        Ok((self.verify)(gpu)?.error(perturbation))
+        let check = (self.verify)(gpu)?;
+        let check = if takes_f16 { check.of_f16_inputs() } else { check };
+        Ok(check.error(perturbation))
     }
 }
 

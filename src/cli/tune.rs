@@ -1,0 +1,168 @@
+//! `wginfer tune`: which variants of products are the fastest on this device.
+
+use std::io::Write;
+
+use serde::Serialize;
+use wginfer::bench::{self, Shape, TuneOptions, TuneReport, TuneRow};
+use wginfer::dtype::Dtype;
+use wginfer::gpu::{Gpu, GpuOptions, Tuning};
+use wginfer::ops;
+
+use super::args::{Format, Quantize, TuneArgs};
+use super::bench::{command_line, describe, number, select};
+use super::failure::Failure;
+use super::table::Table;
+use super::{model, terminal};
+
+/// What `--json` writes.
+#[derive(Serialize)]
+struct Output<'a> {
+    /// The file that keeps the choices, if one does.
+    kept_in: Option<String>,
+    #[serde(flatten)]
+    report: &'a TuneReport,
+}
+
+pub fn run(args: &TuneArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    // What is wrong with the model is said before the device is opened.
+    let models = if args.forget { Vec::new() } else { models(args)? };
+    let options =
+        GpuOptions { select: select(&args.gpu), cache_dir: model::cache_dir(), ..GpuOptions::default() };
+    let gpu = Gpu::open(&options)?;
+    if args.forget {
+        return forget(&gpu);
+    }
+    let mut options = TuneOptions::new(models);
+    if let Some(ms) = args.time_ms {
+        options.budget = std::time::Duration::from_millis(ms);
+    }
+    let bar = terminal::steps();
+    let report = bench::tune(&gpu, &options, command_line(), &mut |p| {
+        bar.set_length(p.n_total as u64);
+        bar.set_position(p.n_done as u64);
+        bar.set_message(p.next.to_string());
+    });
+    terminal::finish(&bar);
+    let report = report?;
+    describe(&report.meta, &report.limits);
+    for skipped in &report.skipped {
+        log::info!("left out: {skipped}");
+    }
+    for row in &report.rows {
+        for candidate in &row.candidates {
+            if let Some(fault) = &candidate.fault {
+                log::warn!(
+                    "`{}` is never chosen for {} {}: {fault}",
+                    candidate.variant,
+                    row.shape,
+                    row.dtype
+                );
+            }
+        }
+    }
+    let kept_in = if args.dry_run { None } else { keep(&gpu, &report.tuning) };
+    if args.json {
+        serde_json::to_writer_pretty(&mut *out, &Output { kept_in, report: &report })?;
+        writeln!(out)?;
+    } else {
+        table(&report.rows).write(Format::Table, out)?;
+    }
+    let broken = report.rows.iter().find(|row| row.chosen_us.is_none());
+    match broken {
+        None => Ok(()),
+        Some(row) => Err(Failure::failed(format!("no variant is right for {} {}", row.shape, row.dtype))
+            .with_hint("a driver may miscompile them: `WGINFER_DISABLE=subgroups` runs other variants")),
+    }
+}
+
+/// The models that were asked for, with the types of their matrices.
+fn models(args: &TuneArgs) -> Result<Vec<(Shape, Vec<Dtype>)>, Failure> {
+    if !args.shape.is_empty() {
+        let dtypes = args.dtype.iter().map(|dtype| dtype.dtype());
+        let dtypes = if args.dtype.is_empty() { vec![Dtype::F16] } else { dtypes.collect() };
+        let shape = |name: &String| Ok((Shape::open(name)?, dtypes.clone()));
+        return args.shape.iter().map(shape).collect();
+    }
+    let checkpoint = args.model.open()?;
+    let mut dtypes: Vec<Dtype> = match args.quantize.map(Quantize::dtype) {
+        Some(dtype) => vec![dtype],
+        None => {
+            let matrices = checkpoint.weights.entries().iter().filter(|entry| entry.shape.len() == 2);
+            matrices.filter_map(|entry| Dtype::from_name(&entry.dtype)).collect()
+        }
+    };
+    dtypes.sort();
+    dtypes.dedup();
+    let model = checkpoint.architecture.shape();
+    Ok(vec![(Shape { name: checkpoint.name, config_json: String::new(), model }, dtypes)])
+}
+
+/// Keeps the choices, and says where. That they cannot be kept takes nothing from what was measured.
+fn keep(gpu: &Gpu, tuning: &Tuning) -> Option<String> {
+    match tuning.save(gpu, ops::tunable()) {
+        Ok(path) => {
+            let n = tuning.len();
+            let products = if n == 1 { "product takes" } else { "products take" };
+            log::info!("{n} {products} another variant than the default, kept in `{}`", path.display());
+            if !gpu.caps().tuning {
+                log::warn!("`WGINFER_DISABLE` names `tuning`: what is kept is not used");
+            }
+            Some(path.display().to_string())
+        }
+        Err(error) => {
+            let path = Tuning::path(gpu, ops::tunable()).map(|path| format!(" in `{}`", path.display()));
+            log::warn!("the choices are not kept{}: {error}", path.unwrap_or_default());
+            None
+        }
+    }
+}
+
+fn forget(gpu: &Gpu) -> Result<(), Failure> {
+    let Some(path) = Tuning::path(gpu, ops::tunable()) else {
+        log::info!("nothing was kept: there is no cache folder");
+        return Ok(());
+    };
+    match std::fs::remove_file(&path) {
+        Ok(()) => log::info!("`{}` is removed, default variants run", path.display()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            log::info!("nothing was kept for `{}`", gpu.info().name);
+        }
+        Err(error) => {
+            return Err(Failure::failed(format!("`{}` cannot be removed: {error}", path.display())));
+        }
+    }
+    Ok(())
+}
+
+fn table(rows: &[TuneRow]) -> Table {
+    let mut table = Table::new(&[
+        "operation",
+        "shape",
+        "type",
+        "rows",
+        "default",
+        " µs",
+        "chosen",
+        " µs",
+        " times faster",
+        " % of limit",
+        "limit",
+    ]);
+    for row in rows {
+        let show = |x: Option<f64>| x.map_or("wrong".to_string(), number);
+        table.push(vec![
+            row.operation.clone(),
+            row.shape.clone(),
+            row.dtype.clone(),
+            format!("{} {}", row.n_rows, if row.is_prompt { "of a prompt" } else { "decoding" }),
+            row.default.clone(),
+            show(row.default_us),
+            row.chosen.clone(),
+            show(row.chosen_us),
+            row.speedup().map_or("–".to_string(), |x| format!("{x:.2}")),
+            row.percent.map_or("–".to_string(), number),
+            row.limit.clone(),
+        ]);
+    }
+    table
+}

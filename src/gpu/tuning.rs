@@ -1,0 +1,247 @@
+//! What was measured on a device about the choice of variants, kept in a file between runs.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Gpu, cache};
+use crate::dtype::Dtype;
+
+/// A product with weights, as far as the choice of its variant may depend on it: not on how many rows there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Product {
+    /// The operation that it is part of.
+    pub operation: &'static str,
+    /// Whether the rows are a prompt's; else they decode.
+    pub is_prompt: bool,
+    /// Type of the weights.
+    pub dtype: Dtype,
+    /// Rows of the weights.
+    pub n_out: usize,
+    /// Columns of the weights.
+    pub n_in: usize,
+}
+
+/// Names of variants for products. Without one the default by capabilities runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tuning {
+    choices: HashMap<Product, &'static str>,
+}
+
+/// What the operations call themselves and their variants, and a number that changes with their shaders: a choice
+/// holds for the shaders that it was measured with.
+#[derive(Clone, Copy, Debug)]
+pub struct Tunable {
+    /// Operations.
+    pub operations: &'static [&'static str],
+    /// Variants.
+    pub variants: &'static [&'static str],
+    /// Hash of the shaders.
+    pub shaders: u64,
+}
+
+/// What measurements hold for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Origin {
+    program: String,
+    adapter: String,
+    driver: String,
+    backend: String,
+    capabilities: String,
+    shaders: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    measured_on: Origin,
+    choices: Vec<Choice>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Choice {
+    operation: String,
+    rows: String,
+    #[serde(rename = "type")]
+    dtype: String,
+    n_out: usize,
+    n_in: usize,
+    variant: String,
+}
+
+/// What rows are called in a file, by [`Product::is_prompt`].
+const ROWS: [&str; 2] = ["decode", "prompt"];
+
+impl Tuning {
+    /// The choice for a product.
+    pub fn get(&self, product: &Product) -> Option<&'static str> {
+        self.choices.get(product).copied()
+    }
+
+    /// Sets the choice for a product; the default without a name.
+    pub fn set(&mut self, product: Product, variant: Option<&'static str>) {
+        match variant {
+            Some(variant) => self.choices.insert(product, variant),
+            None => self.choices.remove(&product),
+        };
+    }
+
+    /// How many choices there are.
+    pub fn len(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Whether defaults run everywhere.
+    pub fn is_empty(&self) -> bool {
+        self.choices.is_empty()
+    }
+
+    /// Where the choices for this device are kept: none without a cache folder, and on adopted devices.
+    pub fn path(gpu: &Gpu, tunable: &Tunable) -> Option<PathBuf> {
+        let dir = gpu.inner.cache_dir.as_deref()?;
+        let o = Origin::of(gpu, tunable);
+        let all = [o.program, o.adapter, o.driver, o.backend, o.capabilities, o.shaders].join("\n");
+        Some(dir.join(format!("tuning-{:016x}.json", fnv(0, all.as_bytes()))))
+    }
+
+    /// What is kept for this device. Where nothing is kept, or nothing that can be used, there are no choices; the
+    /// latter is a warning, because everything works without.
+    pub fn read(gpu: &Gpu, tunable: &Tunable) -> Tuning {
+        let Some(path) = Tuning::path(gpu, tunable).filter(|path| path.exists()) else {
+            return Tuning::default();
+        };
+        Tuning::parse(&path, &Origin::of(gpu, tunable), tunable).unwrap_or_else(|message| {
+            log::warn!("`{}` is not used, default variants run: {message}", path.display());
+            Tuning::default()
+        })
+    }
+
+    fn parse(path: &Path, origin: &Origin, tunable: &Tunable) -> Result<Tuning, String> {
+        let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
+        let kept: Kept = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+        if kept.measured_on != *origin {
+            return Err("it was measured on another device, or with another version".into());
+        }
+        let mut tuning = Tuning::default();
+        for choice in kept.choices {
+            match choice.known(tunable) {
+                Ok((product, variant)) => tuning.set(product, Some(variant)),
+                Err(word) => log::warn!("`{}`: `{word}` is not known and ignored", path.display()),
+            }
+        }
+        Ok(tuning)
+    }
+
+    /// Keeps the choices for later runs on this device: the file is written whole or not at all.
+    ///
+    /// # Errors
+    /// The system's, or `NotFound` where nothing is kept for want of a folder.
+    pub fn save(&self, gpu: &Gpu, tunable: &Tunable) -> std::io::Result<PathBuf> {
+        let path = Tuning::path(gpu, tunable)
+            .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "there is no cache folder"))?;
+        let mut all: Vec<_> = self.choices.iter().collect();
+        all.sort();
+        let choice = |(product, variant): (&Product, &&'static str)| Choice {
+            operation: product.operation.into(),
+            rows: ROWS[usize::from(product.is_prompt)].into(),
+            dtype: product.dtype.name().into(),
+            n_out: product.n_out,
+            n_in: product.n_in,
+            variant: (*variant).into(),
+        };
+        let kept =
+            Kept { measured_on: Origin::of(gpu, tunable), choices: all.into_iter().map(choice).collect() };
+        cache::write_whole(&path, &serde_json::to_vec_pretty(&kept)?)?;
+        Ok(path)
+    }
+}
+
+impl Origin {
+    fn of(gpu: &Gpu, tunable: &Tunable) -> Origin {
+        let (info, caps) = (gpu.info(), gpu.caps());
+        let driver = format!("{} {}", info.driver, info.driver_info).trim().to_string();
+        Origin {
+            program: concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION")).into(),
+            adapter: info.name.clone(),
+            driver,
+            backend: info.backend.to_str().into(),
+            // What can be switched off: a measurement without it says nothing about the device with it.
+            capabilities: format!(
+                "f16 {}, subgroup {:?}, software {}, matrices {:?}",
+                caps.f16, caps.subgroup, caps.cpu, caps.cooperative_matrices
+            ),
+            shaders: format!("{:016x}", tunable.shaders),
+        }
+    }
+}
+
+impl Choice {
+    /// The choice in known words, or the first that is not known.
+    fn known(&self, tunable: &Tunable) -> Result<(Product, &'static str), &str> {
+        let find = |known: &'static [&'static str], word| known.iter().copied().find(|k| *k == word);
+        let operation = find(tunable.operations, &*self.operation).ok_or(&*self.operation)?;
+        let variant = find(tunable.variants, &*self.variant).ok_or(&*self.variant)?;
+        let is_prompt = ROWS.iter().position(|rows| *rows == self.rows).ok_or(&*self.rows)? == 1;
+        let dtype = Dtype::from_name(&self.dtype).ok_or(&*self.dtype)?;
+        Ok((Product { operation, is_prompt, dtype, n_out: self.n_out, n_in: self.n_in }, variant))
+    }
+}
+
+/// FNV-1a over `bytes`, going on from `hash` (0 to begin): the same in every build, unlike the standard library's.
+pub fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+    let begin = if hash == 0 { 0xcbf2_9ce4_8422_2325 } else { hash };
+    bytes.iter().fold(begin, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TUNABLE: Tunable = Tunable { operations: &["linear"], variants: &["few", "tile"], shaders: 1 };
+
+    fn origin() -> Origin {
+        let word = String::new;
+        Origin {
+            program: "p".into(),
+            adapter: "a".into(),
+            driver: word(),
+            backend: word(),
+            capabilities: word(),
+            shaders: word(),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Tuning, String> {
+        let dir = tempfile::TempDir::new().expect("a temporary folder");
+        let path = dir.path().join("tuning.json");
+        std::fs::write(&path, text).expect("it can be written");
+        Tuning::parse(&path, &origin(), &TUNABLE)
+    }
+
+    fn choice(operation: &str, rows: &str, dtype: &str, variant: &str) -> Choice {
+        let [operation, rows, dtype, variant] = [operation, rows, dtype, variant].map(str::to_string);
+        Choice { operation, rows, dtype, n_out: 3, n_in: 5, variant }
+    }
+
+    #[test]
+    fn unknown_words_are_left_out_and_broken_files_refused() {
+        let choices = vec![
+            choice("linear", "prompt", "F16", "tile"),
+            choice("linear", "prompt", "F16", "of tomorrow"),
+            choice("lonely", "prompt", "F16", "tile"),
+            choice("linear", "both", "F16", "tile"),
+            choice("linear", "decode", "F12", "few"),
+        ];
+        let kept = serde_json::to_string(&Kept { measured_on: origin(), choices }).expect("JSON");
+        let tuning = parse(&kept).expect("it can be read");
+        let product = Product { operation: "linear", is_prompt: true, dtype: Dtype::F16, n_out: 3, n_in: 5 };
+        assert_eq!((tuning.len(), tuning.get(&product)), (1, Some("tile")));
+        assert_eq!(tuning.get(&Product { is_prompt: false, ..product }), None);
+        for broken in ["", "[]", "{\"choices\": 3}", &kept[..kept.len() / 2]] {
+            assert!(parse(broken).is_err(), "{broken}");
+        }
+        let foreign = Origin { adapter: "b".into(), ..origin() };
+        let kept = serde_json::to_string(&Kept { measured_on: foreign, choices: vec![] }).expect("JSON");
+        assert!(parse(&kept).is_err_and(|message| message.contains("another device")));
+    }
+}
