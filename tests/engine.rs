@@ -252,7 +252,9 @@ fn a_steady_step_uploads_nothing_and_reads_four_bytes_a_sequence() {
         assert_eq!(after.allocations, built.allocations, "nothing is allocated after the engine is built");
         // A layer: queries, keys and values; attention, unsplit here; output; gate and up; down. Around them:
         // embedding, norm, head, draw.
-        let a_step = 5 * engine.shape().n_layers() as u64 + 4;
+        // Software devices rotate three rows in a dispatch of its own.
+        let a_layer = if gpu.caps().cpu { 6 } else { 5 };
+        let a_step = a_layer * engine.shape().n_layers() as u64 + 4;
         assert!(n_steps >= 99);
         assert_eq!(difference(|c| c.dispatches), a_step * n_steps, "dispatches");
     }
