@@ -236,6 +236,17 @@ fn tuning_measures_every_product_once() {
     let n_others = report.rows.iter().filter(|row| row.chosen != row.default).count();
     assert_eq!(report.tuning.len(), n_others);
 
+    // What is wrong is never chosen, however fast it is.
+    options.models.truncate(1);
+    options.perturbation = 3.0;
+    let report = bench::tune(&gpu, &options, "a test".into(), &mut |_| {}).expect("a report");
+    assert!(report.tuning.is_empty() && report.rows.len() == 9);
+    for row in &report.rows {
+        assert_eq!((&row.chosen, row.chosen_us), (&row.default, None));
+        let faults = row.candidates.iter().map(|c| c.fault.as_deref().unwrap_or_default());
+        assert!(faults.into_iter().all(|fault| fault.starts_with("wrong by")), "{row:?}");
+    }
+
     options.budget = Duration::ZERO;
     let error = bench::tune(&gpu, &options, String::new(), &mut |_| {}).expect_err("no time").to_string();
     assert!(error.contains("`time-ms` is 0"), "{error}");

@@ -26,6 +26,9 @@ pub struct TuneOptions {
     pub n_prompt: usize,
     /// Bytes that the copies of weights shall exceed: twice the device's cache or more.
     pub rotate_bytes: u64,
+    /// Added to one output of each variant before it is checked, in units of what rounding explains: to see that the
+    /// check would notice.
+    pub perturbation: f64,
 }
 
 impl TuneOptions {
@@ -36,6 +39,7 @@ impl TuneOptions {
             budget: Duration::from_millis(400),
             n_prompt: crate::engine::EngineOptions::default().max_rows,
             rotate_bytes: 256 << 20,
+            perturbation: 0.0,
         }
     }
 
@@ -326,7 +330,7 @@ impl Tuner<'_> {
             }
             let fault = match self.gpu.compile(&variants) {
                 Ok(()) => {
-                    let error = prepared.error(self.gpu, rec, 0.0)?;
+                    let error = prepared.error(self.gpu, rec, self.options.perturbation)?;
                     (error > 1.0).then(|| format!("wrong by {error:.1} times rounding"))
                 }
                 // The others may do.
@@ -417,7 +421,7 @@ impl Tuner<'_> {
             rec.rehearse(|rec| prepared.launch(rec, 0))?;
         }
         // The choices of the last one, which is `best`, are still set.
-        if prepared.error(self.gpu, rec, 0.0)? > 1.0 {
+        if prepared.error(self.gpu, rec, self.options.perturbation)? > 1.0 {
             return Ok(false);
         }
         self.race(rec, &prepared, case, &mut two)?;

@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::interrupt::Writing;
 use super::terminal;
 
-/// Environment variable for the folder that keeps compiled kernels.
+/// Environment variable for the folder that keeps compiled kernels and what tuning chose.
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
 
 const LAYOUT: &str =
