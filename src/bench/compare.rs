@@ -83,11 +83,19 @@ pub fn compare(reports: &[(String, Report)]) -> Result<Comparison, BenchError> {
         }
     }
     Ok(Comparison {
-        names: reports.iter().map(|(name, _)| name.clone()).collect(),
+        names: reports.iter().map(|(name, report)| named(name, report)).collect(),
         adapters: reports.iter().map(|(_, report)| report.meta().adapter.clone()).collect(),
         unit: if less_is_better { "µs" } else { "tokens/s" },
         rows,
     })
+}
+
+/// A report's name with the type of its weights, which one may want to compare.
+fn named(name: &str, report: &Report) -> String {
+    match report {
+        Report::Kernels(_) => name.to_string(),
+        Report::Model(report) => format!("{name}, {}", report.model.dtype),
+    }
 }
 
 fn values(report: &Report) -> Vec<(String, Value)> {
@@ -102,7 +110,7 @@ fn values(report: &Report) -> Vec<(String, Value)> {
         Report::Model(report) => {
             let of = |row: &super::ModelRow| {
                 let (mean, spread) = (row.tokens_per_second, SIGMAS * row.sigma);
-                let label = format!("{} · {} · {}", report.model.name, report.model.dtype, row.label());
+                let label = format!("{} · {}", report.model.name, row.label());
                 (label, value(mean, mean - spread, mean + spread, true))
             };
             report.rows.iter().map(of).collect()
