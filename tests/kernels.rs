@@ -775,6 +775,139 @@ fn check_gate_up(
     assert_padding_is_zero(gpu, &y);
 }
 
+/// A little-endian reader of llama.cpp's GGUF files: the test needs their tensors, not the program.
+struct Gguf {
+    bytes: Vec<u8>,
+    /// Name, dimensions (the row's length first), ggml's number of the type, place of the data.
+    tensors: Vec<(String, Vec<usize>, u32, usize)>,
+}
+
+impl Gguf {
+    fn open(path: &std::path::Path) -> Option<Gguf> {
+        let bytes = std::fs::read(path).ok()?;
+        let mut at = 8; // magic, version
+        let u32_at = |at: &mut usize| {
+            *at += 4;
+            u32::from_le_bytes(bytes[*at - 4..*at].try_into().expect("four bytes"))
+        };
+        let u64_at = |at: &mut usize| {
+            *at += 8;
+            u64::from_le_bytes(bytes[*at - 8..*at].try_into().expect("eight bytes")) as usize
+        };
+        let string = |at: &mut usize| {
+            let n = u64_at(at);
+            *at += n;
+            String::from_utf8_lossy(&bytes[*at - n..*at]).into_owned()
+        };
+        let (n_tensors, n_values) = (u64_at(&mut at), u64_at(&mut at));
+        let skip = |kind: u32, at: &mut usize| match kind {
+            0 | 1 | 7 => *at += 1,
+            2 | 3 => *at += 2,
+            4..=6 => *at += 4,
+            8 => drop(string(at)),
+            _ => *at += 8,
+        };
+        for _ in 0..n_values {
+            string(&mut at);
+            let kind = u32_at(&mut at);
+            if kind == 9 {
+                let kind = u32_at(&mut at);
+                (0..u64_at(&mut at)).for_each(|_| skip(kind, &mut at));
+            } else {
+                skip(kind, &mut at);
+            }
+        }
+        let mut tensors = Vec::new();
+        for _ in 0..n_tensors {
+            let name = string(&mut at);
+            let n_dims = u32_at(&mut at);
+            let dims = (0..n_dims).map(|_| u64_at(&mut at)).collect();
+            tensors.push((name, dims, u32_at(&mut at), u64_at(&mut at)));
+        }
+        let data = at.next_multiple_of(32);
+        tensors.iter_mut().for_each(|t| t.3 += data);
+        Some(Gguf { bytes, tensors })
+    }
+}
+
+/// One row of ggml's blocks in plain values (ggml-quants.c, dequantize_row_*).
+fn ggml_row(dtype: Dtype, row: &[u8]) -> Vec<f32> {
+    let half = |b: &[u8]| half::f16::from_le_bytes([b[0], b[1]]).to_f32();
+    match dtype {
+        Dtype::Q8_0 => {
+            row.chunks(34).flat_map(|b| b[2..].iter().map(move |q| half(b) * f32::from(*q as i8))).collect()
+        }
+        Dtype::Q4_0 => {
+            let block = |b: &[u8]| {
+                let value = |q: u8| half(b) * (f32::from(q) - 8.0);
+                let low: Vec<f32> = b[2..].iter().map(|q| value(q & 15)).collect();
+                [low, b[2..].iter().map(|q| value(q >> 4)).collect()].concat()
+            };
+            row.chunks(18).flat_map(block).collect()
+        }
+        _ => {
+            let superblock = |b: &[u8]| {
+                let (d, m, s) = (half(b), half(&b[2..]), &b[4..16]);
+                let pair = |j: usize| match j {
+                    0..4 => (s[j] & 63, s[j + 4] & 63),
+                    _ => (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4),
+                };
+                let block = |j: usize| {
+                    let (scale, min) = pair(j);
+                    // Two blocks share 32 bytes, the first one has the low halves.
+                    let quants = b[16 + j / 2 * 32..].iter().take(32).map(move |q| q >> (j % 2 * 4) & 15);
+                    quants
+                        .map(move |q| d * f32::from(scale) * f32::from(q) - m * f32::from(min))
+                        .collect::<Vec<_>>()
+                };
+                (0..8).flat_map(block).collect::<Vec<f32>>()
+            };
+            row.chunks(144).flat_map(superblock).collect()
+        }
+    }
+}
+
+/// What the device quantises is what llama.cpp's own quantiser wrote, where its files are at hand.
+#[test]
+fn quantize_as_llama_cpp_does() {
+    let Some(gpu) = gpu() else { return };
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden/gguf");
+    let Some(source) = Gguf::open(&dir.join("llama-f16.gguf")) else {
+        say(&format!("skipped, `{}` is not here: quantize_as_llama_cpp_does", dir.display()));
+        return;
+    };
+    for (file, dtype, number) in [
+        ("llama-q8_0.gguf", Dtype::Q8_0, 8),
+        ("llama-q4_0.gguf", Dtype::Q4_0, 2),
+        ("llama-q4_k_m.gguf", Dtype::Q4_K, 12),
+    ] {
+        let theirs = Gguf::open(&dir.join(file)).expect("it is there like the other");
+        let (mut n, mut same) = (0, 0);
+        for (name, dims, _, at) in theirs.tensors.iter().filter(|t| t.2 == number) {
+            let (_, _, kind, from) = source.tensors.iter().find(|t| t.0 == *name).expect("the same tensors");
+            assert_eq!((dims.len(), *kind), (2, 1), "{name} is an F16 matrix");
+            let (n_cols, n_rows) = (dims[0], dims[1].min(64));
+            let halves = &source.bytes[*from..][..2 * n_cols * n_rows];
+            let values: Vec<f32> =
+                halves.chunks(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+            let (_, ours) = upload(&gpu, dtype, [n_rows, n_cols], &values);
+            let row_bytes = match dtype {
+                Dtype::Q8_0 => n_cols / 32 * 34,
+                Dtype::Q4_0 => n_cols / 32 * 18,
+                _ => n_cols / 256 * 144,
+            };
+            let want = theirs.bytes[*at..][..n_rows * row_bytes].chunks(row_bytes);
+            let want: Vec<f32> = want.flat_map(|row| ggml_row(dtype, row)).collect();
+            n += want.len();
+            same += ours.iter().zip(&want).filter(|(a, b)| a == b).count();
+        }
+        say(&format!("{file}: {same} of {n} weights as llama.cpp has them"));
+        // Where the search for a scale finds two as good as equal, fused multiply-adds on either side decide.
+        let least = if dtype == Dtype::Q4_K { 980 } else { 999 };
+        assert!(n > 1000 && same * 1000 >= n * least, "{file}: {same} of {n}");
+    }
+}
+
 /// What the device quantises is what ggml's rules give.
 #[test]
 fn quantize() {

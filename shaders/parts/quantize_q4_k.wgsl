@@ -4,8 +4,9 @@
 // nmax 15, rmin −1, rdelta 0.1, nstep 20).
 const BLOCK_WORDS: u32 = 1u;
 
-fn sum4(v: vec4f) -> f32 {
-    return v.x + v.y + v.z + v.w;
+// One after the other, as ggml adds them: where two scales are as good as equal, the order of the sums decides.
+fn add4(sum: f32, v: vec4f) -> f32 {
+    return (((sum + v.x) + v.y) + v.z) + v.w;
 }
 
 fn nearest(value: vec4f) -> vec4f {
@@ -17,44 +18,48 @@ fn measure(values: array<vec4f, 8>) -> vec2f {
     var x = values;
     var low = x[0];
     var high = x[0];
-    var squares = vec4f();
+    var squares = 0.0;
     for (var i = 0u; i < 8u; i++) {
         low = min(low, x[i]);
         high = max(high, x[i]);
-        squares += x[i] * x[i];
+        squares = add4(squares, x[i] * x[i]);
     }
     let lowest = min(0.0, min(min(low.x, low.y), min(low.z, low.w)));
     let highest = max(max(high.x, high.y), max(high.z, high.w));
     if highest == lowest {
         return vec2f(0.0, -lowest);
     }
-    let rms = sqrt(sum4(squares) / 32.0);
-    var sums = vec4f(); // of weights, weights times x
+    let rms = sqrt(squares / 32.0);
+    var sum_w = 0.0;
+    var sum_x = 0.0;
     var scale = (highest - lowest) / 15.0;
     var minimum = lowest;
     var best = 0.0;
     for (var i = 0u; i < 8u; i++) {
         let weight = rms + abs(x[i]);
         let diff = scale * nearest((x[i] - lowest) * (15.0 / (highest - lowest))) + lowest - x[i];
-        best += sum4(weight * diff * diff);
-        sums += vec4f(sum4(weight), sum4(weight * x[i]), 0.0, 0.0);
+        best = add4(best, weight * (diff * diff));
+        sum_w = add4(sum_w, weight);
+        sum_x = add4(sum_x, weight * x[i]);
     }
     for (var step = 0u; step <= 20u; step++) {
-        let inverse = (14.0 + 0.1 * f32(step)) / (highest - lowest);
+        // From the best minimum so far.
+        let start = minimum;
+        let inverse = (14.0 + 0.1 * f32(step)) / (highest - start);
         var l = 0.0;
         var l2 = 0.0;
         var xl = 0.0;
         for (var i = 0u; i < 8u; i++) {
             let weight = rms + abs(x[i]);
-            let q = nearest((x[i] - lowest) * inverse);
-            l += sum4(weight * q);
-            l2 += sum4(weight * q * q);
-            xl += sum4(weight * q * x[i]);
+            let q = nearest((x[i] - start) * inverse);
+            l = add4(l, weight * q);
+            l2 = add4(l2, weight * q * q);
+            xl = add4(xl, weight * q * x[i]);
         }
-        let determinant = sums.x * l2 - l * l;
+        let determinant = sum_w * l2 - l * l;
         if determinant > 0.0 {
-            var this_scale = (sums.x * xl - sums.y * l) / determinant;
-            var this_minimum = (l2 * sums.y - l * xl) / determinant;
+            var this_scale = (sum_w * xl - sum_x * l) / determinant;
+            var this_minimum = (l2 * sum_x - l * xl) / determinant;
             if this_minimum > 0.0 {
                 this_minimum = 0.0;
                 this_scale = xl / l2;
@@ -62,8 +67,8 @@ fn measure(values: array<vec4f, 8>) -> vec2f {
             var error = 0.0;
             for (var i = 0u; i < 8u; i++) {
                 let weight = rms + abs(x[i]);
-                let diff = this_scale * nearest((x[i] - lowest) * inverse) + this_minimum - x[i];
-                error += sum4(weight * diff * diff);
+                let diff = this_scale * nearest((x[i] - start) * inverse) + this_minimum - x[i];
+                error = add4(error, weight * (diff * diff));
             }
             if error < best {
                 best = error;

@@ -58,17 +58,23 @@ fn qkx2(x: &[f32]) -> (f32, f32) {
     if high == low {
         return (0.0, -low);
     }
-    let sum = |f: &dyn Fn(usize) -> f32| (0..x.len()).map(|i| weight[i] * f(i)).sum::<f32>();
-    let quants = |inverse: f32| -> Vec<f32> {
-        x.iter().map(|x| (inverse * (x - low)).round_ties_even().clamp(0.0, 15.0)).collect()
+    let total = |f: &dyn Fn(usize) -> f32| (0..x.len()).map(f).sum::<f32>();
+    let sum = |f: &dyn Fn(usize) -> f32| total(&|i| weight[i] * f(i));
+    let quants = |inverse: f32, start: f32| -> Vec<f32> {
+        x.iter().map(|x| (inverse * (x - start)).round_ties_even().clamp(0.0, 15.0)).collect()
     };
     let error = |q: &[f32], scale: f32, min: f32| sum(&|i| (scale * q[i] + min - x[i]).powi(2));
     let (mut scale, mut min) = ((high - low) / 15.0, low);
-    let mut best = error(&quants(15.0 / (high - low)), scale, min);
+    let mut best = error(&quants(15.0 / (high - low), low), scale, min);
     let (w, wx) = (sum(&|_| 1.0), sum(&|i| x[i]));
     for step in 0..=20 {
-        let q = quants((-1.0 + 0.1 * step as f32 + 15.0) / (high - low));
-        let (l, l2, xl) = (sum(&|i| q[i]), sum(&|i| q[i] * q[i]), sum(&|i| q[i] * x[i]));
+        // From the best minimum so far.
+        let q = quants((-1.0 + 0.1 * step as f32 + 15.0) / (high - min), min);
+        let (l, l2, xl) = (
+            total(&|i| weight[i] * q[i]),
+            total(&|i| weight[i] * q[i] * q[i]),
+            total(&|i| weight[i] * q[i] * x[i]),
+        );
         let determinant = w * l2 - l * l;
         if determinant > 0.0 {
             let mut this = ((w * xl - wx * l) / determinant, (l2 * wx - l * xl) / determinant);
