@@ -155,11 +155,12 @@ impl Way {
 /// By the logarithm of how many rows share one reading of the weights.
 static SHARES: [&Part; 5] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16];
 
-/// Most rows that share one reading: as many sums as lanes have registers for, fewer where they are the 32 of a
-/// processor's vector unit (16 rows there take twice as long as twice 8).
+/// Most rows that share one reading: as many sums as lanes have registers for; fewer where those are the 32 of a
+/// processor's vector unit (16 rows there take twice as long as twice 8), or where each row's sum is a tree of barriers.
 fn most_shared(caps: &Caps) -> usize {
-    if caps.cpu { 8 } else { 16 }
+    if caps.cpu || caps.subgroup.is_none() { 8 } else { 16 }
 }
+
 /// Lanes of `rows_reg`, which must be one subgroup: those of the vector units that software devices run on.
 const REG_LANES: u32 = 8;
 
