@@ -53,8 +53,22 @@ pub fn select(gpu: &Option<String>) -> Option<String> {
     gpu.clone().filter(|name| !name.is_empty())
 }
 
-/// What the numbers were measured on, and against what.
-pub fn describe(meta: &Meta, limits: &Limits) {
+/// Shows how far a measurement has come while it runs.
+pub fn with_steps<T>(
+    measure: impl FnOnce(&mut dyn FnMut(bench::Progress<'_>)) -> Result<T, BenchError>,
+) -> Result<T, BenchError> {
+    let bar = terminal::steps();
+    let result = measure(&mut |p| {
+        bar.set_length(p.n_total as u64);
+        bar.set_position(p.n_done as u64);
+        bar.set_message(p.next.to_string());
+    });
+    terminal::finish(&bar);
+    result
+}
+
+/// Says what the numbers were measured on, against what, and what was left out.
+pub fn describe(meta: &Meta, limits: &Limits, skipped: &[String]) {
     log::info!(
         "{} {}, wgpu {}; {}, {}, {}",
         meta.program,
@@ -70,6 +84,9 @@ pub fn describe(meta: &Meta, limits: &Limits) {
         number(limits.fma_gflops),
         limits.clock.as_str(),
     );
+    for skipped in skipped {
+        log::info!("left out: {skipped}");
+    }
 }
 
 /// Three digits that count.
@@ -99,14 +116,12 @@ fn kernels(args: &BenchKernelsArgs, out: &mut dyn Write) -> Result<(), Failure> 
     let mut options = if args.quick { KernelOptions::quick(shapes) } else { KernelOptions::new(shapes) };
     options.filter = Some(args.filter.join(" ")).filter(|words| !words.is_empty());
     if !args.dtype.is_empty() {
-        options.dtypes = args.dtype.iter().map(|t| t.dtype()).collect();
-        let mut seen = Vec::new();
-        options.dtypes.retain(|dtype: &Dtype| {
-            !seen.contains(dtype) && {
-                seen.push(*dtype);
-                true
+        options.dtypes.clear();
+        for dtype in args.dtype.iter().map(|t| t.dtype()) {
+            if !options.dtypes.contains(&dtype) {
+                options.dtypes.push(dtype);
             }
-        });
+        }
     }
     if !args.rows.is_empty() {
         options.n_rows = args.rows.clone();
@@ -114,18 +129,8 @@ fn kernels(args: &BenchKernelsArgs, out: &mut dyn Write) -> Result<(), Failure> 
     if let Some(ms) = args.time_ms {
         options.budget = std::time::Duration::from_millis(ms);
     }
-    let bar = terminal::steps();
-    let report = bench::kernels(&gpu, &options, command_line(), &mut |p| {
-        bar.set_length(p.n_total as u64);
-        bar.set_position(p.n_done as u64);
-        bar.set_message(p.next.to_string());
-    });
-    terminal::finish(&bar);
-    let report = report?;
-    describe(&report.meta, &report.limits);
-    for skipped in &report.skipped {
-        log::info!("left out: {skipped}");
-    }
+    let report = with_steps(|progress| bench::kernels(&gpu, &options, command_line(), progress))?;
+    describe(&report.meta, &report.limits, &report.skipped);
     if let Some(path) = &args.format.plot {
         plot::save(path, &plot::roofline(&report)?)?;
     }
@@ -225,7 +230,7 @@ fn model(args: &BenchModelArgs, out: &mut dyn Write) -> Result<(), Failure> {
     });
     terminal::finish(&bar);
     let report = report?;
-    describe(&report.meta, &report.limits);
+    describe(&report.meta, &report.limits, &[]);
     say_summary(&report);
     if let Some(path) = &args.format.plot {
         plot::save(path, &plot::model_bars(&report)?)?;

@@ -9,10 +9,10 @@ use wginfer::gpu::{Gpu, GpuOptions, Tuning};
 use wginfer::ops;
 
 use super::args::{Format, Quantize, TuneArgs};
-use super::bench::{command_line, describe, number, select};
+use super::bench::{command_line, describe, number, select, with_steps};
 use super::failure::Failure;
+use super::model;
 use super::table::Table;
-use super::{model, terminal};
 
 /// What `--json` writes.
 #[derive(Serialize)]
@@ -36,18 +36,8 @@ pub fn run(args: &TuneArgs, out: &mut dyn Write) -> Result<(), Failure> {
     if let Some(ms) = args.time_ms {
         options.budget = std::time::Duration::from_millis(ms);
     }
-    let bar = terminal::steps();
-    let report = bench::tune(&gpu, &options, command_line(), &mut |p| {
-        bar.set_length(p.n_total as u64);
-        bar.set_position(p.n_done as u64);
-        bar.set_message(p.next.to_string());
-    });
-    terminal::finish(&bar);
-    let report = report?;
-    describe(&report.meta, &report.limits);
-    for skipped in &report.skipped {
-        log::info!("left out: {skipped}");
-    }
+    let report = with_steps(|progress| bench::tune(&gpu, &options, command_line(), progress))?;
+    describe(&report.meta, &report.limits, &report.skipped);
     for row in &report.rows {
         for candidate in &row.candidates {
             if let Some(fault) = &candidate.fault {

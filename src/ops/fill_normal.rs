@@ -30,7 +30,7 @@ pub fn fill_normal(rec: &mut Recorder, w: &Tensor, seed: u32, mean: f32, scale: 
         Dtype::F32 => (0, 4),
         Dtype::F16 => (1, 8),
         Dtype::BF16 => (2, 8),
-        other => panic!("fill_normal: no values are drawn in {other}"),
+        other => unreachable!("no values are drawn in {other}"),
     };
     let lanes = super::PORTABLE_LANES;
     let variant = Variant::new(&FILL_NORMAL).set("WG", lanes).set("TYPE", dtype);
