@@ -5,8 +5,8 @@ use rubato::{Fft, FixedSync, Resampler as _, WindowFunction};
 
 use super::{AudioError, SAMPLE_RATE};
 
-/// Samples of output a block, at least: 64 ms. The filter is as long, and passes all below 98.6 % of the lower
-/// Nyquist frequency.
+/// Samples a block at the lower of the two rates, at least. The filter is as long, and passes what is below 98.6 % of
+/// the lower Nyquist frequency.
 const BLOCK: u32 = 1024;
 
 /// A windowed-sinc filter applied in blocks by FFT; its delay is taken out.
@@ -31,7 +31,7 @@ impl Resampler {
         let divisor = gcd(rate, SAMPLE_RATE);
         let (least_in, least_out) = (rate / divisor, SAMPLE_RATE / divisor);
         // Blocks of even length delay by a whole number of samples on both sides.
-        let n = BLOCK.div_ceil(least_out).next_multiple_of(2);
+        let n = BLOCK.div_ceil(least_in.min(least_out)).next_multiple_of(2);
         let block_in = (least_in * n) as usize;
         let fft = Fft::new_custom(
             rate as usize,
