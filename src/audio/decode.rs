@@ -140,6 +140,15 @@ impl Decoder {
         self.promised = if self.is_pcm || params.codec == CODEC_ID_FLAC { self.duration } else { None };
     }
 
+    /// Skips what comes before time zero, which is the encoder's, if the first sample has the time stamp `pts`.
+    fn skip_early(&mut self, pts: Timestamp) {
+        let (base, rate) = (self.time_base, self.decoder.codec_params().sample_rate);
+        let early = base.and_then(|base| base.calc_time(pts)).map_or(0.0, |time| -time.as_secs_f64());
+        // Saturates: a time stamp after zero skips nothing.
+        let n = (early.min(MAX_GAP) * f64::from(rate.unwrap_or(0))).round() as usize;
+        self.n_skipped = self.n_skipped.max(n);
+    }
+
     /// Seconds given.
     fn seconds(&self) -> f64 {
         self.base + self.n_given as f64 / f64::from(self.rate)
@@ -196,7 +205,13 @@ impl Source for Decoder {
                 Err(error) => return Err(self.failed(error)),
             };
             let pts = packet.pts.saturating_add(packet.trim_start);
-            let start = *self.start.get_or_insert(pts);
+            let start = match self.start {
+                Some(start) => start,
+                None => {
+                    self.skip_early(pts);
+                    *self.start.insert(pts)
+                }
+            };
             let buffer = match self.decoder.decode(&packet) {
                 Ok(buffer) => buffer,
                 // The next packet's time stamp tells how much was lost.
@@ -265,9 +280,8 @@ fn choose(name: &str, format: &dyn FormatReader) -> Result<(Track, Box<dyn Audio
         Some(CodecParameters::Audio(params)) => params,
         _ => return Err(codec("a track without parameters".into())),
     };
-    // Packets come as they are cut; what is left out at both ends is what the encoder added.
-    let options = AudioDecoderOptions::default();
-    match symphonia::default::get_codecs().make_audio_decoder(params, &options) {
+    // The default leaves out what an encoder put at both ends, where the container tells.
+    match symphonia::default::get_codecs().make_audio_decoder(params, &AudioDecoderOptions::default()) {
         Ok(decoder) => Ok((track.clone(), decoder)),
         Err(Error::Unsupported(reason)) => Err(codec(match codec_name(params.codec) {
             Some(name) => format!("`{name}`"),

@@ -200,7 +200,7 @@ impl AudioReader {
             }
             check(&self.name, rate, 1)?;
             (self.base, self.n_taken, self.rate) = (self.seconds(), 0, rate);
-            self.resampler = if rate == SAMPLE_RATE { None } else { Some(Resampler::new(rate)?) };
+            self.resampler = (rate != SAMPLE_RATE).then(|| Resampler::new(rate));
         }
         let bad = self.chunk.iter().position(|value| value.is_nan() || value.abs() > LOUDEST);
         let good = &self.chunk[..bad.unwrap_or(self.chunk.len())];

@@ -3,7 +3,7 @@
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
 use rubato::{Fft, FixedSync, Resampler as _, WindowFunction};
 
-use super::{AudioError, SAMPLE_RATE};
+use super::SAMPLE_RATE;
 
 /// Samples a block at the lower of the two rates, at least. The filter is as long, and passes what is below 98.6 % of
 /// the lower Nyquist frequency.
@@ -23,11 +23,8 @@ pub(super) struct Resampler {
 }
 
 impl Resampler {
-    /// A resampler from `rate` Hz.
-    ///
-    /// # Errors
-    /// A rate that the library refuses.
-    pub(super) fn new(rate: u32) -> Result<Self, AudioError> {
+    /// A resampler from `rate` Hz, which is not zero.
+    pub(super) fn new(rate: u32) -> Self {
         let divisor = gcd(rate, SAMPLE_RATE);
         let (least_in, least_out) = (rate / divisor, SAMPLE_RATE / divisor);
         // Blocks of even length delay by a whole number of samples on both sides.
@@ -42,12 +39,8 @@ impl Resampler {
             WindowFunction::BlackmanHarris2,
             FixedSync::Both,
         );
-        let fft = fft.map_err(|e| AudioError::Codec {
-            name: "the recording".into(),
-            expected: "a sample rate that can be resampled",
-            found: format!("{rate} Hz: {e}"),
-        })?;
-        Ok(Self {
+        let fft = fft.expect("rates and a block that are not zero");
+        Self {
             n_early: fft.output_delay(),
             output: vec![0.0; fft.output_frames_max()],
             input: Vec::with_capacity(2 * block_in),
@@ -55,7 +48,7 @@ impl Resampler {
             rate,
             n_in: 0,
             n_out: 0,
-        })
+        }
     }
 
     /// Takes samples at the source's rate and appends what has become certain to `out`.
