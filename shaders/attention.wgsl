@@ -1,5 +1,5 @@
 // attention: o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's
-// sequence with pos − window < j ≤ pos, in one pass over the keys with a running maximum
+// sequence that a query at its position sees (part visible), in one pass over the keys with a running maximum
 // (Dao et al. 2022, algorithm 1); cap(s) = softcap · tanh(s / softcap) where softcap > 0.
 // One workgroup: the queries of one block of rows (consecutive positions of one sequence) that share one
 // key-value head, over one range of keys if SPLIT; then it writes partial sums for attention_combine.
@@ -9,6 +9,7 @@ override GROUP: u32 = 1u;   // query heads a key-value head
 override N_Q: u32 = 16u;    // most queries in a block: rows of a block times GROUP
 override N_D4: u32 = 16u;   // head_dim / 4
 override SPLIT: u32 = 0u;
+override CAUSAL: u32 = 1u;  // 0: queries see keys on both sides
 
 // Keys a step. N_Q · N_D4 / WG, the vec4 sums a lane, must not pass MAX_SUMS.
 const N_K: u32 = 16u;
@@ -20,7 +21,7 @@ struct Params {
     o_stride: u32,     // vec4 a row of o
     pages_stride: u32, // pages a sequence in the block table
     page_size: u32,    // positions a page
-    window: u32,       // keys a query sees; 0: all
+    window: u32,       // keys a query sees, or to either side of it; 0: all
     split_len: u32,    // keys a split, a multiple of N_K
     max_splits: u32,   // splits that o has room for
     block0: u32,       // first block
@@ -32,11 +33,12 @@ struct Params {
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // (sequence, position)
 @group(0) @binding(2) var<storage, read> blocks: array<vec2u>;   // (first row, rows)
 @group(0) @binding(3) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
-@group(0) @binding(4) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
-@group(0) @binding(5) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
-@group(0) @binding(6) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(4) var<storage, read> ends: array<u32>;      // [n_seqs] keys, if not CAUSAL
+@group(0) @binding(5) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
+@group(0) @binding(6) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(7) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
 // [rows, n_heads, N_D4], or if SPLIT [rows, n_heads, max_splits, N_D4 + 1]: the sums, then (maximum, weight).
-@group(0) @binding(7) var<storage, read_write> o: array<vec4f>;
+@group(0) @binding(8) var<storage, read_write> o: array<vec4f>;
 
 var<workgroup> qs: array<vec4f, N_Q * N_D4>;
 var<workgroup> ps: array<f32, N_Q * N_K>;     // scores, then weights
@@ -56,11 +58,9 @@ fn attention(
     let pos0 = rows[block.x].y;
 
     // The keys that any query of the block sees, and those of this split, whole steps from zero.
-    var start = 0u;
-    if params.window > 0u && pos0 + 1u > params.window {
-        start = pos0 + 1u - params.window;
-    }
-    var end = pos0 + block.y;
+    let n_keys = key_count(seq);
+    var start = visible(pos0, n_keys).x;
+    var end = visible(pos0 + block.y - 1u, n_keys).y;
     if SPLIT == 1u {
         start = max(start, id.z * params.split_len);
         end = min(end, (id.z + 1u) * params.split_len);
@@ -84,9 +84,9 @@ fn attention(
         for (var e = lane; e < n_q * N_K; e += WG) {
             let qi = e / N_K;
             let j = t + e % N_K;
-            let pos = pos0 + qi / GROUP;
+            let seen = visible(pos0 + qi / GROUP, n_keys);
             var score = LOWEST;
-            if j >= start && j < end && j <= pos && (params.window == 0u || j + params.window > pos) {
+            if j >= max(start, seen.x) && j < min(end, seen.y) {
                 let page = pages[seq * params.pages_stride + j / params.page_size];
                 let at = ((page * params.n_kv_heads + kv_head) * params.page_size + j % params.page_size) * N_D4;
                 var sum = vec4f();

@@ -2,7 +2,8 @@
 // o[r, h, :] = Σ_s e^(m_s − m) a_s / Σ_s e^(m_s − m) l_s with m = max_s m_s.
 // One invocation: four dimensions of one head of one row.
 override WG: u32 = 64u;
-override N_D4: u32 = 16u; // head_dim / 4
+override N_D4: u32 = 16u;  // head_dim / 4
+override CAUSAL: u32 = 1u; // 0: queries see keys on both sides
 
 struct Params {
     n_rows: u32,
@@ -10,13 +11,14 @@ struct Params {
     o_stride: u32,   // vec4 a row of o
     split_len: u32,  // keys a split
     max_splits: u32, // splits that partial has room for
-    window: u32,     // keys a query sees; 0: all
+    window: u32,     // keys a query sees, or to either side of it; 0: all
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // [n_rows] (sequence, position)
-@group(0) @binding(2) var<storage, read> partial: array<vec4f>;  // [n_rows, n_heads, max_splits, N_D4 + 1]
-@group(0) @binding(3) var<storage, read_write> o: array<vec4f>;  // [n_rows, n_heads, N_D4]
+@group(0) @binding(2) var<storage, read> ends: array<u32>;       // [n_seqs] keys, if not CAUSAL
+@group(0) @binding(3) var<storage, read> partial: array<vec4f>;  // [n_rows, n_heads, max_splits, N_D4 + 1]
+@group(0) @binding(4) var<storage, read_write> o: array<vec4f>;  // [n_rows, n_heads, N_D4]
 
 @compute @workgroup_size(WG)
 fn attention_combine(
@@ -30,12 +32,9 @@ fn attention_combine(
     let d4 = item % N_D4;
     let head = item / N_D4 % params.n_heads;
     let r = item / N_D4 / params.n_heads;
-    let pos = rows[r].y;
-    var first = 0u;
-    if params.window > 0u && pos + 1u > params.window {
-        first = (pos + 1u - params.window) / params.split_len;
-    }
-    let last = pos / params.split_len;
+    let seen = visible(rows[r].y, key_count(rows[r].x));
+    let first = seen.x / params.split_len;
+    let last = (seen.y - 1u) / params.split_len;
     let base = (r * params.n_heads + head) * params.max_splits;
     var top = -3.4028234e38;
     for (var s = first; s <= last; s++) {

@@ -1,6 +1,6 @@
 // attention_coop: what attention computes, on cooperative matrices, for prompts:
-// o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence with
-// pos − window < j ≤ pos, in one pass over the keys (Dao et al. 2022, algorithm 1);
+// o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence that a
+// query at its position sees (part visible), in one pass over the keys (Dao et al. 2022, algorithm 1);
 // cap(s) = softcap · tanh(s / softcap) where softcap > 0. Queries, keys, weights and values are rounded to f16; scores, softmax and sums are f32.
 // What is subtracted from the scores is not their running maximum but one that lags behind it by at most LAG, so that
 // sums, whose layout in a cooperative matrix is the device's secret, are rarely rescaled (the departure from
@@ -12,6 +12,7 @@ override SG: u32 = 32u;     // lanes of a subgroup, at least TILE
 override N_SG: u32 = 4u;    // subgroups
 override GROUP: u32 = 1u;   // query heads a key-value head, at most N_SG · TILE
 override N_D4: u32 = 16u;   // head_dim / 4
+override CAUSAL: u32 = 1u;  // 0: queries see keys on both sides
 
 // What follows from these, by name: naga 30 cannot take every expression as the size of an array.
 override LANES: u32 = SG * N_SG;
@@ -39,7 +40,7 @@ struct Params {
     o_stride: u32,     // vec4 a row of o
     pages_stride: u32, // pages a sequence in the block table
     page_size: u32,    // positions a page
-    window: u32,       // keys a query sees; 0: all
+    window: u32,       // keys a query sees, or to either side of it; 0: all
     split_len: u32,    // not used: prompts are not split
     max_splits: u32,   // not used
     block0: u32,       // first block
@@ -51,10 +52,11 @@ struct Params {
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // (sequence, position)
 @group(0) @binding(2) var<storage, read> blocks: array<vec2u>;   // (first row, rows)
 @group(0) @binding(3) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
-@group(0) @binding(4) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
-@group(0) @binding(5) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
-@group(0) @binding(6) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
-@group(0) @binding(7) var<storage, read_write> o: array<vec4f>;  // [rows, n_heads, N_D4]
+@group(0) @binding(4) var<storage, read> ends: array<u32>;      // [n_seqs] keys, if not CAUSAL
+@group(0) @binding(5) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
+@group(0) @binding(6) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(7) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(8) var<storage, read_write> o: array<vec4f>;  // [rows, n_heads, N_D4]
 
 var<workgroup> qs: array<vec4<f16>, QS>;      // [N_QUERIES, PITCH]
 var<workgroup> kvs: array<vec4<f16>, KVS>;    // [N_K, PITCH], keys, then values
@@ -149,11 +151,9 @@ fn attention_coop(
     let pos0 = rows[block.x].y;
 
     // The keys that any query of the block sees.
-    var start = 0u;
-    if params.window > 0u && pos0 + 1u > params.window {
-        start = pos0 + 1u - params.window;
-    }
-    let end = pos0 + block.y;
+    let n_keys = key_count(seq);
+    let start = visible(pos0, n_keys).x;
+    let end = visible(pos0 + block.y - 1u, n_keys).y;
 
     for (var e = lane; e < N_QUERIES * (PITCH - 2u); e += LANES) {
         let qi = e / (PITCH - 2u);
@@ -168,7 +168,7 @@ fn attention_coop(
     // A subgroup's first lanes have a query each for the softmax.
     let own = subgroup * TILE;
     let qi = own + subgroup_lane;
-    let pos = pos0 + qi / GROUP;
+    let seen = visible(pos0 + qi / GROUP, n_keys);
     let has_query = subgroup_lane < TILE && qi < n_q;
     var top = LOWEST;
     var weight = 0.0;
@@ -194,9 +194,9 @@ fn attention_coop(
             let i = e / (PITCH - 2u);
             let d4 = e % (PITCH - 2u);
             let key = load_k(slots[i % N_K] + min(d4, N_D4 - 1u));
-            let seen = t + i >= start && t + i < end && d4 < N_D4;
+            let is_key = t + i >= start && t + i < end && d4 < N_D4;
             if i < N_K {
-                kvs[i * PITCH + d4] = half4(select(vec4f(), key, seen));
+                kvs[i * PITCH + d4] = half4(select(vec4f(), key, is_key));
             }
         }
         workgroupBarrier();
@@ -220,9 +220,9 @@ fn attention_coop(
             let i = e / (PITCH - 2u);
             let d4 = e % (PITCH - 2u);
             let value = load_v(slots[i % N_K] + min(d4, N_D4 - 1u));
-            let seen = t + i >= start && t + i < end && d4 < N_D4;
+            let is_key = t + i >= start && t + i < end && d4 < N_D4;
             if i < N_K {
-                kvs[i * PITCH + d4] = half4(select(vec4f(), value, seen));
+                kvs[i * PITCH + d4] = half4(select(vec4f(), value, is_key));
             }
         }
         if subgroup_lane < TILE {
@@ -233,9 +233,8 @@ fn attention_coop(
                     s = params.softcap * tanh(clamp(s / params.softcap, vec4f(-15.0), vec4f(15.0)));
                 }
                 let j = vec4u(t + 4u * i) + vec4u(0u, 1u, 2u, 3u);
-                let seen = j >= vec4u(start) & j < vec4u(end) & j <= vec4u(pos)
-                    & (vec4<bool>(params.window == 0u) | j + vec4u(params.window) > vec4u(pos));
-                s = select(vec4f(LOWEST), s, seen & vec4<bool>(has_query));
+                let sees = j >= vec4u(seen.x) & j < vec4u(seen.y) & vec4<bool>(has_query);
+                s = select(vec4f(LOWEST), s, sees);
                 scores[qi * S_PITCH + i] = s;
                 high = max(high, max(max(s.x, s.y), max(s.z, s.w)));
             }

@@ -1,6 +1,6 @@
 // attention_reg: what attention computes, where barriers and workgroup memory are dear (software devices):
-// o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence with
-// pos − window < j ≤ pos, in one pass over the keys with a running maximum (Dao et al. 2022, algorithm 1);
+// o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence that a
+// query at its position sees (part visible), in one pass over the keys with a running maximum (Dao et al. 2022, algorithm 1);
 // cap(s) = softcap · tanh(s / softcap) where softcap > 0.
 // One invocation: one query. One workgroup: the at most 8 queries of one block of rows (consecutive positions of
 // one sequence) that share one key-value head, over one range of keys if SPLIT; then it writes partial sums for
@@ -10,6 +10,7 @@
 override GROUP: u32 = 1u;   // query heads a key-value head
 override N_D4: u32 = 16u;   // head_dim / 4, at most MAX_D4
 override SPLIT: u32 = 0u;
+override CAUSAL: u32 = 1u;  // 0: queries see keys on both sides
 
 // Keys a step. Loops over them run as often as the arrays they index are long: so compilers unroll them and
 // keep those arrays in registers. The arrays over dimensions are in memory, and read once a step.
@@ -22,7 +23,7 @@ struct Params {
     o_stride: u32,     // vec4 a row of o
     pages_stride: u32, // pages a sequence in the block table
     page_size: u32,    // positions a page
-    window: u32,       // keys a query sees; 0: all
+    window: u32,       // keys a query sees, or to either side of it; 0: all
     split_len: u32,    // keys a split, a multiple of N_K
     max_splits: u32,   // splits that o has room for
     block0: u32,       // first block
@@ -34,11 +35,12 @@ struct Params {
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // (sequence, position)
 @group(0) @binding(2) var<storage, read> blocks: array<vec2u>;   // (first row, rows)
 @group(0) @binding(3) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
-@group(0) @binding(4) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
-@group(0) @binding(5) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
-@group(0) @binding(6) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(4) var<storage, read> ends: array<u32>;      // [n_seqs] keys, if not CAUSAL
+@group(0) @binding(5) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
+@group(0) @binding(6) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
+@group(0) @binding(7) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
 // [rows, n_heads, N_D4], or if SPLIT [rows, n_heads, max_splits, N_D4 + 1]: the sums, then (maximum, weight).
-@group(0) @binding(7) var<storage, read_write> o: array<vec4f>;
+@group(0) @binding(8) var<storage, read_write> o: array<vec4f>;
 
 const LOWEST: f32 = -3.4028234e38; // stands for minus infinity, which WGSL need not keep
 
@@ -54,11 +56,9 @@ fn attention_reg(
     let pos0 = rows[block.x].y;
 
     // The keys that any query of the block sees, and those of this split.
-    var start = 0u;
-    if params.window > 0u && pos0 + 1u > params.window {
-        start = pos0 + 1u - params.window;
-    }
-    var end = pos0 + block.y;
+    let n_keys = key_count(seq);
+    var start = visible(pos0, n_keys).x;
+    var end = visible(pos0 + block.y - 1u, n_keys).y;
     if SPLIT == 1u {
         start = max(start, id.z * params.split_len);
         end = min(end, (id.z + 1u) * params.split_len);
@@ -71,7 +71,9 @@ fn attention_reg(
     let qi = min(lane, n_q - 1u);
     let row = block.x + qi / GROUP;
     let head = kv_head * GROUP + qi % GROUP;
-    let pos = pos0 + qi / GROUP;
+    let seen = visible(pos0 + qi / GROUP, n_keys);
+    let first = max(start, seen.x);
+    let last = min(end, seen.y);
     var qs: array<vec4f, MAX_D4>;
     for (var d = 0u; d < N_D4; d++) {
         qs[d] = q[row * params.q_stride + head * N_D4 + d] * params.scale;
@@ -118,8 +120,7 @@ fn attention_reg(
             if params.softcap > 0.0 {
                 score = params.softcap * tanh(clamp(score / params.softcap, -15.0, 15.0));
             }
-            let near = params.window == 0u || j + params.window > pos;
-            ps[i] = select(LOWEST, score, j >= start && j < end && j <= pos && near);
+            ps[i] = select(LOWEST, score, j >= first && j < last);
             high = max(high, ps[i]);
         }
         // A step without a visible key changes nothing: the factor is exactly one.

@@ -12,7 +12,7 @@ use wginfer::gpu::{Access, Kernel, Part};
 use wginfer::ops::{KERNELS, PARTS};
 
 /// Words by which a kernel shows that it needs a part of a family, in the order of `PARTS`.
-const FAMILY_WORDS: [&[&str]; 12] = [
+const FAMILY_WORDS: [&[&str]; 13] = [
     &["unpack(", "multiply("],
     &["load_k("],
     &["append_k("],
@@ -25,6 +25,7 @@ const FAMILY_WORDS: [&[&str]; 12] = [
     &["put("],
     &["act("],
     &["TileC"],
+    &["visible("],
 ];
 
 /// Every way to put `kernel` together with the parts that it needs.

@@ -966,6 +966,23 @@ struct Batch {
     max_seq_len: usize,
 }
 
+impl Batch {
+    /// Keys of a sequence with rows from `pos` on: as many as there are positions, or if queries see both sides some
+    /// that have no row in the batch.
+    fn n_keys(&self, seq: usize, (pos, n): (usize, usize)) -> usize {
+        if self.shape.causal { pos + n } else { (pos + n + [5, 0, 31][seq % 3]).min(self.max_seq_len) }
+    }
+
+    /// The keys that a query at `pos` sees.
+    fn visible(&self, pos: usize, n_keys: usize) -> std::ops::Range<usize> {
+        match (self.shape.causal, self.shape.window) {
+            (true, window) => (pos + 1).saturating_sub(window.unwrap_or(pos + 1))..pos + 1,
+            (false, None) => 0..n_keys,
+            (false, Some(window)) => pos.saturating_sub(window)..n_keys.min(pos + window + 1),
+        }
+    }
+}
+
 /// Queries, keys and values, which depend on (sequence, position) alone: so batches can be compared.
 struct Contents {
     seed: u64,
@@ -1000,12 +1017,17 @@ fn attend(gpu: &Gpu, batch: &Batch, contents: &Contents, names: &[u64]) -> (Vec<
         rows.extend((pos..pos + n).map(|p| [seq as u32, p as u32]));
     }
 
+    let n_keys: Vec<usize> =
+        chunks.iter().enumerate().map(|(seq, chunk)| batch.n_keys(seq, *chunk)).collect();
+    let ends = tensor_u32(gpu, [1, n_seqs], &n_keys.iter().map(|n| *n as u32).collect::<Vec<_>>());
+
     // Slots that no query may see hold NaN.
     let cache_shape = [pages.n_pages, n_kv_heads * page_size * head_dim];
     let mut values = [(); 2].map(|()| vec![f32::NAN; cache_shape[0] * cache_shape[1]]);
     for (seq, &(pos, n)) in chunks.iter().enumerate() {
-        let first = (pos + 1).saturating_sub(shape.window.unwrap_or(pos + 1));
-        for p in first..pos + n {
+        let first = batch.visible(pos, n_keys[seq]).start;
+        let last = batch.visible(pos + n - 1, n_keys[seq]).end;
+        for p in first..last {
             for (kind, cache) in values.iter_mut().enumerate() {
                 let row = contents.row(kind as u64, names[seq], p, n_kv_heads * head_dim);
                 for (h, head) in row.chunks(head_dim).enumerate() {
@@ -1031,9 +1053,10 @@ fn attend(gpu: &Gpu, batch: &Batch, contents: &Contents, names: &[u64]) -> (Vec<
         blocks: &tensor_u32(gpu, [blocks.len(), 2], blocks.as_flattened()),
         pages: &pages.upload(gpu),
         page_size,
+        ends: (!shape.causal).then_some(&ends),
         n,
         n_prompt_blocks: blocks.len() - n.n_decode,
-        longest: batch.decode.iter().map(|pos| pos + 1).max().unwrap_or(0),
+        longest: n_keys[..batch.decode.len()].iter().copied().max().unwrap_or(0),
         partial: &filled(gpu, partial_shape, f32::NAN),
         max_seq_len: batch.max_seq_len,
     };
@@ -1043,18 +1066,17 @@ fn attend(gpu: &Gpu, batch: &Batch, contents: &Contents, names: &[u64]) -> (Vec<
         n_heads,
         n_kv_heads,
         scale: shape.scale.into(),
-        window: shape.window,
+        window: None, // the history is cut to what is visible
         softcap: shape.softcap.map(f64::from),
     };
     let mut want = Vec::new();
     for (r, &[seq, pos]) in rows.iter().enumerate() {
-        let first = (pos as usize + 1).saturating_sub(shape.window.unwrap_or(pos as usize + 1));
-        // Positions before the window are not in the cache.
+        let visible = batch.visible(pos as usize, n_keys[seq as usize]);
         let history = |kind: usize| -> Vec<Vec<f64>> {
             let head =
                 |p, h| &rounded[kind][pages.at(seq as usize, p, [n_kv_heads, h, head_dim])..][..head_dim];
             let row = |p| (0..n_kv_heads).flat_map(|h| to_f64(head(p, h))).collect();
-            (first..=pos as usize).map(row).collect()
+            visible.clone().map(row).collect()
         };
         want.extend(exact::attention(
             exact_shape,
@@ -1084,7 +1106,7 @@ fn check_attention(gpu: &Gpu, batch: &Batch, size: f32) {
 
 fn attention_shape([n_heads, n_kv_heads, head_dim]: [usize; 3]) -> ops::Attention {
     let scale = 1.0 / (head_dim as f32).sqrt();
-    ops::Attention { n_heads, n_kv_heads, head_dim, scale, window: None, softcap: None }
+    ops::Attention { n_heads, n_kv_heads, head_dim, scale, causal: true, window: None, softcap: None }
 }
 
 /// Grouped-query ratios 1, 2, 3 and 7 with every width of heads.
@@ -1150,6 +1172,12 @@ fn check_batches(gpu: &Gpu, i: usize, heads: [usize; 3]) {
     }
     let capped = ops::Attention { softcap: Some(2.5), scale: 1.5, ..base.shape };
     check_attention(gpu, &Batch { shape: capped, ..mixed.clone() }, 1.0);
+    // Keys on both sides.
+    for window in [None, Some(1), Some(19)] {
+        let both = ops::Attention { causal: false, window, ..base.shape };
+        check_attention(gpu, &Batch { shape: both, ..mixed.clone() }, 1.0);
+        check_attention(gpu, &Batch { shape: both, ..prompts.clone() }, 4.0);
+    }
 }
 
 /// Decoding rows of different lengths, so that some have one split of the keys and others several.
@@ -1171,8 +1199,10 @@ fn check_splits(gpu: &Gpu, i: usize, heads: [usize; 3]) {
         max_seq_len: 1300,
     };
     check_attention(gpu, &base, 1.0);
-    let shape = ops::Attention { window: Some(300), ..base.shape };
-    check_attention(gpu, &Batch { shape, ..base.clone() }, 1.0);
+    for (causal, window) in [(true, Some(300)), (false, None), (false, Some(300))] {
+        let shape = ops::Attention { causal, window, ..base.shape };
+        check_attention(gpu, &Batch { shape, ..base.clone() }, 1.0);
+    }
 }
 
 #[test]
@@ -1419,6 +1449,13 @@ fn check_attention_rows(gpu: &Gpu) {
             let alone = one(&Batch { decode: vec![700], ..batch.clone() }, &[5]);
             let beside = one(&Batch { decode: vec![700, 1250, 3], ..batch.clone() }, &[5, 1, 2]);
             assert_same_bits("two splits of three", &beside[..n_cols], &alone);
+
+            // The fourth sequence has as many keys as the first.
+            let batch = Batch { shape: ops::Attention { causal: false, ..shape }, ..batch };
+            let alone = one(&Batch { prompt: vec![(0, 45)], ..batch.clone() }, &[9]);
+            let beside = Batch { prompt: vec![(0, 9), (2, 1), (0, 50), (0, 45)], ..batch.clone() };
+            let beside = one(&beside, &[1, 2, 3, 9]);
+            assert_same_bits("both sides", &beside[60 * n_cols..], &alone);
         }
     }
 }

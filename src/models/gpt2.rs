@@ -64,7 +64,7 @@ impl Architecture for Config {
                 scale /= (i + 1) as f32;
             }
             let (n_heads, n_kv_heads) = (self.n_head, self.n_head);
-            Attention { n_heads, n_kv_heads, head_dim, scale, window: None, softcap: None }
+            Attention { n_heads, n_kv_heads, head_dim, scale, causal: true, window: None, softcap: None }
         };
         ModelShape {
             architecture: "gpt2",

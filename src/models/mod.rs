@@ -150,6 +150,7 @@ impl<'a> Batch<'a> {
             blocks: self.blocks,
             pages: self.pages,
             page_size: self.page_size,
+            ends: None,
             n: self.n,
             n_prompt_blocks: self.n_prompt_blocks,
             longest: self.longest,

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{KvLayer, Rows, assert_rows, coop, kernel, kv};
+use super::{KvLayer, Rows, VISIBLE, assert_rows, coop, kernel, kv};
 use crate::gpu::{Caps, Recorder, Tensor, Variant};
 
 #[repr(C)]
@@ -32,13 +32,19 @@ struct CombineParams {
     window: u32,
 }
 
-kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
-kernel!(ATTENTION_REG, "attention_reg", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
+kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
+kernel!(ATTENTION_REG, "attention_reg", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
 // Queries and dimensions are held below their counts before they index q, k, v and o, keys below the block's end before
 // they index pages; what the tables hold is the engine's, never a user's; indices into workgroup memory come
 // of constants and of subgroup and lane.
-kernel!(ATTENTION_COOP, "attention_coop", Params, [Read, Read, Read, Read, Read, Read, ReadWrite], proven);
-kernel!(ATTENTION_COMBINE, "attention_combine", CombineParams, [Read, Read, ReadWrite]);
+kernel!(
+    ATTENTION_COOP,
+    "attention_coop",
+    Params,
+    [Read, Read, Read, Read, Read, Read, Read, ReadWrite],
+    proven
+);
+kernel!(ATTENTION_COMBINE, "attention_combine", CombineParams, [Read, Read, Read, ReadWrite]);
 
 /// Most queries of a block, `N_Q` in the kernel.
 const MOST_QUERIES: usize = 16;
@@ -70,7 +76,9 @@ pub struct Attention {
     pub head_dim: usize,
     /// Factor on the scores.
     pub scale: f32,
-    /// Keys that a query sees, itself included; all without.
+    /// A query sees the keys up to its own position; if not, those on both sides, as encoders have it.
+    pub causal: bool,
+    /// Keys that a query sees, its own included, or if not causal how far it sees on either side; all without.
     pub window: Option<usize>,
     /// Cap on the scores: `softcap · tanh(score / softcap)`.
     pub softcap: Option<f32>,
@@ -87,6 +95,8 @@ pub struct AttentionPlan<'a> {
     pub pages: &'a Tensor,
     /// Positions a page.
     pub page_size: usize,
+    /// Keys of each sequence, at least 1: `[1, n_seqs]`, for attention that is not causal.
+    pub ends: Option<&'a Tensor>,
     /// Rows.
     pub n: Rows,
     /// Blocks of prompt rows, each of at most [`Attention::block_rows`] rows.
@@ -199,12 +209,16 @@ impl Attention {
         let max_splits = plan.max_seq_len.div_ceil(split_len);
         let n_splits = plan.longest.div_ceil(split_len).clamp(1, max_splits);
         let in_registers = self.in_registers(caps);
+        assert!(self.causal || plan.ends.is_some(), "attention: both sides want the ends of sequences");
+        let ends = plan.ends.map_or_else(|| rec.unused(), Tensor::view);
         let variant = |n_rows: usize, split: bool| {
             let variant = Variant::new(if in_registers { &ATTENTION_REG } else { &ATTENTION })
                 .part(kv(cache.dtype))
+                .part(&VISIBLE)
                 .set("GROUP", self.group() as u32)
                 .set("N_D4", n4 as u32)
-                .set("SPLIT", split.into());
+                .set("SPLIT", split.into())
+                .set("CAUSAL", self.causal.into());
             if in_registers {
                 return variant;
             }
@@ -224,8 +238,9 @@ impl Attention {
             softcap: self.softcap.unwrap_or(0.0),
         };
         let bind = |out: &Tensor| {
-            let views = [plan.rows, plan.blocks, plan.pages, q, &cache.k, &cache.v, out];
-            views.map(Tensor::view)
+            let [rows, blocks, pages, q, k, v, out] =
+                [plan.rows, plan.blocks, plan.pages, q, &cache.k, &cache.v, out].map(Tensor::view);
+            [rows, blocks, pages, ends.clone(), q, k, v, out]
         };
         let n_kv = self.n_kv_heads as u32;
         if plan.n.n_decode > 0 {
@@ -243,6 +258,8 @@ impl Attention {
                 Some((tile, n_subgroups)) => Variant::new(&ATTENTION_COOP)
                     .part(coop(tile as u32))
                     .part(kv(cache.dtype))
+                    .part(&VISIBLE)
+                    .set("CAUSAL", self.causal.into())
                     .set("SG", caps.subgroup.unwrap_or_default())
                     .set("N_SG", n_subgroups as u32)
                     .set("GROUP", self.group() as u32)
@@ -271,9 +288,14 @@ impl Attention {
             max_splits: max_splits as u32,
             window: self.window.unwrap_or(0) as u32,
         };
-        let variant = Variant::new(&ATTENTION_COMBINE).set("WG", lanes).set("N_D4", n4);
+        let variant = Variant::new(&ATTENTION_COMBINE)
+            .part(&VISIBLE)
+            .set("WG", lanes)
+            .set("N_D4", n4)
+            .set("CAUSAL", self.causal.into());
+        let ends = plan.ends.map_or_else(|| rec.unused(), Tensor::view);
         let items = plan.n.n_decode as u32 * self.n_heads as u32 * n4;
         let groups = rec.gpu().caps().spread(items.div_ceil(lanes));
-        rec.dispatch(variant, &params, &[plan.rows.view(), plan.partial.view(), o.view()], groups);
+        rec.dispatch(variant, &params, &[plan.rows.view(), ends, plan.partial.view(), o.view()], groups);
     }
 }

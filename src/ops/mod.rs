@@ -126,6 +126,7 @@ pub static PARTS: &[&[&Part]] = &[
     &[&PRODUCT],
     &[&ACT],
     &[&COOP_8, &COOP_16],
+    &[&VISIBLE],
 ];
 
 macro_rules! part {
@@ -166,6 +167,7 @@ part!(REDUCE_SUBGROUP, "reduce_subgroup");
 part!(SAMPLING, "sampling");
 part!(PRODUCT, "product");
 part!(ACT, "act");
+part!(VISIBLE, "visible");
 part!(COOP_8, "coop_8", enable "f16", enable "wgpu_cooperative_matrix");
 part!(COOP_16, "coop_16", enable "f16", enable "wgpu_cooperative_matrix");
 

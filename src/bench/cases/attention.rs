@@ -214,6 +214,7 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
                 blocks: &blocks,
                 pages: &pages,
                 page_size: PAGE_SIZE,
+                ends: None,
                 n,
                 n_prompt_blocks: n_blocks - n.n_decode,
                 longest: if decodes { context } else { 0 },

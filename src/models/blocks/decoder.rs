@@ -48,6 +48,7 @@ impl DecoderKeys {
             n_kv_heads: self.num_key_value_heads.unwrap_or(n_heads),
             head_dim,
             scale: (head_dim as f32).powf(-0.5),
+            causal: true,
             window: window(i),
             softcap: None,
         };
