@@ -106,6 +106,7 @@ impl Forward {
             tokens: &self.slots.tokens,
             pages: &self.slots.pages,
             page_size: PAGE_SIZE,
+            ends: None,
             sampled: &self.plans.sampled,
             kv: self.pages.layers(),
         }

@@ -159,6 +159,13 @@ impl EncoderArchitecture for Config {
     }
 
     fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Encoder>, ModelError> {
+        if self.local_attention < 2 {
+            return Err(ModelError::Unsupported {
+                key: "local_attention",
+                found: self.local_attention.to_string(),
+                expected: "at least 2".into(),
+            });
+        }
         let shape = self.shape();
         let (n, n_inner, eps) = (self.hidden_size, self.intermediate_size, self.norm_eps);
         let act = super::blocks::act("hidden_activation", &self.hidden_activation)?;

@@ -44,7 +44,9 @@ impl LabelKeys {
             }
         };
         if names.is_empty() {
-            return Err(ModelError::Config { message: "`id2label` is empty, expected a label or more".into() });
+            return Err(ModelError::Config {
+                message: "`id2label` is empty, expected a label or more".into(),
+            });
         }
         let problem = match self.problem_type.as_deref() {
             Some("single_label_classification") => Problem::SingleLabel,
