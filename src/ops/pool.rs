@@ -34,6 +34,20 @@ pub enum Pooling {
     WeightedMean,
 }
 
+impl Pooling {
+    /// Its name in the `Pooling` module of sentence-transformers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pooling::First => "cls",
+            Pooling::Last => "lasttoken",
+            Pooling::Mean => "mean",
+            Pooling::MeanSqrtLen => "mean_sqrt_len_tokens",
+            Pooling::Max => "max",
+            Pooling::WeightedMean => "weightedmean",
+        }
+    }
+}
+
 /// Pools the rows of `n_seqs` sequences: columns `col0` and following of `y` `[n_seqs, _]` F32 become what `pooling`
 /// makes of the rows of `x` `[_, n_cols]` F32 that `spans` `[n_seqs, 2]` U32 names: (first row, rows), at least one row.
 ///

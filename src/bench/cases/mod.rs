@@ -38,6 +38,7 @@ const OPERATIONS: &[(&str, List)] = &[
     ("rope_append", attention::rope_append),
     ("attention", attention::attention),
     ("gate", rows::gate),
+    ("pool", rows::pool),
     ("softmax", vocabulary::softmax),
     ("top_k", vocabulary::top_k),
     ("penalize", vocabulary::penalize),

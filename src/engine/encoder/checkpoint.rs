@@ -240,22 +240,27 @@ fn pooling(folder: &Path, hidden_size: usize) -> Result<Vec<Pooling>, EngineErro
         Some(Modes::Several(names)) => names.iter().map(String::as_str).collect(),
     };
     let known = [
-        ("cls", config.pooling_mode_cls_token, Pooling::First),
-        ("max", config.pooling_mode_max_tokens, Pooling::Max),
-        ("mean", config.pooling_mode_mean_tokens, Pooling::Mean),
-        ("mean_sqrt_len_tokens", config.pooling_mode_mean_sqrt_len_tokens, Pooling::MeanSqrtLen),
-        ("weightedmean", config.pooling_mode_weightedmean_tokens, Pooling::WeightedMean),
-        ("lasttoken", config.pooling_mode_lasttoken, Pooling::Last),
+        (Pooling::First, config.pooling_mode_cls_token),
+        (Pooling::Max, config.pooling_mode_max_tokens),
+        (Pooling::Mean, config.pooling_mode_mean_tokens),
+        (Pooling::MeanSqrtLen, config.pooling_mode_mean_sqrt_len_tokens),
+        (Pooling::WeightedMean, config.pooling_mode_weightedmean_tokens),
+        (Pooling::Last, config.pooling_mode_lasttoken),
     ];
-    let names = || known.iter().map(|(name, ..)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    if let Some(found) = named.iter().find(|found| !known.iter().any(|(name, ..)| name == *found)) {
+    let names =
+        || known.iter().map(|(pooling, _)| format!("`{}`", pooling.name())).collect::<Vec<_>>().join(", ");
+    if let Some(found) = named.iter().find(|found| !known.iter().any(|(p, _)| p.name() == **found)) {
         return wrong(format!("`pooling_mode` is `{found}`, expected one of {}", names()));
     }
-    let is_chosen = |name: &str, switch: bool| {
-        if named.is_empty() { switch } else { named.contains(&name) }
+    let is_chosen = |pooling: &Pooling, switch: bool| match named.is_empty() {
+        true => switch,
+        false => named.contains(&pooling.name()),
     };
-    let chosen: Vec<Pooling> =
-        known.iter().filter(|(name, on, _)| is_chosen(name, *on)).map(|(.., pooling)| *pooling).collect();
+    let chosen: Vec<Pooling> = known
+        .into_iter()
+        .filter(|(pooling, on)| is_chosen(pooling, *on))
+        .map(|(pooling, _)| pooling)
+        .collect();
     match chosen.is_empty() {
         true => wrong(format!("no `pooling_mode_…` is true, expected one: {}", names())),
         false => Ok(chosen),
