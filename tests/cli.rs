@@ -741,7 +741,7 @@ fn vectors_in_every_format() {
     let dir = TempDir::new().expect("a folder");
     let (lines, npy) = (dir.path().join("lines.jsonl"), dir.path().join("vectors.npy"));
     fs::write(&lines, "{\"text\": \"one\"}\n\n{\"id\": 2, \"text\": \"two\"}\n").expect("it can be written");
-    let done = embed("embed --jsonl --format npy -f").arg(&lines).arg("-o").arg(&npy).succeeds();
+    let done = embed("embed --jsonl --format npy").arg("-f").arg(&lines).arg("-o").arg(&npy).succeeds();
     assert_eq!(done.out, "");
     assert!(done.err.contains("2 texts"), "{}", done.err);
     let bytes = fs::read(&npy).expect("it was written");
