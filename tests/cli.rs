@@ -665,7 +665,7 @@ fn kinds_of_models_are_told_apart() {
     for command in ["generate a", "chat", "bench model"] {
         wginfer(command).model(&encoder).fails(1, "`bert` is an encoder");
     }
-    wginfer("embed a").model(&decoder).fails(1, "`llama` is a language model");
+    wginfer("embed a").model(&decoder).fails(1, "`llama` is a model that writes");
     wginfer("embed a").fails(1, "no model given");
     wginfer("logits --all --token-ids 1").model(&encoder).fails(2, "`--all`");
 }

@@ -41,6 +41,7 @@ impl EncoderArchitecture for Config {
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: false,
+            audio: None,
         }
     }
 

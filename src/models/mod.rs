@@ -15,6 +15,7 @@ mod modernbert;
 mod qwen2;
 mod qwen3;
 mod roberta;
+mod whisper;
 
 use serde::de::DeserializeOwned;
 
@@ -43,7 +44,7 @@ pub enum ModelError {
     },
     /// An architecture of the other kind.
     #[error("`{found}` is {}", match kind {
-        ModelKind::Decoder => "a language model: it writes, it has no embeddings or labels",
+        ModelKind::Decoder => "a model that writes: it has no embeddings or labels",
         ModelKind::Encoder => "an encoder: it classifies and embeds, it does not write",
     })]
     WrongKind {
@@ -121,6 +122,25 @@ pub struct ModelShape {
     pub has_head_norm: bool,
     /// Logits come from the embedding.
     pub ties_embeddings: bool,
+    /// What it hears, if it does.
+    pub audio: Option<AudioShape>,
+}
+
+/// The shape of what hears in a model.
+#[derive(Clone, Debug)]
+pub struct AudioShape {
+    /// Bins of a frame of features.
+    pub n_mels: usize,
+    /// Frames of a clip, 10 ms each.
+    pub n_frames: usize,
+    /// Rows that a clip becomes, 20 ms each: what the decoder attends to.
+    pub n_positions: usize,
+    /// Attention of each layer of the encoder.
+    pub attention: Vec<Attention>,
+    /// Width of the feed-forward part of its layers.
+    pub intermediate_size: usize,
+    /// Attention of each layer of the decoder to a clip.
+    pub cross_attention: Vec<Attention>,
 }
 
 impl ModelShape {
@@ -173,10 +193,36 @@ pub struct Batch<'a> {
     pub page_size: usize,
     /// Positions of each sequence, at least 1, for attention to both sides: `[1, n_seqs]`.
     pub ends: Option<&'a Tensor>,
+    /// What the sequences hear, if the model hears.
+    pub clips: Option<Clips<'a>>,
     /// Row of the batch that each row of logits belongs to: `[1, _]`.
     pub sampled: &'a Tensor,
     /// The cache of each layer.
     pub kv: &'a [KvLayer],
+}
+
+/// The clips that a batch's sequences hear.
+#[derive(Clone, Copy, Debug)]
+pub struct Clips<'a> {
+    /// Pages of the clip of each sequence: `[n_seqs, _]`.
+    pub pages: &'a Tensor,
+    /// Keys of the clip of each sequence: `[1, n_seqs]`.
+    pub ends: &'a Tensor,
+    /// Keys of a clip at most.
+    pub n_positions: usize,
+    /// Keys and values of each layer's cross-attention.
+    pub kv: &'a [KvLayer],
+    /// Where cross-attention shall show what it weighs by, if somebody wants to see it.
+    pub alignment: Option<Alignment<'a>>,
+}
+
+/// Cross-attention weights of some heads, for the prompt rows of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Alignment<'a> {
+    /// (layer, head) of each.
+    pub heads: &'a [[usize; 2]],
+    /// `[max_rows, heads · n_positions]`.
+    pub weights: &'a Tensor,
 }
 
 impl<'a> Batch<'a> {
@@ -209,6 +255,23 @@ pub trait Model: Send + Sync {
     /// Records the logits `[max_sampled, vocab_size]` F32 of the rows that `batch.sampled` names, and returns
     /// where they will be.
     fn logits(&self, rec: &mut Recorder, batch: &Batch<'_>) -> &Tensor;
+    /// What hears in it, if it does: its recordings run one after the other with those of the model.
+    fn audio_encoder(&self) -> Option<&dyn AudioEncoder> {
+        None
+    }
+    /// Records the keys and values that the layers' cross-attention takes from the encoder's last clip, into the
+    /// `pages` `[1, _]` of that clip.
+    fn attend_to(&self, _rec: &mut Recorder, _pages: &Tensor, _page_size: usize, _kv: &[KvLayer]) {}
+}
+
+/// What turns a clip's features into rows that a decoder attends to.
+pub trait AudioEncoder: Send + Sync {
+    /// Records the residual stream's start from the clip's features, `[_, n_mels]` F32 from row `first` on.
+    fn embed(&self, rec: &mut Recorder, features: &Tensor, first: usize);
+    /// Records layer `i` on it.
+    fn layer(&self, i: usize, rec: &mut Recorder);
+    /// Records the last norm, and returns where the clip's rows will be: `[n_positions, hidden_size]` F32.
+    fn rows(&self, rec: &mut Recorder) -> &Tensor;
 }
 
 /// A parsed `config.json`: what a model is before its weights are there.
@@ -220,6 +283,16 @@ pub trait Architecture: Send + Sync {
     /// # Errors
     /// [`ModelError::Weights`].
     fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError>;
+    /// Loads what hears alone, if the model hears.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    fn load_audio_encoder(
+        &self,
+        _loader: &mut Loader<'_>,
+    ) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
+        Ok(None)
+    }
 }
 
 /// A text encoder in device memory, with its activations. A batch holds whole sequences, all of their rows those of
@@ -323,6 +396,7 @@ static ARCHITECTURES: &[(&str, Parse)] = &[
     ("qwen2", Parse::Decoder(|json| Ok(Box::new(parse::<qwen2::Config>(json)?)))),
     ("qwen3", Parse::Decoder(|json| Ok(Box::new(parse::<qwen3::Config>(json)?)))),
     ("roberta", Parse::Encoder(|json| Ok(Box::new(parse::<roberta::Config>(json)?)))),
+    ("whisper", Parse::Decoder(|json| Ok(Box::new(parse::<whisper::Config>(json)?)))),
     ("xlm-roberta", Parse::Encoder(|json| Ok(Box::new(parse::<roberta::Config>(json)?)))),
 ];
 
@@ -422,12 +496,13 @@ fn check(shape: &ModelShape) -> Result<(), ModelError> {
             return no(key, n.to_string(), "a number from 1 to 2^28");
         }
     }
-    for a in &shape.attention {
+    let audio = shape.audio.iter().flat_map(|audio| audio.attention.iter().chain(&audio.cross_attention));
+    for a in shape.attention.iter().chain(audio) {
         if a.n_heads == 0 {
             return no("num_attention_heads", "0".into(), "at least 1");
         }
-        if a.head_dim == 0 || a.head_dim % 8 != 0 || a.head_dim > 256 {
-            return no("head_dim", a.head_dim.to_string(), "a multiple of 8, at most 256");
+        if a.head_dim == 0 || a.head_dim % 4 != 0 || a.head_dim > 256 {
+            return no("head_dim", a.head_dim.to_string(), "a multiple of 4, at most 256");
         }
         if a.n_kv_heads == 0 || a.n_heads % a.n_kv_heads != 0 {
             let expected = format!("a divisor of the {} attention heads", a.n_heads);
@@ -439,7 +514,8 @@ fn check(shape: &ModelShape) -> Result<(), ModelError> {
 
 /// Whether the attention kernel fits the device, which `open` cannot know.
 pub(crate) fn check_device(shape: &ModelShape, caps: &Caps) -> Result<(), ModelError> {
-    match shape.attention.iter().find(|a| !a.fits(caps)) {
+    let audio = shape.audio.iter().flat_map(|audio| audio.attention.iter().chain(&audio.cross_attention));
+    match shape.attention.iter().chain(audio).find(|a| !a.fits(caps)) {
         None => Ok(()),
         Some(a) => Err(ModelError::Unsupported {
             key: "num_attention_heads",

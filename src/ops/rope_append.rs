@@ -49,12 +49,13 @@ pub struct Places<'a> {
 }
 
 /// Splits `qkv` `[_, (n_heads + 2·n_kv_heads)·head_dim]` of `range` into rotated queries `q`
-/// `[_, n_heads·head_dim]` and rotated keys and values, which go to the pages of each row's place in `cache`.
+/// `[_, n_heads·head_dim]` and rotated keys and values, which go to the pages of each row's place in `cache`. Without
+/// query heads `q` is not written to.
 ///
 /// Su et al. 2021, equation 34.
 ///
 /// # Panics
-/// If the shapes disagree, or `head_dim` is not a multiple of 8, or for a `Q8_0` cache of 32.
+/// If the shapes disagree, or `head_dim` is not a multiple of 4, or for a `Q8_0` cache of 32.
 #[allow(clippy::too_many_arguments)]
 pub fn rope_append(
     rec: &mut Recorder,
@@ -69,11 +70,11 @@ pub fn rope_append(
     let Places { rows, pages, page_size } = places;
     // Dimensions that an invocation writes: of a quantised cache a whole block.
     let n_dims = if cache.dtype == Dtype::Q8_0 { BLOCK } else { 4 };
-    assert!(head_dim % 8 == 0 && head_dim % n_dims == 0, "rope_append: head_dim {head_dim}");
+    assert!(head_dim % n_dims == 0, "rope_append: head_dim {head_dim}");
     assert_eq!(qkv.n_cols(), (n_heads + 2 * n_kv_heads) * head_dim, "rope_append: {qkv:?}");
-    assert_eq!(q.n_cols(), n_heads * head_dim, "rope_append: {q:?}");
+    assert!(n_heads == 0 || q.n_cols() == n_heads * head_dim, "rope_append: {q:?}");
     cache.check("rope_append", n_kv_heads * page_size * head_dim);
-    for tensor in [qkv, q, rows] {
+    for tensor in [qkv, rows].into_iter().chain((n_heads > 0).then_some(q)) {
         assert_rows("rope_append", tensor, range.end);
     }
     let n_rot = rotary.map_or(0, |r| r.n_rot);

@@ -564,6 +564,7 @@ impl Forward {
             pages: &self.pages,
             page_size: PAGE_SIZE,
             ends: Some(ends),
+            clips: None,
             sampled: ends, // not read: no row gets logits over the vocabulary
             kv: &self.kv,
         }
