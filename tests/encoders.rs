@@ -302,6 +302,20 @@ fn a_real_model_gives_the_embeddings_of_the_reference() {
             let other = &golden[(i + 1) % golden.len()].embedding;
             assert!(tasks::cosine(&found.values[i], other) < 0.9999, "{what}: any text passes");
         }
+        let (texts, labels) =
+            (["the kitten purred", "steel cables hold the road"], ["a cat", "a bridge", "rain"]);
+        let temperature = tasks::COSINE_TEMPERATURE;
+        let scored = tasks::label_scores(&mut encoder, &texts, &labels, temperature, &mut |_| {});
+        let (scores, encodings) = scored.expect("it runs");
+        let most = |row: &[f64]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]));
+        assert_eq!(
+            (scores[0].len(), most(&scores[0]), most(&scores[1])),
+            (3, Some(0), Some(1)),
+            "{scores:?}"
+        );
+        assert!(scores.iter().flatten().all(|score| score.abs() <= 1.0 / temperature + 1e-3), "{scores:?}");
+        assert_eq!(encodings.values.len(), 2);
+
         let long = "tide ".repeat(100_000);
         let cut = tasks::encode(&mut encoder, &[&long], Output::Embedding, &mut |_| {}).expect("it runs");
         assert_eq!((cut.n_tokens[0], cut.n_cut[0], cut.cut()), (256, 100_002 - 256, (1, 100_002 - 256)));

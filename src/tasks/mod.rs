@@ -4,4 +4,4 @@ mod chat;
 mod embed;
 
 pub use chat::{Chat, Reply};
-pub use embed::{Encodings, cosine, encode, encode_tokens};
+pub use embed::{COSINE_TEMPERATURE, Encodings, cosine, encode, encode_tokens, label_scores};
