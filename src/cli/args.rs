@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use wginfer::dtype::Dtype;
 
+use super::embed::EmbedArgs;
 use super::sampling::SamplingArgs;
 
 /// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
@@ -42,7 +43,9 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Hold a conversation, with the model's own chat template
     Chat(Box<ChatArgs>),
-    /// Show the logits after a prompt
+    /// Turn texts into vectors whose angles tell how alike they are
+    Embed(EmbedArgs),
+    /// Show the logits after a prompt, or of a classifier's labels
     Logits(LogitsArgs),
     /// Show what a model holds and needs, without a GPU
     Inspect(InspectArgs),
@@ -247,7 +250,7 @@ pub struct LogitsArgs {
     #[arg(long)]
     pub all: bool,
 
-    /// How many of the best tokens to show
+    /// How many of the best tokens or labels to show
     #[arg(long, value_name = "K", default_value_t = 10, conflicts_with = "json")]
     pub top: usize,
 

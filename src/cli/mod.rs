@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod chat;
 mod devices;
+mod embed;
 mod failure;
 mod format;
 mod generate;
@@ -53,6 +54,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     match &args.command {
         Command::Generate(args) => generate::run(args, &mut out)?,
         Command::Chat(args) => chat::run(args, &mut out)?,
+        Command::Embed(args) => embed::run(args, &mut out)?,
         Command::Logits(args) => logits::run(args, &mut out)?,
         Command::Inspect(args) => inspect::run(args, &mut out)?,
         Command::Devices(args) => devices::run(args, &mut out)?,

@@ -136,17 +136,7 @@ impl Engine {
             shape,
         };
         let variants = engine.variants();
-        let (compiled, uploaded) = std::thread::scope(|scope| {
-            let compiler = scope.spawn(|| {
-                let begin = Instant::now();
-                gpu.compile(&variants).map(|()| begin.elapsed())
-            });
-            let uploaded = loader.upload(progress);
-            let died = |_| Err(GpuError::Device { message: "a compiler thread died".into() });
-            (compiler.join().unwrap_or_else(died), uploaded)
-        });
-        uploaded.map_err(ModelError::from)?;
-        engine.compile_time = compiled?;
+        engine.compile_time = upload_and_compile(gpu, loader, &variants, progress)?;
         Ok(engine)
     }
 
@@ -188,4 +178,24 @@ impl Engine {
             }
         })
     }
+}
+
+/// Uploads weights while kernels compile; returns how long those took.
+pub(super) fn upload_and_compile(
+    gpu: &Gpu,
+    loader: Loader<'_>,
+    variants: &[Variant],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Duration, EngineError> {
+    let (compiled, uploaded) = std::thread::scope(|scope| {
+        let compiler = scope.spawn(|| {
+            let begin = Instant::now();
+            gpu.compile(variants).map(|()| begin.elapsed())
+        });
+        let uploaded = loader.upload(progress);
+        let died = |_| Err(GpuError::Device { message: "a compiler thread died".into() });
+        (compiler.join().unwrap_or_else(died), uploaded)
+    });
+    uploaded.map_err(ModelError::from)?;
+    Ok(compiled?)
 }

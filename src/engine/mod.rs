@@ -6,10 +6,13 @@
 //! A step is one forward pass over a batch: one decoding row for each sequence that writes, then rows of
 //! prompts. Steps are recorded ahead of their results: the token that a step draws is read on the device by
 //! the next, so the host is told of it late and only looks for the end.
+//!
+//! [`TextEncoder`] is the same machine for encoders, which read a text in one pass.
 
 mod checkpoint;
 mod clips;
 mod collect;
+mod encoder;
 mod error;
 mod events;
 mod forward;
@@ -27,6 +30,9 @@ use std::time::{Duration, Instant};
 
 pub use checkpoint::Checkpoint;
 pub use clips::ClipId;
+pub use encoder::{
+    DenseModule, EmbeddingConfig, Encoded, EncoderCheckpoint, EncoderOptions, Output, TextEncoder,
+};
 pub use error::EngineError;
 pub use events::{
     Event, FinishReason, Logits, Logprobs, Request, RequestId, SpeechRequest, Timings, TokenLogprob, Usage,

@@ -17,6 +17,7 @@ mod kv;
 mod layer_norm;
 mod linear;
 mod penalize;
+mod pool;
 mod probe_copy;
 mod probe_fma;
 mod qkv;
@@ -44,6 +45,7 @@ pub use kv::KvLayer;
 pub use layer_norm::layer_norm;
 pub use linear::{LinearVariant, linear, linear_variants};
 pub use penalize::penalize;
+pub use pool::{Pooling, pool};
 pub use probe_copy::probe_copy;
 pub use probe_fma::probe_fma;
 pub use qkv::qkv;
@@ -80,6 +82,7 @@ pub static KERNELS: &[&Kernel] = &[
     &linear::LINEAR_COOP,
     &linear::LINEAR_TILE,
     &penalize::PENALIZE,
+    &pool::POOL,
     &probe_copy::PROBE_COPY,
     &probe_fma::PROBE_FMA,
     &qkv::QKV,

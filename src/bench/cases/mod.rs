@@ -41,6 +41,7 @@ const OPERATIONS: &[(&str, List)] = &[
     ("attention", attention::attention),
     ("attention_weights", speech::attention_weights),
     ("gate", rows::gate),
+    ("pool", rows::pool),
     ("softmax", vocabulary::softmax),
     ("top_k", vocabulary::top_k),
     ("penalize", vocabulary::penalize),
