@@ -1,5 +1,6 @@
 //! The crate's error: one variant a layer, each layer's own enum inside.
 
+use crate::audio::AudioError;
 use crate::bench::BenchError;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
@@ -20,6 +21,9 @@ pub enum Error {
     /// Tokenizer or chat template.
     #[error(transparent)]
     Text(#[from] TextError),
+    /// Recordings.
+    #[error(transparent)]
+    Audio(#[from] AudioError),
     /// A model's config.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -38,6 +42,7 @@ impl Error {
             Error::Gpu(e) => e.hint(),
             Error::Weights(e) => e.hint(),
             Error::Text(e) => e.hint(),
+            Error::Audio(e) => e.hint(),
             Error::Model(e) => e.hint(),
             Error::Engine(e) => e.hint(),
             Error::Bench(e) => e.hint(),

@@ -71,6 +71,7 @@
 //! | 2 | [`ops`] | one file an operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | checkpoints |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat template |
+//! | 2 | [`audio`] | recordings to log-mel frames: decoding, resampling, voice activity |
 //! | 3 | [`models`] | one file an architecture, made of `models::blocks`; the loader, from checkpoint to device memory |
 //! | 4 | [`engine`] | requests to events: pages, scheduler, sampling parameters |
 //! | 5 | [`tasks`] | what people do with models: conversations |
@@ -83,6 +84,7 @@
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
+pub mod audio;
 pub mod bench;
 pub mod dtype;
 pub mod engine;

@@ -1,0 +1,276 @@
+//! Sound files, decoded by `symphonia` a packet at a time.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek};
+use std::path::Path;
+
+use symphonia::core::codecs::CodecParameters;
+use symphonia::core::codecs::audio::well_known::{
+    CODEC_ID_AAC, CODEC_ID_AC3, CODEC_ID_EAC3, CODEC_ID_FLAC, CODEC_ID_OPUS, CODEC_ID_SPEEX,
+};
+use symphonia::core::codecs::audio::{AudioCodecId, AudioCodecParameters, AudioDecoder, AudioDecoderOptions};
+use symphonia::core::errors::Error;
+use symphonia::core::formats::probe::Hint;
+use symphonia::core::formats::{FormatReader, Track, TrackType};
+use symphonia::core::io::{MediaSource, MediaSourceStream};
+use symphonia::core::units::{TimeBase, Timestamp};
+
+use super::AudioError;
+use super::reader::{Source, mix};
+
+const FORMATS: &str = "WAV, AIFF, FLAC, MP3, OGG, M4A, MP4 or Matroska";
+const CODECS: &str = "PCM, FLAC, ALAC, MP3, AAC-LC or Vorbis";
+
+/// An AAC encoder puts at least one frame of nothing before the sound, which the container tells a player to skip in
+/// a list that the library does not read.
+const AAC_DELAY: usize = 1024;
+/// Seconds that a packet may come late by its container's clock, which counts milliseconds at the coarsest. Shorter
+/// than a lost packet of any codec at its usual rates.
+const MIN_GAP: f64 = 0.02;
+/// Seconds of lost sound that are filled with silence; more is a damaged clock.
+const MAX_GAP: f64 = 60.0;
+/// Programs that write to a pipe cannot know a WAV file's length, and promise about the most that the header holds.
+const UNKNOWN_BYTES: u64 = 0x7fff_0000;
+
+pub(super) struct Decoder {
+    name: String,
+    format: Box<dyn FormatReader>,
+    decoder: Box<dyn AudioDecoder>,
+    track: u32,
+    time_base: Option<TimeBase>,
+    /// The time stamp of the first packet.
+    start: Option<Timestamp>,
+    /// Samples that do not belong to the sound.
+    n_skipped: usize,
+    duration: Option<f64>,
+    /// Seconds that must come, or the file is incomplete.
+    promised: Option<f64>,
+    /// Seconds given.
+    seconds: f64,
+    /// Seconds given before the stream's tracks were replaced by others.
+    base: f64,
+    interleaved: Vec<f32>,
+    n_damaged: usize,
+}
+
+impl Decoder {
+    /// Opens the file at `path`, called `name` in messages.
+    pub(super) fn open(path: &Path, name: String) -> Result<Self, AudioError> {
+        let read = |source| AudioError::Read { name: name.clone(), source };
+        let file = File::open(path).map_err(read)?;
+        // A folder opens, and fails only when it is read.
+        if file.metadata().map_err(read)?.is_dir() {
+            return Err(read(ErrorKind::IsADirectory.into()));
+        }
+        Self::new(Box::new(file), name)
+    }
+
+    /// Finds the format of `source`, and its sound.
+    pub(super) fn new(mut source: Box<dyn MediaSource>, name: String) -> Result<Self, AudioError> {
+        let mut start = Vec::new();
+        let read = source.by_ref().take(16).read_to_end(&mut start).and_then(|_| source.rewind());
+        read.map_err(|source| AudioError::Read { name: name.clone(), source })?;
+        if start.is_empty() {
+            return Err(AudioError::Empty { name });
+        }
+        let stream = MediaSourceStream::new(source, Default::default());
+        let probe = symphonia::default::get_probe();
+        let format = match probe.probe(&Hint::new(), stream, Default::default(), Default::default()) {
+            Ok(format) => format,
+            Err(Error::IoError(source)) if source.kind() != ErrorKind::UnexpectedEof => {
+                return Err(AudioError::Read { name, source });
+            }
+            Err(Error::DecodeError(reason)) => {
+                return Err(AudioError::Broken { name, seconds: 0.0, reason: reason.into() });
+            }
+            Err(_) => return Err(AudioError::Format { name, expected: FORMATS, found: described(&start) }),
+        };
+        let (track, decoder) = choose(&name, format.as_ref())?;
+        let mut new = Self {
+            name,
+            track: 0,
+            time_base: None,
+            start: None,
+            n_skipped: 0,
+            duration: None,
+            promised: None,
+            seconds: 0.0,
+            base: 0.0,
+            interleaved: Vec::new(),
+            n_damaged: 0,
+            decoder,
+            format,
+        };
+        new.begin(&track);
+        Ok(new)
+    }
+
+    fn begin(&mut self, track: &Track) {
+        self.track = track.id;
+        self.time_base = track.time_base;
+        self.start = None;
+        self.base = self.seconds;
+        let params = self.decoder.codec_params();
+        self.n_skipped = if params.codec == CODEC_ID_AAC { AAC_DELAY } else { 0 };
+        let seconds = |n: u64| params.sample_rate.map(|rate| n as f64 / f64::from(rate));
+        let by_clock = || {
+            let time = track.time_base?.calc_duration(track.duration?)?;
+            Some(time.as_secs_f64())
+        };
+        self.duration = track.num_frames.and_then(seconds).or_else(by_clock).filter(|d| *d > 0.0);
+
+        let is_pcm = self.decoder.codec_info().short_name.starts_with("pcm");
+        let row_bits = params.bits_per_sample.unwrap_or(8) as u64
+            * params.channels.as_ref().map_or(1, |channels| channels.count()) as u64;
+        let n_bytes = track.num_frames.map(|n| n.saturating_mul(row_bits / 8));
+        let is_unknown = is_pcm && n_bytes.is_some_and(|n| n >= UNKNOWN_BYTES);
+        if is_unknown {
+            self.duration = None;
+        }
+        // Elsewhere the length is an estimate, or the container's reader notices by itself.
+        self.promised = if is_pcm || params.codec == CODEC_ID_FLAC { self.duration } else { None };
+    }
+
+    fn broken(&self, reason: impl Into<String>) -> AudioError {
+        AudioError::Broken { name: self.name.clone(), seconds: self.seconds, reason: reason.into() }
+    }
+
+    fn failed(&self, error: Error) -> AudioError {
+        match error {
+            Error::IoError(e) if e.kind() == ErrorKind::UnexpectedEof => self.broken("the file ends too early"),
+            Error::IoError(source) => AudioError::Read { name: self.name.clone(), source },
+            other => self.broken(other.to_string()),
+        }
+    }
+
+    fn end(&self) -> Result<Option<u32>, AudioError> {
+        if self.seconds == 0.0 && self.n_damaged > 0 {
+            return Err(self.broken(format!("none of its {} packets can be decoded", self.n_damaged)));
+        }
+        match self.promised {
+            // A millisecond is less than any packet and more than any rounding.
+            Some(promised) if self.seconds - self.base < promised - 1e-3 => {
+                Err(self.broken(format!("the file ends too early: its header promises {promised:.2} s")))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+impl Source for Decoder {
+    fn next(&mut self, mono: &mut Vec<f32>) -> Result<Option<u32>, AudioError> {
+        mono.clear();
+        loop {
+            let packet = match self.format.next_packet() {
+                Ok(Some(packet)) if packet.track_id == self.track => packet,
+                Ok(Some(_)) => continue,
+                Ok(None) => return self.end(),
+                // Several streams in one file, one after the other.
+                Err(Error::ResetRequired) => {
+                    let (track, decoder) = choose(&self.name, self.format.as_ref())?;
+                    self.decoder = decoder;
+                    self.begin(&track);
+                    continue;
+                }
+                Err(error) => return Err(self.failed(error)),
+            };
+            let start = *self.start.get_or_insert(packet.pts);
+            let buffer = match self.decoder.decode(&packet) {
+                Ok(buffer) => buffer,
+                // The next packet's time stamp tells how much was lost.
+                Err(Error::DecodeError(reason)) => {
+                    if self.n_damaged == 0 {
+                        log::warn!(
+                            "{} is damaged near {:.2} s ({reason}): what cannot be decoded becomes silence",
+                            self.name,
+                            self.seconds
+                        );
+                    }
+                    self.n_damaged += 1;
+                    continue;
+                }
+                Err(error) => return Err(self.failed(error)),
+            };
+            let (rate, n_channels) = (buffer.spec().rate(), buffer.spec().channels().count());
+            if rate == 0 || n_channels == 0 || buffer.frames() == 0 {
+                continue;
+            }
+            buffer.copy_to_vec_interleaved(&mut self.interleaved);
+
+            let since = packet.pts.get().checked_sub(start.get()).map(Timestamp::new);
+            let at = self.time_base.zip(since).and_then(|(base, since)| base.calc_time(since));
+            let gap = at.map_or(0.0, |at| self.base + at.as_secs_f64() - self.seconds);
+            if gap > MAX_GAP {
+                return Err(self.broken(format!("its clock leaps {gap:.0} s ahead")));
+            }
+            if gap > MIN_GAP {
+                mono.resize((gap * f64::from(rate)) as usize, 0.0);
+            }
+            mix(&self.interleaved, n_channels, mono);
+            self.seconds += mono.len() as f64 / f64::from(rate);
+
+            let skipped = self.n_skipped.min(mono.len());
+            self.n_skipped -= skipped;
+            mono.drain(..skipped);
+            if !mono.is_empty() {
+                return Ok(Some(rate));
+            }
+        }
+    }
+
+    fn duration(&self) -> Option<f64> {
+        self.duration
+    }
+}
+
+/// The track to listen to, and its decoder.
+fn choose(name: &str, format: &dyn FormatReader) -> Result<(Track, Box<dyn AudioDecoder>), AudioError> {
+    let Some(track) = format.default_track(TrackType::Audio) else {
+        let kinds = format.tracks().iter().map(|track| match track.track_type() {
+            Some(TrackType::Video) => "video",
+            Some(TrackType::Subtitle) => "subtitles",
+            _ => "something unknown",
+        });
+        let kinds: Vec<&str> = kinds.collect();
+        let found = if kinds.is_empty() { "no track".to_string() } else { kinds.join(", ") };
+        return Err(AudioError::NoTrack { name: name.to_string(), found });
+    };
+    let codec = |found: String| AudioError::Codec { name: name.to_string(), expected: CODECS, found };
+    let params: &AudioCodecParameters = match &track.codec_params {
+        Some(CodecParameters::Audio(params)) => params,
+        _ => return Err(codec("a track without parameters".into())),
+    };
+    // Packets come as they are cut; what is left out at both ends is what the encoder added.
+    let options = AudioDecoderOptions::default();
+    match symphonia::default::get_codecs().make_audio_decoder(params, &options) {
+        Ok(decoder) => Ok((track.clone(), decoder)),
+        Err(Error::Unsupported(reason)) => Err(codec(match codec_name(params.codec) {
+            Some(name) => format!("`{name}`"),
+            None => format!("codec `{}` ({reason})", params.codec),
+        })),
+        Err(error) => Err(codec(error.to_string())),
+    }
+}
+
+/// Codecs that people meet and that are not decoded here.
+fn codec_name(codec: AudioCodecId) -> Option<&'static str> {
+    match codec {
+        CODEC_ID_OPUS => Some("Opus"),
+        CODEC_ID_SPEEX => Some("Speex"),
+        CODEC_ID_AC3 => Some("AC-3"),
+        CODEC_ID_EAC3 => Some("E-AC-3"),
+        CODEC_ID_AAC => Some("an AAC profile other than LC"),
+        _ => None,
+    }
+}
+
+/// The first bytes of a file in words.
+fn described(start: &[u8]) -> String {
+    match std::str::from_utf8(start) {
+        Ok(text) if !text.contains(|c: char| c.is_control() && !c.is_whitespace()) => "text".into(),
+        _ => {
+            let hex: Vec<String> = start.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+            format!("a file that starts with the bytes `{}`", hex.join(" "))
+        }
+    }
+}
