@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use wginfer::dtype::Dtype;
 
 use super::sampling::SamplingArgs;
+use super::transcribe::TranscribeArgs;
 
 /// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (wgpu 30.0.1)");
@@ -42,6 +43,8 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Hold a conversation, with the model's own chat template
     Chat(Box<ChatArgs>),
+    /// Write down speech
+    Transcribe(Box<TranscribeArgs>),
     /// Show the logits after a prompt
     Logits(LogitsArgs),
     /// Show what a model holds and needs, without a GPU

@@ -17,6 +17,7 @@ mod prompt;
 mod sampling;
 mod table;
 mod terminal;
+mod transcribe;
 mod tune;
 
 use std::io::Write;
@@ -53,6 +54,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     match &args.command {
         Command::Generate(args) => generate::run(args, &mut out)?,
         Command::Chat(args) => chat::run(args, &mut out)?,
+        Command::Transcribe(args) => transcribe::run(args, &mut out)?,
         Command::Logits(args) => logits::run(args, &mut out)?,
         Command::Inspect(args) => inspect::run(args, &mut out)?,
         Command::Devices(args) => devices::run(args, &mut out)?,

@@ -76,7 +76,8 @@ impl Serialize for Transcript {
             duration: self.duration,
             text: self.text(),
             segments: &self.segments,
-            words: has_words.then(|| self.segments.iter().filter_map(|s| s.words.as_ref()).flatten().collect()),
+            words: has_words
+                .then(|| self.segments.iter().filter_map(|s| s.words.as_ref()).flatten().collect()),
         }
         .serialize(serializer)
     }
@@ -188,7 +189,8 @@ mod tests {
 
     #[test]
     fn every_format() {
-        let segments = [segment(0.0, 1.5, " One --> <two> & three."), segment(3661.0, 3662.25, " A\ttab\nand a line.")];
+        let segments =
+            [segment(0.0, 1.5, " One --> <two> & three."), segment(3661.0, 3662.25, " A\ttab\nand a line.")];
         assert_eq!(
             written(TranscriptFormat::Text, &segments),
             "One --> <two> & three.\nA\ttab and a line.\n"
@@ -219,7 +221,15 @@ mod tests {
         assert!(value.get("words").is_none());
         let keys: Vec<&String> = value["segments"][0].as_object().expect("an object").keys().collect();
         let expected = [
-            "id", "seek", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio",
+            "id",
+            "seek",
+            "start",
+            "end",
+            "text",
+            "tokens",
+            "temperature",
+            "avg_logprob",
+            "compression_ratio",
             "no_speech_prob",
         ];
         assert_eq!(keys, expected);

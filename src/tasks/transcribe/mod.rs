@@ -17,7 +17,8 @@ mod words;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use format::{Transcript, TranscriptFormat, TranscriptWriter};
 pub use languages::{LANGUAGES, language_name};
@@ -26,6 +27,7 @@ pub use transcription::Transcription;
 
 use crate::audio::{AudioError, AudioReader};
 use crate::engine::{Checkpoint, Engine, EngineError, EngineOptions};
+use crate::ops::Attention;
 use crate::text::{TextError, Tokenizer};
 use tokens::{Language, SpeechTokens};
 
@@ -155,6 +157,8 @@ struct Plan {
     options: TranscribeOptions,
     /// Nothing where the model knows English alone.
     language: Option<Language>,
+    /// (layer, head) of the heads that look at what is being said.
+    alignment_heads: Vec<[usize; 2]>,
 }
 
 impl Plan {
@@ -181,9 +185,9 @@ impl Transcriber {
     /// option that is out of its range.
     pub fn new(checkpoint: &Checkpoint, options: TranscribeOptions) -> Result<Transcriber, TranscribeError> {
         let shape = checkpoint.architecture.shape();
-        if shape.audio.is_none() {
+        let Some(sound) = &shape.audio else {
             return Err(TranscribeError::NotSpeech { architecture: shape.architecture });
-        }
+        };
         options.check()?;
         let tokenizer = checkpoint.tokenizer.as_ref().map_err(Clone::clone)?.clone();
         let tokens = SpeechTokens::new(checkpoint, &tokenizer)?;
@@ -194,12 +198,13 @@ impl Transcriber {
         if !tokens.can(options.task) {
             return Err(TranscribeError::NoTranslation);
         }
-        Ok(Transcriber(Arc::new(Plan { tokens, tokenizer, options, language })))
+        let alignment_heads = alignment_heads(&checkpoint.generation, &sound.cross_attention)?;
+        Ok(Transcriber(Arc::new(Plan { tokens, tokenizer, options, language, alignment_heads })))
     }
 
     /// What the engine must be built with, over `options`.
     pub fn engine_options(&self, options: EngineOptions) -> EngineOptions {
-        self.0.options.engine(options)
+        self.0.options.engine(&self.0.alignment_heads, options)
     }
 
     /// Begins with a recording.
@@ -243,6 +248,24 @@ impl Transcriber {
         }
         let (language, duration) = (transcription.language(), transcription.duration());
         transcription.finish()?;
-        Ok(Transcript { task: self.0.options.task, language: language.map(str::to_string), duration, segments })
+        Ok(Transcript {
+            task: self.0.options.task,
+            language: language.map(str::to_string),
+            duration,
+            segments,
+        })
     }
+}
+
+/// The heads that `generation_config.json` names, or all of the upper half of the decoder (`whisper/model.py`).
+fn alignment_heads(generation: &Value, layers: &[Attention]) -> Result<Vec<[usize; 2]>, TranscribeError> {
+    let listed = match generation.get("alignment_heads") {
+        None | Some(Value::Null) => None,
+        Some(list) => Some(Vec::<[usize; 2]>::deserialize(list).map_err(|e| EngineError::Config {
+            path: "generation_config.json".into(),
+            message: format!("`alignment_heads`: {e}"),
+        })?),
+    };
+    let of_layer = |layer: usize| (0..layers[layer].n_heads).map(move |head| [layer, head]);
+    Ok(listed.unwrap_or_else(|| (layers.len() / 2..layers.len()).flat_map(of_layer).collect()))
 }

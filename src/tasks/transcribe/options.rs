@@ -119,7 +119,12 @@ impl TranscribeOptions {
         count("batch_size", self.batch_size)?;
         count("max_tokens", self.max_tokens.unwrap_or(1).min(MOST))?;
         let patience = self.patience;
-        check("patience", patience > 0.0 && patience <= 100.0, patience.to_string(), "a number above 0, at most 100")?;
+        check(
+            "patience",
+            patience > 0.0 && patience <= 100.0,
+            patience.to_string(),
+            "a number above 0, at most 100",
+        )?;
         let penalty = self.length_penalty.unwrap_or(1.0);
         check("length_penalty", (0.0..=1.0).contains(&penalty), penalty.to_string(), "a number from 0 to 1")?;
         let seconds = |name, value: f64| {
@@ -130,8 +135,8 @@ impl TranscribeOptions {
         Ok(seconds("duration", self.duration.unwrap_or(0.0))?)
     }
 
-    /// What the engine must be built with, over `options`.
-    pub fn engine(&self, options: EngineOptions) -> EngineOptions {
+    /// What the engine must be built with, over `options`, to align words by the heads `alignment_heads`.
+    pub(super) fn engine(&self, alignment_heads: &[[usize; 2]], options: EngineOptions) -> EngineOptions {
         let n_beams = self.beam_size.unwrap_or(1);
         let n_samples = if self.temperatures.iter().any(|t| *t > 0.0) { self.best_of } else { 1 };
         EngineOptions {
@@ -140,7 +145,7 @@ impl TranscribeOptions {
             max_logprobs: if n_beams > 1 { n_beams + 1 } else { 0 },
             max_clips: self.batch_size,
             logits: true,
-            alignment: self.word_timestamps,
+            alignment_heads: if self.word_timestamps { alignment_heads.to_vec() } else { Vec::new() },
             ..options
         }
     }
@@ -150,7 +155,8 @@ impl TranscribeOptions {
         let repeats = self.compression_ratio_threshold.is_some_and(|most| answer.compression_ratio > most);
         let is_improbable = self.logprob_threshold.is_some_and(|least| answer.avg_logprob < least);
         // Of silence nothing probable can be said.
-        let is_silent = is_improbable && self.no_speech_threshold.is_some_and(|most| answer.no_speech_prob > most);
+        let is_silent =
+            is_improbable && self.no_speech_threshold.is_some_and(|most| answer.no_speech_prob > most);
         (repeats || is_improbable) && !is_silent
     }
 
@@ -184,7 +190,11 @@ mod tests {
         ];
         for (ratio, logprob, no_speech, fails, is_silent) in cases {
             let answer = answer(ratio, logprob, no_speech);
-            assert_eq!((options.fails(&answer), options.is_silent(&answer)), (fails, is_silent), "{answer:?}");
+            assert_eq!(
+                (options.fails(&answer), options.is_silent(&answer)),
+                (fails, is_silent),
+                "{answer:?}"
+            );
         }
         let off = TranscribeOptions {
             compression_ratio_threshold: None,

@@ -110,7 +110,8 @@ mod tests {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 (state >> 33) as u32
             };
-            let tokens: Vec<u32> = (0..next() % 8).map(|_| if next() % 2 == 0 { next() % T } else { T + next() % 3 }).collect();
+            let tokens: Vec<u32> =
+                (0..next() % 8).map(|_| if next() % 2 == 0 { next() % T } else { T + next() % 3 }).collect();
             let found = split(&tokens, T, 40);
             assert!(found.advance > 0, "{tokens:?}");
             let kept: Vec<u32> = found.spans.iter().flat_map(|s| s.tokens.clone()).collect();

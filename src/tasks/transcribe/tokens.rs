@@ -70,13 +70,20 @@ impl SpeechTokens {
 
         // The list of the checkpoint's makers, and what steers, which is no text in any case.
         let mut suppress = list("suppress_tokens").unwrap_or_default();
-        suppress.extend([Some(start), previous, id("<|startoflm|>"), no_speech, transcribe, translate].iter().flatten());
+        suppress.extend(
+            [Some(start), previous, id("<|startoflm|>"), no_speech, transcribe, translate].iter().flatten(),
+        );
         suppress.retain(|token| (*token as usize) < vocab_size);
         suppress.sort_unstable();
         suppress.dedup();
         let suppress_first = match list("begin_suppress_tokens") {
             Some(tokens) => tokens,
-            None => tokenizer.encode_plain(" ").map_err(crate::engine::EngineError::from)?.into_iter().chain([end]).collect(),
+            None => tokenizer
+                .encode_plain(" ")
+                .map_err(crate::engine::EngineError::from)?
+                .into_iter()
+                .chain([end])
+                .collect(),
         };
         let stated = generation.get("max_initial_timestamp_index").and_then(Value::as_u64);
         let max_initial = stated.and_then(|index| u32::try_from(index).ok()).unwrap_or(MAX_INITIAL_TIMESTAMP);
@@ -106,7 +113,11 @@ impl SpeechTokens {
             return wrong("a code such as `en` or a name such as `english`".into());
         };
         if self.languages.is_empty() {
-            return if code == "en" { Ok(None) } else { wrong("`en`, the only one that this model knows".into()) };
+            return if code == "en" {
+                Ok(None)
+            } else {
+                wrong("`en`, the only one that this model knows".into())
+            };
         }
         match self.languages.iter().find(|language| language.code == code) {
             Some(language) => Ok(Some(*language)),

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::segments::{self, FRAMES_PER_SECOND};
+use super::segments::{self, FRAMES_PER_SECOND, Split};
 use super::tokens::Language;
 use super::window::{Decoded, Step, Window};
 use super::words::{self, Alignment};
@@ -69,7 +69,7 @@ struct Stretch {
     past: Past,
     window: Option<Window>,
     /// What waits for the times of its words.
-    decoded: Option<Decoded>,
+    decoded: Option<(Decoded, Split)>,
     heard: Vec<Heard>,
 }
 
@@ -115,9 +115,10 @@ impl Transcription {
         }
     }
 
-    /// The recording's length in seconds: what its container says at first, what was read at the end.
-    pub fn duration(&self) -> Option<f64> {
-        self.mel.duration()
+    /// The recording's length in seconds: what its container says at first, what was read at the end. A stream is as long
+    /// as it has been heard.
+    pub fn duration(&self) -> f64 {
+        self.mel.duration().unwrap_or(self.cursor as f64 / FRAMES_PER_SECOND)
     }
 
     /// Reads and asks for what comes next.
@@ -318,21 +319,21 @@ impl Stretch {
                     self.heard.push(Heard::Language { code: found.code, probability });
                 }
                 Step::Decoded(decoded) => {
-                    let words = plan.words(&decoded.tokens);
-                    let wants_words = plan.options.word_timestamps && !plan.options.is_silent(&decoded);
-                    if wants_words && !words.is_empty() {
-                        // Only what becomes part of a segment has words in this window.
-                        let spans = self.split(&decoded, plan).spans;
-                        let text = spans.iter().flat_map(|span| plan.words(&span.tokens)).collect();
-                        window.align(engine, plan, text)?;
-                        self.decoded = Some(decoded);
+                    let split =
+                        segments::split(&decoded.tokens, plan.tokens.first_timestamp, self.end - self.seek);
+                    // Only what becomes part of a segment has words in this window.
+                    let said = split.spans.iter().flat_map(|span| plan.words(&span.tokens));
+                    let text: Vec<u32> = said.filter(|_| plan.options.word_timestamps).collect();
+                    if text.is_empty() || plan.options.is_silent(&decoded) {
+                        self.conclude(engine, plan, decoded, split, None)?;
                     } else {
-                        self.conclude(engine, plan, decoded, None)?;
+                        window.align(engine, plan, text)?;
+                        self.decoded = Some((decoded, split));
                     }
                 }
                 Step::Aligned(tokens, alignment) => {
-                    if let Some(decoded) = self.decoded.take() {
-                        self.conclude(engine, plan, decoded, Some((tokens, alignment)))?;
+                    if let Some((decoded, split)) = self.decoded.take() {
+                        self.conclude(engine, plan, decoded, split, Some((tokens, alignment)))?;
                     }
                 }
             }
@@ -340,12 +341,13 @@ impl Stretch {
         Ok(())
     }
 
-    fn split(&self, decoded: &Decoded, plan: &Plan) -> segments::Split {
-        segments::split(&decoded.tokens, plan.tokens.first_timestamp, self.end - self.seek)
-    }
-
     /// Begins the next window.
-    fn open(&mut self, engine: &mut Engine, plan: &Plan, language: Option<Language>) -> Result<(), TranscribeError> {
+    fn open(
+        &mut self,
+        engine: &mut Engine,
+        plan: &Plan,
+        language: Option<Language>,
+    ) -> Result<(), TranscribeError> {
         let shape = engine.shape();
         let Some(sound) = &shape.audio else {
             return Err(TranscribeError::NotSpeech { architecture: shape.architecture });
@@ -372,6 +374,7 @@ impl Stretch {
         engine: &mut Engine,
         plan: &Plan,
         decoded: Decoded,
+        split: Split,
         aligned: Option<(Vec<u32>, Alignment)>,
     ) -> Result<(), TranscribeError> {
         let Some(window) = self.window.take() else { return Ok(()) };
@@ -381,7 +384,6 @@ impl Stretch {
             self.close(self.end, decoded.tokens);
             return Ok(());
         }
-        let split = self.split(&decoded, plan);
         let time = |frame: usize| (self.seek + frame) as f64 / FRAMES_PER_SECOND;
         let mut segments = Vec::new();
         for span in &split.spans {
@@ -407,7 +409,8 @@ impl Stretch {
                 }
                 None => Vec::new(),
             };
-            let n_tokens: Vec<usize> = split.spans.iter().map(|span| plan.words(&span.tokens).len()).collect();
+            let n_tokens: Vec<usize> =
+                split.spans.iter().map(|span| plan.words(&span.tokens).len()).collect();
             let offset = time(0);
             words::distribute(&mut segments, &n_tokens, timings, offset, self.past.speech_end);
             let word = segments.iter().rev().flat_map(|s| s.words.iter().flatten().next_back()).next();

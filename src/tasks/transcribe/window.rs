@@ -107,12 +107,16 @@ impl Window {
     /// # Errors
     /// Why it failed.
     pub fn observe(&mut self, event: Event, plan: &Plan) -> Result<(), TranscribeError> {
-        let role = |requests: &[(RequestId, Role)], id| requests.iter().find(|(own, _)| *own == id).map(|(_, r)| *r);
+        let role =
+            |requests: &[(RequestId, Role)], id| requests.iter().find(|(own, _)| *own == id).map(|(_, r)| *r);
         match event {
             Event::Logits { id, position, values } => match (role(&self.requests, id), &mut self.stage) {
-                (Some(Role::Language), Stage::Language { found }) => *found = best_language(&values, &plan.tokens.languages),
+                (Some(Role::Language), Stage::Language { found }) => {
+                    *found = best_language(&values, &plan.tokens.languages)
+                }
                 (Some(Role::NoSpeech), _) => {
-                    self.no_speech_prob = plan.tokens.no_speech.map_or(0.0, |token| probability(&values, token));
+                    self.no_speech_prob =
+                        plan.tokens.no_speech.map_or(0.0, |token| probability(&values, token));
                 }
                 (Some(Role::Align), Stage::Align { tokens, alignment }) => {
                     let text = position.checked_sub(alignment.n_before);
@@ -125,7 +129,9 @@ impl Window {
                 _ => {}
             },
             Event::Alignment { id, position, weights } => {
-                if let (Some(Role::Align), Stage::Align { alignment, .. }) = (role(&self.requests, id), &mut self.stage) {
+                if let (Some(Role::Align), Stage::Align { alignment, .. }) =
+                    (role(&self.requests, id), &mut self.stage)
+                {
                     alignment.rows[position] = weights;
                 }
             }
@@ -134,15 +140,21 @@ impl Window {
                     samples[i].tokens.push(token);
                     samples[i].sum_logprob += chosen(&logprobs);
                 }
-                (Some(Role::Beam(i)), Stage::Beam { candidates, .. }) => candidates[i] = best_tokens(logprobs),
+                (Some(Role::Beam(i)), Stage::Beam { candidates, .. }) => {
+                    candidates[i] = best_tokens(logprobs)
+                }
                 _ => {}
             },
             Event::Done { id, finish_reason, end_logprobs, .. } => {
                 match (role(&self.requests, id), &mut self.stage) {
-                    (Some(Role::Sample(i)), Stage::Draw { samples, .. }) if finish_reason == FinishReason::Stop => {
+                    (Some(Role::Sample(i)), Stage::Draw { samples, .. })
+                        if finish_reason == FinishReason::Stop =>
+                    {
                         samples[i].sum_logprob += chosen(&end_logprobs);
                     }
-                    (Some(Role::Beam(i)), Stage::Beam { candidates, .. }) if finish_reason == FinishReason::Stop => {
+                    (Some(Role::Beam(i)), Stage::Beam { candidates, .. })
+                        if finish_reason == FinishReason::Stop =>
+                    {
                         candidates[i] = best_tokens(end_logprobs);
                     }
                     _ => {}
@@ -165,12 +177,20 @@ impl Window {
         match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::New if self.language.is_none() && !plan.tokens.languages.is_empty() => {
                 self.stage = Stage::Language { found: None };
-                self.ask(engine, Role::Language, Request { logits: Some(Logits::Last), ..self.request(vec![plan.tokens.start]) })?;
+                self.ask(
+                    engine,
+                    Role::Language,
+                    Request { logits: Some(Logits::Last), ..self.request(vec![plan.tokens.start]) },
+                )?;
                 Ok(Step::Waits)
             }
             Stage::New => {
                 let prompt: Vec<u32> = self.history.iter().copied().chain([plan.tokens.start]).collect();
-                self.ask(engine, Role::NoSpeech, Request { logits: Some(Logits::Last), ..self.request(prompt) })?;
+                self.ask(
+                    engine,
+                    Role::NoSpeech,
+                    Request { logits: Some(Logits::Last), ..self.request(prompt) },
+                )?;
                 self.attempt(engine, plan, 0)?;
                 Ok(Step::Waits)
             }
@@ -198,7 +218,12 @@ impl Window {
     ///
     /// # Errors
     /// What the engine refuses.
-    pub fn align(&mut self, engine: &mut Engine, plan: &Plan, tokens: Vec<u32>) -> Result<(), TranscribeError> {
+    pub fn align(
+        &mut self,
+        engine: &mut Engine,
+        plan: &Plan,
+        tokens: Vec<u32>,
+    ) -> Result<(), TranscribeError> {
         let mut prompt = plan.tokens.start(self.language, plan.options.task);
         let n_before = prompt.len();
         prompt.push(plan.tokens.no_timestamps);

@@ -182,7 +182,11 @@ fn warp(cost: &[Vec<f64>]) -> Vec<(usize, usize)> {
 ///
 /// # Errors
 /// Tokens that cannot be decoded.
-fn split_words(tokens: &[u32], tokenizer: &Tokenizer, language: &str) -> Result<Vec<(String, usize)>, TextError> {
+fn split_words(
+    tokens: &[u32],
+    tokenizer: &Tokenizer,
+    language: &str,
+) -> Result<Vec<(String, usize)>, TextError> {
     let characters = split_characters(tokens, |ids| tokenizer.decode(ids, false))?;
     Ok(if WITHOUT_SPACES.contains(&language) { characters } else { join_at_spaces(characters) })
 }
@@ -424,8 +428,9 @@ mod tests {
 
     #[test]
     fn marks_go_to_their_words() {
-        let mut words: Vec<Timing> =
-            [" \"", "Yes", ",", "\"", " he", " said", ".", " (", "so", ")"].map(|w| timing(w, 0.0, 0.0)).into();
+        let mut words: Vec<Timing> = [" \"", "Yes", ",", "\"", " he", " said", ".", " (", "so", ")"]
+            .map(|w| timing(w, 0.0, 0.0))
+            .into();
         merge_punctuation(&mut words);
         let found: Vec<(&str, usize)> =
             words.iter().filter(|w| !w.word.is_empty()).map(|w| (w.word.as_str(), w.n_tokens)).collect();
@@ -473,11 +478,16 @@ mod tests {
     fn attention_becomes_times() {
         // Three tokens after two of the prompt, then the end; each looks at its own ten positions of 40.
         let n_positions = 40;
-        let looks = |at: usize| (0..n_positions).map(|i| if i / 10 == at { 0.09 } else { 0.01 / 3.0 }).collect();
+        let looks =
+            |at: usize| (0..n_positions).map(|i| if i / 10 == at { 0.09 } else { 0.01 / 3.0 }).collect();
         let rows: Vec<Vec<f32>> = [3, 0, 1, 2, 3, 3].map(looks).into();
         let alignment = Alignment { rows, n_positions, n_before: 1, probabilities: vec![1.0; 3] };
         let matrix = matrix(&alignment, n_positions);
-        let best = |row: &[f64]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i / 10);
-        assert_eq!(matrix[1..5].iter().map(|row| best(row)).collect::<Vec<_>>(), [Some(0), Some(1), Some(2), Some(3)]);
+        let best =
+            |row: &[f64]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i / 10);
+        assert_eq!(
+            matrix[1..5].iter().map(|row| best(row)).collect::<Vec<_>>(),
+            [Some(0), Some(1), Some(2), Some(3)]
+        );
     }
 }
