@@ -1543,3 +1543,174 @@ fn probe_fma() {
         }
     }
 }
+
+#[test]
+fn unfold() {
+    let Some(gpu) = gpu() else { return };
+    let mut rng = Rng::new(31);
+    for ([first, n_in, n_channels], stride) in
+        [([0, 1, 1], 1), ([3, 7, 5], 1), ([2, 9, 80], 2), ([0, 64, 33], 2), ([1, 130, 7], 1)]
+    {
+        let x = rng.normals((first + n_in + 2) * n_channels, 1.0);
+        let n_rows = n_in.div_ceil(stride);
+        let input = tensor_f32(&gpu, [first + n_in + 2, n_channels], &x);
+        let y = filled(&gpu, [n_rows, 3 * n_channels], f32::NAN);
+        run(&gpu, |rec| ops::unfold(rec, &input, first, n_in, stride, &y));
+        let rows: Vec<Vec<f64>> = x.chunks(n_channels).skip(first).take(n_in).map(to_f64).collect();
+        let want: Vec<f64> = (0..n_rows).flat_map(|t| exact::unfold(&rows, stride, t)).collect();
+        assert_eq!(to_f64(&read(&gpu, &y)), want, "unfold {n_in} rows of {n_channels} by {stride}");
+        assert!(n_in == 1 || want.iter().any(|w| *w != 0.0));
+    }
+}
+
+#[test]
+fn attention_weights() {
+    for gpu in gpus() {
+        for (i, heads) in HEADS.into_iter().enumerate() {
+            check_attention_weights(&gpu, heads, cache_type(i, heads[2]));
+        }
+    }
+}
+
+/// Prompt rows of two sequences with as many keys as they like, behind rows that decode.
+fn check_attention_weights(gpu: &Gpu, [n_heads, n_kv_heads, head_dim]: [usize; 3], dtype: Dtype) {
+    let mut rng = Rng::new(32);
+    let (page_size, n_keys) = (16, [37, 300]);
+    let rows: [[u32; 2]; 5] = [[1, 9], [0, 2], [1, 0], [1, 1], [0, 3]];
+    let n = Rows { n_decode: 1, n_prompt: 4 };
+    let pages = Pages::new(&mut rng, 2, 300, page_size);
+    let shape = [pages.n_pages, n_kv_heads * page_size * head_dim];
+    let keys = rng.normals(shape[0] * shape[1], 1.0);
+    let (cache, [keys, _]) = cache(gpu, dtype, shape, [&keys, &keys]);
+    let q_cols = n_heads * head_dim;
+    let qs = rng.normals(rows.len() * q_cols, 2.0);
+    let (q, ends) = (tensor_f32(gpu, [5, q_cols], &qs), tensor_u32(gpu, [1, 2], &n_keys.map(|n| n as u32)));
+    let p = filled(gpu, [5, 7 + 300], f32::NAN);
+    let attention = ops::Attention { causal: false, ..attention_shape([n_heads, n_kv_heads, head_dim]) };
+    let table = tensor_u32(gpu, [5, 2], rows.as_flattened());
+    let plan = AttentionPlan {
+        rows: &table,
+        blocks: &table,
+        pages: &pages.upload(gpu),
+        page_size,
+        ends: Some(&ends),
+        n,
+        n_prompt_blocks: 0,
+        longest: 300,
+        partial: &table,
+        max_seq_len: 300,
+    };
+    let head = n_heads - 1;
+    run(gpu, |rec| ops::attention_weights(rec, &attention, &plan, head, &q, &cache, &p, 7));
+    let got = read(gpu, &p);
+    assert!(got[..307].iter().all(|p| p.is_nan()), "a row that decodes is left alone");
+    for (r, [seq, _]) in rows.into_iter().enumerate().skip(1) {
+        let key = |pos: usize| {
+            let at = pages.at(seq as usize, pos, [n_kv_heads, head * n_kv_heads / n_heads, head_dim]);
+            to_f64(&keys[at..at + head_dim])
+        };
+        let keys: Vec<Vec<f64>> = (0..n_keys[seq as usize]).map(key).collect();
+        let query = to_f64(&qs[r * q_cols + head * head_dim..][..head_dim]);
+        let want = exact::attention_weights(attention.scale.into(), &query, &keys);
+        let got = &got[r * 307 + 7..][..keys.len()];
+        // A score's rounding error is a relative error of its weight; scores have about this size.
+        let tolerance = Tolerance::f32(head_dim, 16.0 * largest(&want));
+        assert_close(&format!("attention_weights, row {r}, {dtype}"), got, &want, tolerance);
+    }
+}
+
+#[test]
+fn speech_rules() {
+    let forbidden = -1e30;
+    for gpu in gpus() {
+        let mut rng = Rng::new(33);
+        for n_vocab in [57, 1031, 51_865] {
+            let first = n_vocab * 2 / 3;
+            let (end, no_timestamps) = (first - 9, first - 1);
+            let text = |rng: &mut Rng| rng.below(end);
+            let time = |i: usize| first + i;
+            let (a, b, c) = (text(&mut rng), text(&mut rng), text(&mut rng));
+            // Nothing yet; a segment begun, in text, ended, closed; two segments; an end after a timestamp.
+            let histories: [Vec<usize>; 9] = [
+                vec![],
+                vec![time(2)],
+                vec![time(2), a],
+                vec![time(2), a, b, time(5)],
+                vec![time(2), a, time(5), time(5)],
+                vec![time(0), a, time(5), time(7), b, c],
+                vec![time(0), a, time(5), time(7), b, time(7)],
+                vec![a, b],
+                vec![a],
+            ];
+            let n_prompt = 3;
+            for (boost, max_initial) in [(0.0, Some(4)), (4.0, Some(1)), (-30.0, None)] {
+                let n_seqs = histories.len() + 2;
+                let mut z = rng.normals(n_seqs * n_vocab, 3.0);
+                // Timestamps together more probable than text, or less.
+                z.chunks_mut(n_vocab).for_each(|row| row[first..].iter_mut().for_each(|z| *z += boost));
+                let rules = |seq: usize| exact::SpeechRules {
+                    end,
+                    suppress_first: vec![a, end],
+                    timestamps: (seq != 1).then_some(exact::TimestampRules {
+                        first,
+                        no_timestamps,
+                        max_initial,
+                    }),
+                };
+                let history = |seq: usize| if seq < 2 { &histories[0] } else { &histories[seq - 2] };
+                let record = |seq: usize| ops::SpeechRecord {
+                    on: u32::from(seq != 0),
+                    prompt_len: n_prompt as u32,
+                    end: end as u32,
+                    timestamps: u32::from(seq != 1),
+                    first: first as u32,
+                    no_timestamps: no_timestamps as u32,
+                    max_initial: max_initial.map_or(u32::MAX, |n| n as u32),
+                    pad: 0,
+                    suppress_first: [a as u32, end as u32, u32::MAX, u32::MAX],
+                };
+                let records: Vec<ops::SpeechRecord> = (0..n_seqs).map(record).collect();
+                let ctx = 12;
+                let tokens: Vec<u32> = (0..n_seqs)
+                    .flat_map(|seq| {
+                        let mut row = vec![first as u32 + 30; n_prompt];
+                        row.extend(history(seq).iter().map(|t| *t as u32));
+                        row.resize(ctx, first as u32 + 40); // of an earlier request
+                        row
+                    })
+                    .collect();
+                // Rows of z in another order than sequences.
+                let index: Vec<u32> = (0..n_seqs as u32).rev().collect();
+                let places: Vec<u32> = (0..n_seqs)
+                    .flat_map(|seq| [seq as u32, (n_prompt + history(seq).len() - 1) as u32])
+                    .collect();
+                let logits = tensor_f32(&gpu, [n_seqs, n_vocab], &z);
+                run(&gpu, |rec| {
+                    ops::speech_rules(
+                        rec,
+                        &tensor_u32(&gpu, [n_seqs, 2], &places),
+                        &tensor_u32(&gpu, [1, n_seqs], &index),
+                        &tensor_u32(&gpu, [n_seqs, 12], bytemuck::cast_slice(&records)),
+                        &tensor_u32(&gpu, [n_seqs, ctx], &tokens),
+                        &logits,
+                        n_seqs,
+                    );
+                });
+                let got = read(&gpu, &logits);
+                let mut seen = [0, 0];
+                for r in 0..n_seqs {
+                    let seq = index[r] as usize;
+                    let z = to_f64(&z[r * n_vocab..][..n_vocab]);
+                    let want = if seq == 0 { z } else { exact::speech_rules(&z, history(seq), &rules(seq)) };
+                    let want: Vec<f64> = want.iter().map(|z| z.max(f64::from(forbidden as f32))).collect();
+                    let got = to_f64(&got[r * n_vocab..][..n_vocab]);
+                    let differs = got.iter().zip(&want).position(|(g, w)| g != w);
+                    assert_eq!(differs, None, "{n_vocab} tokens, boost {boost}, after {:?}", history(seq));
+                    seen[0] += want.iter().filter(|z| **z < -1e29).count();
+                    seen[1] += want.iter().filter(|z| **z > -1e29).count();
+                }
+                assert!(seen[0] > n_vocab && seen[1] > n_vocab, "rules that do nothing: {seen:?}");
+            }
+        }
+    }
+}

@@ -98,11 +98,11 @@ pub fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<(), Failure> {
         let index = |id: RequestId| requests.iter().position(|r| *r == id).unwrap_or(0);
         match event {
             Event::Token { id, token, text, logprobs } => writer.token(index(id), token, &text, logprobs),
-            Event::Done { id, text, finish_reason, usage, timings } => {
+            Event::Done { id, text, finish_reason, usage, timings, .. } => {
                 writer.done(index(id), &text, (finish_reason, usage, timings))
             }
             Event::Failed { error, .. } => Err(error.into()),
-            Event::Logits { .. } => Ok(()),
+            Event::Logits { .. } | Event::Alignment { .. } => Ok(()),
         }
     })?;
     let answers = writer.finish()?;

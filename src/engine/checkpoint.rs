@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{EngineError, Sampling};
 use crate::dtype::Dtype;
@@ -23,6 +24,8 @@ pub struct Checkpoint {
     pub tokenizer: Result<Tokenizer, TextError>,
     /// From `generation_config.json`.
     pub sampling: Sampling,
+    /// `generation_config.json` as it is, for those who know more of its keys; null without one.
+    pub generation: Value,
 }
 
 /// A file of the demonstration model.
@@ -44,11 +47,15 @@ struct GenerationConfig {
     repetition_penalty: Option<f32>,
 }
 
-impl GenerationConfig {
-    fn parse(json: &[u8], path: PathBuf) -> Result<Self, EngineError> {
-        serde_json::from_slice(json).map_err(|e| EngineError::Config { path, message: e.to_string() })
-    }
+/// `generation_config.json` as it is, and what it says of sampling.
+fn generation(json: &[u8], path: PathBuf) -> Result<(Value, Sampling), EngineError> {
+    let wrong = |e: serde_json::Error| EngineError::Config { path: path.clone(), message: e.to_string() };
+    let config =
+        GenerationConfig::deserialize(&mut serde_json::Deserializer::from_slice(json)).map_err(wrong)?;
+    Ok((serde_json::from_slice(json).map_err(wrong)?, config.sampling()))
+}
 
+impl GenerationConfig {
     fn sampling(&self) -> Sampling {
         let off = Sampling::default();
         Sampling {
@@ -74,16 +81,17 @@ impl Checkpoint {
         let path = dir.join("config.json");
         let config = std::fs::read_to_string(&path).map_err(|source| EngineError::Io { path, source })?;
         let path = dir.join("generation_config.json");
-        let generation = match std::fs::read(&path) {
-            Ok(text) => GenerationConfig::parse(&text, path)?,
-            Err(_) => GenerationConfig::default(),
+        let (generation, sampling) = match std::fs::read(&path) {
+            Ok(text) => generation(&text, path)?,
+            Err(_) => (Value::Null, GenerationConfig::default().sampling()),
         };
         Ok(Checkpoint {
             name: dir.display().to_string(),
             architecture: models::open(&config)?,
             weights: Weights::open(dir)?,
             tokenizer: Tokenizer::open(dir),
-            sampling: generation.sampling(),
+            sampling,
+            generation,
         })
     }
 
@@ -105,6 +113,7 @@ impl Checkpoint {
             weights: Weights::random(dtype),
             tokenizer: Err(TextError::NoTokenizer { dir: name.into(), found: Vec::new() }),
             sampling: Sampling::default(),
+            generation: Value::Null,
         })
     }
 
@@ -114,8 +123,8 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`], if these files are not what they should be.
     pub fn demo() -> Result<Checkpoint, EngineError> {
-        let generation =
-            GenerationConfig::parse(demo!("generation_config.json"), "generation_config.json".into())?;
+        let (generation, sampling) =
+            generation(demo!("generation_config.json"), "generation_config.json".into())?;
         Ok(Checkpoint {
             name: "demonstration model".to_string(),
             architecture: models::open(&String::from_utf8_lossy(demo!("config.json")))?,
@@ -127,7 +136,8 @@ impl Checkpoint {
                 Some(demo!("config.json")),
                 None,
             ),
-            sampling: generation.sampling(),
+            sampling,
+            generation,
         })
     }
 }

@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
+use super::clips::Clips;
 use super::plan::Plan;
-use super::{Engine, EngineError, Event, FinishReason, Kind, Logprobs, Slice, TokenLogprob};
+use super::{Engine, EngineError, Event, FinishReason, Kind, Logprobs, Slice, TokenLogprob, Work};
 use crate::gpu::{GpuError, ROW_ALIGN};
 use crate::ops::NOT_A_TOKEN;
 
@@ -21,8 +22,12 @@ impl Engine {
                 .take(slice.readback)
                 .ok_or(GpuError::Lost { message: "results could not be mapped".to_string() })?;
             self.measure(&slice, arrived.device_ms);
-            if let Some(plan) = slice.step {
-                self.arrived(&plan, &arrived.bytes);
+            match slice.done {
+                Some(Work::Step(plan)) => self.arrived(&plan, &arrived.bytes),
+                Some(Work::Clip(clip)) => {
+                    self.forward.clips.iter_mut().for_each(|clips| clips.release(clip));
+                }
+                None => {}
             }
         }
         self.retire();
@@ -41,6 +46,7 @@ impl Engine {
         let (average, sample) = match slice.kind {
             Kind::Decode => (&mut self.decode_ms, ms),
             Kind::Prompt(n) => (&mut self.prompt_ms, ms / n as f64),
+            Kind::Clip => (&mut self.clip_ms, ms),
         };
         // The first guess is meant to be wrong: measured values replace it quickly.
         *average += (sample - *average) * 0.5;
@@ -85,6 +91,13 @@ impl Engine {
             s.arrived(token, ends, logprobs, &mut self.events);
         }
         let stride = vocab.next_multiple_of(ROW_ALIGN);
+        let aligned_at = logits_at + plan.logits.len() * stride;
+        let width = self.forward.clips.as_ref().map_or(0, Clips::alignment_width);
+        for (i, (id, position, _)) in plan.aligned.iter().enumerate() {
+            let weights =
+                words[aligned_at + i * width..][..width].iter().map(|w| f32::from_bits(*w)).collect();
+            self.events.push(Event::Alignment { id: *id, position: *position, weights });
+        }
         for (i, (id, position)) in plan.logits.iter().enumerate() {
             let Some(s) = self.running.iter_mut().find(|s| s.id == *id) else { continue };
             let values: Vec<f32> =
@@ -115,10 +128,13 @@ impl Engine {
                 // Steps drawn ahead of a late stop wrote beyond the last token that counts; what is published
                 // ends before it.
                 let n = s.n_recorded.min(s.tokens.len());
-                self.forward.pages.leave(&s.pages, &s.tokens[..n]);
+                self.forward.pages.leave(s.root, &s.pages, &s.tokens[..n]);
             }
             self.forward.pages.release(&s.pages);
             self.free_slots.push(s.slot);
+            if let (Some(clips), Some(speech)) = (&mut self.forward.clips, &s.request.speech) {
+                clips.release(speech.clip);
+            }
             self.events.extend(s.done());
         }
     }

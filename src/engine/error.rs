@@ -72,6 +72,22 @@ pub enum EngineError {
         /// Position of the last token.
         position: usize,
     },
+    /// A clip has the wrong form.
+    #[error("the clip has {found}, expected {expected}")]
+    Clip {
+        /// What it has.
+        found: String,
+        /// What the model hears.
+        expected: String,
+    },
+    /// A request and its model do not go together.
+    #[error("`{architecture}` {problem}")]
+    Speech {
+        /// The model's architecture.
+        architecture: &'static str,
+        /// What does not go.
+        problem: &'static str,
+    },
     /// Text.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -86,6 +102,11 @@ pub enum EngineError {
     Gpu(#[from] GpuError),
 }
 
+/// A model that hears was given text alone.
+pub(super) const NEEDS_CLIP: &str = "writes down what it hears: it does not go on from text alone";
+/// A language model was given sound.
+pub(super) const HEARS_NOTHING: &str = "is a language model: it hears nothing";
+
 impl EngineError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
@@ -94,6 +115,10 @@ impl EngineError {
                 "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
                     .into(),
             ),
+            EngineError::Speech { problem: NEEDS_CLIP, .. } => Some("use `wginfer transcribe`".into()),
+            EngineError::Speech { problem: HEARS_NOTHING, .. } => {
+                Some("use `wginfer generate` or `wginfer chat`, or a Whisper model here".into())
+            }
             EngineError::PromptTooLong { .. } => Some("shorten the prompt, or raise `--ctx`".into()),
             EngineError::NotFinite { .. } => {
                 Some("the weights hold values that are no numbers, or too large for `--kv-type f16`".into())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{EngineError, Sampling};
+use super::{ClipId, EngineError, Sampling, SpeechRules};
 
 /// Names a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,6 +36,19 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Logits instead of text: nothing is generated.
     pub logits: Option<Logits>,
+    /// What a model that hears shall listen to, and how it writes that down.
+    pub speech: Option<SpeechRequest>,
+}
+
+/// What a model that hears shall listen to, and how it writes that down.
+#[derive(Clone, Debug)]
+pub struct SpeechRequest {
+    /// From [`Engine::listen`](super::Engine::listen).
+    pub clip: ClipId,
+    /// What may be drawn; anything without.
+    pub rules: Option<SpeechRules>,
+    /// Show what the prompt's rows attend to in the clip: [`Event::Alignment`].
+    pub alignment: bool,
 }
 
 impl Request {
@@ -49,6 +62,7 @@ impl Request {
             stop_tokens: None,
             logprobs: None,
             logits: None,
+            speech: None,
         }
     }
 }
@@ -179,6 +193,16 @@ pub enum Event {
         /// `[vocab_size]`.
         values: Vec<f32>,
     },
+    /// What a row of the prompt attends to in the clip, if the request asked for it.
+    Alignment {
+        /// The request.
+        id: RequestId,
+        /// Position of the row's token.
+        position: usize,
+        /// Weights of each of [`EngineOptions::alignment_heads`](super::EngineOptions), each of which sums to one:
+        /// `[n_heads, n_positions]`.
+        weights: Vec<f32>,
+    },
     /// The request is done.
     Done {
         /// The request.
@@ -187,6 +211,8 @@ pub enum Event {
         text: String,
         /// Why.
         finish_reason: FinishReason,
+        /// Of the end token, if one ended the answer and log-probabilities were asked for.
+        end_logprobs: Option<Logprobs>,
         /// Token counts.
         usage: Usage,
         /// Times.

@@ -1,9 +1,9 @@
 //! The model with its tables: what a step's recording needs, and nothing of what a request is.
 
-use super::KvPages;
-use super::PAGE_SIZE;
+use super::clips::Clips;
 use super::plan::{Plan, PlanTables};
 use super::sampling::MAX_BIAS;
+use super::{ClipId, KvPages, PAGE_SIZE};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::models::{Batch, Model};
@@ -15,6 +15,8 @@ pub(super) struct Forward {
     pub plans: PlanTables,
     pub slots: SlotTables,
     pub results: Results,
+    /// If the model hears.
+    pub clips: Option<Clips>,
 }
 
 /// The tables in which each slot has a row. A slot's rows are written when a sequence is admitted to it, while
@@ -106,14 +108,23 @@ impl Forward {
             tokens: &self.slots.tokens,
             pages: &self.slots.pages,
             page_size: PAGE_SIZE,
+            ends: None,
+            clips: self.clips.as_ref().map(|clips| clips.batch(!plan.aligned.is_empty())),
             sampled: &self.plans.sampled,
             kv: self.pages.layers(),
         }
     }
 
+    /// Records the encoder's layers from `first` to before `last` on a clip.
+    pub fn hear(&self, rec: &mut Recorder, clip: Option<ClipId>, layers: [usize; 2]) {
+        if let (Some(clips), Some(encoder)) = (&self.clips, self.model.audio_encoder()) {
+            clips.record(rec, &*self.model, encoder, clip, layers);
+        }
+    }
+
     /// Records logits and draws; returns the byte ranges that the host shall read: tokens, then
-    /// log-probabilities, then logits.
-    pub fn draw(&self, rec: &mut Recorder, plan: &Plan) -> Vec<(&Tensor, u64, u64)> {
+    /// log-probabilities, then logits, then what rows attend to.
+    pub fn draw<'a>(&'a self, rec: &mut Recorder, plan: &Plan) -> Vec<(&'a Tensor, u64, u64)> {
         let n_draws = plan.draws.len();
         let mut sources = Vec::new();
         let Forward { plans, slots, results, .. } = self;
@@ -121,19 +132,32 @@ impl Forward {
             ops::count_prompt(rec, &slots.tokens, &slots.counts, *slot, *n_tokens);
         }
         if plan.sampled.is_empty() {
+            self.aligned(plan, &mut sources);
             return sources;
         }
         let z = self.model.logits(rec, &self.batch(plan));
         if n_draws > 0 {
             let logprobs = plan.logprobs.and_then(|k| Some((k, results.logprobs.as_ref()?)));
+            let (rows, index) = (&plans.rows, &plans.sampled);
+            let SlotTables { sampling, tokens, counts, .. } = slots;
+            let penalize = |rec: &mut Recorder| {
+                if plan.penalizes {
+                    ops::penalize(rec, rows, index, sampling, &slots.bias, counts, z, n_draws);
+                }
+            };
+            // A transcript's probabilities are those among the tokens that it may go on with.
+            if let Some(clips) = &self.clips {
+                penalize(rec);
+                if plan.rules {
+                    ops::speech_rules(rec, rows, index, &clips.rules, tokens, z, n_draws);
+                }
+            }
             if let Some((_, tables)) = logprobs {
                 ops::softmax(rec, z, None, true, &tables.over_vocab, n_draws);
             }
-            let (rows, index) = (&plans.rows, &plans.sampled);
-            if plan.penalizes {
-                ops::penalize(rec, rows, index, &slots.sampling, &slots.bias, &slots.counts, z, n_draws);
+            if self.clips.is_none() {
+                penalize(rec);
             }
-            let SlotTables { sampling, tokens, counts, .. } = slots;
             let Results { chosen, filters, .. } = results;
             ops::sample(rec, index, sampling, z, rows, tokens, counts, chosen, filters, n_draws);
             sources.push((chosen, 0, 4 * n_draws as u64));
@@ -149,6 +173,17 @@ impl Forward {
             let row = z.row_bytes() as u64;
             sources.push((z, n_draws as u64 * row, plan.logits.len() as u64 * row));
         }
+        self.aligned(plan, &mut sources);
         sources
+    }
+
+    /// Adds the rows of the alignment that the host shall read.
+    fn aligned<'a>(&'a self, plan: &Plan, sources: &mut Vec<(&'a Tensor, u64, u64)>) {
+        let Some((clips, weights)) = self.clips.as_ref().and_then(|c| Some((c, c.weights.as_ref()?))) else {
+            return;
+        };
+        for (_, _, row) in &plan.aligned {
+            sources.push((weights, (row * weights.row_bytes()) as u64, 4 * clips.alignment_width() as u64));
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::clips::Clips;
 use super::forward::{Forward, Results, SlotTables};
 use super::plan::{Plan, PlanTables};
 use super::{
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Gpu, GpuError, ROW_ALIGN, ReadbackRing, Recorder, Variant};
-use crate::models::{Capacity, Loader, ModelError, Progress, check_device};
+use crate::models::{AudioShape, Capacity, Loader, ModelError, Progress, check_device};
 use crate::ops::{Attention, KvLayer, Rows};
 use crate::text::Tokenizer;
 
@@ -84,16 +85,25 @@ impl Engine {
         let pages = KvPages::new(gpu, &shape, n_pages, options.kv_dtype)?;
 
         let max_logprobs = options.max_logprobs.min(shape.vocab_size);
+        let clips = |audio: &AudioShape| {
+            let n_places = at_least_one("max_clips", options.max_clips)?;
+            Clips::new(gpu, audio, n_places, capacity, options.kv_dtype, &options.alignment_heads)
+        };
+        let clips = shape.audio.as_ref().map(clips).transpose()?;
         let forward = Forward {
             plans: PlanTables::new(gpu, max_rows, max_seqs)?,
             slots: SlotTables::new(gpu, max_seqs, ctx, seq_pages, shape.vocab_size)?,
             results: Results::new(gpu, max_seqs, shape.vocab_size, max_logprobs)?,
             pages,
             model,
+            clips,
         };
         let mut slot_bytes = forward.results.step_bytes();
         if options.logits {
             slot_bytes += (max_seqs * Dtype::F32.bytes(shape.vocab_size.next_multiple_of(ROW_ALIGN))) as u64;
+        }
+        if let Some(clips) = forward.clips.as_ref().filter(|clips| clips.weights.is_some()) {
+            slot_bytes += (max_rows * 4 * clips.alignment_width()) as u64;
         }
         let ring = ReadbackRing::new(gpu, "readback", MOST_IN_FLIGHT + 2, slot_bytes)?;
         let mut end_tokens = tokenizer.as_ref().map(|t| t.eos().to_vec()).unwrap_or_default();
@@ -117,6 +127,7 @@ impl Engine {
             // First guesses, low enough for one layer a slice until something was measured.
             decode_ms: SLICE.as_secs_f64() * 1e3,
             prompt_ms: SLICE.as_secs_f64() * 1e3,
+            clip_ms: SLICE.as_secs_f64() * 1e3,
             last_finish: Instant::now(),
             unused_tensors,
             weights_bytes,
@@ -151,6 +162,8 @@ impl Engine {
             draws: vec![RequestId(0); n_decode],
             count: vec![(0, 1)],
             penalizes: true,
+            rules: true,
+            aligned: vec![(RequestId(0), 0, 0)],
             logprobs: (self.options.max_logprobs > 0).then_some(self.options.max_logprobs),
             ..Plan::default()
         };
@@ -162,6 +175,8 @@ impl Engine {
         let plans: Vec<Plan> = decode.chain(prompt).collect();
         let (forward, ctx, n_layers) = (&self.forward, self.ctx, self.shape.n_layers());
         self.rec.variants(|rec| {
+            let n_heard = forward.clips.as_ref().map_or(0, Clips::n_layers);
+            forward.hear(rec, None, [0, n_heard]);
             for mut plan in plans {
                 for longest in [1, ctx] {
                     plan.longest = longest;

@@ -8,6 +8,7 @@
 //! the next, so the host is told of it late and only looks for the end.
 
 mod checkpoint;
+mod clips;
 mod collect;
 mod error;
 mod events;
@@ -25,15 +26,19 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::{Duration, Instant};
 
 pub use checkpoint::Checkpoint;
+pub use clips::ClipId;
 pub use error::EngineError;
-pub use events::{Event, FinishReason, Logits, Logprobs, Request, RequestId, Timings, TokenLogprob, Usage};
+pub use events::{
+    Event, FinishReason, Logits, Logprobs, Request, RequestId, SpeechRequest, Timings, TokenLogprob, Usage,
+};
 pub use options::EngineOptions;
 pub use pages::{KvPages, PAGE_SIZE};
-pub use sampling::{MAX_BIAS, Sampling};
+pub use sampling::{MAX_BIAS, Sampling, SpeechRules, TimestampRules};
 
 use crate::gpu::{Gpu, Readback, ReadbackRing, Recorder, Submission};
 use crate::models::ModelShape;
 use crate::text::{StreamDecoder, Tokenizer};
+use clips::Clips;
 use forward::Forward;
 use plan::Plan;
 use sequence::Sequence;
@@ -41,11 +46,20 @@ use sequence::Sequence;
 /// Time that [`Engine::run`] lets a submission take: longer ones starve a desktop's compositor.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// Part of a step that was recorded and has not finished.
+/// What is recorded layer by layer.
+#[derive(Clone)]
+enum Work {
+    /// A forward pass over a batch.
+    Step(Plan),
+    /// The encoder over a clip.
+    Clip(ClipId),
+}
+
+/// Part of some work that was recorded and has not finished.
 struct Slice {
     readback: Readback,
-    /// The step that it completes.
-    step: Option<Plan>,
+    /// The work that it completes.
+    done: Option<Work>,
     n_layers: usize,
     kind: Kind,
     recorded: Instant,
@@ -58,11 +72,13 @@ enum Kind {
     Decode,
     /// With so many rows of prompts.
     Prompt(usize),
+    /// Of the encoder.
+    Clip,
 }
 
-/// A step that is being recorded, and the layer that comes next.
+/// Work that is being recorded, and the layer that comes next.
 struct Recording {
-    plan: Plan,
+    work: Work,
     layer: usize,
 }
 
@@ -86,9 +102,10 @@ pub struct Engine {
     in_flight: VecDeque<Slice>,
     events: Vec<Event>,
     next_id: u64,
-    /// Moving averages: milliseconds a layer of a decode step, and a layer and row of a prompt.
+    /// Moving averages: milliseconds a layer of a decode step, a layer and row of a prompt, a layer of a clip.
     decode_ms: f64,
     prompt_ms: f64,
+    clip_ms: f64,
     last_finish: Instant,
     unused_tensors: Vec<String>,
     weights_bytes: u64,
@@ -172,6 +189,24 @@ impl Engine {
             let expected = "at least 1";
             return Err(EngineError::Parameter { name: "max_tokens", found: "0".into(), expected });
         }
+        match (&self.forward.clips, &request.speech) {
+            (None, None) => {}
+            (Some(clips), Some(speech)) => {
+                if !clips.knows(speech.clip) {
+                    let (found, expected) = (format!("clip {}", speech.clip.0), "one that is kept");
+                    return Err(EngineError::Parameter { name: "clip", found, expected });
+                }
+                if speech.alignment && clips.weights.is_none() {
+                    let expected = "an engine built with `EngineOptions::alignment_heads`";
+                    return Err(EngineError::Parameter { name: "alignment", found: "true".into(), expected });
+                }
+                speech.rules.iter().try_for_each(|rules| rules.check(n, vocab_size))?;
+            }
+            (clips, _) => {
+                let problem = if clips.is_some() { error::NEEDS_CLIP } else { error::HEARS_NOTHING };
+                return Err(EngineError::Speech { architecture: self.shape.architecture, problem });
+            }
+        }
         let most = match request.logits {
             Some(_) => 0,
             None => request.max_tokens.unwrap_or(usize::MAX).min(self.ctx - n),
@@ -182,6 +217,23 @@ impl Engine {
         let decoder = self.tokenizer.as_ref().map(|t| decoder_after(t, &request.prompt));
         self.waiting.push_back(Sequence::new(id, request, seed, most, decoder));
         Ok(id)
+    }
+
+    /// Queues a clip of sound for the encoder: its log-mel features `[n_frames, n_mels]` of the
+    /// [`AudioShape`](crate::models::AudioShape), row by row. Requests may name it at once.
+    ///
+    /// # Errors
+    /// [`EngineError::Speech`] if the model does not hear, [`EngineError::Clip`] if the features have another form or all
+    /// places ([`EngineOptions::max_clips`]) are taken.
+    pub fn listen(&mut self, features: &[f32]) -> Result<ClipId, EngineError> {
+        let (architecture, problem) = (self.shape.architecture, error::HEARS_NOTHING);
+        let clips = self.forward.clips.as_mut().ok_or(EngineError::Speech { architecture, problem })?;
+        clips.listen(features)
+    }
+
+    /// Gives the clip's place back once the requests that were admitted are done with it.
+    pub fn forget(&mut self, clip: ClipId) {
+        self.forward.clips.iter_mut().for_each(|clips| clips.forget(clip));
     }
 
     /// Ends a request: at once if it waits, else before its next step. Its last event comes all the same.
@@ -199,6 +251,7 @@ impl Engine {
     /// Whether nothing waits, runs or is on its way back.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty()
+            && self.forward.clips.as_ref().is_none_or(|clips| !clips.has_waiting())
             && self.running.is_empty()
             && self.recording.is_none()
             && self.in_flight.is_empty()
@@ -224,13 +277,13 @@ impl Engine {
                     if self.rec.params_are_low() {
                         self.rec.reset_params();
                     }
-                    match self.plan() {
-                        Some(plan) => Recording { plan, layer: 0 },
+                    match self.next_work() {
+                        Some(work) => Recording { work, layer: 0 },
                         None => break,
                     }
                 }
             };
-            let (kind, layer_ms) = self.layer_cost(&recording.plan);
+            let (kind, layer_ms) = self.layer_cost(&recording.work);
             if !buffers.is_empty() && left_ms < layer_ms {
                 self.recording = Some(recording); // the next call goes on with it
                 break;
@@ -289,15 +342,18 @@ impl Engine {
         Ok(())
     }
 
-    /// What a layer of a step is expected to take, in milliseconds.
-    fn layer_cost(&self, plan: &Plan) -> (Kind, f64) {
-        match plan.n.n_prompt {
-            0 => (Kind::Decode, self.decode_ms),
-            n => (Kind::Prompt(n), self.prompt_ms * n as f64),
+    /// What a layer is expected to take, in milliseconds.
+    fn layer_cost(&self, work: &Work) -> (Kind, f64) {
+        match work {
+            Work::Clip(_) => (Kind::Clip, self.clip_ms),
+            Work::Step(plan) => match plan.n.n_prompt {
+                0 => (Kind::Decode, self.decode_ms),
+                n => (Kind::Prompt(n), self.prompt_ms * n as f64),
+            },
         }
     }
 
-    /// Records up to `n_layers` layers of a step, and the draw after the last; returns how many.
+    /// Records up to `n_layers` layers, and what follows the last; returns how many.
     fn record(&mut self, mut recording: Recording, kind: Kind, n_layers: usize) -> usize {
         let (rec, forward) = (&mut self.rec, &mut self.forward);
         let first = recording.layer;
@@ -305,23 +361,33 @@ impl Engine {
             // A guest sees results once a frame: only the device knows how long they took.
             rec.start_timing();
         }
-        if first == 0 {
-            forward.plans.upload(&self.gpu, rec, &recording.plan);
-            forward.model.embed(rec, &forward.batch(&recording.plan));
+        let n_all = match &recording.work {
+            Work::Step(_) => self.shape.n_layers(),
+            Work::Clip(_) => forward.clips.as_ref().map_or(0, Clips::n_layers),
+        };
+        let last = first.saturating_add(n_layers).min(n_all);
+        let ends = last == n_all;
+        let mut sources = Vec::new();
+        match &recording.work {
+            Work::Step(plan) => {
+                if first == 0 {
+                    forward.plans.upload(&self.gpu, rec, plan);
+                    forward.model.embed(rec, &forward.batch(plan));
+                }
+                (first..last).for_each(|i| forward.model.layer(i, rec, &forward.batch(plan)));
+                if ends {
+                    sources = forward.draw(rec, plan);
+                }
+            }
+            Work::Clip(clip) => forward.hear(rec, Some(*clip), [first, last]),
         }
-        let last = first.saturating_add(n_layers).min(self.shape.n_layers());
-        for i in first..last {
-            forward.model.layer(i, rec, &forward.batch(&recording.plan));
-        }
-        let ends = last == self.shape.n_layers();
-        let mut sources = if ends { forward.draw(rec, &recording.plan) } else { Vec::new() };
         if sources.is_empty() {
             sources.push((&forward.results.chosen, 0, 4)); // of no use but to tell that the slice is done
         }
         if let Some(readback) = rec.read(&mut self.ring, &sources) {
             self.in_flight.push_back(Slice {
                 readback,
-                step: ends.then(|| recording.plan.clone()),
+                done: ends.then(|| recording.work.clone()),
                 n_layers: last - first,
                 kind,
                 recorded: Instant::now(),

@@ -23,6 +23,10 @@ pub struct EngineOptions {
     pub max_logprobs: usize,
     /// Requests may ask for logits.
     pub logits: bool,
+    /// Clips that a model that hears keeps at a time.
+    pub max_clips: usize,
+    /// (layer, head) of the decoder's heads whose attention to a clip requests may ask for.
+    pub alignment_heads: Vec<[usize; 2]>,
     /// Share prefixes between sequences.
     pub prefix_cache: bool,
     /// Record steps before the results of earlier ones have arrived.
@@ -40,6 +44,8 @@ impl Default for EngineOptions {
             kv_dtype: Dtype::F16,
             max_logprobs: 0,
             logits: false,
+            max_clips: 1,
+            alignment_heads: Vec::new(),
             prefix_cache: true,
             run_ahead: true,
         }

@@ -27,10 +27,10 @@ pub struct KvPages {
 }
 
 /// A page's content, all tokens before it included: a number that is never given twice.
-type Node = u64;
+pub(super) type Node = u64;
 
 /// The content before the first page.
-const ROOT: Node = 0;
+pub(super) const ROOT: Node = 0;
 
 #[derive(Clone, Default)]
 struct Page {
@@ -75,14 +75,20 @@ impl KvPages {
         &self.layers
     }
 
-    /// Takes `n_pages` pages for a sequence that starts with `prompt`: first those that hold its longest
+    /// The beginning of sequences that share nothing with those that have another one.
+    pub fn new_root(&mut self) -> Node {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Takes `n_pages` pages for a sequence that starts with `prompt` after `root`: first those that hold its longest
     /// known prefix (leaving at least one token to compute), then free ones. Returns the pages and how many
     /// tokens they hold already; `None`, and nothing taken, if there are too few.
-    pub fn take(&mut self, prompt: &[u32], n_pages: usize) -> Option<(Vec<u32>, usize)> {
+    pub fn take(&mut self, root: Node, prompt: &[u32], n_pages: usize) -> Option<(Vec<u32>, usize)> {
         let usable = &prompt[..prompt.len().saturating_sub(1)];
         let (full, _) = usable.as_chunks::<PAGE_SIZE>();
         let mut pages = Vec::with_capacity(n_pages);
-        let mut node = ROOT;
+        let mut node = root;
         for tokens in full {
             match self.known.get(&(node, *tokens)) {
                 Some(page) if pages.len() < n_pages => {
@@ -154,8 +160,8 @@ impl KvPages {
     /// Makes the full pages of a sequence known, so that others share them: `tokens` are those whose keys
     /// and values are written once everything recorded so far is done.
     /// Returns the node after them.
-    pub fn publish(&mut self, pages: &[u32], tokens: &[u32]) -> Node {
-        let mut node = ROOT;
+    pub fn publish(&mut self, root: Node, pages: &[u32], tokens: &[u32]) -> Node {
+        let mut node = root;
         for (page, tokens) in pages.iter().zip(tokens.as_chunks::<PAGE_SIZE>().0) {
             let key = (node, *tokens);
             // Another sequence may have published the same content; its page stays the known one.
@@ -172,8 +178,8 @@ impl KvPages {
     }
 
     /// Publishes what a finished sequence leaves behind: its full pages, and the one that it was filling.
-    pub fn leave(&mut self, pages: &[u32], tokens: &[u32]) {
-        let node = self.publish(pages, tokens);
+    pub fn leave(&mut self, root: Node, pages: &[u32], tokens: &[u32]) {
+        let node = self.publish(root, pages, tokens);
         let (full, rest) = tokens.as_chunks::<PAGE_SIZE>();
         if let (Some(page), false) = (pages.get(full.len()), rest.is_empty()) {
             // The latest conversation wins: it is the likeliest to go on.

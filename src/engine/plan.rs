@@ -26,6 +26,10 @@ pub(super) struct Plan {
     pub longest: usize,
     /// Some row's logits are changed before the draw.
     pub penalizes: bool,
+    /// Some row goes by rules of speech.
+    pub rules: bool,
+    /// Requests, positions and rows that show what they attend to in a clip.
+    pub aligned: Vec<(RequestId, usize, usize)>,
     /// Most log-probabilities that a row wants.
     pub logprobs: Option<usize>,
 }

@@ -1,6 +1,6 @@
 //! How the next token is chosen, under OpenAI's names.
 
-use crate::ops::SamplingRecord;
+use crate::ops::{SamplingRecord, SpeechRecord};
 
 use super::EngineError;
 
@@ -43,6 +43,74 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             seed: None,
+        }
+    }
+}
+
+/// What a transcript may go on with, as Whisper was trained to write. The rules stand in `shaders/speech_rules.wgsl`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpeechRules {
+    /// Tokens before the first that is generated: the request's prompt, or less of it if the rest is a transcript's
+    /// beginning.
+    pub prompt_len: usize,
+    /// The token that ends a transcript.
+    pub end: u32,
+    /// Tokens that may not come first, at most 4.
+    pub suppress_first: Vec<u32>,
+    /// How timestamps are drawn; nothing is forbidden for their sake without.
+    pub timestamps: Option<TimestampRules>,
+}
+
+/// How timestamps are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimestampRules {
+    /// The timestamp of zero; the others follow it, to the end of the vocabulary.
+    pub first: u32,
+    /// The token that says that there are none.
+    pub no_timestamps: u32,
+    /// The highest one that may come first, counted from zero.
+    pub max_initial: Option<u32>,
+}
+
+impl SpeechRules {
+    /// Tokens in `suppress_first` at most.
+    const MOST_FIRST: usize = 4;
+
+    /// Checks them for a prompt of `n_prompt` tokens.
+    ///
+    /// # Errors
+    /// [`EngineError::Parameter`] names what is out of its range.
+    pub(super) fn check(&self, n_prompt: usize, vocab_size: usize) -> Result<(), EngineError> {
+        let wrong = |name, found: String, expected| Err(EngineError::Parameter { name, found, expected });
+        if self.prompt_len == 0 || self.prompt_len > n_prompt {
+            let expected = "at least 1, at most the prompt's length";
+            return wrong("prompt_len", self.prompt_len.to_string(), expected);
+        }
+        if self.suppress_first.len() > Self::MOST_FIRST {
+            return wrong("suppress_first", format!("{} tokens", self.suppress_first.len()), "at most 4");
+        }
+        let times = self.timestamps.iter().flat_map(|t| [t.first, t.no_timestamps]);
+        let mut tokens = times.chain(self.suppress_first.iter().copied()).chain([self.end]);
+        match tokens.find(|token| *token as usize >= vocab_size) {
+            Some(token) => wrong("rules", format!("token {token}"), "tokens of the vocabulary"),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn record(&self) -> SpeechRecord {
+        let mut suppress_first = [u32::MAX; Self::MOST_FIRST];
+        suppress_first[..self.suppress_first.len()].copy_from_slice(&self.suppress_first);
+        let times = self.timestamps;
+        SpeechRecord {
+            on: 1,
+            prompt_len: self.prompt_len as u32,
+            end: self.end,
+            timestamps: times.is_some().into(),
+            first: times.map_or(0, |t| t.first),
+            no_timestamps: times.map_or(0, |t| t.no_timestamps),
+            max_initial: times.and_then(|t| t.max_initial).unwrap_or(u32::MAX),
+            pad: 0,
+            suppress_first,
         }
     }
 }

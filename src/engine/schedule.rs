@@ -1,11 +1,27 @@
 //! What the next step computes: decoding rows, then prompts in the order they came, then whoever finds room.
 
+use super::pages::ROOT;
 use super::plan::Plan;
-use super::{Engine, Logits, PAGE_SIZE, RequestId};
+use super::sequence::Sequence;
+use super::{Engine, Logits, PAGE_SIZE, RequestId, SpeechRules, Work};
+use crate::ops::SpeechRecord;
+use bytemuck::Zeroable;
 
 impl Engine {
+    /// Decides what comes next: a clip if one waits and has room, else a step.
+    pub(super) fn next_work(&mut self) -> Option<Work> {
+        let forward = &mut self.forward;
+        if let Some(clips) = &mut forward.clips
+            && let Some(clip) = clips.admit(&self.gpu, || forward.pages.new_root())
+        {
+            clips.hold(clip);
+            return Some(Work::Clip(clip));
+        }
+        self.plan().map(Work::Step)
+    }
+
     /// Decides what the next step computes, and admits sequences that find room.
-    pub(super) fn plan(&mut self) -> Option<Plan> {
+    fn plan(&mut self) -> Option<Plan> {
         let mut plan = Plan::default();
         let caps = self.gpu.caps();
         let block_rows = self.shape.attention.iter().map(|a| a.block_rows(caps)).min().unwrap_or(1);
@@ -39,6 +55,7 @@ impl Engine {
         let drawing = |id: &RequestId| self.running.iter().find(|s| s.id == *id);
         for s in plan.draws.iter().filter_map(drawing) {
             plan.penalizes |= s.request.sampling.penalizes();
+            plan.rules |= s.request.speech.as_ref().is_some_and(|speech| speech.rules.is_some());
             plan.logprobs = plan.logprobs.max(s.request.logprobs);
         }
         Some(plan)
@@ -63,6 +80,9 @@ impl Engine {
                 plan.sampled.push(plan.rows.len() as u32);
                 plan.logits.push((s.id, pos));
             }
+            if s.aligns() {
+                plan.aligned.push((s.id, pos, plan.rows.len()));
+            }
             plan.rows.push([s.slot as u32, pos as u32]);
         }
         for at in (0..n).step_by(block_rows) {
@@ -77,27 +97,41 @@ impl Engine {
             s.n_drawn += 1;
         }
         if self.options.prefix_cache {
-            self.forward.pages.publish(&s.pages, &s.tokens[..s.n_recorded.min(s.tokens.len())]);
+            self.forward.pages.publish(s.root, &s.pages, &s.tokens[..s.n_recorded.min(s.tokens.len())]);
         }
     }
 
     /// Gives the next waiting sequence a slot and pages, if there are any.
     fn admit(&mut self, plan: &mut Plan) -> bool {
-        let (Some(next), Some(slot)) = (self.waiting.front(), self.free_slots.last().copied()) else {
+        // Who listens to a clip that has no place yet lets others pass.
+        let clips = self.forward.clips.as_ref();
+        let root = |s: &Sequence| match (&s.request.speech, clips) {
+            (Some(speech), Some(clips)) => clips.root(speech.clip),
+            _ => Some(ROOT),
+        };
+        let next = self.waiting.iter().enumerate().find_map(|(at, s)| Some((at, s, root(s)?)));
+        let (Some((at, next, root)), Some(slot)) = (next, self.free_slots.last().copied()) else {
             return false;
         };
         // The last token that is drawn is never computed, so it needs no place in the cache.
         let n_positions = next.n_prompt() + next.most.saturating_sub(1);
-        let shares = self.options.prefix_cache && next.request.logits != Some(Logits::All);
+        let needs_all_rows = next.request.logits == Some(Logits::All) || next.aligns();
+        let shares = self.options.prefix_cache && !needs_all_rows;
         let prefix = if shares { &next.request.prompt[..] } else { &[] };
-        let Some((pages, n_cached)) = self.forward.pages.take(prefix, n_positions.div_ceil(PAGE_SIZE)) else {
+        let n_pages = n_positions.div_ceil(PAGE_SIZE);
+        let Some((pages, n_cached)) = self.forward.pages.take(root, prefix, n_pages) else {
             return false;
         };
-        let Some(mut s) = self.waiting.pop_front() else { return false };
+        let Some(mut s) = self.waiting.remove(at) else { return false };
         self.free_slots.pop();
-        s.admit(slot, pages, n_cached);
+        s.admit(slot, root, pages, n_cached);
         // Nothing in flight touches the slot, so its rows of the tables are written directly.
         let (gpu, tables) = (&self.gpu, &self.forward.slots);
+        if let (Some(clips), Some(speech)) = (&mut self.forward.clips, &s.request.speech) {
+            clips.hold(speech.clip);
+            let rules = speech.rules.as_ref().map_or(SpeechRecord::zeroed(), SpeechRules::record);
+            clips.write(gpu, slot, speech.clip, &rules);
+        }
         tables.tokens.write(gpu, slot, bytemuck::cast_slice(&s.request.prompt));
         tables.pages.write(gpu, slot, bytemuck::cast_slice(&s.pages));
         let record = s.request.sampling.record(s.seed);

@@ -29,6 +29,9 @@ pub(super) struct Sequence {
     /// Set once no more steps are recorded.
     pub finished: Option<FinishReason>,
     pub failed: bool,
+    /// Where its prefix begins in the cache.
+    pub root: u64,
+    end_logprobs: Option<Logprobs>,
     decoder: Option<StreamDecoder>,
     /// Text that may be the beginning of a stop text.
     held: String,
@@ -60,6 +63,8 @@ impl Sequence {
             n_in_flight: 0,
             finished: None,
             failed: false,
+            root: 0,
+            end_logprobs: None,
             decoder,
             held: String::new(),
             submitted: Instant::now(),
@@ -71,8 +76,8 @@ impl Sequence {
         }
     }
 
-    pub fn admit(&mut self, slot: usize, pages: Vec<u32>, n_cached: usize) {
-        (self.slot, self.pages) = (slot, pages);
+    pub fn admit(&mut self, slot: usize, root: u64, pages: Vec<u32>, n_cached: usize) {
+        (self.slot, self.root, self.pages) = (slot, root, pages);
         // All logits need all rows computed: what is cached has none.
         (self.n_cached, self.n_recorded) = (n_cached, n_cached);
         self.admitted = Some(Instant::now());
@@ -106,6 +111,7 @@ impl Sequence {
         self.tokens.push(token);
         if ends {
             self.finished = Some(FinishReason::Stop);
+            self.end_logprobs = logprobs;
             return;
         }
         let piece = match self.decoder.as_mut().map(|d| d.push(token)) {
@@ -168,7 +174,13 @@ impl Sequence {
             self.n_prompt() - self.n_cached,
             self.submitted.elapsed(),
         );
-        Some(Event::Done { id: self.id, text, finish_reason, usage, timings })
+        let end_logprobs = self.end_logprobs.take();
+        Some(Event::Done { id: self.id, text, finish_reason, end_logprobs, usage, timings })
+    }
+
+    /// Whether the prompt's rows shall show what they attend to.
+    pub fn aligns(&self) -> bool {
+        self.request.speech.as_ref().is_some_and(|speech| speech.alignment)
     }
 
     /// Whether logits are wanted of row `pos`.

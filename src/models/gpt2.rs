@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use super::blocks::{Activations, Mlp, SelfAttention, Widths};
+use super::blocks::{Activations, LayerNorm, Mlp, SelfAttention, Widths};
 use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelShape};
 use crate::gpu::{Recorder, Tensor};
 use crate::ops::{self, Act, Attention, Lookup, Rows};
@@ -35,22 +35,18 @@ fn yes() -> bool {
     true
 }
 
-/// Weight and bias of a layer norm.
-struct Norm(Tensor, Tensor);
-
 struct Layer {
-    ln_1: Norm,
+    ln_1: LayerNorm,
     attention: SelfAttention,
-    ln_2: Norm,
+    ln_2: LayerNorm,
     mlp: Mlp,
 }
 
 struct Gpt2 {
-    eps: f32,
     wte: Tensor,
     wpe: Tensor,
     layers: Vec<Layer>,
-    ln_f: Norm,
+    ln_f: LayerNorm,
     head: Tensor,
     a: Activations,
 }
@@ -77,6 +73,7 @@ impl Architecture for Config {
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: self.tie_word_embeddings,
+            audio: None,
         }
     }
 
@@ -96,9 +93,9 @@ impl Architecture for Config {
         let gpu = loader.gpu().clone();
         let wte = loader.table(&format!("{root}wte.weight"), [self.vocab_size, n])?;
         let wpe = loader.as_stored(&format!("{root}wpe.weight"), [self.n_positions, n])?;
-        let norm = |loader: &mut Loader<'_>, name: &str| -> Result<Norm, ModelError> {
-            let (w, b) = (format!("{root}{name}.weight"), format!("{root}{name}.bias"));
-            Ok(Norm(loader.vector(&w, n)?, loader.vector(&b, n)?))
+        let eps = self.layer_norm_epsilon;
+        let norm = |loader: &mut Loader<'_>, name: &str| {
+            LayerNorm::load(loader, &format!("{root}{name}"), n, true, eps)
         };
         let mut layers = Vec::with_capacity(self.n_layer);
         for (i, attention) in shape.attention.iter().enumerate() {
@@ -132,7 +129,7 @@ impl Architecture for Config {
         };
         let widths = Widths { up: n_inner, intermediate: n_inner };
         let a = Activations::new(&gpu, &shape, widths, capacity)?;
-        Ok(Box::new(Gpt2 { eps: self.layer_norm_epsilon, wte, wpe, layers, ln_f, head, a }))
+        Ok(Box::new(Gpt2 { wte, wpe, layers, ln_f, head, a }))
     }
 }
 
@@ -144,17 +141,15 @@ impl Model for Gpt2 {
 
     fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>) {
         let (layer, a, n_rows) = (&self.layers[i], &self.a, b.n.count());
-        let Norm(w, bias) = &layer.ln_1;
-        ops::layer_norm(rec, &a.x, w, bias, None, self.eps, &a.h, n_rows);
+        layer.ln_1.record(rec, &a.x, &a.h, n_rows);
         layer.attention.record(i, rec, b, (&a.h).into(), a);
-        let Norm(w, bias) = &layer.ln_2;
-        ops::layer_norm(rec, &a.x, w, bias, None, self.eps, &a.h, n_rows);
+        layer.ln_2.record(rec, &a.x, &a.h, n_rows);
         layer.mlp.record(rec, b, (&a.h).into(), a);
     }
 
     fn logits(&self, rec: &mut Recorder, b: &Batch<'_>) -> &Tensor {
-        let (a, Norm(w, bias)) = (&self.a, &self.ln_f);
-        ops::layer_norm(rec, &a.x, w, bias, Some(b.sampled), self.eps, &a.last, b.n_sampled);
+        let (a, LayerNorm { w, b: bias, eps }) = (&self.a, &self.ln_f);
+        ops::layer_norm(rec, &a.x, w, bias, Some(b.sampled), *eps, &a.last, b.n_sampled);
         let n = Rows { n_decode: b.n_sampled, n_prompt: 0 };
         ops::linear(rec, &a.last, &self.head, None, false, &a.logits, n);
         &a.logits

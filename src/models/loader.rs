@@ -96,6 +96,24 @@ impl<'a> Loader<'a> {
         self.stacked(&[(name, n_rows)], n_cols, None)
     }
 
+    /// The weights of a convolution over rows, stored as `[n_out, n_in, width]`, as a matrix `[n_out, n_in·width]` that is
+    /// not quantised.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
+    pub fn convolution(
+        &mut self,
+        name: &str,
+        [n_out, n_in, width]: [usize; 3],
+    ) -> Result<Tensor, WeightsError> {
+        if self.weights.random_dtype().is_some() {
+            return self.as_stored(name, [n_out, n_in * width]);
+        }
+        let entry = self.entry(name, &[n_out, n_in, width])?;
+        let dtype = dtype_of(entry)?;
+        self.later(name, [n_out, n_in * width], dtype, dtype, Source::Stacked(vec![entry]))
+    }
+
     /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. Where their types differ
     /// they all become F32.
     ///
@@ -127,23 +145,28 @@ impl<'a> Loader<'a> {
         self.vectors(&[(name, n)])
     }
 
-    /// Vectors one after the other as F32, `[1, n + …]`.
+    /// Vectors one after the other as F32, `[1, n + …]`; zeros where the name is empty.
     ///
     /// # Errors
     /// As [`Loader::matrix`].
     pub fn vectors(&mut self, parts: &[(&str, usize)]) -> Result<Tensor, WeightsError> {
         let n_cols = parts.iter().map(|(_, n)| n).sum();
+        let label = parts.iter().map(|(name, _)| *name).find(|name| !name.is_empty()).unwrap_or_default();
         if self.weights.random_dtype().is_some() {
-            let mean = if parts[0].0.ends_with(".bias") { 0.0 } else { 1.0 };
+            let mean = if label.ends_with(".bias") { 0.0 } else { 1.0 };
             let source = Source::Random { mean, scale: 0.05 };
-            return self.later(parts[0].0, [1, n_cols], Dtype::F32, Dtype::F32, source);
+            return self.later(label, [1, n_cols], Dtype::F32, Dtype::F32, source);
         }
         let mut values = Vec::with_capacity(n_cols);
         for (name, n) in parts {
+            if name.is_empty() {
+                values.resize(values.len() + n, 0.0);
+                continue;
+            }
             let entry = self.entry(name, &[*n])?;
             values.extend(widen(dtype_of(entry)?, self.weights.bytes(entry)));
         }
-        Ok(Tensor::from_f32(self.gpu, parts[0].0, [1, n_cols], &values)?)
+        Ok(Tensor::from_f32(self.gpu, label, [1, n_cols], &values)?)
     }
 
     /// Names that nothing asked for.

@@ -10,6 +10,7 @@ mod loader;
 mod mistral;
 mod qwen2;
 mod qwen3;
+mod whisper;
 
 use serde::de::DeserializeOwned;
 
@@ -90,6 +91,25 @@ pub struct ModelShape {
     pub has_head_norm: bool,
     /// Logits come from the embedding.
     pub ties_embeddings: bool,
+    /// What it hears, if it does.
+    pub audio: Option<AudioShape>,
+}
+
+/// The shape of what hears in a model.
+#[derive(Clone, Debug)]
+pub struct AudioShape {
+    /// Bins of a frame of features.
+    pub n_mels: usize,
+    /// Frames of a clip, 10 ms each.
+    pub n_frames: usize,
+    /// Rows that a clip becomes, 20 ms each: what the decoder attends to.
+    pub n_positions: usize,
+    /// Attention of each layer of the encoder.
+    pub attention: Vec<Attention>,
+    /// Width of the feed-forward part of its layers.
+    pub intermediate_size: usize,
+    /// Attention of each layer of the decoder to a clip.
+    pub cross_attention: Vec<Attention>,
 }
 
 impl ModelShape {
@@ -133,10 +153,38 @@ pub struct Batch<'a> {
     pub pages: &'a Tensor,
     /// Positions a page.
     pub page_size: usize,
+    /// Positions of each sequence, at least 1, for attention to both sides: `[1, n_seqs]`.
+    pub ends: Option<&'a Tensor>,
+    /// What the sequences hear, if the model hears.
+    pub clips: Option<Clips<'a>>,
     /// Row of the batch that each row of logits belongs to: `[1, _]`.
     pub sampled: &'a Tensor,
     /// The cache of each layer.
     pub kv: &'a [KvLayer],
+}
+
+/// The clips that a batch's sequences hear.
+#[derive(Clone, Copy, Debug)]
+pub struct Clips<'a> {
+    /// Pages of the clip of each sequence: `[n_seqs, _]`.
+    pub pages: &'a Tensor,
+    /// Keys of the clip of each sequence: `[1, n_seqs]`.
+    pub ends: &'a Tensor,
+    /// Keys of a clip at most.
+    pub n_positions: usize,
+    /// Keys and values of each layer's cross-attention.
+    pub kv: &'a [KvLayer],
+    /// Where cross-attention shall show what it weighs by, if somebody wants to see it.
+    pub alignment: Option<Alignment<'a>>,
+}
+
+/// Cross-attention weights of some heads, for the prompt rows of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Alignment<'a> {
+    /// (layer, head) of each.
+    pub heads: &'a [[usize; 2]],
+    /// `[max_rows, heads · n_positions]`.
+    pub weights: &'a Tensor,
 }
 
 impl<'a> Batch<'a> {
@@ -150,7 +198,7 @@ impl<'a> Batch<'a> {
             blocks: self.blocks,
             pages: self.pages,
             page_size: self.page_size,
-            ends: None,
+            ends: self.ends,
             n: self.n,
             n_prompt_blocks: self.n_prompt_blocks,
             longest: self.longest,
@@ -169,6 +217,23 @@ pub trait Model: Send + Sync {
     /// Records the logits `[max_sampled, vocab_size]` F32 of the rows that `batch.sampled` names, and returns
     /// where they will be.
     fn logits(&self, rec: &mut Recorder, batch: &Batch<'_>) -> &Tensor;
+    /// What hears in it, if it does: its recordings run one after the other with those of the model.
+    fn audio_encoder(&self) -> Option<&dyn AudioEncoder> {
+        None
+    }
+    /// Records the keys and values that the layers' cross-attention takes from the encoder's last clip, into the
+    /// `pages` `[1, _]` of that clip.
+    fn attend_to(&self, _rec: &mut Recorder, _pages: &Tensor, _page_size: usize, _kv: &[KvLayer]) {}
+}
+
+/// What turns a clip's features into rows that a decoder attends to.
+pub trait AudioEncoder: Send + Sync {
+    /// Records the residual stream's start from the clip's features, `[_, n_mels]` F32 from row `first` on.
+    fn embed(&self, rec: &mut Recorder, features: &Tensor, first: usize);
+    /// Records layer `i` on it.
+    fn layer(&self, i: usize, rec: &mut Recorder);
+    /// Records the last norm, and returns where the clip's rows will be: `[n_positions, hidden_size]` F32.
+    fn rows(&self, rec: &mut Recorder) -> &Tensor;
 }
 
 /// A parsed `config.json`: what a model is before its weights are there.
@@ -180,6 +245,16 @@ pub trait Architecture: Send + Sync {
     /// # Errors
     /// [`ModelError::Weights`].
     fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError>;
+    /// Loads what hears alone, if the model hears.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    fn load_audio_encoder(
+        &self,
+        _loader: &mut Loader<'_>,
+    ) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
+        Ok(None)
+    }
 }
 
 type Parse = fn(&str) -> Result<Box<dyn Architecture>, ModelError>;
@@ -191,6 +266,7 @@ static ARCHITECTURES: &[(&str, Parse)] = &[
     ("mistral", |json| Ok(Box::new(parse::<mistral::Config>(json)?))),
     ("qwen2", |json| Ok(Box::new(parse::<qwen2::Config>(json)?))),
     ("qwen3", |json| Ok(Box::new(parse::<qwen3::Config>(json)?))),
+    ("whisper", |json| Ok(Box::new(parse::<whisper::Config>(json)?))),
 ];
 
 /// The `model_type`s that run.
@@ -245,7 +321,8 @@ fn check(shape: &ModelShape) -> Result<(), ModelError> {
             return no(key, n.to_string(), "a number from 1 to 2^28");
         }
     }
-    for a in &shape.attention {
+    let audio = shape.audio.iter().flat_map(|audio| audio.attention.iter().chain(&audio.cross_attention));
+    for a in shape.attention.iter().chain(audio) {
         if a.n_heads == 0 {
             return no("num_attention_heads", "0".into(), "at least 1");
         }
@@ -262,7 +339,8 @@ fn check(shape: &ModelShape) -> Result<(), ModelError> {
 
 /// Whether the attention kernel fits the device, which `open` cannot know.
 pub(crate) fn check_device(shape: &ModelShape, caps: &Caps) -> Result<(), ModelError> {
-    match shape.attention.iter().find(|a| !a.fits(caps)) {
+    let audio = shape.audio.iter().flat_map(|audio| audio.attention.iter().chain(&audio.cross_attention));
+    match shape.attention.iter().chain(audio).find(|a| !a.fits(caps)) {
         None => Ok(()),
         Some(a) => Err(ModelError::Unsupported {
             key: "num_attention_heads",

@@ -6,6 +6,7 @@
 //! row decodes or belongs to a prompt, never on how many rows there are: so a row's result is the same in every batch.
 
 mod attention;
+mod attention_weights;
 mod count_prompt;
 mod embed;
 mod fill_normal;
@@ -25,11 +26,14 @@ mod rope_append;
 mod rows;
 mod sample;
 mod softmax;
+mod speech_rules;
 mod top_k;
+mod unfold;
 
 use std::sync::LazyLock;
 
 pub use attention::{Attention, AttentionPlan};
+pub use attention_weights::attention_weights;
 pub use count_prompt::count_prompt;
 pub use embed::{Lookup, embed};
 pub use fill_normal::fill_normal;
@@ -49,7 +53,9 @@ pub use rope_append::{Places, Rotary, rope_append};
 pub use rows::{Input, Rows};
 pub use sample::{NOT_A_TOKEN, SamplingRecord, sample};
 pub use softmax::softmax;
+pub use speech_rules::{SpeechRecord, speech_rules};
 pub use top_k::top_k;
+pub use unfold::unfold;
 
 use crate::dtype::Dtype;
 use crate::gpu::{Caps, Gpu, Kernel, Part, Tensor, Tunable, Tuning, Variant, fnv};
@@ -62,6 +68,7 @@ pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION_REG,
     &attention::ATTENTION_COOP,
     &attention::ATTENTION_COMBINE,
+    &attention_weights::ATTENTION_WEIGHTS,
     &count_prompt::COUNT_PROMPT,
     &embed::EMBED,
     &fill_normal::FILL_NORMAL,
@@ -81,7 +88,9 @@ pub static KERNELS: &[&Kernel] = &[
     &rope_append::ROPE_APPEND,
     &sample::SAMPLE,
     &softmax::SOFTMAX,
+    &speech_rules::SPEECH_RULES,
     &top_k::TOP_K,
+    &unfold::UNFOLD,
 ];
 
 /// The operations whose variants measurements may choose, the variants, and the shaders they are made of.

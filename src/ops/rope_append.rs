@@ -49,7 +49,8 @@ pub struct Places<'a> {
 }
 
 /// Splits `qkv` `[_, (n_heads + 2·n_kv_heads)·head_dim]` of `range` into rotated queries `q`
-/// `[_, n_heads·head_dim]` and rotated keys and values, which go to the pages of each row's place in `cache`.
+/// `[_, n_heads·head_dim]` and rotated keys and values, which go to the pages of each row's place in `cache`. Without
+/// query heads `q` is not written to.
 ///
 /// Su et al. 2021, equation 34.
 ///
@@ -71,9 +72,9 @@ pub fn rope_append(
     let n_dims = if cache.dtype == Dtype::Q8_0 { BLOCK } else { 4 };
     assert!(head_dim % 8 == 0 && head_dim % n_dims == 0, "rope_append: head_dim {head_dim}");
     assert_eq!(qkv.n_cols(), (n_heads + 2 * n_kv_heads) * head_dim, "rope_append: {qkv:?}");
-    assert_eq!(q.n_cols(), n_heads * head_dim, "rope_append: {q:?}");
+    assert!(n_heads == 0 || q.n_cols() == n_heads * head_dim, "rope_append: {q:?}");
     cache.check("rope_append", n_kv_heads * page_size * head_dim);
-    for tensor in [qkv, q, rows] {
+    for tensor in [qkv, rows].into_iter().chain((n_heads > 0).then_some(q)) {
         assert_rows("rope_append", tensor, range.end);
     }
     let n_rot = rotary.map_or(0, |r| r.n_rot);

@@ -145,7 +145,7 @@ impl Chat {
                 self.messages.pop();
                 return Err(error);
             }
-            Event::Done { id, text, finish_reason, usage, timings } if id == pending.id => {
+            Event::Done { id, text, finish_reason, usage, timings, .. } if id == pending.id => {
                 on_text(&text);
                 pending.answer.text.push_str(&text);
                 let n_dropped = pending.n_dropped;

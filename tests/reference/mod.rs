@@ -260,6 +260,76 @@ pub fn pcg4d(words: [u32; 4]) -> [u32; 4] {
     [x, y, z, w]
 }
 
+/// What a convolution over rows, three wide and padded by one, sees at output `t`: `x` [n_rows][n_channels] becomes
+/// [n_channels, 3].
+pub fn unfold(x: &[Vec<f64>], stride: usize, t: usize) -> Vec<f64> {
+    let row = |k: usize| (stride * t + k).checked_sub(1).and_then(|r| x.get(r));
+    (0..x[0].len()).flat_map(|c| (0..3).map(move |k| row(k).map_or(0.0, |r| r[c]))).collect()
+}
+
+/// The weights of one query head over all `keys` [head_dim].
+pub fn attention_weights(scale: f64, q: &[f64], keys: &[Vec<f64>]) -> Vec<f64> {
+    let score = |k: &Vec<f64>| scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+    softmax(&keys.iter().map(score).collect::<Vec<_>>())
+}
+
+/// What a transcript may go on with.
+#[derive(Clone, Debug)]
+pub struct SpeechRules {
+    pub end: usize,
+    pub suppress_first: Vec<usize>,
+    pub timestamps: Option<TimestampRules>,
+}
+
+/// How timestamps are drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct TimestampRules {
+    pub first: usize,
+    pub no_timestamps: usize,
+    pub max_initial: Option<usize>,
+}
+
+/// Logits `z` [n_vocab] after the rules, forbidden ones minus infinity, where `generated` are the tokens so far; in the
+/// order of `SuppressBlank` and `ApplyTimestampRules` of openai/whisper's decoding.py.
+pub fn speech_rules(z: &[f64], generated: &[usize], rules: &SpeechRules) -> Vec<f64> {
+    let mut z = z.to_vec();
+    let forbid = |z: &mut Vec<f64>, tokens: std::ops::Range<usize>| {
+        tokens.for_each(|t| z[t] = f64::NEG_INFINITY);
+    };
+    if generated.is_empty() {
+        rules.suppress_first.iter().for_each(|t| z[*t] = f64::NEG_INFINITY);
+    }
+    let Some(TimestampRules { first, no_timestamps, max_initial }) = rules.timestamps else { return z };
+    z[no_timestamps] = f64::NEG_INFINITY;
+    let is_time = |t: &usize| *t >= first;
+    let last_was = generated.last().is_some_and(is_time);
+    let penultimate_was = generated.len() < 2 || is_time(&generated[generated.len() - 2]);
+    let n_vocab = z.len();
+    if last_was {
+        if penultimate_was {
+            forbid(&mut z, first..n_vocab);
+        } else {
+            forbid(&mut z, 0..rules.end);
+        }
+    }
+    if let Some(time) = generated.iter().rfind(|t| is_time(t)) {
+        let least = if last_was && !penultimate_was { *time } else { time + 1 };
+        forbid(&mut z, first..least);
+    }
+    if generated.is_empty() {
+        forbid(&mut z, 0..first);
+        if let Some(most) = max_initial {
+            forbid(&mut z, first + most + 1..n_vocab);
+        }
+    }
+    let log_p = log_softmax(&z);
+    let times = log_p[first..].iter().map(|p| p.exp()).sum::<f64>().ln();
+    if times > log_p[..first].iter().copied().fold(f64::NEG_INFINITY, f64::max) {
+        forbid(&mut z, 0..first);
+    }
+    z
+}
+
 /// Element (`row`, `col`) of random weights: four bytes of the hash pcg4d of (seed, row, col / 4), summed, as a
 /// normal variable with this mean and deviation.
 pub fn fill_normal(seed: u32, row: u32, col: u32, mean: f64, scale: f64) -> f64 {

@@ -1,0 +1,46 @@
+//! Convolutions over rows, as products.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{assert_rows, kernel};
+use crate::gpu::{Recorder, Tensor, Variant};
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    first: u32,
+    n_in: u32,
+    n_rows: u32,
+    n_channels: u32,
+    stride: u32,
+    x_stride: u32,
+    y_stride: u32,
+}
+
+kernel!(UNFOLD, "unfold", Params, [Read, ReadWrite]);
+
+/// Lays out what each output of a convolution over rows sees, three rows wide, padded by one and `stride` apart:
+/// `y[t, 3c + k] = x[first + stride·t + k − 1, c]`, zero outside the `n_in` rows from `first` on. `x` `[_, n_channels]`,
+/// `y` `[⌈n_in / stride⌉, 3·n_channels]` F32.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn unfold(rec: &mut Recorder, x: &Tensor, first: usize, n_in: usize, stride: usize, y: &Tensor) {
+    let n_rows = n_in.div_ceil(stride);
+    assert_eq!(y.n_cols(), 3 * x.n_cols(), "unfold: {x:?} and {y:?}");
+    assert_rows("unfold", x, first + n_in);
+    assert_rows("unfold", y, n_rows);
+    let params = Params {
+        first: first as u32,
+        n_in: n_in as u32,
+        n_rows: n_rows as u32,
+        n_channels: x.n_cols() as u32,
+        stride: stride as u32,
+        x_stride: x.stride() as u32,
+        y_stride: y.stride() as u32,
+    };
+    let lanes = super::PORTABLE_LANES;
+    let items = (n_rows * y.n_cols()) as u32;
+    let groups = rec.gpu().caps().spread(items.div_ceil(lanes));
+    rec.dispatch(Variant::new(&UNFOLD).set("WG", lanes), &params, &[x.view(), y.view()], groups);
+}
