@@ -21,6 +21,11 @@ const QWEN3: &str = r#"{"model_type": "qwen3", "hidden_size": 72, "intermediate_
 const GPT2: &str = r#"{"model_type": "gpt2", "n_embd": 48, "n_layer": 2, "n_head": 3, "n_positions": 256,
     "vocab_size": 131, "layer_norm_epsilon": 1e-5}"#;
 
+/// It hears.
+const WHISPER: &str = r#"{"model_type": "whisper", "vocab_size": 213, "num_mel_bins": 20, "d_model": 48,
+    "encoder_layers": 2, "encoder_attention_heads": 3, "encoder_ffn_dim": 100, "decoder_layers": 2,
+    "decoder_attention_heads": 3, "decoder_ffn_dim": 100, "max_source_positions": 70, "max_target_positions": 90}"#;
+
 fn shape(config: &str) -> Shape {
     let file = tempfile::Builder::new().suffix(".json").tempfile().expect("a file");
     std::fs::write(file.path(), config).expect("it can be written");
@@ -53,7 +58,7 @@ fn run(gpu: &Gpu, options: &KernelOptions) -> KernelReport {
 fn every_operation_is_measured_and_right() {
     let Some(gpu) = common::gpu() else { return };
     let all = KernelOptions { dtypes: bench::WEIGHTS.to_vec(), ..options(QWEN3) };
-    let reports = [run(&gpu, &all), run(&gpu, &options(GPT2))];
+    let reports = [run(&gpu, &all), run(&gpu, &options(GPT2)), run(&gpu, &options(WHISPER))];
     for report in &reports {
         assert!(report.skipped.is_empty(), "{:?}", report.skipped);
         let limits = report.limits;
@@ -104,7 +109,7 @@ fn check(row: &KernelRow, limits: &Limits) {
 #[test]
 fn a_wrong_kernel_is_reported_as_wrong() {
     let Some(gpu) = common::gpu() else { return };
-    for config in [QWEN3, GPT2] {
+    for config in [QWEN3, GPT2, WHISPER] {
         // One output of each case moved by three times what rounding explains.
         let report = run(&gpu, &KernelOptions { perturbation: 3.0, n_rows: vec![3, 40], ..options(config) });
         for row in &report.rows {
@@ -240,13 +245,19 @@ fn a_model_with_random_weights_is_measured() {
 /// The same logits for the same shape, another draw for every tensor, and none that is not finite.
 #[test]
 fn random_weights_make_a_model_that_works() {
-    use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request};
+    use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request, SpeechRequest};
     let Some(gpu) = common::gpu() else { return };
     let logits = |config: &str, dtype| {
         let checkpoint = Checkpoint::random("tiny", config, dtype).expect("a shape");
         let options = EngineOptions { logits: true, max_seqs: 2, ..EngineOptions::default() };
         let mut engine = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("it loads");
-        engine.submit(Request { logits: Some(Logits::Last), ..Request::new(vec![1, 2, 3]) }).expect("queued");
+        let speech = engine.shape().audio.clone().map(|audio| {
+            let features: Vec<f32> = (0..audio.n_frames * audio.n_mels).map(|i| (i as f32).sin()).collect();
+            let clip = engine.listen(&features).expect("a clip");
+            SpeechRequest { clip, rules: None, alignment: false }
+        });
+        let request = Request { logits: Some(Logits::Last), speech, ..Request::new(vec![1, 2, 3]) };
+        engine.submit(request).expect("queued");
         let mut found = Vec::new();
         let keep = |event| match event {
             Event::Logits { values, .. } => found = values,
@@ -256,7 +267,7 @@ fn random_weights_make_a_model_that_works() {
         engine.run(keep).expect("it runs");
         found
     };
-    for config in [QWEN3, GPT2] {
+    for config in [QWEN3, GPT2, WHISPER] {
         let one = logits(config, Dtype::F16);
         common::assert_same_bits(config, &one, &logits(config, Dtype::F16));
         let n = one.len() as f32;

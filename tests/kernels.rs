@@ -595,13 +595,15 @@ fn some_places(rng: &mut Rng, n_rows: usize, ctx: usize) -> Vec<(usize, usize)> 
 }
 
 /// Rows, query heads, key-value heads, head_dim, rotated, positions a page.
-const APPENDED: [[usize; 6]; 6] = [
+const APPENDED: [[usize; 6]; 8] = [
     [1, 1, 1, 8, 8, 16],
     [3, 4, 2, 16, 6, 5],
     [17, 3, 1, 64, 64, 16],
     [5, 14, 2, 80, 32, 7],
     [2, 9, 3, 128, 128, 16],
     [4, 2, 1, 24, 0, 4],
+    [3, 3, 3, 12, 0, 5],
+    [5, 2, 1, 20, 20, 16],
 ];
 
 #[test]
@@ -1110,7 +1112,8 @@ fn attention_shape([n_heads, n_kv_heads, head_dim]: [usize; 3]) -> ops::Attentio
 }
 
 /// Grouped-query ratios 1, 2, 3 and 7 with every width of heads.
-const HEADS: [[usize; 3]; 6] = [[1, 1, 8], [4, 2, 16], [3, 1, 64], [14, 2, 80], [5, 5, 128], [6, 3, 24]];
+const HEADS: [[usize; 3]; 7] =
+    [[1, 1, 8], [4, 2, 16], [3, 1, 64], [14, 2, 80], [5, 5, 128], [6, 3, 24], [2, 2, 12]];
 
 #[test]
 fn attention() {

@@ -285,7 +285,7 @@ fn configs_that_do_not_run_are_refused_by_name() {
         refused(key, None, &format!("missing field `{key}`"));
     }
     refused("hidden_size", Some("wide".into()), "invalid type");
-    refused("head_dim", Some(12.into()), "`head_dim` is `12`, expected a multiple of 8");
+    refused("head_dim", Some(14.into()), "`head_dim` is `14`, expected a multiple of 4");
     refused("num_key_value_heads", Some(3.into()), "a divisor of the 4 attention heads");
     refused("num_attention_heads", Some(0.into()), "`num_attention_heads`");
     refused("num_hidden_layers", Some(0.into()), "`num_hidden_layers` is `0`");

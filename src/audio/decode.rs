@@ -137,7 +137,9 @@ impl Decoder {
 
     fn failed(&self, error: Error) -> AudioError {
         match error {
-            Error::IoError(e) if e.kind() == ErrorKind::UnexpectedEof => self.broken("the file ends too early"),
+            Error::IoError(e) if e.kind() == ErrorKind::UnexpectedEof => {
+                self.broken("the file ends too early")
+            }
             Error::IoError(source) => AudioError::Read { name: self.name.clone(), source },
             other => self.broken(other.to_string()),
         }

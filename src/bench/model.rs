@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::shapes::n_multiplied;
+use super::shapes::{n_encoder, n_multiplied};
 use super::stats::{mean_and_sigma, quantile, sorted};
 use super::{BenchError, Limits, Meta, ModelReport, ModelRow, ModelSummary, limits};
 use crate::dtype::Dtype;
 use crate::engine::{
-    Checkpoint, Engine, EngineError, EngineOptions, Event, KvPages, PAGE_SIZE, Request, Sampling,
+    Checkpoint, ClipId, Engine, EngineError, EngineOptions, Event, KvPages, PAGE_SIZE, Request, Sampling,
+    SpeechRequest,
 };
 use crate::gpu::{Gpu, GpuOptions};
 use crate::models::ModelShape;
@@ -71,6 +72,14 @@ impl Test {
         }
     }
 
+    /// The test, cut to a model of `most` positions.
+    fn within(self, most: usize) -> Test {
+        let n_answer = self.n_answer.min(most.saturating_sub(self.n_prompt.min(1) + 2));
+        let n_prompt = self.n_prompt.min(most.saturating_sub(n_answer + 1));
+        let depth = self.depth.min(most.saturating_sub(n_prompt.max(1) + n_answer + 1));
+        Test { n_prompt, n_answer, depth, ..self }
+    }
+
     /// Positions of a sequence: an answer alone needs a token to begin with, and a draw after the last one a place.
     fn n_positions(&self) -> usize {
         self.depth + self.n_prompt.max(1) + self.n_answer + 1
@@ -126,7 +135,12 @@ pub fn model(
     command: String,
     progress: &mut dyn FnMut(&str),
 ) -> Result<ModelReport, BenchError> {
-    let tests = options.tests()?;
+    let mut tests = options.tests()?;
+    let shape = open()?.architecture.shape();
+    if shape.audio.is_some() {
+        // What writes down what it hears writes no more than was learned.
+        tests.iter_mut().for_each(|test| *test = test.within(shape.max_seq_len));
+    }
     let most = |f: fn(&Test) -> usize| tests.iter().map(f).max().unwrap_or(1);
     let engine_options = EngineOptions {
         ctx: Some(most(Test::n_positions)),
@@ -157,23 +171,38 @@ pub fn model(
     gpu.submit([]);
     gpu.wait()?;
     let load = begin.elapsed();
-    let [layers, head] = n_multiplied(engine.shape());
-    let embedding = if engine.shape().ties_embeddings { 0.0 } else { head };
+    let [layers, head] = n_multiplied(&shape);
+    let embedding = if shape.ties_embeddings { 0.0 } else { head };
     let (n_params, dtype) = match random {
-        Some(dtype) => ((layers + head + embedding) as u64, dtype.to_string()),
+        Some(dtype) => ((n_encoder(&shape) + layers + head + embedding) as u64, dtype.to_string()),
         None => file,
     };
     let dtype = options.quantize.map_or(dtype, |dtype| dtype.to_string());
     let weights_bytes = engine.weights_bytes();
     let bytes_per_param = weights_bytes as f64 / n_params.max(1) as f64;
 
-    let mut random_ids = Ids { state: 1, vocab_size: engine.shape().vocab_size as u64 };
+    let mut random_ids = Ids { state: 1, vocab_size: shape.vocab_size as u64 };
     let mut rows = Vec::new();
+    let mut clip = None;
+    if let Some(audio) = &shape.audio {
+        progress(&format!("a clip of {:.0} s", audio.n_frames as f64 / 100.0));
+        let features: Vec<f32> = (0..audio.n_frames * audio.n_mels)
+            .map(|_| random_ids.draw(1)[0] as f32 / shape.vocab_size as f32 - 0.5)
+            .collect();
+        // Once unmeasured.
+        hear(&mut engine, &features)?;
+        let runs = (0..options.n_repetitions).map(|_| hear(&mut engine, &features));
+        let runs = runs.collect::<Result<Vec<_>, _>>()?;
+        let n = n_encoder(&shape);
+        let least_us = limits.least_us(2.0 * audio.n_positions as f64 * n, n * bytes_per_param);
+        rows.push(row(format!("enc{}", audio.n_positions), [0, 1], &runs, (least_us.0 * 1e-6, least_us.1)));
+        clip = Some(engine.listen(&features)?);
+    }
     for (i, test) in tests.iter().enumerate() {
         progress(&format!("{} of {}: {} at depth {}", i + 1, tests.len(), test.name(), test.depth));
-        let runs = repeat(&mut engine, test, options.n_repetitions, &mut random_ids)?;
-        let least = least_seconds(engine.shape(), test, options.kv_dtype, bytes_per_param, &limits);
-        rows.push(row(test, &runs, least));
+        let runs = repeat(&mut engine, test, clip, options.n_repetitions, &mut random_ids)?;
+        let least = least_seconds(&shape, test, options.kv_dtype, bytes_per_param, &limits);
+        rows.push(row(test.name(), [test.depth, test.batch], &runs, least));
     }
     let detokenised = if engine.tokenizer().is_some() {
         "turning the answer's ids into text is inside"
@@ -185,7 +214,7 @@ pub fn model(
         limits,
         model: ModelSummary {
             name: engine.name().to_string(),
-            architecture: engine.shape().architecture.to_string(),
+            architecture: shape.architecture.to_string(),
             dtype,
             kv_dtype: options.kv_dtype.to_string(),
             is_random: random.is_some(),
@@ -258,27 +287,47 @@ struct Run {
     gaps_ms: Vec<f64>,
 }
 
+/// Lets the encoder hear a clip once.
+fn hear(engine: &mut Engine, features: &[f32]) -> Result<Run, BenchError> {
+    let n_tokens = engine.shape().audio.as_ref().map_or(0, |audio| audio.n_positions);
+    let begin = Instant::now();
+    let clip = engine.listen(features)?;
+    while !engine.is_idle() {
+        engine.pump()?;
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    engine.forget(clip);
+    Ok(Run { n_tokens, seconds, first_token_ms: seconds * 1e3, gaps_ms: Vec::new() })
+}
+
 fn repeat(
     engine: &mut Engine,
     test: &Test,
+    clip: Option<ClipId>,
     n_repetitions: usize,
     ids: &mut Ids,
 ) -> Result<Vec<Run>, BenchError> {
     let before: Vec<Vec<u32>> = (0..test.batch).map(|_| ids.draw(test.depth)).collect();
     if test.depth > 0 {
         // What the tests find in the cache.
-        answer(engine, &before, 1)?;
+        answer(engine, &before, clip, 1)?;
     }
     // Once unmeasured, as llama-bench does.
-    once(engine, test, &before, ids)?;
-    (0..n_repetitions).map(|_| once(engine, test, &before, ids)).collect()
+    once(engine, test, clip, &before, ids)?;
+    (0..n_repetitions).map(|_| once(engine, test, clip, &before, ids)).collect()
 }
 
-fn once(engine: &mut Engine, test: &Test, before: &[Vec<u32>], ids: &mut Ids) -> Result<Run, BenchError> {
+fn once(
+    engine: &mut Engine,
+    test: &Test,
+    clip: Option<ClipId>,
+    before: &[Vec<u32>],
+    ids: &mut Ids,
+) -> Result<Run, BenchError> {
     let prompt = |before: &Vec<u32>| [before.clone(), ids.draw(test.n_prompt.max(1))].concat();
     let prompts: Vec<Vec<u32>> = before.iter().map(prompt).collect();
     // The prompt's pass draws the first token; the others are decoded.
-    let arrived = answer(engine, &prompts, test.n_answer + 1)?;
+    let arrived = answer(engine, &prompts, clip, test.n_answer + 1)?;
     let all = || arrived.times.iter().flatten().copied();
     let firsts = || arrived.times.iter().filter_map(|times| times.first().copied());
     let first = firsts().fold(0.0, f64::max);
@@ -300,7 +349,12 @@ struct Arrived {
     n_computed: usize,
 }
 
-fn answer(engine: &mut Engine, prompts: &[Vec<u32>], n_tokens: usize) -> Result<Arrived, BenchError> {
+fn answer(
+    engine: &mut Engine,
+    prompts: &[Vec<u32>],
+    clip: Option<ClipId>,
+    n_tokens: usize,
+) -> Result<Arrived, BenchError> {
     let begin = Instant::now();
     let requests = prompts.iter().enumerate().map(|(i, prompt)| {
         engine.submit(Request {
@@ -308,6 +362,7 @@ fn answer(engine: &mut Engine, prompts: &[Vec<u32>], n_tokens: usize) -> Result<
             max_tokens: Some(n_tokens),
             // Nothing ends an answer early.
             stop_tokens: Some(Vec::new()),
+            speech: clip.map(|clip| SpeechRequest { clip, rules: None, alignment: false }),
             ..Request::new(prompt.clone())
         })
     });
@@ -363,15 +418,20 @@ fn least_seconds(
     (us * 1e-6, by_memory)
 }
 
-fn row(test: &Test, runs: &[Run], (least_s, by_memory): (f64, bool)) -> ModelRow {
+fn row(
+    test: String,
+    [depth, batch]: [usize; 2],
+    runs: &[Run],
+    (least_s, by_memory): (f64, bool),
+) -> ModelRow {
     let rates: Vec<f64> = runs.iter().map(|run| run.n_tokens as f64 / run.seconds.max(1e-9)).collect();
     let (tokens_per_second, sigma) = mean_and_sigma(&rates);
     let seconds = mean_and_sigma(&runs.iter().map(|run| run.seconds).collect::<Vec<_>>()).0;
     let gaps = sorted(runs.iter().flat_map(|run| run.gaps_ms.iter().copied()).collect());
     ModelRow {
-        test: test.name(),
-        depth: test.depth,
-        batch: test.batch,
+        test,
+        depth,
+        batch,
         tokens_per_second,
         sigma,
         n_repetitions: runs.len(),

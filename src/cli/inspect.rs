@@ -7,6 +7,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use wginfer::dtype::{BLOCK, Dtype};
 use wginfer::engine::{Checkpoint, KvPages, PAGE_SIZE};
+use wginfer::models::AudioShape;
+use wginfer::ops::{Attention, KvLayer};
 use wginfer::text::Tokenizer;
 
 use super::args::InspectArgs;
@@ -35,6 +37,8 @@ struct Report {
     hidden_size: usize,
     vocab_size: usize,
     max_seq_len: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audio: Option<AudioRow>,
     tokenizer: Option<TokenizerRow>,
     /// Why there is no tokenizer.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,6 +46,42 @@ struct Report {
     sampling: Map<String, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<Vec<TensorRow>>,
+}
+
+/// What hears in it.
+#[derive(Serialize)]
+struct AudioRow {
+    n_mels: usize,
+    clip_seconds: f64,
+    n_positions: usize,
+    n_layers: usize,
+    n_heads: usize,
+    /// Keys and values of a clip for the decoder's layers.
+    kv_bytes_per_clip: ClipBytes,
+}
+
+#[derive(Serialize)]
+struct ClipBytes {
+    f16: usize,
+    f32: usize,
+}
+
+impl AudioRow {
+    fn of(audio: &AudioShape) -> AudioRow {
+        let kv_bytes = |dtype| -> usize {
+            let width = |a: &Attention| a.n_kv_heads * a.head_dim * audio.n_positions;
+            audio.cross_attention.iter().map(|a| 2 * KvLayer::bytes(dtype, width(a))).sum()
+        };
+        AudioRow {
+            n_mels: audio.n_mels,
+            // 10 ms a frame.
+            clip_seconds: audio.n_frames as f64 / 100.0,
+            n_positions: audio.n_positions,
+            n_layers: audio.attention.len(),
+            n_heads: audio.attention.first().map_or(0, |a| a.n_heads),
+            kv_bytes_per_clip: ClipBytes { f16: kv_bytes(Dtype::F16), f32: kv_bytes(Dtype::F32) },
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -118,6 +158,7 @@ impl Report {
             hidden_size: shape.hidden_size,
             vocab_size: shape.vocab_size,
             max_seq_len: shape.max_seq_len,
+            audio: shape.audio.as_ref().map(AudioRow::of),
             tokenizer,
             tokenizer_error,
             sampling: sampling::values(&checkpoint.sampling)
@@ -154,6 +195,18 @@ impl Report {
         }
         row("hidden size", self.hidden_size.to_string())?;
         row("context", self.max_seq_len.to_string())?;
+        if let Some(audio) = &self.audio {
+            row(
+                "hears",
+                format!(
+                    "{} mel bins, clips of {} s as {} rows",
+                    audio.n_mels, audio.clip_seconds, audio.n_positions
+                ),
+            )?;
+            row("encoder", format!("{} layers, {} heads", audio.n_layers, audio.n_heads))?;
+            let kv = &audio.kv_bytes_per_clip;
+            row("cache, a clip", format!("{} in f16, {} in f32", bytes(kv.f16), bytes(kv.f32)))?;
+        }
         row("vocabulary", self.vocab_size.to_string())?;
         match (&self.tokenizer, &self.tokenizer_error) {
             (Some(t), _) => {

@@ -326,8 +326,8 @@ fn check(shape: &ModelShape) -> Result<(), ModelError> {
         if a.n_heads == 0 {
             return no("num_attention_heads", "0".into(), "at least 1");
         }
-        if a.head_dim == 0 || a.head_dim % 8 != 0 || a.head_dim > 256 {
-            return no("head_dim", a.head_dim.to_string(), "a multiple of 8, at most 256");
+        if a.head_dim == 0 || a.head_dim % 4 != 0 || a.head_dim > 256 {
+            return no("head_dim", a.head_dim.to_string(), "a multiple of 4, at most 256");
         }
         if a.n_kv_heads == 0 || a.n_heads % a.n_kv_heads != 0 {
             let expected = format!("a divisor of the {} attention heads", a.n_heads);

@@ -72,7 +72,7 @@ pub struct Attention {
     pub n_heads: usize,
     /// Key-value heads; `n_heads` is a multiple.
     pub n_kv_heads: usize,
-    /// Values a head, a multiple of 8.
+    /// Values a head, a multiple of 4.
     pub head_dim: usize,
     /// Factor on the scores.
     pub scale: f32,

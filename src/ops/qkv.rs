@@ -100,7 +100,7 @@ fn fused(
     assert_eq!(q.n_cols(), n_heads * head_dim, "qkv: {q:?}");
     assert!(bias.is_none_or(|b| b.n_cols() == w.n_rows()), "qkv: {bias:?} and {w:?}");
     assert!(rotary.is_none_or(|r| r.cos_sin.stride() == r.n_rot), "qkv: {rotary:?}");
-    assert!(head_dim.is_multiple_of(8) && n_rot <= head_dim, "qkv: {n_rot} of {head_dim} rotated");
+    assert!(head_dim.is_multiple_of(4) && n_rot <= head_dim, "qkv: {n_rot} of {head_dim} rotated");
     cache.check("qkv", n_kv_heads * places.page_size * head_dim);
     for tensor in [x, q, places.rows] {
         assert_rows("qkv", tensor, span.rows().end);

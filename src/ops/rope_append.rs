@@ -55,7 +55,7 @@ pub struct Places<'a> {
 /// Su et al. 2021, equation 34.
 ///
 /// # Panics
-/// If the shapes disagree, or `head_dim` is not a multiple of 8, or for a `Q8_0` cache of 32.
+/// If the shapes disagree, or `head_dim` is not a multiple of 4, or for a `Q8_0` cache of 32.
 #[allow(clippy::too_many_arguments)]
 pub fn rope_append(
     rec: &mut Recorder,
@@ -70,7 +70,7 @@ pub fn rope_append(
     let Places { rows, pages, page_size } = places;
     // Dimensions that an invocation writes: of a quantised cache a whole block.
     let n_dims = if cache.dtype == Dtype::Q8_0 { BLOCK } else { 4 };
-    assert!(head_dim % 8 == 0 && head_dim % n_dims == 0, "rope_append: head_dim {head_dim}");
+    assert!(head_dim % n_dims == 0, "rope_append: head_dim {head_dim}");
     assert_eq!(qkv.n_cols(), (n_heads + 2 * n_kv_heads) * head_dim, "rope_append: {qkv:?}");
     assert!(n_heads == 0 || q.n_cols() == n_heads * head_dim, "rope_append: {q:?}");
     cache.check("rope_append", n_kv_heads * page_size * head_dim);

@@ -6,7 +6,7 @@ use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, some, values
 use crate::dtype::{BLOCK, Dtype};
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{self, AttentionPlan, KvLayer, Places, Rotary};
+use crate::ops::{self, Attention, AttentionPlan, KvLayer, Places, Rotary};
 
 /// Positions of the sequences that decode: a short conversation, a long one.
 const CONTEXTS: [usize; 2] = [512, 4096];
@@ -151,9 +151,15 @@ pub(super) fn attention(work: &Workload<'_>) -> Vec<Case> {
         return Vec::new();
     }
     let decodes = work.rows().n_decode > 0;
+    let mut cases = Vec::new();
+    if let Some(audio) = &work.model().audio {
+        // Rows of the decoder to a clip, or of the encoder among themselves: the shapes are the same.
+        cases.push(attend(work, audio.cross_attention[0], audio.n_positions, dtype));
+    }
     let position_bytes = KvLayer::bytes(dtype, 2 * a.n_kv_heads * a.head_dim);
     if !decodes {
-        return vec![attend(work, work.n_rows, dtype)];
+        cases.push(attend(work, *a, work.n_rows, dtype));
+        return cases;
     }
     // A context that the model does not reach, or that all rows together have no room for, is cut.
     let most = (work.rotate_bytes as usize / position_bytes / work.n_rows).max(PAGE_SIZE);
@@ -163,27 +169,36 @@ pub(super) fn attention(work: &Workload<'_>) -> Vec<Case> {
         .collect();
     contexts.retain(|n| *n > 0);
     contexts.dedup();
-    contexts.into_iter().map(|context| attend(work, context, dtype)).collect()
+    cases.extend(contexts.into_iter().map(|context| attend(work, *a, context, dtype)));
+    cases
 }
 
-/// Rows at the end of sequences of `context` positions, or the prompt of one.
-fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
-    let shape = work.model().attention[0];
+/// Rows at the end of sequences of `context` positions, or the prompt of one; rows that see all `context` keys if they
+/// see both sides.
+fn attend(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -> Case {
     let (n_rows, n) = (work.n_rows, work.rows());
     let decodes = n.n_decode > 0;
     let (n_q, n_kv) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
-    let n_seen = |pos: usize| (pos + 1).min(shape.window.unwrap_or(pos + 1)) as f64;
+    let n_seen = move |pos: usize| match shape.causal {
+        true => (pos + 1).min(shape.window.unwrap_or(pos + 1)),
+        false => context,
+    };
     let (seen, kept) = if decodes {
-        (n_rows as f64 * n_seen(context - 1), n_rows as f64 * n_seen(context - 1))
+        let n = n_rows * n_seen(context - 1);
+        (n as f64, n as f64)
     } else {
-        ((0..n_rows).map(n_seen).sum(), n_rows as f64)
+        ((0..n_rows).map(n_seen).sum::<usize>() as f64, context as f64)
     };
     let cost = Cost {
         flops: 4.0 * n_q as f64 * seen,
         bytes: kept * KvLayer::bytes(dtype, 2 * n_kv) as f64 + (8 * n_rows * n_q) as f64,
     };
     let heads = format!("{}/{} heads of {}", shape.n_heads, shape.n_kv_heads, shape.head_dim);
-    let what = if decodes { format!("{heads} at {context}") } else { format!("{heads}, prompt") };
+    let what = match (decodes, shape.causal) {
+        (true, true) => format!("{heads} at {context}"),
+        (false, true) => format!("{heads}, prompt"),
+        (_, false) => format!("{heads} over {context}"),
+    };
     work.case("attention", what, dtype, cost, move |pool| {
         let n_seqs = if decodes { n_rows } else { 1 };
         let places = places(n_rows, decodes, context - 1);
@@ -198,6 +213,7 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
         let n_blocks = blocks.len();
         let blocks = pool.table("blocks", [n_blocks, 2], blocks.as_flattened())?;
         let pages = pages(pool, n_seqs, context)?;
+        let ends = pool.table("ends", [1, n_seqs], &vec![context as u32; n_seqs])?;
         let n_pages = n_seqs * context.div_ceil(PAGE_SIZE);
         let width = n_kv * PAGE_SIZE;
         let n_copies = pool.n_copies((2 * n_pages * KvLayer::bytes(dtype, width)) as u64);
@@ -214,7 +230,7 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
                 blocks: &blocks,
                 pages: &pages,
                 page_size: PAGE_SIZE,
-                ends: None,
+                ends: (!shape.causal).then_some(&ends),
                 n,
                 n_prompt_blocks: n_blocks - n.n_decode,
                 longest: if decodes { context } else { 0 },
@@ -238,14 +254,15 @@ fn attend(work: &Workload<'_>, context: usize, dtype: Dtype) -> Case {
                 let [seq, pos] = places[r].map(|n| n as usize);
                 let (q, o) = (values(gpu, &q2, r)?, values(gpu, &o2, r)?);
                 let page = |tensor: &Tensor, i: usize| page(gpu, dtype, tensor, i * n_seqs + seq);
+                let last = if shape.causal { pos } else { context - 1 };
                 let all = |cache: &Tensor| {
-                    (0..=pos / PAGE_SIZE).map(|i| page(cache, i)).collect::<Result<Vec<_>, _>>()
+                    (0..=last / PAGE_SIZE).map(|i| page(cache, i)).collect::<Result<Vec<_>, _>>()
                 };
                 let (k, v) = (all(&cache2.k)?, all(&cache2.v)?);
                 for h in some(shape.n_heads, 3) {
                     let of_head = |pages: &[Vec<f64>]| -> Vec<Vec<f64>> {
                         let at = |p: usize| (h / group * PAGE_SIZE + p % PAGE_SIZE) * d;
-                        (0..=pos).map(|p| pages[p / PAGE_SIZE][at(p)..][..d].to_vec()).collect()
+                        (0..=last).map(|p| pages[p / PAGE_SIZE][at(p)..][..d].to_vec()).collect()
                     };
                     let want = exact::attention(one, &q[h * d..][..d], &of_head(&k), &of_head(&v));
                     check.extend(&o[h * d..][..d], &want);

@@ -7,6 +7,7 @@
 mod attention;
 pub(super) mod products;
 mod rows;
+mod speech;
 mod vocabulary;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ type List = fn(&Workload<'_>) -> Vec<Case>;
 
 /// Every operation by its name.
 const OPERATIONS: &[(&str, List)] = &[
+    ("unfold", speech::unfold),
     ("embed", rows::embed),
     ("rms_norm", rows::rms_norm),
     ("layer_norm", rows::layer_norm),
@@ -37,10 +39,12 @@ const OPERATIONS: &[(&str, List)] = &[
     ("head_norm", rows::head_norm),
     ("rope_append", attention::rope_append),
     ("attention", attention::attention),
+    ("attention_weights", speech::attention_weights),
     ("gate", rows::gate),
     ("softmax", vocabulary::softmax),
     ("top_k", vocabulary::top_k),
     ("penalize", vocabulary::penalize),
+    ("speech_rules", speech::speech_rules),
     ("sample", vocabulary::sample),
 ];
 

@@ -66,7 +66,7 @@ pub(super) fn top_k(work: &Workload<'_>) -> Vec<Case> {
 }
 
 /// Tables that say that row r of the logits is row r of the batch and belongs to sequence r, at position 5.
-fn places(n_rows: usize) -> (Vec<u32>, Vec<u32>) {
+pub(super) fn places(n_rows: usize) -> (Vec<u32>, Vec<u32>) {
     ((0..n_rows as u32).collect(), (0..n_rows as u32).flat_map(|r| [r, 5]).collect())
 }
 

@@ -1,0 +1,270 @@
+//! Whisper against the reference implementation (transformers, f32), on what lies at `../shared`: small checkpoints with
+//! random weights, and the real encoder of tiny.en.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use wginfer::audio::{AudioReader, MelFrames};
+use wginfer::dtype::Dtype;
+use wginfer::engine::{
+    Checkpoint, ClipId, Engine, EngineOptions, Event, Logits, Request, Sampling, SpeechRequest, SpeechRules,
+    TimestampRules,
+};
+use wginfer::gpu::{Gpu, GpuOptions, Recorder, Tensor};
+use wginfer::models::{self, AudioShape, Loader};
+use wginfer::weights::Weights;
+
+/// What lies at `../shared`, or a word about it.
+fn shared(path: &str) -> Option<PathBuf> {
+    let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
+    if found.exists() {
+        return Some(found);
+    }
+    let test = std::thread::current().name().unwrap_or("a test").to_string();
+    common::say(&format!("skipped, `{}` is not there: {test}", found.display()));
+    None
+}
+
+#[derive(serde::Deserialize)]
+struct Golden {
+    audio: String,
+    encoder_rows: BTreeMap<usize, Vec<f32>>,
+    #[serde(default)]
+    decoder_input_ids: Vec<u32>,
+    #[serde(default)]
+    last_logits_sample: BTreeMap<usize, f32>,
+    #[serde(default)]
+    argmax: Vec<u32>,
+    #[serde(default)]
+    greedy_without_timestamps: Vec<u32>,
+    #[serde(default)]
+    greedy_with_timestamps: Vec<u32>,
+    detected_language_id: Option<u32>,
+}
+
+fn golden(dir: &Path) -> Golden {
+    let text = std::fs::read(dir.join("golden.json")).expect("golden.json");
+    serde_json::from_slice(&text).expect("golden.json")
+}
+
+/// Log-mel features of the recording that a golden file is about, padded to a clip.
+fn features(golden: &Golden, shape: &AudioShape) -> Option<Vec<f32>> {
+    let reader = AudioReader::open(&shared("audio")?.join(&golden.audio)).expect("a recording");
+    let mut frames = MelFrames::new(reader, shape.n_mels).expect("features");
+    Some(frames.window(0, shape.n_frames).expect("features"))
+}
+
+/// The largest difference over the largest value of the reference's rows.
+fn error(found: &BTreeMap<usize, Vec<f32>>, expected: &BTreeMap<usize, Vec<f32>>) -> f32 {
+    let scale = expected.values().flatten().fold(0.0f32, |m, v| m.max(v.abs()));
+    let pairs = expected.iter().flat_map(|(row, values)| found[row].iter().zip(values));
+    let worst = pairs.fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(scale > 0.0 && worst.is_finite());
+    worst / scale
+}
+
+/// What the encoder of a checkpoint makes of a golden file's recording.
+fn check_encoder(gpu: &Gpu, dir: &Path, bound: f32) {
+    let golden = golden(dir);
+    let config = std::fs::read_to_string(dir.join("config.json")).expect("config.json");
+    let architecture = models::open(&config).expect("a config");
+    let audio = architecture.shape().audio.expect("it hears");
+    let Some(features) = features(&golden, &audio) else { return };
+    let weights = Weights::open(dir).expect("weights");
+    let mut loader = Loader::new(gpu, &weights, None);
+    let encoder = architecture.load_audio_encoder(&mut loader).expect("an encoder").expect("it hears");
+    loader.upload(&mut |_| {}).expect("upload");
+    let features =
+        Tensor::from_f32(gpu, "features", [audio.n_frames, audio.n_mels], &features).expect("it fits");
+    let mut rec = Recorder::new(gpu).expect("a recorder");
+    encoder.embed(&mut rec, &features, 0);
+    (0..audio.attention.len()).for_each(|i| encoder.layer(i, &mut rec));
+    let rows = encoder.rows(&mut rec).clone();
+    gpu.submit(rec.finish().expect("kernels compile"));
+    gpu.wait().expect("the device works");
+    let row = |r: &usize| {
+        let words = gpu.read_row(&rows, *r).expect("it reads back");
+        (*r, bytemuck::cast_slice(&words)[..rows.n_cols()].to_vec())
+    };
+    let found: BTreeMap<usize, Vec<f32>> = golden.encoder_rows.keys().map(row).collect();
+    let worst = error(&found, &golden.encoder_rows);
+    let what = dir.display();
+    assert!(worst <= bound, "{what}: rows differ by {worst} of the largest value, at most {bound}");
+    let mut moved = golden.encoder_rows.clone();
+    let scale = moved.values().flatten().fold(0.0f32, |m, v| m.max(v.abs()));
+    moved.values_mut().next().expect("a row")[0] += 2.0 * bound * scale;
+    assert!(error(&found, &moved) > bound, "{what}: the comparison cannot fail");
+}
+
+#[test]
+fn encoders_hear_what_the_reference_hears() {
+    for (folder, bound) in [
+        ("golden/whisper-en", 1e-3),
+        ("golden/whisper-multilingual", 1e-3),
+        ("models/whisper-tiny.en-encoder", 2e-3),
+    ] {
+        let Some(dir) = shared(folder) else { continue };
+        if let Some(gpu) = common::exact() {
+            check_encoder(&gpu, &dir, bound);
+        }
+        // Products and attention of F16 cost a factor of ten.
+        if let Some(gpu) = common::hardware() {
+            check_encoder(&gpu, &dir, if gpu.caps().f16_products() { 10.0 * bound } else { bound });
+        }
+    }
+    if let (Some(gpu), Some(dir)) = (common::portable(), shared("golden/whisper-en")) {
+        check_encoder(&gpu, &dir, 1e-3);
+    }
+}
+
+/// An engine on a golden checkpoint, what the reference says, and a clip of its recording.
+fn engine(
+    gpu: &Gpu,
+    dir: &Path,
+    options: EngineOptions,
+) -> Option<(Engine, Golden, ClipId, serde_json::Value)> {
+    let golden = golden(dir);
+    let checkpoint = Checkpoint::open(dir).expect("a checkpoint");
+    let generation = checkpoint.generation.clone();
+    let mut engine = Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("an engine");
+    assert_eq!(engine.unused_tensors(), &[] as &[String]);
+    let audio = engine.shape().audio.clone().expect("it hears");
+    let clip = engine.listen(&features(&golden, &audio)?).expect("a clip");
+    Some((engine, golden, clip, generation))
+}
+
+fn argmax(row: &[f32]) -> u32 {
+    (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).expect("a row") as u32
+}
+
+fn run(engine: &mut Engine, request: Request) -> Vec<Event> {
+    engine.submit(request).expect("submit");
+    let mut events = Vec::new();
+    engine.run(|event| events.push(event)).expect("run");
+    events
+}
+
+fn logits(engine: &mut Engine, prompt: &[u32], clip: ClipId, which: Logits) -> Vec<Vec<f32>> {
+    let speech = Some(SpeechRequest { clip, rules: None, alignment: false });
+    let request = Request { logits: Some(which), speech, ..Request::new(prompt.to_vec()) };
+    let values = |event| match event {
+        Event::Logits { values, .. } => Some(values),
+        Event::Failed { error, .. } => panic!("{error}"),
+        _ => None,
+    };
+    run(engine, request).into_iter().filter_map(values).collect()
+}
+
+fn ids(value: &serde_json::Value) -> Vec<u32> {
+    value.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
+}
+
+/// The ids of a transcript, its end included.
+fn transcript(
+    engine: &mut Engine,
+    prompt: &[u32],
+    clip: ClipId,
+    generation: &serde_json::Value,
+    timestamps: bool,
+    n: usize,
+) -> Vec<u32> {
+    let end = generation["eos_token_id"].as_u64().expect("an end") as u32;
+    let no_timestamps = generation["no_timestamps_token_id"].as_u64().expect("a token") as u32;
+    let max_initial = generation["max_initial_timestamp_index"].as_u64().map(|n| n as u32);
+    let timestamps =
+        timestamps.then_some(TimestampRules { first: no_timestamps + 1, no_timestamps, max_initial });
+    let suppress_first = ids(&generation["begin_suppress_tokens"]);
+    let rules = SpeechRules { prompt_len: prompt.len(), end, suppress_first, timestamps };
+    let logit_bias = ids(&generation["suppress_tokens"]).into_iter().map(|id| (id, -1e30)).collect();
+    let events = run(
+        engine,
+        Request {
+            sampling: Sampling { logit_bias, ..Sampling::greedy() },
+            max_tokens: Some(n),
+            logprobs: Some(1),
+            speech: Some(SpeechRequest { clip, rules: Some(rules), alignment: false }),
+            ..Request::new(prompt.to_vec())
+        },
+    );
+    let mut tokens = Vec::new();
+    for event in events {
+        match event {
+            Event::Token { token, logprobs, .. } => {
+                let logprobs = logprobs.expect("they were asked for");
+                // Greedy: what was chosen is the best of what was allowed.
+                assert_eq!(logprobs.chosen, logprobs.top[0]);
+                tokens.push(token);
+            }
+            Event::Done { end_logprobs: Some(logprobs), .. } => tokens.push(logprobs.chosen.token),
+            Event::Failed { error, .. } => panic!("{error}"),
+            _ => {}
+        }
+    }
+    tokens
+}
+
+fn check(options: &GpuOptions, folder: &str) {
+    let (Some(gpu), Some(dir)) = (common::open(options), shared(folder)) else { return };
+    let options =
+        EngineOptions { kv_dtype: Dtype::F32, logits: true, max_logprobs: 1, ..EngineOptions::default() };
+    let Some((mut engine, golden, clip, generation)) = engine(&gpu, &dir, options) else { return };
+    let all = logits(&mut engine, &golden.decoder_input_ids, clip, Logits::All);
+    let scale = golden.last_logits_sample.values().fold(0.0f32, |m, v| m.max(v.abs()));
+    let last = all.last().expect("a row");
+    for (token, expected) in &golden.last_logits_sample {
+        let found = (last[*token] - expected).abs() / scale;
+        assert!(found <= 1e-3, "{folder}: logit {token} differs by {found} of the largest");
+    }
+    assert_eq!(all.iter().map(|row| argmax(row)).collect::<Vec<_>>(), golden.argmax, "{folder}");
+
+    // What the decoder is begun with, without the words that the golden file feeds after it.
+    let multilingual = generation["is_multilingual"].as_bool().expect("a flag");
+    let prompt = &golden.decoder_input_ids[..if multilingual { 4 } else { 2 }];
+    if let Some(expected) = golden.detected_language_id {
+        let first = &logits(&mut engine, &prompt[..1], clip, Logits::Last)[0];
+        let languages = generation["lang_to_id"].as_object().expect("languages");
+        let languages = languages.values().map(|id| id.as_u64().expect("an id") as usize);
+        let best = languages.max_by(|a, b| first[*a].total_cmp(&first[*b])).expect("a language");
+        assert_eq!(best as u32, expected, "{folder}");
+    }
+    let expected = &golden.greedy_without_timestamps;
+    let found = transcript(&mut engine, prompt, clip, &generation, false, expected.len());
+    assert_eq!(&found, expected, "{folder}");
+    // The reference goes on to the next window where the last timestamp of this one is: what it has of this one is
+    // the beginning of ours.
+    let no_timestamps = prompt.len() - 1;
+    let found = transcript(&mut engine, &prompt[..no_timestamps], clip, &generation, true, 100);
+    let first = generation["no_timestamps_token_id"].as_u64().expect("a token") as u32 + 1;
+    let times = |i: usize| golden.greedy_with_timestamps[..i].iter().filter(|t| **t >= first).max();
+    let goes_back = |i: &usize| {
+        let token = golden.greedy_with_timestamps[*i];
+        token >= first && times(*i).is_some_and(|latest| token < *latest)
+    };
+    let n = (1..golden.greedy_with_timestamps.len()).find(goes_back).expect("a second window");
+    let (found, expected) = (&found[..n.min(found.len())], &golden.greedy_with_timestamps[..n]);
+    assert_eq!(found, expected, "{folder}: with timestamps");
+}
+
+#[test]
+fn english_with_all_capabilities() {
+    check(&GpuOptions::default(), "golden/whisper-en");
+}
+
+#[test]
+fn multilingual_with_all_capabilities() {
+    check(&GpuOptions::default(), "golden/whisper-multilingual");
+}
+
+#[test]
+fn multilingual_without_capabilities() {
+    let disable = "f16,subgroups,timestamps,pipeline-cache,cooperative-matrices";
+    check(&GpuOptions { disable: disable.into(), ..GpuOptions::default() }, "golden/whisper-multilingual");
+}
+
+#[test]
+fn english_with_the_variants_of_hardware() {
+    let options = GpuOptions { disable: "software".into(), f32_products: true, ..GpuOptions::default() };
+    check(&options, "golden/whisper-en");
+}
