@@ -142,7 +142,7 @@ impl TranscribeOptions {
         EngineOptions {
             // One more for the probability that nobody speaks, which is asked for along with the text.
             max_seqs: (self.batch_size * n_beams).max(n_samples) + 1,
-            max_logprobs: if n_beams > 1 { n_beams + 1 } else { 0 },
+            max_logprobs: n_beams + 1,
             max_clips: self.batch_size,
             logits: true,
             alignment_heads: if self.word_timestamps { alignment_heads.to_vec() } else { Vec::new() },

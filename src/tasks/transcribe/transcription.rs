@@ -139,9 +139,8 @@ impl Transcription {
             for stretch in &mut self.stretches {
                 stretch.advance(engine, &self.plan, &mut self.language)?;
             }
-            let n_before = self.stretches.len();
-            self.collect();
-            if self.is_done() || (self.stretches.len() == n_before && is_unknown == self.language.is_none()) {
+            let is_found = is_unknown && self.language.is_some();
+            if !self.collect() && !is_found {
                 return Ok(());
             }
         }
@@ -188,8 +187,9 @@ impl Transcription {
         self.failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
-    /// Moves what the first stretches tell to what is told, and drops those that are done.
-    fn collect(&mut self) {
+    /// Moves what the first stretches tell to what is told, and drops those that are done; whether one was.
+    fn collect(&mut self) -> bool {
+        let mut dropped = false;
         while let Some(stretch) = self.stretches.front_mut() {
             for mut heard in stretch.heard.drain(..) {
                 if let Heard::Segment(segment) = &mut heard {
@@ -199,13 +199,15 @@ impl Transcription {
                 self.heard.push(heard);
             }
             if !stretch.is_done {
-                return;
+                break;
             }
+            dropped = true;
             if let Some(stretch) = self.stretches.pop_front().filter(|stretch| stretch.is_single) {
                 self.cursor = stretch.seek;
                 self.past = stretch.past;
             }
         }
+        dropped
     }
 
     /// Cuts the next stretch, if there is one.
@@ -240,7 +242,9 @@ impl Transcription {
             end = self.sound(|mel| mel.quietest(from..full))?;
         }
         let n_rows = end - start + self.n_window;
-        let features = self.sound(|mel| mel.clip(start..end, n_rows))?;
+        // The frames after the last whole one still hear its end.
+        let heard = if end == n_frames { full } else { end };
+        let features = self.sound(|mel| mel.clip(start..heard, n_rows))?;
         self.forget(if is_single { start } else { end })?;
         self.cursor = end;
         Ok(Some(Stretch {
