@@ -26,12 +26,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RATE, SECONDS, HOP = 16000, 10, 160
 POSITIONS, STEP = 500, 0.02   # encoder rows of a window, and the seconds of each
 WIDTH, HEADS, INNER, ENCODER_LAYERS, DECODER_LAYERS, TARGETS = 64, 4, 192, 2, 3, 96
-GUIDED = [(DECODER_LAYERS - 1, 0), (DECODER_LAYERS - 1, 1)]   # heads that are shown where to look
+# Heads that are shown where to look: at the word that is written next, and at the word just written.
+NEXT, LATEST = [(DECODER_LAYERS - 1, 0), (DECODER_LAYERS - 1, 1)], [(DECODER_LAYERS - 2, 0)]
 PROMPT = TARGETS // 2 - 1     # tokens of earlier text that Whisper keeps before a window
 PLAIN_VOCAB = 496             # 256 bytes and 240 merges; a few words take two tokens or three
 
@@ -49,7 +51,7 @@ EOT, SOT, EN, DE, TRANSLATE, TRANSCRIBE, STARTOFLM, PREV, NOSPEECH, NOTIMESTAMPS
     PLAIN_VOCAB + i for i in range(len(SPECIAL)))
 TIME0 = NOTIMESTAMPS + 1
 VOCAB = TIME0 + POSITIONS + 1
-SPACE = 220
+SPACE, STOP = 220, 13
 
 
 # --------------------------------------------------------------------------
@@ -276,7 +278,9 @@ class Examples:
         lang = "en" if rng.random() < 0.55 else "de"
         clip = compose_silence(rng, seconds) if silent else compose(
             rng, self.bank, seconds, lang, singles=stage == 0 and rng.random() < 0.3)
-        offset = 0 if seconds == SECONDS else int(rng.integers(0, POSITIONS - round(seconds / STEP) + 1))
+        # A short window stands for a part of a whole one; the end of that is where phrases are cut off.
+        room = POSITIONS - round(seconds / STEP)
+        offset = room if rng.random() < 0.5 and stage == 2 else int(rng.integers(0, room + 1))
         shift = offset * STEP
         translate = lang == "de" and rng.random() < 0.4
         timestamps = rng.random() < 0.6
@@ -411,6 +415,8 @@ class Trainee(torch.nn.Module):
         super().__init__()
         self.model = make_model(seed)
         self.namer = torch.nn.Linear(WIDTH, len(CLASSES) + 1)
+        self.register_buffer("weights", torch.ones(VOCAB), persistent=False)
+        self.weights[EOT] = 2
 
     def encode(self, mel, offsets):
         """Encoder rows of windows that begin at the positions `offsets`."""
@@ -434,11 +440,18 @@ class Trainee(torch.nn.Module):
         out = self.model.model.decoder(input_ids=ids, encoder_hidden_states=rows, use_cache=False,
                                        output_attentions=True)
         logits = F.linear(out.last_hidden_state, self.model.model.decoder.embed_tokens.weight).float()
-        tokens = F.cross_entropy(logits.transpose(1, 2), target)
-        guided, looking = guide.sum(-1) > 0, 0
-        for layer, head in GUIDED:
-            inside = (out.cross_attentions[layer][:, head].float() * guide).sum(-1)
-            looking = looking - inside[guided].clamp(min=1e-6).log().mean() / len(GUIDED)
+        # The end weighs double: it tells a phrase that is cut off from one that is not.
+        tokens = F.cross_entropy(logits.transpose(1, 2), target, self.weights)
+        looking = 0
+        latest = torch.cat([torch.zeros_like(guide[:, :1]), guide[:, :-1]], 1)
+        for heads, where in ((NEXT, guide), (LATEST, latest)):
+            length = where.sum(-1)
+            guided = length > 0
+            for layer, head in heads:
+                # Evenly over the word, so that its borders show: the divergence from that.
+                seen = out.cross_attentions[layer][:, head].float().clamp(min=1e-9).log()
+                even = (seen * where).sum(-1)[guided] / length[guided]
+                looking = looking - (even + length[guided].log()).mean() / 3
         with torch.no_grad():
             right = (logits.argmax(-1) == target)[(target >= 0) & (target < EOT)].float().mean()
             times = (target >= TIME0)
@@ -453,7 +466,7 @@ def train(args):
     bank = make_bank(TRAIN_STYLES, args.work, "train")
     net = Trainee(args.seed)
     path = os.path.join(args.work, "checkpoint.pt")
-    plan = [(2.0, 64), (4.0, 32), (10.0, 24)]
+    plan = [[(2.0, 64)], [(4.0, 32)], [(10.0, 20), (4.0, 40)]]   # seconds and clips of the steps of each stage
     steps = [int(s) for s in args.steps.split(",")]
     groups = [{"params": [p for p in net.parameters() if p.requires_grad and p.dim() >= 2], "weight_decay": 0.01},
               {"params": [p for p in net.parameters() if p.requires_grad and p.dim() < 2], "weight_decay": 0}]
@@ -468,7 +481,7 @@ def train(args):
     total = sum(steps)
     for step in range(done, min(total, args.until or total)):
         stage = 0 if step < steps[0] else 1 if step < steps[0] + steps[1] else 2
-        seconds, count = plan[stage]
+        seconds, count = plan[stage][step % len(plan[stage])]
         # Each step draws from its own seed, so that a run that was stopped goes on the same.
         if step == done:
             data = Examples(tok, bank, [args.seed, step])
@@ -478,7 +491,7 @@ def train(args):
         batch = data.batch(count, seconds, stage)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             tokens, looking, naming, right, near = net(*batch)
-        loss = tokens + 0.2 * looking + 0.3 * naming
+        loss = tokens + 0.3 * looking + 0.3 * naming
         adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -486,7 +499,7 @@ def train(args):
         now = torch.tensor([tokens.item(), looking.item(), naming.item(), right.item(), near.item()])
         mean = now if mean is None or mean.isnan().any() else 0.95 * mean + 0.05 * torch.where(now.isnan(), mean, now)
         if step % 25 == 24:
-            print(f"{step + 1:5d} {seconds:.0f}s lr {lr:.1e} tokens {mean[0]:.3f} looking {mean[1]:.3f} "
+            print(f"{step + 1:5d} stage {stage} lr {lr:.1e} tokens {mean[0]:.3f} looking {mean[1]:.3f} "
                   f"naming {mean[2]:.3f} words {mean[3]:.3f} times {mean[4]:.3f} {time.time() - begin:.0f}s", flush=True)
         if step % 250 == 249 or step + 1 in (total, args.until):
             torch.save({"net": net.state_dict(), "adam": adam.state_dict(), "done": step + 1}, path + ".part")
@@ -526,7 +539,7 @@ def export(args):
     # The signs that Whisper keeps from being written, by the same ids.
     signs = [1, 2, 7, 8, 9, 10, 14, 25, 26, 27, 28, 29, 31, 58, 59, 60, 61, 62, 63, 90, 91, 92, 93]
     write_json("generation_config.json", {
-        "alignment_heads": [list(pair) for pair in GUIDED], "begin_suppress_tokens": [SPACE, EOT],
+        "alignment_heads": [list(pair) for pair in NEXT], "begin_suppress_tokens": [SPACE, EOT],
         "bos_token_id": EOT, "decoder_start_token_id": SOT, "eos_token_id": EOT, "is_multilingual": True,
         "lang_to_id": {"<|de|>": DE, "<|en|>": EN}, "max_initial_timestamp_index": 50, "max_length": TARGETS,
         "no_timestamps_token_id": NOTIMESTAMPS, "pad_token_id": EOT, "prev_sot_token_id": PREV,
@@ -628,6 +641,17 @@ def evaluate(args, count=200):
                 words += 1
         report[lang]["share of each head's attention inside the word"] = [
             [round(v, 3) for v in row] for row in (looks / words).tolist()]
+    path = os.path.join(args.work, "checkpoint.pt")
+    if os.path.exists(path):
+        # The weights before they were rounded to f16, on the German clips.
+        net = Trainee(args.seed)
+        net.load_state_dict(torch.load(path)["net"])
+        rounded = reader.model
+        reader.model = net.model.eval()
+        reader.model.generation_config = rounded.generation_config
+        exact = sum((reader.ids(mel[i:i + 50], "de", True) for i in range(0, count, 50)), [])
+        reader.model = rounded
+        report["clips with the same ids before rounding to f16"] = sum(a == b for a, b in zip(exact, outs["stamped"]))
     rng = np.random.default_rng([args.seed, 78])
     silent = reader.mel([compose_silence(rng, float(SECONDS)).wave for _ in range(count)])
     probs = reader.first(silent).softmax(-1)[:, NOSPEECH]
@@ -692,6 +716,30 @@ def long_plan(rng, style, seconds, pause):
             t, slept = t + pause, True
 
 
+def align(reader, mel, lang, text, frames):
+    """Words with start and end as openai-whisper's `find_alignment` finds them (whisper/timing.py)."""
+    ids = [SOT, DE if lang == "de" else EN, TRANSCRIBE, NOTIMESTAMPS] + text + [EOT]
+    with torch.no_grad():
+        seen = reader.model(input_features=mel, decoder_input_ids=torch.tensor([ids]),
+                            output_attentions=True).cross_attentions
+    weights = torch.stack([seen[layer][0, head] for layer, head in NEXT])[:, :, :frames // 2]
+    weights = weights / weights.sum(-1, keepdim=True)
+    deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, correction=0)
+    weights = _median_filter((weights - mean) / deviation, reader.model.config.median_filter_width)
+    matrix = weights.mean(0)[3:-1]   # the rows that write the text and the end
+    rows, columns = _dynamic_time_warping(-matrix.double().numpy())
+    jumps = columns[np.pad(np.diff(rows), (1, 0), constant_values=1).astype(bool)] * STEP
+    words, begin = [], 0
+    for i, token in enumerate(text + [EOT]):
+        piece = reader.tok.decode([token])
+        if i > begin and (piece.startswith(" ") or token in (EOT, STOP)):
+            word = reader.tok.decode(text[begin:i])
+            if word != ".":
+                words.append({"word": word, "start": round(jumps[begin], 2), "end": round(jumps[i], 2)})
+            begin = i
+    return words
+
+
 def segments_of(tok, out):
     return [{"start": round(float(s["start"]), 3), "end": round(float(s["end"]), 3), "tokens": s["tokens"].tolist(),
              "text": text_of(tok, s["tokens"].tolist())} for s in out["segments"][0]]
@@ -738,8 +786,22 @@ def golden(args):
                 out = model.generate(mel, language=lang, task="transcribe", return_timestamps=True,
                                      return_token_timestamps=True, num_frames=[round(seconds * 100)],
                                      return_dict_in_generate=True)
+            text = [t for t in entry["greedy_with_timestamps"] if t < EOT]
+            entry["aligned_words"] = align(reader, mel, lang, text, round(seconds * 100))
+            said = [w for p in entry["phrases"] for w in p["words"]]
+            if len(said) == len(entry["aligned_words"]):
+                errors = [abs(a[k] - b[k]) for a, b in zip(said, entry["aligned_words"]) for k in ("start", "end")]
+                print(f"    words are off by {np.mean(errors):.3f} s, at most {max(errors):.3f} s")
             entry["token_timestamps"] = {"ids": out["sequences"][0].tolist(),
                                          "seconds": [round(v, 2) for v in out["token_timestamps"][0].tolist()]}
+        if name in ("en", "de"):
+            prompt = reader.tok.encode(sentence(WORDS[lang][3:6]), add_special_tokens=False)
+            with torch.no_grad():
+                out = model.generate(mel, language=lang, task="transcribe", return_timestamps=True,
+                                     prompt_ids=torch.tensor([PREV] + prompt))
+            out = out[0].tolist()
+            entry["prompted"] = {"prompt": prompt, "greedy_with_timestamps": [
+                t for t in out if t >= TIME0 or (t < EOT)][len(prompt) if out[:len(prompt)] == prompt else 0:]}
         if name == "long":
             whole = reader.features(wave, sampling_rate=RATE, return_tensors="pt", truncation=False,
                                     padding="longest", return_attention_mask=True)
