@@ -661,7 +661,7 @@ fn qkv() {
                     "qkv {n_rows}×{n_heads}×{n_kv_heads}×{head_dim} {n_rot} {dtype} cache {kv_dtype} norm {normed} \
                      bias {bias} interleaved {interleaved}"
                 );
-                let (n_in, ctx) = ([37, 96, 270, 65, 129, 8][i], 41);
+                let (n_in, ctx) = ([37, 96, 270, 65, 129, 8, 31, 50][i], 41);
                 let heads = [n_heads, n_kv_heads, head_dim];
                 let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
                 let pages = Pages::new(&mut rng, 3, ctx, page_size);

@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use wginfer::audio::{AudioReader, MelFrames};
 use wginfer::dtype::Dtype;
@@ -267,4 +268,216 @@ fn multilingual_without_capabilities() {
 fn english_with_the_variants_of_hardware() {
     let options = GpuOptions { disable: "software".into(), f32_products: true, ..GpuOptions::default() };
     check(&options, "golden/whisper-en");
+}
+
+/// A trained model of spoken numbers, small enough to come along.
+fn words_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/whisper-words")
+}
+
+/// An engine on it, with features of two recordings and what it writes of each, by itself.
+struct Words {
+    engine: Engine,
+    features: [Vec<f32>; 2],
+    prompt: Vec<u32>,
+    rules: SpeechRules,
+}
+
+impl Words {
+    fn new(gpu: &Gpu, options: EngineOptions) -> Words {
+        let checkpoint = Checkpoint::open(&words_folder()).expect("a checkpoint");
+        let generation = checkpoint.generation.clone();
+        let engine = Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("an engine");
+        let audio = engine.shape().audio.clone().expect("it hears");
+        let features = ["en.flac", "de.flac"].map(|name| {
+            let reader = AudioReader::open(&words_folder().join(name)).expect("a recording");
+            MelFrames::new(reader, audio.n_mels)
+                .expect("features")
+                .window(0, audio.n_frames)
+                .expect("features")
+        });
+        let id = |value: &serde_json::Value| value.as_u64().expect("an id") as u32;
+        let no_timestamps = id(&generation["no_timestamps_token_id"]);
+        let prompt = vec![
+            id(&generation["decoder_start_token_id"]),
+            id(&generation["lang_to_id"]["<|en|>"]),
+            id(&generation["task_to_id"]["transcribe"]),
+        ];
+        let rules = SpeechRules {
+            prompt_len: prompt.len(),
+            end: id(&generation["eos_token_id"]),
+            suppress_first: ids(&generation["begin_suppress_tokens"]),
+            timestamps: Some(TimestampRules {
+                first: no_timestamps + 1,
+                no_timestamps,
+                max_initial: Some(50),
+            }),
+        };
+        Words { engine, features, prompt, rules }
+    }
+
+    /// A request to go on from what was written of a clip.
+    fn request(&self, clip: ClipId, written: &[u32]) -> Request {
+        Request {
+            sampling: Sampling::greedy(),
+            max_tokens: Some(60),
+            speech: Some(SpeechRequest { clip, rules: Some(self.rules.clone()), alignment: false }),
+            ..Request::new([&self.prompt, written].concat())
+        }
+    }
+
+    /// What is written of clips that are heard side by side, and the tokens of their prompts found in the cache.
+    fn write(&mut self, clips: &[ClipId], begun: &[u32], budget: Option<Duration>) -> Vec<(Vec<u32>, usize)> {
+        let requests: Vec<_> = clips
+            .iter()
+            .map(|clip| self.engine.submit(self.request(*clip, begun)).expect("submit"))
+            .collect();
+        let mut written = vec![(Vec::new(), 0); clips.len()];
+        let mut take = |event| match event {
+            Event::Token { id, token, .. } => {
+                written[requests.iter().position(|r| *r == id).expect("ours")].0.push(token);
+            }
+            Event::Done { id, usage, .. } => {
+                written[requests.iter().position(|r| *r == id).expect("ours")].1 = usage.cached_tokens;
+            }
+            Event::Failed { error, .. } => panic!("{error}"),
+            _ => {}
+        };
+        match budget {
+            None => self.engine.run(take).expect("run"),
+            Some(budget) => {
+                let gpu = self.engine.gpu().clone();
+                while !self.engine.is_idle() {
+                    let buffers = self.engine.advance(budget).expect("advance");
+                    gpu.submit(buffers);
+                    gpu.wait().expect("the device works");
+                    self.engine.events().expect("events").into_iter().for_each(&mut take);
+                }
+            }
+        }
+        written
+    }
+}
+
+#[test]
+fn clips_side_by_side_and_in_slices_are_heard_as_alone() {
+    for gpu in common::gpus() {
+        let options =
+            EngineOptions { kv_dtype: Dtype::F32, max_clips: 2, max_seqs: 3, ..EngineOptions::default() };
+        let mut words = Words::new(&gpu, options.clone());
+        let [en, de] = words.features.clone();
+        let alone = [&en, &de].map(|features| {
+            let clip = words.engine.listen(features).expect("a clip");
+            let written = words.write(&[clip], &[], None).swap_remove(0);
+            words.engine.forget(clip);
+            written.0
+        });
+        assert!(alone[0].len() > 8 && alone[1].len() > 8 && alone[0] != alone[1], "{alone:?}");
+
+        // Three sequences, two of which hear the same.
+        let clips = [&de, &en].map(|features| words.engine.listen(features).expect("a clip"));
+        let written = words.write(&[clips[1], clips[0], clips[1]], &[], None);
+        for ((tokens, _), expected) in written.iter().zip([&alone[0], &alone[1], &alone[0]]) {
+            assert_eq!(tokens, expected);
+        }
+        // Who goes on from what was written finds it in the cache; who hears the same sound as another clip
+        // does not: what was heard is part of what keys and values depend on.
+        let (begun, rest) = alone[0].split_at(15);
+        let again = words.write(&[clips[1]], begun, None).swap_remove(0);
+        assert_eq!((again.0.as_slice(), again.1), (rest, words.prompt.len() + begun.len() - 1));
+        clips.into_iter().for_each(|clip| words.engine.forget(clip));
+        let clip = words.engine.listen(&en).expect("a clip");
+        let anew = words.write(&[clip], begun, None).swap_remove(0);
+        assert_eq!((anew.0.as_slice(), anew.1), (rest, 0));
+        words.engine.forget(clip);
+
+        // As a guest in a frame loop, a layer at a time.
+        let clips = [&en, &de].map(|features| words.engine.listen(features).expect("a clip"));
+        let written = words.write(&clips, &[], Some(Duration::ZERO));
+        assert_eq!([&written[0].0, &written[1].0], [&alone[0], &alone[1]]);
+    }
+}
+
+/// A listener in the middle of a prompt shows what its rows attend to: weights that sum to one.
+#[test]
+fn alignments_are_weights() {
+    let Some(gpu) = common::gpu() else { return };
+    let options = EngineOptions {
+        logits: true,
+        max_rows: 5,
+        max_seqs: 2,
+        alignment_heads: vec![[1, 0], [0, 1], [1, 3]],
+        ..EngineOptions::default()
+    };
+    let mut words = Words::new(&gpu, options);
+    let clip = words.engine.listen(&words.features[0].clone()).expect("a clip");
+    let prompt: Vec<u32> = words.prompt.iter().copied().chain(10..23).collect();
+    let speech = Some(SpeechRequest { clip, rules: None, alignment: true });
+    let request = Request { logits: Some(Logits::Last), speech, ..Request::new(prompt.clone()) };
+    let mut seen = Vec::new();
+    let mut n_logits = 0;
+    for event in run(&mut words.engine, request) {
+        match event {
+            Event::Alignment { position, weights, .. } => {
+                assert_eq!(weights.len(), 3 * 500);
+                let heads: Vec<f32> = weights.chunks(500).map(|head| head.iter().sum()).collect();
+                assert!(heads.iter().all(|sum| (sum - 1.0).abs() < 1e-3), "{heads:?}");
+                assert!(weights[..500] != weights[500..1000] && weights[..500] != weights[1000..]);
+                seen.push(position);
+            }
+            Event::Logits { .. } => n_logits += 1,
+            Event::Failed { error, .. } => panic!("{error}"),
+            _ => {}
+        }
+    }
+    assert_eq!(seen, (0..prompt.len()).collect::<Vec<_>>());
+    assert_eq!(n_logits, 1);
+}
+
+#[test]
+fn requests_and_clips_that_do_not_fit_are_refused() {
+    let Some(gpu) = common::gpu() else { return };
+    let mut words = Words::new(&gpu, EngineOptions::default());
+    let features = words.features[0].clone();
+    let clip = words.engine.listen(&features).expect("a clip");
+    let refuse = |words: &mut Words, request: Request, part: &str| {
+        let error = words.engine.submit(request).expect_err(part).to_string();
+        assert!(error.contains(part), "`{error}` lacks `{part}`");
+    };
+    let speech = |clip, rules, alignment| Some(SpeechRequest { clip, rules, alignment });
+    let plain = Request::new(words.prompt.clone());
+    refuse(&mut words, plain.clone(), "`whisper` writes down what it hears");
+    refuse(&mut words, Request { speech: speech(ClipId(77), None, false), ..plain.clone() }, "clip 77");
+    let aligned = Request { speech: speech(clip, None, true), ..plain.clone() };
+    refuse(&mut words, aligned, "alignment_heads");
+    for (rules, part) in [
+        (SpeechRules { prompt_len: 9, ..words.rules.clone() }, "`prompt_len` is 9"),
+        (SpeechRules { end: 1 << 20, ..words.rules.clone() }, "token 1048576"),
+        (SpeechRules { suppress_first: vec![1; 5], ..words.rules.clone() }, "5 tokens"),
+    ] {
+        refuse(&mut words, Request { speech: speech(clip, Some(rules), false), ..plain.clone() }, part);
+    }
+    let error = words.engine.listen(&features).expect_err("one place").to_string();
+    assert!(error.contains("no place: 1 are kept"), "{error}");
+    words.engine.forget(clip);
+    let error = words.engine.listen(&features[1..]).expect_err("a value is missing").to_string();
+    assert!(error.contains("79999 values") && error.contains("1000 frames of 80"), "{error}");
+    let mut broken = features.clone();
+    broken[400] = f32::NAN;
+    let error = words.engine.listen(&broken).expect_err("not a number").to_string();
+    assert!(error.contains("NaN in frame 5"), "{error}");
+    let error =
+        words.engine.submit(Request { speech: speech(clip, None, false), ..plain }).expect_err("gone");
+    assert!(error.to_string().contains("expected one that is kept"), "{error}");
+
+    let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
+    let checkpoint = Checkpoint::open(&llama).expect("a checkpoint");
+    let mut engine =
+        Engine::load(&gpu, checkpoint, EngineOptions::default(), &mut |_| {}).expect("an engine");
+    let error = engine.listen(&features).expect_err("it hears nothing");
+    assert_eq!(error.to_string(), "`llama` is a language model: it hears nothing");
+    let heads = EngineOptions { alignment_heads: vec![[9, 0]], ..EngineOptions::default() };
+    let checkpoint = Checkpoint::open(&words_folder()).expect("a checkpoint");
+    let error = Engine::load(&gpu, checkpoint, heads, &mut |_| {}).expect_err("three layers").to_string();
+    assert!(error.contains("layer 9, head 0"), "{error}");
 }
