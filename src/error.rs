@@ -5,6 +5,7 @@ use crate::bench::BenchError;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
 use crate::models::ModelError;
+use crate::tasks::transcribe::TranscribeError;
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
@@ -30,6 +31,9 @@ pub enum Error {
     /// Requests, and everything on the way to the first token.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Transcription.
+    #[error(transparent)]
+    Transcribe(#[from] TranscribeError),
     /// Measurement.
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -45,6 +49,7 @@ impl Error {
             Error::Audio(e) => e.hint(),
             Error::Model(e) => e.hint(),
             Error::Engine(e) => e.hint(),
+            Error::Transcribe(e) => e.hint(),
             Error::Bench(e) => e.hint(),
         }
     }

@@ -129,10 +129,22 @@ impl MelFrames {
     /// # Panics
     /// If `first_frame` was discarded.
     pub fn window(&mut self, first_frame: usize, n_frames: usize) -> Result<Vec<f32>, AudioError> {
-        self.fill_to(first_frame + n_frames)?;
+        self.clip(first_frame..first_frame + n_frames, n_frames)
+    }
+
+    /// The frames of `frames` as [`MelFrames::window`] gives them, and after these as many of silence as make
+    /// `n_frames`.
+    ///
+    /// # Errors
+    /// As [`MelFrames::fill_to`].
+    ///
+    /// # Panics
+    /// If the first frame was discarded.
+    pub fn clip(&mut self, frames: Range<usize>, n_frames: usize) -> Result<Vec<f32>, AudioError> {
+        self.fill_to(frames.end)?;
         let n_mels = self.n_mels();
-        let from = self.kept(first_frame).min(self.maxima.len());
-        let to = self.kept(first_frame + n_frames).min(self.maxima.len());
+        let from = self.kept(frames.start).min(self.maxima.len());
+        let to = self.kept(frames.end).min(self.maxima.len());
         let maximum = if to == 0 { self.maximum_before } else { self.maxima[to - 1] };
         let normalised = |value: f32| (value.max(maximum - 8.0) + 4.0) / 4.0;
         let rows = &self.rows[from * n_mels..to * n_mels];

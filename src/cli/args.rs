@@ -8,6 +8,7 @@ use wginfer::dtype::Dtype;
 
 use super::embed::EmbedArgs;
 use super::sampling::SamplingArgs;
+use super::transcribe::TranscribeArgs;
 
 /// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (wgpu 30.0.1)");
@@ -45,6 +46,8 @@ pub enum Command {
     Chat(Box<ChatArgs>),
     /// Turn texts into vectors whose angles tell how alike they are
     Embed(EmbedArgs),
+    /// Write down speech
+    Transcribe(Box<TranscribeArgs>),
     /// Show the logits after a prompt, or of a classifier's labels
     Logits(LogitsArgs),
     /// Show what a model holds and needs, without a GPU

@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
+use wginfer::audio::AudioError;
 use wginfer::bench::BenchError;
 use wginfer::engine::EngineError;
 use wginfer::gpu::GpuError;
+use wginfer::tasks::transcribe::TranscribeError;
 use wginfer::text::TextError;
 
 /// Why a command did not finish.
@@ -60,6 +62,9 @@ impl From<wginfer::Error> for Failure {
         let (message, hint) = (error.to_string(), error.hint());
         match error {
             wginfer::Error::Engine(EngineError::Parameter { .. })
+            | wginfer::Error::Transcribe(
+                TranscribeError::Language { .. } | TranscribeError::Engine(EngineError::Parameter { .. }),
+            )
             | wginfer::Error::Bench(
                 BenchError::Parameter { .. }
                 | BenchError::UnknownShape { .. }
@@ -79,6 +84,18 @@ impl From<EngineError> for Failure {
 
 impl From<GpuError> for Failure {
     fn from(error: GpuError) -> Self {
+        wginfer::Error::from(error).into()
+    }
+}
+
+impl From<AudioError> for Failure {
+    fn from(error: AudioError) -> Self {
+        wginfer::Error::from(error).into()
+    }
+}
+
+impl From<TranscribeError> for Failure {
+    fn from(error: TranscribeError) -> Self {
         wginfer::Error::from(error).into()
     }
 }

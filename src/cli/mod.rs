@@ -18,6 +18,7 @@ mod prompt;
 mod sampling;
 mod table;
 mod terminal;
+mod transcribe;
 mod tune;
 
 use std::io::Write;
@@ -55,6 +56,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         Command::Generate(args) => generate::run(args, &mut out)?,
         Command::Chat(args) => chat::run(args, &mut out)?,
         Command::Embed(args) => embed::run(args, &mut out)?,
+        Command::Transcribe(args) => transcribe::run(args, &mut out)?,
         Command::Logits(args) => logits::run(args, &mut out)?,
         Command::Inspect(args) => inspect::run(args, &mut out)?,
         Command::Devices(args) => devices::run(args, &mut out)?,

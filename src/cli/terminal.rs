@@ -60,6 +60,11 @@ pub fn steps() -> ProgressBar {
     show("{bar:24} {pos}/{len} {elapsed} {wide_msg}", Some(0), true, "")
 }
 
+/// A bar over the seconds of a recording. [`finish`] takes it away.
+pub fn seconds(n: f64) -> ProgressBar {
+    show("{bar:32} {pos}/{len} s, {eta} left", Some(n.ceil() as u64), true, "")
+}
+
 /// A line that says what is being done. [`finish`] takes it away.
 pub fn spinner() -> ProgressBar {
     let bar = show("{elapsed} {wide_msg}", None, true, "");

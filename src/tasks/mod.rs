@@ -2,6 +2,7 @@
 
 mod chat;
 mod embed;
+pub mod transcribe;
 
 pub use chat::{Chat, Reply};
 pub use embed::{COSINE_TEMPERATURE, Encodings, cosine, encode, encode_tokens, label_scores};

@@ -1,0 +1,494 @@
+//! `wginfer transcribe`: speech to text.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use indicatif::ProgressBar;
+use wginfer::audio::{AudioReader, PcmFormat, PcmSample, SAMPLE_RATE};
+use wginfer::engine::{Engine, EngineOptions};
+use wginfer::tasks::transcribe::{
+    Heard, Segment, Task, TranscribeOptions, Transcriber, Transcript, TranscriptFormat, TranscriptWriter,
+    language_name,
+};
+
+use super::args::{DeviceArgs, ModelArg};
+use super::failure::Failure;
+use super::interrupt::{self, Writing};
+use super::terminal;
+
+const EXAMPLES: &str = "Examples:
+  wginfer transcribe -m ~/models/whisper-small talk.mp3
+  wginfer transcribe -m ~/models/whisper-small film.mp4 --format srt --output film.srt
+  wginfer transcribe -m ~/models/whisper-small *.flac --format json --word-timestamps --output-dir transcripts
+  arecord -f S16_LE -r 16000 -t raw | wginfer transcribe -m ~/models/whisper-small - --language de
+
+Segments are written as they come, JSON at the end. Ctrl-C stops, and leaves what was written a valid file.";
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct TranscribeArgs {
+    /// Sound files, or videos with sound; `-` is raw PCM from standard input
+    #[arg(required = true)]
+    pub audio: Vec<PathBuf>,
+
+    /// Language that is spoken, as `en` or `english`; detected without
+    #[arg(long, value_name = "LANGUAGE")]
+    pub language: Option<String>,
+
+    /// Write English, whatever is spoken
+    #[arg(long)]
+    pub translate: bool,
+
+    /// Find out when each word is said: segments begin and end with their words, and JSON lists the words
+    #[arg(long)]
+    pub word_timestamps: bool,
+
+    /// One segment a window, without asking the model for times
+    #[arg(long)]
+    pub no_timestamps: bool,
+
+    /// How the transcript is written; `json` is OpenAI's `verbose_json`
+    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Output")]
+    pub format: OutputFormat,
+
+    /// Write to this file instead of standard output
+    #[arg(long, short, value_name = "FILE", conflicts_with = "output_dir", help_heading = "Output")]
+    pub output: Option<PathBuf>,
+
+    /// Write a file for each recording into this folder, named as the recording
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub output_dir: Option<PathBuf>,
+
+    /// Write the token ids of the first window alone, greedily chosen, whatever they are worth
+    #[arg(long, help_heading = "Output", conflicts_with_all = ["format", "output", "output_dir", "word_timestamps",
+        "beam_size", "batch_size", "vad"])]
+    pub token_ids: bool,
+
+    /// Temperature of the first attempt
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        help_heading = "Decoding"
+    )]
+    pub temperature: f32,
+
+    /// Added for each further attempt, up to 1, while an answer is bad; 0 makes no further attempt
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.2,
+        allow_negative_numbers = true,
+        help_heading = "Decoding"
+    )]
+    pub temperature_increment_on_fallback: f32,
+
+    /// A window's text that compresses better repeats itself, and is bad
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 2.4,
+        allow_negative_numbers = true,
+        help_heading = "Decoding"
+    )]
+    pub compression_ratio_threshold: f64,
+
+    /// A window's text with a lower mean log-probability is bad
+    #[arg(long, value_name = "X", default_value_t = -1.0, allow_negative_numbers = true, help_heading = "Decoding")]
+    pub logprob_threshold: f64,
+
+    /// A window that is no speech with a higher probability is silent, unless its text is good
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.6,
+        allow_negative_numbers = true,
+        help_heading = "Decoding"
+    )]
+    pub no_speech_threshold: f64,
+
+    /// Texts among which the best is chosen at temperatures above 0
+    #[arg(long, value_name = "N", default_value_t = 5, help_heading = "Decoding")]
+    pub best_of: usize,
+
+    /// Beams of a beam search at temperature 0; greedy without
+    #[arg(long, value_name = "N", help_heading = "Decoding")]
+    pub beam_size: Option<usize>,
+
+    /// A beam search ends with this many times as many texts as it has beams
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1.0,
+        requires = "beam_size",
+        allow_negative_numbers = true,
+        help_heading = "Decoding"
+    )]
+    pub patience: f32,
+
+    /// Exponent from 0 to 1 of the length that texts are compared by; their mean log-probability without
+    #[arg(long, value_name = "ALPHA", allow_negative_numbers = true, help_heading = "Decoding")]
+    pub length_penalty: Option<f32>,
+
+    /// Most tokens of a window; half the model's context without
+    #[arg(long, value_name = "N", help_heading = "Decoding")]
+    pub max_tokens: Option<usize>,
+
+    /// Text to go on from, for names and spelling
+    #[arg(long, value_name = "TEXT", help_heading = "Decoding")]
+    pub initial_prompt: Option<String>,
+
+    /// Decode each window without the text before it
+    #[arg(long, help_heading = "Decoding")]
+    pub no_condition_on_previous_text: bool,
+
+    /// Another seed gives other text at temperatures above 0
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Decoding")]
+    pub seed: u64,
+
+    /// Windows that are decoded side by side; with more than 1 the recording is cut where it is quiet, and no window
+    /// knows the text before it
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Recording")]
+    pub batch_size: usize,
+
+    /// Skip what is too quiet to be speech, judged by its energy; Whisper itself, as without this, hears all
+    #[arg(long, help_heading = "Recording")]
+    pub vad: bool,
+
+    /// Seconds to pass over
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        help_heading = "Recording"
+    )]
+    pub offset: f64,
+
+    /// Seconds to hear; all without
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "Recording")]
+    pub duration: Option<f64>,
+
+    /// Of raw PCM: samples a second, 16000 without
+    #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u32).range(1_000..=768_000),
+        help_heading = "Recording")]
+    pub sample_rate: Option<u32>,
+
+    /// Of raw PCM: channels, 1 without
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Recording")]
+    pub channels: Option<u16>,
+
+    /// Of raw PCM: how a sample is written, s16le without
+    #[arg(long, value_name = "FORMAT", help_heading = "Recording")]
+    pub sample_format: Option<SampleFormat>,
+
+    #[command(flatten)]
+    pub model: ModelArg,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    Text,
+    Srt,
+    Vtt,
+    Json,
+    Tsv,
+}
+
+impl OutputFormat {
+    fn library(self) -> TranscriptFormat {
+        match self {
+            OutputFormat::Text => TranscriptFormat::Text,
+            OutputFormat::Srt => TranscriptFormat::Srt,
+            OutputFormat::Vtt => TranscriptFormat::Vtt,
+            OutputFormat::Json => TranscriptFormat::Json,
+            OutputFormat::Tsv => TranscriptFormat::Tsv,
+        }
+    }
+}
+
+/// ffmpeg's names.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SampleFormat {
+    S16le,
+    F32le,
+}
+
+/// How one recording went.
+struct Figures {
+    /// Seconds of it that were heard.
+    seconds: f64,
+    elapsed: Duration,
+    n_tokens: usize,
+    is_cancelled: bool,
+}
+
+pub fn run(args: &TranscribeArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let outputs = args.outputs()?;
+    if args.model.model.as_deref().is_none_or(|model| model.is_empty()) {
+        let hint = "a folder in Hugging Face layout, such as `hf download openai/whisper-small` fetches";
+        return Err(Failure::usage("no speech model was given, expected `--model DIR`").with_hint(hint));
+    }
+    let checkpoint = args.model.open()?;
+    let transcriber = Transcriber::new(&checkpoint, args.options())?;
+    // What cannot be opened is said before a model is loaded.
+    let mut readers: Vec<_> = args.audio.iter().map(|path| args.open(path)).collect();
+    if readers.iter().all(Result::is_err)
+        && let Some(Err(failure)) = readers.pop()
+    {
+        return Err(failure);
+    }
+    let mut engine = args.device.load(checkpoint, transcriber.engine_options(EngineOptions::default()))?;
+    interrupt::init()?;
+
+    if args.token_ids {
+        return readers.into_iter().try_for_each(|reader| token_ids(&transcriber, &mut engine, reader?, out));
+    }
+    let n = readers.len();
+    let mut last = None;
+    for (i, (reader, output)) in readers.into_iter().zip(outputs).enumerate() {
+        let name = args.audio[i].display();
+        let result = reader.and_then(|reader| match &output {
+            Some(path) => {
+                log::info!("{name} -> {}", path.display());
+                let file = File::create(path).map_err(|e| cannot_write(path, &e))?;
+                transcribe(args, &transcriber, &mut engine, reader, file, &|e| cannot_write(path, &e))
+            }
+            None => {
+                if n > 1 {
+                    writeln!(out, "--- {name} ---")?;
+                }
+                transcribe(args, &transcriber, &mut engine, reader, &mut *out, &Failure::from)
+            }
+        });
+        match result {
+            Ok(figures) if figures.is_cancelled => return Ok(()),
+            Ok(_) => {}
+            Err(Failure::ClosedPipe) => return Err(Failure::ClosedPipe),
+            // The others may be sound.
+            Err(failure) => {
+                if let Some(failure) = last.replace(failure) {
+                    terminal::error(&failure);
+                }
+            }
+        }
+    }
+    last.map_or(Ok(()), Err)
+}
+
+fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::failed(format!("`{}` cannot be written: {error}", path.display()))
+}
+
+impl TranscribeArgs {
+    fn options(&self) -> TranscribeOptions {
+        let (first, increment) = (self.temperature, self.temperature_increment_on_fallback);
+        let mut temperatures = vec![first];
+        if increment > 0.0 && !self.token_ids {
+            // A hundredth apart at the least: nobody wants to try more often.
+            let next = |i: u32| first + increment.max(0.01) * i as f32;
+            temperatures.extend((1..).map(next).take_while(|t| *t <= 1.0 + 1e-6));
+        }
+        let threshold = |value| Some(value).filter(|_| !self.token_ids);
+        TranscribeOptions {
+            language: self.language.clone(),
+            task: if self.translate { Task::Translate } else { Task::Transcribe },
+            timestamps: !self.no_timestamps,
+            word_timestamps: self.word_timestamps,
+            temperatures,
+            compression_ratio_threshold: threshold(self.compression_ratio_threshold),
+            logprob_threshold: threshold(self.logprob_threshold),
+            no_speech_threshold: threshold(self.no_speech_threshold),
+            condition_on_previous_text: !self.no_condition_on_previous_text,
+            initial_prompt: self.initial_prompt.clone(),
+            best_of: self.best_of,
+            beam_size: self.beam_size,
+            patience: self.patience,
+            length_penalty: self.length_penalty,
+            max_tokens: self.max_tokens,
+            batch_size: self.batch_size,
+            vad: self.vad,
+            offset: self.offset,
+            duration: self.duration,
+            seed: self.seed,
+        }
+    }
+
+    /// The file that each recording's transcript goes to; standard output where there is none.
+    fn outputs(&self) -> Result<Vec<Option<PathBuf>>, Failure> {
+        let n = self.audio.len();
+        let is_stdin = |path: &PathBuf| path.as_os_str() == "-";
+        let n_stdin = self.audio.iter().filter(|path| is_stdin(path)).count();
+        if n_stdin > 1 {
+            return Err(Failure::usage("standard input can be read once"));
+        }
+        let raw = self.sample_rate.is_some() || self.channels.is_some() || self.sample_format.is_some();
+        if raw && n_stdin == 0 {
+            let message =
+                "`--sample-rate`, `--channels` and `--sample-format` describe raw PCM, expected `-` as input";
+            return Err(Failure::usage(message).with_hint("sound files say so themselves"));
+        }
+        if n > 1
+            && (self.output.is_some()
+                || (self.output_dir.is_none() && self.format != OutputFormat::Text && !self.token_ids))
+        {
+            let message = format!("{n} recordings make {n} files, expected `--output-dir`");
+            return Err(Failure::usage(message));
+        }
+        let Some(dir) = &self.output_dir else { return Ok(vec![self.output.clone(); n]) };
+        std::fs::create_dir_all(dir).map_err(|e| cannot_write(dir, &e))?;
+        let mut outputs: Vec<Option<PathBuf>> = Vec::new();
+        for path in &self.audio {
+            let stem = if is_stdin(path) { Some("stdin".as_ref()) } else { path.file_stem() };
+            let mut name = stem.unwrap_or(path.as_os_str()).to_os_string();
+            name.push(".");
+            name.push(self.format.library().extension());
+            let output = Some(dir.join(name));
+            if outputs.contains(&output) {
+                let message =
+                    format!("two recordings are called `{}`, expected names that differ", path.display());
+                return Err(Failure::usage(message));
+            }
+            outputs.push(output);
+        }
+        Ok(outputs)
+    }
+
+    fn open(&self, path: &Path) -> Result<AudioReader, Failure> {
+        if path.as_os_str() != "-" {
+            return Ok(AudioReader::open(path)?);
+        }
+        let format = PcmFormat {
+            sample_rate: self.sample_rate.unwrap_or(SAMPLE_RATE),
+            n_channels: self.channels.unwrap_or(1).into(),
+            sample: match self.sample_format {
+                Some(SampleFormat::F32le) => PcmSample::F32Le,
+                Some(SampleFormat::S16le) | None => PcmSample::S16Le,
+            },
+        };
+        Ok(AudioReader::pcm(std::io::stdin(), format)?)
+    }
+}
+
+/// Writes one recording's transcript as it comes.
+fn transcribe(
+    args: &TranscribeArgs,
+    transcriber: &Transcriber,
+    engine: &mut Engine,
+    reader: AudioReader,
+    out: impl Write,
+    cannot_write: &dyn Fn(std::io::Error) -> Failure,
+) -> Result<Figures, Failure> {
+    let begin = Instant::now();
+    let mut writer = TranscriptWriter::new(out, args.format.library()).map_err(cannot_write)?;
+    let mut transcription = transcriber.begin(engine, reader)?;
+    let bar = terminal::seconds(transcription.duration());
+    let writing = Writing::begin();
+    let mut segments: Vec<Segment> = Vec::new();
+    let mut figures = Figures { seconds: 0.0, elapsed: Duration::ZERO, n_tokens: 0, is_cancelled: false };
+    let result = loop {
+        if transcription.is_done() {
+            break Ok(());
+        }
+        if writing.is_stopped() {
+            figures.is_cancelled = true;
+            transcription.cancel(engine);
+            break Ok(());
+        }
+        let step = transcription
+            .advance(engine)
+            .and_then(|()| engine.pump()?.into_iter().try_for_each(|event| transcription.observe(event)));
+        // What was heard before a failure is written.
+        let heard = transcription.heard();
+        let written = heard.into_iter().try_for_each(|heard| {
+            tell(heard, &mut writer, &bar, args, &mut segments, &mut figures).map_err(cannot_write)
+        });
+        if let Err(failure) = written.and(step.map_err(Failure::from)) {
+            break Err(failure);
+        }
+    };
+    terminal::finish(&bar);
+    drop(writing);
+    let language = transcription.language().map(str::to_string);
+    let duration = transcription.duration();
+    let task = if args.translate { Task::Translate } else { Task::Transcribe };
+    let broken = transcription.finish().map_err(Failure::from);
+    figures.elapsed = begin.elapsed();
+    // A pipe that was closed takes nothing more.
+    if !matches!(result, Err(Failure::ClosedPipe)) {
+        writer.finish(&Transcript { task, language, duration, segments }).map_err(cannot_write)?;
+        report(&figures, args.offset);
+    }
+    result.and(broken)?;
+    Ok(figures)
+}
+
+/// Passes on what was heard.
+fn tell<W: Write>(
+    heard: Heard,
+    writer: &mut TranscriptWriter<W>,
+    bar: &ProgressBar,
+    args: &TranscribeArgs,
+    segments: &mut Vec<Segment>,
+    figures: &mut Figures,
+) -> std::io::Result<()> {
+    match heard {
+        Heard::Language { code, probability } => {
+            log::info!("language: {} ({:.0} %)", language_name(code), 100.0 * probability);
+        }
+        Heard::Segment(segment) => {
+            bar.suspend(|| writer.segment(&segment))?;
+            // The other formats have forgotten it by now, and a recording may be long.
+            if args.format == OutputFormat::Json {
+                segments.push(segment);
+            }
+        }
+        Heard::Window { until, tokens } => {
+            // A stream does not say how long it is.
+            bar.set_length(bar.length().unwrap_or(0).max(until as u64));
+            bar.set_position(until as u64);
+            figures.seconds = until;
+            figures.n_tokens += tokens.len();
+        }
+    }
+    Ok(())
+}
+
+/// The line of figures.
+fn report(figures: &Figures, offset: f64) {
+    let elapsed = figures.elapsed.as_secs_f64().max(1e-3);
+    let seconds = (figures.seconds - offset).max(0.0);
+    log::info!(
+        "{seconds:.1} s of sound in {elapsed:.1} s{}: {:.1} × real time · {} tokens, {:.0} tok/s",
+        if figures.is_cancelled { " (cancelled)" } else { "" },
+        seconds / elapsed,
+        figures.n_tokens,
+        figures.n_tokens as f64 / elapsed,
+    );
+}
+
+/// Writes the token ids of a recording's first window.
+fn token_ids(
+    transcriber: &Transcriber,
+    engine: &mut Engine,
+    reader: AudioReader,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let mut ids = String::new();
+    transcriber.transcribe(engine, reader, |heard| match heard {
+        Heard::Window { tokens, .. } => {
+            let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
+            ids = list.join(",");
+            std::ops::ControlFlow::Break(())
+        }
+        _ => std::ops::ControlFlow::Continue(()),
+    })?;
+    Ok(writeln!(out, "{ids}")?)
+}

@@ -1,0 +1,121 @@
+//! From a window's tokens to segments, and to where the next window begins.
+
+/// Log-mel frames of one step of the timestamps: 20 ms.
+pub(super) const FRAMES_PER_POSITION: usize = 2;
+/// Log-mel frames of a second.
+pub(super) const FRAMES_PER_SECOND: f64 = 100.0;
+
+/// A stretch of text between two timestamps; times are frames from the window's start.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Span {
+    pub start: usize,
+    pub end: usize,
+    /// Timestamps included.
+    pub tokens: Vec<u32>,
+}
+
+/// What a window's tokens say about its time.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Split {
+    pub spans: Vec<Span>,
+    /// Frames from this window's start to the next one's.
+    pub advance: usize,
+    /// The last token is a timestamp that stands alone: nothing is said after it.
+    pub ends_in_silence: bool,
+}
+
+/// Splits the tokens of a window of which `n_frames` are sound, as `whisper/transcribe.py` does.
+///
+/// Two timestamps in a row end one segment and begin the next. What follows the last such pair is unfinished: the next
+/// window begins there and hears it anew. Timestamps are the tokens from `first_timestamp` on.
+pub(super) fn split(tokens: &[u32], first_timestamp: u32, n_frames: usize) -> Split {
+    let is_timestamp = |token: &u32| *token >= first_timestamp;
+    let frames = |token: u32| (token.saturating_sub(first_timestamp)) as usize * FRAMES_PER_POSITION;
+    let ends_in_silence = matches!(tokens, [.., a, b] if !is_timestamp(a) && is_timestamp(b));
+    let mut cuts: Vec<usize> =
+        (1..tokens.len()).filter(|i| is_timestamp(&tokens[i - 1]) && is_timestamp(&tokens[*i])).collect();
+    if cuts.is_empty() {
+        // A last timestamp says how far the text reaches, unless it is the first, which says nothing.
+        let last = tokens.iter().rev().find(|t| is_timestamp(t)).map(|t| frames(*t)).filter(|f| *f > 0);
+        let span = Span { start: 0, end: last.unwrap_or(n_frames), tokens: tokens.to_vec() };
+        let spans = if tokens.is_empty() { Vec::new() } else { vec![span] };
+        return Split { spans, advance: n_frames, ends_in_silence };
+    }
+    if ends_in_silence {
+        cuts.push(tokens.len());
+    }
+    let starts = std::iter::once(0).chain(cuts.iter().copied());
+    let spans: Vec<Span> = starts
+        .zip(&cuts)
+        .map(|(from, to)| {
+            let tokens = tokens[from..*to].to_vec();
+            let at = |token: Option<&u32>| token.map_or(0, |t| frames(*t));
+            Span { start: at(tokens.first()), end: at(tokens.last()), tokens }
+        })
+        .collect();
+    let reached = spans.last().map_or(0, |span| span.end);
+    // A model that claims to have heard nothing yet must not be asked the same for ever.
+    let advance = if ends_in_silence || reached == 0 { n_frames } else { reached };
+    Split { spans, advance, ends_in_silence }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first timestamp of a vocabulary of 100 words.
+    const T: u32 = 100;
+
+    fn spans(tokens: &[u32]) -> Vec<(usize, usize, Vec<u32>)> {
+        split(tokens, T, 3000).spans.into_iter().map(|s| (s.start, s.end, s.tokens)).collect()
+    }
+
+    #[test]
+    fn pairs_of_timestamps_cut() {
+        let tokens = [T, 1, 2, T + 50, T + 50, 3, T + 120, T + 130, 4];
+        let found = split(&tokens, T, 3000);
+        assert_eq!(
+            spans(&tokens),
+            [(0, 100, vec![T, 1, 2, T + 50]), (100, 240, vec![T + 50, 3, T + 120])],
+            "what is unfinished is left to the next window"
+        );
+        assert_eq!((found.advance, found.ends_in_silence), (240, false));
+    }
+
+    #[test]
+    fn a_single_timestamp_at_the_end_means_silence_after_it() {
+        let tokens = [T, 1, T + 50, T + 60, 3, T + 120];
+        let found = split(&tokens, T, 2500);
+        assert_eq!(found.spans.len(), 2);
+        assert_eq!(found.spans[1], Span { start: 120, end: 240, tokens: vec![T + 60, 3, T + 120] });
+        assert_eq!((found.advance, found.ends_in_silence), (2500, true));
+    }
+
+    #[test]
+    fn one_segment_reaches_to_its_last_timestamp() {
+        assert_eq!(spans(&[T, 1, 2, T + 70]), [(0, 140, vec![T, 1, 2, T + 70])]);
+        // The first timestamp alone says nothing about the end.
+        assert_eq!(spans(&[T, 1, 2]), [(0, 3000, vec![T, 1, 2])]);
+        assert_eq!(spans(&[1, 2]), [(0, 3000, vec![1, 2])]);
+        assert_eq!(split(&[1, 2], T, 700).advance, 700);
+        assert_eq!(split(&[], T, 700), Split { spans: Vec::new(), advance: 700, ends_in_silence: false });
+    }
+
+    #[test]
+    fn a_window_always_ends_later_than_it_began() {
+        let mut state = 1u64;
+        for _ in 0..20_000 {
+            // A small generator is enough to meet every pattern of a few tokens.
+            let mut next = || {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 33) as u32
+            };
+            let tokens: Vec<u32> =
+                (0..next() % 8).map(|_| if next() % 2 == 0 { next() % T } else { T + next() % 3 }).collect();
+            let found = split(&tokens, T, 40);
+            assert!(found.advance > 0, "{tokens:?}");
+            let kept: Vec<u32> = found.spans.iter().flat_map(|s| s.tokens.clone()).collect();
+            assert!(tokens.starts_with(&kept), "segments are a beginning of {tokens:?}");
+        }
+    }
+}

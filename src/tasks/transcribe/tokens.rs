@@ -1,0 +1,171 @@
+//! The tokens that steer Whisper: its languages, its tasks, and what it must not say.
+
+use serde_json::Value;
+
+use super::languages::{self, LANGUAGES};
+use super::{Task, TranscribeError};
+use crate::engine::{Checkpoint, SpeechRules, TimestampRules};
+use crate::text::Tokenizer;
+
+/// Vocabulary from which on a checkpoint that does not say so is multilingual (`is_multilingual` of
+/// `whisper/model.py`).
+const MULTILINGUAL_VOCAB: usize = 51_865;
+/// The latest beginning of a window's first segment where `generation_config.json` gives none: 1 s.
+const MAX_INITIAL_TIMESTAMP: u32 = 50;
+
+/// A language of the model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Language {
+    pub code: &'static str,
+    pub token: u32,
+}
+
+/// What `tokenizer.json` and `generation_config.json` say.
+#[derive(Clone, Debug)]
+pub(super) struct SpeechTokens {
+    pub start: u32,
+    pub end: u32,
+    pub no_timestamps: u32,
+    pub first_timestamp: u32,
+    /// Comes before earlier text.
+    pub previous: Option<u32>,
+    pub no_speech: Option<u32>,
+    transcribe: Option<u32>,
+    translate: Option<u32>,
+    /// None in a model that knows English alone.
+    pub languages: Vec<Language>,
+    /// Never said.
+    pub suppress: Vec<u32>,
+    /// Not said at the beginning.
+    suppress_first: Vec<u32>,
+    max_initial: u32,
+}
+
+impl SpeechTokens {
+    /// # Errors
+    /// [`TranscribeError::Token`] names the first that is missing.
+    pub fn new(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<SpeechTokens, TranscribeError> {
+        let generation = &checkpoint.generation;
+        let vocab_size = checkpoint.architecture.shape().vocab_size;
+        let id = |name: &str| tokenizer.token_to_id(name).filter(|id| (*id as usize) < vocab_size);
+        let need = |name: &'static str| id(name).ok_or(TranscribeError::Token { name });
+        let list = |key: &str| generation.get(key).and_then(Value::as_array).map(|ids| numbers(ids));
+
+        let start = need("<|startoftranscript|>")?;
+        let end = need("<|endoftext|>")?;
+        let no_timestamps = need("<|notimestamps|>")?;
+        let is_multilingual = match generation.get("is_multilingual").and_then(Value::as_bool) {
+            Some(stated) => stated,
+            None => vocab_size >= MULTILINGUAL_VOCAB,
+        };
+        let language = |(code, _): (&'static str, &str)| {
+            id(&format!("<|{code}|>")).map(|token| Language { code, token })
+        };
+        let languages: Vec<Language> =
+            if is_multilingual { LANGUAGES.into_iter().filter_map(language).collect() } else { Vec::new() };
+        // The original's name, and the one in Hugging Face's vocabularies.
+        let no_speech = id("<|nospeech|>").or_else(|| id("<|nocaptions|>"));
+        let previous = id("<|startofprev|>");
+        let (transcribe, translate) = (id("<|transcribe|>"), id("<|translate|>"));
+
+        // The list of the checkpoint's makers, and what steers, which is no text in any case.
+        let mut suppress = list("suppress_tokens").unwrap_or_default();
+        suppress.extend(
+            [Some(start), previous, id("<|startoflm|>"), no_speech, transcribe, translate].iter().flatten(),
+        );
+        suppress.retain(|token| (*token as usize) < vocab_size);
+        suppress.sort_unstable();
+        suppress.dedup();
+        let suppress_first = match list("begin_suppress_tokens") {
+            Some(tokens) => tokens,
+            None => tokenizer
+                .encode_plain(" ")
+                .map_err(crate::engine::EngineError::from)?
+                .into_iter()
+                .chain([end])
+                .collect(),
+        };
+        let stated = generation.get("max_initial_timestamp_index").and_then(Value::as_u64);
+        let max_initial = stated.and_then(|index| u32::try_from(index).ok()).unwrap_or(MAX_INITIAL_TIMESTAMP);
+        Ok(SpeechTokens {
+            start,
+            end,
+            no_timestamps,
+            first_timestamp: no_timestamps + 1,
+            previous,
+            no_speech,
+            transcribe,
+            translate,
+            languages,
+            suppress,
+            suppress_first,
+            max_initial,
+        })
+    }
+
+    /// The language that a user named, by its code or its name.
+    ///
+    /// # Errors
+    /// [`TranscribeError::Language`].
+    pub fn language(&self, text: &str) -> Result<Option<Language>, TranscribeError> {
+        let wrong = |expected: String| Err(TranscribeError::Language { found: text.to_string(), expected });
+        let Some((code, _)) = languages::find(text) else {
+            return wrong("a code such as `en` or a name such as `english`".into());
+        };
+        if self.languages.is_empty() {
+            return if code == "en" {
+                Ok(None)
+            } else {
+                wrong("`en`, the only one that this model knows".into())
+            };
+        }
+        match self.languages.iter().find(|language| language.code == code) {
+            Some(language) => Ok(Some(*language)),
+            None => {
+                let known: Vec<String> = self.languages.iter().map(|l| format!("`{}`", l.code)).collect();
+                wrong(format!("one that this model knows: {}", known.join(", ")))
+            }
+        }
+    }
+
+    /// Whether the model can do `task`.
+    pub fn can(&self, task: Task) -> bool {
+        match task {
+            Task::Transcribe => true,
+            Task::Translate => !self.languages.is_empty() && self.translate.is_some(),
+        }
+    }
+
+    /// What comes before an answer, but for earlier text: `<|startoftranscript|>`, then language and task where the
+    /// model has a choice.
+    pub fn start(&self, language: Option<Language>, task: Task) -> Vec<u32> {
+        let mut tokens = vec![self.start];
+        if let Some(language) = language {
+            tokens.push(language.token);
+            tokens.extend(match task {
+                Task::Transcribe => self.transcribe,
+                Task::Translate => self.translate,
+            });
+        }
+        tokens
+    }
+
+    /// The rules for what follows a prompt of `prompt_len` tokens.
+    pub fn rules(&self, prompt_len: usize, timestamps: bool) -> SpeechRules {
+        SpeechRules {
+            prompt_len,
+            end: self.end,
+            suppress_first: self.suppress_first.clone(),
+            timestamps: timestamps.then_some(TimestampRules {
+                first: self.first_timestamp,
+                no_timestamps: self.no_timestamps,
+                max_initial: Some(self.max_initial),
+            }),
+        }
+    }
+}
+
+/// Those that are token ids; some lists have -1 in them.
+fn numbers(ids: &[Value]) -> Vec<u32> {
+    ids.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()).collect()
+}

@@ -1,0 +1,410 @@
+//! One window's way from sound to words: attempts at rising temperatures until one is good enough.
+
+use miniz_oxide::deflate::compress_to_vec_zlib;
+
+use super::beam::{self, BeamSearch, Hypothesis};
+use super::tokens::Language;
+use super::words::Alignment;
+use super::{Plan, TranscribeError};
+use crate::engine::{
+    ClipId, Engine, Event, FinishReason, Logits, Logprobs, Request, RequestId, Sampling, SpeechRequest,
+};
+
+/// Compression of `zlib` unasked.
+const ZLIB_LEVEL: u8 = 6;
+/// A token that is suppressed has this added to its logit: nothing is left of its probability.
+const SUPPRESSED: f32 = -1e30;
+/// Log-probabilities below this belong to suppressed tokens.
+const IMPOSSIBLE: f32 = -1e20;
+
+/// What a window is found to say.
+#[derive(Clone, Debug)]
+pub(super) struct Decoded {
+    /// Without the end token.
+    pub tokens: Vec<u32>,
+    pub temperature: f32,
+    /// The mean over the tokens, the end token included.
+    pub avg_logprob: f64,
+    /// Bytes of the text over bytes of it compressed.
+    pub compression_ratio: f64,
+    pub no_speech_prob: f64,
+}
+
+/// A window that is being decoded. Requests that are out are `requests`; when they are done, [`Window::proceed`] goes on.
+pub(super) struct Window {
+    clip: ClipId,
+    /// Earlier text, with what begins it, before `<|startoftranscript|>`.
+    history: Vec<u32>,
+    language: Option<Language>,
+    stage: Stage,
+    requests: Vec<(RequestId, Role)>,
+    no_speech_prob: f64,
+}
+
+enum Stage {
+    /// Nothing was asked for yet.
+    New,
+    /// The language is looked for.
+    Language { found: Option<(Language, f32)> },
+    /// An answer is drawn at temperature `attempt`, several times.
+    Draw { attempt: usize, samples: Vec<Hypothesis> },
+    /// A beam search, which is only done at temperature 0.
+    Beam { attempt: usize, search: BeamSearch, candidates: Vec<Vec<(u32, f64)>>, n_steps: usize },
+    /// The attention of the text is computed.
+    Align { tokens: Vec<u32>, alignment: Alignment },
+    /// There is nothing to be waited for.
+    Idle,
+}
+
+/// What a request is for.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    Language,
+    NoSpeech,
+    Sample(usize),
+    Beam(usize),
+    Align,
+}
+
+/// What a window has come to.
+pub(super) enum Step {
+    /// Results are awaited.
+    Waits,
+    /// The language is known.
+    Language(Language, f32),
+    /// The text is.
+    Decoded(Decoded),
+    /// The attention of the text is, after [`Window::align`].
+    Aligned(Vec<u32>, Alignment),
+}
+
+impl Window {
+    /// A window on `clip`, in `language` if that is known or the model knows one alone, after `history`.
+    pub fn new(clip: ClipId, history: Vec<u32>, language: Option<Language>) -> Window {
+        Window { clip, history, language, stage: Stage::New, requests: Vec::new(), no_speech_prob: 0.0 }
+    }
+
+    pub fn clip(&self) -> ClipId {
+        self.clip
+    }
+
+    pub fn language(&self) -> Option<Language> {
+        self.language
+    }
+
+    /// Whether the event is for this window.
+    pub fn owns(&self, id: RequestId) -> bool {
+        self.requests.iter().any(|(own, _)| *own == id)
+    }
+
+    /// The requests that are out.
+    pub fn requests(&self) -> impl Iterator<Item = RequestId> + '_ {
+        self.requests.iter().map(|(id, _)| *id)
+    }
+
+    /// Takes what a request of this window gave.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub fn observe(&mut self, event: Event, plan: &Plan) -> Result<(), TranscribeError> {
+        let role =
+            |requests: &[(RequestId, Role)], id| requests.iter().find(|(own, _)| *own == id).map(|(_, r)| *r);
+        match event {
+            Event::Logits { id, position, values } => match (role(&self.requests, id), &mut self.stage) {
+                (Some(Role::Language), Stage::Language { found }) => {
+                    *found = best_language(&values, &plan.tokens.languages)
+                }
+                (Some(Role::NoSpeech), _) => {
+                    self.no_speech_prob =
+                        plan.tokens.no_speech.map_or(0.0, |token| probability(&values, token));
+                }
+                (Some(Role::Align), Stage::Align { tokens, alignment }) => {
+                    let text = position.checked_sub(alignment.n_before);
+                    if let Some(i) = text.filter(|i| *i < tokens.len()) {
+                        // Among texts alone: no timestamp, no end.
+                        let texts = &values[..plan.tokens.end as usize];
+                        alignment.probabilities[i] = probability(texts, tokens[i]);
+                    }
+                }
+                _ => {}
+            },
+            Event::Alignment { id, position, weights } => {
+                if let (Some(Role::Align), Stage::Align { alignment, .. }) =
+                    (role(&self.requests, id), &mut self.stage)
+                {
+                    alignment.rows[position] = weights;
+                }
+            }
+            Event::Token { id, token, logprobs, .. } => match (role(&self.requests, id), &mut self.stage) {
+                (Some(Role::Sample(i)), Stage::Draw { samples, .. }) => {
+                    samples[i].tokens.push(token);
+                    samples[i].sum_logprob += chosen(&logprobs);
+                }
+                (Some(Role::Beam(i)), Stage::Beam { candidates, .. }) => {
+                    candidates[i] = best_tokens(logprobs)
+                }
+                _ => {}
+            },
+            Event::Done { id, finish_reason, end_logprobs, .. } => {
+                match (role(&self.requests, id), &mut self.stage) {
+                    (Some(Role::Sample(i)), Stage::Draw { samples, .. })
+                        if finish_reason == FinishReason::Stop =>
+                    {
+                        samples[i].sum_logprob += chosen(&end_logprobs);
+                    }
+                    (Some(Role::Beam(i)), Stage::Beam { candidates, .. })
+                        if finish_reason == FinishReason::Stop =>
+                    {
+                        candidates[i] = best_tokens(end_logprobs);
+                    }
+                    _ => {}
+                }
+                self.requests.retain(|(own, _)| *own != id);
+            }
+            Event::Failed { error, .. } => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Asks for what comes next, once all that was asked for is there.
+    ///
+    /// # Errors
+    /// What the engine refuses, and text that cannot be decoded.
+    pub fn proceed(&mut self, engine: &mut Engine, plan: &Plan) -> Result<Step, TranscribeError> {
+        if !self.requests.is_empty() {
+            return Ok(Step::Waits);
+        }
+        match std::mem::replace(&mut self.stage, Stage::Idle) {
+            Stage::New if self.language.is_none() && !plan.tokens.languages.is_empty() => {
+                self.stage = Stage::Language { found: None };
+                self.ask(
+                    engine,
+                    Role::Language,
+                    Request { logits: Some(Logits::Last), ..self.request(vec![plan.tokens.start]) },
+                )?;
+                Ok(Step::Waits)
+            }
+            Stage::New => {
+                let prompt: Vec<u32> = self.history.iter().copied().chain([plan.tokens.start]).collect();
+                self.ask(
+                    engine,
+                    Role::NoSpeech,
+                    Request { logits: Some(Logits::Last), ..self.request(prompt) },
+                )?;
+                self.attempt(engine, plan, 0)?;
+                Ok(Step::Waits)
+            }
+            Stage::Language { found } => {
+                self.stage = Stage::New;
+                let (language, probability) = found.ok_or(TranscribeError::Token { name: "<|en|>" })?;
+                self.language = Some(language);
+                Ok(Step::Language(language, probability))
+            }
+            Stage::Draw { attempt, samples } => self.judge(engine, plan, attempt, samples),
+            Stage::Beam { attempt, mut search, candidates, n_steps } => {
+                let goes_on = search.step(&candidates, plan.tokens.end);
+                if goes_on && n_steps < self.most_tokens(engine, plan) {
+                    self.step_beams(engine, plan, attempt, search, n_steps + 1)?;
+                    return Ok(Step::Waits);
+                }
+                self.judge(engine, plan, attempt, search.finish())
+            }
+            Stage::Align { tokens, alignment } => Ok(Step::Aligned(tokens, alignment)),
+            Stage::Idle => Ok(Step::Waits),
+        }
+    }
+
+    /// Asks for the attention while the decoder reads `tokens`, a text without timestamps.
+    ///
+    /// # Errors
+    /// What the engine refuses.
+    pub fn align(
+        &mut self,
+        engine: &mut Engine,
+        plan: &Plan,
+        tokens: Vec<u32>,
+    ) -> Result<(), TranscribeError> {
+        let mut prompt = plan.tokens.start(self.language, plan.options.task);
+        let n_before = prompt.len();
+        prompt.push(plan.tokens.no_timestamps);
+        prompt.extend(&tokens);
+        prompt.push(plan.tokens.end);
+        let speech = SpeechRequest { clip: self.clip, rules: None, alignment: true };
+        let request = Request { logits: Some(Logits::All), speech: Some(speech), ..Request::new(prompt) };
+        let n_positions = engine.shape().audio.as_ref().map_or(1, |audio| audio.n_positions);
+        let alignment = Alignment {
+            rows: vec![Vec::new(); request.prompt.len()],
+            n_positions,
+            n_before,
+            probabilities: vec![0.0; tokens.len()],
+        };
+        self.stage = Stage::Align { tokens, alignment };
+        self.ask(engine, Role::Align, request)
+    }
+
+    /// Tokens up to the first that is drawn.
+    fn prompt(&self, plan: &Plan) -> Vec<u32> {
+        let mut prompt = self.history.clone();
+        prompt.extend(plan.tokens.start(self.language, plan.options.task));
+        if !plan.options.timestamps {
+            prompt.push(plan.tokens.no_timestamps);
+        }
+        prompt
+    }
+
+    /// Half of what the decoder was made for, as in the original.
+    fn most_tokens(&self, engine: &Engine, plan: &Plan) -> usize {
+        let half = engine.shape().max_seq_len / 2;
+        let room = engine.ctx().saturating_sub(self.prompt(plan).len());
+        plan.options.max_tokens.unwrap_or(half).min(room)
+    }
+
+    fn request(&self, prompt: Vec<u32>) -> Request {
+        let speech = SpeechRequest { clip: self.clip, rules: None, alignment: false };
+        Request { speech: Some(speech), ..Request::new(prompt) }
+    }
+
+    fn ask(&mut self, engine: &mut Engine, role: Role, request: Request) -> Result<(), TranscribeError> {
+        let id = engine.submit(request)?;
+        self.requests.push((id, role));
+        Ok(())
+    }
+
+    /// A request for text after `prompt`, whose first `prompt_len` tokens were given.
+    fn draw(&self, plan: &Plan, prompt: Vec<u32>, prompt_len: usize, temperature: f32) -> Request {
+        let rules = plan.tokens.rules(prompt_len, plan.options.timestamps);
+        let logit_bias = plan.tokens.suppress.iter().map(|token| (*token, SUPPRESSED)).collect();
+        Request {
+            sampling: Sampling { temperature, logit_bias, ..Sampling::default() },
+            stop_tokens: Some(vec![plan.tokens.end]),
+            logprobs: Some(0),
+            speech: Some(SpeechRequest { clip: self.clip, rules: Some(rules), alignment: false }),
+            ..Request::new(prompt)
+        }
+    }
+
+    /// Asks for answers at the temperature of this attempt.
+    fn attempt(&mut self, engine: &mut Engine, plan: &Plan, attempt: usize) -> Result<(), TranscribeError> {
+        let temperature = plan.options.temperatures[attempt];
+        let n = match (temperature == 0.0, plan.options.beam_size) {
+            (true, Some(n_beams)) => {
+                let search = BeamSearch::new(n_beams, f64::from(plan.options.patience));
+                return self.step_beams(engine, plan, attempt, search, 1);
+            }
+            (true, None) => 1,
+            (false, _) => plan.options.best_of,
+        };
+        let prompt = self.prompt(plan);
+        for i in 0..n {
+            let mut request = self.draw(plan, prompt.clone(), prompt.len(), temperature);
+            request.max_tokens = Some(self.most_tokens(engine, plan));
+            // Attempts and samples differ, runs do not.
+            let seed = plan.options.seed.wrapping_add((attempt * plan.options.best_of + i) as u64);
+            request.sampling.seed = Some(seed);
+            self.ask(engine, Role::Sample(i), request)?;
+        }
+        let none = Hypothesis { tokens: Vec::new(), sum_logprob: 0.0 };
+        self.stage = Stage::Draw { attempt, samples: vec![none; n] };
+        Ok(())
+    }
+
+    /// Asks for the next token of every beam.
+    fn step_beams(
+        &mut self,
+        engine: &mut Engine,
+        plan: &Plan,
+        attempt: usize,
+        search: BeamSearch,
+        n_steps: usize,
+    ) -> Result<(), TranscribeError> {
+        let prompt = self.prompt(plan);
+        let n_best = plan.options.beam_size.unwrap_or(1) + 1;
+        for (i, beam) in search.beams().iter().enumerate() {
+            let tokens = prompt.iter().chain(&beam.tokens).copied().collect();
+            let request = self.draw(plan, tokens, prompt.len(), 0.0);
+            let request = Request { max_tokens: Some(1), logprobs: Some(n_best), ..request };
+            self.ask(engine, Role::Beam(i), request)?;
+        }
+        let candidates = vec![Vec::new(); search.beams().len()];
+        self.stage = Stage::Beam { attempt, search, candidates, n_steps };
+        Ok(())
+    }
+
+    /// Chooses the best answer, and tries again at the next temperature if that is not good enough.
+    fn judge(
+        &mut self,
+        engine: &mut Engine,
+        plan: &Plan,
+        attempt: usize,
+        answers: Vec<Hypothesis>,
+    ) -> Result<Step, TranscribeError> {
+        let best = beam::best(&answers, plan.options.length_penalty.map(f64::from));
+        let answer = &answers[best.unwrap_or(0)];
+        let decoded = Decoded {
+            temperature: plan.options.temperatures[attempt],
+            avg_logprob: answer.sum_logprob / (answer.tokens.len() + 1) as f64,
+            compression_ratio: compression_ratio(plan.text(&answer.tokens)?.trim()),
+            no_speech_prob: self.no_speech_prob,
+            tokens: answer.tokens.clone(),
+        };
+        if plan.options.fails(&decoded) && attempt + 1 < plan.options.temperatures.len() {
+            self.attempt(engine, plan, attempt + 1)?;
+            return Ok(Step::Waits);
+        }
+        Ok(Step::Decoded(decoded))
+    }
+}
+
+/// The log-probability of the token that was chosen.
+fn chosen(logprobs: &Option<Logprobs>) -> f64 {
+    logprobs.as_ref().map_or(0.0, |l| f64::from(l.chosen.logprob))
+}
+
+/// The best tokens that can be drawn.
+fn best_tokens(logprobs: Option<Logprobs>) -> Vec<(u32, f64)> {
+    let top = logprobs.map(|l| l.top).unwrap_or_default();
+    top.iter().filter(|t| t.logprob > IMPOSSIBLE).map(|t| (t.token, f64::from(t.logprob))).collect()
+}
+
+/// The softmax of `logits` at `token`.
+fn probability(logits: &[f32], token: u32) -> f64 {
+    let largest = logits.iter().fold(f32::NEG_INFINITY, |m, v| m.max(*v));
+    let exp = |logit: &f32| f64::from(logit - largest).exp();
+    let sum: f64 = logits.iter().map(exp).sum();
+    logits.get(token as usize).map_or(0.0, exp) / sum
+}
+
+/// The most probable language, and its probability among languages.
+fn best_language(logits: &[f32], languages: &[Language]) -> Option<(Language, f32)> {
+    let known: Vec<f32> = languages.iter().filter_map(|l| logits.get(l.token as usize).copied()).collect();
+    let best = (0..known.len()).rev().max_by(|a, b| known[*a].total_cmp(&known[*b]))?;
+    Some((languages[best], probability(&known, best as u32) as f32))
+}
+
+/// Bytes of `text` over bytes of it compressed: much above 2 for text that repeats itself.
+fn compression_ratio(text: &str) -> f64 {
+    text.len() as f64 / compress_to_vec_zlib(text.as_bytes(), ZLIB_LEVEL).len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repetition_is_noticed() {
+        // Python's `len(text) / len(zlib.compress(text))`.
+        let jfk = "And so my fellow Americans, ask not what your country can do for you, ask what you can do for your country.";
+        assert!((compression_ratio(jfk) - 1.3544).abs() < 0.03, "{}", compression_ratio(jfk));
+        assert!(compression_ratio(&"yes ".repeat(40)) > 2.4);
+        assert_eq!(compression_ratio(""), 0.0);
+    }
+
+    #[test]
+    fn the_best_language_is_the_first_of_equals() {
+        let languages = [Language { code: "en", token: 1 }, Language { code: "de", token: 3 }];
+        let (language, p) = best_language(&[9.0, 0.0, 9.0, 1.0], &languages).expect("one");
+        assert_eq!(language.code, "de");
+        assert!((f64::from(p) - 1.0 / (1.0 + (-1.0f64).exp())).abs() < 1e-6);
+        assert_eq!(best_language(&[0.0; 4], &languages).expect("one").0.code, "en");
+    }
+}

@@ -1,0 +1,771 @@
+//! Speech to text, end to end: against the reference implementation on random weights, against the truth with a tiny model
+//! that was trained on spoken words, and as a user runs it.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use wginfer::audio::{AudioError, AudioReader, PcmFormat};
+use wginfer::dtype::Dtype;
+use wginfer::engine::{Checkpoint, Engine, EngineOptions};
+use wginfer::tasks::transcribe::{
+    Heard, Segment, Task, TranscribeError, TranscribeOptions, Transcriber, Transcript,
+};
+
+/// Seconds that a timestamp may be off.
+const NEAR: f64 = 0.15;
+
+fn words() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/whisper-words")
+}
+
+fn clip(name: &str) -> PathBuf {
+    words().join(name)
+}
+
+fn reader(name: &str) -> AudioReader {
+    AudioReader::open(&clip(name)).expect("a recording")
+}
+
+fn golden(dir: &Path) -> Value {
+    serde_json::from_slice(&fs::read(dir.join("golden.json")).expect("golden.json")).expect("JSON")
+}
+
+/// What lies beside the repository; says so and gives nothing where it does not.
+fn shared(path: &str) -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
+    if !path.exists() {
+        common::say(&format!("skipped: {} is not there", path.display()));
+        return None;
+    }
+    Some(path)
+}
+
+/// A model and how it shall hear. None where there is no device.
+struct Hearing {
+    engine: Engine,
+    transcriber: Transcriber,
+}
+
+impl Hearing {
+    fn new(dir: &Path, options: TranscribeOptions) -> Option<Hearing> {
+        let gpu = common::gpu()?;
+        let checkpoint = Checkpoint::open(dir).expect("a checkpoint");
+        let transcriber = Transcriber::new(&checkpoint, options).expect("a speech model");
+        let options = EngineOptions { kv_dtype: Dtype::F32, ..EngineOptions::default() };
+        let options = transcriber.engine_options(options);
+        let engine = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("an engine");
+        Some(Hearing { engine, transcriber })
+    }
+
+    fn hear(&mut self, audio: AudioReader) -> Transcript {
+        let on_heard = |_: &Heard| ControlFlow::Continue(());
+        self.transcriber.transcribe(&mut self.engine, audio, on_heard).expect("a transcript")
+    }
+
+    /// All that is told.
+    fn all(&mut self, audio: AudioReader) -> Vec<Heard> {
+        let mut all = Vec::new();
+        let on_heard = |heard: &Heard| {
+            all.push(heard.clone());
+            ControlFlow::Continue(())
+        };
+        self.transcriber.transcribe(&mut self.engine, audio, on_heard).expect("a transcript");
+        all
+    }
+}
+
+fn tokens(heard: &[Heard]) -> Vec<Vec<u32>> {
+    let windows = heard.iter().filter_map(|heard| match heard {
+        Heard::Window { tokens, .. } => Some(tokens.clone()),
+        _ => None,
+    });
+    windows.collect()
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().expect("a list").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
+}
+
+/// Greedy, whatever it is worth.
+fn greedy() -> TranscribeOptions {
+    TranscribeOptions {
+        temperatures: vec![0.0],
+        compression_ratio_threshold: None,
+        logprob_threshold: None,
+        no_speech_threshold: None,
+        condition_on_previous_text: false,
+        ..TranscribeOptions::default()
+    }
+}
+
+// --- the reference implementation, random weights ---
+
+#[test]
+fn ids_are_those_of_the_reference() {
+    for model in ["whisper-en", "whisper-multilingual"] {
+        let (Some(dir), Some(audio)) = (shared(&format!("golden/{model}")), shared("audio/jfk.wav")) else {
+            return;
+        };
+        let golden = golden(&dir);
+        let language = Some("en".to_string());
+        let plain = &golden["greedy_without_timestamps"];
+        let n = plain.as_array().expect("a list").len();
+        let options = TranscribeOptions {
+            timestamps: false,
+            max_tokens: Some(n),
+            language: language.clone(),
+            ..greedy()
+        };
+        let Some(mut hearing) = Hearing::new(&dir, options) else { return };
+        let audio = || AudioReader::open(&audio).expect("a recording");
+        assert_eq!(tokens(&hearing.all(audio()))[0], ids(plain), "{model}");
+
+        // transformers takes the clip for 30 s, so it hears a second window behind the last timestamp of the first.
+        let mut samples = Vec::new();
+        audio().read(usize::MAX, &mut samples).expect("samples");
+        samples.resize(480_000, 0.0);
+        let options = TranscribeOptions { max_tokens: Some(100), language, ..greedy() };
+        let Some(mut hearing) = Hearing::new(&dir, options) else { return };
+        let found = tokens(&hearing.all(AudioReader::samples(samples, 16_000, 1).expect("samples")));
+        let expected = ids(&golden["greedy_with_timestamps"]);
+        let at = expected
+            .iter()
+            .enumerate()
+            .skip(1)
+            .position(|(i, t)| *t == expected[0] || i + 1 == expected.len());
+        let n_first = at.expect("a second window") + 1;
+        assert!(
+            found[0].starts_with(&expected[..n_first - 1]),
+            "{model}: {:?}\nexpected {expected:?}",
+            found[0]
+        );
+        assert!(n_first > 10, "{model}: the first window is worth comparing");
+    }
+}
+
+#[test]
+fn the_language_is_the_one_that_the_reference_detects() {
+    let (Some(dir), Some(audio)) = (shared("golden/whisper-multilingual"), shared("audio/jfk.wav")) else {
+        return;
+    };
+    let expected = golden(&dir)["detected_language_id"].as_u64().expect("an id") as u32;
+    let options = TranscribeOptions { max_tokens: Some(2), ..greedy() };
+    let Some(mut hearing) = Hearing::new(&dir, options) else { return };
+    let heard = hearing.all(AudioReader::open(&audio).expect("a recording"));
+    let Heard::Language { code, .. } = &heard[0] else { panic!("{heard:?}") };
+    let tokenizer = hearing.engine.tokenizer().expect("a tokenizer");
+    assert_eq!(tokenizer.token_to_id(&format!("<|{code}|>")), Some(expected));
+}
+
+// --- the truth, a trained model ---
+
+/// The phrases of a recording, or what `key` has of them.
+fn phrases(name: &str, key: &str) -> Vec<(String, f64, f64, Vec<(String, f64, f64)>)> {
+    let golden = golden(&words());
+    let number = |value: &Value| value.as_f64().expect("seconds");
+    let list = golden[name][key].as_array().expect("phrases");
+    let word =
+        |w: &Value| (w["word"].as_str().expect("a word").to_string(), number(&w["start"]), number(&w["end"]));
+    let phrase = |p: &Value| {
+        let words = p["words"].as_array().expect("words").iter().map(word).collect();
+        (p["text"].as_str().expect("a text").to_string(), number(&p["start"]), number(&p["end"]), words)
+    };
+    list.iter().map(phrase).collect()
+}
+
+/// Whether segments are what was said, when it was said.
+fn check(
+    segments: &[Segment],
+    phrases: &[(String, f64, f64, Vec<(String, f64, f64)>)],
+) -> Result<(), String> {
+    let texts = |all: Vec<&str>| all.concat();
+    let found = texts(segments.iter().map(|s| s.text.as_str()).collect());
+    let expected = texts(phrases.iter().map(|p| p.0.as_str()).collect());
+    if found != expected || segments.len() != phrases.len() {
+        return Err(format!("`{found}`, expected `{expected}`"));
+    }
+    for (segment, (text, start, end, _)) in segments.iter().zip(phrases) {
+        if (segment.start - start).abs() > NEAR || (segment.end - end).abs() > NEAR {
+            return Err(format!(
+                "`{text}` from {} to {}, expected {start} to {end}",
+                segment.start, segment.end
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_was_said_is_written_with_its_times() {
+    let Some(mut hearing) = Hearing::new(&words(), TranscribeOptions::default()) else { return };
+    for (name, language) in [("en", "en"), ("de", "de")] {
+        let transcript = hearing.hear(reader(&format!("{name}.flac")));
+        let mut phrases = phrases(name, "phrases");
+        check(&transcript.segments, &phrases).unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(transcript.language.as_deref(), Some(language));
+        assert!((transcript.duration - 7.0).abs() < 1e-6, "{}", transcript.duration);
+        let segment = &transcript.segments[0];
+        assert!(segment.avg_logprob < 0.0 && segment.avg_logprob > -0.5, "{}", segment.avg_logprob);
+        assert!(segment.no_speech_prob < 0.1 && segment.temperature == 0.0);
+        // The comparison can fail: another word, and another time.
+        phrases[0].1 += 2.0 * NEAR;
+        assert!(check(&transcript.segments, &phrases).is_err());
+        phrases[0].1 -= 2.0 * NEAR;
+        phrases[0].0 = phrases[0].0.replace('e', "a");
+        assert!(check(&transcript.segments, &phrases).is_err());
+    }
+}
+
+#[test]
+fn german_becomes_english() {
+    let options = TranscribeOptions { task: Task::Translate, ..TranscribeOptions::default() };
+    let Some(mut hearing) = Hearing::new(&words(), options) else { return };
+    let transcript = hearing.hear(reader("de.flac"));
+    check(&transcript.segments, &phrases("de", "translation")).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(transcript.language.as_deref(), Some("de"));
+}
+
+#[test]
+fn silence_is_not_written() {
+    for vad in [false, true] {
+        let options = TranscribeOptions { vad, ..TranscribeOptions::default() };
+        let Some(mut hearing) = Hearing::new(&words(), options) else { return };
+        let silent = AudioReader::samples(vec![0.0; 16_000 * 25], 16_000, 1).expect("samples");
+        for audio in [reader("silence.flac"), silent] {
+            let transcript = hearing.hear(audio);
+            assert_eq!(transcript.segments, []);
+            assert_eq!(transcript.text(), "");
+        }
+    }
+}
+
+#[test]
+fn words_have_their_times() {
+    let options = TranscribeOptions { word_timestamps: true, ..TranscribeOptions::default() };
+    let Some(mut hearing) = Hearing::new(&words(), options) else { return };
+    let transcript = hearing.hear(reader("en.flac"));
+    let phrases = phrases("en", "phrases");
+    let expected: Vec<_> = phrases.iter().flat_map(|p| p.3.clone()).collect();
+    let found: Vec<_> = transcript.segments.iter().flat_map(|s| s.words.clone().expect("words")).collect();
+    let plain = |text: &str| text.trim_matches([' ', '.']).to_lowercase();
+    assert_eq!(
+        found.iter().map(|w| plain(&w.word)).collect::<Vec<_>>(),
+        expected.iter().map(|w| plain(&w.0)).collect::<Vec<_>>()
+    );
+    let middle = |start: f64, end: f64| (start + end) / 2.0;
+    let mut worst = 0.0f64;
+    for (found, (_, start, end)) in found.iter().zip(&expected) {
+        assert!(found.start <= found.end && found.probability > 0.5, "{found:?}");
+        worst = worst.max((middle(found.start, found.end) - middle(*start, *end)).abs());
+    }
+    assert!(worst < 0.35, "a word is {worst} s off");
+    for segment in &transcript.segments {
+        let words = segment.words.as_ref().expect("words");
+        assert_eq!(words.iter().map(|w| w.word.as_str()).collect::<String>(), segment.text);
+        let ends = (words[0].start, words[words.len() - 1].end);
+        assert_eq!((segment.start, segment.end), ends, "a segment begins and ends with its words");
+    }
+}
+
+fn mean_logprob(transcript: &Transcript) -> f64 {
+    let segments = &transcript.segments;
+    segments.iter().map(|s| s.avg_logprob).sum::<f64>() / segments.len() as f64
+}
+
+#[test]
+fn beams_find_nothing_worse() {
+    let beams = TranscribeOptions { beam_size: Some(4), ..TranscribeOptions::default() };
+    let Some(mut greedy) = Hearing::new(&words(), TranscribeOptions::default()) else { return };
+    let Some(mut beams) = Hearing::new(&words(), beams) else { return };
+    for name in ["en", "de"] {
+        let greedy = greedy.hear(reader(&format!("{name}.flac")));
+        let found = beams.hear(reader(&format!("{name}.flac")));
+        check(&found.segments, &phrases(name, "phrases")).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let (found, greedy) = (mean_logprob(&found), mean_logprob(&greedy));
+        assert!(found >= greedy - 1e-3, "{name}: {found}, greedily {greedy}");
+    }
+}
+
+#[test]
+fn a_bad_answer_is_tried_again_warmer() {
+    // No answer is as probable as this asks for, so the last attempt is what counts.
+    let options = TranscribeOptions {
+        logprob_threshold: Some(1.0),
+        no_speech_threshold: None,
+        temperatures: vec![0.0, 0.2, 0.4],
+        ..TranscribeOptions::default()
+    };
+    let Some(mut hearing) = Hearing::new(&words(), options) else { return };
+    let transcript = hearing.hear(reader("en.flac"));
+    assert!(transcript.segments.iter().all(|s| s.temperature == 0.4), "{transcript:?}");
+    // Seeds are given, so it is the same every time.
+    assert_eq!(hearing.hear(reader("en.flac")), transcript);
+    // Five samples at a low temperature have the greedy answer among them.
+    check(&transcript.segments, &phrases("en", "phrases")).unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
+fn recordings_longer_than_a_window() {
+    let reference = &golden(&words())["long"]["sequential"];
+    let options = TranscribeOptions { condition_on_previous_text: false, ..TranscribeOptions::default() };
+    let Some(mut hearing) = Hearing::new(&words(), options.clone()) else { return };
+    let heard = hearing.all(reader("long.flac"));
+    let untils: Vec<f64> = heard
+        .iter()
+        .filter_map(|h| if let Heard::Window { until, .. } = h { Some(*until) } else { None })
+        .collect();
+    assert!(
+        untils.len() >= 4 && untils.is_sorted() && (untils[untils.len() - 1] - 36.0).abs() < 0.02,
+        "{untils:?}"
+    );
+    let segments: Vec<Segment> =
+        heard.iter().filter_map(|h| if let Heard::Segment(s) = h { Some(s.clone()) } else { None }).collect();
+    assert!(segments.iter().enumerate().all(|(i, s)| s.id == i && s.start < s.end));
+    assert!(segments.is_sorted_by_key(|s| s.start), "segments come in order of time");
+    let text: String = segments.iter().map(|s| s.text.as_str()).collect();
+    let expected = reference["text"].as_str().expect("a text");
+    assert!(word_errors(&text, expected) <= 0.1, "`{text}`\nthe reference has\n`{expected}`");
+
+    // Side by side.
+    let options = TranscribeOptions { batch_size: 4, ..options };
+    let Some(mut hearing) = Hearing::new(&words(), options) else { return };
+    let transcript = hearing.hear(reader("long.flac"));
+    assert!(transcript.segments.is_sorted_by_key(|s| s.start));
+    let truth: String = phrases("long", "phrases").into_iter().map(|p| p.0).collect();
+    let (alone, together) = (word_errors(&text, &truth), word_errors(&transcript.text(), &truth));
+    assert!(together <= alone + 0.1, "{together} of the words are wrong, one after the other {alone}");
+}
+
+/// Edits from `found` to `expected`, over the words of that.
+fn word_errors(found: &str, expected: &str) -> f64 {
+    let split =
+        |text: &str| text.to_lowercase().replace('.', "").split_whitespace().map(str::to_string).collect();
+    let (found, expected): (Vec<String>, Vec<String>) = (split(found), split(expected));
+    let mut row: Vec<usize> = (0..=expected.len()).collect();
+    for (i, a) in found.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in expected.iter().enumerate() {
+            let best = (diagonal + usize::from(a != b)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], best);
+        }
+    }
+    row[expected.len()] as f64 / expected.len() as f64
+}
+
+#[test]
+fn a_part_of_a_recording() {
+    let options = TranscribeOptions { offset: 2.3, duration: Some(1.6), ..TranscribeOptions::default() };
+    let Some(mut hearing) = Hearing::new(&words(), options) else { return };
+    let transcript = hearing.hear(reader("en.flac"));
+    check(&transcript.segments, &phrases("en", "phrases")[1..2]).unwrap_or_else(|e| panic!("{e}"));
+}
+
+// --- long recordings ---
+
+/// Speech for seven seconds, then quiet, for as long as it is asked for, without being kept.
+struct Endless {
+    speech: Vec<u8>,
+    period: usize,
+    at: usize,
+    n: usize,
+}
+
+impl Endless {
+    /// `seconds` of PCM, with speech every `period` seconds.
+    fn new(seconds: usize, period: usize) -> Endless {
+        let mut samples = Vec::new();
+        reader("en.flac").read(usize::MAX, &mut samples).expect("samples");
+        let speech = samples.iter().flat_map(|s| ((s * 32767.0) as i16).to_le_bytes()).collect();
+        Endless { speech, period: period * 32_000, at: 0, n: seconds * 32_000 }
+    }
+}
+
+impl Read for Endless {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let n = out.len().min(self.n - self.at);
+        for byte in &mut out[..n] {
+            *byte = self.speech.get(self.at % self.period).copied().unwrap_or(0);
+            self.at += 1;
+        }
+        Ok(n)
+    }
+}
+
+/// Resident memory in MiB.
+#[cfg(target_os = "linux")]
+fn resident() -> f64 {
+    let status = fs::read_to_string("/proc/self/status").expect("a status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn an_hour_takes_no_more_memory_than_a_minute() {
+    let options = TranscribeOptions { vad: true, ..TranscribeOptions::default() };
+    let Some(mut hearing) = Hearing::new(&words(), options) else { return };
+    // One hour, with speech every five minutes.
+    let audio = AudioReader::pcm(Endless::new(3600, 300), PcmFormat::default()).expect("a stream");
+    let mut transcription = hearing.transcriber.begin(&hearing.engine, audio).expect("it begins");
+    let (mut n_segments, mut after_first, mut most) = (0, 0.0, 0.0f64);
+    while !transcription.is_done() {
+        transcription.advance(&mut hearing.engine).expect("it goes on");
+        for event in hearing.engine.pump().expect("the device works") {
+            transcription.observe(event).expect("it goes on");
+        }
+        for heard in transcription.heard() {
+            let Heard::Segment(segment) = heard else { continue };
+            let phrase = &phrases("en", "phrases")[n_segments % 3];
+            let start = phrase.1 + 300.0 * (n_segments / 3) as f64;
+            assert_eq!(segment.text, phrase.0, "at {}", segment.start);
+            assert!((segment.start - start).abs() <= NEAR, "{}, expected {start}", segment.start);
+            n_segments += 1;
+            if n_segments == 6 {
+                after_first = resident();
+            }
+            most = most.max(resident());
+        }
+    }
+    assert_eq!(n_segments, 36);
+    assert!((transcription.duration() - 3600.0).abs() < 1e-6);
+    // An hour of samples is 220 MiB, of frames 110.
+    assert!(most - after_first < 24.0, "{} MiB more than after five minutes", most - after_first);
+}
+
+#[test]
+fn what_was_heard_before_a_break_is_told() {
+    let Some(mut hearing) = Hearing::new(&words(), TranscribeOptions::default()) else { return };
+    let mut samples = Vec::new();
+    reader("en.flac").read(usize::MAX, &mut samples).expect("samples");
+    samples.extend([f32::NAN; 100]);
+    samples.extend(vec![0.0; 16_000]);
+    let audio = AudioReader::samples(samples, 16_000, 1).expect("samples");
+    let mut texts = Vec::new();
+    let result = hearing.transcriber.transcribe(&mut hearing.engine, audio, |heard| {
+        if let Heard::Segment(segment) = heard {
+            texts.push(segment.text.clone());
+        }
+        ControlFlow::Continue(())
+    });
+    let error = result.expect_err("it breaks");
+    assert!(matches!(error, TranscribeError::Audio(AudioError::NotFinite { .. })), "{error}");
+    assert_eq!(texts, phrases("en", "phrases").into_iter().map(|p| p.0).collect::<Vec<_>>());
+
+    // Stopping in the middle leaves the engine as it was.
+    let mut n = 0;
+    let transcript = hearing.transcriber.transcribe(&mut hearing.engine, reader("long.flac"), |heard| {
+        n += usize::from(matches!(heard, Heard::Segment(_)));
+        if n == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(transcript.expect("what came").segments.len(), 1);
+    check(&hearing.hear(reader("en.flac")).segments, &phrases("en", "phrases"))
+        .unwrap_or_else(|e| panic!("{e}"));
+}
+
+// --- what is not right ---
+
+#[test]
+fn models_and_languages_that_do_not_go() {
+    let new = |dir: &Path, options| Transcriber::new(&Checkpoint::open(dir).expect("a checkpoint"), options);
+    let default = TranscribeOptions::default;
+    let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
+    let error = new(&llama, default()).expect_err("it is deaf");
+    assert!(error.to_string().contains("`llama` does not hear"), "{error}");
+    let language = |name: &str| TranscribeOptions { language: Some(name.into()), ..default() };
+    for good in ["de", "German", " ENGLISH "] {
+        assert!(new(&words(), language(good)).is_ok(), "{good}");
+    }
+    let error = new(&words(), language("xx")).expect_err("no such language").to_string();
+    assert!(error.contains("`xx`"), "{error}");
+    let error = new(&words(), language("french")).expect_err("not a language of the model").to_string();
+    assert!(error.contains("`en`, `de`"), "{error}");
+    if let Some(english) = shared("golden/whisper-en") {
+        assert!(new(&english, language("en")).is_ok());
+        assert!(matches!(new(&english, language("de")), Err(TranscribeError::Language { .. })));
+        let translate = TranscribeOptions { task: Task::Translate, ..default() };
+        assert!(matches!(new(&english, translate), Err(TranscribeError::NoTranslation)));
+    }
+}
+
+// --- as a user runs it ---
+
+fn wginfer(line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wginfer"));
+    command.args(line.split_whitespace());
+    command.env_remove("WGINFER_MODEL").env_remove("WGINFER_GPU");
+    command.env("WGINFER_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn transcribe(line: &str, audio: &[&Path]) -> Output {
+    wginfer("transcribe")
+        .arg("-m")
+        .arg(words())
+        .args(line.split_whitespace())
+        .args(audio)
+        .output()
+        .expect("it runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+#[track_caller]
+fn succeeds(output: Output) -> String {
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Fails with `code` and one line that names `what`, and at most one hint; what is on standard output.
+#[track_caller]
+fn fails(output: &Output, code: i32, what: &str) -> String {
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{err}");
+    assert!(!err.contains("panicked"), "{err}");
+    let line = err.lines().rfind(|line| line.starts_with("error: ")).expect("a line with the error");
+    assert!(line.contains(what), "`{what}` is not in: {line}");
+    text(&output.stdout)
+}
+
+/// `01:02.345` or `00:01:02,345` in seconds.
+fn seconds(time: &str) -> f64 {
+    time.replace(',', ".")
+        .split(':')
+        .fold(0.0, |sum, part| 60.0 * sum + part.parse::<f64>().expect("a number"))
+}
+
+/// (start, end, text) of cues, which are blocks of lines apart by empty ones.
+fn cues(text: &str) -> Vec<(f64, f64, String)> {
+    let cue = |block: &str| {
+        let mut lines = block.lines().skip_while(|line| !line.contains(" --> "));
+        let (start, end) = lines.next()?.split_once(" --> ")?;
+        Some((seconds(start), seconds(end), lines.collect::<Vec<_>>().join("\n")))
+    };
+    text.split("\n\n").filter_map(cue).collect()
+}
+
+#[test]
+fn every_format_says_the_same() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let run = |line: &str| succeeds(transcribe(line, &[&clip("en.flac")]));
+    let phrases = phrases("en", "phrases");
+    let near = |found: &[(f64, f64, String)], what: &str| {
+        assert_eq!(found.len(), phrases.len(), "{what}: {found:?}");
+        for ((start, end, text), phrase) in found.iter().zip(&phrases) {
+            assert_eq!(text, phrase.0.trim(), "{what}");
+            assert!((start - phrase.1).abs() <= NEAR && (end - phrase.2).abs() <= NEAR, "{what}: {found:?}");
+        }
+    };
+    let lines: Vec<&str> = phrases.iter().map(|p| p.0.trim()).collect();
+    assert_eq!(run(""), lines.join("\n") + "\n");
+    let srt = run("--format srt");
+    assert!(srt.starts_with("1\n00:00:00,"), "{srt}");
+    near(&cues(&srt), "srt");
+    let vtt = run("--format vtt");
+    assert!(vtt.starts_with("WEBVTT\n\n00:00."), "{vtt}");
+    near(&cues(&vtt), "vtt");
+    let tsv = run("--format tsv");
+    assert!(tsv.starts_with("start\tend\ttext\n"), "{tsv}");
+    let rows = tsv.lines().skip(1).map(|line| {
+        let cells: Vec<&str> = line.split('\t').collect();
+        let seconds = |cell: &str| cell.parse::<f64>().expect("milliseconds") / 1000.0;
+        (seconds(cells[0]), seconds(cells[1]), cells[2].to_string())
+    });
+    near(&rows.collect::<Vec<_>>(), "tsv");
+    let json: Value = serde_json::from_str(&run("--format json --word-timestamps")).expect("JSON");
+    assert_eq!((&json["task"], &json["language"]), (&"transcribe".into(), &"english".into()));
+    assert_eq!(json["text"], lines.join(" "));
+    assert_eq!(
+        json["words"].as_array().expect("words").len(),
+        phrases.iter().map(|p| p.3.len()).sum::<usize>()
+    );
+    let json: Value = serde_json::from_str(&run("--format json")).expect("JSON");
+    let segment = |s: &Value| {
+        let number = |key: &str| s[key].as_f64().expect("seconds");
+        (number("start"), number("end"), s["text"].as_str().expect("a text").trim().to_string())
+    };
+    near(&json["segments"].as_array().expect("segments").iter().map(segment).collect::<Vec<_>>(), "json");
+    let ids = &golden(&words())["en"]["greedy_without_timestamps"];
+    assert_eq!(
+        run("--token-ids --no-timestamps --language en").trim(),
+        ids.to_string().trim_matches(['[', ']']).replace(' ', "")
+    );
+}
+
+#[test]
+fn several_recordings_make_several_files() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = TempDir::new().expect("a folder");
+    let missing = dir.path().join("missing.wav");
+    let (en, de) = (clip("en.flac"), clip("de.flac"));
+    let to = format!("--format srt --output-dir {}", dir.path().join("out").display());
+    let output = transcribe(&to, &[&en, &missing, &de]);
+    assert_eq!(fails(&output, 1, "missing.wav"), "");
+    for name in ["en", "de"] {
+        let srt = fs::read_to_string(dir.path().join("out").join(format!("{name}.srt"))).expect("a file");
+        assert_eq!(cues(&srt).len(), 3, "{srt}");
+    }
+    let out = succeeds(transcribe("", &[&en, &de]));
+    assert_eq!(out.matches("--- ").count(), 2, "{out}");
+    fails(&transcribe("--format json", &[&en, &de]), 2, "--output-dir");
+    fails(&transcribe(&to, &[&en, &en]), 2, "two recordings");
+    let file = dir.path().join("one.vtt");
+    let out = succeeds(transcribe(&format!("--format vtt --output {}", file.display()), &[&en]));
+    assert_eq!((out.as_str(), cues(&fs::read_to_string(&file).expect("a file")).len()), ("", 3));
+    fails(&transcribe("--output /nonexistent/x.txt", &[&en]), 1, "`/nonexistent/x.txt` cannot be written");
+}
+
+#[test]
+fn raw_samples_from_standard_input() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let mut pcm = Vec::new();
+    Endless::new(7, 7).read_to_end(&mut pcm).expect("memory");
+    let run = |line: &str, bytes: &[u8]| {
+        let mut child = wginfer("transcribe -")
+            .arg("-m")
+            .arg(words())
+            .args(line.split_whitespace())
+            .spawn()
+            .expect("it runs");
+        let _ = child.stdin.take().expect("a pipe").write_all(bytes);
+        child.wait_with_output().expect("it ends")
+    };
+    let expected: String = phrases("en", "phrases").iter().map(|p| p.0.trim().to_string() + "\n").collect();
+    assert_eq!(succeeds(run("", &pcm)), expected);
+    // The same in two channels of f32.
+    let values = pcm.chunks(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32768.0);
+    let stereo: Vec<u8> = values.flat_map(|v| [v.to_le_bytes(), v.to_le_bytes()].concat()).collect();
+    assert_eq!(succeeds(run("--channels 2 --sample-format f32le", &stereo)), expected);
+    fails(&run("", &fs::read(clip("en.flac")).expect("a file")), 1, "a FLAC file");
+    fails(&run("", &[]), 1, "is empty");
+    fails(&run("--sample-rate 5", &[]), 2, "");
+    fails(&transcribe("--sample-rate 8000", &[&clip("en.flac")]), 2, "raw PCM");
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_leaves_a_valid_file() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = TempDir::new().expect("a folder");
+    for format in ["srt", "json"] {
+        let file = dir.path().join(format!("talk.{format}"));
+        let mut child = wginfer(&format!("transcribe - --format {format} --output"))
+            .arg(&file)
+            .arg("-m")
+            .arg(words())
+            .spawn()
+            .expect("it runs");
+        let mut pipe = child.stdin.take().expect("a pipe");
+        let feed = std::thread::spawn(move || {
+            let _ = std::io::copy(&mut Endless::new(36_000, 7), &mut pipe);
+        });
+        let mut err = child.stderr.take().expect("a pipe");
+        // Standard error says the language when the first window is on its way.
+        let mut said = Vec::new();
+        while !text(&said).contains("language:") {
+            let mut byte = [0];
+            assert_eq!(err.read(&mut byte).expect("it says something"), 1, "{}", text(&said));
+            said.push(byte[0]);
+        }
+        std::thread::sleep(Duration::from_secs(3));
+        Command::new("kill").arg("-INT").arg(child.id().to_string()).status().expect("`kill` runs");
+        err.read_to_end(&mut said).expect("it ends");
+        let output = child.wait_with_output().expect("it ends");
+        feed.join().expect("it is fed");
+        assert_eq!(output.status.code(), Some(0), "{}", text(&said));
+        assert!(text(&said).contains("(cancelled)"), "{}", text(&said));
+        let written = fs::read_to_string(&file).expect("a file");
+        let n = match format {
+            "json" => {
+                let json: Value = serde_json::from_str(&written).expect("valid JSON");
+                json["segments"].as_array().expect("segments").len()
+            }
+            _ => cues(&written).len(),
+        };
+        assert!(n >= 3, "{n} segments were done");
+    }
+}
+
+#[test]
+fn bad_input() {
+    let dir = TempDir::new().expect("a folder");
+    let write = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).expect("a file");
+        path
+    };
+    fails(&transcribe("", &[Path::new("/nonexistent.wav")]), 1, "/nonexistent.wav");
+    fails(&transcribe("", &[&write("empty.wav", b"")]), 1, "empty");
+    fails(&transcribe("", &[&write("notes.txt", b"one two three")]), 1, "not a recording");
+    fails(&transcribe("--language xx", &[&clip("en.flac")]), 2, "language `xx`");
+    fails(&transcribe("--beam-size 0", &[&clip("en.flac")]), 2, "beam_size");
+    fails(&transcribe("--offset=-1", &[&clip("en.flac")]), 2, "offset");
+    fails(&transcribe("--temperature nan", &[&clip("en.flac")]), 2, "temperature");
+    let line = "transcribe --model";
+    let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
+    fails(
+        &wginfer(line).arg(&llama).arg(clip("en.flac")).output().expect("it runs"),
+        1,
+        "`llama` does not hear",
+    );
+    fails(&wginfer("transcribe x.wav").output().expect("it runs"), 2, "--model");
+    if common::gpu().is_none() {
+        return;
+    }
+    let output = wginfer("generate hello --model").arg(words()).output().expect("it runs");
+    fails(&output, 1, "`whisper`");
+    assert!(text(&output.stderr).contains("wginfer transcribe"), "{}", text(&output.stderr));
+
+    // Cut off: what is there is written, then it fails.
+    let flac = fs::read(clip("en.flac")).expect("a file");
+    let output = transcribe("", &[&write("cut.flac", &flac[..flac.len() * 2 / 3])]);
+    let out = fails(&output, 1, "cut.flac");
+    assert!(out.starts_with(phrases("en", "phrases")[0].0.trim()), "{out}");
+    // One sample, less than a frame, silence: nothing to write, and nothing wrong.
+    for n in [1, 100, 16_000] {
+        let path = write(&format!("{n}.wav"), &wav(16_000, 1, &vec![0; n]));
+        assert_eq!(succeeds(transcribe("", &[&path])), "");
+    }
+    // Seven channels at 8 kHz: what was said up to 4 kHz is still there.
+    let mut samples = Vec::new();
+    reader("en.flac").read(usize::MAX, &mut samples).expect("samples");
+    let half = samples.chunks(2).map(|pair| (pair.iter().sum::<f32>() / pair.len() as f32 * 32767.0) as i16);
+    let path = write("seven.wav", &wav(8_000, 7, &half.flat_map(|s| [s; 7]).collect::<Vec<_>>()));
+    let out = succeeds(transcribe("--language en --format tsv", &[&path]));
+    assert!(out.lines().count() >= 2, "{out}");
+}
+
+/// A WAV file of 16-bit samples.
+fn wav(sample_rate: u32, n_channels: u16, samples: &[i16]) -> Vec<u8> {
+    let n_bytes = 2 * samples.len() as u32;
+    let mut file = b"RIFF".to_vec();
+    file.extend((36 + n_bytes).to_le_bytes());
+    file.extend(b"WAVEfmt \x10\0\0\0\x01\0");
+    file.extend(n_channels.to_le_bytes());
+    file.extend(sample_rate.to_le_bytes());
+    file.extend((sample_rate * u32::from(n_channels) * 2).to_le_bytes());
+    file.extend((n_channels * 2).to_le_bytes());
+    file.extend(b"\x10\0data");
+    file.extend(n_bytes.to_le_bytes());
+    file.extend(samples.iter().flat_map(|s| s.to_le_bytes()));
+    file
+}
