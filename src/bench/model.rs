@@ -326,7 +326,7 @@ fn answer(engine: &mut Engine, prompts: &[Vec<u32>], n_tokens: usize) -> Result<
                     arrived.n_computed += usage.prompt_tokens - usage.cached_tokens;
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
-                Event::Logits { .. } => {}
+                Event::Logits { .. } | Event::PromptLogprobs { .. } => {}
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::plan::Plan;
-use super::{Engine, EngineError, Event, FinishReason, Kind, Logprobs, Slice, TokenLogprob};
+use super::{Engine, EngineError, Event, FinishReason, Kind, Logprobs, RequestId, Slice, TokenLogprob};
 use crate::gpu::{GpuError, ROW_ALIGN};
 use crate::ops::NOT_A_TOKEN;
 
@@ -97,6 +97,29 @@ impl Engine {
             }
             self.events.push(Event::Logits { id: *id, position: *position, values });
             if position + 1 == s.n_prompt() {
+                s.finished = Some(FinishReason::Length);
+            }
+        }
+        self.scored(&plan.scores, &words[logits_at + plan.logits.len() * stride..]);
+    }
+
+    /// Hands log-probabilities of prompts' tokens to their sequences, those of one sequence in one event.
+    fn scored(&mut self, scores: &[(RequestId, usize)], words: &[u32]) {
+        let mut words = words.iter();
+        for tokens in scores.chunk_by(|a, b| a.0 == b.0) {
+            let (id, position) = tokens[0];
+            let logprobs: Vec<f32> = words.by_ref().take(tokens.len()).map(|w| f32::from_bits(*w)).collect();
+            let Some(s) = self.running.iter_mut().find(|s| s.id == id) else { continue };
+            if s.finished.is_some() {
+                continue;
+            }
+            if let Some(at) = logprobs.iter().position(|p| !p.is_finite()) {
+                s.fail(EngineError::NotFinite { position: position + at - 1 }, &mut self.events);
+                continue;
+            }
+            let end = position + logprobs.len();
+            self.events.push(Event::PromptLogprobs { id, position, logprobs });
+            if end == s.n_prompt() {
                 s.finished = Some(FinishReason::Length);
             }
         }

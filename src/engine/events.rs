@@ -36,6 +36,9 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// Logits instead of text: nothing is generated.
     pub logits: Option<Logits>,
+    /// Log-probabilities of the prompt's own tokens from this position on, instead of text: 4 bytes a token come
+    /// back, and what stands before the position is shared with other prompts as usual.
+    pub prompt_logprobs: Option<usize>,
 }
 
 impl Request {
@@ -49,7 +52,13 @@ impl Request {
             stop_tokens: None,
             logprobs: None,
             logits: None,
+            prompt_logprobs: None,
         }
+    }
+
+    /// Whether text is generated.
+    pub(super) fn writes(&self) -> bool {
+        self.logits.is_none() && self.prompt_logprobs.is_none()
     }
 }
 
@@ -178,6 +187,15 @@ pub enum Event {
         position: usize,
         /// `[vocab_size]`.
         values: Vec<f32>,
+    },
+    /// Log-probabilities of some of the prompt's tokens, in their order; a prompt's come in several events.
+    PromptLogprobs {
+        /// The request.
+        id: RequestId,
+        /// Position of the first of them.
+        position: usize,
+        /// The natural logarithm of each one's probability after the tokens before it.
+        logprobs: Vec<f32>,
     },
     /// The request is done.
     Done {

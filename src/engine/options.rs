@@ -23,10 +23,19 @@ pub struct EngineOptions {
     pub max_logprobs: usize,
     /// Requests may ask for logits.
     pub logits: bool,
+    /// Positions of prompts whose log-probabilities one step computes at most; with 0 requests may not ask for them.
+    pub prompt_logprobs: usize,
     /// Share prefixes between sequences.
     pub prefix_cache: bool,
     /// Record steps before the results of earlier ones have arrived.
     pub run_ahead: bool,
+}
+
+impl EngineOptions {
+    /// Rows of one step that get logits.
+    pub(super) fn max_sampled(&self) -> usize {
+        self.max_seqs.max(self.prompt_logprobs)
+    }
 }
 
 impl Default for EngineOptions {
@@ -40,6 +49,7 @@ impl Default for EngineOptions {
             kv_dtype: Dtype::F16,
             max_logprobs: 0,
             logits: false,
+            prompt_logprobs: 0,
             prefix_cache: true,
             run_ahead: true,
         }

@@ -48,20 +48,22 @@ impl Engine {
     fn plan_prompt(&mut self, plan: &mut Plan, i: usize, block_rows: usize) {
         let s = &mut self.running[i];
         let mut n = s.n_prompt_left().min(self.options.max_rows - plan.rows.len());
-        let free = self.options.max_seqs - plan.sampled.len();
-        if s.request.logits == Some(Logits::All) {
-            n = n.min(free);
-        } else if free == 0 {
-            n = n.min(s.n_prompt_left() - 1);
+        if n > 0 {
+            n = n.min(s.n_rows_within(s.n_recorded, self.options.max_sampled() - plan.sampled.len()));
         }
         if n == 0 {
             return;
         }
         let first_row = plan.rows.len();
         for pos in s.n_recorded..s.n_recorded + n {
+            let row = plan.rows.len() as u32;
             if s.wants_logits(pos) {
-                plan.sampled.push(plan.rows.len() as u32);
+                plan.sampled.insert(plan.draws.len() + plan.logits.len(), row);
                 plan.logits.push((s.id, pos));
+            }
+            if s.wants_score(pos) {
+                plan.sampled.push(row);
+                plan.scores.push((s.id, pos + 1));
             }
             plan.rows.push([s.slot as u32, pos as u32]);
         }
@@ -70,8 +72,8 @@ impl Engine {
         }
         s.n_recorded += n;
         s.n_in_flight += 1;
-        if s.n_prompt_left() == 0 && s.request.logits.is_none() {
-            // Rows that draw come before rows that only want logits.
+        if s.n_prompt_left() == 0 && s.request.writes() {
+            // Rows that draw come before all others.
             plan.sampled.insert(plan.draws.len(), plan.rows.len() as u32 - 1);
             plan.draws.push(s.id);
             s.n_drawn += 1;
@@ -89,7 +91,9 @@ impl Engine {
         // The last token that is drawn is never computed, so it needs no place in the cache.
         let n_positions = next.n_prompt() + next.most.saturating_sub(1);
         let shares = self.options.prefix_cache && next.request.logits != Some(Logits::All);
-        let prefix = if shares { &next.request.prompt[..] } else { &[] };
+        // A token's log-probability needs the row before it computed.
+        let n_shared = next.request.prompt_logprobs.unwrap_or(next.n_prompt());
+        let prefix = if shares { &next.request.prompt[..n_shared] } else { &[] };
         let Some((pages, n_cached)) = self.forward.pages.take(prefix, n_positions.div_ceil(PAGE_SIZE)) else {
             return false;
         };

@@ -25,6 +25,7 @@ mod rope_append;
 mod rows;
 mod sample;
 mod softmax;
+mod token_logprob;
 mod top_k;
 
 use std::sync::LazyLock;
@@ -49,6 +50,7 @@ pub use rope_append::{Places, Rotary, rope_append};
 pub use rows::{Input, Rows};
 pub use sample::{NOT_A_TOKEN, SamplingRecord, sample};
 pub use softmax::softmax;
+pub use token_logprob::token_logprob;
 pub use top_k::top_k;
 
 use crate::dtype::Dtype;
@@ -81,6 +83,7 @@ pub static KERNELS: &[&Kernel] = &[
     &rope_append::ROPE_APPEND,
     &sample::SAMPLE,
     &softmax::SOFTMAX,
+    &token_logprob::TOKEN_LOGPROB,
     &top_k::TOP_K,
 ];
 

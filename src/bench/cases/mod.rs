@@ -39,6 +39,7 @@ const OPERATIONS: &[(&str, List)] = &[
     ("attention", attention::attention),
     ("gate", rows::gate),
     ("softmax", vocabulary::softmax),
+    ("token_logprob", vocabulary::token_logprob),
     ("top_k", vocabulary::top_k),
     ("penalize", vocabulary::penalize),
     ("sample", vocabulary::sample),
