@@ -4,6 +4,7 @@ use crate::bench::BenchError;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
 use crate::models::ModelError;
+use crate::tasks::TaskError;
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
@@ -26,6 +27,9 @@ pub enum Error {
     /// Requests, and everything on the way to the first token.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Tasks.
+    #[error(transparent)]
+    Task(#[from] TaskError),
     /// Measurement.
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -40,6 +44,7 @@ impl Error {
             Error::Text(e) => e.hint(),
             Error::Model(e) => e.hint(),
             Error::Engine(e) => e.hint(),
+            Error::Task(e) => e.hint(),
             Error::Bench(e) => e.hint(),
         }
     }

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use wginfer::dtype::Dtype;
 
+use super::answer::AnswerArgs;
 use super::sampling::SamplingArgs;
+use super::summarize::SummarizeArgs;
 
 /// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (wgpu 30.0.1)");
@@ -42,6 +44,10 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Hold a conversation, with the model's own chat template
     Chat(Box<ChatArgs>),
+    /// Answer a question from a document, and quote what the answer rests on
+    Answer(Box<AnswerArgs>),
+    /// Sum a document up
+    Summarize(Box<SummarizeArgs>),
     /// Show the logits after a prompt
     Logits(LogitsArgs),
     /// Show what a model holds and needs, without a GPU

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use wginfer::bench::BenchError;
 use wginfer::engine::EngineError;
 use wginfer::gpu::GpuError;
+use wginfer::tasks::TaskError;
 use wginfer::text::TextError;
 
 /// Why a command did not finish.
@@ -60,6 +61,11 @@ impl From<wginfer::Error> for Failure {
         let (message, hint) = (error.to_string(), error.hint());
         match error {
             wginfer::Error::Engine(EngineError::Parameter { .. })
+            | wginfer::Error::Task(
+                TaskError::Parameter { .. }
+                | TaskError::Label { .. }
+                | TaskError::Engine(EngineError::Parameter { .. }),
+            )
             | wginfer::Error::Bench(
                 BenchError::Parameter { .. }
                 | BenchError::UnknownShape { .. }
@@ -79,6 +85,12 @@ impl From<EngineError> for Failure {
 
 impl From<GpuError> for Failure {
     fn from(error: GpuError) -> Self {
+        wginfer::Error::from(error).into()
+    }
+}
+
+impl From<TaskError> for Failure {
+    fn from(error: TaskError) -> Self {
         wginfer::Error::from(error).into()
     }
 }

@@ -1,10 +1,12 @@
 //! Layer 6: the command line. Standard output carries the result alone; everything else is said through
 //! `log`, whose lines `terminal` writes to standard error.
 
+mod answer;
 mod args;
 mod bench;
 mod chat;
 mod devices;
+mod document;
 mod failure;
 mod format;
 mod generate;
@@ -15,6 +17,7 @@ mod model;
 mod plot;
 mod prompt;
 mod sampling;
+mod summarize;
 mod table;
 mod terminal;
 mod tune;
@@ -53,6 +56,8 @@ fn run(args: &Args) -> Result<(), Failure> {
     match &args.command {
         Command::Generate(args) => generate::run(args, &mut out)?,
         Command::Chat(args) => chat::run(args, &mut out)?,
+        Command::Answer(args) => answer::run(args, &mut out)?,
+        Command::Summarize(args) => summarize::run(args, &mut out)?,
         Command::Logits(args) => logits::run(args, &mut out)?,
         Command::Inspect(args) => inspect::run(args, &mut out)?,
         Command::Devices(args) => devices::run(args, &mut out)?,

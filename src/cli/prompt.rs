@@ -18,7 +18,7 @@ pub fn text(argument: Option<&str>, file: Option<&Path>) -> Result<String, Failu
         }
         _ => {
             if std::io::stdin().is_terminal() {
-                log::info!("type the prompt; Ctrl-D on an empty line ends it");
+                log::info!("type the text; Ctrl-D on an empty line ends it");
             }
             let mut bytes = Vec::new();
             let read = std::io::stdin().lock().read_to_end(&mut bytes);
@@ -27,7 +27,7 @@ pub fn text(argument: Option<&str>, file: Option<&Path>) -> Result<String, Failu
         }
     };
     let mut text = utf8(bytes, &from)?;
-    // The end of the last line belongs to the file, not to the prompt.
+    // The end of the last line belongs to the file, not to the text.
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {

@@ -1,5 +1,17 @@
 //! Layer 5: what people do with models, over the engine. Nothing here prints.
 
+mod answer;
 mod chat;
+mod error;
+mod instruct;
+mod passage;
+mod split;
+mod summarize;
 
+pub use answer::{Answer, Embed, Piece, answer};
 pub use chat::{Chat, Reply};
+pub use error::TaskError;
+pub use instruct::{Observer, Progress};
+pub use passage::Quote;
+pub use split::{DocumentOptions, MIN_PIECE_TOKENS, split};
+pub use summarize::{Summary, summarize};
