@@ -24,7 +24,7 @@ pub struct DocumentArgs {
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
 
-    /// Most tokens of a piece of the document; an eighth of the context, from 128 to 1024, without
+    /// Most tokens of a piece of the document; a twelfth of the context, from 64 to 1024, without
     #[arg(long, value_name = "N")]
     piece_tokens: Option<usize>,
 

@@ -127,13 +127,13 @@ pub fn answer(
     let written =
         ask(engine, asked.iter().map(|i| prompt(&document[ranges[*i].clone()])), &whole, &short, on)?;
     cut += if is_single { 0 } else { n_cut(&written) };
-    let passages = Passages::new(document);
+    let passages = Passages::new(document, &ranges);
     let mut notes = Vec::new();
     for (i, written) in asked.iter().zip(written) {
         add(&mut usage, written.usage);
         let found = !is_unknown(&written.text);
         if found {
-            let support = passages.support(&ranges[*i], question, &written.text);
+            let support = passages.support(*i, question, &written.text);
             let (range, finish_reason) = (ranges[*i].clone(), written.finish_reason);
             notes.push(Note { text: written.text.clone(), range, support, finish_reason });
         }
