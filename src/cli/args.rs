@@ -7,7 +7,9 @@ use clap::{Parser, Subcommand, ValueEnum};
 use wginfer::dtype::Dtype;
 
 use super::answer::AnswerArgs;
+use super::classify::ClassifyArgs;
 use super::sampling::SamplingArgs;
+use super::score::ScoreArgs;
 use super::summarize::SummarizeArgs;
 
 /// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
@@ -48,6 +50,10 @@ pub enum Command {
     Answer(Box<AnswerArgs>),
     /// Sum a document up
     Summarize(Box<SummarizeArgs>),
+    /// Say which label a text has, and how probable each is
+    Classify(Box<ClassifyArgs>),
+    /// Measure how well a model knows a text, or how often its answers are right
+    Score(Box<ScoreArgs>),
     /// Show the logits after a prompt
     Logits(LogitsArgs),
     /// Show what a model holds and needs, without a GPU

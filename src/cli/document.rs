@@ -1,17 +1,16 @@
 //! What commands share that work on a document of any length.
 
 use std::io::Write;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use wginfer::engine::{Engine, EngineOptions, FinishReason, Sampling, Usage};
-use wginfer::tasks::{DocumentOptions, Observer, Progress, TaskError};
+use wginfer::tasks::{DocumentOptions, Observer, TaskError};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
-use super::interrupt::{self, Writing};
+use super::prompt;
 use super::sampling::SamplingArgs;
-use super::{prompt, terminal};
+use super::watch::watch;
 
 /// Which document, and how it is worked.
 #[derive(clap::Args)]
@@ -46,10 +45,7 @@ impl DocumentArgs {
     /// The document, which must say something.
     pub fn read(&self) -> Result<String, Failure> {
         let text = prompt::text(None, self.file.as_deref())?;
-        let name = match self.file.as_deref().filter(|path| *path != "-") {
-            Some(path) => format!("`{}`", path.display()),
-            None => "standard input".to_string(),
-        };
+        let name = prompt::name(self.file.as_deref());
         if let Some(at) = text.find('\0') {
             return Err(Failure::failed(format!("{name} is no text: byte {at} is `0x00`"))
                 .with_hint("a PDF or an office document must be turned into text first"));
@@ -78,37 +74,18 @@ impl DocumentArgs {
         options.sampling.check(checkpoint.architecture.shape().vocab_size)?;
         checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
         let mut engine = self.device.load(checkpoint, EngineOptions::default())?;
-        interrupt::init()?;
-
-        let writing = Writing::begin();
-        let bar = terminal::steps();
-        let (mut written, mut is_begun) = (Ok(()), false);
-        let result = task(&mut engine, &options, &mut |progress| {
-            match progress {
-                Progress::Round { round, n_pieces, n_tokens } => {
-                    let pieces = if n_pieces == 1 { "1 piece" } else { &format!("{n_pieces} pieces") };
-                    log::info!("round {round}: {pieces}, {n_tokens} tokens");
-                    bar.set_length(n_pieces as u64);
-                    bar.set_position(0);
+        let mut ends_line = true;
+        let result = watch(
+            |text| {
+                if self.json {
+                    return Ok(());
                 }
-                Progress::Done { n_done, .. } => bar.set_position(n_done as u64),
-                Progress::Text(text) if !self.json => {
-                    if !std::mem::replace(&mut is_begun, true) {
-                        terminal::finish(&bar);
-                    }
-                    written = write!(out, "{text}").and_then(|()| out.flush());
-                }
-                Progress::Text(_) => {}
-            }
-            if written.is_err() || writing.is_stopped() {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        });
-        terminal::finish(&bar);
-        written?;
-        if is_begun {
+                ends_line = text.ends_with('\n');
+                write!(out, "{text}").and_then(|()| out.flush())
+            },
+            |on| task(&mut engine, &options, on),
+        );
+        if !ends_line {
             writeln!(out)?;
         }
         let result = result?;

@@ -5,6 +5,7 @@ mod answer;
 mod args;
 mod bench;
 mod chat;
+mod classify;
 mod devices;
 mod document;
 mod failure;
@@ -17,10 +18,12 @@ mod model;
 mod plot;
 mod prompt;
 mod sampling;
+mod score;
 mod summarize;
 mod table;
 mod terminal;
 mod tune;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -58,6 +61,8 @@ fn run(args: &Args) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args, &mut out)?,
         Command::Answer(args) => answer::run(args, &mut out)?,
         Command::Summarize(args) => summarize::run(args, &mut out)?,
+        Command::Classify(args) => classify::run(args, &mut out)?,
+        Command::Score(args) => score::run(args, &mut out)?,
         Command::Logits(args) => logits::run(args, &mut out)?,
         Command::Inspect(args) => inspect::run(args, &mut out)?,
         Command::Devices(args) => devices::run(args, &mut out)?,

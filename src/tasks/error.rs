@@ -53,6 +53,16 @@ pub enum TaskError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// One of several things to be done cannot be.
+    #[error("{what} {number}: {error}")]
+    Item {
+        /// What things.
+        what: &'static str,
+        /// Which, from 1.
+        number: usize,
+        /// What is wrong with it.
+        error: EngineError,
+    },
     /// The caller stopped the task before its result.
     #[error("stopped before there was a result")]
     Stopped,
@@ -75,7 +85,7 @@ impl TaskError {
         match self {
             TaskError::NoRoom { .. } => Some("raise `--ctx`, or ask a shorter question".into()),
             TaskError::Endless { .. } => Some("the model repeats its text; try another model".into()),
-            TaskError::Engine(e) => e.hint(),
+            TaskError::Engine(e) | TaskError::Item { error: e, .. } => e.hint(),
             _ => None,
         }
     }

@@ -49,6 +49,17 @@ impl Prompter {
         Ok(Prompter { tokenizer, template, has_system })
     }
 
+    /// Whether the model has a chat template.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
+    /// The tokens of a given answer behind a prompt: after a space where it continues a text.
+    pub fn answer(&self, text: &str) -> Result<Vec<u32>, TaskError> {
+        let text = if self.has_template() { text.to_string() } else { format!(" {text}") };
+        Ok(self.tokenizer.encode_plain(&text)?)
+    }
+
     /// Texts that end the model's answer: one that only continues texts goes on to the next paragraph.
     pub fn stop(&self) -> Vec<String> {
         if self.template.is_some() { Vec::new() } else { vec!["\n\n".to_string()] }
@@ -67,7 +78,8 @@ impl Prompter {
         let Instruction { system, user, cue } = instruction;
         let joined = system.map(|system| format!("{system}\n\n{user}"));
         let Some(template) = &self.template else {
-            let text = format!("{}\n\n{cue}", joined.as_deref().unwrap_or(user));
+            let text = joined.as_deref().unwrap_or(user);
+            let text = if cue.is_empty() { text.to_string() } else { format!("{text}\n\n{cue}") };
             return self.encode("", &text, "", true);
         };
         let render = |messages: &[Message]| template.render(messages, true, &serde_json::Map::new());
