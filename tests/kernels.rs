@@ -1334,6 +1334,50 @@ fn softmax() {
 }
 
 #[test]
+fn token_logprob() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(15);
+        for [n_seqs, n_before, n_rows, n_vocab, ctx] in [
+            [1, 0, 3, 7, 5],
+            [2, 3, 5, 64, 9],
+            [3, 1, 17, 257, 31],
+            [2, 2, 11, 1031, 6],
+            [1, 0, 3, 50_021, 4],
+        ] {
+            let n_all = n_before + n_rows;
+            let mut zs = rng.normals(n_all * n_vocab, 4.0);
+            // An outlier, and a token that is out of the question.
+            for row in zs.chunks_mut(n_vocab).step_by(2) {
+                row[n_vocab / 2] = 60.0;
+                row[n_vocab / 3] = f32::MIN;
+            }
+            let tokens: Vec<u32> = (0..n_seqs * ctx).map(|_| rng.below(n_vocab) as u32).collect();
+            // A row of z belongs to row index[r] of the batch, which belongs to a sequence and a position of it.
+            let mut index: Vec<u32> = (0..n_all as u32).collect();
+            rng.shuffle(&mut index);
+            let places: Vec<[u32; 2]> =
+                (0..n_all).map(|_| [rng.below(n_seqs) as u32, rng.below(ctx - 1) as u32]).collect();
+            let next = |r: usize| {
+                let [seq, pos] = places[index[r] as usize];
+                tokens[seq as usize * ctx + pos as usize + 1] as usize
+            };
+            let z = tensor_f32(&gpu, [n_all, n_vocab], &zs);
+            let rows = tensor_u32(&gpu, [n_all, 2], places.as_flattened());
+            let (list, table) =
+                (tensor_u32(&gpu, [1, n_all], &index), tensor_u32(&gpu, [n_seqs, ctx], &tokens));
+            let y = filled(&gpu, [1, n_rows + 2], 99.0);
+            run(&gpu, |rec| ops::token_logprob(rec, &rows, &list, &table, &z, n_before..n_all, &y));
+            let z = rows_f64(&zs, n_vocab);
+            let want: Vec<f64> = (n_before..n_all).map(|r| exact::token_logprob(&z[r], next(r))).collect();
+            let got = read(&gpu, &y);
+            let what = format!("token_logprob {n_before}+{n_rows}×{n_vocab}");
+            assert_close(&what, &got[..n_rows], &want, Tolerance::f32(n_vocab, largest(&want)));
+            assert_eq!(got[n_rows..], [99.0, 99.0], "{what}: written beyond its rows");
+        }
+    }
+}
+
+#[test]
 fn top_k() {
     for gpu in gpus() {
         let mut rng = Rng::new(13);

@@ -6,8 +6,12 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use wginfer::dtype::Dtype;
 
+use super::answer::AnswerArgs;
+use super::classify::ClassifyArgs;
 use super::embed::EmbedArgs;
 use super::sampling::SamplingArgs;
+use super::score::ScoreArgs;
+use super::summarize::SummarizeArgs;
 use super::transcribe::TranscribeArgs;
 
 /// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
@@ -44,6 +48,14 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Hold a conversation, with the model's own chat template
     Chat(Box<ChatArgs>),
+    /// Answer a question from a document, and quote what the answer rests on
+    Answer(Box<AnswerArgs>),
+    /// Sum a document up
+    Summarize(Box<SummarizeArgs>),
+    /// Say which label a text has, and how probable each is
+    Classify(Box<ClassifyArgs>),
+    /// Measure how well a model knows a text, or how often its answers are right
+    Score(Box<ScoreArgs>),
     /// Turn texts into vectors whose angles tell how alike they are
     Embed(EmbedArgs),
     /// Write down speech

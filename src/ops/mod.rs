@@ -28,6 +28,7 @@ mod rows;
 mod sample;
 mod softmax;
 mod speech_rules;
+mod token_logprob;
 mod top_k;
 mod unfold;
 
@@ -56,6 +57,7 @@ pub use rows::{Input, Rows};
 pub use sample::{NOT_A_TOKEN, SamplingRecord, sample};
 pub use softmax::softmax;
 pub use speech_rules::{SpeechRecord, speech_rules};
+pub use token_logprob::token_logprob;
 pub use top_k::top_k;
 pub use unfold::unfold;
 
@@ -92,6 +94,7 @@ pub static KERNELS: &[&Kernel] = &[
     &sample::SAMPLE,
     &softmax::SOFTMAX,
     &speech_rules::SPEECH_RULES,
+    &token_logprob::TOKEN_LOGPROB,
     &top_k::TOP_K,
     &unfold::UNFOLD,
 ];

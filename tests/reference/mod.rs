@@ -155,6 +155,11 @@ pub fn log_softmax(z: &[f64]) -> Vec<f64> {
     z.iter().map(|z| z - top - log_sum).collect()
 }
 
+/// The log-probability that logits `z` give to `token`.
+pub fn token_logprob(z: &[f64], token: usize) -> f64 {
+    log_softmax(z)[token]
+}
+
 /// Columns of the `k` largest, the largest first, among equals the smaller column first.
 pub fn top_k(x: &[f64], k: usize) -> Vec<usize> {
     let mut columns: Vec<usize> = (0..x.len()).collect();

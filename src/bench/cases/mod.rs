@@ -43,6 +43,7 @@ const OPERATIONS: &[(&str, List)] = &[
     ("gate", rows::gate),
     ("pool", rows::pool),
     ("softmax", vocabulary::softmax),
+    ("token_logprob", vocabulary::token_logprob),
     ("top_k", vocabulary::top_k),
     ("penalize", vocabulary::penalize),
     ("speech_rules", speech::speech_rules),
