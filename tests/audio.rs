@@ -314,7 +314,10 @@ fn the_same_speech_from_three_formats() {
         let duration = reader.duration().expect("a duration");
         let samples = good(Ok(reader));
         let found = samples.len() as f64 / 16_000.0;
-        assert!((found - seconds).abs() < 0.1 && (found - duration).abs() < 0.1, "{name}: {found} {duration}");
+        assert!(
+            (found - seconds).abs() < 0.1 && (found - duration).abs() < 0.1,
+            "{name}: {found} {duration}"
+        );
     }
 }
 
@@ -339,7 +342,8 @@ fn every_format_gives_the_tone_when_it_sounds() {
         assert!(rms(0.103, 0.106) > 0.5 * expected, "{name}: {}", rms(0.103, 0.106));
         // So does its phase: the tone correlates with itself, not with its quadrature.
         let at = |i: usize, quarter: f64| (TAU * (440.0 * i as f64 / 16e3 + quarter)).sin();
-        let sum = |quarter: f64| (2400..5600).map(|i| f64::from(samples[i]) * at(i, quarter)).sum::<f64>() / 1600.0;
+        let sum =
+            |quarter: f64| (2400..5600).map(|i| f64::from(samples[i]) * at(i, quarter)).sum::<f64>() / 1600.0;
         let phase = sum(0.25).atan2(sum(0.0)) / TAU / 440.0;
         assert!(phase.abs() < 1e-4, "{name}: {phase} s late");
     }
@@ -348,7 +352,8 @@ fn every_format_gives_the_tone_when_it_sounds() {
 /// A tone in the middle of its recording, at any rate, is the same tone at the same time.
 #[test]
 fn resampling_keeps_frequency_amplitude_and_time() {
-    for rate in [8000, 11_025, 12_000, 22_050, 24_000, 32_000, 44_100, 44_101, 48_000, 96_000, 192_000, 1000] {
+    for rate in [8000, 11_025, 12_000, 22_050, 24_000, 32_000, 44_100, 44_101, 48_000, 96_000, 192_000, 1000]
+    {
         for hz in [100.0, 440.0, 3000.0, 7400.0] {
             if hz > 0.45 * f64::from(rate) {
                 continue;
@@ -551,7 +556,11 @@ fn a_damaged_packet_moves_nothing() {
     let found = good(AudioReader::decode(bytes));
     assert_eq!(found.len(), expected.len());
     let differ: Vec<usize> = (0..found.len()).filter(|i| found[*i] != expected[*i]).collect();
-    assert!(!differ.is_empty() && differ[differ.len() - 1] - differ[0] < 3 * 4096, "{} samples", differ.len());
+    assert!(
+        !differ.is_empty() && differ[differ.len() - 1] - differ[0] < 3 * 4096,
+        "{} samples",
+        differ.len()
+    );
 }
 
 #[test]
@@ -597,9 +606,12 @@ fn raw_samples_with_something_left_over() {
 
 #[test]
 fn rates_and_channels_out_of_range() {
-    for (sample_rate, n_channels, what) in
-        [(0, 1, "sample rate of 0"), (999, 1, "999"), (u32::MAX, 1, "4294967295"), (16_000, 0, "channels of 0")]
-    {
+    for (sample_rate, n_channels, what) in [
+        (0, 1, "sample rate of 0"),
+        (999, 1, "999"),
+        (u32::MAX, 1, "4294967295"),
+        (16_000, 0, "channels of 0"),
+    ] {
         let format = PcmFormat { sample_rate, n_channels, sample: PcmSample::S16Le };
         let error = AudioReader::pcm(Cursor::new([0; 8]), format).err().expect("refused");
         assert!(error.to_string().contains(what), "{error}");
@@ -664,12 +676,13 @@ fn corrupt_files_never_panic() {
 fn bursts(seconds: usize, amplitude: f32, spans: &[(f64, f64)]) -> Vec<f32> {
     let mut samples = noise(seconds * 16_000, amplitude, 5);
     for (from, to) in spans {
-        for i in (from * 16e3) as usize..(to * 16e3) as usize {
+        let span = (from * 16e3) as usize..(to * 16e3) as usize;
+        for (i, sample) in span.clone().zip(&mut samples[span]) {
             let t = i as f64 / 16e3;
             // Syllables: four swells a second.
             let swell = 0.25 + 0.75 * (TAU * 2.0 * (t - from)).sin().abs();
             let voice: f64 = (1..20).map(|k| (TAU * 130.0 * f64::from(k) * t).sin() / f64::from(k)).sum();
-            samples[i] += (0.1 * swell * voice) as f32;
+            *sample += (0.1 * swell * voice) as f32;
         }
     }
     samples

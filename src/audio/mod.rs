@@ -128,7 +128,9 @@ impl AudioError {
                 "convert it: `ffmpeg -i INPUT -ac 1 -ar 16000 output.wav`"
             }
             Self::NoTrack { .. } => "choose a file with sound: a video must have an audio track",
-            Self::Broken { .. } => "the file may be incomplete: fetch it again; all before the break can be used",
+            Self::Broken { .. } => {
+                "the file may be incomplete: fetch it again; all before the break can be used"
+            }
             Self::Partial { .. } => "check the sample format and the number of channels",
             Self::NotFinite { .. } => "check the program that wrote it, and the sample format of raw samples",
             _ => return None,
