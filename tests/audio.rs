@@ -676,12 +676,13 @@ fn corrupt_files_never_panic() {
 fn bursts(seconds: usize, amplitude: f32, spans: &[(f64, f64)]) -> Vec<f32> {
     let mut samples = noise(seconds * 16_000, amplitude, 5);
     for (from, to) in spans {
-        for i in (from * 16e3) as usize..(to * 16e3) as usize {
+        let span = (from * 16e3) as usize..(to * 16e3) as usize;
+        for (i, sample) in span.clone().zip(&mut samples[span]) {
             let t = i as f64 / 16e3;
             // Syllables: four swells a second.
             let swell = 0.25 + 0.75 * (TAU * 2.0 * (t - from)).sin().abs();
             let voice: f64 = (1..20).map(|k| (TAU * 130.0 * f64::from(k) * t).sin() / f64::from(k)).sum();
-            samples[i] += (0.1 * swell * voice) as f32;
+            *sample += (0.1 * swell * voice) as f32;
         }
     }
     samples

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use symphonia::core::codecs::CodecParameters;
@@ -15,7 +16,7 @@ use symphonia::core::formats::{FormatReader, Track, TrackType};
 use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::units::{Duration, TimeBase, Timestamp};
 
-use super::reader::{Source, mix};
+use super::reader::{SAMPLE_RATES, Source, mix};
 use super::{AudioError, SAMPLE_RATE};
 
 const FORMATS: &str = "WAV, AIFF, FLAC, MP3, OGG, M4A, MP4 or Matroska";
@@ -31,6 +32,8 @@ const MIN_GAP: f64 = 0.02;
 const MAX_GAP: f64 = 60.0;
 /// Programs that write to a pipe cannot know a WAV file's length, and promise about the most that the header holds.
 const UNKNOWN_BYTES: u64 = 0x7fff_0000;
+
+const PANICKED: &str = "the decoder cannot handle what it holds";
 
 pub(super) struct Decoder {
     name: String,
@@ -78,7 +81,8 @@ impl Decoder {
         }
         let stream = MediaSourceStream::new(source, Default::default());
         let probe = symphonia::default::get_probe();
-        let format = match probe.probe(&Hint::new(), stream, Default::default(), Default::default()) {
+        let probe = || probe.probe(&Hint::new(), stream, Default::default(), Default::default());
+        let format = match guarded(probe).unwrap_or(Err(Error::DecodeError(PANICKED))) {
             Ok(format) => format,
             Err(Error::IoError(source)) if source.kind() != ErrorKind::UnexpectedEof => {
                 return Err(AudioError::Read { name, source });
@@ -88,7 +92,9 @@ impl Decoder {
             }
             Err(_) => return Err(AudioError::Format { name, expected: FORMATS, found: described(&start) }),
         };
-        let (track, decoder) = choose(&name, format.as_ref())?;
+        let panicked = || AudioError::Broken { name: name.clone(), seconds: 0.0, reason: PANICKED.into() };
+        let chosen = guarded(|| choose(&name, format.as_ref()));
+        let (track, decoder) = chosen.unwrap_or_else(|| Err(panicked()))?;
         let mut new = Self {
             name,
             track: 0,
@@ -181,10 +187,9 @@ impl Decoder {
             _ => Ok(None),
         }
     }
-}
 
-impl Source for Decoder {
-    fn next(&mut self, mono: &mut Vec<f32>) -> Result<Option<u32>, AudioError> {
+    /// As [`Source::next`].
+    fn read(&mut self, mono: &mut Vec<f32>) -> Result<Option<u32>, AudioError> {
         mono.clear();
         loop {
             let packet = match self.format.next_packet() {
@@ -240,7 +245,8 @@ impl Source for Decoder {
             if gap > MAX_GAP {
                 return Err(self.broken(format!("its clock leaps {gap:.0} s ahead")));
             }
-            if gap > MIN_GAP {
+            // A rate that the reader will refuse is no measure of anything.
+            if gap > MIN_GAP && SAMPLE_RATES.contains(&rate) {
                 mono.resize((gap * f64::from(rate)).round() as usize, 0.0);
             }
             mix(&self.interleaved, n_channels, mono);
@@ -257,10 +263,23 @@ impl Source for Decoder {
             }
         }
     }
+}
+
+impl Source for Decoder {
+    fn next(&mut self, mono: &mut Vec<f32>) -> Result<Option<u32>, AudioError> {
+        guarded(|| self.read(mono)).unwrap_or_else(|| Err(self.broken(PANICKED)))
+    }
 
     fn duration(&self) -> Option<f64> {
         self.duration
     }
+}
+
+/// Runs a part of the decoding library, which overflows on some damaged headers and panics where the build checks that;
+/// `None` if it did.
+fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
+    // What a panic may have left inconsistent is dropped, not used again.
+    catch_unwind(AssertUnwindSafe(call)).ok()
 }
 
 /// The track to listen to, and its decoder.

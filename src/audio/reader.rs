@@ -6,7 +6,7 @@ use super::resample::Resampler;
 use super::{AudioError, SAMPLE_RATE};
 
 /// Rates that sound is recorded at, with room on both sides; a header that says another is damaged.
-const SAMPLE_RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
+pub(super) const SAMPLE_RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
 /// Higher-order Ambisonics needs the most; a header that says more is damaged.
 const MAX_CHANNELS: usize = 256;
 /// The largest magnitude whose power, summed over a frame, is still a finite `f32`. Sound on a 16-bit scale passes.
