@@ -957,3 +957,83 @@ fn tune_refuses_what_makes_no_sense() {
         wginfer("tune --shape llama-15m --time-ms 0").fails(2, "`time-ms` is 0");
     }
 }
+
+/// A model with a classification head has labels of its own; an embedder compares texts with those it is given.
+#[test]
+fn classify_with_a_head_and_with_an_embedder() {
+    let json =
+        wginfer("classify --json").arg("a fine day").arg("rain").model(&golden("bert-classifier")).json();
+    for text in [&json[0], &json[1]] {
+        let labels = text["labels"].as_array().expect("labels");
+        let mut names: Vec<&str> = labels.iter().filter_map(|l| l["label"].as_str()).collect();
+        names.sort();
+        assert_eq!(names, ["negative", "neutral", "positive"]);
+        let sum: f64 = labels.iter().filter_map(|l| l["probability"].as_f64()).sum();
+        assert!((sum - 1.0).abs() < 1e-6, "{text}");
+    }
+    assert_ne!(json[0]["labels"], json[1]["labels"]);
+    // What the head says is what `logits` shows.
+    let shown = wginfer("logits --top 1").arg("a fine day").model(&golden("bert-classifier")).out();
+    let best = json[0]["labels"][0]["label"].as_str().expect("a label");
+    assert!(shown.lines().nth(1).is_some_and(|line| line.starts_with(best)), "{shown}");
+    let own = "labels of its own: negative, neutral, positive";
+    wginfer("classify rain --labels wet,dry").model(&golden("bert-classifier")).fails(2, own);
+
+    // Several labels may hold, or none, or the head gives a value.
+    let with = |key: &str, value: Value| {
+        let dir = copy_of("bert-classifier");
+        let path = dir.path().join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path).expect("a config")).expect("JSON");
+        config[key] = value;
+        fs::write(&path, config.to_string()).expect("it can be written");
+        dir
+    };
+    let several = with("problem_type", "multi_label_classification".into());
+    let json = wginfer("classify --json rain").model(several.path()).json();
+    let labels = json[0]["labels"].as_array().expect("labels");
+    let sum: f64 = labels.iter().filter_map(|l| l["probability"].as_f64()).sum();
+    assert!((sum - 1.0).abs() > 1e-3, "{json}");
+    let value = with("problem_type", "regression".into());
+    wginfer("classify rain").model(value.path()).fails(1, "gives a value, not probabilities");
+
+    // Without its head the model embeds.
+    let embedder = with("architectures", serde_json::json!(["BertModel"]));
+    wginfer("classify rain").model(embedder.path()).fails(2, "no labels given");
+    wginfer("classify rain --labels wet,wet").model(embedder.path()).fails(1, "`wet` is there twice");
+    let labels = ["--labels", "this: rain,that: snow"];
+    let json = wginfer("classify --json rain").arg(labels[0]).arg(labels[1]).model(embedder.path()).json();
+    assert_eq!(json[0]["labels"][0]["label"], "this", "a text is most like itself: {json}");
+    assert!(json[0]["labels"][0]["probability"].as_f64() > Some(0.5), "{json}");
+}
+
+/// An embedder chooses the pieces of a document that are asked.
+#[test]
+fn answer_with_an_embedder() {
+    let dir = copy_of("bert-classifier");
+    let path = dir.path().join("config.json");
+    let config =
+        fs::read_to_string(&path).expect("a config").replace("BertForSequenceClassification", "BertModel");
+    fs::write(&path, config).expect("it can be written");
+    let story = |name: &str, pet: &str| {
+        format!("{name} went to the hill. {name} found a {pet} there. {name} took the {pet} home.\n\n")
+    };
+    let names = ["Mia", "Tom", "Owen", "Lily", "Ben", "Sam", "Anna", "Max", "Ella", "Jack", "Nora", "Leo"];
+    let document: String = names.iter().map(|name| story(name, "gray cat")).collect();
+    let ask = |embedder: bool| {
+        let run = wginfer("answer --json --piece-tokens 40 -f -").arg("What did Leo find?");
+        let run = if embedder { run.arg("--embedder").arg(dir.path()) } else { run };
+        run.stdin(document.as_bytes()).json()
+    };
+    let asked = |json: &Value| {
+        let pieces = json["pieces"].as_array().expect("pieces");
+        (pieces.len(), pieces.iter().filter(|piece| !piece["answer"].is_null()).count())
+    };
+    let (n, n_all) = asked(&ask(false));
+    let (n_again, n_chosen) = asked(&ask(true));
+    assert_eq!((n, n_all), (n_again, n));
+    assert!(n_chosen < n, "{n_chosen} of {n} pieces were asked");
+    wginfer("answer why --embedder")
+        .arg(golden("llama"))
+        .stdin(b"text")
+        .fails(1, "`llama` is a model that writes");
+}

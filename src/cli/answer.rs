@@ -1,9 +1,12 @@
 //! `wginfer answer`: a question to a document.
 
+use std::ffi::OsString;
 use std::io::Write;
 
+use wginfer::engine::{EncoderOptions, Output, TextEncoder};
 use wginfer::tasks;
 
+use super::args::ModelArg;
 use super::document::{self, DocumentArgs};
 use super::failure::Failure;
 
@@ -20,6 +23,10 @@ pub struct AnswerArgs {
     /// The question
     question: String,
 
+    /// Ask only the pieces of the document that this sentence-embedding model finds nearest to the question
+    #[arg(long, value_name = "MODEL", help_heading = "Model and device")]
+    embedder: Option<OsString>,
+
     #[command(flatten)]
     document: DocumentArgs,
 }
@@ -29,9 +36,27 @@ pub fn run(args: &AnswerArgs, out: &mut dyn Write) -> Result<(), Failure> {
         return Err(tasks::TaskError::Empty { what: "question" }.into());
     }
     let text = args.document.read()?;
-    let answer = args
-        .document
-        .run(out, |engine, options, on| tasks::answer(engine, &text, &args.question, options, None, on))?;
+    let embedder = args.embedder.clone().map(|model| ModelArg { model: Some(model) }.open_encoder());
+    let embedder = embedder.transpose()?;
+    let answer = args.document.run(out, |engine, options, on| {
+        let Some(checkpoint) = embedder else {
+            return tasks::answer(engine, &text, &args.question, options, None, on);
+        };
+        let gpu = engine.gpu().clone();
+        let mut encoder = TextEncoder::load(&gpu, checkpoint, EncoderOptions::default(), &mut |_| {})?;
+        let mut embed = |texts: &[&str]| {
+            let encodings = tasks::encode(&mut encoder, texts, Output::Embedding, &mut |_| {})?;
+            let (n_texts, n_tokens) = encodings.cut();
+            if n_texts > 0 {
+                log::warn!(
+                    "the embedder reads {} tokens: {n_tokens} tokens of {n_texts} pieces do not count in the choice",
+                    encoder.ctx()
+                );
+            }
+            Ok(encodings.values)
+        };
+        tasks::answer(engine, &text, &args.question, options, Some(&mut embed), on)
+    })?;
     match &answer.quote {
         Some(quote) if !args.document.json => {
             let [first, last] = quote.lines;

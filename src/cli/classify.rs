@@ -1,24 +1,28 @@
 //! `wginfer classify`: labels for texts.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
-use wginfer::engine::{Engine, EngineOptions};
-use wginfer::tasks::{self, Classification, Input, Label};
+use wginfer::engine::{Checkpoint, EncoderCheckpoint, Engine, EngineError, EngineOptions, Output, Usage};
+use wginfer::models::Problem;
+use wginfer::tasks::{self, COSINE_TEMPERATURE, Classification, Encodings, Input, Label};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
-use super::prompt;
+use super::model::Opened;
 use super::watch::watch;
+use super::{embed, prompt};
 
 const EXAMPLES: &str = "Examples:
   wginfer classify \"Mia lost her ball and cried.\" --labels happy,sad,afraid,angry
   wginfer classify -f mails.txt --labels \"spam: unwanted advertising,ham: all other mail\" --json
   wginfer classify --jsonl -f reviews.jsonl --labels-file labels.txt --threshold 0.5
 
-A language model is asked which label fits. A label's score is the mean log-probability of its tokens as the
-answer, less that for an empty text; probabilities are the softmax of the scores.";
+A model with a classification head knows its labels, and their probabilities. A language model is asked which label
+fits: a label's score is the mean log-probability of its tokens as the answer, less that for an empty text. An embedder
+compares: a label's score is the cosine between the text and the label's description, or its name, over 0.05.
+Probabilities are the softmax of the scores.";
 
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -103,14 +107,11 @@ pub fn run(args: &ClassifyArgs, out: &mut dyn Write) -> Result<(), Failure> {
         )));
     }
     let labels = args.labels.read()?;
-    if labels.is_empty() {
-        let hint = "a language model needs them: `--labels happy,sad`, or `--labels-file FILE`";
-        return Err(Failure::usage("no labels given").with_hint(hint));
-    }
-    let texts = texts(args)?;
-    let mut engine = load(&args.model, &args.device)?;
-    let inputs: Vec<Input<'_>> = texts.iter().map(|text| Input::Text(text)).collect();
-    let mut classified = watch(|_| Ok(()), |on| tasks::classify(&mut engine, &inputs, &labels, on))?;
+    let (mut classified, texts) = match args.model.open_any()? {
+        Opened::Decoder(checkpoint) => by_language_model(args, checkpoint, &labels)?,
+        Opened::Encoder(checkpoint) => by_encoder(args, checkpoint, &labels)?,
+    };
+    let n_labels = classified.first().map_or(0, |c| c.labels.len());
     let usage = tasks::total(classified.iter().map(|c| c.usage));
 
     let top = match args.top {
@@ -144,38 +145,104 @@ pub fn run(args: &ClassifyArgs, out: &mut dyn Write) -> Result<(), Failure> {
     log::info!(
         "{} texts, {} labels · {} prompt tokens ({} cached)",
         texts.len(),
-        labels.len(),
+        n_labels,
         usage.prompt_tokens,
         usage.cached_tokens
     );
     Ok(())
 }
 
+/// What each of the texts is, and the texts.
+type Classified = (Vec<Classification>, Vec<String>);
+
+fn no_labels(who: &str) -> Failure {
+    let hint = format!("{who} needs them: `--labels happy,sad`, or `--labels-file FILE`");
+    Failure::usage("no labels given").with_hint(hint)
+}
+
+fn by_language_model(
+    args: &ClassifyArgs,
+    checkpoint: Checkpoint,
+    labels: &[Label],
+) -> Result<Classified, Failure> {
+    if labels.is_empty() {
+        return Err(no_labels("a language model"));
+    }
+    let texts = texts(args)?;
+    let mut engine = load(checkpoint, &args.device)?;
+    let inputs: Vec<Input<'_>> = texts.iter().map(|text| Input::Text(text)).collect();
+    let classified = watch(|_| Ok(()), |on| tasks::classify(&mut engine, &inputs, labels, on))?;
+    Ok((classified, texts))
+}
+
+/// By its head, if the model has one, or else by the likeness between texts and labels.
+fn by_encoder(
+    args: &ClassifyArgs,
+    checkpoint: EncoderCheckpoint,
+    labels: &[Label],
+) -> Result<Classified, Failure> {
+    checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
+    let head = checkpoint.architecture.labels().map_err(EngineError::from)?;
+    let usage = |encodings: &Encodings, i: usize| {
+        let prompt_tokens = encodings.n_tokens[i];
+        Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() }
+    };
+    let name = checkpoint.name.clone();
+    let classified = match head {
+        Some(head) if !labels.is_empty() => {
+            let message = format!("`{name}` has labels of its own: {}", head.names.join(", "));
+            return Err(Failure::usage(message).with_hint("leave `--labels` out, or give another model"));
+        }
+        Some(head) => {
+            if head.problem == Problem::Regression {
+                let message = format!("the head of `{name}` gives a value, not probabilities of labels");
+                return Err(Failure::failed(message).with_hint("`wginfer logits` shows it"));
+            }
+            let texts = texts(args)?;
+            let mut encoder = args.device.load_encoder(checkpoint)?;
+            let encodings = embed::encode(&mut encoder, &texts, "", Output::Logits)?;
+            let classify = |(i, logits): (usize, &Vec<f32>)| {
+                let probabilities = head.probabilities(logits).unwrap_or_default();
+                let probabilities = probabilities.into_iter().map(f64::from);
+                let names = head.names.iter().map(String::as_str);
+                Classification::of(names, probabilities, usage(&encodings, i))
+            };
+            (encodings.values.iter().enumerate().map(classify).collect(), texts)
+        }
+        None if labels.is_empty() => return Err(no_labels("an embedder")),
+        None => {
+            tasks::check_labels(labels)?;
+            let texts = texts(args)?;
+            let mut encoder = args.device.load_encoder(checkpoint)?;
+            let meant: Vec<&String> =
+                labels.iter().map(|label| label.description.as_ref().unwrap_or(&label.name)).collect();
+            let named = tasks::encode(&mut encoder, &meant, Output::Embedding, &mut |_| {})?;
+            let encodings = embed::encode(&mut encoder, &texts, "", Output::Embedding)?;
+            let classify = |(i, scores): (usize, Vec<f64>)| {
+                let names = labels.iter().map(|label| label.name.as_str());
+                Classification::new(names, &scores, usage(&encodings, i))
+            };
+            let scores = tasks::label_scores(&encodings.values, &named.values, COSINE_TEMPERATURE);
+            (scores.into_iter().enumerate().map(classify).collect(), texts)
+        }
+    };
+    Ok(classified)
+}
+
 /// An engine that gives the log-probabilities of prompts.
-pub fn load(model: &ModelArg, device: &DeviceArgs) -> Result<Engine, Failure> {
-    let checkpoint = model.open()?;
+pub fn load(checkpoint: Checkpoint, device: &DeviceArgs) -> Result<Engine, Failure> {
     checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
     let vocab_size = checkpoint.architecture.shape().vocab_size;
     let prompt_logprobs = tasks::prompt_logprob_rows(vocab_size);
     device.load(checkpoint, EngineOptions { prompt_logprobs, ..EngineOptions::default() })
 }
 
+/// The texts, without empty lines.
 fn texts(args: &ClassifyArgs) -> Result<Vec<String>, Failure> {
     if !args.texts.is_empty() {
         return Ok(args.texts.clone());
     }
-    let (text, from) = (prompt::text(None, args.file.as_deref())?, prompt::name(args.file.as_deref()));
-    let has_extension = args.file.as_deref().and_then(Path::extension).is_some_and(|e| e == "jsonl");
-    let texts: Vec<String> = if args.jsonl || has_extension {
-        let texts = prompt::objects(&text, &from)?.into_iter().map(|(line, object)| {
-            let text = prompt::field(&object, "text", &from, line)?;
-            let missing =
-                || Failure::failed(format!("{from}, line {line}: expected a field `text`, found none"));
-            text.map(str::to_string).ok_or_else(missing)
-        });
-        texts.collect::<Result<_, _>>()?
-    } else {
-        text.lines().filter(|line| !line.trim().is_empty()).map(str::to_string).collect()
-    };
-    if texts.is_empty() { Err(Failure::failed(format!("{from} is empty"))) } else { Ok(texts) }
+    let mut texts = prompt::lines(args.file.as_deref(), args.jsonl)?;
+    texts.retain(|text| !text.trim().is_empty());
+    Ok(texts)
 }

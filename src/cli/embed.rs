@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -93,7 +93,7 @@ pub fn run(args: &EmbedArgs, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let checkpoint = args.model.open_encoder()?;
     let texts = match args.texts.is_empty() {
-        true => lines(args.file.as_deref(), args.jsonl)?,
+        true => prompt::lines(args.file.as_deref(), args.jsonl)?,
         false => args.texts.clone(),
     };
     let prefix = args.prefix(&checkpoint.embedding)?;
@@ -114,37 +114,6 @@ pub fn run(args: &EmbedArgs, out: &mut dyn Write) -> Result<(), Failure> {
                 other => other,
             }
         }
-    }
-}
-
-/// The texts of a file or of standard input, a line each.
-pub fn lines(file: Option<&Path>, jsonl: bool) -> Result<Vec<String>, Failure> {
-    #[derive(serde::Deserialize)]
-    struct Line {
-        text: String,
-    }
-    let from = match file.filter(|path| *path != Path::new("-")) {
-        Some(path) => format!("`{}`", path.display()),
-        None => "standard input".to_string(),
-    };
-    let whole = prompt::text(None, file)?;
-    let texts: Vec<String> = if jsonl {
-        let lines = whole.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        lines
-            .map(|(i, line)| {
-                let parsed = serde_json::from_str(line).map(|line: Line| line.text);
-                let hint = "each line is an object such as {\"text\": \"a cat\"}";
-                parsed.map_err(|e| {
-                    Failure::failed(format!("line {} of {from} is not valid: {e}", i + 1)).with_hint(hint)
-                })
-            })
-            .collect::<Result<_, _>>()?
-    } else {
-        whole.lines().map(str::to_string).collect()
-    };
-    match texts.is_empty() {
-        true => Err(Failure::failed(format!("there is no text in {from}"))),
-        false => Ok(texts),
     }
 }
 

@@ -70,6 +70,26 @@ pub fn field<'a>(object: &'a Object, key: &str, from: &str, line: usize) -> Resu
     }
 }
 
+/// The texts of a file or of standard input: its lines, or of a JSON Lines file each object's field `text`.
+pub fn lines(file: Option<&Path>, jsonl: bool) -> Result<Vec<String>, Failure> {
+    let (whole, from) = (text(None, file)?, name(file));
+    let is_jsonl = jsonl || file.and_then(Path::extension).is_some_and(|e| e == "jsonl");
+    let texts: Vec<String> = if is_jsonl {
+        let of_object = |(line, object): (usize, Object)| {
+            let missing = format!("{from}, line {line}: expected a field `text`, found none");
+            let text = field(&object, "text", &from, line)?.map(str::to_string);
+            text.ok_or_else(|| Failure::failed(missing).with_hint("such as {\"text\": \"a cat\"}"))
+        };
+        objects(&whole, &from)?.into_iter().map(of_object).collect::<Result<_, _>>()?
+    } else {
+        whole.lines().map(str::to_string).collect()
+    };
+    match texts.iter().all(|text| text.trim().is_empty()) {
+        true => Err(Failure::failed(format!("there is no text in {from}"))),
+        false => Ok(texts),
+    }
+}
+
 /// `bytes` as text; `from` names where they are from.
 pub fn utf8(bytes: Vec<u8>, from: &str) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|e| {

@@ -112,14 +112,14 @@ pub fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<(), Failure> {
             return Err(Failure::usage("`max_tokens` is 0, expected at least 1"));
         }
         let items = items(&text, &from, &labels)?;
-        let mut engine = load(&args.model, &args.device)?;
+        let mut engine = load(args.model.open()?, &args.device)?;
         return accuracy(args, &mut engine, &items, out);
     }
     if !labels.is_empty() {
         let hint = "`--jsonl` says that the file is one whatever its name";
         return Err(Failure::usage("labels are for a `.jsonl` file").with_hint(hint));
     }
-    let mut engine = load(&args.model, &args.device)?;
+    let mut engine = load(args.model.open()?, &args.device)?;
     let found = watch(|_| Ok(()), |on| tasks::perplexity(&mut engine, &text, args.stride, on))?;
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &found)?;

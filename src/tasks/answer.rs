@@ -9,7 +9,7 @@ use super::instruct::{
 };
 use super::passage::{Passages, Quote, is_unknown, lines};
 use super::split::split;
-use super::{DocumentOptions, TaskError};
+use super::{DocumentOptions, TaskError, cosine};
 use crate::engine::{Engine, FinishReason, Usage};
 
 /// What the model is told. The built-in model answers 30 of 30 questions on unseen stories right with it, as it does
@@ -238,17 +238,10 @@ fn nearest(
     if pieces.iter().any(|piece| piece.len() != asked.len()) {
         return Err(wrong("vectors of different lengths".into()));
     }
-    let near: Vec<f64> = pieces.iter().map(|piece| cosine(asked, piece)).collect();
+    let near: Vec<f32> = pieces.iter().map(|piece| cosine(asked, piece)).collect();
     let mut order: Vec<usize> = (0..ranges.len()).collect();
     order.sort_by(|a, b| near[*b].total_cmp(&near[*a]));
     order.truncate(N_CHOSEN);
     order.sort();
     Ok(order)
-}
-
-/// The cosine of the angle between two vectors; 0 if one is zero.
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let norms = (dot(a, a) * dot(b, b)).sqrt();
-    if norms > 0.0 { dot(a, b) / norms } else { 0.0 }
 }

@@ -40,7 +40,7 @@ pub enum Input<'a> {
 pub struct LabelProbability {
     /// The label's name.
     pub label: String,
-    /// From 0 to 1; those of all labels add up to 1.
+    /// From 0 to 1; those of all labels add up to 1, unless several may hold.
     pub probability: f64,
 }
 
@@ -58,13 +58,18 @@ impl Classification {
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>, scores: &[f64], usage: Usage) -> Classification {
         let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - top).exp()).sum();
-        let probability = |score: &f64| (score - top).exp() / sum;
-        let labels = names.into_iter().zip(scores);
+        Classification::of(names, scores.iter().map(|score| (score - top).exp() / sum), usage)
+    }
+
+    /// The labels `names` with their `probabilities`, which add up to 1, or where several labels may hold need not.
+    pub fn of<'a>(
+        names: impl IntoIterator<Item = &'a str>,
+        probabilities: impl IntoIterator<Item = f64>,
+        usage: Usage,
+    ) -> Classification {
+        let labels = names.into_iter().zip(probabilities);
         let mut labels: Vec<LabelProbability> = labels
-            .map(|(name, score)| LabelProbability {
-                label: name.to_string(),
-                probability: probability(score),
-            })
+            .map(|(name, probability)| LabelProbability { label: name.to_string(), probability })
             .collect();
         labels.sort_by(|a, b| b.probability.total_cmp(&a.probability)); // stable
         Classification { labels, usage }
@@ -106,7 +111,7 @@ pub fn classify(
     labels: &[Label],
     on: &mut Observer<'_>,
 ) -> Result<Vec<Classification>, TaskError> {
-    check(labels)?;
+    check_labels(labels)?;
     let prompter = Prompter::new(engine)?;
     let answers = labels.iter().map(|label| prompter.answer(&label.name)).collect::<Result<Vec<_>, _>>()?;
     for (label, answer) in labels.iter().zip(&answers) {
@@ -176,7 +181,7 @@ pub fn classify(
 }
 
 /// Refuses labels that cannot be told apart.
-fn check(labels: &[Label]) -> Result<(), TaskError> {
+pub fn check_labels(labels: &[Label]) -> Result<(), TaskError> {
     if labels.len() < 2 {
         let found = match labels.len() {
             0 => "empty".to_string(),

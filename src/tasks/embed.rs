@@ -87,26 +87,16 @@ pub fn encode_tokens(
 /// sentence-transformers' `MultipleNegativesRankingLoss`).
 pub const COSINE_TEMPERATURE: f64 = 0.05;
 
-/// How well each of `labels` describes each of `texts`, by an embedder that was not trained for it: the cosine between the
-/// embeddings of text and label over `temperature`, `[n_texts][n_labels]`. The softmax of a text's scores is the
-/// probability of each label. Returns the texts' embeddings too. It waits, as [`encode`] does.
+/// How well each label describes each text, by the embeddings of both from an embedder that was not trained for it: their
+/// cosine over `temperature`, `[n_texts][n_labels]`. The softmax of a text's scores is the probability of each label.
 ///
 /// Radford et al. 2021, section 3.1.2, whose labels are texts and whose inputs are pictures.
 ///
-/// # Errors
-/// As [`encode`].
-pub fn label_scores(
-    encoder: &mut TextEncoder,
-    texts: &[impl AsRef<str>],
-    labels: &[impl AsRef<str>],
-    temperature: f64,
-    progress: &mut dyn FnMut(usize),
-) -> Result<(Vec<Vec<f64>>, Encodings), EngineError> {
-    let named = encode(encoder, labels, Output::Embedding, &mut |_| {})?;
-    let encodings = encode(encoder, texts, Output::Embedding, progress)?;
+/// # Panics
+/// If the embeddings differ in length.
+pub fn label_scores(texts: &[Vec<f32>], labels: &[Vec<f32>], temperature: f64) -> Vec<Vec<f64>> {
     let score = |text: &[f32], label: &[f32]| f64::from(cosine(text, label)) / temperature;
-    let row = |text: &Vec<f32>| named.values.iter().map(|label| score(text, label)).collect();
-    Ok((encodings.values.iter().map(row).collect(), encodings))
+    texts.iter().map(|text| labels.iter().map(|label| score(text, label)).collect()).collect()
 }
 
 /// The cosine of the angle between two embeddings of the same model; 0 where one is all zeros.

@@ -14,7 +14,9 @@ pub mod transcribe;
 
 pub use answer::{Answer, Embed, Piece, answer};
 pub use chat::{Chat, Reply};
-pub use classify::{Classification, Input, Label, LabelProbability, classify, prompt_logprob_rows};
+pub use classify::{
+    Classification, Input, Label, LabelProbability, check_labels, classify, prompt_logprob_rows,
+};
 pub use embed::{COSINE_TEMPERATURE, Encodings, cosine, encode, encode_tokens, label_scores};
 pub use error::TaskError;
 pub use instruct::{Observer, Progress};
