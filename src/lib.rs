@@ -74,7 +74,7 @@
 //! | 2 | [`audio`] | recordings to log-mel frames: decoding, resampling, voice activity |
 //! | 3 | [`models`] | one file an architecture, made of `models::blocks`; the loader, from checkpoint to device memory |
 //! | 4 | [`engine`] | requests to events: pages, scheduler, sampling parameters |
-//! | 5 | [`tasks`] | what people do with models: conversations |
+//! | 5 | [`tasks`] | what people do with models: conversations, answers from documents, summaries, labels, scores |
 //! | 5 | [`mod@bench`] | how fast kernels and models are on this device, and how near to its limits |
 //! | 6 | `cli` | the command line, part of the binary |
 //!

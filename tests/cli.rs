@@ -1,104 +1,18 @@
 //! The program as a user runs it: exit codes, what goes to which stream, and what bad input does.
 
 mod common;
+#[path = "common/program.rs"]
+mod program;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-// --- a run of the program ---
-
-struct Run {
-    command: Command,
-    stdin: Vec<u8>,
-}
-
-struct Done {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-/// The program with the arguments in `line`, apart at spaces, and none of the user's settings.
-fn wginfer(line: &str) -> Run {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wginfer"));
-    command.args(line.split_whitespace());
-    command.env_remove("WGINFER_MODEL").env_remove("WGINFER_GPU");
-    command.env("WGINFER_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Run { command, stdin: Vec::new() }
-}
-
-impl Run {
-    /// One more argument, spaces and all.
-    fn arg(mut self, arg: impl AsRef<std::ffi::OsStr>) -> Run {
-        self.command.arg(arg);
-        self
-    }
-
-    fn model(self, dir: &Path) -> Run {
-        self.arg("--model").arg(dir)
-    }
-
-    fn env(mut self, name: &str, value: &str) -> Run {
-        self.command.env(name, value);
-        self
-    }
-
-    fn stdin(mut self, bytes: &[u8]) -> Run {
-        self.stdin = bytes.to_vec();
-        self
-    }
-
-    fn spawn(mut self) -> Child {
-        let mut child = self.command.spawn().expect("the program starts");
-        // Who does not read to the end closes the pipe, which is no matter here.
-        let _ = child.stdin.take().expect("a pipe").write_all(&self.stdin);
-        child
-    }
-
-    fn done(self) -> Done {
-        let output = self.spawn().wait_with_output().expect("the program ends");
-        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-        Done { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    /// Standard output of a run that succeeds.
-    #[track_caller]
-    fn out(self) -> String {
-        self.succeeds().out
-    }
-
-    #[track_caller]
-    fn succeeds(self) -> Done {
-        let done = self.done();
-        assert_eq!(done.code, Some(0), "{}", done.err);
-        done
-    }
-
-    #[track_caller]
-    fn json(self) -> Value {
-        serde_json::from_str(&self.out()).expect("JSON")
-    }
-
-    /// Fails with `code`, nothing on standard output, and one line that names `what`, with a hint at most.
-    #[track_caller]
-    fn fails(self, code: i32, what: &str) {
-        let done = self.done();
-        assert_eq!(done.code, Some(code), "{}", done.err);
-        assert_eq!(done.out, "");
-        assert!(!done.err.contains("panicked"), "{}", done.err);
-        let lines: Vec<&str> = done.err.lines().collect();
-        let error = lines.iter().rposition(|l| l.starts_with("error: ")).expect("a line with the error");
-        assert!(lines[error].contains(what), "`{what}` is not in: {}", lines[error]);
-        let rest = &lines[error + 1..];
-        assert!(rest.len() <= 1 && rest.iter().all(|l| l.starts_with("hint: ")), "{}", done.err);
-    }
-}
+use program::wginfer;
 
 // --- checkpoints ---
 
@@ -325,14 +239,6 @@ fn token_out_of_range() {
         wginfer("generate --token-ids 4294967295").model(&golden("llama")).fails(1, "token 4294967295");
     }
     wginfer("logits --token-ids 5,x").fails_to_parse();
-}
-
-impl Run {
-    #[track_caller]
-    fn fails_to_parse(self) {
-        let done = self.done();
-        assert_eq!((done.code, done.out.as_str()), (Some(2), ""), "{}", done.err);
-    }
 }
 
 #[test]

@@ -34,6 +34,8 @@ struct Outcome {
     text: String,
     logits: Vec<Vec<f32>>,
     logprobs: Vec<Logprobs>,
+    first_score: Option<usize>,
+    scores: Vec<f32>,
     usage: Usage,
     finish_reason: Option<FinishReason>,
     error: Option<String>,
@@ -52,7 +54,13 @@ fn take(outcomes: &mut HashMap<RequestId, Outcome>, event: Event) {
             o.logits.push(values);
             assert!(position >= o.logits.len() - 1);
         }
-        Event::Alignment { .. } | Event::PromptLogprobs { .. } => panic!("nobody asked for it"),
+        Event::Alignment { .. } => panic!("nobody asked for what rows attend to"),
+        Event::PromptLogprobs { id, position, logprobs } => {
+            let o = outcomes.entry(id).or_default();
+            o.first_score.get_or_insert(position);
+            assert_eq!(position, o.first_score.unwrap_or(0) + o.scores.len(), "in order, without a gap");
+            o.scores.extend(logprobs);
+        }
         Event::Done { id, text, finish_reason, usage, .. } => {
             let o = outcomes.entry(id).or_default();
             o.text.push_str(&text);
@@ -88,6 +96,73 @@ fn prompt(seed: u64, n: usize) -> Vec<u32> {
 
 fn seeded(seed: u64) -> Sampling {
     Sampling { seed: Some(seed), ..Sampling::default() }
+}
+
+fn scores(prompt: &[u32], from: usize) -> Request {
+    Request { prompt_logprobs: Some(from), ..Request::new(prompt.to_vec()) }
+}
+
+#[test]
+fn logprobs_of_prompts_are_those_of_their_logits() {
+    let Some(gpu) = common::gpu() else { return };
+    for model in ["llama", "mistral-window", "gpt2"] {
+        let ids = prompt(1, 53);
+        let all = run(&mut load(&gpu, model, f32_options()), vec![all_logits(&ids)]).remove(0).logits;
+        let want: Vec<f64> = (1..ids.len())
+            .map(|i| common::reference::token_logprob(&common::to_f64(&all[i - 1]), ids[i] as usize))
+            .collect();
+        let options =
+            |max_rows, prompt_logprobs| EngineOptions { max_rows, prompt_logprobs, ..f32_options() };
+        let mut engine = load(&gpu, model, options(64, 64));
+        let alone = run(&mut engine, vec![scores(&ids, 1)]).remove(0);
+        let tolerance = common::Tolerance::f32(all[0].len(), common::largest(&want));
+        common::assert_close(model, &alone.scores, &want, tolerance);
+        assert_eq!((alone.first_score, alone.finish_reason), (Some(1), Some(FinishReason::Length)));
+        assert_eq!((alone.usage.prompt_tokens, alone.usage.completion_tokens), (53, 0));
+
+        // What comes before the first token in question is found in the cache, up to the row that foresees it.
+        let again = run(&mut engine, vec![scores(&ids, 40), scores(&ids, 52)]);
+        common::assert_same_bits(model, &again[0].scores, &alone.scores[39..]);
+        common::assert_same_bits(model, &again[1].scores, &alone.scores[51..]);
+        // Whole pages, and of the one that was left unfinished as much as is the same.
+        assert_eq!([0, 1].map(|i| again[i].usage.cached_tokens), [32, 51], "{model}");
+
+        // Steps that cut it anywhere, few rows with logits, and company that writes or wants logits.
+        for (max_rows, n_scores) in [(9, 1), (20, 7), (31, 64)] {
+            let options = EngineOptions { logits: true, ..options(max_rows, n_scores) };
+            let mut engine = load(&gpu, model, options);
+            let company = vec![
+                write(&prompt(2, 3), 12, seeded(1)),
+                scores(&ids, 1),
+                all_logits(&ids[..9]),
+                write(&prompt(3, 41), 9, Sampling::greedy()),
+                scores(&ids[..30], 1),
+            ];
+            let found = run(&mut engine, company);
+            common::assert_same_bits(model, &found[1].scores, &alone.scores);
+            common::assert_same_bits(model, &found[4].scores, &alone.scores[..29]);
+            assert!(found[2].logits[..] == all[..9], "{model}: logits in company");
+            let written =
+                run(&mut load(&gpu, model, f32_options()), vec![write(&prompt(2, 3), 12, seeded(1))]);
+            assert_eq!(found[0].tokens, written[0].tokens, "{model}: a text in company");
+        }
+    }
+}
+
+#[test]
+fn logprobs_of_prompts_are_refused_where_there_can_be_none() {
+    let Some(gpu) = common::gpu() else { return };
+    let mut engine = load(&gpu, "llama", EngineOptions { prompt_logprobs: 4, ..f32_options() });
+    let ids = prompt(1, 9);
+    for request in [scores(&ids, 0), scores(&ids, 9), scores(&ids[..1], 1), scores(&[], 1)] {
+        engine.submit(request).expect_err("nothing to score");
+    }
+    let both = Request { logits: Some(Logits::Last), ..scores(&ids, 1) };
+    engine.submit(both).expect_err("one of the two");
+    assert!(engine.is_idle());
+    let mut engine = load(&gpu, "llama", f32_options());
+    let error = engine.submit(scores(&ids, 1)).expect_err("not built for it");
+    assert!(error.to_string().contains("prompt_logprobs"), "{error}");
 }
 
 #[test]

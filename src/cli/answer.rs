@@ -72,7 +72,7 @@ pub fn run(args: &AnswerArgs, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let n_asked = answer.pieces.iter().filter(|piece| piece.answer.is_some()).count();
     let n_found = answer.pieces.iter().filter(|piece| piece.found).count();
-    log::info!("{} pieces, {n_asked} asked, {n_found} with an answer", answer.pieces.len());
+    log::info!("{n_asked} of {} pieces asked, {n_found} with an answer", answer.pieces.len());
     document::report(&answer.usage, answer.finish_reason, answer.cut);
     Ok(())
 }

@@ -143,7 +143,7 @@ pub fn run(args: &ClassifyArgs, out: &mut dyn Write) -> Result<(), Failure> {
         }
     }
     log::info!(
-        "{} texts, {} labels · {} prompt tokens ({} cached)",
+        "texts: {}, labels: {} · {} prompt tokens ({} cached)",
         texts.len(),
         n_labels,
         usage.prompt_tokens,

@@ -129,10 +129,11 @@ pub fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<(), Failure> {
         writeln!(out, "bits per byte  {:.4}", found.bits_per_byte)?;
     }
     log::info!(
-        "{} of {} tokens scored, {} bytes, in windows of {} tokens, {} apart",
+        "{} of {} tokens scored, {} bytes · {} windows of at most {} tokens, {} apart",
         found.scored,
         found.tokens,
         found.bytes,
+        found.windows,
         found.ctx,
         found.stride
     );

@@ -35,7 +35,8 @@ pub fn run(args: &SummarizeArgs, out: &mut dyn Write) -> Result<(), Failure> {
             summary.words
         );
     }
-    log::info!("{} pieces in {} rounds, {} words", summary.rounds[0], summary.rounds.len(), summary.words);
+    let rounds = summary.rounds.iter().map(usize::to_string).collect::<Vec<_>>().join(", ");
+    log::info!("pieces of each round: {rounds} · {} words", summary.words);
     document::report(&summary.usage, summary.finish_reason, summary.cut);
     Ok(())
 }

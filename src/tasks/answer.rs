@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::instruct::{
     Instruction, Observer, Progress, Prompter, Writing, Written, add, n_cut, stopped, write_all, write_one,
 };
-use super::passage::{Passages, Quote, is_unknown, lines};
+use super::passage::{Passages, Quote, is_unknown};
 use super::split::split;
 use super::{DocumentOptions, TaskError, cosine};
 use crate::engine::{Engine, FinishReason, Usage};
@@ -105,10 +105,11 @@ pub fn answer(
     let room = options.room(engine, prompt("")?.len())?;
     let mut count = |text: &str| prompter.count(text);
     let ranges = split(document, room.piece_tokens, &mut count)?;
+    let passages = Passages::new(document, &ranges);
     let mut pieces = Vec::with_capacity(ranges.len());
     for range in &ranges {
         let tokens = count(&document[range.clone()])?;
-        pieces.push(Piece { lines: lines(document, range), tokens, answer: None, found: false });
+        pieces.push(Piece { lines: passages.lines(range), tokens, answer: None, found: false });
     }
     let asked = match embed {
         Some(embed) => nearest(document, &ranges, question, embed)?,
@@ -127,7 +128,6 @@ pub fn answer(
     let written =
         ask(engine, asked.iter().map(|i| prompt(&document[ranges[*i].clone()])), &whole, &short, on)?;
     cut += if is_single { 0 } else { n_cut(&written) };
-    let passages = Passages::new(document, &ranges);
     let mut notes = Vec::new();
     for (i, written) in asked.iter().zip(written) {
         add(&mut usage, written.usage);

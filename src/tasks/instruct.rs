@@ -44,7 +44,7 @@ impl Prompter {
         };
         let has_system = template.as_ref().is_some_and(|template| {
             let messages = [Message::system("a"), Message::user("b")];
-            template.render(&messages, true, &serde_json::Map::new()).is_ok()
+            template.render(&messages, true, &variables()).is_ok()
         });
         Ok(Prompter { tokenizer, template, has_system })
     }
@@ -82,7 +82,7 @@ impl Prompter {
             let text = if cue.is_empty() { text.to_string() } else { format!("{text}\n\n{cue}") };
             return self.encode("", &text, "", true);
         };
-        let render = |messages: &[Message]| template.render(messages, true, &serde_json::Map::new());
+        let render = |messages: &[Message]| template.render(messages, true, &variables());
         let (rendered, content) = match (system, joined) {
             (Some(system), _) if self.has_system => {
                 (render(&[Message::system(*system), Message::user(PLACE)])?, user.to_string())
@@ -90,8 +90,9 @@ impl Prompter {
             (_, Some(joined)) => (render(&[Message::user(PLACE)])?, joined),
             (_, None) => (render(&[Message::user(PLACE)])?, user.to_string()),
         };
-        // A template that changes what it is given, or leaves it out, cannot be told apart from the text.
-        let Some((before, after)) = rendered.split_once(PLACE) else {
+        // A template that changes what it is given, or says it twice, cannot be told apart from the text.
+        let parts = rendered.split_once(PLACE).filter(|(_, after)| !after.contains(PLACE));
+        let Some((before, after)) = parts else {
             let text = render(&[Message::user(content)])?;
             return Ok(self.tokenizer.encode(&text, false)?);
         };
@@ -117,6 +118,11 @@ impl Prompter {
         ids.extend(tokenizer.encode(after, false)?);
         Ok(ids)
     }
+}
+
+/// What templates are told: tasks want results alone, not how a model that thinks aloud comes to them.
+fn variables() -> serde_json::Map<String, serde_json::Value> {
+    serde_json::Map::from_iter([("enable_thinking".to_string(), false.into())])
 }
 
 /// What a task tells its caller on the way. The caller can end it at any of them.
@@ -243,6 +249,9 @@ fn write(
     Ok((written.collect(), flow))
 }
 
+/// Hears an event with the number of its request, or that nothing has come.
+type OnEvent<'a> = dyn FnMut(Option<(usize, &Event)>) -> ControlFlow<()> + 'a;
+
 /// Runs requests in one batch until all are done. `on` hears each event with the number of its request, and nothing now
 /// and then; at `Break` all are cancelled. Events of other requests are passed over.
 ///
@@ -251,7 +260,7 @@ fn write(
 pub(super) fn run(
     engine: &mut Engine,
     requests: Vec<Request>,
-    on: &mut dyn FnMut(Option<(usize, &Event)>) -> ControlFlow<()>,
+    on: &mut OnEvent<'_>,
 ) -> Result<ControlFlow<()>, TaskError> {
     let mut ids: HashMap<RequestId, usize> = HashMap::new();
     let mut failed: Option<TaskError> = None;

@@ -108,7 +108,6 @@ pub fn perplexity(
         ..Request::new(ids[w.begin..w.end].to_vec())
     });
     let n_pieces = ids.len() - 1;
-    stopped(on(Progress::Round { round: 1, n_pieces: windows.len(), n_tokens: ids.len() }))?;
     let (mut nll, mut scored) = (0.0, 0);
     let flow = run(engine, requests.collect(), &mut |event| {
         if let Some((_, Event::PromptLogprobs { logprobs, .. })) = event {

@@ -277,6 +277,6 @@ mod tests {
 
     #[test]
     fn paragraphs_start_after_blank_lines() {
-        assert_eq!(paragraph_starts("a\nb\n \n\nc\n"), [0, 6]);
+        assert_eq!(paragraph_starts("a\nb\n \n\nc\n"), [0, 7]);
     }
 }

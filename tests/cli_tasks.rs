@@ -1,0 +1,227 @@
+//! The commands over documents, labels and scores, with the model in the binary.
+
+mod common;
+#[path = "common/program.rs"]
+mod program;
+
+use std::fs;
+use std::path::PathBuf;
+
+use program::wginfer;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MIA: &str = "Mia had a red ball that she loved very much.\nOne sunny day, Mia lost her red ball in the park.\nMia felt \
+                   sad. Her friend Tom came to help.\nThen Tom found the ball under a bench. Mia jumped for joy.\n";
+const OLGA: &str = "Olga was a lonely girl. One afternoon, Olga was alone in the meadow. Suddenly she heard a strange \
+                    voice. She wanted to run, but her legs did not move. Olga felt afraid and did not make a sound.\n";
+
+/// A file of a temporary folder.
+fn file(dir: &TempDir, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+    let path = dir.path().join(name);
+    fs::write(&path, text).expect("it can be written");
+    path
+}
+
+fn folder() -> TempDir {
+    TempDir::new().expect("a temporary folder")
+}
+
+#[test]
+fn help_has_examples() {
+    for line in ["answer --help", "summarize --help", "classify --help", "score --help"] {
+        assert!(wginfer(line).out().contains("Examples:"), "{line}");
+    }
+}
+
+#[test]
+fn answers_come_with_their_passage() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = folder();
+    let path = file(&dir, "mia.txt", MIA);
+    let done = wginfer("answer -f").arg(&path).arg("Where was the ball found?").succeeds();
+    assert_eq!(
+        done.out,
+        "The ball was under a bench.\n\n> Then Tom found the ball under a bench.\n(line 4)\n"
+    );
+    assert!(
+        done.err.contains("round 1: 1 piece, ") && done.err.contains("1 of 1 pieces asked, 1 with an answer")
+    );
+
+    // Standard input, with `-` and without, and a document of two stories.
+    let both = format!("{MIA}\n{OLGA}");
+    for line in ["answer --json -f -", "answer --json"] {
+        let found = wginfer(line).arg("What did Olga hear?").stdin(both.as_bytes()).json();
+        assert_eq!(found["found"], true);
+        assert!(found["answer"].as_str().expect("a text").contains("strange voice"), "{found}");
+        assert_eq!(found["quote"]["lines"], json!([6, 6]));
+        let [from, to] = [0, 1].map(|i| found["quote"]["bytes"][i].as_u64().expect("a place") as usize);
+        assert_eq!(found["quote"]["text"], both[from..to]);
+        assert_eq!(found["pieces"].as_array().expect("a list").len(), 2);
+        assert!(found["usage"]["prompt_tokens"].as_u64().expect("a count") > 200);
+    }
+    let found = wginfer("answer --json").arg("What did Mia want?").stdin(MIA.as_bytes()).json();
+    assert_eq!((&found["found"], &found["quote"]), (&Value::Bool(false), &Value::Null));
+}
+
+#[test]
+fn summaries_have_as_many_words_as_asked() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let found = wginfer("summarize --json").stdin(format!("{MIA}\n{OLGA}").as_bytes()).json();
+    let summary = found["summary"].as_str().expect("a text");
+    assert!(summary.contains("Mia") && summary.contains("Olga"), "{summary}");
+    assert_eq!(found["rounds"], json!([2]));
+    let done = wginfer("summarize --words 3").stdin(MIA.as_bytes()).succeeds();
+    assert!(done.out.contains("Mia") && done.err.contains("3 were asked for"), "{}", done.err);
+    assert_eq!(wginfer("summarize -q").stdin(MIA.as_bytes()).succeeds().err, "");
+}
+
+#[test]
+fn documents_that_are_none() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = folder();
+    for command in ["answer Who? -f", "summarize -f", "score -f"] {
+        wginfer(command).arg(file(&dir, "empty.txt", " \n\n")).fails(1, "empty.txt` is empty");
+        wginfer(command).arg(file(&dir, "latin.txt", b"caf\xe9")).fails(1, "byte 3 is `0xe9`");
+        wginfer(command).arg("./not/there.txt").fails(1, "./not/there.txt");
+    }
+    for command in ["answer Who? -f", "summarize -f"] {
+        wginfer(command).arg(file(&dir, "binary", b"PK\0\0")).fails(1, "byte 2 is `0x00`");
+    }
+    wginfer("answer").arg(" ").stdin(b"A text.").fails(1, "the question is empty");
+    wginfer("summarize --words 0").fails_to_parse();
+    wginfer("summarize --max-tokens 0").stdin(b"A text.").fails(2, "`max_tokens` is 0");
+    wginfer("summarize --piece-tokens 5").stdin(b"A text.").fails(2, "`piece_tokens` is 5");
+    wginfer("summarize --temperature -1").stdin(b"A text.").fails(2, "`temperature` is -1");
+    wginfer("summarize --ctx 32").stdin(b"A text.").fails(1, "no room");
+}
+
+#[test]
+fn labels_for_texts_from_everywhere() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let labels = "--labels happy,sad,afraid,angry";
+    let one = wginfer(&format!("classify {labels}")).arg(OLGA).out();
+    let lines: Vec<&str> = one.lines().collect();
+    assert_eq!(lines.len(), 4, "all labels of one text");
+    assert!(lines[0].starts_with("afraid\t"), "{one}");
+
+    let dir = folder();
+    let mia = MIA.replace('\n', " ");
+    let texts = file(&dir, "texts.txt", format!("{mia}\n\n{OLGA}"));
+    let objects = [&mia[..], OLGA].map(|text| json!({ "text": text, "other": 1 }).to_string()).join("\n");
+    let objects = file(&dir, "texts.jsonl", objects);
+    let list = file(&dir, "labels.txt", "happy\nsad\n\nafraid\nangry\n");
+    let expected: Vec<(String, String)> = [&texts, &objects]
+        .map(|path| {
+            let out = wginfer(&format!("classify {labels} -f")).arg(path).out();
+            let best = |line: &str| line.split('\t').next().unwrap_or_default().to_string();
+            let bests: Vec<String> = out.lines().map(best).collect();
+            assert_eq!(bests.len(), 2, "the best label of each text: {out}");
+            (bests[0].clone(), bests[1].clone())
+        })
+        .to_vec();
+    assert_eq!(expected, [("happy".into(), "afraid".into()), ("happy".into(), "afraid".into())]);
+
+    let all = wginfer("classify --json --labels-file").arg(&list).arg("-f").arg(&texts).json();
+    let all = all.as_array().expect("a list");
+    assert_eq!((all.len(), all[0]["labels"][0]["label"].as_str()), (2, Some("happy")));
+    let sum: f64 =
+        all[0]["labels"].as_array().expect("a list").iter().filter_map(|l| l["probability"].as_f64()).sum();
+    assert!((sum - 1.0).abs() < 1e-9);
+    assert_eq!(all[1]["labels"].as_array().expect("a list").len(), 4);
+
+    let few = wginfer(&format!("classify {labels} --top 2 --threshold 0.5 --json")).arg(OLGA).json();
+    assert_eq!(few[0]["labels"].as_array().expect("a list").len(), 1);
+    let none = wginfer("classify --labels happy,sad --threshold 1 -q").arg(OLGA).arg(MIA).out();
+    assert!(none.lines().all(|line| line.starts_with("-\t-\t") || line.contains("\t1.0000\t")), "{none}");
+}
+
+#[test]
+fn labels_that_are_none() {
+    if common::gpu().is_none() {
+        return;
+    }
+    wginfer("classify a").fails(2, "no labels given");
+    wginfer("classify a --labels sad").fails(2, "at least two labels");
+    wginfer("classify a --labels sad,happy,sad").fails(2, "label `sad` is there twice");
+    wginfer("classify a --labels").arg("sad,").fails(2, "is empty");
+    wginfer("classify a --labels a,b --threshold 2").fails(2, "`threshold` is 2");
+    wginfer("classify --labels a,b").stdin(b"\n").fails(1, "standard input is empty");
+    let dir = folder();
+    wginfer("classify a --labels-file").arg(file(&dir, "l.txt", "\n")).fails(1, "l.txt` has no labels");
+    let bad =
+        [("{\"text\": \"a\"}\n{\"text\": 3}", "line 2: `text` is 3"), ("\n[]", "line 2"), ("{}", "line 1")];
+    for (text, what) in bad {
+        wginfer("classify --labels a,b -f").arg(file(&dir, "t.jsonl", text)).fails(1, what);
+    }
+}
+
+#[test]
+fn scores_of_texts_and_answers() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let found = wginfer("score --json").stdin(MIA.as_bytes()).json();
+    let of = |key: &str| found[key].as_f64().expect("a number");
+    assert_eq!(of("scored"), of("tokens") - 1.0);
+    assert!((of("perplexity") - (of("nll") / of("scored")).exp()).abs() < 1e-9);
+    assert!((of("bits_per_byte") - of("nll") / 2f64.ln() / of("bytes")).abs() < 1e-9);
+    let text = wginfer("score --ctx 32 --stride 8").stdin(MIA.as_bytes()).succeeds();
+    assert!(
+        text.out.starts_with("perplexity     ") && text.err.contains("windows of at most 32 tokens, 8 apart")
+    );
+
+    let dir = folder();
+    let question = format!("Text:\n{MIA}\nQuestion: Who found the ball?");
+    let lines = [
+        json!({ "prompt": question, "answer": "tom found ball" }),
+        json!({ "prompt": question, "answer": "Mia" }),
+        json!({ "text": OLGA, "label": "afraid" }),
+        json!({ "prompt": question, "label": "Tom found", "labels": ["Mia found", "Tom found"] }),
+    ];
+    let lines = file(&dir, "all.jsonl", lines.map(|line| line.to_string()).join("\n"));
+    let found = wginfer("score --json --labels happy,sad,afraid,angry -f").arg(&lines).json();
+    assert_eq!((&found["exact_match"], &found["items"]), (&json!(0.5), &json!(4)));
+    assert_eq!(found["label_accuracy"], 1.0, "{found}");
+    assert_eq!(found["results"][0]["found"], "Tom found the ball.");
+    assert_eq!(found["results"][3]["line"], 4);
+    let text = wginfer("score --labels happy,sad,afraid,angry -f").arg(&lines).out();
+    assert_eq!(text, "exact match    0.5000 (1 of 2)\nlabel accuracy 1.0000 (2 of 2)\n");
+}
+
+#[test]
+fn scores_of_what_is_no_test() {
+    if common::gpu().is_none() {
+        return;
+    }
+    wginfer("score --stride 0").stdin(b"A text.").fails(2, "`stride` is 0");
+    wginfer("score --ctx 16 --stride 16").stdin(b"A text.").fails(2, "`stride` is 16");
+    wginfer("score").stdin(b"a").fails(1, "the text is empty");
+    wginfer("score --labels a,b").stdin(b"A text.").fails(2, "`.jsonl`");
+    let dir = folder();
+    let bad = [
+        (
+            "{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"prompt\": \"a\"",
+            "bad.jsonl`, line 2: expected a JSON object",
+        ),
+        ("{\"prompt\": \"a\"}", "line 1: expected `prompt` with `answer`"),
+        ("{\"text\": \"a\", \"label\": \"b\"}", "expected a field `labels`"),
+        ("{\"text\": \"a\", \"label\": \"b\", \"labels\": \"b,c\"}", "expected a list of texts"),
+        (
+            "{\"text\": \"a\", \"label\": \"b\", \"labels\": [\"c\", \"d\"]}",
+            "`label` is `b`, which is not among",
+        ),
+        ("{\"text\": 1, \"label\": \"b\"}", "line 1: `text` is 1, expected a text"),
+    ];
+    for (text, what) in bad {
+        wginfer("score -f").arg(file(&dir, "bad.jsonl", text)).fails(1, what);
+    }
+}

@@ -1,0 +1,103 @@
+//! A run of the program, as a user starts it.
+#![allow(dead_code)] // each test binary uses its own part of this
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+
+pub struct Run {
+    pub command: Command,
+    pub stdin: Vec<u8>,
+}
+
+pub struct Done {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+/// The program with the arguments in `line`, apart at spaces, and none of the user's settings.
+pub fn wginfer(line: &str) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wginfer"));
+    command.args(line.split_whitespace());
+    command.env_remove("WGINFER_MODEL").env_remove("WGINFER_GPU");
+    command.env("WGINFER_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Run { command, stdin: Vec::new() }
+}
+
+impl Run {
+    /// One more argument, spaces and all.
+    pub fn arg(mut self, arg: impl AsRef<std::ffi::OsStr>) -> Run {
+        self.command.arg(arg);
+        self
+    }
+
+    pub fn model(self, dir: &Path) -> Run {
+        self.arg("--model").arg(dir)
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Run {
+        self.command.env(name, value);
+        self
+    }
+
+    pub fn stdin(mut self, bytes: &[u8]) -> Run {
+        self.stdin = bytes.to_vec();
+        self
+    }
+
+    pub fn spawn(mut self) -> Child {
+        let mut child = self.command.spawn().expect("the program starts");
+        // Who does not read to the end closes the pipe, which is no matter here.
+        let _ = child.stdin.take().expect("a pipe").write_all(&self.stdin);
+        child
+    }
+
+    pub fn done(self) -> Done {
+        let output = self.spawn().wait_with_output().expect("the program ends");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        Done { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// Standard output of a run that succeeds.
+    #[track_caller]
+    pub fn out(self) -> String {
+        self.succeeds().out
+    }
+
+    #[track_caller]
+    pub fn succeeds(self) -> Done {
+        let done = self.done();
+        assert_eq!(done.code, Some(0), "{}", done.err);
+        done
+    }
+
+    #[track_caller]
+    pub fn json(self) -> Value {
+        serde_json::from_str(&self.out()).expect("JSON")
+    }
+
+    /// Fails with `code`, nothing on standard output, and one line that names `what`, with a hint at most.
+    #[track_caller]
+    pub fn fails(self, code: i32, what: &str) {
+        let done = self.done();
+        assert_eq!(done.code, Some(code), "{}", done.err);
+        assert_eq!(done.out, "");
+        assert!(!done.err.contains("panicked"), "{}", done.err);
+        let lines: Vec<&str> = done.err.lines().collect();
+        let error = lines.iter().rposition(|l| l.starts_with("error: ")).expect("a line with the error");
+        assert!(lines[error].contains(what), "`{what}` is not in: {}", lines[error]);
+        let rest = &lines[error + 1..];
+        assert!(rest.len() <= 1 && rest.iter().all(|l| l.starts_with("hint: ")), "{}", done.err);
+    }
+
+    /// Fails with code 2, as the parser of arguments says it, and nothing on standard output.
+    #[track_caller]
+    pub fn fails_to_parse(self) {
+        let done = self.done();
+        assert_eq!((done.code, done.out.as_str()), (Some(2), ""), "{}", done.err);
+    }
+}
