@@ -1,10 +1,10 @@
 // embed: x[r, :] = (x[r, :] if ADD) + scale · table[t, :]
-// where t is the token at the row's place, or the row's position if POSITION.
+// where t is the token at the row's place; if LOOKUP is 1, offset + the row's position; if 2, offset.
 // One workgroup: one row. The table may come in several ranges of rows; a dispatch writes the rows whose
 // token lies in its range, and the first also clears those whose token is in no table at all.
 override WG: u32 = 64u;
 override ADD: u32 = 0u;
-override POSITION: u32 = 0u;
+override LOOKUP: u32 = 0u;
 
 struct Params {
     n_rows: u32,
@@ -14,6 +14,7 @@ struct Params {
     first: u32,         // first table row of this range
     n_range: u32,       // table rows in this range
     n_table: u32,       // table rows in all
+    offset: u32,        // read if LOOKUP
     scale: f32,
 }
 
@@ -34,9 +35,11 @@ fn embed(
         return;
     }
     let row = rows[r];
-    var t = row.y;
-    if POSITION == 0u {
+    var t = params.offset;
+    if LOOKUP == 0u {
         t = tokens[row.x * params.tokens_stride + row.y];
+    } else if LOOKUP == 1u {
+        t += row.y;
     }
     let outside = t >= params.n_table;
     if outside && params.first > 0u {

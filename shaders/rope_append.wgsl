@@ -5,6 +5,7 @@
 // One invocation: KV_VEC4 times four dimensions of one head of one row, counted from row0 on.
 override WG: u32 = 64u;
 override INTERLEAVED: u32 = 0u;
+override ROTATES: u32 = 1u; // 0 where n_rot is
 
 struct Params {
     row0: u32,
@@ -50,7 +51,7 @@ fn rope_append(
         for (var c = 0u; c < 4u; c++) {
             let d = 4u * (first % n4 + j) + c;
             var value = x[base + d];
-            if d < params.n_rot && h < params.n_heads + params.n_kv_heads {
+            if ROTATES == 1u && d < params.n_rot && h < params.n_heads + params.n_kv_heads {
                 let half = params.n_rot / 2u;
                 var i = d % half;
                 var is_first = d < half;

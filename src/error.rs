@@ -5,6 +5,7 @@ use crate::bench::BenchError;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
 use crate::models::ModelError;
+use crate::tasks::TaskError;
 use crate::tasks::transcribe::TranscribeError;
 use crate::text::TextError;
 use crate::weights::WeightsError;
@@ -34,6 +35,9 @@ pub enum Error {
     /// Transcription.
     #[error(transparent)]
     Transcribe(#[from] TranscribeError),
+    /// Tasks.
+    #[error(transparent)]
+    Task(#[from] TaskError),
     /// Measurement.
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -50,6 +54,7 @@ impl Error {
             Error::Model(e) => e.hint(),
             Error::Engine(e) => e.hint(),
             Error::Transcribe(e) => e.hint(),
+            Error::Task(e) => e.hint(),
             Error::Bench(e) => e.hint(),
         }
     }

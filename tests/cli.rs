@@ -117,8 +117,12 @@ fn ids(value: &Value) -> String {
 
 /// A copy of a golden checkpoint to break.
 fn copy() -> TempDir {
+    copy_of("llama")
+}
+
+fn copy_of(name: &str) -> TempDir {
     let dir = TempDir::new().expect("a temporary folder");
-    for entry in fs::read_dir(golden("llama")).expect("it is there") {
+    for entry in fs::read_dir(golden(name)).expect("it is there") {
         let entry = entry.expect("an entry");
         fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("it can be copied");
     }
@@ -150,10 +154,10 @@ fn header(bytes: &[u8]) -> (String, usize) {
 #[test]
 fn help_has_examples() {
     let bench = ["bench kernels --help", "bench model --help", "bench compare --help"];
-    for line in ["--help", "generate --help", "chat --help", "logits --help", "inspect --help", "tune --help"]
-        .iter()
-        .chain(&bench)
-    {
+    let commands =
+        ["generate", "chat", "embed", "logits", "inspect", "tune"].map(|name| format!("{name} --help"));
+    let lines = commands.iter().map(String::as_str).chain(bench).chain(["--help"]);
+    for line in lines {
         assert!(wginfer(line).out().contains("Examples:"), "{line}");
     }
 }
@@ -651,6 +655,134 @@ fn chat_refuses_what_is_no_text() {
     if common::gpu().is_some() {
         wginfer("chat").stdin(b"\xff\n").fails(1, "not valid UTF-8");
     }
+}
+
+// --- encoders ---
+
+#[test]
+fn kinds_of_models_are_told_apart() {
+    let (encoder, decoder) = (golden("bert-classifier"), golden("llama"));
+    for command in ["generate a", "chat", "bench model"] {
+        wginfer(command).model(&encoder).fails(1, "`bert` is an encoder");
+    }
+    wginfer("embed a").model(&decoder).fails(1, "`llama` is a model that writes");
+    wginfer("embed a").fails(1, "no model given");
+    wginfer("logits --all --token-ids 1").model(&encoder).fails(2, "`--all`");
+}
+
+#[test]
+fn logits_of_a_classifier() {
+    if common::gpu().is_none() {
+        return;
+    }
+    for name in ["bert", "roberta", "distilbert", "modernbert"].map(|name| format!("{name}-classifier")) {
+        let want = golden_json(&name);
+        let line = format!("logits --precision f32 --json --token-ids {}", ids(&want["token_ids"]));
+        let found = wginfer(&line).model(&golden(&name)).json();
+        assert_eq!(found["token_ids"], want["token_ids"], "{name}");
+        let values = |json: &Value| -> Vec<f64> {
+            json["logits"].as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
+        };
+        let (found, want) = (values(&found), values(&want));
+        assert_eq!(found.len(), want.len(), "{name}");
+        assert!(found.iter().zip(&want).all(|(f, w)| (f - w).abs() < 1e-3), "{name}: {found:?}, {want:?}");
+    }
+    let table = wginfer("logits --token-ids 5,178,225 --top 2").model(&golden("bert-classifier")).out();
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines.len() == 3 && lines[0].ends_with("probability") && lines[1].ends_with('%'), "{table}");
+    wginfer("logits --token-ids 5,384").model(&golden("bert-classifier")).fails(1, "token 384 at position 1");
+    let dir = copy_of("bert-classifier");
+    change_config(dir.path(), |c| drop(c.insert("architectures".into(), serde_json::json!(["BertModel"]))));
+    wginfer("logits --token-ids 5").model(dir.path()).fails(1, "has no classification head");
+}
+
+#[test]
+fn inspect_shows_an_encoder() {
+    let json = wginfer("inspect --json").model(&golden("modernbert-classifier")).json();
+    assert_eq!(json["architecture"], "modernbert");
+    assert_eq!(json["classifier"]["labels"][2], "LABEL_2");
+    assert_eq!(json["classifier"]["problem"], "single_label_classification");
+    assert_eq!(json["embedding"]["pooling"], serde_json::json!(["mean"]));
+    assert_eq!(json["embedding"]["declared"], false);
+    assert_eq!(json.get("kv_bytes_per_1000_tokens"), None);
+    let text = wginfer("inspect").model(&golden("bert-classifier")).out();
+    for what in ["one of `negative`, `neutral`, `positive`", "64 values: mean, length 1", "128 tokens"] {
+        assert!(text.contains(what), "{what} is not in\n{text}");
+    }
+}
+
+#[test]
+fn vectors_in_every_format() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let model = golden("roberta-classifier");
+    let embed = |line: &str| wginfer(line).model(&model);
+    let json = embed("embed one two").json();
+    let vector = |json: &Value| -> Vec<f32> {
+        json["embedding"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|v| v.as_f64().expect("a number") as f32)
+            .collect()
+    };
+    let vectors: Vec<Vec<f32>> = json.as_array().expect("a list").iter().map(vector).collect();
+    assert_eq!((json[0]["text"].as_str(), json[1]["text"].as_str()), (Some("one"), Some("two")));
+    assert!(vectors.len() == 2 && vectors[0] != vectors[1]);
+    for vector in &vectors {
+        assert_eq!(vector.len(), 64);
+        assert!((vector.iter().map(|v| v * v).sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+    let csv = embed("embed --format csv").stdin(b"one\r\ntwo\n").out();
+    let rows: Vec<Vec<f32>> =
+        csv.lines().map(|line| line.split(',').map(|v| v.parse().expect("a number")).collect()).collect();
+    assert_eq!(rows, vectors);
+    let dir = TempDir::new().expect("a folder");
+    let (lines, npy) = (dir.path().join("lines.jsonl"), dir.path().join("vectors.npy"));
+    fs::write(&lines, "{\"text\": \"one\"}\n\n{\"id\": 2, \"text\": \"two\"}\n").expect("it can be written");
+    let done = embed("embed --jsonl --format npy").arg("-f").arg(&lines).arg("-o").arg(&npy).succeeds();
+    assert_eq!(done.out, "");
+    assert!(done.err.contains("2 texts"), "{}", done.err);
+    let bytes = fs::read(&npy).expect("it was written");
+    assert_eq!((&bytes[..8], bytes.len()), (&b"\x93NUMPY\x01\x00"[..], 128 + 2 * 64 * 4));
+    let header = String::from_utf8_lossy(&bytes[10..128]);
+    assert!(header.contains("'descr': '<f4'") && header.contains("'shape': (2, 64)"), "{header}");
+    assert_eq!(bytemuck::pod_collect_to_vec::<u8, f32>(&bytes[128..]), vectors.concat());
+
+    let table = embed("embed --similarity one two one").out();
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["#", "text", "1", "2", "3"]);
+    assert_eq!((lines[1][2], lines[1][4], lines[2][3]), ("1.000", "1.000", "1.000"));
+    assert_eq!(lines[1][3], lines[2][2]);
+    let json = embed("embed --similarity --format json one two").json();
+    let cosine: f32 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();
+    assert!((json["similarity"][0][1].as_f64().expect("a number") - f64::from(cosine)).abs() < 1e-5);
+    // A prefix is part of the text.
+    let prefixed = embed("embed --format csv --prefix on e").out();
+    assert_eq!(prefixed.trim(), csv.lines().next().expect("a line"));
+}
+
+#[test]
+fn texts_that_do_not_fit_or_are_not_there() {
+    let model = golden("bert-classifier");
+    let embed = |line: &str| wginfer(line).model(&model);
+    embed("embed").fails(1, "there is no text in standard input");
+    embed("embed -f ./not/there").fails(1, "./not/there");
+    embed("embed --jsonl").stdin(b"{\"text\": \"a\"}\n{\"txt\": 1}\n").fails(1, "line 2 of standard input");
+    embed("embed --prompt-name query a").fails(2, "no prompt `query`, it has none");
+    embed("embed a -f b").fails_to_parse();
+    if common::gpu().is_none() {
+        return;
+    }
+    embed("embed --ctx 0 a").fails(2, "`ctx` is 0");
+    embed("embed a -o ./not/there").fails(1, "`./not/there` cannot be written");
+    // The golden tokenizers put nothing around a text.
+    embed("embed").stdin(b"a\n\nb\n").fails(1, "text 2 of 3 has no tokens");
+    let long = "one ".repeat(1000);
+    let done = embed("embed --format csv").arg(&long).arg("one").succeeds();
+    assert!(done.err.contains("warning: 1 of 2 texts cut to 128 tokens"), "{}", done.err);
+    assert_eq!(done.out.lines().count(), 2);
 }
 
 // --- bench ---

@@ -52,7 +52,7 @@ fn take(outcomes: &mut HashMap<RequestId, Outcome>, event: Event) {
             o.logits.push(values);
             assert!(position >= o.logits.len() - 1);
         }
-        Event::Alignment { .. } => panic!("nobody asked for what rows attend to"),
+        Event::Alignment { .. } | Event::PromptLogprobs { .. } => panic!("nobody asked for it"),
         Event::Done { id, text, finish_reason, usage, .. } => {
             let o = outcomes.entry(id).or_default();
             o.text.push_str(&text);

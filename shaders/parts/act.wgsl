@@ -1,5 +1,5 @@
 // Contract: `act(x)`, chosen by the kernel's `ACT`: 0 SILU x·σ(x); 1 GELU_TANH ½x(1 + tanh(√(2/π)(x + 0.044715x³)));
-// 2 GELU ½x(1 + erf(x/√2)) (Hendrycks & Gimpel 2016).
+// 2 GELU ½x(1 + erf(x/√2)) (Hendrycks & Gimpel 2016); 3 RELU max(x, 0); 4 TANH tanh(x).
 
 // Abramowitz & Stegun 7.1.26, absolute error below 1.5e-7.
 fn erf(x: f32) -> f32 {
@@ -16,6 +16,12 @@ fn act(x: f32) -> f32 {
         // Beyond ±15 tanh is ±1 in f32, and some drivers overflow on the way there.
         let inner = 0.7978845608 * (x + 0.044715 * x * x * x);
         return 0.5 * x * (1.0 + tanh(clamp(inner, -15.0, 15.0)));
+    }
+    if ACT == 3u {
+        return max(x, 0.0);
+    }
+    if ACT == 4u {
+        return tanh(clamp(x, -15.0, 15.0));
     }
     return 0.5 * x * (1.0 + erf(x * 0.7071067812));
 }

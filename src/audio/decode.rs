@@ -13,10 +13,10 @@ use symphonia::core::errors::Error;
 use symphonia::core::formats::probe::Hint;
 use symphonia::core::formats::{FormatReader, Track, TrackType};
 use symphonia::core::io::{MediaSource, MediaSourceStream};
-use symphonia::core::units::{TimeBase, Timestamp};
+use symphonia::core::units::{Duration, TimeBase, Timestamp};
 
-use super::AudioError;
 use super::reader::{Source, mix};
+use super::{AudioError, SAMPLE_RATE};
 
 const FORMATS: &str = "WAV, AIFF, FLAC, MP3, OGG, M4A, MP4 or Matroska";
 const CODECS: &str = "PCM, FLAC, ALAC, MP3, AAC-LC or Vorbis";
@@ -38,19 +38,22 @@ pub(super) struct Decoder {
     decoder: Box<dyn AudioDecoder>,
     track: u32,
     time_base: Option<TimeBase>,
-    /// The time stamp of the first packet.
+    /// The time stamp of the first sample.
     start: Option<Timestamp>,
     /// Samples that do not belong to the sound.
     n_skipped: usize,
     duration: Option<f64>,
     /// Seconds that must come, or the file is incomplete.
     promised: Option<f64>,
-    /// Seconds given.
-    seconds: f64,
-    /// Seconds given before the stream's tracks were replaced by others.
+    /// Samples given, at `rate`, and the seconds before: those of another rate or of other tracks.
+    n_given: u64,
+    rate: u32,
     base: f64,
+    /// Seconds before the stream's tracks were last replaced by others.
+    track_start: f64,
     interleaved: Vec<f32>,
     n_damaged: usize,
+    is_pcm: bool,
 }
 
 impl Decoder {
@@ -94,10 +97,13 @@ impl Decoder {
             n_skipped: 0,
             duration: None,
             promised: None,
-            seconds: 0.0,
+            n_given: 0,
+            rate: SAMPLE_RATE,
             base: 0.0,
+            track_start: 0.0,
             interleaved: Vec::new(),
             n_damaged: 0,
+            is_pcm: false,
             decoder,
             format,
         };
@@ -109,49 +115,67 @@ impl Decoder {
         self.track = track.id;
         self.time_base = track.time_base;
         self.start = None;
-        self.base = self.seconds;
+        self.track_start = self.seconds();
         let params = self.decoder.codec_params();
         self.n_skipped = if params.codec == CODEC_ID_AAC { AAC_DELAY } else { 0 };
         let seconds = |n: u64| params.sample_rate.map(|rate| n as f64 / f64::from(rate));
-        let by_clock = || {
-            let time = track.time_base?.calc_duration(track.duration?)?;
-            Some(time.as_secs_f64())
+        let by_clock = |base: Option<TimeBase>, duration: Option<Duration>| {
+            Some(base?.calc_duration(duration?)?.as_secs_f64())
         };
-        self.duration = track.num_frames.and_then(seconds).or_else(by_clock).filter(|d| *d > 0.0);
+        let media = self.format.media_info();
+        let duration = track.num_frames.and_then(seconds);
+        let duration = duration.or_else(|| by_clock(track.time_base, track.duration));
+        let duration = duration.or_else(|| by_clock(media.time_base, media.duration));
+        self.duration = duration.filter(|seconds| *seconds > 0.0);
 
-        let is_pcm = self.decoder.codec_info().short_name.starts_with("pcm");
+        self.is_pcm = self.decoder.codec_info().short_name.starts_with("pcm");
         let row_bits = params.bits_per_sample.unwrap_or(8) as u64
             * params.channels.as_ref().map_or(1, |channels| channels.count()) as u64;
         let n_bytes = track.num_frames.map(|n| n.saturating_mul(row_bits / 8));
-        let is_unknown = is_pcm && n_bytes.is_some_and(|n| n >= UNKNOWN_BYTES);
+        let is_unknown = self.is_pcm && n_bytes.is_some_and(|n| n >= UNKNOWN_BYTES);
         if is_unknown {
             self.duration = None;
         }
         // Elsewhere the length is an estimate, or the container's reader notices by itself.
-        self.promised = if is_pcm || params.codec == CODEC_ID_FLAC { self.duration } else { None };
+        self.promised = if self.is_pcm || params.codec == CODEC_ID_FLAC { self.duration } else { None };
+    }
+
+    /// Skips what comes before time zero, which is the encoder's, if the first sample has the time stamp `pts`.
+    fn skip_early(&mut self, pts: Timestamp) {
+        let (base, rate) = (self.time_base, self.decoder.codec_params().sample_rate);
+        let early = base.and_then(|base| base.calc_time(pts)).map_or(0.0, |time| -time.as_secs_f64());
+        // Saturates: a time stamp after zero skips nothing.
+        let n = (early.min(MAX_GAP) * f64::from(rate.unwrap_or(0))).round() as usize;
+        self.n_skipped = self.n_skipped.max(n);
+    }
+
+    /// Seconds given.
+    fn seconds(&self) -> f64 {
+        self.base + self.n_given as f64 / f64::from(self.rate)
     }
 
     fn broken(&self, reason: impl Into<String>) -> AudioError {
-        AudioError::Broken { name: self.name.clone(), seconds: self.seconds, reason: reason.into() }
+        AudioError::Broken { name: self.name.clone(), seconds: self.seconds(), reason: reason.into() }
     }
 
     fn failed(&self, error: Error) -> AudioError {
         match error {
-            Error::IoError(e) if e.kind() == ErrorKind::UnexpectedEof => {
-                self.broken("the file ends too early")
-            }
+            Error::IoError(e) if e.kind() == ErrorKind::UnexpectedEof => match self.end() {
+                Err(error) => error,
+                Ok(_) => self.broken("the file ends too early"),
+            },
             Error::IoError(source) => AudioError::Read { name: self.name.clone(), source },
             other => self.broken(other.to_string()),
         }
     }
 
     fn end(&self) -> Result<Option<u32>, AudioError> {
-        if self.seconds == 0.0 && self.n_damaged > 0 {
+        if self.n_given == 0 && self.base == 0.0 && self.n_damaged > 0 {
             return Err(self.broken(format!("none of its {} packets can be decoded", self.n_damaged)));
         }
         match self.promised {
             // A millisecond is less than any packet and more than any rounding.
-            Some(promised) if self.seconds - self.base < promised - 1e-3 => {
+            Some(promised) if self.seconds() - self.track_start < promised - 1e-3 => {
                 Err(self.broken(format!("the file ends too early: its header promises {promised:.2} s")))
             }
             _ => Ok(None),
@@ -167,6 +191,10 @@ impl Source for Decoder {
                 Ok(Some(packet)) if packet.track_id == self.track => packet,
                 Ok(Some(_)) => continue,
                 Ok(None) => return self.end(),
+                // Where samples lie one after the other, only the header tells whether they are all there.
+                Err(Error::IoError(e)) if e.kind() == ErrorKind::UnexpectedEof && self.is_pcm => {
+                    return self.end();
+                }
                 // Several streams in one file, one after the other.
                 Err(Error::ResetRequired) => {
                     let (track, decoder) = choose(&self.name, self.format.as_ref())?;
@@ -176,7 +204,14 @@ impl Source for Decoder {
                 }
                 Err(error) => return Err(self.failed(error)),
             };
-            let start = *self.start.get_or_insert(packet.pts);
+            let pts = packet.pts.saturating_add(packet.trim_start);
+            let start = match self.start {
+                Some(start) => start,
+                None => {
+                    self.skip_early(pts);
+                    *self.start.insert(pts)
+                }
+            };
             let buffer = match self.decoder.decode(&packet) {
                 Ok(buffer) => buffer,
                 // The next packet's time stamp tells how much was lost.
@@ -185,7 +220,7 @@ impl Source for Decoder {
                         log::warn!(
                             "{} is damaged near {:.2} s ({reason}): what cannot be decoded becomes silence",
                             self.name,
-                            self.seconds
+                            self.seconds()
                         );
                     }
                     self.n_damaged += 1;
@@ -199,17 +234,20 @@ impl Source for Decoder {
             }
             buffer.copy_to_vec_interleaved(&mut self.interleaved);
 
-            let since = packet.pts.get().checked_sub(start.get()).map(Timestamp::new);
+            let since = pts.get().checked_sub(start.get()).map(Timestamp::new);
             let at = self.time_base.zip(since).and_then(|(base, since)| base.calc_time(since));
-            let gap = at.map_or(0.0, |at| self.base + at.as_secs_f64() - self.seconds);
+            let gap = at.map_or(0.0, |at| self.track_start + at.as_secs_f64() - self.seconds());
             if gap > MAX_GAP {
                 return Err(self.broken(format!("its clock leaps {gap:.0} s ahead")));
             }
             if gap > MIN_GAP {
-                mono.resize((gap * f64::from(rate)) as usize, 0.0);
+                mono.resize((gap * f64::from(rate)).round() as usize, 0.0);
             }
             mix(&self.interleaved, n_channels, mono);
-            self.seconds += mono.len() as f64 / f64::from(rate);
+            if rate != self.rate {
+                (self.base, self.n_given, self.rate) = (self.seconds(), 0, rate);
+            }
+            self.n_given += mono.len() as u64;
 
             let skipped = self.n_skipped.min(mono.len());
             self.n_skipped -= skipped;
@@ -242,9 +280,8 @@ fn choose(name: &str, format: &dyn FormatReader) -> Result<(Track, Box<dyn Audio
         Some(CodecParameters::Audio(params)) => params,
         _ => return Err(codec("a track without parameters".into())),
     };
-    // Packets come as they are cut; what is left out at both ends is what the encoder added.
-    let options = AudioDecoderOptions::default();
-    match symphonia::default::get_codecs().make_audio_decoder(params, &options) {
+    // The default leaves out what an encoder put at both ends, where the container tells.
+    match symphonia::default::get_codecs().make_audio_decoder(params, &AudioDecoderOptions::default()) {
         Ok(decoder) => Ok((track.clone(), decoder)),
         Err(Error::Unsupported(reason)) => Err(codec(match codec_name(params.codec) {
             Some(name) => format!("`{name}`"),

@@ -64,8 +64,9 @@ pub struct AudioReader {
     rate: u32,
     /// None where the rate is the right one.
     resampler: Option<Resampler>,
-    /// Seconds that came from the source.
-    seconds: f64,
+    /// Samples that came from the source at `rate`, and the seconds before, at other rates.
+    n_taken: u64,
+    base: f64,
     /// Samples to be read.
     ready: Vec<f32>,
     ended: bool,
@@ -133,7 +134,8 @@ impl AudioReader {
             chunk: Vec::new(),
             rate: SAMPLE_RATE,
             resampler: None,
-            seconds: 0.0,
+            n_taken: 0,
+            base: 0.0,
             ready: Vec::new(),
             ended: false,
             failure: None,
@@ -163,7 +165,7 @@ impl AudioReader {
                 Ok(None) => {
                     self.ended = true;
                     let name = self.name.clone();
-                    (self.seconds == 0.0).then_some(AudioError::Empty { name })
+                    (self.seconds() == 0.0).then_some(AudioError::Empty { name })
                 }
                 Err(error) => Some(error),
             };
@@ -185,6 +187,11 @@ impl AudioReader {
         Ok(n)
     }
 
+    /// Seconds that came from the source.
+    fn seconds(&self) -> f64 {
+        self.base + self.n_taken as f64 / f64::from(self.rate)
+    }
+
     /// Passes the chunk on, or its part before a sample that is no number.
     fn accept(&mut self, rate: u32) -> Result<(), AudioError> {
         if rate != self.rate {
@@ -192,8 +199,8 @@ impl AudioReader {
                 resampler.finish(&mut self.ready);
             }
             check(&self.name, rate, 1)?;
-            self.rate = rate;
-            self.resampler = if rate == SAMPLE_RATE { None } else { Some(Resampler::new(rate)?) };
+            (self.base, self.n_taken, self.rate) = (self.seconds(), 0, rate);
+            self.resampler = (rate != SAMPLE_RATE).then(|| Resampler::new(rate));
         }
         let bad = self.chunk.iter().position(|value| value.is_nan() || value.abs() > LOUDEST);
         let good = &self.chunk[..bad.unwrap_or(self.chunk.len())];
@@ -201,11 +208,11 @@ impl AudioReader {
             Some(resampler) => resampler.push(good, &mut self.ready),
             None => self.ready.extend_from_slice(good),
         }
-        self.seconds += good.len() as f64 / f64::from(rate);
+        self.n_taken += good.len() as u64;
         match bad {
             Some(i) => Err(AudioError::NotFinite {
                 name: self.name.clone(),
-                seconds: self.seconds,
+                seconds: self.seconds(),
                 value: self.chunk[i],
             }),
             None => Ok(()),

@@ -3,10 +3,10 @@
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
 use rubato::{Fft, FixedSync, Resampler as _, WindowFunction};
 
-use super::{AudioError, SAMPLE_RATE};
+use super::SAMPLE_RATE;
 
-/// Samples of output a block, at least: 64 ms. The filter is as long, and passes all below 98.6 % of the lower
-/// Nyquist frequency.
+/// Samples a block at the lower of the two rates, at least. The filter is as long, and passes what is below 98.6 % of
+/// the lower Nyquist frequency.
 const BLOCK: u32 = 1024;
 
 /// A windowed-sinc filter applied in blocks by FFT; its delay is taken out.
@@ -23,15 +23,12 @@ pub(super) struct Resampler {
 }
 
 impl Resampler {
-    /// A resampler from `rate` Hz.
-    ///
-    /// # Errors
-    /// A rate that the library refuses.
-    pub(super) fn new(rate: u32) -> Result<Self, AudioError> {
+    /// A resampler from `rate` Hz, which is not zero.
+    pub(super) fn new(rate: u32) -> Self {
         let divisor = gcd(rate, SAMPLE_RATE);
         let (least_in, least_out) = (rate / divisor, SAMPLE_RATE / divisor);
         // Blocks of even length delay by a whole number of samples on both sides.
-        let n = BLOCK.div_ceil(least_out).next_multiple_of(2);
+        let n = BLOCK.div_ceil(least_in.min(least_out)).next_multiple_of(2);
         let block_in = (least_in * n) as usize;
         let fft = Fft::new_custom(
             rate as usize,
@@ -42,12 +39,8 @@ impl Resampler {
             WindowFunction::BlackmanHarris2,
             FixedSync::Both,
         );
-        let fft = fft.map_err(|e| AudioError::Codec {
-            name: "the recording".into(),
-            expected: "a sample rate that can be resampled",
-            found: format!("{rate} Hz: {e}"),
-        })?;
-        Ok(Self {
+        let fft = fft.expect("rates and a block that are not zero");
+        Self {
             n_early: fft.output_delay(),
             output: vec![0.0; fft.output_frames_max()],
             input: Vec::with_capacity(2 * block_in),
@@ -55,7 +48,7 @@ impl Resampler {
             rate,
             n_in: 0,
             n_out: 0,
-        })
+        }
     }
 
     /// Takes samples at the source's rate and appends what has become certain to `out`.

@@ -10,14 +10,14 @@ const SMOOTHING: f64 = 0.3;
 /// pause, and a fan that is switched on counts as noise after that time.
 const FLOOR_BLOCK: usize = 100;
 const FLOOR_BLOCKS: usize = 8;
-/// dB above full scale: the highest floor assumed while the first 8 s are being heard, so that a recording that
+/// dB of full scale: the highest floor assumed while the first 8 s are being heard, so that a recording that
 /// begins in the middle of a word is not taken for loud noise.
 const FIRST_FLOOR: f64 = -60.0;
 /// dB above the floor at which speech begins. The smoothed energy of steady noise stays within 2 dB of its least.
 const ONSET: f64 = 6.0;
 /// dB above the floor at which it ends; the difference is the hysteresis.
 const OFFSET: f64 = 4.0;
-/// dB above full scale: nothing below is speech. The least step of 16-bit samples makes -90 dB, and the quietest
+/// dB of full scale: nothing below is speech. The least step of 16-bit samples makes -90 dB, and the quietest
 /// usable recordings lie 20 dB higher than this.
 const SILENCE: f64 = -75.0;
 /// Frames above the onset before it counts: a click is shorter.
@@ -30,7 +30,7 @@ pub(super) const PADDING: usize = 20;
 /// A voice activity detector that compares each frame's energy with the least of the last seconds.
 ///
 /// It knows nothing of voices: loud music or typing is speech to it, and it errs on that side. What it calls silent can
-/// be skipped. The flag of a frame is final [`PADDING`] frames later.
+/// be skipped. The flag of a frame is final [`PADDING`] and [`ONSET_FRAMES`] later.
 #[derive(Default)]
 pub(super) struct SpeechDetector {
     /// Smoothed mean square of the band.
@@ -43,7 +43,7 @@ pub(super) struct SpeechDetector {
     /// Frames that speech lasts if the energy stays low.
     n_left: usize,
     first_frame: usize,
-    /// Smoothed energy in dB above full scale, from `first_frame`.
+    /// Smoothed energy in dB of full scale, from `first_frame`.
     energies: VecDeque<f32>,
     speech: VecDeque<bool>,
 }
@@ -91,7 +91,7 @@ impl SpeechDetector {
         self.speech.get(frame - self.first_frame).copied().unwrap_or(false)
     }
 
-    /// The smoothed energy of `frame` in dB above full scale.
+    /// The smoothed energy of `frame` in dB of full scale.
     pub(super) fn energy(&self, frame: usize) -> f32 {
         self.energies.get(frame - self.first_frame).copied().unwrap_or(f32::NEG_INFINITY)
     }

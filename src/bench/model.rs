@@ -381,7 +381,7 @@ fn answer(
                     arrived.n_computed += usage.prompt_tokens - usage.cached_tokens;
                 }
                 Event::Failed { error, .. } => return Err(error.into()),
-                Event::Logits { .. } | Event::Alignment { .. } => {}
+                Event::Logits { .. } | Event::Alignment { .. } | Event::PromptLogprobs { .. } => {}
             }
         }
     }

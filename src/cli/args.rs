@@ -6,7 +6,12 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 use wginfer::dtype::Dtype;
 
+use super::answer::AnswerArgs;
+use super::classify::ClassifyArgs;
+use super::embed::EmbedArgs;
 use super::sampling::SamplingArgs;
+use super::score::ScoreArgs;
+use super::summarize::SummarizeArgs;
 use super::transcribe::TranscribeArgs;
 
 /// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
@@ -43,9 +48,19 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Hold a conversation, with the model's own chat template
     Chat(Box<ChatArgs>),
+    /// Answer a question from a document, and quote what the answer rests on
+    Answer(Box<AnswerArgs>),
+    /// Sum a document up
+    Summarize(Box<SummarizeArgs>),
+    /// Say which label a text has, and how probable each is
+    Classify(Box<ClassifyArgs>),
+    /// Measure how well a model knows a text, or how often its answers are right
+    Score(Box<ScoreArgs>),
+    /// Turn texts into vectors whose angles tell how alike they are
+    Embed(EmbedArgs),
     /// Write down speech
     Transcribe(Box<TranscribeArgs>),
-    /// Show the logits after a prompt
+    /// Show the logits after a prompt, or of a classifier's labels
     Logits(LogitsArgs),
     /// Show what a model holds and needs, without a GPU
     Inspect(InspectArgs),
@@ -250,7 +265,7 @@ pub struct LogitsArgs {
     #[arg(long)]
     pub all: bool,
 
-    /// How many of the best tokens to show
+    /// How many of the best tokens or labels to show
     #[arg(long, value_name = "K", default_value_t = 10, conflicts_with = "json")]
     pub top: usize,
 

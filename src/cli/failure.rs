@@ -6,6 +6,7 @@ use wginfer::audio::AudioError;
 use wginfer::bench::BenchError;
 use wginfer::engine::EngineError;
 use wginfer::gpu::GpuError;
+use wginfer::tasks::TaskError;
 use wginfer::tasks::transcribe::TranscribeError;
 use wginfer::text::TextError;
 
@@ -65,6 +66,11 @@ impl From<wginfer::Error> for Failure {
             | wginfer::Error::Transcribe(
                 TranscribeError::Language { .. } | TranscribeError::Engine(EngineError::Parameter { .. }),
             )
+            | wginfer::Error::Task(
+                TaskError::Parameter { .. }
+                | TaskError::Label { .. }
+                | TaskError::Engine(EngineError::Parameter { .. }),
+            )
             | wginfer::Error::Bench(
                 BenchError::Parameter { .. }
                 | BenchError::UnknownShape { .. }
@@ -96,6 +102,12 @@ impl From<AudioError> for Failure {
 
 impl From<TranscribeError> for Failure {
     fn from(error: TranscribeError) -> Self {
+        wginfer::Error::from(error).into()
+    }
+}
+
+impl From<TaskError> for Failure {
+    fn from(error: TaskError) -> Self {
         wginfer::Error::from(error).into()
     }
 }

@@ -102,7 +102,7 @@ pub fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<(), Failure> {
                 writer.done(index(id), &text, (finish_reason, usage, timings))
             }
             Event::Failed { error, .. } => Err(error.into()),
-            Event::Logits { .. } | Event::Alignment { .. } => Ok(()),
+            Event::Logits { .. } | Event::Alignment { .. } | Event::PromptLogprobs { .. } => Ok(()),
         }
     })?;
     let answers = writer.finish()?;

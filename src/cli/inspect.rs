@@ -6,13 +6,15 @@ use std::io::Write;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use wginfer::dtype::{BLOCK, Dtype};
-use wginfer::engine::{Checkpoint, KvPages, PAGE_SIZE};
-use wginfer::models::AudioShape;
+use wginfer::engine::{Checkpoint, EncoderCheckpoint, EngineError, KvPages, PAGE_SIZE};
+use wginfer::models::{AudioShape, ModelShape, Problem};
 use wginfer::ops::{Attention, KvLayer};
-use wginfer::text::Tokenizer;
+use wginfer::text::{TextError, Tokenizer};
+use wginfer::weights::Weights;
 
 use super::args::InspectArgs;
 use super::failure::Failure;
+use super::model::Opened;
 use super::{format, sampling};
 
 /// Tokens for which the cache's size is told.
@@ -27,7 +29,8 @@ struct Report {
     /// Parameters of each type.
     dtypes: BTreeMap<String, usize>,
     weights_bytes: usize,
-    kv_bytes_per_1000_tokens: KvBytes,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_bytes_per_1000_tokens: Option<KvBytes>,
     largest_binding: Option<TensorRow>,
     n_layers: usize,
     n_heads: usize,
@@ -43,7 +46,12 @@ struct Report {
     /// Why there is no tokenizer.
     #[serde(skip_serializing_if = "Option::is_none")]
     tokenizer_error: Option<String>,
-    sampling: Map<String, Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampling: Option<Map<String, Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    classifier: Option<ClassifierRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    embedding: Option<EmbeddingRow>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<Vec<TensorRow>>,
 }
@@ -92,6 +100,27 @@ struct KvBytes {
     q8_0: Option<usize>,
 }
 
+/// What a classification head tells apart.
+#[derive(Serialize)]
+struct ClassifierRow {
+    problem: Problem,
+    labels: Vec<String>,
+}
+
+/// How an encoder's rows become an embedding.
+#[derive(Serialize)]
+struct EmbeddingRow {
+    width: usize,
+    pooling: Vec<String>,
+    n_dense: usize,
+    normalize: bool,
+    /// Tokens that a text is cut to.
+    max_seq_length: usize,
+    prompts: Vec<String>,
+    /// Whether the checkpoint says so: without `modules.json` it does not.
+    declared: bool,
+}
+
 #[derive(Serialize)]
 struct TensorRow {
     name: String,
@@ -109,7 +138,10 @@ struct TokenizerRow {
 }
 
 pub fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let report = Report::of(&args.model.open()?, args.tensors);
+    let report = match args.model.open_any()? {
+        Opened::Decoder(checkpoint) => Report::of(&checkpoint, args.tensors),
+        Opened::Encoder(checkpoint) => Report::of_encoder(&checkpoint, args.tensors)?,
+    };
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &report)?;
         return Ok(writeln!(out)?);
@@ -120,35 +152,85 @@ pub fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), Failure> {
 impl Report {
     fn of(checkpoint: &Checkpoint, with_tensors: bool) -> Report {
         let shape = checkpoint.architecture.shape();
-        let rows: Vec<TensorRow> = checkpoint.weights.entries().iter().map(TensorRow::of).collect();
+        // A page holds `PAGE_SIZE` positions, and a thousand are no whole number of pages.
+        let kv_bytes = |dtype| KvPages::page_bytes(&shape, dtype) * KV_TOKENS / PAGE_SIZE;
+        let has_blocks = shape.attention.iter().all(|a| a.head_dim.is_multiple_of(BLOCK));
+        let number = |text: &str| {
+            text.parse::<u64>().map(Value::from).or_else(|_| text.parse::<f64>().map(Value::from))
+        };
+        let sampling = sampling::values(&checkpoint.sampling)
+            .into_iter()
+            .map(|(name, value)| (name.to_string(), number(&value).unwrap_or(Value::Null)));
+        Report {
+            kv_bytes_per_1000_tokens: Some(KvBytes {
+                f16: kv_bytes(Dtype::F16),
+                f32: kv_bytes(Dtype::F32),
+                q8_0: has_blocks.then(|| kv_bytes(Dtype::Q8_0)),
+            }),
+            sampling: Some(sampling.collect()),
+            ..Report::common(
+                &checkpoint.name,
+                &shape,
+                &checkpoint.weights,
+                &checkpoint.tokenizer,
+                with_tensors,
+            )
+        }
+    }
+
+    fn of_encoder(checkpoint: &EncoderCheckpoint, with_tensors: bool) -> Result<Report, Failure> {
+        let shape = checkpoint.architecture.shape();
+        let labels = checkpoint.architecture.labels().map_err(EngineError::from)?;
+        let config = &checkpoint.embedding;
+        let embedding = EmbeddingRow {
+            width: config.width(shape.hidden_size),
+            pooling: config.pooling.iter().map(|pooling| pooling.name().to_string()).collect(),
+            n_dense: config.dense.len(),
+            normalize: config.normalize,
+            max_seq_length: config.max_seq_length.unwrap_or(usize::MAX).min(shape.max_seq_len),
+            prompts: config.prompts.keys().cloned().collect(),
+            declared: config.is_declared,
+        };
+        Ok(Report {
+            classifier: labels.map(|l| ClassifierRow { problem: l.problem, labels: l.names }),
+            embedding: Some(embedding),
+            ..Report::common(
+                &checkpoint.name,
+                &shape,
+                &checkpoint.weights,
+                &checkpoint.tokenizer,
+                with_tensors,
+            )
+        })
+    }
+
+    /// What is told of any model.
+    fn common(
+        name: &str,
+        shape: &ModelShape,
+        weights: &Weights,
+        tokenizer: &Result<Tokenizer, TextError>,
+        with_tensors: bool,
+    ) -> Report {
+        let rows: Vec<TensorRow> = weights.entries().iter().map(TensorRow::of).collect();
         let mut dtypes = BTreeMap::new();
         for row in &rows {
             *dtypes.entry(row.dtype.clone()).or_default() += row.shape.iter().product::<usize>();
         }
-        // A page holds `PAGE_SIZE` positions, and a thousand are no whole number of pages.
-        let kv_bytes = |dtype| KvPages::page_bytes(&shape, dtype) * KV_TOKENS / PAGE_SIZE;
-        let has_blocks = shape.attention.iter().all(|a| a.head_dim.is_multiple_of(BLOCK));
-        let largest = checkpoint.weights.entries().iter().max_by_key(|e| e.n_bytes);
+        let largest = weights.entries().iter().max_by_key(|e| e.n_bytes);
         let first = shape.attention.first();
-        let (tokenizer, tokenizer_error) = match &checkpoint.tokenizer {
+        let (tokenizer, tokenizer_error) = match tokenizer {
             Ok(tokenizer) => (Some(TokenizerRow::of(tokenizer)), None),
             Err(error) => (None, Some(error.to_string())),
         };
-        let number = |text: &str| {
-            text.parse::<u64>().map(Value::from).or_else(|_| text.parse::<f64>().map(Value::from))
-        };
         Report {
-            name: checkpoint.name.clone(),
+            name: name.to_string(),
             architecture: shape.architecture,
-            n_params: checkpoint.weights.n_params(),
+            n_params: weights.n_params(),
             n_tensors: rows.len(),
             dtypes,
-            weights_bytes: checkpoint.weights.n_bytes(),
-            kv_bytes_per_1000_tokens: KvBytes {
-                f16: kv_bytes(Dtype::F16),
-                f32: kv_bytes(Dtype::F32),
-                q8_0: has_blocks.then(|| kv_bytes(Dtype::Q8_0)),
-            },
+            weights_bytes: weights.n_bytes(),
+            kv_bytes_per_1000_tokens: None,
             largest_binding: largest.map(TensorRow::of),
             n_layers: shape.n_layers(),
             n_heads: first.map_or(0, |a| a.n_heads),
@@ -161,10 +243,9 @@ impl Report {
             audio: shape.audio.as_ref().map(AudioRow::of),
             tokenizer,
             tokenizer_error,
-            sampling: sampling::values(&checkpoint.sampling)
-                .into_iter()
-                .map(|(name, value)| (name.to_string(), number(&value).unwrap_or(Value::Null)))
-                .collect(),
+            sampling: None,
+            classifier: None,
+            embedding: None,
             tensors: with_tensors.then_some(rows),
         }
     }
@@ -179,9 +260,10 @@ impl Report {
         row("types", dtypes.collect::<Vec<_>>().join(", "))?;
         row("tensors", self.n_tensors.to_string())?;
         row("weights", bytes(self.weights_bytes))?;
-        let kv = &self.kv_bytes_per_1000_tokens;
-        let q8_0 = kv.q8_0.map_or(String::new(), |n| format!(", {} in q8_0", bytes(n)));
-        row("cache, 1000 tokens", format!("{} in f16, {} in f32{q8_0}", bytes(kv.f16), bytes(kv.f32)))?;
+        if let Some(kv) = &self.kv_bytes_per_1000_tokens {
+            let q8_0 = kv.q8_0.map_or(String::new(), |n| format!(", {} in q8_0", bytes(n)));
+            row("cache, 1000 tokens", format!("{} in f16, {} in f32{q8_0}", bytes(kv.f16), bytes(kv.f32)))?;
+        }
         if let Some(t) = &self.largest_binding {
             row("largest binding", format!("{} (`{}`)", bytes(t.n_bytes), t.name))?;
         }
@@ -209,14 +291,47 @@ impl Report {
         }
         row("vocabulary", self.vocab_size.to_string())?;
         match (&self.tokenizer, &self.tokenizer_error) {
+            (Some(t), _) if self.sampling.is_none() => row("tokenizer", format!("{} tokens", t.n_tokens))?,
             (Some(t), _) => {
                 row("tokenizer", format!("{} tokens, ends with {}", t.n_tokens, listed(&t.eos)))?;
                 row("chat template", if t.chat_template { "yes" } else { "no" }.to_string())?;
             }
             (None, error) => row("tokenizer", error.clone().unwrap_or_default())?,
         }
-        let set = self.sampling.iter().filter(|(_, value)| !value.is_null());
-        row("sampling", set.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", "))?;
+        if let Some(sampling) = &self.sampling {
+            let set = sampling.iter().filter(|(_, value)| !value.is_null());
+            row(
+                "sampling",
+                set.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", "),
+            )?;
+        }
+        if let Some(classifier) = &self.classifier {
+            let what = match classifier.problem {
+                Problem::SingleLabel => "one of",
+                Problem::MultiLabel => "any of",
+                Problem::Regression => "values of",
+            };
+            row("labels", format!("{what} {}", listed(&classifier.labels)))?;
+        }
+        if let Some(e) = &self.embedding {
+            let mut how = e.pooling.join(" beside ");
+            match e.n_dense {
+                0 => {}
+                1 => how += ", then a product",
+                n => how += &format!(", then {n} products"),
+            }
+            if e.normalize {
+                how += ", length 1";
+            }
+            if !e.declared {
+                how += " (no `modules.json`)";
+            }
+            row("embedding", format!("{} values: {how}", e.width))?;
+            row("longest text", format!("{} tokens", e.max_seq_length))?;
+            if !e.prompts.is_empty() {
+                row("prompts", listed(&e.prompts))?;
+            }
+        }
         let tensors = self.tensors.iter().flatten();
         let width = tensors.clone().map(|t| t.name.len()).max().unwrap_or(0);
         for (i, t) in tensors.enumerate() {

@@ -1,13 +1,19 @@
 //! `wginfer logits`: what people compare with another implementation.
+//!
+//! Of a language model the logits after a position, of a classifier those of its labels.
 
 use std::io::Write;
 
 use serde::Serialize;
-use wginfer::engine::{Engine, EngineError, EngineOptions, Event, Logits, Request};
+use wginfer::engine::{
+    Checkpoint, EncoderCheckpoint, Engine, EngineError, EngineOptions, Event, Logits, Output, Request,
+};
+use wginfer::tasks;
 
 use super::args::LogitsArgs;
 use super::failure::Failure;
-use super::{format, model, prompt};
+use super::model::{self, Opened};
+use super::{format, prompt};
 
 #[derive(Serialize)]
 struct LogitsJson<'a, T: Serialize> {
@@ -16,7 +22,48 @@ struct LogitsJson<'a, T: Serialize> {
 }
 
 pub fn run(args: &LogitsArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let checkpoint = args.model.open()?;
+    match args.model.open_any()? {
+        Opened::Decoder(checkpoint) => of_tokens(args, checkpoint, out),
+        Opened::Encoder(checkpoint) => of_labels(args, checkpoint, out),
+    }
+}
+
+fn of_labels(args: &LogitsArgs, checkpoint: EncoderCheckpoint, out: &mut dyn Write) -> Result<(), Failure> {
+    if args.all {
+        return Err(Failure::usage("`--all` is for language models: a classifier has one row of logits"));
+    }
+    if checkpoint.architecture.labels().map_err(EngineError::from)?.is_none() {
+        let message = format!("`{}` has no classification head", checkpoint.name);
+        return Err(Failure::failed(message).with_hint("`wginfer embed` gives its embeddings"));
+    }
+    let mut encoder = args.device.load_encoder(checkpoint)?;
+    let (ids, n_cut) = match (&args.token_ids, &args.text) {
+        (Some(ids), _) => (ids.clone(), 0),
+        (None, text) => encoder.tokenize(text.as_deref().unwrap_or_default())?,
+    };
+    if n_cut > 0 {
+        log::warn!("the text was cut to {} tokens, {n_cut} tokens lost", encoder.ctx());
+    }
+    let ids = prompt::check(ids)?;
+    let logits = tasks::encode_tokens(&mut encoder, vec![ids.clone()], Output::Logits, &mut |_| {})?;
+    let (Some(logits), Some(labels)) = (logits.first(), encoder.labels()) else { return Ok(()) };
+    if args.json {
+        serde_json::to_writer(&mut *out, &LogitsJson { token_ids: &ids, logits })?;
+        return Ok(writeln!(out)?);
+    }
+    let probabilities = labels.probabilities(logits);
+    let last = if probabilities.is_some() { "probability" } else { "" };
+    writeln!(out, "{}", format!("{:<24} {:>10} {last:>12}", "label", "logit").trim_end())?;
+    let mut best: Vec<usize> = (0..logits.len()).collect();
+    best.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    for i in best.into_iter().take(args.top) {
+        let p = probabilities.as_ref().map_or(String::new(), |p| format!(" {:>10.3} %", 100.0 * p[i]));
+        writeln!(out, "{:<24} {:>10.4}{p}", labels.names[i], logits[i])?;
+    }
+    Ok(())
+}
+
+fn of_tokens(args: &LogitsArgs, checkpoint: Checkpoint, out: &mut dyn Write) -> Result<(), Failure> {
     let ids = match (&args.token_ids, &args.text) {
         (Some(ids), _) => ids.clone(),
         (None, text) => prompt::encode(&checkpoint, text.as_deref().unwrap_or_default())?,

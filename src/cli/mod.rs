@@ -1,10 +1,14 @@
 //! Layer 6: the command line. Standard output carries the result alone; everything else is said through
 //! `log`, whose lines `terminal` writes to standard error.
 
+mod answer;
 mod args;
 mod bench;
 mod chat;
+mod classify;
 mod devices;
+mod document;
+mod embed;
 mod failure;
 mod format;
 mod generate;
@@ -15,10 +19,13 @@ mod model;
 mod plot;
 mod prompt;
 mod sampling;
+mod score;
+mod summarize;
 mod table;
 mod terminal;
 mod transcribe;
 mod tune;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -54,7 +61,12 @@ fn run(args: &Args) -> Result<(), Failure> {
     match &args.command {
         Command::Generate(args) => generate::run(args, &mut out)?,
         Command::Chat(args) => chat::run(args, &mut out)?,
+        Command::Embed(args) => embed::run(args, &mut out)?,
         Command::Transcribe(args) => transcribe::run(args, &mut out)?,
+        Command::Answer(args) => answer::run(args, &mut out)?,
+        Command::Summarize(args) => summarize::run(args, &mut out)?,
+        Command::Classify(args) => classify::run(args, &mut out)?,
+        Command::Score(args) => score::run(args, &mut out)?,
         Command::Logits(args) => logits::run(args, &mut out)?,
         Command::Inspect(args) => inspect::run(args, &mut out)?,
         Command::Devices(args) => devices::run(args, &mut out)?,

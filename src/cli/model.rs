@@ -3,8 +3,12 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use wginfer::engine::{Checkpoint, Engine, EngineError, EngineOptions, Event, RequestId};
+use wginfer::engine::{
+    Checkpoint, EncoderCheckpoint, EncoderOptions, Engine, EngineError, EngineOptions, Event, RequestId,
+    TextEncoder,
+};
 use wginfer::gpu::{Gpu, GpuOptions};
+use wginfer::models::ModelKind;
 
 use super::args::{DeviceArgs, ModelArg, Precision, Quantize};
 use super::failure::Failure;
@@ -17,12 +21,44 @@ const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
 const LAYOUT: &str =
     "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`";
 
+/// A model of either kind.
+pub enum Opened {
+    Decoder(Checkpoint),
+    Encoder(EncoderCheckpoint),
+}
+
 impl ModelArg {
+    /// Opens the model that was asked for, whatever it is made for, or the one in the binary.
+    pub fn open_any(&self) -> Result<Opened, Failure> {
+        if let Some(path) = self.path() {
+            check(path)?;
+            if Checkpoint::kind(path)? == ModelKind::Encoder {
+                return Ok(Opened::Encoder(EncoderCheckpoint::open(path)?));
+            }
+        }
+        Ok(Opened::Decoder(self.open()?))
+    }
+
+    /// Opens the encoder that was asked for.
+    pub fn open_encoder(&self) -> Result<EncoderCheckpoint, Failure> {
+        let Some(path) = self.path() else {
+            let message = "no model given, and the demonstration model in the binary has no embeddings";
+            let hint =
+                "give the folder of a sentence-embedding model, such as all-MiniLM-L6-v2: `--model DIR`";
+            return Err(Failure::failed(message).with_hint(hint));
+        };
+        check(path)?;
+        Ok(EncoderCheckpoint::open(path)?)
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.model.as_deref().filter(|model| !model.is_empty()).map(Path::new)
+    }
+
     /// Opens the model that was asked for, or the one in the binary.
     pub fn open(&self) -> Result<Checkpoint, Failure> {
-        match self.model.as_deref().filter(|model| !model.is_empty()) {
-            Some(model) => {
-                let path = Path::new(model);
+        match self.path() {
+            Some(path) => {
                 check(path)?;
                 Ok(Checkpoint::open(path)?)
             }
@@ -38,8 +74,8 @@ impl ModelArg {
 
     /// The same once more, without a word.
     pub fn reopen(&self) -> Result<Checkpoint, EngineError> {
-        match self.model.as_deref().filter(|model| !model.is_empty()) {
-            Some(model) => Checkpoint::open(Path::new(model)),
+        match self.path() {
+            Some(path) => Checkpoint::open(path),
             None => Checkpoint::demo(),
         }
     }
@@ -77,15 +113,37 @@ impl DeviceArgs {
         EngineOptions { ctx: self.ctx, quantize, kv_dtype: self.kv_type.dtype(), ..options }
     }
 
-    /// Opens the device and loads the model.
-    pub fn load(&self, checkpoint: Checkpoint, options: EngineOptions) -> Result<Engine, Failure> {
+    fn open(&self) -> Result<Gpu, Failure> {
         let select = self.gpu.clone().filter(|name| !name.is_empty());
-        let gpu = Gpu::open(&GpuOptions {
+        Ok(Gpu::open(&GpuOptions {
             select,
             f32_products: self.precision == Precision::F32,
             cache_dir: cache_dir(),
             ..GpuOptions::default()
-        })?;
+        })?)
+    }
+
+    /// Opens the device and loads an encoder.
+    pub fn load_encoder(&self, checkpoint: EncoderCheckpoint) -> Result<TextEncoder, Failure> {
+        let options = EncoderOptions {
+            ctx: self.ctx,
+            quantize: self.quantize.map(Quantize::dtype),
+            ..EncoderOptions::default()
+        };
+        let gpu = self.open()?;
+        let bar = terminal::bar("loading", checkpoint.weights.n_bytes() as u64);
+        let encoder = TextEncoder::load(&gpu, checkpoint, options, &mut |progress| {
+            bar.set_position(progress.done_bytes as u64);
+        });
+        terminal::finish(&bar);
+        let encoder = encoder?;
+        warn_of_unused(encoder.unused_tensors());
+        Ok(encoder)
+    }
+
+    /// Opens the device and loads the model.
+    pub fn load(&self, checkpoint: Checkpoint, options: EngineOptions) -> Result<Engine, Failure> {
+        let gpu = self.open()?;
         let bar = terminal::bar("loading", checkpoint.weights.n_bytes() as u64);
         let engine = Engine::load(&gpu, checkpoint, self.options(options), &mut |progress| {
             bar.set_position(progress.done_bytes as u64);

@@ -18,7 +18,7 @@ pub fn text(argument: Option<&str>, file: Option<&Path>) -> Result<String, Failu
         }
         _ => {
             if std::io::stdin().is_terminal() {
-                log::info!("type the prompt; Ctrl-D on an empty line ends it");
+                log::info!("type the text; Ctrl-D on an empty line ends it");
             }
             let mut bytes = Vec::new();
             let read = std::io::stdin().lock().read_to_end(&mut bytes);
@@ -27,7 +27,7 @@ pub fn text(argument: Option<&str>, file: Option<&Path>) -> Result<String, Failu
         }
     };
     let mut text = utf8(bytes, &from)?;
-    // The end of the last line belongs to the file, not to the prompt.
+    // The end of the last line belongs to the file, not to the text.
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
@@ -35,6 +35,39 @@ pub fn text(argument: Option<&str>, file: Option<&Path>) -> Result<String, Failu
         }
     }
     Ok(text)
+}
+
+/// What error messages call a file, or standard input.
+pub fn name(file: Option<&Path>) -> String {
+    match file.filter(|path| *path != "-") {
+        Some(path) => format!("`{}`", path.display()),
+        None => "standard input".to_string(),
+    }
+}
+
+/// The lines of a JSON Lines file that are not blank, with their numbers: each an object.
+pub fn objects(text: &str, from: &str) -> Result<Vec<(usize, Object)>, Failure> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let parse = |(i, line): (usize, &str)| match serde_json::from_str(line) {
+        Ok(object) => Ok((i + 1, object)),
+        Err(e) => Err(Failure::failed(format!("{from}, line {}: expected a JSON object: {e}", i + 1))),
+    };
+    lines.map(parse).collect()
+}
+
+/// A JSON object.
+pub type Object = serde_json::Map<String, serde_json::Value>;
+
+/// The text of a field, if the object has it.
+pub fn field<'a>(object: &'a Object, key: &str, from: &str, line: usize) -> Result<Option<&'a str>, Failure> {
+    match object.get(key) {
+        None => Ok(None),
+        Some(serde_json::Value::String(text)) => Ok(Some(text)),
+        Some(other) => {
+            let message = format!("{from}, line {line}: `{key}` is {other}, expected a text");
+            Err(Failure::failed(message))
+        }
+    }
 }
 
 /// `bytes` as text; `from` names where they are from.

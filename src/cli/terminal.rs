@@ -50,6 +50,11 @@ pub fn bar(what: &'static str, n_bytes: u64) -> ProgressBar {
     show(template, Some(n_bytes), n_bytes >= WORTH_A_BAR, what)
 }
 
+/// A bar over so many texts. [`finish`] takes it away.
+pub fn texts(what: &'static str, n: usize) -> ProgressBar {
+    show("{msg} {bar:32} {pos}/{len} texts, {elapsed}", Some(n as u64), true, what)
+}
+
 /// A bar over steps that are named as they come. [`finish`] takes it away.
 pub fn steps() -> ProgressBar {
     show("{bar:24} {pos}/{len} {elapsed} {wide_msg}", Some(0), true, "")

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{EngineError, Sampling};
 use crate::dtype::Dtype;
-use crate::models::{self, Architecture};
+use crate::models::{self, Architecture, ModelKind};
 use crate::text::{TextError, Tokenizer};
 use crate::weights::Weights;
 
@@ -73,13 +73,21 @@ impl GenerationConfig {
 }
 
 impl Checkpoint {
+    /// What the model in a folder is made for: whether this opens it, or
+    /// [`EncoderCheckpoint`](super::EncoderCheckpoint).
+    ///
+    /// # Errors
+    /// [`EngineError::Io`], [`EngineError::Model`].
+    pub fn kind(dir: &Path) -> Result<ModelKind, EngineError> {
+        Ok(models::kind(&config(dir)?)?)
+    }
+
     /// Opens a folder.
     ///
     /// # Errors
     /// [`EngineError::Model`] and [`EngineError::Weights`] say what is wrong with which file.
     pub fn open(dir: &Path) -> Result<Checkpoint, EngineError> {
-        let path = dir.join("config.json");
-        let config = std::fs::read_to_string(&path).map_err(|source| EngineError::Io { path, source })?;
+        let config = config(dir)?;
         let path = dir.join("generation_config.json");
         let (generation, sampling) = match std::fs::read(&path) {
             Ok(text) => generation(&text, path)?,
@@ -140,4 +148,10 @@ impl Checkpoint {
             generation,
         })
     }
+}
+
+/// The `config.json` of a folder.
+pub(super) fn config(dir: &Path) -> Result<String, EngineError> {
+    let path = dir.join("config.json");
+    std::fs::read_to_string(&path).map_err(|source| EngineError::Io { path, source })
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::clips::Clips;
 use super::plan::Plan;
-use super::{Engine, EngineError, Event, FinishReason, Kind, Logprobs, Slice, TokenLogprob, Work};
+use super::{Engine, EngineError, Event, FinishReason, Kind, Logprobs, RequestId, Slice, TokenLogprob, Work};
 use crate::gpu::{GpuError, ROW_ALIGN};
 use crate::ops::NOT_A_TOKEN;
 
@@ -91,7 +91,7 @@ impl Engine {
             s.arrived(token, ends, logprobs, &mut self.events);
         }
         let stride = vocab.next_multiple_of(ROW_ALIGN);
-        let aligned_at = logits_at + plan.logits.len() * stride;
+        let aligned_at = logits_at + plan.logits.len() * stride + plan.scores.len();
         let width = self.forward.clips.as_ref().map_or(0, Clips::alignment_width);
         for (i, (id, position, _)) in plan.aligned.iter().enumerate() {
             let weights =
@@ -110,6 +110,29 @@ impl Engine {
             }
             self.events.push(Event::Logits { id: *id, position: *position, values });
             if position + 1 == s.n_prompt() {
+                s.finished = Some(FinishReason::Length);
+            }
+        }
+        self.scored(&plan.scores, &words[logits_at + plan.logits.len() * stride..]);
+    }
+
+    /// Hands log-probabilities of prompts' tokens to their sequences, those of one sequence in one event.
+    fn scored(&mut self, scores: &[(RequestId, usize)], words: &[u32]) {
+        let mut words = words.iter();
+        for tokens in scores.chunk_by(|a, b| a.0 == b.0) {
+            let (id, position) = tokens[0];
+            let logprobs: Vec<f32> = words.by_ref().take(tokens.len()).map(|w| f32::from_bits(*w)).collect();
+            let Some(s) = self.running.iter_mut().find(|s| s.id == id) else { continue };
+            if s.finished.is_some() {
+                continue;
+            }
+            if let Some(at) = logprobs.iter().position(|p| !p.is_finite()) {
+                s.fail(EngineError::NotFinite { position: position + at - 1 }, &mut self.events);
+                continue;
+            }
+            let end = position + logprobs.len();
+            self.events.push(Event::PromptLogprobs { id, position, logprobs });
+            if end == s.n_prompt() {
                 s.finished = Some(FinishReason::Length);
             }
         }

@@ -72,6 +72,9 @@ pub enum EngineError {
         /// Position of the last token.
         position: usize,
     },
+    /// An encoder computed something that is no number.
+    #[error("the output of the model is not finite")]
+    OutputNotFinite,
     /// A clip has the wrong form.
     #[error("the clip has {found}, expected {expected}")]
     Clip {
@@ -122,6 +125,9 @@ impl EngineError {
             EngineError::PromptTooLong { .. } => Some("shorten the prompt, or raise `--ctx`".into()),
             EngineError::NotFinite { .. } => {
                 Some("the weights hold values that are no numbers, or too large for `--kv-type f16`".into())
+            }
+            EngineError::OutputNotFinite => {
+                Some("the weights hold values that are no numbers, or the checkpoint is damaged".into())
             }
             EngineError::TokenizerMismatch { .. } => {
                 Some("`tokenizer.json` may belong to another model than the weights".into())

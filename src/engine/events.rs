@@ -38,6 +38,9 @@ pub struct Request {
     pub logits: Option<Logits>,
     /// What a model that hears shall listen to, and how it writes that down.
     pub speech: Option<SpeechRequest>,
+    /// Log-probabilities of the prompt's own tokens from this position on, instead of text: 4 bytes a token come
+    /// back, and what stands before the position is shared with other prompts as usual.
+    pub prompt_logprobs: Option<usize>,
 }
 
 /// What a model that hears shall listen to, and how it writes that down.
@@ -63,7 +66,13 @@ impl Request {
             logprobs: None,
             logits: None,
             speech: None,
+            prompt_logprobs: None,
         }
+    }
+
+    /// Whether text is generated.
+    pub(super) fn writes(&self) -> bool {
+        self.logits.is_none() && self.prompt_logprobs.is_none()
     }
 }
 
@@ -203,6 +212,15 @@ pub enum Event {
         /// `[n_heads, n_positions]`.
         weights: Vec<f32>,
     },
+    /// Log-probabilities of some of the prompt's tokens, in their order; a prompt's come in several events.
+    PromptLogprobs {
+        /// The request.
+        id: RequestId,
+        /// Position of the first of them.
+        position: usize,
+        /// The natural logarithm of each one's probability after the tokens before it.
+        logprobs: Vec<f32>,
+    },
     /// The request is done.
     Done {
         /// The request.
@@ -225,4 +243,18 @@ pub enum Event {
         /// Why.
         error: EngineError,
     },
+}
+
+impl Event {
+    /// The request that it is about.
+    pub fn request(&self) -> RequestId {
+        match self {
+            Event::Token { id, .. }
+            | Event::Logits { id, .. }
+            | Event::PromptLogprobs { id, .. }
+            | Event::Alignment { id, .. }
+            | Event::Done { id, .. }
+            | Event::Failed { id, .. } => *id,
+        }
+    }
 }

@@ -6,7 +6,7 @@ use super::sampling::MAX_BIAS;
 use super::{ClipId, KvPages, PAGE_SIZE};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::models::{Batch, Model};
+use crate::models::{Batch, Capacity, Model};
 use crate::ops::{self, SamplingRecord};
 
 pub(super) struct Forward {
@@ -61,6 +61,8 @@ pub(super) struct Results {
     filters: Tensor,
     /// If requests may ask for log-probabilities.
     pub logprobs: Option<LogprobTables>,
+    /// Log-probabilities of prompts' tokens: `[1, max_sampled]`.
+    scores: Tensor,
 }
 
 pub(super) struct LogprobTables {
@@ -73,7 +75,8 @@ pub(super) struct LogprobTables {
 }
 
 impl Results {
-    pub fn new(gpu: &Gpu, max_seqs: usize, vocab: usize, max_logprobs: usize) -> Result<Self, GpuError> {
+    pub fn new(gpu: &Gpu, capacity: Capacity, vocab: usize, max_logprobs: usize) -> Result<Self, GpuError> {
+        let Capacity { max_seqs, max_sampled, .. } = capacity;
         let table = |label: &str, shape| Tensor::zeros(gpu, label, shape, Dtype::U32);
         let logprobs = match max_logprobs {
             0 => None,
@@ -87,12 +90,14 @@ impl Results {
             chosen: table("chosen", [1, max_seqs])?,
             filters: table("filters", [max_seqs, 2])?,
             logprobs,
+            scores: Tensor::zeros(gpu, "scores", [1, max_sampled], Dtype::F32)?,
         })
     }
 
     /// Bytes that a step reads back at most, without logits.
     pub fn step_bytes(&self) -> u64 {
-        self.chosen.size_bytes() + self.logprobs.as_ref().map_or(0, |l| 2 * l.top.size_bytes())
+        let logprobs = self.logprobs.as_ref().map_or(0, |l| 2 * l.top.size_bytes());
+        self.chosen.size_bytes() + logprobs + self.scores.size_bytes()
     }
 }
 
@@ -123,7 +128,7 @@ impl Forward {
     }
 
     /// Records logits and draws; returns the byte ranges that the host shall read: tokens, then
-    /// log-probabilities, then logits, then what rows attend to.
+    /// log-probabilities, then logits, then log-probabilities of prompts' tokens, then what rows attend to.
     pub fn draw<'a>(&'a self, rec: &mut Recorder, plan: &Plan) -> Vec<(&'a Tensor, u64, u64)> {
         let n_draws = plan.draws.len();
         let mut sources = Vec::new();
@@ -172,6 +177,12 @@ impl Forward {
         if !plan.logits.is_empty() {
             let row = z.row_bytes() as u64;
             sources.push((z, n_draws as u64 * row, plan.logits.len() as u64 * row));
+        }
+        if !plan.scores.is_empty() {
+            let range = n_draws + plan.logits.len()..plan.sampled.len();
+            let (rows, index, scores) = (&plans.rows, &plans.sampled, &results.scores);
+            ops::token_logprob(rec, rows, index, &slots.tokens, z, range, scores);
+            sources.push((scores, 0, 4 * plan.scores.len() as u64));
         }
         self.aligned(plan, &mut sources);
         sources

@@ -63,7 +63,14 @@ impl Engine {
         let max_seqs = at_least_one("max_seqs", options.max_seqs)?;
         // A step has room for one decoding row of each sequence and for some of a prompt besides.
         let max_rows = at_least_one("max_rows", options.max_rows)?.max(max_seqs + 1);
-        let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
+        let options = EngineOptions {
+            max_seqs,
+            max_rows,
+            prompt_logprobs: options.prompt_logprobs.min(max_rows),
+            ..options
+        };
+        let max_sampled = options.max_sampled();
+        let capacity = Capacity { max_rows, max_seqs, max_sampled, max_seq_len: ctx };
         // Asked first, so that a context beyond all bounds fails before anything is allocated for it.
         let seq_pages = ctx.div_ceil(PAGE_SIZE);
         let page_row = |a: &Attention| KvLayer::bytes(options.kv_dtype, KvPages::width(a));
@@ -91,16 +98,17 @@ impl Engine {
         };
         let clips = shape.audio.as_ref().map(clips).transpose()?;
         let forward = Forward {
-            plans: PlanTables::new(gpu, max_rows, max_seqs)?,
+            plans: PlanTables::new(gpu, max_rows, max_sampled)?,
             slots: SlotTables::new(gpu, max_seqs, ctx, seq_pages, shape.vocab_size)?,
-            results: Results::new(gpu, max_seqs, shape.vocab_size, max_logprobs)?,
+            results: Results::new(gpu, capacity, shape.vocab_size, max_logprobs)?,
             pages,
             model,
             clips,
         };
         let mut slot_bytes = forward.results.step_bytes();
         if options.logits {
-            slot_bytes += (max_seqs * Dtype::F32.bytes(shape.vocab_size.next_multiple_of(ROW_ALIGN))) as u64;
+            slot_bytes +=
+                (max_sampled * Dtype::F32.bytes(shape.vocab_size.next_multiple_of(ROW_ALIGN))) as u64;
         }
         if let Some(clips) = forward.clips.as_ref().filter(|clips| clips.weights.is_some()) {
             slot_bytes += (max_rows * 4 * clips.alignment_width()) as u64;
@@ -132,21 +140,11 @@ impl Engine {
             unused_tensors,
             weights_bytes,
             compile_time: Duration::ZERO,
-            options: EngineOptions { max_seqs, max_rows, max_logprobs, ..options },
+            options: EngineOptions { max_logprobs, ..options },
             shape,
         };
         let variants = engine.variants();
-        let (compiled, uploaded) = std::thread::scope(|scope| {
-            let compiler = scope.spawn(|| {
-                let begin = Instant::now();
-                gpu.compile(&variants).map(|()| begin.elapsed())
-            });
-            let uploaded = loader.upload(progress);
-            let died = |_| Err(GpuError::Device { message: "a compiler thread died".into() });
-            (compiler.join().unwrap_or_else(died), uploaded)
-        });
-        uploaded.map_err(ModelError::from)?;
-        engine.compile_time = compiled?;
+        engine.compile_time = upload_and_compile(gpu, loader, &variants, progress)?;
         Ok(engine)
     }
 
@@ -172,7 +170,17 @@ impl Engine {
         // without it; large products take large tiles.
         let n_prompt = [1, 2, 3, 7, 15, self.options.max_rows - 1].into_iter();
         let prompt = n_prompt.map(|n: usize| plan(1, n.min(self.options.max_rows - 1)));
-        let plans: Vec<Plan> = decode.chain(prompt).collect();
+        // Every number of rows that shares the head's weights, beyond those of the rows that decode.
+        let n_scores = self.options.prompt_logprobs;
+        let counts = (0..).map(|i| 1 << i).take_while(|n| *n < 2 * n_scores).map(|n: usize| n.min(n_scores));
+        let scores = counts.map(|n| Plan {
+            n: Rows { n_decode: 0, n_prompt: n },
+            blocks: vec![[0, 1]],
+            sampled: vec![0; n],
+            scores: vec![(RequestId(0), 1); n],
+            ..Plan::default()
+        });
+        let plans: Vec<Plan> = decode.chain(prompt).chain(scores).collect();
         let (forward, ctx, n_layers) = (&self.forward, self.ctx, self.shape.n_layers());
         self.rec.variants(|rec| {
             let n_heard = forward.clips.as_ref().map_or(0, Clips::n_layers);
@@ -188,4 +196,24 @@ impl Engine {
             }
         })
     }
+}
+
+/// Uploads weights while kernels compile; returns how long those took.
+pub(super) fn upload_and_compile(
+    gpu: &Gpu,
+    loader: Loader<'_>,
+    variants: &[Variant],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Duration, EngineError> {
+    let (compiled, uploaded) = std::thread::scope(|scope| {
+        let compiler = scope.spawn(|| {
+            let begin = Instant::now();
+            gpu.compile(variants).map(|()| begin.elapsed())
+        });
+        let uploaded = loader.upload(progress);
+        let died = |_| Err(GpuError::Device { message: "a compiler thread died".into() });
+        (compiler.join().unwrap_or_else(died), uploaded)
+    });
+    uploaded.map_err(ModelError::from)?;
+    Ok(compiled?)
 }

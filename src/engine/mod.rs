@@ -6,10 +6,13 @@
 //! A step is one forward pass over a batch: one decoding row for each sequence that writes, then rows of
 //! prompts. Steps are recorded ahead of their results: the token that a step draws is read on the device by
 //! the next, so the host is told of it late and only looks for the end.
+//!
+//! [`TextEncoder`] is the same machine for encoders, which read a text in one pass.
 
 mod checkpoint;
 mod clips;
 mod collect;
+mod encoder;
 mod error;
 mod events;
 mod forward;
@@ -27,6 +30,9 @@ use std::time::{Duration, Instant};
 
 pub use checkpoint::Checkpoint;
 pub use clips::ClipId;
+pub use encoder::{
+    DenseModule, EmbeddingConfig, Encoded, EncoderCheckpoint, EncoderOptions, Output, TextEncoder,
+};
 pub use error::EngineError;
 pub use events::{
     Event, FinishReason, Logits, Logprobs, Request, RequestId, SpeechRequest, Timings, TokenLogprob, Usage,
@@ -50,7 +56,7 @@ const SLICE: Duration = Duration::from_millis(20);
 #[derive(Clone)]
 enum Work {
     /// A forward pass over a batch.
-    Step(Plan),
+    Step(Box<Plan>),
     /// The encoder over a clip.
     Clip(ClipId),
 }
@@ -169,7 +175,7 @@ impl Engine {
             return Err(EngineError::EmptyPrompt);
         }
         // A draw needs a place after the prompt, logits do not.
-        let holds = if request.logits.is_some() { self.ctx } else { self.ctx - 1 };
+        let holds = if request.writes() { self.ctx - 1 } else { self.ctx };
         if n > holds {
             return Err(EngineError::PromptTooLong { found: n, expected: holds });
         }
@@ -185,7 +191,22 @@ impl Engine {
             let expected = "an engine built with `EngineOptions::logits`";
             return Err(EngineError::Parameter { name: "logits", found: "asked for".into(), expected });
         }
-        if request.max_tokens == Some(0) && request.logits.is_none() {
+        if let Some(from) = request.prompt_logprobs {
+            let wrong = |found: String, expected| {
+                Err(EngineError::Parameter { name: "prompt_logprobs", found, expected })
+            };
+            if self.options.prompt_logprobs == 0 {
+                let expected = "an engine built with `EngineOptions::prompt_logprobs`";
+                return wrong("asked for".into(), expected);
+            }
+            if request.logits.is_some() {
+                return wrong("asked for with `logits`".into(), "one of the two");
+            }
+            if from == 0 || from >= n {
+                return wrong(from.to_string(), "a position of the prompt behind its first token");
+            }
+        }
+        if request.max_tokens == Some(0) && request.writes() {
             let expected = "at least 1";
             return Err(EngineError::Parameter { name: "max_tokens", found: "0".into(), expected });
         }
@@ -207,9 +228,9 @@ impl Engine {
                 return Err(EngineError::Speech { architecture: self.shape.architecture, problem });
             }
         }
-        let most = match request.logits {
-            Some(_) => 0,
-            None => request.max_tokens.unwrap_or(usize::MAX).min(self.ctx - n),
+        let most = match request.writes() {
+            false => 0,
+            true => request.max_tokens.unwrap_or(usize::MAX).min(self.ctx - n),
         };
         let id = RequestId(self.next_id);
         self.next_id += 1;

@@ -27,10 +27,19 @@ pub struct EngineOptions {
     pub max_clips: usize,
     /// (layer, head) of the decoder's heads whose attention to a clip requests may ask for.
     pub alignment_heads: Vec<[usize; 2]>,
+    /// Positions of prompts whose log-probabilities one step computes at most; with 0 requests may not ask for them.
+    pub prompt_logprobs: usize,
     /// Share prefixes between sequences.
     pub prefix_cache: bool,
     /// Record steps before the results of earlier ones have arrived.
     pub run_ahead: bool,
+}
+
+impl EngineOptions {
+    /// Rows of one step that get logits.
+    pub(super) fn max_sampled(&self) -> usize {
+        self.max_seqs.max(self.prompt_logprobs)
+    }
 }
 
 impl Default for EngineOptions {
@@ -46,6 +55,7 @@ impl Default for EngineOptions {
             logits: false,
             max_clips: 1,
             alignment_heads: Vec::new(),
+            prompt_logprobs: 0,
             prefix_cache: true,
             run_ahead: true,
         }

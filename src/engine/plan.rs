@@ -14,12 +14,15 @@ pub(super) struct Plan {
     pub rows: Vec<[u32; 2]>,
     /// (first row, rows) of each attention block: one for each decoding row, then those of prompts.
     pub blocks: Vec<[u32; 2]>,
-    /// Rows that get logits: first those that draw, then those that only want logits.
+    /// Rows that get logits: first those that draw, then those that only want logits, then those whose next token
+    /// gets its log-probability.
     pub sampled: Vec<u32>,
     /// Requests that draw, in the order of `sampled`.
     pub draws: Vec<RequestId>,
-    /// Requests and positions that want logits, in the order of the rest of `sampled`.
+    /// Requests and positions that want logits, in the order of the next ones of `sampled`.
     pub logits: Vec<(RequestId, usize)>,
+    /// Requests and positions of tokens that get their log-probabilities, in the order of the rest of `sampled`.
+    pub scores: Vec<(RequestId, usize)>,
     /// Slots whose tokens are to be counted anew: admitted in this step, with their prompt's length.
     pub count: Vec<(usize, usize)>,
     /// Positions of the longest decoding sequence.

@@ -17,7 +17,7 @@ impl Engine {
             clips.hold(clip);
             return Some(Work::Clip(clip));
         }
-        self.plan().map(Work::Step)
+        self.plan().map(|plan| Work::Step(Box::new(plan)))
     }
 
     /// Decides what the next step computes, and admits sequences that find room.
@@ -65,23 +65,25 @@ impl Engine {
     fn plan_prompt(&mut self, plan: &mut Plan, i: usize, block_rows: usize) {
         let s = &mut self.running[i];
         let mut n = s.n_prompt_left().min(self.options.max_rows - plan.rows.len());
-        let free = self.options.max_seqs - plan.sampled.len();
-        if s.request.logits == Some(Logits::All) {
-            n = n.min(free);
-        } else if free == 0 {
-            n = n.min(s.n_prompt_left() - 1);
+        if n > 0 {
+            n = n.min(s.n_rows_within(s.n_recorded, self.options.max_sampled() - plan.sampled.len()));
         }
         if n == 0 {
             return;
         }
         let first_row = plan.rows.len();
         for pos in s.n_recorded..s.n_recorded + n {
+            let row = plan.rows.len() as u32;
             if s.wants_logits(pos) {
-                plan.sampled.push(plan.rows.len() as u32);
+                plan.sampled.insert(plan.draws.len() + plan.logits.len(), row);
                 plan.logits.push((s.id, pos));
             }
             if s.aligns() {
                 plan.aligned.push((s.id, pos, plan.rows.len()));
+            }
+            if s.wants_score(pos) {
+                plan.sampled.push(row);
+                plan.scores.push((s.id, pos + 1));
             }
             plan.rows.push([s.slot as u32, pos as u32]);
         }
@@ -90,8 +92,8 @@ impl Engine {
         }
         s.n_recorded += n;
         s.n_in_flight += 1;
-        if s.n_prompt_left() == 0 && s.request.logits.is_none() {
-            // Rows that draw come before rows that only want logits.
+        if s.n_prompt_left() == 0 && s.request.writes() {
+            // Rows that draw come before all others.
             plan.sampled.insert(plan.draws.len(), plan.rows.len() as u32 - 1);
             plan.draws.push(s.id);
             s.n_drawn += 1;
@@ -117,7 +119,9 @@ impl Engine {
         let n_positions = next.n_prompt() + next.most.saturating_sub(1);
         let needs_all_rows = next.request.logits == Some(Logits::All) || next.aligns();
         let shares = self.options.prefix_cache && !needs_all_rows;
-        let prefix = if shares { &next.request.prompt[..] } else { &[] };
+        // A token's log-probability needs the row before it computed.
+        let n_shared = next.request.prompt_logprobs.unwrap_or(next.n_prompt());
+        let prefix = if shares { &next.request.prompt[..n_shared] } else { &[] };
         let n_pages = n_positions.div_ceil(PAGE_SIZE);
         let Some((pages, n_cached)) = self.forward.pages.take(root, prefix, n_pages) else {
             return false;

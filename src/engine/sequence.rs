@@ -89,7 +89,9 @@ impl Sequence {
 
     /// Prompt rows that are still to be recorded.
     pub fn n_prompt_left(&self) -> usize {
-        if self.finished.is_some() { 0 } else { self.n_prompt().saturating_sub(self.n_recorded) }
+        // What a prompt's last token leads to is no part of the prompt's probability.
+        let n_rows = self.n_prompt() - usize::from(self.request.prompt_logprobs.is_some());
+        if self.finished.is_some() { 0 } else { n_rows.saturating_sub(self.n_recorded) }
     }
 
     /// Whether the next step has a decoding row for it.
@@ -181,6 +183,22 @@ impl Sequence {
     /// Whether the prompt's rows shall show what they attend to.
     pub fn aligns(&self) -> bool {
         self.request.speech.as_ref().is_some_and(|speech| speech.alignment)
+    }
+
+    /// Rows from position `pos` on that may be computed if `n_free` more can get logits.
+    pub fn n_rows_within(&self, pos: usize, n_free: usize) -> usize {
+        match (self.request.logits, self.request.prompt_logprobs) {
+            (Some(Logits::All), _) => n_free,
+            (_, Some(from)) => (from - 1).saturating_sub(pos) + n_free,
+            // All but the last, which draws or leaves its logits.
+            _ if n_free == 0 => self.n_prompt_left() - 1,
+            _ => usize::MAX,
+        }
+    }
+
+    /// Whether the log-probability of the token after row `pos` is wanted.
+    pub fn wants_score(&self, pos: usize) -> bool {
+        self.request.prompt_logprobs.is_some_and(|from| pos + 1 >= from)
     }
 
     /// Whether logits are wanted of row `pos`.

@@ -169,6 +169,12 @@ impl<'a> Loader<'a> {
         Ok(Tensor::from_f32(self.gpu, label, [1, n_cols], &values)?)
     }
 
+    /// Counts tensors whose names begin with `prefix` as asked for: those that a checkpoint may have and nobody needs.
+    pub fn ignore(&mut self, prefix: &str) {
+        let names = self.weights.entries().iter().map(|e| &e.name).filter(|name| name.starts_with(prefix));
+        self.taken.extend(names.cloned());
+    }
+
     /// Names that nothing asked for.
     pub fn unused(&self) -> Vec<&'a str> {
         let entries = self.weights.entries().iter().map(|e| e.name.as_str());

@@ -1,15 +1,20 @@
 //! Layer 3: architectures. One architecture is one file, an architecture is three recordings.
 //!
 //! A file here reads like the paper: the config with Hugging Face's keys, the weights by their names, then
-//! `embed`, `layer` and `logits`. It names no wgpu type, no file format and no quantised type.
+//! `embed`, `layer` and `logits`. It names no wgpu type, no file format and no quantised type. A [`Model`] writes token
+//! by token; an [`Encoder`] reads whole texts.
 
+mod bert;
 pub mod blocks;
+mod distilbert;
 mod gpt2;
 mod llama;
 mod loader;
 mod mistral;
+mod modernbert;
 mod qwen2;
 mod qwen3;
+mod roberta;
 mod whisper;
 
 use serde::de::DeserializeOwned;
@@ -37,6 +42,17 @@ pub enum ModelError {
         /// Those that run.
         known: String,
     },
+    /// An architecture of the other kind.
+    #[error("`{found}` is {}", match kind {
+        ModelKind::Decoder => "a model that writes: it has no embeddings or labels",
+        ModelKind::Encoder => "an encoder: it classifies and embeds, it does not write",
+    })]
+    WrongKind {
+        /// `model_type` in the config.
+        found: String,
+        /// What it is.
+        kind: ModelKind,
+    },
     /// The architecture is known, this variety of it is not.
     #[error("`config.json`: `{key}` is `{found}`, expected {expected}")]
     Unsupported {
@@ -63,9 +79,24 @@ impl ModelError {
     pub fn hint(&self) -> Option<String> {
         match self {
             ModelError::Weights(error) => error.hint(),
+            ModelError::WrongKind { kind: ModelKind::Encoder, .. } => {
+                Some("use `wginfer embed` or `wginfer classify`".into())
+            }
+            ModelError::WrongKind { kind: ModelKind::Decoder, .. } => {
+                Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here".into())
+            }
             _ => None,
         }
     }
+}
+
+/// What a model is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelKind {
+    /// It writes token by token: a [`Model`].
+    Decoder,
+    /// It reads whole texts: an [`Encoder`].
+    Encoder,
 }
 
 /// The shape of a model, as far as cache and scheduler need it.
@@ -130,6 +161,13 @@ pub struct Capacity {
     pub max_sampled: usize,
     /// Positions of a sequence.
     pub max_seq_len: usize,
+}
+
+impl Capacity {
+    /// For activations of which no row decodes or gets logits over the vocabulary.
+    fn without_logits(self) -> Capacity {
+        Capacity { max_seqs: 1, max_sampled: 1, ..self }
+    }
 }
 
 /// One forward pass's rows, as tables on the device, and the cache.
@@ -257,16 +295,109 @@ pub trait Architecture: Send + Sync {
     }
 }
 
-type Parse = fn(&str) -> Result<Box<dyn Architecture>, ModelError>;
+/// A text encoder in device memory, with its activations. A batch holds whole sequences, all of their rows those of
+/// prompts; its `ends` are set. The recordings of one encoder run one after the other.
+pub trait Encoder: Send + Sync {
+    /// Records the stream's start: one row for each row of the batch.
+    fn embed(&self, rec: &mut Recorder, batch: &Batch<'_>);
+    /// Records layer `i` on the stream.
+    fn layer(&self, i: usize, rec: &mut Recorder, batch: &Batch<'_>);
+    /// Records what is left after the last layer, and returns where the batch's rows will be:
+    /// `[max_rows, hidden_size]` F32.
+    fn rows(&self, rec: &mut Recorder, batch: &Batch<'_>) -> &Tensor;
+    /// Records the classification head on what [`Encoder::rows`] left, `n_seqs` sequences whose rows `spans`
+    /// `[n_seqs, 2]` names as (first row, rows), and returns where the logits will be: `[max_seqs, n_labels]` F32. `None`
+    /// if the checkpoint has no head.
+    fn logits(&self, rec: &mut Recorder, spans: &Tensor, n_seqs: usize) -> Option<&Tensor>;
+}
+
+/// What a classification head tells apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labels {
+    /// In the order of the logits.
+    pub names: Vec<String>,
+    /// What the logits mean.
+    pub problem: Problem,
+}
+
+/// What the logits of a classification head mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Problem {
+    /// One label holds: softmax gives its probability.
+    #[serde(rename = "single_label_classification")]
+    SingleLabel,
+    /// Each label holds or not: the logistic function gives its probability.
+    #[serde(rename = "multi_label_classification")]
+    MultiLabel,
+    /// The logits are the values themselves.
+    Regression,
+}
+
+impl Labels {
+    /// The probability of each label; `None` where logits are values, not scores.
+    pub fn probabilities(&self, logits: &[f32]) -> Option<Vec<f32>> {
+        let logits = logits.iter().map(|z| f64::from(*z));
+        match self.problem {
+            Problem::SingleLabel => {
+                let largest = logits.clone().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = logits.map(|z| (z - largest).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                Some(weights.iter().map(|w| (w / sum) as f32).collect())
+            }
+            Problem::MultiLabel => Some(logits.map(|z| (1.0 / (1.0 + (-z).exp())) as f32).collect()),
+            Problem::Regression => None,
+        }
+    }
+}
+
+/// A parsed `config.json` of an encoder: what it is before its weights are there.
+pub trait EncoderArchitecture: Send + Sync {
+    /// Its shape.
+    fn shape(&self) -> ModelShape;
+    /// The labels of its classification head, if it has one.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`], [`ModelError::Unsupported`].
+    fn labels(&self) -> Result<Option<Labels>, ModelError>;
+    /// Loads the weights.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`], [`ModelError::Unsupported`].
+    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Encoder>, ModelError>;
+}
+
+type Parsed<A> = Result<Box<A>, ModelError>;
+
+/// How a config is read.
+enum Parse {
+    Decoder(fn(&str) -> Parsed<dyn Architecture>),
+    Encoder(fn(&str) -> Parsed<dyn EncoderArchitecture>),
+}
+
+impl Parse {
+    fn kind(&self) -> ModelKind {
+        match self {
+            Parse::Decoder(_) => ModelKind::Decoder,
+            Parse::Encoder(_) => ModelKind::Encoder,
+        }
+    }
+}
 
 /// Every architecture by its `model_type`.
 static ARCHITECTURES: &[(&str, Parse)] = &[
-    ("gpt2", |json| Ok(Box::new(parse::<gpt2::Config>(json)?))),
-    ("llama", |json| Ok(Box::new(parse::<llama::Config>(json)?))),
-    ("mistral", |json| Ok(Box::new(parse::<mistral::Config>(json)?))),
-    ("qwen2", |json| Ok(Box::new(parse::<qwen2::Config>(json)?))),
-    ("qwen3", |json| Ok(Box::new(parse::<qwen3::Config>(json)?))),
-    ("whisper", |json| Ok(Box::new(parse::<whisper::Config>(json)?))),
+    ("bert", Parse::Encoder(|json| Ok(Box::new(parse::<bert::Config>(json)?)))),
+    ("camembert", Parse::Encoder(|json| Ok(Box::new(parse::<roberta::Config>(json)?)))),
+    ("distilbert", Parse::Encoder(|json| Ok(Box::new(parse::<distilbert::Config>(json)?)))),
+    ("gpt2", Parse::Decoder(|json| Ok(Box::new(parse::<gpt2::Config>(json)?)))),
+    ("llama", Parse::Decoder(|json| Ok(Box::new(parse::<llama::Config>(json)?)))),
+    ("mistral", Parse::Decoder(|json| Ok(Box::new(parse::<mistral::Config>(json)?)))),
+    ("modernbert", Parse::Encoder(|json| Ok(Box::new(parse::<modernbert::Config>(json)?)))),
+    ("qwen2", Parse::Decoder(|json| Ok(Box::new(parse::<qwen2::Config>(json)?)))),
+    ("qwen3", Parse::Decoder(|json| Ok(Box::new(parse::<qwen3::Config>(json)?)))),
+    ("roberta", Parse::Encoder(|json| Ok(Box::new(parse::<roberta::Config>(json)?)))),
+    ("whisper", Parse::Decoder(|json| Ok(Box::new(parse::<whisper::Config>(json)?)))),
+    ("xlm-roberta", Parse::Encoder(|json| Ok(Box::new(parse::<roberta::Config>(json)?)))),
 ];
 
 /// The `model_type`s that run.
@@ -274,31 +405,75 @@ pub fn architectures() -> Vec<&'static str> {
     ARCHITECTURES.iter().map(|(name, _)| *name).collect()
 }
 
-/// Reads a `config.json`.
-///
-/// # Errors
-/// [`ModelError::UnknownArchitecture`], [`ModelError::Config`] names a key that is missing,
-/// [`ModelError::Unsupported`] one whose value does not run.
-pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
-    #[derive(serde::Deserialize)]
-    struct Kind {
-        model_type: String,
-        quantization_config: Option<serde_json::Value>,
-    }
-    let kind: Kind = parse(config_json)?;
-    let known = ARCHITECTURES.iter().find(|(name, _)| *name == kind.model_type);
+/// The keys of any `config.json` that say how to read the rest.
+#[derive(serde::Deserialize)]
+struct Header {
+    model_type: String,
+    quantization_config: Option<serde_json::Value>,
+}
+
+/// How a `config.json` is to be read, and its `model_type`.
+fn recognise(config_json: &str) -> Result<(&'static Parse, String), ModelError> {
+    let header: Header = parse(config_json)?;
+    let known = ARCHITECTURES.iter().find(|(name, _)| *name == header.model_type);
     let Some((_, parse)) = known else {
         let known = architectures().iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-        return Err(ModelError::UnknownArchitecture { found: kind.model_type, known });
+        return Err(ModelError::UnknownArchitecture { found: header.model_type, known });
     };
-    if let Some(quantization) = kind.quantization_config {
+    if let Some(quantization) = header.quantization_config {
         let found = quantization["quant_method"].as_str().unwrap_or("present").to_string();
         let expected = "weights in F32, F16 or BF16".into();
         return Err(ModelError::Unsupported { key: "quantization_config", found, expected });
     }
-    let architecture = parse(config_json)?;
-    check(&architecture.shape())?;
-    Ok(architecture)
+    Ok((parse, header.model_type))
+}
+
+/// What the model of a `config.json` is made for.
+///
+/// # Errors
+/// [`ModelError::UnknownArchitecture`], [`ModelError::Config`], [`ModelError::Unsupported`].
+pub fn kind(config_json: &str) -> Result<ModelKind, ModelError> {
+    Ok(recognise(config_json)?.0.kind())
+}
+
+/// Reads the `config.json` of a language model.
+///
+/// # Errors
+/// [`ModelError::UnknownArchitecture`], [`ModelError::WrongKind`], [`ModelError::Config`] names a key that is missing,
+/// [`ModelError::Unsupported`] one whose value does not run.
+pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
+    match recognise(config_json)? {
+        (Parse::Decoder(parse), _) => {
+            let architecture = parse(config_json)?;
+            check(&architecture.shape())?;
+            Ok(architecture)
+        }
+        (other, found) => Err(ModelError::WrongKind { found, kind: other.kind() }),
+    }
+}
+
+/// Reads the `config.json` of an encoder.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_encoder(config_json: &str) -> Result<Box<dyn EncoderArchitecture>, ModelError> {
+    match recognise(config_json)? {
+        (Parse::Encoder(parse), _) => {
+            let architecture = parse(config_json)?;
+            let shape = architecture.shape();
+            check(&shape)?;
+            if let Some(a) = shape.attention.iter().find(|a| a.n_heads * a.head_dim != shape.hidden_size) {
+                return Err(ModelError::Unsupported {
+                    key: "num_attention_heads",
+                    found: a.n_heads.to_string(),
+                    expected: format!("a divisor of the hidden size {}", shape.hidden_size),
+                });
+            }
+            architecture.labels()?;
+            Ok(architecture)
+        }
+        (other, found) => Err(ModelError::WrongKind { found, kind: other.kind() }),
+    }
 }
 
 fn parse<C: DeserializeOwned>(json: &str) -> Result<C, ModelError> {

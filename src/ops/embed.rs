@@ -15,6 +15,7 @@ struct Params {
     first: u32,
     n_range: u32,
     n_table: u32,
+    offset: u32,
     scale: f32,
 }
 
@@ -27,10 +28,14 @@ pub enum Lookup {
     Token,
     /// The one of its position, added to what is there.
     AddPosition,
+    /// The one that many below its position's, added to what is there.
+    AddPositionAfter(usize),
+    /// This one, the same for all rows, added to what is there.
+    AddRow(usize),
 }
 
 /// Looks up `table` `[n_table, hidden]` for each row: `x` `[rows, hidden]` is set to `scale` times the token's
-/// row, or gets the position's row added. `rows` `[_, 2]` holds (sequence, position), `tokens` `[n_seqs, ctx]`
+/// row, or gets another row added. `rows` `[_, 2]` holds (sequence, position), `tokens` `[n_seqs, ctx]`
 /// ids. A token outside the table gives zeros.
 ///
 /// # Panics
@@ -49,12 +54,17 @@ pub fn embed(
     assert_eq!(x.stride(), table.stride(), "embed: {x:?} and {table:?}");
     assert_rows("embed", x, n.count());
     assert_rows("embed", rows, n.count());
-    let position = lookup == Lookup::AddPosition;
+    let (kind, offset) = match lookup {
+        Lookup::Token => (0, 0),
+        Lookup::AddPosition => (1, 0),
+        Lookup::AddPositionAfter(offset) => (1, offset),
+        Lookup::AddRow(row) => (2, row),
+    };
     let variant = Variant::new(&EMBED)
         .part(weights(table.dtype()))
         .set("WG", rec.gpu().caps().subgroup.unwrap_or(super::PORTABLE_LANES))
-        .set("POSITION", position.into())
-        .set("ADD", position.into());
+        .set("LOOKUP", kind)
+        .set("ADD", (kind > 0).into());
     for range in table.ranges() {
         let params = Params {
             n_rows: n.count() as u32,
@@ -64,6 +74,7 @@ pub fn embed(
             first: range.rows.start as u32,
             n_range: range.rows.len() as u32,
             n_table: table.n_rows() as u32,
+            offset: offset as u32,
             scale,
         };
         let groups = rec.gpu().caps().spread(n.count() as u32);

@@ -28,6 +28,10 @@ pub enum Act {
     GeluTanh,
     /// `½x(1 + erf(x/√2))`
     Gelu,
+    /// `max(x, 0)`
+    Relu,
+    /// `tanh(x)`
+    Tanh,
 }
 
 impl Act {
@@ -37,6 +41,8 @@ impl Act {
             "silu" | "swish" => Some(Act::Silu),
             "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Act::GeluTanh),
             "gelu" => Some(Act::Gelu),
+            "relu" => Some(Act::Relu),
+            "tanh" => Some(Act::Tanh),
             _ => None,
         }
     }

@@ -17,6 +17,7 @@ mod kv;
 mod layer_norm;
 mod linear;
 mod penalize;
+mod pool;
 mod probe_copy;
 mod probe_fma;
 mod qkv;
@@ -27,6 +28,7 @@ mod rows;
 mod sample;
 mod softmax;
 mod speech_rules;
+mod token_logprob;
 mod top_k;
 mod unfold;
 
@@ -44,6 +46,7 @@ pub use kv::KvLayer;
 pub use layer_norm::layer_norm;
 pub use linear::{LinearVariant, linear, linear_variants};
 pub use penalize::penalize;
+pub use pool::{Pooling, pool};
 pub use probe_copy::probe_copy;
 pub use probe_fma::probe_fma;
 pub use qkv::qkv;
@@ -54,6 +57,7 @@ pub use rows::{Input, Rows};
 pub use sample::{NOT_A_TOKEN, SamplingRecord, sample};
 pub use softmax::softmax;
 pub use speech_rules::{SpeechRecord, speech_rules};
+pub use token_logprob::token_logprob;
 pub use top_k::top_k;
 pub use unfold::unfold;
 
@@ -80,6 +84,7 @@ pub static KERNELS: &[&Kernel] = &[
     &linear::LINEAR_COOP,
     &linear::LINEAR_TILE,
     &penalize::PENALIZE,
+    &pool::POOL,
     &probe_copy::PROBE_COPY,
     &probe_fma::PROBE_FMA,
     &qkv::QKV,
@@ -89,6 +94,7 @@ pub static KERNELS: &[&Kernel] = &[
     &sample::SAMPLE,
     &softmax::SOFTMAX,
     &speech_rules::SPEECH_RULES,
+    &token_logprob::TOKEN_LOGPROB,
     &top_k::TOP_K,
     &unfold::UNFOLD,
 ];

@@ -96,7 +96,9 @@ pub fn rope_append(
     let variant = Variant::new(&ROPE_APPEND)
         .part(append(cache.dtype))
         .set("WG", lanes)
-        .set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into());
+        .set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into())
+        // Known beforehand, the angles' divisions are not compiled: they were most of the kernel's time on llvmpipe.
+        .set("ROTATES", (n_rot > 0).into());
     let cos_sin = rotary.map_or_else(|| rec.unused(), |r| r.cos_sin.view());
     let items = range.len() * (n_heads + 2 * n_kv_heads) * head_dim / n_dims;
     let groups = rec.gpu().caps().spread((items as u32).div_ceil(lanes));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokenizers::{
     AddedToken, DecoderWrapper, Model as _, NormalizedString, Normalizer as _, OffsetType,
-    PreTokenizedString, PreTokenizer as _,
+    PostProcessor as _, PreTokenizedString, PreTokenizer as _, TruncationDirection,
 };
 
 use super::{ChatTemplate, TextError};
@@ -140,6 +140,26 @@ impl Tokenizer {
         let encoding = self.0.hf.encode_fast(text, add_special).map_err(|e| cannot_encode(text, e))?;
         let prepend = if add_special { self.0.prepend } else { None };
         Ok(prepend.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+    }
+
+    /// As [`Tokenizer::encode`] with what the model expects around a text, in at most `max_tokens` ids: text is cut at
+    /// its end, never the tokens around it. Returns the ids, and how many of the text's were cut.
+    ///
+    /// # Errors
+    /// A text that the tokenizer cannot split.
+    pub fn encode_cut(&self, text: &str, max_tokens: usize) -> Result<(Vec<u32>, usize), TextError> {
+        let hf = &self.0.hf;
+        let mut encoding = hf.encode_fast(text, false).map_err(|e| cannot_encode(text, e))?;
+        let around = hf.get_post_processor().map_or(0, |p| p.added_tokens(false));
+        let room = max_tokens.saturating_sub(around + usize::from(self.0.prepend.is_some()));
+        let n_cut = encoding.len().saturating_sub(room);
+        if n_cut > 0 {
+            encoding.truncate(room, 0, TruncationDirection::Right);
+            // What was cut is kept there, to be wrapped in the same way.
+            encoding.take_overflowing();
+        }
+        let encoding = hf.post_process(encoding, None, true).map_err(|e| cannot_encode(text, e))?;
+        Ok((self.0.prepend.into_iter().chain(encoding.get_ids().iter().copied()).collect(), n_cut))
     }
 
     /// Turns `text` into ids, taking special tokens written in it as ordinary characters, and adding none.

@@ -104,6 +104,27 @@ pub fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))
 }
 
+pub fn relu(x: f64) -> f64 {
+    x.max(0.0)
+}
+
+/// The rows of a text, `x` [n, hidden], in one: as `how` says in the words of sentence-transformers.
+pub fn pool(how: &str, x: &[Vec<f64>]) -> Vec<f64> {
+    let n = x.len() as f64;
+    let sum = |i: usize| x.iter().map(|row| row[i]).sum::<f64>();
+    let weighted = |i: usize| x.iter().zip(1..).map(|(row, w)| f64::from(w) * row[i]).sum::<f64>();
+    let column = |i: usize| match how {
+        "cls" => x[0][i],
+        "lasttoken" => x[x.len() - 1][i],
+        "mean" => sum(i) / n,
+        "mean_sqrt_len_tokens" => sum(i) / n.sqrt(),
+        "max" => x.iter().map(|row| row[i]).fold(f64::NEG_INFINITY, f64::max),
+        "weightedmean" => weighted(i) / (1..=x.len()).map(|w| w as f64).sum::<f64>(),
+        other => unreachable!("no pooling is called {other}"),
+    };
+    (0..x[0].len()).map(column).collect()
+}
+
 /// The error function by its series of positive terms, `2/√π · e^(−x²) · Σ 2ⁿx^(2n+1)/(2n+1)!!`
 /// (Abramowitz & Stegun 7.1.6).
 pub fn erf(x: f64) -> f64 {
@@ -132,6 +153,11 @@ pub fn log_softmax(z: &[f64]) -> Vec<f64> {
     let top = z.iter().fold(f64::NEG_INFINITY, |m, z| m.max(*z));
     let log_sum = z.iter().map(|z| (z - top).exp()).sum::<f64>().ln();
     z.iter().map(|z| z - top - log_sum).collect()
+}
+
+/// The log-probability that logits `z` give to `token`.
+pub fn token_logprob(z: &[f64], token: usize) -> f64 {
+    log_softmax(z)[token]
 }
 
 /// Columns of the `k` largest, the largest first, among equals the smaller column first.

@@ -5,7 +5,7 @@ use super::super::exact;
 use super::{Case, Cost, Prepared, Workload, clear, scattered, some, values};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder};
-use crate::ops::{self, Act, HeadNorm, Lookup, RmsNorm};
+use crate::ops::{self, Act, HeadNorm, Lookup, Pooling, RmsNorm};
 
 const EPS: f32 = 1e-5;
 
@@ -144,6 +144,35 @@ pub(super) fn gate(work: &Workload<'_>) -> Vec<Case> {
                     x.iter().map(|x| exact_act(*x)).collect()
                 };
                 check.extend(&values(gpu, &y2, r)?, &want);
+            }
+            Ok(check)
+        };
+        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)))
+    }))
+}
+
+/// As for sentence embeddings: the mean of the rows of each text.
+pub(super) fn pool(work: &Workload<'_>) -> Vec<Case> {
+    /// Rows of a text, but the last.
+    const TEXT: usize = 32;
+    let (n_rows, hidden) = (work.n_rows, work.model().hidden_size);
+    let n_seqs = n_rows.div_ceil(TEXT);
+    let cost = Cost { flops: (n_rows * hidden) as f64, bytes: (4 * (n_rows + n_seqs) * hidden) as f64 };
+    work.once(work.case("pool", format!("mean {hidden}"), Dtype::F32, cost, move |pool| {
+        let x = pool.activations("x", [n_rows, hidden], 1)?;
+        let y = pool.output([n_seqs, hidden])?;
+        let spans: Vec<[u32; 2]> =
+            (0..n_rows).step_by(TEXT).map(|r| [r as u32, TEXT.min(n_rows - r) as u32]).collect();
+        let table = pool.table("spans", [n_seqs, 2], spans.as_flattened())?;
+        let (x2, y2, y3) = (x.clone(), y.clone(), y.clone());
+        let launch =
+            move |rec: &mut Recorder, _: usize| ops::pool(rec, Pooling::Mean, &table, &x, &y, 0, n_seqs);
+        let verify = move |gpu: &Gpu| {
+            let mut check = Check::f32(TEXT, 1.0);
+            for s in some(n_seqs, 4) {
+                let [first, n] = spans[s].map(|n| n as usize);
+                let rows = (first..first + n).map(|r| values(gpu, &x2, r)).collect::<Result<Vec<_>, _>>()?;
+                check.extend(&values(gpu, &y2, s)?, &exact::pool(Pooling::Mean.name(), &rows));
             }
             Ok(check)
         };

@@ -37,6 +37,37 @@ pub(super) fn softmax(work: &Workload<'_>) -> Vec<Case> {
     })
 }
 
+pub(super) fn token_logprob(work: &Workload<'_>) -> Vec<Case> {
+    let n_rows = work.n_rows;
+    cases(work, |n| {
+        let cost = Cost { flops: 3.0 * (n_rows * n) as f64, bytes: (4 * n_rows * n) as f64 };
+        vec![work.case("token_logprob", format!("{n}"), Dtype::F32, cost, move |pool| {
+            let z = pool.activations("z", [n_rows, n], 1)?;
+            let (index, places) = places(n_rows);
+            let index = pool.table("index", [1, n_rows], &index)?;
+            let rows = pool.table("rows", [n_rows, 2], &places)?;
+            // What follows position 5 of sequence r.
+            let next = move |r: usize| scattered(r + 1, n);
+            let tokens: Vec<u32> = (0..16 * n_rows).map(|i| next(i / 16)).collect();
+            let tokens = pool.table("tokens", [n_rows, 16], &tokens)?;
+            let y = pool.output([1, n_rows])?;
+            let (z2, y2, y3) = (z.clone(), y.clone(), y.clone());
+            let launch = move |rec: &mut Recorder, _: usize| {
+                ops::token_logprob(rec, &rows, &index, &tokens, &z, 0..n_rows, &y);
+            };
+            let verify = move |gpu: &Gpu| {
+                let mut check = Check::f32(n, 4.0);
+                let got = values(gpu, &y2, 0)?;
+                for r in some(n_rows, 2) {
+                    check.push(got[r], exact::token_logprob(&values(gpu, &z2, r)?, next(r) as usize));
+                }
+                Ok(check)
+            };
+            Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)))
+        })]
+    })
+}
+
 pub(super) fn top_k(work: &Workload<'_>) -> Vec<Case> {
     let n_rows = work.n_rows;
     cases(work, |n| {

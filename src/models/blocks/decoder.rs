@@ -108,7 +108,7 @@ pub(crate) fn act(key: &'static str, name: &str) -> Result<Act, ModelError> {
     Act::from_name(name).ok_or_else(|| ModelError::Unsupported {
         key,
         found: name.to_string(),
-        expected: "`silu`, `gelu`, `gelu_new` or `gelu_pytorch_tanh`".into(),
+        expected: "`silu`, `gelu`, `gelu_new`, `gelu_pytorch_tanh`, `relu` or `tanh`".into(),
     })
 }
 

@@ -47,7 +47,19 @@ impl Mlp {
 
     /// Records it on `input`, added to `a.x`.
     pub fn record(&self, rec: &mut Recorder, batch: &Batch<'_>, input: Input<'_>, a: &Activations) {
+        self.record_onto(rec, batch, input, a, &a.x);
+    }
+
+    /// Records it on `input`, added to `y`, which may be the input.
+    pub fn record_onto(
+        &self,
+        rec: &mut Recorder,
+        batch: &Batch<'_>,
+        input: Input<'_>,
+        a: &Activations,
+        y: &Tensor,
+    ) {
         ops::gate_up(rec, self.act, input, &self.up, self.up_bias.as_ref(), &a.up, &a.act, batch.n);
-        ops::linear(rec, &a.act, &self.down, self.down_bias.as_ref(), true, &a.x, batch.n);
+        ops::linear(rec, &a.act, &self.down, self.down_bias.as_ref(), true, y, batch.n);
     }
 }

@@ -61,6 +61,11 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// A rotation with this scaling, and this `theta` where that names none.
+    pub fn new(scaling: Option<RopeScaling>, theta: f64) -> Rope {
+        Rope { rope_theta: Some(theta), rope_parameters: scaling, ..Rope::default() }
+    }
+
     /// Frequencies of the rotated pairs of a head, in radians a position, and the factor on cosines and sines.
     ///
     /// The formulas are those of transformers' `modeling_rope_utils.py`.

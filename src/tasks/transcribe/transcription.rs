@@ -151,13 +151,7 @@ impl Transcription {
     /// # Errors
     /// Why a request failed.
     pub fn observe(&mut self, event: Event) -> Result<(), TranscribeError> {
-        let id = match &event {
-            Event::Token { id, .. }
-            | Event::Logits { id, .. }
-            | Event::Alignment { id, .. }
-            | Event::Done { id, .. }
-            | Event::Failed { id, .. } => *id,
-        };
+        let id = event.request();
         let windows = self.stretches.iter_mut().filter_map(|stretch| stretch.window.as_mut());
         match windows.into_iter().find(|window| window.owns(id)) {
             Some(window) => window.observe(event, &self.plan),

@@ -162,6 +162,7 @@ impl Window {
                 self.requests.retain(|(own, _)| *own != id);
             }
             Event::Failed { error, .. } => return Err(error.into()),
+            Event::PromptLogprobs { .. } => {}
         }
         Ok(())
     }

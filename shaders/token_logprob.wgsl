@@ -1,0 +1,49 @@
+// token_logprob: y[r] = z_t − log Σ_j e^z_j with z = z[r0 + r, :] and t the token that follows the row's position in
+// its sequence: the log-probability that the model gave to what a prompt says next.
+// One workgroup: one row.
+override WG: u32 = 64u;
+
+struct Params {
+    r0: u32, // rows of z and index that come before
+    n_rows: u32,
+    n_vocab: u32,
+    z_stride: u32,      // elements a row
+    tokens_stride: u32, // tokens a sequence
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> rows: array<vec2u>;    // (sequence, position)
+@group(0) @binding(2) var<storage, read> index: array<u32>;     // [r0 + n_rows] row that each row of z belongs to
+@group(0) @binding(3) var<storage, read> tokens: array<u32>;    // [n_seqs, tokens_stride]
+@group(0) @binding(4) var<storage, read> z: array<f32>;         // [r0 + n_rows, n_vocab]
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;   // [n_rows]
+
+const LOWEST: f32 = -3.4028234e38;
+
+@compute @workgroup_size(WG)
+fn token_logprob(
+    @builtin(workgroup_id) id: vec3u,
+    @builtin(num_workgroups) n: vec3u,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let r = id.x + id.y * n.x;
+    if r >= params.n_rows {
+        return;
+    }
+    let base = (params.r0 + r) * params.z_stride;
+    var top = LOWEST;
+    for (var i = lane; i < params.n_vocab; i += WG) {
+        top = max(top, z[base + i]);
+    }
+    top = reduce_best(top, lane, lane).value;
+    var sum = 0.0;
+    for (var i = lane; i < params.n_vocab; i += WG) {
+        sum += exp(z[base + i] - top);
+    }
+    sum = reduce_sum(sum, lane);
+    if lane == 0u {
+        let at = rows[index[params.r0 + r]];
+        let token = tokens[at.x * params.tokens_stride + at.y + 1u];
+        y[r] = z[base + token] - top - log(sum);
+    }
+}

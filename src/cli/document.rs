@@ -1,0 +1,115 @@
+//! What commands share that work on a document of any length.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use wginfer::engine::{Engine, EngineOptions, FinishReason, Sampling, Usage};
+use wginfer::tasks::{DocumentOptions, Observer, TaskError};
+
+use super::args::{DeviceArgs, ModelArg};
+use super::failure::Failure;
+use super::prompt;
+use super::sampling::SamplingArgs;
+use super::watch::watch;
+
+/// Which document, and how it is worked.
+#[derive(clap::Args)]
+pub struct DocumentArgs {
+    /// The document, text or Markdown; standard input without, or with `-`
+    #[arg(long, short, value_name = "DOCUMENT")]
+    file: Option<PathBuf>,
+
+    /// Most tokens of the result; 256, and a quarter of the context, without
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+
+    /// Most tokens of a piece of the document; a twelfth of the context, from 64 to 1024, without
+    #[arg(long, value_name = "N")]
+    piece_tokens: Option<usize>,
+
+    /// Write an object
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+
+    #[command(flatten)]
+    model: ModelArg,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+impl DocumentArgs {
+    /// The document, which must say something.
+    pub fn read(&self) -> Result<String, Failure> {
+        let text = prompt::text(None, self.file.as_deref())?;
+        let name = prompt::name(self.file.as_deref());
+        if let Some(at) = text.find('\0') {
+            return Err(Failure::failed(format!("{name} is no text: byte {at} is `0x00`"))
+                .with_hint("a PDF or an office document must be turned into text first"));
+        }
+        if text.trim().is_empty() {
+            return Err(Failure::failed(format!("{name} is empty")));
+        }
+        Ok(text)
+    }
+
+    /// Loads the model and runs `task`. Its text goes to `out` as it comes, or its result as JSON. Returns the result.
+    pub fn run<T: serde::Serialize>(
+        &self,
+        out: &mut dyn Write,
+        task: impl FnOnce(&mut Engine, &DocumentOptions, &mut Observer<'_>) -> Result<T, TaskError>,
+    ) -> Result<T, Failure> {
+        if self.max_tokens == Some(0) {
+            return Err(Failure::usage("`max_tokens` is 0, expected at least 1"));
+        }
+        let checkpoint = self.model.open()?;
+        let options = DocumentOptions {
+            sampling: self.sampling.over(&Sampling::greedy()),
+            max_tokens: self.max_tokens,
+            piece_tokens: self.piece_tokens,
+        };
+        options.sampling.check(checkpoint.architecture.shape().vocab_size)?;
+        checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
+        let mut engine = self.device.load(checkpoint, EngineOptions::default())?;
+        let mut ends_line = true;
+        let result = watch(
+            |text| {
+                if self.json {
+                    return Ok(());
+                }
+                ends_line = text.ends_with('\n');
+                write!(out, "{text}").and_then(|()| out.flush())
+            },
+            |on| task(&mut engine, &options, on),
+        );
+        if !ends_line {
+            writeln!(out)?;
+        }
+        let result = result?;
+        if self.json {
+            serde_json::to_writer_pretty(&mut *out, &result)?;
+            writeln!(out)?;
+        }
+        Ok(out.flush().map(|()| result)?)
+    }
+}
+
+/// Says how much was worked, and what was cut short.
+pub fn report(usage: &Usage, finish_reason: FinishReason, n_cut: usize) {
+    if finish_reason == FinishReason::Length {
+        log::warn!("the result ended at its most tokens; `--max-tokens` allows it more");
+    }
+    if n_cut > 0 {
+        let what =
+            if n_cut == 1 { "1 result of a piece".into() } else { format!("{n_cut} results of pieces") };
+        log::warn!("{what} ended at a quarter of a piece's tokens; `--piece-tokens` allows them more");
+    }
+    let cached = match usage.cached_tokens {
+        0 => String::new(),
+        n => format!(" ({n} cached)"),
+    };
+    log::info!("{} prompt{cached} + {} generated tokens", usage.prompt_tokens, usage.completion_tokens);
+}

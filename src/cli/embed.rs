@@ -1,0 +1,284 @@
+//! `wginfer embed`: texts to vectors.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::ValueEnum;
+use serde::Serialize;
+use wginfer::engine::{EmbeddingConfig, EngineError, Output, TextEncoder};
+use wginfer::tasks::{self, Encodings};
+
+use super::args::{self, DeviceArgs, ModelArg};
+use super::failure::Failure;
+use super::table::Table;
+use super::{prompt, terminal};
+
+const EXAMPLES: &str = "Examples:
+  wginfer embed -m ~/models/all-MiniLM-L6-v2 \"A cat sits on the mat.\"
+  wginfer embed -m ~/models/all-MiniLM-L6-v2 -f lines.txt --format npy -o vectors.npy
+  wginfer embed -m ~/models/all-MiniLM-L6-v2 --similarity \"a cat\" \"a kitten\" \"a bridge\"
+  wginfer embed -m ~/models/e5-small-v2 --prefix \"query: \" \"how tall is a giraffe\"";
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct EmbedArgs {
+    /// The texts, each by itself; from standard input, a line each, without
+    #[arg(conflicts_with = "file")]
+    pub texts: Vec<String>,
+
+    /// Read the texts from a file, a line each; `-` is standard input
+    #[arg(long, short, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+
+    /// Lines are JSON objects, whose `text` is the text
+    #[arg(long, conflicts_with = "texts")]
+    pub jsonl: bool,
+
+    /// How vectors are written: `json` is an array of objects, `csv` a line of numbers each, `npy` a NumPy array of
+    /// float32
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<EmbedFormat>,
+
+    /// Write to a file, not to standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    /// Write the cosines between all texts instead of their vectors: a table, or in the format that is given
+    #[arg(long)]
+    pub similarity: bool,
+
+    /// Put this before each text, as models such as E5 want it
+    #[arg(long, value_name = "TEXT", conflicts_with = "prompt_name", allow_hyphen_values = true)]
+    pub prefix: Option<String>,
+
+    /// Put before each text what the model calls so, such as `query`
+    #[arg(long, value_name = "NAME")]
+    pub prompt_name: Option<String>,
+
+    #[command(flatten)]
+    pub model: ModelArg,
+
+    #[command(flatten)]
+    pub device: DeviceArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EmbedFormat {
+    Json,
+    Csv,
+    Npy,
+}
+
+/// One text as `--format json` writes it.
+#[derive(Serialize)]
+struct TextJson<'a> {
+    text: &'a str,
+    n_tokens: usize,
+    embedding: &'a [f32],
+}
+
+#[derive(Serialize)]
+struct SimilarityJson<'a> {
+    texts: &'a [String],
+    similarity: &'a [Vec<f32>],
+}
+
+pub fn run(args: &EmbedArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let to_terminal = args.output.is_none() && std::io::stdout().is_terminal();
+    if args.format == Some(EmbedFormat::Npy) && to_terminal {
+        let hint = "give `--output FILE`, or redirect standard output";
+        return Err(Failure::usage("`npy` is binary, and standard output is a terminal").with_hint(hint));
+    }
+    let checkpoint = args.model.open_encoder()?;
+    let texts = match args.texts.is_empty() {
+        true => lines(args.file.as_deref(), args.jsonl)?,
+        false => args.texts.clone(),
+    };
+    let prefix = args.prefix(&checkpoint.embedding)?;
+    if let Err(error) = &checkpoint.tokenizer {
+        return Err(error.clone().into());
+    }
+    let mut encoder = args.device.load_encoder(checkpoint)?;
+    let encodings = encode(&mut encoder, &texts, &prefix, Output::Embedding)?;
+    match &args.output {
+        None => args.write(&texts, &encodings, out),
+        Some(path) => {
+            let failed = |e: &dyn std::fmt::Display| {
+                Failure::failed(format!("`{}` cannot be written: {e}", path.display()))
+            };
+            let mut file = BufWriter::new(File::create(path).map_err(|e| failed(&e))?);
+            match args.write(&texts, &encodings, &mut file).and_then(|()| Ok(file.flush()?)) {
+                Err(Failure::Failed { message, .. }) => Err(failed(&message)),
+                other => other,
+            }
+        }
+    }
+}
+
+/// The texts of a file or of standard input, a line each.
+pub fn lines(file: Option<&Path>, jsonl: bool) -> Result<Vec<String>, Failure> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        text: String,
+    }
+    let from = match file.filter(|path| *path != Path::new("-")) {
+        Some(path) => format!("`{}`", path.display()),
+        None => "standard input".to_string(),
+    };
+    let whole = prompt::text(None, file)?;
+    let texts: Vec<String> = if jsonl {
+        let lines = whole.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        lines
+            .map(|(i, line)| {
+                let parsed = serde_json::from_str(line).map(|line: Line| line.text);
+                let hint = "each line is an object such as {\"text\": \"a cat\"}";
+                parsed.map_err(|e| {
+                    Failure::failed(format!("line {} of {from} is not valid: {e}", i + 1)).with_hint(hint)
+                })
+            })
+            .collect::<Result<_, _>>()?
+    } else {
+        whole.lines().map(str::to_string).collect()
+    };
+    match texts.is_empty() {
+        true => Err(Failure::failed(format!("there is no text in {from}"))),
+        false => Ok(texts),
+    }
+}
+
+/// Runs texts through an encoder, `prefix` before each, and says how it went.
+pub fn encode(
+    encoder: &mut TextEncoder,
+    texts: &[String],
+    prefix: &str,
+    output: Output,
+) -> Result<Encodings, Failure> {
+    let n = texts.len();
+    let n_empty = texts.iter().filter(|text| text.trim().is_empty()).count();
+    if n_empty > 0 {
+        log::warn!("{n_empty} of {} {} empty", counted(n), if n_empty == 1 { "is" } else { "are" });
+    }
+    let begin = Instant::now();
+    let bar = terminal::texts("computing", n);
+    let prefixed: Vec<String> = texts.iter().map(|text| format!("{prefix}{text}")).collect();
+    let encodings = tasks::encode(encoder, &prefixed, output, &mut |n_done| bar.set_position(n_done as u64));
+    terminal::finish(&bar);
+    if let Err(EngineError::EmptyPrompt) = encodings {
+        // Most tokenizers put something around even an empty text.
+        let is_empty = |text: &String| encoder.tokenize(text).is_ok_and(|(ids, _)| ids.is_empty());
+        let i = prefixed.iter().position(is_empty).unwrap_or(0);
+        return Err(Failure::failed(format!("text {} of {n} has no tokens", i + 1)));
+    }
+    let encodings = encodings?;
+    let (n_texts, n_tokens) = encodings.cut();
+    if n_texts > 0 {
+        let (ctx, most) = (encoder.ctx(), encoder.shape().max_seq_len);
+        let more = if ctx < most { format!("; `--ctx` may be up to {most}") } else { String::new() };
+        log::warn!("{n_texts} of {} cut to {ctx} tokens, {n_tokens} tokens lost{more}", counted(n));
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    let n_tokens: usize = encodings.n_tokens.iter().sum();
+    log::info!(
+        "{} · {n_tokens} tokens in {seconds:.2} s · {:.0} tok/s",
+        counted(n),
+        n_tokens as f64 / seconds
+    );
+    Ok(encodings)
+}
+
+fn counted(n: usize) -> String {
+    if n == 1 { "1 text".to_string() } else { format!("{n} texts") }
+}
+
+impl EmbedArgs {
+    /// What is put before each text.
+    fn prefix(&self, config: &EmbeddingConfig) -> Result<String, Failure> {
+        if let Some(prefix) = &self.prefix {
+            return Ok(prefix.clone());
+        }
+        let Some(name) = self.prompt_name.as_ref().or(config.default_prompt_name.as_ref()) else {
+            return Ok(String::new());
+        };
+        config.prompts.get(name).cloned().ok_or_else(|| {
+            let known = config.prompts.keys().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "none".to_string() } else { known };
+            Failure::usage(format!("the model has no prompt `{name}`, it has {known}"))
+                .with_hint("`--prefix` takes any text")
+        })
+    }
+
+    fn write(&self, texts: &[String], encodings: &Encodings, out: &mut dyn Write) -> Result<(), Failure> {
+        if !self.similarity {
+            return match self.format.unwrap_or(EmbedFormat::Json) {
+                EmbedFormat::Json => json(texts, encodings, out),
+                EmbedFormat::Csv => csv(&encodings.values, out),
+                EmbedFormat::Npy => npy(&encodings.values, out),
+            };
+        }
+        let vectors = &encodings.values;
+        let row = |a: &Vec<f32>| vectors.iter().map(|b| tasks::cosine(a, b)).collect();
+        let similarity: Vec<Vec<f32>> = vectors.iter().map(row).collect();
+        match self.format {
+            None => table(texts, &similarity, out),
+            Some(EmbedFormat::Json) => {
+                serde_json::to_writer(&mut *out, &SimilarityJson { texts, similarity: &similarity })?;
+                Ok(writeln!(out)?)
+            }
+            Some(EmbedFormat::Csv) => csv(&similarity, out),
+            Some(EmbedFormat::Npy) => npy(&similarity, out),
+        }
+    }
+}
+
+/// An array, a text a line.
+fn json(texts: &[String], encodings: &Encodings, out: &mut dyn Write) -> Result<(), Failure> {
+    for (i, text) in texts.iter().enumerate() {
+        out.write_all(if i == 0 { b"[" } else { b",\n" })?;
+        let text = TextJson { text, n_tokens: encodings.n_tokens[i], embedding: &encodings.values[i] };
+        serde_json::to_writer(&mut *out, &text)?;
+    }
+    Ok(out.write_all(b"]\n")?)
+}
+
+fn csv(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
+    for row in rows {
+        let cells: Vec<String> = row.iter().map(f32::to_string).collect();
+        writeln!(out, "{}", cells.join(","))?;
+    }
+    Ok(())
+}
+
+/// A two-dimensional array in NumPy's format, version 1.0: magic bytes, the header's length, a header in Python that
+/// ends at a multiple of 64 bytes, the values row by row.
+fn npy(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
+    const BEFORE_HEADER: usize = 10;
+    let shape = (rows.len(), rows.first().map_or(0, Vec::len));
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape:?}, }}");
+    let length = (BEFORE_HEADER + header.len() + 1).next_multiple_of(64) - BEFORE_HEADER;
+    header = format!("{header:<0$}\n", length - 1);
+    out.write_all(b"\x93NUMPY\x01\x00")?;
+    out.write_all(&(length as u16).to_le_bytes())?;
+    out.write_all(header.as_bytes())?;
+    for value in rows.iter().flatten() {
+        out.write_all(&value.to_le_bytes())?;
+    }
+    Ok(())
+}
+
+fn table(texts: &[String], similarity: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
+    /// Characters of a text that are shown.
+    const SHOWN: usize = 32;
+    let numbers = (1..=texts.len()).map(|i| format!(" {i}"));
+    let headers: Vec<String> = [" #".to_string(), "text".to_string()].into_iter().chain(numbers).collect();
+    let mut table = Table::new(&headers);
+    for (i, (text, row)) in texts.iter().zip(similarity).enumerate() {
+        let is_long = text.chars().nth(SHOWN).is_some();
+        let shown: String = text.chars().take(if is_long { SHOWN - 1 } else { SHOWN }).collect();
+        let shown = if is_long { shown + "…" } else { shown };
+        let cells = row.iter().map(|cosine| format!("{cosine:.3}"));
+        table.push([(i + 1).to_string(), shown].into_iter().chain(cells).collect());
+    }
+    table.write(args::Format::Table, out)
+}

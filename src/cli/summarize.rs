@@ -1,0 +1,41 @@
+//! `wginfer summarize`: a document in a few words.
+
+use std::io::Write;
+
+use wginfer::tasks;
+
+use super::document::{self, DocumentArgs};
+use super::failure::Failure;
+
+const EXAMPLES: &str = "Examples:
+  wginfer summarize -f report.md --words 60 -m ~/models/SmolLM2-360M-Instruct
+  wginfer generate \"Once upon a time\" -q | wginfer summarize
+
+The summary is greedy unless `--temperature` or another flag says otherwise.";
+
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct SummarizeArgs {
+    /// About how many words; without, a sentence for each piece of the document, and 100 words at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    words: Option<u32>,
+
+    #[command(flatten)]
+    document: DocumentArgs,
+}
+
+pub fn run(args: &SummarizeArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let text = args.document.read()?;
+    let words = args.words.map(|n| n as usize);
+    let summary =
+        args.document.run(out, |engine, options, on| tasks::summarize(engine, &text, words, options, on))?;
+    if let Some(most) = words.filter(|n| summary.words > *n) {
+        log::warn!(
+            "the summary has {} words, {most} were asked for: the model did not make it shorter",
+            summary.words
+        );
+    }
+    log::info!("{} pieces in {} rounds, {} words", summary.rounds[0], summary.rounds.len(), summary.words);
+    document::report(&summary.usage, summary.finish_reason, summary.cut);
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Whole texts of a batch, row after row, and their tables on the device.
+
+use super::super::{PAGE_SIZE, RequestId};
+use super::{Output, Waiting};
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, GpuError, Tensor};
+
+/// What one forward pass computes. No row is padding: the rows of one text follow those of the one before.
+///
+/// A text's keys and values lie in pages of its own, one after the other, and it is named by its first page: so page `i`
+/// of the text that is named `s` is `s + i`, and one table that says so serves every batch.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub ids: Vec<RequestId>,
+    pub output: Output,
+    /// (first page of its text, position) of each row.
+    pub rows: Vec<[u32; 2]>,
+    /// (first row, rows) of each attention block.
+    pub blocks: Vec<[u32; 2]>,
+    /// Token ids, by page and position in it.
+    pub tokens: Vec<[u32; PAGE_SIZE]>,
+    /// Positions of the text that begins with the page, by page.
+    pub ends: Vec<u32>,
+    /// (first row, rows) of each text.
+    pub spans: Vec<[u32; 2]>,
+}
+
+impl Plan {
+    /// Adds a text, whose attention is computed in blocks of `block_rows` rows.
+    pub fn push(&mut self, text: &Waiting, block_rows: usize) {
+        let (first_row, first_page, n) = (self.rows.len(), self.tokens.len(), text.token_ids.len());
+        self.ids.push(text.id);
+        self.rows.extend((0..n as u32).map(|pos| [first_page as u32, pos]));
+        for at in (0..n).step_by(block_rows) {
+            self.blocks.push([(first_row + at) as u32, block_rows.min(n - at) as u32]);
+        }
+        for tokens in text.token_ids.chunks(PAGE_SIZE) {
+            let mut page = [0; PAGE_SIZE];
+            page[..tokens.len()].copy_from_slice(tokens);
+            self.tokens.push(page);
+        }
+        self.ends.resize(self.tokens.len(), 1);
+        self.ends[first_page] = n as u32;
+        self.spans.push([first_row as u32, n as u32]);
+    }
+}
+
+/// Pages that texts of `max_rows` rows together need at most.
+pub(super) fn n_pages(max_rows: usize, max_seqs: usize) -> usize {
+    max_rows / PAGE_SIZE + max_seqs.min(max_rows)
+}
+
+/// The tables of one batch. There is a set for each batch that can be under way, so that they are written directly:
+/// nothing in flight reads them.
+pub(super) struct Tables {
+    /// `[max_rows, 2]`.
+    pub rows: Tensor,
+    /// `[max_rows, 2]`.
+    pub blocks: Tensor,
+    /// `[n_pages, PAGE_SIZE]`.
+    pub tokens: Tensor,
+    /// `[1, n_pages]`.
+    pub ends: Tensor,
+    /// `[max_seqs, 2]`.
+    pub spans: Tensor,
+}
+
+impl Tables {
+    pub fn new(gpu: &Gpu, max_rows: usize, max_seqs: usize) -> Result<Self, GpuError> {
+        let table = |label: &str, shape| Tensor::zeros(gpu, label, shape, Dtype::U32);
+        let n_pages = n_pages(max_rows, max_seqs);
+        Ok(Tables {
+            rows: table("rows", [max_rows, 2])?,
+            blocks: table("blocks", [max_rows, 2])?,
+            tokens: table("tokens", [n_pages, PAGE_SIZE])?,
+            ends: table("ends", [1, n_pages])?,
+            spans: table("spans", [max_seqs, 2])?,
+        })
+    }
+
+    pub fn write(&self, gpu: &Gpu, plan: &Plan) {
+        self.rows.write(gpu, 0, bytemuck::cast_slice(&plan.rows));
+        self.blocks.write(gpu, 0, bytemuck::cast_slice(&plan.blocks));
+        self.tokens.write(gpu, 0, bytemuck::cast_slice(&plan.tokens));
+        self.ends.write(gpu, 0, bytemuck::cast_slice(&plan.ends));
+        self.spans.write(gpu, 0, bytemuck::cast_slice(&plan.spans));
+    }
+}

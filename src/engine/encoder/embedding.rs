@@ -1,0 +1,93 @@
+//! From rows to embeddings: pooling, products, length 1.
+
+use super::EmbeddingConfig;
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, Recorder, Tensor};
+use crate::models::{Loader, ModelError};
+use crate::ops::{self, Act, Pooling, RmsNorm, Rows};
+
+/// The modules after the encoder, with room for their results.
+pub(super) struct Embedding {
+    pooling: Vec<Pooling>,
+    /// `[max_seqs, ways·hidden_size]`.
+    pooled: Tensor,
+    dense: Vec<Dense>,
+    /// What makes the length 1, and room for the result.
+    normalize: Option<(RmsNorm, Tensor)>,
+}
+
+struct Dense {
+    w: Tensor,
+    bias: Option<Tensor>,
+    act: Option<Act>,
+    /// `[max_seqs, out_features]`: what goes into the activation, what comes out.
+    up: Tensor,
+    y: Tensor,
+}
+
+/// Added to the square of a vector's length before it divides, so that zeros stay zeros: the square of torch's epsilon.
+const EPS: f32 = 1e-24;
+
+impl Embedding {
+    /// Loads the products and allocates.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    pub fn load(
+        gpu: &Gpu,
+        config: &EmbeddingConfig,
+        hidden_size: usize,
+        max_seqs: usize,
+    ) -> Result<Embedding, ModelError> {
+        let rows = |label: &str, width| Tensor::zeros(gpu, label, [max_seqs, width], Dtype::F32);
+        let mut dense = Vec::with_capacity(config.dense.len());
+        for module in &config.dense {
+            let (n_out, n_in) = (module.out_features, module.in_features);
+            let mut loader = Loader::new(gpu, &module.weights, None);
+            dense.push(Dense {
+                w: loader.matrix("linear.weight", [n_out, n_in])?,
+                bias: module.bias.then(|| loader.vector("linear.bias", n_out)).transpose()?,
+                act: module.act,
+                up: rows("dense up", n_out)?,
+                y: rows("dense", n_out)?,
+            });
+            loader.upload(&mut |_| {})?;
+        }
+        let width = config.width(hidden_size);
+        let normalize = match config.normalize {
+            false => None,
+            true => {
+                // x / √(mean(x²) + ε/n) · 1/√n = x / √(Σ x² + ε).
+                let n = width as f32;
+                let w = Tensor::from_f32(gpu, "length 1", [1, width], &vec![n.powf(-0.5); width])?;
+                Some((RmsNorm { w, eps: EPS / n, offset: 0.0 }, rows("embedding", width)?))
+            }
+        };
+        let pooled = rows("pooled", config.pooling.len() * hidden_size)?;
+        Ok(Embedding { pooling: config.pooling.clone(), pooled, dense, normalize })
+    }
+
+    /// Records the embeddings `[max_seqs, width]` F32 of `n_seqs` texts, whose rows of `x` `spans` names, and returns
+    /// where they will be.
+    pub fn record(&self, rec: &mut Recorder, x: &Tensor, spans: &Tensor, n_seqs: usize) -> &Tensor {
+        let n = Rows { n_decode: n_seqs, n_prompt: 0 };
+        for (i, pooling) in self.pooling.iter().enumerate() {
+            ops::pool(rec, *pooling, spans, x, &self.pooled, i * x.n_cols(), n_seqs);
+        }
+        let mut last = &self.pooled;
+        for Dense { w, bias, act, up, y } in &self.dense {
+            match act {
+                Some(act) => ops::gate_up(rec, *act, last.into(), w, bias.as_ref(), up, y, n),
+                None => ops::linear(rec, last, w, bias.as_ref(), false, y, n),
+            }
+            last = y;
+        }
+        match &self.normalize {
+            None => last,
+            Some((norm, y)) => {
+                ops::rms_norm(rec, last, norm, None, y, 0..n_seqs);
+                y
+            }
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! ModernBERT (Warner et al. 2024): norms before, rotary positions, gates, and in most layers a window.
+//! Reference: transformers' `models/modernbert/modeling_modernbert.py`.
+
+use serde::Deserialize;
+
+use super::blocks::{
+    Activations, ClassificationHead, HeadNames, LabelKeys, LayerNorm, Mlp, Rope, RopeScaling, SelfAttention,
+    Widths,
+};
+use super::{Batch, Capacity, Encoder, EncoderArchitecture, Labels, Loader, ModelError, ModelShape};
+use crate::gpu::{Recorder, Tensor};
+use crate::ops::{self, Attention, Lookup, Pooling};
+
+#[derive(Deserialize)]
+pub struct Config {
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    #[serde(default = "gelu")]
+    hidden_activation: String,
+    #[serde(default = "eps")]
+    norm_eps: f32,
+    #[serde(default)]
+    norm_bias: bool,
+    #[serde(default)]
+    attention_bias: bool,
+    #[serde(default)]
+    mlp_bias: bool,
+    /// Keys on both sides together.
+    local_attention: usize,
+    #[serde(default = "three")]
+    global_attn_every_n_layers: usize,
+    layer_types: Option<Vec<LayerType>>,
+    #[serde(default)]
+    rope_parameters: RopeParameters,
+    #[serde(default = "global_theta")]
+    global_rope_theta: f64,
+    /// `null` in checkpoints that have one theta for all.
+    local_rope_theta: Option<f64>,
+    #[serde(default = "cls")]
+    classifier_pooling: String,
+    #[serde(default)]
+    classifier_bias: bool,
+    #[serde(default = "gelu")]
+    classifier_activation: String,
+    #[serde(flatten)]
+    labels: LabelKeys,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum LayerType {
+    FullAttention,
+    SlidingAttention,
+}
+
+/// Of transformers 5; before there was a theta for either type of layer.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RopeParameters {
+    full_attention: Option<RopeScaling>,
+    sliding_attention: Option<RopeScaling>,
+}
+
+fn gelu() -> String {
+    "gelu".into()
+}
+
+fn cls() -> String {
+    "cls".into()
+}
+
+fn eps() -> f32 {
+    1e-5
+}
+
+fn three() -> usize {
+    3
+}
+
+fn global_theta() -> f64 {
+    160_000.0
+}
+
+/// The theta of local layers where the config names none.
+const LOCAL_THETA: f64 = 10_000.0;
+
+struct Layer {
+    /// None in the first layer, whose input is normalised already.
+    attention_norm: Option<LayerNorm>,
+    attention: SelfAttention,
+    mlp_norm: LayerNorm,
+    mlp: Mlp,
+}
+
+struct ModernBert {
+    words: Tensor,
+    norm: LayerNorm,
+    layers: Vec<Layer>,
+    final_norm: LayerNorm,
+    head: Option<ClassificationHead>,
+    a: Activations,
+}
+
+impl Config {
+    fn layer_type(&self, i: usize) -> LayerType {
+        match &self.layer_types {
+            Some(types) => types.get(i).copied().unwrap_or(LayerType::FullAttention),
+            None if i.is_multiple_of(self.global_attn_every_n_layers.max(1)) => LayerType::FullAttention,
+            None => LayerType::SlidingAttention,
+        }
+    }
+
+    fn rope(&self, layers: LayerType) -> Rope {
+        match layers {
+            LayerType::FullAttention => {
+                Rope::new(self.rope_parameters.full_attention.clone(), self.global_rope_theta)
+            }
+            LayerType::SlidingAttention => {
+                let theta = self.local_rope_theta.unwrap_or(LOCAL_THETA);
+                Rope::new(self.rope_parameters.sliding_attention.clone(), theta)
+            }
+        }
+    }
+}
+
+impl EncoderArchitecture for Config {
+    fn shape(&self) -> ModelShape {
+        let (n_heads, n_kv_heads) = (self.num_attention_heads, self.num_attention_heads);
+        let head_dim = self.hidden_size / n_heads.max(1);
+        let attention = |i| Attention {
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            scale: (head_dim as f32).powf(-0.5),
+            causal: false,
+            window: (self.layer_type(i) == LayerType::SlidingAttention).then_some(self.local_attention / 2),
+            softcap: None,
+        };
+        ModelShape {
+            architecture: "modernbert",
+            hidden_size: self.hidden_size,
+            vocab_size: self.vocab_size,
+            max_seq_len: self.max_position_embeddings,
+            attention: (0..self.num_hidden_layers).map(attention).collect(),
+            intermediate_size: self.intermediate_size,
+            has_gate: true,
+            has_layer_norm: true,
+            has_head_norm: false,
+            ties_embeddings: false,
+            audio: None,
+        }
+    }
+
+    fn labels(&self) -> Result<Option<Labels>, ModelError> {
+        self.labels.labels()
+    }
+
+    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Encoder>, ModelError> {
+        if self.local_attention < 2 {
+            return Err(ModelError::Unsupported {
+                key: "local_attention",
+                found: self.local_attention.to_string(),
+                expected: "at least 2".into(),
+            });
+        }
+        let shape = self.shape();
+        let (n, n_inner, eps) = (self.hidden_size, self.intermediate_size, self.norm_eps);
+        let act = super::blocks::act("hidden_activation", &self.hidden_activation)?;
+        let root = if loader.has("model.embeddings.tok_embeddings.weight") { "model." } else { "" };
+        let gpu = loader.gpu().clone();
+        let norm = |loader: &mut Loader<'_>, name: &str| {
+            LayerNorm::load(loader, &format!("{root}{name}"), n, self.norm_bias, eps)
+        };
+        let bias = |loader: &mut Loader<'_>, has: bool, name: &str, n: usize| {
+            has.then(|| loader.vector(name, n)).transpose()
+        };
+        let table = |layers| {
+            let rope = self.rope(layers);
+            rope.table(&gpu, n / self.num_attention_heads, self.max_position_embeddings, capacity.max_seq_len)
+        };
+        let (full, sliding) = (table(LayerType::FullAttention)?, table(LayerType::SlidingAttention)?);
+        let words = loader.table(&format!("{root}embeddings.tok_embeddings.weight"), [self.vocab_size, n])?;
+        let embedding_norm = norm(loader, "embeddings.norm")?;
+        let mut layers = Vec::with_capacity(self.num_hidden_layers);
+        for (i, attention) in shape.attention.iter().enumerate() {
+            let name = |part: &str| format!("{root}layers.{i}.{part}");
+            let (has_qkv, has_mlp) = (self.attention_bias, self.mlp_bias);
+            layers.push(Layer {
+                attention_norm: match i {
+                    0 => None,
+                    _ => Some(norm(loader, &format!("layers.{i}.attn_norm"))?),
+                },
+                attention: SelfAttention {
+                    shape: *attention,
+                    qkv: loader.matrix(&name("attn.Wqkv.weight"), [3 * n, n])?,
+                    qkv_bias: bias(loader, has_qkv, &name("attn.Wqkv.bias"), 3 * n)?,
+                    out: loader.matrix(&name("attn.Wo.weight"), [n, n])?,
+                    out_bias: bias(loader, has_qkv, &name("attn.Wo.bias"), n)?,
+                    head_norm: None,
+                    rotary: Some(match self.layer_type(i) {
+                        LayerType::FullAttention => full.clone(),
+                        LayerType::SlidingAttention => sliding.clone(),
+                    }),
+                },
+                mlp_norm: norm(loader, &format!("layers.{i}.mlp_norm"))?,
+                mlp: Mlp {
+                    act,
+                    up: loader.matrix(&name("mlp.Wi.weight"), [2 * n_inner, n])?,
+                    up_bias: bias(loader, has_mlp, &name("mlp.Wi.bias"), 2 * n_inner)?,
+                    down: loader.matrix(&name("mlp.Wo.weight"), [n, n_inner])?,
+                    down_bias: bias(loader, has_mlp, &name("mlp.Wo.bias"), n)?,
+                },
+            });
+        }
+        let final_norm = norm(loader, "final_norm")?;
+        let head = match EncoderArchitecture::labels(self)? {
+            None => None,
+            Some(labels) => {
+                let names = HeadNames {
+                    dense: "head.dense",
+                    dense_bias: self.classifier_bias,
+                    norm: Some(("head.norm", self.norm_bias, eps)),
+                    out: "classifier",
+                };
+                let pooling = match self.classifier_pooling.as_str() {
+                    "cls" => Pooling::First,
+                    "mean" => Pooling::Mean,
+                    found => {
+                        return Err(ModelError::Unsupported {
+                            key: "classifier_pooling",
+                            found: found.into(),
+                            expected: "`cls` or `mean`".into(),
+                        });
+                    }
+                };
+                let act = super::blocks::act("classifier_activation", &self.classifier_activation)?;
+                let sizes = [n, labels.names.len()];
+                Some(ClassificationHead::load(loader, names, pooling, act, sizes, capacity.max_seqs)?)
+            }
+        };
+        // The head of pretraining.
+        for name in ["head.", "decoder."] {
+            loader.ignore(name);
+        }
+        let widths = Widths { up: 2 * n_inner, intermediate: n_inner };
+        let a = Activations::new(&gpu, &shape, widths, capacity.without_logits())?;
+        Ok(Box::new(ModernBert { words, norm: embedding_norm, layers, final_norm, head, a }))
+    }
+}
+
+impl Encoder for ModernBert {
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>) {
+        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.words, 1.0, &self.a.h, b.n);
+        self.norm.record(rec, &self.a.h, &self.a.x, b.n.count());
+    }
+
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>) {
+        let (layer, a, n_rows) = (&self.layers[i], &self.a, b.n.count());
+        let input = match &layer.attention_norm {
+            None => &a.x,
+            Some(norm) => {
+                norm.record(rec, &a.x, &a.h, n_rows);
+                &a.h
+            }
+        };
+        layer.attention.record(i, rec, b, input.into(), a);
+        layer.mlp_norm.record(rec, &a.x, &a.h, n_rows);
+        layer.mlp.record(rec, b, (&a.h).into(), a);
+    }
+
+    fn rows(&self, rec: &mut Recorder, b: &Batch<'_>) -> &Tensor {
+        self.final_norm.record(rec, &self.a.x, &self.a.h, b.n.count());
+        &self.a.h
+    }
+
+    fn logits(&self, rec: &mut Recorder, spans: &Tensor, n_seqs: usize) -> Option<&Tensor> {
+        self.head.as_ref().map(|head| head.record(rec, &self.a.h, spans, n_seqs))
+    }
+}

@@ -1,0 +1,213 @@
+//! Labels for texts, without training.
+
+use std::ops::ControlFlow;
+
+use serde::Serialize;
+
+use super::TaskError;
+use super::instruct::{Instruction, Observer, Progress, Prompter, add, run, stopped};
+use crate::engine::{Engine, EngineError, Event, Request, Usage};
+
+/// What a text may be.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Label {
+    /// The word that the model answers with.
+    pub name: String,
+    /// What it means, if that is not plain.
+    pub description: Option<String>,
+}
+
+impl Label {
+    /// Reads `name` or `name: description`.
+    pub fn parse(text: &str) -> Label {
+        let (name, description) = text.split_once(':').unwrap_or((text, ""));
+        let description = Some(description.trim()).filter(|d| !d.is_empty()).map(str::to_string);
+        Label { name: name.trim().to_string(), description }
+    }
+}
+
+/// What is classified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input<'a> {
+    /// A text; the model is asked which label it has.
+    Text(&'a str),
+    /// A question of the caller's own, to which the labels are answers.
+    Prompt(&'a str),
+}
+
+/// A label with its probability.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LabelProbability {
+    /// The label's name.
+    pub label: String,
+    /// From 0 to 1; those of all labels add up to 1.
+    pub probability: f64,
+}
+
+/// How probable each label is for a text.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Classification {
+    /// All labels, the most probable first, among equals in the order in which they were given.
+    pub labels: Vec<LabelProbability>,
+    /// Token counts of this text, the content-free input not among them.
+    pub usage: Usage,
+}
+
+impl Classification {
+    /// The probabilities of `names` whose scores, in logits, are `scores`: their softmax.
+    pub fn new<'a>(names: impl IntoIterator<Item = &'a str>, scores: &[f64], usage: Usage) -> Classification {
+        let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = scores.iter().map(|score| (score - top).exp()).sum();
+        let probability = |score: &f64| (score - top).exp() / sum;
+        let labels = names.into_iter().zip(scores);
+        let mut labels: Vec<LabelProbability> = labels
+            .map(|(name, score)| LabelProbability {
+                label: name.to_string(),
+                probability: probability(score),
+            })
+            .collect();
+        labels.sort_by(|a, b| b.probability.total_cmp(&a.probability)); // stable
+        Classification { labels, usage }
+    }
+
+    /// The most probable label.
+    pub fn best(&self) -> Option<&LabelProbability> {
+        self.labels.first()
+    }
+}
+
+/// Rows of logits that are held at a time at most take so many bytes.
+const LOGITS_BYTES: usize = 32 << 20;
+
+/// A value for [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs) that suits a
+/// vocabulary: as many rows as 32 MiB of logits hold, 8 at least and 256 at most.
+pub fn prompt_logprob_rows(vocab_size: usize) -> usize {
+    (LOGITS_BYTES / (4 * vocab_size.max(1))).clamp(8, 256)
+}
+
+/// Says how probable each of `labels` is for each of `inputs`, by a language model that was not trained for it.
+///
+/// A label's score is the mean log-probability of its tokens as the model's answer (Brown et al. 2020, section 2.4), less
+/// that for an empty input (Zhao et al. 2021, with differences of logarithms in place of the matrix; Holtzman et al.
+/// 2021): what the model likes to say to anything is no news of the text. Probabilities are the softmax of the scores.
+/// All labels of all inputs are one batch, in which the labels of an input share the pages of its prompt.
+///
+/// The engine must be built with [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs).
+///
+/// # Errors
+/// [`TaskError::Label`] for a label that is empty, there twice or has no tokens, [`TaskError::Parameter`] if there are
+/// none, [`TaskError::Item`] for an input that is too long.
+///
+/// # Panics
+/// On an adopted device, whose host submits.
+pub fn classify(
+    engine: &mut Engine,
+    inputs: &[Input<'_>],
+    labels: &[Label],
+    on: &mut Observer<'_>,
+) -> Result<Vec<Classification>, TaskError> {
+    check(labels)?;
+    let prompter = Prompter::new(engine)?;
+    let answers = labels.iter().map(|label| prompter.answer(&label.name)).collect::<Result<Vec<_>, _>>()?;
+    for (label, answer) in labels.iter().zip(&answers) {
+        if answer.is_empty() {
+            return Err(TaskError::Label { label: label.name.clone(), problem: "has no tokens" });
+        }
+    }
+    let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
+    let question = question(labels);
+    let prompt = |input: Input<'_>| {
+        let user = match input {
+            Input::Text(text) => format!("Text:\n{}\n\n{question}", text.trim()),
+            Input::Prompt(text) => text.to_string(),
+        };
+        prompter.prompt(&Instruction { system: None, user: &user, cue: "Answer:" })
+    };
+    // The content-free inputs come first, one for each kind of input that there is.
+    let empty = [Input::Text(""), Input::Prompt("")];
+    let is_there = |kind: &Input<'_>| {
+        inputs.iter().any(|input| std::mem::discriminant(input) == std::mem::discriminant(kind))
+    };
+    let empty: Vec<Input<'_>> = empty.into_iter().filter(is_there).collect();
+    let mut requests = Vec::with_capacity((empty.len() + inputs.len()) * labels.len());
+    for (i, input) in empty.iter().chain(inputs).enumerate() {
+        let prompt = prompt(*input)?;
+        if prompt.len() + longest > engine.ctx() {
+            let error = EngineError::PromptTooLong { found: prompt.len() + longest, expected: engine.ctx() };
+            let number = (i + 1).saturating_sub(empty.len());
+            return Err(TaskError::Item { what: "text", number, error });
+        }
+        requests.extend(answers.iter().map(|answer| Request {
+            prompt_logprobs: Some(prompt.len()),
+            ..Request::new([&prompt[..], answer].concat())
+        }));
+    }
+    let n_pieces = requests.len();
+    let mut scores = vec![0.0; n_pieces];
+    let mut usages = vec![Usage::default(); n_pieces];
+    let mut n_done = 0;
+    let flow = run(engine, requests, &mut |event| {
+        match event {
+            Some((i, Event::PromptLogprobs { logprobs, .. })) => {
+                let sum: f64 = logprobs.iter().map(|p| f64::from(*p)).sum();
+                scores[i] += sum / answers[i % answers.len()].len() as f64;
+            }
+            Some((i, Event::Done { usage, .. })) => {
+                usages[i] = *usage;
+                n_done += 1;
+            }
+            _ => return ControlFlow::Continue(()),
+        }
+        on(Progress::Done { n_done, n_pieces })
+    })?;
+    stopped(flow)?;
+    let rows: Vec<&[f64]> = scores.chunks(labels.len()).collect();
+    let (free, rows) = rows.split_at(empty.len());
+    let usages = usages.chunks(labels.len()).skip(empty.len());
+    let classified = inputs.iter().zip(rows).zip(usages).map(|((input, row), usages)| {
+        let kind = std::mem::discriminant(input);
+        let at = empty.iter().position(|empty| std::mem::discriminant(empty) == kind).unwrap_or(0);
+        let calibrated: Vec<f64> = row.iter().zip(free[at]).map(|(score, free)| score - free).collect();
+        let mut usage = Usage::default();
+        usages.iter().for_each(|u| add(&mut usage, *u));
+        Classification::new(labels.iter().map(|label| &label.name[..]), &calibrated, usage)
+    });
+    Ok(classified.collect())
+}
+
+/// Refuses labels that cannot be told apart.
+fn check(labels: &[Label]) -> Result<(), TaskError> {
+    if labels.len() < 2 {
+        let found = match labels.len() {
+            0 => "empty".to_string(),
+            _ => "one label".to_string(),
+        };
+        return Err(TaskError::Parameter { name: "labels", found, expected: "at least two labels" });
+    }
+    let wrong = |label: &Label, problem| Err(TaskError::Label { label: label.name.clone(), problem });
+    for (i, label) in labels.iter().enumerate() {
+        if label.name.is_empty() {
+            return wrong(label, "is empty");
+        }
+        if labels[..i].iter().any(|other| other.name == label.name) {
+            return wrong(label, "is there twice");
+        }
+    }
+    Ok(())
+}
+
+/// What is asked about a text.
+fn question(labels: &[Label]) -> String {
+    let mut question = String::new();
+    if labels.iter().any(|label| label.description.is_some()) {
+        question += "Labels:\n";
+        for Label { name, description } in labels {
+            let line = description.as_ref().map_or(format!("- {name}\n"), |d| format!("- {name}: {d}\n"));
+            question += &line;
+        }
+        question.push('\n');
+    }
+    let names: Vec<&str> = labels.iter().map(|label| &label.name[..]).collect();
+    let (last, others) = names.split_last().unwrap_or((&"", &[]));
+    question + &format!("Choose one label: {} or {last}.", others.join(", "))
+}

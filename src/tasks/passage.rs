@@ -1,0 +1,243 @@
+//! Which sentences of a document an answer rests on, by the words that they share.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use serde::Serialize;
+use unicode_segmentation::UnicodeSegmentation;
+
+use super::split::sentences;
+
+/// Sentences that a quotation has at most.
+const MOST_SENTENCES: usize = 3;
+
+/// A passage of a document, word for word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Quote {
+    /// What it says.
+    pub text: String,
+    /// Its first and last line in the document, from 1.
+    pub lines: [usize; 2],
+    /// Its first byte in the document, and the one behind its last.
+    pub bytes: [usize; 2],
+}
+
+/// A document's sentences with their words.
+pub(super) struct Passages<'a> {
+    document: &'a str,
+    sentences: Vec<(Range<usize>, HashSet<String>)>,
+    /// In how many sentences each word stands.
+    n_with: HashMap<String, usize>,
+    /// The words of each piece.
+    pieces: Vec<HashSet<String>>,
+}
+
+impl<'a> Passages<'a> {
+    pub fn new(document: &'a str, pieces: &[Range<usize>]) -> Self {
+        let with_words = |range: Range<usize>| (range.clone(), words(&document[range]));
+        let sentences: Vec<_> = sentences(document).into_iter().map(with_words).collect();
+        let mut n_with = HashMap::new();
+        for word in sentences.iter().flat_map(|(_, words)| words) {
+            *n_with.entry(word.clone()).or_insert(0) += 1;
+        }
+        let pieces = pieces.iter().map(|range| words(&document[range.clone()])).collect();
+        Passages { document, sentences, n_with, pieces }
+    }
+
+    /// How likely it is that piece `i` speaks of the question, and the answer of the piece, from 0 to 1: the share of the
+    /// question's words that stand in the piece, those that stand nowhere in the document left out; times the mean of 1
+    /// and the share of the answer's new words that stand there, since answers may be put in other words. A word counts
+    /// for the more, the fewer pieces have it, and a name twice.
+    pub fn support(&self, i: usize, question: &str, answer: &str) -> f64 {
+        let n_with = |word: &String| self.pieces.iter().filter(|piece| piece.contains(word)).count();
+        // A capital inside the question is mostly a name, and who it is about matters more than what is told.
+        let names: HashSet<String> = question
+            .unicode_words()
+            .skip(1)
+            .filter(|word| word.starts_with(char::is_uppercase))
+            .map(|word| stem(&word.to_lowercase()))
+            .collect();
+        let share = |wanted: &HashSet<String>| {
+            let (mut found, mut all) = (0.0, 0.0);
+            for word in wanted {
+                let weight =
+                    rarity(n_with(word), self.pieces.len()) * if names.contains(word) { 2.0 } else { 1.0 };
+                all += weight;
+                found += if self.pieces[i].contains(word) { weight } else { 0.0 };
+            }
+            if all > 0.0 { found / all } else { 1.0 }
+        };
+        let mut asked = words(question);
+        let new = words(answer).difference(&asked).cloned().collect();
+        asked.retain(|word| n_with(word) > 0);
+        share(&asked) * (1.0 + share(&new)) / 2.0
+    }
+
+    /// The sentences in `ranges` that share the most with the answer and, less so, with the question; none where nothing
+    /// is shared.
+    pub fn quote(&self, ranges: &[Range<usize>], question: &str, answer: &str) -> Option<Quote> {
+        let asked = words(question);
+        let new: HashSet<String> = words(answer).difference(&asked).cloned().collect();
+        let score = |i: usize| -> f64 {
+            let words = &self.sentences[i].1;
+            let weight = |w: &String| rarity(self.n_with[w], self.sentences.len());
+            let sum = |of: &HashSet<String>| of.intersection(words).map(weight).sum::<f64>();
+            // What the answer adds to the question is what must be found.
+            2.0 * sum(&new) + sum(&asked)
+        };
+        let mut best: Option<(f64, usize, &Range<usize>)> = None;
+        for range in ranges {
+            for i in self.within(range) {
+                let score = score(i);
+                if score > best.map_or(0.0, |best| best.0) {
+                    best = Some((score, i, range));
+                }
+            }
+        }
+        let (_, at, range) = best?;
+        // Neighbours that tell what is still missing of the answer.
+        let near = self.within(range);
+        let (mut first, mut last) = (at, at);
+        let mut missing: HashSet<&String> =
+            new.iter().filter(|word| !self.sentences[at].1.contains(*word)).collect();
+        while last - first + 1 < MOST_SENTENCES {
+            let tells = |i: usize| missing.iter().any(|word| self.sentences[i].1.contains(*word));
+            if first > near.start && tells(first - 1) {
+                first -= 1;
+            } else if last + 1 < near.end && tells(last + 1) {
+                last += 1;
+            } else {
+                break;
+            }
+            missing.retain(|word| !(first..=last).any(|i| self.sentences[i].1.contains(*word)));
+        }
+        Some(quote(self.document, self.sentences[first].0.start..self.sentences[last].0.end))
+    }
+
+    /// Indices of the sentences that begin in `range`.
+    fn within(&self, range: &Range<usize>) -> Range<usize> {
+        let first = self.sentences.partition_point(|(s, _)| s.start < range.start);
+        first..self.sentences.partition_point(|(s, _)| s.start < range.end).max(first)
+    }
+}
+
+/// What a word tells that stands in so many of `n` texts: the inverse document frequency.
+fn rarity(n_with: usize, n: usize) -> f64 {
+    ((n as f64 + 1.0) / (n_with as f64 + 0.5)).ln().max(0.0)
+}
+
+/// The bytes `range` of a document, with their lines.
+fn quote(document: &str, range: Range<usize>) -> Quote {
+    Quote {
+        text: document[range.clone()].to_string(),
+        lines: lines(document, &range),
+        bytes: [range.start, range.end],
+    }
+}
+
+/// The first and the last line of a document that `range` touches, from 1.
+pub(super) fn lines(document: &str, range: &Range<usize>) -> [usize; 2] {
+    let line_of = |at: usize| 1 + document[..at].matches('\n').count();
+    let text = document[range.clone()].trim_end();
+    let start = range.start + text.len() - text.trim_start().len();
+    [line_of(start), line_of(range.start + text.len())]
+}
+
+/// Words that say nothing of what a sentence is about; in short documents they are not frequent enough to be seen to.
+/// English alone: elsewhere their frequency must do.
+const FUNCTION_WORDS: &[&str] = &[
+    "a", "about", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "could", "did", "do",
+    "does", "for", "from", "had", "has", "have", "he", "her", "his", "how", "i", "if", "in", "is", "it",
+    "its", "of", "on", "or", "she", "so", "that", "the", "their", "there", "they", "this", "to", "was",
+    "were", "what", "when", "where", "which", "who", "whom", "whose", "why", "will", "with", "would", "you",
+];
+
+/// The words of a text that tell something, in lower case and without the endings of English plurals and verbs.
+fn words(text: &str) -> HashSet<String> {
+    let words = text.unicode_words().map(str::to_lowercase);
+    words.filter(|word| !FUNCTION_WORDS.contains(&word.as_str())).map(|word| stem(&word)).collect()
+}
+
+fn stem(word: &str) -> String {
+    let word = word.strip_suffix("'s").or(word.strip_suffix("’s")).unwrap_or(word);
+    let endings = ["ing", "ed", "es", "s", "e"];
+    let stem = endings.iter().filter_map(|ending| word.strip_suffix(ending)).find(|stem| stem.len() > 2);
+    stem.unwrap_or(word).to_string()
+}
+
+/// Words by which models say that a text does not tell.
+const UNKNOWN: &[&str] = &[
+    "does not say",
+    "doesn't say",
+    "does not tell",
+    "doesn't tell",
+    "does not mention",
+    "doesn't mention",
+    "does not state",
+    "doesn't state",
+    "does not specify",
+    "doesn't specify",
+    "does not provide",
+    "doesn't provide",
+    "does not contain",
+    "doesn't contain",
+    "not mentioned",
+    "not stated",
+    "not specified",
+    "not provided",
+    "no information",
+    "not enough information",
+    "cannot be determined",
+    "i don't know",
+    "i do not know",
+];
+
+/// Whether an answer is that the text does not tell. Its first sentence decides.
+pub(super) fn is_unknown(answer: &str) -> bool {
+    let first = sentences(answer).into_iter().next().map(|range| answer[range].to_lowercase());
+    first.is_none_or(|first| {
+        let plain = first.replace('’', "'");
+        UNKNOWN.iter().any(|words| plain.contains(words))
+            || plain.trim_matches(|c: char| !c.is_alphanumeric()) == "unknown"
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STORY: &str = "Mia had a red ball.\nOne day, Mia lost it in the park. Tom came.\n\nTom found the ball under a bench.";
+
+    #[test]
+    fn quotes_are_what_the_answer_says() {
+        let passages = Passages::new(STORY, &[0..20, 20..STORY.len()]);
+        let all = [0..STORY.len()];
+        let quote = passages
+            .quote(&all, "Where was the ball found?", "The ball was under a bench.")
+            .expect("a quote");
+        assert_eq!((quote.text.as_str(), quote.lines), ("Tom found the ball under a bench.", [4, 4]));
+        assert_eq!(&STORY[quote.bytes[0]..quote.bytes[1]], quote.text);
+        let quote = passages.quote(&all, "What colour?", "A red ball, in the park.").expect("a quote");
+        assert_eq!(
+            (quote.text.as_str(), quote.lines),
+            ("Mia had a red ball.\nOne day, Mia lost it in the park.", [1, 2])
+        );
+        assert_eq!(passages.quote(&all, "Why?", "Seventeen kangaroos!"), None);
+        let [first, last] = [0, 1].map(|i| passages.support(i, "What did Mia have?", "Mia had a red ball."));
+        assert!(first > 0.9 && last < 0.5, "{first} {last}");
+    }
+
+    #[test]
+    fn ignorance_is_recognised() {
+        for answer in
+            ["The story does not say.", "", "Unknown.", "The text doesn’t mention it. It may be so."]
+        {
+            assert!(is_unknown(answer), "{answer}");
+        }
+        for answer in
+            ["No, Tom did not say sorry.", "She was sad. The text does not say why.", "An unknown man."]
+        {
+            assert!(!is_unknown(answer), "{answer}");
+        }
+    }
+}
