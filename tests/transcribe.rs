@@ -334,9 +334,14 @@ fn recordings_longer_than_a_window() {
         heard.iter().filter_map(|h| if let Heard::Segment(s) = h { Some(s.clone()) } else { None }).collect();
     assert!(segments.iter().enumerate().all(|(i, s)| s.id == i && s.start < s.end));
     assert!(segments.is_sorted_by_key(|s| s.start), "segments come in order of time");
-    let text: String = segments.iter().map(|s| s.text.as_str()).collect();
-    let expected = reference["text"].as_str().expect("a text");
-    assert!(word_errors(&text, expected) <= 0.1, "`{text}`\nthe reference has\n`{expected}`");
+    let text = compare(&segments, reference);
+
+    // With what was said before, which the reference gives to its windows as the original does.
+    let conditioned = TranscribeOptions { condition_on_previous_text: true, ..options.clone() };
+    let Some(mut hearing) = Hearing::new(&words(), conditioned) else { return };
+    let conditioned = hearing.hear(reader("long.flac"));
+    compare(&conditioned.segments, &golden(&words())["long"]["sequential_conditioned"]);
+    assert_ne!(conditioned.text(), text.trim(), "earlier text matters");
 
     // Side by side.
     let options = TranscribeOptions { batch_size: 4, ..options };
@@ -346,6 +351,26 @@ fn recordings_longer_than_a_window() {
     let truth: String = phrases("long", "phrases").into_iter().map(|p| p.text).collect();
     let (alone, together) = (word_errors(&text, &truth), word_errors(&transcript.text(), &truth));
     assert!(together <= alone + 0.1, "{together} of the words are wrong, one after the other {alone}");
+}
+
+/// Whether segments are the reference's, token for token; their text.
+fn compare(segments: &[Segment], reference: &Value) -> String {
+    let expected = reference["segments"].as_array().expect("segments");
+    assert_eq!(segments.len(), expected.len());
+    for (segment, expected) in segments.iter().zip(expected) {
+        // The reference counts the beginning of an unfinished segment to the one before.
+        let all = ids(&expected["tokens"]);
+        assert!(
+            all.starts_with(&segment.tokens) && all.len() <= segment.tokens.len() + 1,
+            "{segment:?}, {all:?}"
+        );
+        let time = |key: &str| expected[key].as_f64().expect("seconds");
+        assert!((segment.start - time("start")).abs() < 0.02, "{segment:?}, expected {expected}");
+        assert!((segment.end - time("end")).abs() < 0.02, "{segment:?}, expected {expected}");
+    }
+    let text: String = segments.iter().map(|s| s.text.as_str()).collect();
+    assert_eq!(text, reference["text"].as_str().expect("a text"));
+    text
 }
 
 /// Edits from `found` to `expected`, over the words of that.
