@@ -4,7 +4,7 @@
 mod common;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
-use wginfer::audio::{AudioError, AudioReader, PcmFormat};
+use wginfer::audio::{AudioError, AudioReader};
 use wginfer::dtype::Dtype;
 use wginfer::engine::{Checkpoint, Engine, EngineOptions};
 use wginfer::tasks::transcribe::{
@@ -167,32 +167,36 @@ fn the_language_is_the_one_that_the_reference_detects() {
 
 // --- the truth, a trained model ---
 
-/// The phrases of a recording, or what `key` has of them.
-fn phrases(name: &str, key: &str) -> Vec<(String, f64, f64, Vec<(String, f64, f64)>)> {
-    let golden = golden(&words());
-    let number = |value: &Value| value.as_f64().expect("seconds");
-    let list = golden[name][key].as_array().expect("phrases");
-    let word =
-        |w: &Value| (w["word"].as_str().expect("a word").to_string(), number(&w["start"]), number(&w["end"]));
-    let phrase = |p: &Value| {
-        let words = p["words"].as_array().expect("words").iter().map(word).collect();
-        (p["text"].as_str().expect("a text").to_string(), number(&p["start"]), number(&p["end"]), words)
-    };
-    list.iter().map(phrase).collect()
+/// What was said, and when.
+#[derive(Clone, serde::Deserialize)]
+struct Phrase {
+    text: String,
+    start: f64,
+    end: f64,
+    words: Vec<Spoken>,
+}
+
+#[derive(Clone, serde::Deserialize)]
+struct Spoken {
+    word: String,
+    start: f64,
+    end: f64,
+}
+
+/// The phrases of a recording, or their translation.
+fn phrases(name: &str, key: &str) -> Vec<Phrase> {
+    serde_json::from_value(golden(&words())[name][key].clone()).expect("phrases")
 }
 
 /// Whether segments are what was said, when it was said.
-fn check(
-    segments: &[Segment],
-    phrases: &[(String, f64, f64, Vec<(String, f64, f64)>)],
-) -> Result<(), String> {
+fn check(segments: &[Segment], phrases: &[Phrase]) -> Result<(), String> {
     let texts = |all: Vec<&str>| all.concat();
     let found = texts(segments.iter().map(|s| s.text.as_str()).collect());
-    let expected = texts(phrases.iter().map(|p| p.0.as_str()).collect());
+    let expected = texts(phrases.iter().map(|p| p.text.as_str()).collect());
     if found != expected || segments.len() != phrases.len() {
         return Err(format!("`{found}`, expected `{expected}`"));
     }
-    for (segment, (text, start, end, _)) in segments.iter().zip(phrases) {
+    for (segment, Phrase { text, start, end, .. }) in segments.iter().zip(phrases) {
         if (segment.start - start).abs() > NEAR || (segment.end - end).abs() > NEAR {
             return Err(format!(
                 "`{text}` from {} to {}, expected {start} to {end}",
@@ -216,10 +220,10 @@ fn what_was_said_is_written_with_its_times() {
         assert!(segment.avg_logprob < 0.0 && segment.avg_logprob > -0.5, "{}", segment.avg_logprob);
         assert!(segment.no_speech_prob < 0.1 && segment.temperature == 0.0);
         // The comparison can fail: another word, and another time.
-        phrases[0].1 += 2.0 * NEAR;
+        phrases[0].start += 2.0 * NEAR;
         assert!(check(&transcript.segments, &phrases).is_err());
-        phrases[0].1 -= 2.0 * NEAR;
-        phrases[0].0 = phrases[0].0.replace('e', "a");
+        phrases[0].start -= 2.0 * NEAR;
+        phrases[0].text = phrases[0].text.replace('e', "a");
         assert!(check(&transcript.segments, &phrases).is_err());
     }
 }
@@ -253,16 +257,16 @@ fn words_have_their_times() {
     let Some(mut hearing) = Hearing::new(&words(), options) else { return };
     let transcript = hearing.hear(reader("en.flac"));
     let phrases = phrases("en", "phrases");
-    let expected: Vec<_> = phrases.iter().flat_map(|p| p.3.clone()).collect();
+    let expected: Vec<_> = phrases.iter().flat_map(|p| p.words.clone()).collect();
     let found: Vec<_> = transcript.segments.iter().flat_map(|s| s.words.clone().expect("words")).collect();
     let plain = |text: &str| text.trim_matches([' ', '.']).to_lowercase();
     assert_eq!(
         found.iter().map(|w| plain(&w.word)).collect::<Vec<_>>(),
-        expected.iter().map(|w| plain(&w.0)).collect::<Vec<_>>()
+        expected.iter().map(|w| plain(&w.word)).collect::<Vec<_>>()
     );
     let middle = |start: f64, end: f64| (start + end) / 2.0;
     let mut worst = 0.0f64;
-    for (found, (_, start, end)) in found.iter().zip(&expected) {
+    for (found, Spoken { start, end, .. }) in found.iter().zip(&expected) {
         assert!(found.start <= found.end && found.probability > 0.5, "{found:?}");
         worst = worst.max((middle(found.start, found.end) - middle(*start, *end)).abs());
     }
@@ -330,18 +334,43 @@ fn recordings_longer_than_a_window() {
         heard.iter().filter_map(|h| if let Heard::Segment(s) = h { Some(s.clone()) } else { None }).collect();
     assert!(segments.iter().enumerate().all(|(i, s)| s.id == i && s.start < s.end));
     assert!(segments.is_sorted_by_key(|s| s.start), "segments come in order of time");
-    let text: String = segments.iter().map(|s| s.text.as_str()).collect();
-    let expected = reference["text"].as_str().expect("a text");
-    assert!(word_errors(&text, expected) <= 0.1, "`{text}`\nthe reference has\n`{expected}`");
+    let text = compare(&segments, reference);
+
+    // With what was said before, which the reference gives to its windows as the original does.
+    let conditioned = TranscribeOptions { condition_on_previous_text: true, ..options.clone() };
+    let Some(mut hearing) = Hearing::new(&words(), conditioned) else { return };
+    let conditioned = hearing.hear(reader("long.flac"));
+    compare(&conditioned.segments, &golden(&words())["long"]["sequential_conditioned"]);
+    assert_ne!(conditioned.text(), text.trim(), "earlier text matters");
 
     // Side by side.
     let options = TranscribeOptions { batch_size: 4, ..options };
     let Some(mut hearing) = Hearing::new(&words(), options) else { return };
     let transcript = hearing.hear(reader("long.flac"));
     assert!(transcript.segments.is_sorted_by_key(|s| s.start));
-    let truth: String = phrases("long", "phrases").into_iter().map(|p| p.0).collect();
+    let truth: String = phrases("long", "phrases").into_iter().map(|p| p.text).collect();
     let (alone, together) = (word_errors(&text, &truth), word_errors(&transcript.text(), &truth));
     assert!(together <= alone + 0.1, "{together} of the words are wrong, one after the other {alone}");
+}
+
+/// Whether segments are the reference's, token for token; their text.
+fn compare(segments: &[Segment], reference: &Value) -> String {
+    let expected = reference["segments"].as_array().expect("segments");
+    assert_eq!(segments.len(), expected.len());
+    for (segment, expected) in segments.iter().zip(expected) {
+        // The reference counts the beginning of an unfinished segment to the one before.
+        let all = ids(&expected["tokens"]);
+        assert!(
+            all.starts_with(&segment.tokens) && all.len() <= segment.tokens.len() + 1,
+            "{segment:?}, {all:?}"
+        );
+        let time = |key: &str| expected[key].as_f64().expect("seconds");
+        assert!((segment.start - time("start")).abs() < 0.02, "{segment:?}, expected {expected}");
+        assert!((segment.end - time("end")).abs() < 0.02, "{segment:?}, expected {expected}");
+    }
+    let text: String = segments.iter().map(|s| s.text.as_str()).collect();
+    assert_eq!(text, reference["text"].as_str().expect("a text"));
+    text
 }
 
 /// Edits from `found` to `expected`, over the words of that.
@@ -363,10 +392,12 @@ fn word_errors(found: &str, expected: &str) -> f64 {
 
 #[test]
 fn a_part_of_a_recording() {
-    let options = TranscribeOptions { offset: 2.3, duration: Some(1.6), ..TranscribeOptions::default() };
-    let Some(mut hearing) = Hearing::new(&words(), options) else { return };
-    let transcript = hearing.hear(reader("en.flac"));
-    check(&transcript.segments, &phrases("en", "phrases")[1..2]).unwrap_or_else(|e| panic!("{e}"));
+    for (offset, duration, part) in [(2.0, None, 1..3), (0.0, Some(2.2), 0..1)] {
+        let options = TranscribeOptions { offset, duration, ..TranscribeOptions::default() };
+        let Some(mut hearing) = Hearing::new(&words(), options) else { return };
+        let transcript = hearing.hear(reader("en.flac"));
+        check(&transcript.segments, &phrases("en", "phrases")[part]).unwrap_or_else(|e| panic!("{e}"));
+    }
 }
 
 // --- long recordings ---
@@ -400,10 +431,10 @@ impl Read for Endless {
     }
 }
 
-/// Resident memory in MiB.
+/// Resident memory of a process in MiB.
 #[cfg(target_os = "linux")]
-fn resident() -> f64 {
-    let status = fs::read_to_string("/proc/self/status").expect("a status");
+fn resident(pid: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a status");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
     line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
 }
@@ -411,32 +442,35 @@ fn resident() -> f64 {
 #[test]
 #[cfg(target_os = "linux")]
 fn an_hour_takes_no_more_memory_than_a_minute() {
-    let options = TranscribeOptions { vad: true, ..TranscribeOptions::default() };
-    let Some(mut hearing) = Hearing::new(&words(), options) else { return };
-    // One hour, with speech every five minutes.
-    let audio = AudioReader::pcm(Endless::new(3600, 300), PcmFormat::default()).expect("a stream");
-    let mut transcription = hearing.transcriber.begin(&hearing.engine, audio).expect("it begins");
-    let (mut n_segments, mut after_first, mut most) = (0, 0.0, 0.0f64);
-    while !transcription.is_done() {
-        transcription.advance(&mut hearing.engine).expect("it goes on");
-        for event in hearing.engine.pump().expect("the device works") {
-            transcription.observe(event).expect("it goes on");
-        }
-        for heard in transcription.heard() {
-            let Heard::Segment(segment) = heard else { continue };
-            let phrase = &phrases("en", "phrases")[n_segments % 3];
-            let start = phrase.1 + 300.0 * (n_segments / 3) as f64;
-            assert_eq!(segment.text, phrase.0, "at {}", segment.start);
-            assert!((segment.start - start).abs() <= NEAR, "{}, expected {start}", segment.start);
-            n_segments += 1;
-            if n_segments == 6 {
-                after_first = resident();
-            }
-            most = most.max(resident());
-        }
+    if common::gpu().is_none() {
+        return;
     }
-    assert_eq!(n_segments, 36);
-    assert!((transcription.duration() - 3600.0).abs() < 1e-6);
+    // One hour, with speech every five minutes.
+    let mut child =
+        wginfer("transcribe - --vad --format tsv --quiet -m").arg(words()).spawn().expect("it runs");
+    let mut pipe = child.stdin.take().expect("a pipe");
+    let feed = std::thread::spawn(move || std::io::copy(&mut Endless::new(3600, 300), &mut pipe));
+    let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines().skip(1);
+    let phrases = phrases("en", "phrases");
+    let (mut n, mut after_first, mut most) = (0, 0.0, 0.0f64);
+    for line in lines {
+        let line = line.expect("text");
+        let [start, _, text]: [&str; 3] =
+            line.split('\t').collect::<Vec<_>>().try_into().expect("three cells");
+        let phrase = &phrases[n % phrases.len()];
+        let (start, expected) =
+            (start.parse::<f64>().expect("a time") / 1000.0, phrase.start + 300.0 * (n / 3) as f64);
+        assert_eq!(text, phrase.text.trim(), "at {start}");
+        assert!((start - expected).abs() <= NEAR, "{start}, expected {expected}");
+        n += 1;
+        if n == 2 * phrases.len() {
+            after_first = resident(child.id());
+        }
+        most = most.max(resident(child.id()));
+    }
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    feed.join().expect("it is fed").expect("it is read");
+    assert_eq!(n, 12 * phrases.len());
     // An hour of samples is 220 MiB, of frames 110.
     assert!(most - after_first < 24.0, "{} MiB more than after five minutes", most - after_first);
 }
@@ -458,7 +492,7 @@ fn what_was_heard_before_a_break_is_told() {
     });
     let error = result.expect_err("it breaks");
     assert!(matches!(error, TranscribeError::Audio(AudioError::NotFinite { .. })), "{error}");
-    assert_eq!(texts, phrases("en", "phrases").into_iter().map(|p| p.0).collect::<Vec<_>>());
+    assert_eq!(texts, phrases("en", "phrases").into_iter().map(|p| p.text).collect::<Vec<_>>());
 
     // Stopping in the middle leaves the engine as it was.
     let mut n = 0;
@@ -565,11 +599,14 @@ fn every_format_says_the_same() {
     let near = |found: &[(f64, f64, String)], what: &str| {
         assert_eq!(found.len(), phrases.len(), "{what}: {found:?}");
         for ((start, end, text), phrase) in found.iter().zip(&phrases) {
-            assert_eq!(text, phrase.0.trim(), "{what}");
-            assert!((start - phrase.1).abs() <= NEAR && (end - phrase.2).abs() <= NEAR, "{what}: {found:?}");
+            assert_eq!(text, phrase.text.trim(), "{what}");
+            assert!(
+                (start - phrase.start).abs() <= NEAR && (end - phrase.end).abs() <= NEAR,
+                "{what}: {found:?}"
+            );
         }
     };
-    let lines: Vec<&str> = phrases.iter().map(|p| p.0.trim()).collect();
+    let lines: Vec<&str> = phrases.iter().map(|p| p.text.trim()).collect();
     assert_eq!(run(""), lines.join("\n") + "\n");
     let srt = run("--format srt");
     assert!(srt.starts_with("1\n00:00:00,"), "{srt}");
@@ -590,7 +627,7 @@ fn every_format_says_the_same() {
     assert_eq!(json["text"], lines.join(" "));
     assert_eq!(
         json["words"].as_array().expect("words").len(),
-        phrases.iter().map(|p| p.3.len()).sum::<usize>()
+        phrases.iter().map(|p| p.words.len()).sum::<usize>()
     );
     let json: Value = serde_json::from_str(&run("--format json")).expect("JSON");
     let segment = |s: &Value| {
@@ -647,7 +684,8 @@ fn raw_samples_from_standard_input() {
         let _ = child.stdin.take().expect("a pipe").write_all(bytes);
         child.wait_with_output().expect("it ends")
     };
-    let expected: String = phrases("en", "phrases").iter().map(|p| p.0.trim().to_string() + "\n").collect();
+    let expected: String =
+        phrases("en", "phrases").iter().map(|p| p.text.trim().to_string() + "\n").collect();
     assert_eq!(succeeds(run("", &pcm)), expected);
     // The same in two channels of f32.
     let values = pcm.chunks(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32768.0);
@@ -739,7 +777,7 @@ fn bad_input() {
     let flac = fs::read(clip("en.flac")).expect("a file");
     let output = transcribe("", &[&write("cut.flac", &flac[..flac.len() * 2 / 3])]);
     let out = fails(&output, 1, "cut.flac");
-    assert!(out.starts_with(phrases("en", "phrases")[0].0.trim()), "{out}");
+    assert!(out.starts_with(phrases("en", "phrases")[0].text.trim()), "{out}");
     // One sample, less than a frame, silence: nothing to write, and nothing wrong.
     for n in [1, 100, 16_000] {
         let path = write(&format!("{n}.wav"), &wav(16_000, 1, &vec![0; n]));

@@ -1,8 +1,8 @@
 //! Speech to text with Whisper: a recording of any length, window by window.
 //!
 //! The reference is `whisper/transcribe.py` and what it calls. What differs: the log-mel frames are normalised by the
-//! loudest so far, because a recording is not read to its end beforehand; what lies beyond its end is silence; segments
-//! without text are left out.
+//! loudest so far, because a recording is not read to its end beforehand; what lies beyond its end is silence; a window's
+//! only segment begins with its first timestamp, not with the window; segments without text are left out.
 
 mod beam;
 mod format;

@@ -35,9 +35,13 @@ pub(super) fn split(tokens: &[u32], first_timestamp: u32, n_frames: usize) -> Sp
     let mut cuts: Vec<usize> =
         (1..tokens.len()).filter(|i| is_timestamp(&tokens[i - 1]) && is_timestamp(&tokens[*i])).collect();
     if cuts.is_empty() {
-        // A last timestamp says how far the text reaches, unless it is the first, which says nothing.
-        let last = tokens.iter().rev().find(|t| is_timestamp(t)).map(|t| frames(*t)).filter(|f| *f > 0);
-        let span = Span { start: 0, end: last.unwrap_or(n_frames), tokens: tokens.to_vec() };
+        // The first timestamp and the last say how far the text reaches, where they make sense. (The original lets such a
+        // segment begin with its window, whatever its first timestamp says.)
+        let times = || tokens.iter().filter(|t| is_timestamp(t)).map(|t| frames(*t));
+        let begins = tokens.first().is_some_and(is_timestamp);
+        let first = times().next().filter(|first| begins && *first < n_frames).unwrap_or(0);
+        let end = times().next_back().filter(|end| *end > first).unwrap_or(n_frames);
+        let span = Span { start: first, end, tokens: tokens.to_vec() };
         let spans = if tokens.is_empty() { Vec::new() } else { vec![span] };
         return Split { spans, advance: n_frames, ends_in_silence };
     }
@@ -94,7 +98,9 @@ mod tests {
     #[test]
     fn one_segment_reaches_to_its_last_timestamp() {
         assert_eq!(spans(&[T, 1, 2, T + 70]), [(0, 140, vec![T, 1, 2, T + 70])]);
+        assert_eq!(spans(&[T + 20, 1, 2, T + 70]), [(40, 140, vec![T + 20, 1, 2, T + 70])]);
         // The first timestamp alone says nothing about the end.
+        assert_eq!(spans(&[T + 20, 1, 2]), [(40, 3000, vec![T + 20, 1, 2])]);
         assert_eq!(spans(&[T, 1, 2]), [(0, 3000, vec![T, 1, 2])]);
         assert_eq!(spans(&[1, 2]), [(0, 3000, vec![1, 2])]);
         assert_eq!(split(&[1, 2], T, 700).advance, 700);

@@ -351,7 +351,7 @@ impl Stretch {
             return Err(TranscribeError::NotSpeech { architecture: shape.architecture });
         };
         // One place less than half the context is for earlier text, as in the original.
-        let most = (shape.max_seq_len / 2).saturating_sub(1);
+        let most = (engine.ctx() / 2).saturating_sub(1);
         let tokens = &self.past.tokens;
         let history = match plan.tokens.previous {
             Some(previous) if !tokens.is_empty() => {

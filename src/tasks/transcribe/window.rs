@@ -253,9 +253,9 @@ impl Window {
         prompt
     }
 
-    /// Half of what the decoder was made for, as in the original.
+    /// Half of the context, as in the original.
     fn most_tokens(&self, engine: &Engine, plan: &Plan) -> usize {
-        let half = engine.shape().max_seq_len / 2;
+        let half = engine.ctx() / 2;
         let room = engine.ctx().saturating_sub(self.prompt(plan).len());
         plan.options.max_tokens.unwrap_or(half).min(room)
     }
