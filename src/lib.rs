@@ -1,6 +1,6 @@
-//! wginfer runs language models on any GPU that Vulkan, Metal or DX12 reaches. It is written directly against
-//! `wgpu`: hand-written WGSL compute shaders do the arithmetic, a Rust host schedules forward passes over
-//! persistent device buffers, and the KV cache lives in device memory.
+//! wginfer runs language models, Whisper and text encoders on any GPU that Vulkan, Metal or DX12 reaches. It is written
+//! directly against `wgpu`: hand-written WGSL compute shaders do the arithmetic, a Rust host schedules forward passes
+//! over persistent device buffers, and the KV cache lives in device memory.
 //!
 //! ```no_run
 //! use std::path::Path;
