@@ -73,14 +73,17 @@
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat template |
 //! | 2 | [`audio`] | recordings to log-mel frames: decoding, resampling, voice activity |
 //! | 3 | [`models`] | one file an architecture, made of `models::blocks`; the loader, from checkpoint to device memory |
-//! | 4 | [`engine`] | requests to events: pages, scheduler, sampling parameters |
-//! | 5 | [`tasks`] | what people do with models: conversations, answers from documents, summaries, labels, scores |
+//! | 4 | [`engine`] | requests to events: pages, scheduler, sampling parameters, clips of sound; texts to vectors and labels |
+//! | 5 | [`tasks`] | what people do with models: conversations, answers, summaries, labels, embeddings, transcripts, scores |
 //! | 5 | [`mod@bench`] | how fast kernels and models are on this device, and how near to its limits |
 //! | 6 | `cli` | the command line, part of the binary |
 //!
 //! `shaders/` holds the kernels, one file each; `shaders/README.md` says how one is written. A step of the engine
 //! is a `Plan` of rows (`engine/plan.rs`); `engine/forward.rs` records it: `embed`, every `layer`, `logits`, then
 //! the draw. A token's way through the device is: token table, `embed`, layers, `logits`, `sample`, token table.
+//! Beside steps the engine records clips of sound (`engine/clips.rs`): an encoder hears one, layer by layer, and leaves
+//! keys and values for the decoder's cross-attention in pages of their own. A text encoder is not written to and has no
+//! cache: [`engine::TextEncoder`] packs whole texts into batches and leaves a vector for each.
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 
