@@ -675,7 +675,9 @@ fn texts_that_do_not_fit_or_are_not_there() {
     let embed = |line: &str| wginfer(line).model(&model);
     embed("embed").fails(1, "there is no text in standard input");
     embed("embed -f ./not/there").fails(1, "./not/there");
-    embed("embed --jsonl").stdin(b"{\"text\": \"a\"}\n{\"txt\": 1}\n").fails(1, "line 2 of standard input");
+    embed("embed --jsonl")
+        .stdin(b"{\"text\": \"a\"}\n{\"txt\": 1}\n")
+        .fails(1, "standard input, line 2: expected a field `text`");
     embed("embed --prompt-name query a").fails(2, "no prompt `query`, it has none");
     embed("embed a -f b").fails_to_parse();
     if common::gpu().is_none() {

@@ -154,7 +154,7 @@ fn labels_that_are_none() {
     wginfer("classify a --labels sad,happy,sad").fails(2, "label `sad` is there twice");
     wginfer("classify a --labels").arg("sad,").fails(2, "is empty");
     wginfer("classify a --labels a,b --threshold 2").fails(2, "`threshold` is 2");
-    wginfer("classify --labels a,b").stdin(b"\n").fails(1, "standard input is empty");
+    wginfer("classify --labels a,b").stdin(b"\n").fails(1, "there is no text in standard input");
     let dir = folder();
     wginfer("classify a --labels-file").arg(file(&dir, "l.txt", "\n")).fails(1, "l.txt` has no labels");
     let bad =
