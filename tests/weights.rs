@@ -279,7 +279,7 @@ fn configs_that_do_not_run_are_refused_by_name() {
         let error = wginfer::models::open(&changed.to_string()).err().expect(words).to_string();
         assert!(error.contains(words), "`{error}` lacks `{words}`");
     };
-    refused("model_type", Some("mamba".into()), "architecture `mamba` is not supported, these are: `gpt2`");
+    refused("model_type", Some("mamba".into()), "architecture `mamba` is not supported, these are: `bert`");
     for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
     {
         refused(key, None, &format!("missing field `{key}`"));

@@ -20,13 +20,15 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (wgpu 30.0.1)");
 const EXAMPLES: &str = "Examples:
   wginfer generate \"Once upon a time\"
   wginfer chat --model ~/models/SmolLM2-360M-Instruct
-  wginfer logits --token-ids 1,403,407 --top 5
+  wginfer transcribe --model ~/models/whisper-small talk.mp3
+  wginfer answer -f story.txt \"Who found the ball?\"
+  wginfer embed --model ~/models/all-MiniLM-L6-v2 --similarity \"a cat\" \"a kitten\"
   wginfer devices
 
 MODEL is a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`.
 Without one, the small demonstration model in the binary runs.";
 
-/// Run language models on any GPU
+/// Run language models, Whisper and text encoders on any GPU
 #[derive(Parser)]
 #[command(name = "wginfer", version = VERSION, about, after_help = EXAMPLES, max_term_width = 100)]
 pub struct Args {
