@@ -257,7 +257,11 @@ impl Transcriber {
     }
 }
 
-/// The heads that `generation_config.json` names, or all of the upper half of the decoder (`whisper/model.py`).
+/// Heads that are looked at where nobody says which: their weights over a clip come back for every token.
+const MOST_HEADS: usize = 24;
+
+/// The heads that `generation_config.json` names, or some of the upper half of the decoder, evenly spread
+/// (`whisper/model.py` takes all of them).
 fn alignment_heads(generation: &Value, layers: &[Attention]) -> Result<Vec<[usize; 2]>, TranscribeError> {
     let listed = match generation.get("alignment_heads") {
         None | Some(Value::Null) => None,
@@ -267,5 +271,8 @@ fn alignment_heads(generation: &Value, layers: &[Attention]) -> Result<Vec<[usiz
         })?),
     };
     let of_layer = |layer: usize| (0..layers[layer].n_heads).map(move |head| [layer, head]);
-    Ok(listed.unwrap_or_else(|| (layers.len() / 2..layers.len()).flat_map(of_layer).collect()))
+    Ok(listed.unwrap_or_else(|| {
+        let upper: Vec<[usize; 2]> = (layers.len() / 2..layers.len()).flat_map(of_layer).collect();
+        upper.iter().copied().step_by(upper.len().div_ceil(MOST_HEADS).max(1)).collect()
+    }))
 }
