@@ -1,29 +1,20 @@
 //! Results that arrived, and sequences that are done.
 
-use std::time::Instant;
-
 use super::clips::Clips;
+use super::flight::Landed;
 use super::plan::Plan;
 use super::{Engine, EngineError, Event, FinishReason, Kind, Logprobs, RequestId, Slice, TokenLogprob, Work};
-use crate::gpu::{GpuError, ROW_ALIGN};
+use crate::gpu::ROW_ALIGN;
 use crate::ops::NOT_A_TOKEN;
 
 impl Engine {
     /// Takes in finished slices.
     pub(super) fn collect(&mut self) -> Result<(), EngineError> {
         self.gpu.poll()?;
-        while let Some(slice) = self.in_flight.front() {
-            if !self.ring.is_ready(slice.readback) {
-                break;
-            }
-            let Some(slice) = self.in_flight.pop_front() else { break };
-            let arrived = self
-                .ring
-                .take(slice.readback)
-                .ok_or(GpuError::Lost { message: "results could not be mapped".to_string() })?;
-            self.measure(&slice, arrived.device_ms);
+        while let Some(Landed { content: slice, bytes, ms }) = self.flight.land()? {
+            self.measure(&slice, ms);
             match slice.done {
-                Some(Work::Step(plan)) => self.arrived(&plan, &arrived.bytes),
+                Some(Work::Step(plan)) => self.arrived(&plan, &bytes),
                 Some(Work::Clip(clip)) => {
                     self.forward.clips.iter_mut().for_each(|clips| clips.release(clip));
                 }
@@ -34,15 +25,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Updates the moving average of a layer's time: by the device's clock, or by when slices were seen to finish.
-    fn measure(&mut self, slice: &Slice, device_ms: Option<f64>) {
-        let now = Instant::now();
-        let seen = now - slice.recorded.max(self.last_finish);
-        self.last_finish = now;
+    /// Updates the moving average of a layer's time.
+    fn measure(&mut self, slice: &Slice, ms: f64) {
         if slice.n_layers == 0 {
             return;
         }
-        let ms = device_ms.unwrap_or(seen.as_secs_f64() * 1e3) / slice.n_layers as f64;
+        let ms = ms / slice.n_layers as f64;
         let (average, sample) = match slice.kind {
             Kind::Decode => (&mut self.decode_ms, ms),
             Kind::Prompt(n) => (&mut self.prompt_ms, ms / n as f64),

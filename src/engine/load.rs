@@ -4,13 +4,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::clips::Clips;
+use super::flight::Flight;
 use super::forward::{Forward, Results, SlotTables};
 use super::plan::{Plan, PlanTables};
-use super::{
-    Checkpoint, Engine, EngineError, EngineOptions, KvPages, MOST_IN_FLIGHT, PAGE_SIZE, RequestId, SLICE,
-};
+use super::{Checkpoint, Engine, EngineError, EngineOptions, KvPages, PAGE_SIZE, RequestId, SLICE};
 use crate::dtype::{BLOCK, Dtype};
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, ReadbackRing, Recorder, Variant};
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
 use crate::models::{AudioShape, Capacity, Loader, ModelError, Progress, check_device};
 use crate::ops::{Attention, KvLayer, Rows};
 use crate::text::Tokenizer;
@@ -113,7 +112,7 @@ impl Engine {
         if let Some(clips) = forward.clips.as_ref().filter(|clips| clips.weights.is_some()) {
             slot_bytes += (max_rows * 4 * clips.alignment_width()) as u64;
         }
-        let ring = ReadbackRing::new(gpu, "readback", MOST_IN_FLIGHT + 2, slot_bytes)?;
+        let flight = Flight::new(gpu, slot_bytes)?;
         let mut end_tokens = tokenizer.as_ref().map(|t| t.eos().to_vec()).unwrap_or_default();
         end_tokens.retain(|t| (*t as usize) < shape.vocab_size);
         let mut engine = Engine {
@@ -124,19 +123,17 @@ impl Engine {
             end_tokens,
             ctx,
             rec: Recorder::new(gpu)?,
-            ring,
+            flight,
             free_slots: (0..max_seqs).rev().collect(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             recording: None,
-            in_flight: VecDeque::new(),
             events: Vec::new(),
             next_id: 1,
             // First guesses, low enough for one layer a slice until something was measured.
             decode_ms: SLICE.as_secs_f64() * 1e3,
             prompt_ms: SLICE.as_secs_f64() * 1e3,
             clip_ms: SLICE.as_secs_f64() * 1e3,
-            last_finish: Instant::now(),
             unused_tensors,
             weights_bytes,
             compile_time: Duration::ZERO,

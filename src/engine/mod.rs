@@ -15,6 +15,7 @@ mod collect;
 mod encoder;
 mod error;
 mod events;
+mod flight;
 mod forward;
 mod load;
 mod options;
@@ -26,7 +27,7 @@ mod sequence;
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use checkpoint::Checkpoint;
 pub use clips::ClipId;
@@ -41,10 +42,11 @@ pub use options::EngineOptions;
 pub use pages::{KvPages, PAGE_SIZE};
 pub use sampling::{MAX_BIAS, Sampling, SpeechRules, TimestampRules};
 
-use crate::gpu::{Gpu, Readback, ReadbackRing, Recorder, Submission};
+use crate::gpu::{Gpu, Recorder};
 use crate::models::ModelShape;
 use crate::text::{StreamDecoder, Tokenizer};
 use clips::Clips;
+use flight::{Flight, MOST_IN_FLIGHT};
 use forward::Forward;
 use plan::Plan;
 use sequence::Sequence;
@@ -63,13 +65,10 @@ enum Work {
 
 /// Part of some work that was recorded and has not finished.
 struct Slice {
-    readback: Readback,
     /// The work that it completes.
     done: Option<Work>,
     n_layers: usize,
     kind: Kind,
-    recorded: Instant,
-    submission: Option<Submission>,
 }
 
 /// What a layer's time depends on.
@@ -99,27 +98,22 @@ pub struct Engine {
     options: EngineOptions,
     ctx: usize,
     rec: Recorder,
-    ring: ReadbackRing,
+    flight: Flight<Slice>,
     /// Slots that no step in flight touches.
     free_slots: Vec<usize>,
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
     recording: Option<Recording>,
-    in_flight: VecDeque<Slice>,
     events: Vec<Event>,
     next_id: u64,
     /// Moving averages: milliseconds a layer of a decode step, a layer and row of a prompt, a layer of a clip.
     decode_ms: f64,
     prompt_ms: f64,
     clip_ms: f64,
-    last_finish: Instant,
     unused_tensors: Vec<String>,
     weights_bytes: u64,
     compile_time: Duration,
 }
-
-/// Slices in flight: one runs while the next waits behind it.
-const MOST_IN_FLIGHT: usize = 2;
 
 impl Engine {
     /// Where the model came from.
@@ -275,7 +269,7 @@ impl Engine {
             && self.forward.clips.as_ref().is_none_or(|clips| !clips.has_waiting())
             && self.running.is_empty()
             && self.recording.is_none()
-            && self.in_flight.is_empty()
+            && self.flight.is_empty()
     }
 
     /// Records work for about `budget` of the device's time, at least one layer, and returns it for
@@ -290,10 +284,10 @@ impl Engine {
         let mut left_ms = budget.as_secs_f64() * 1e3;
         let mut buffers = Vec::new();
         let most = if self.options.run_ahead { MOST_IN_FLIGHT } else { 1 };
-        while self.in_flight.len() < most && self.ring.has_room() {
+        while self.flight.has_room(most) {
             let recording = match self.recording.take() {
                 Some(recording) => recording,
-                None if self.rec.params_are_low() && !self.in_flight.is_empty() => break,
+                None if self.rec.params_are_low() && !self.flight.is_empty() => break,
                 None => {
                     if self.rec.params_are_low() {
                         self.rec.reset_params();
@@ -335,16 +329,7 @@ impl Engine {
     /// On an adopted device, whose host submits.
     pub fn pump(&mut self) -> Result<Vec<Event>, EngineError> {
         let buffers = self.advance(SLICE)?;
-        if buffers.is_empty() {
-            if let Some(submission) = self.in_flight.front().and_then(|s| s.submission.clone()) {
-                self.gpu.wait_for(submission)?;
-            }
-        } else {
-            let submission = self.gpu.submit(buffers);
-            for slice in &mut self.in_flight {
-                slice.submission.get_or_insert_with(|| submission.clone());
-            }
-        }
+        self.flight.submit(buffers)?;
         self.events()
     }
 
@@ -405,16 +390,8 @@ impl Engine {
         if sources.is_empty() {
             sources.push((&forward.results.chosen, 0, 4)); // of no use but to tell that the slice is done
         }
-        if let Some(readback) = rec.read(&mut self.ring, &sources) {
-            self.in_flight.push_back(Slice {
-                readback,
-                done: ends.then(|| recording.work.clone()),
-                n_layers: last - first,
-                kind,
-                recorded: Instant::now(),
-                submission: None,
-            });
-        }
+        let done = ends.then(|| recording.work.clone());
+        self.flight.record(rec, &sources, Slice { done, n_layers: last - first, kind });
         if !ends {
             recording.layer = last;
             self.recording = Some(recording);

@@ -7,14 +7,15 @@ mod checkpoint;
 mod embedding;
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use checkpoint::{DenseModule, EmbeddingConfig, EncoderCheckpoint};
 
+use super::flight::{Flight, Landed, MOST_IN_FLIGHT};
 use super::load::upload_and_compile;
-use super::{EngineError, MOST_IN_FLIGHT, PAGE_SIZE, RequestId, SLICE};
+use super::{EngineError, PAGE_SIZE, RequestId, SLICE};
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Readback, ReadbackRing, Recorder, Submission, Tensor, Variant};
+use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor, Variant};
 use crate::models::{Batch, Capacity, Encoder, Labels, Loader, ModelShape, Progress, check_device};
 use crate::ops::{KvLayer, Rows};
 use crate::text::{TextError, Tokenizer};
@@ -72,15 +73,12 @@ struct Waiting {
 
 /// Part of a batch that was recorded and has not finished.
 struct Slice {
-    readback: Readback,
     /// The texts whose results it completes.
     ids: Vec<RequestId>,
     /// Values of each: read, and padded to.
     width: [usize; 2],
     n_layers: usize,
     n_rows: usize,
-    recorded: Instant,
-    submission: Option<Submission>,
 }
 
 /// A batch that is being recorded, and the layer that comes next.
@@ -119,15 +117,13 @@ pub struct TextEncoder {
     /// The tables of the batch that was begun last.
     current: usize,
     rec: Recorder,
-    ring: ReadbackRing,
+    flight: Flight<Slice>,
     waiting: VecDeque<Waiting>,
     recording: Option<Recording>,
-    in_flight: VecDeque<Slice>,
     events: Vec<Encoded>,
     next_id: u64,
     /// Moving average: milliseconds a layer and row.
     row_ms: f64,
-    last_finish: Instant,
     unused_tensors: Vec<String>,
     weights_bytes: u64,
     says_mean: bool,
@@ -210,15 +206,13 @@ impl TextEncoder {
             forward,
             current: 0,
             rec: Recorder::new(gpu)?,
-            ring: ReadbackRing::new(gpu, "readback", MOST_IN_FLIGHT + 2, slot_bytes)?,
+            flight: Flight::new(gpu, slot_bytes)?,
             waiting: VecDeque::new(),
             recording: None,
-            in_flight: VecDeque::new(),
             events: Vec::new(),
             next_id: 1,
             // A first guess, low enough for one layer a slice until something was measured.
             row_ms: SLICE.as_secs_f64() * 1e3,
-            last_finish: Instant::now(),
             unused_tensors,
             weights_bytes,
             says_mean: !config.is_declared,
@@ -227,7 +221,6 @@ impl TextEncoder {
         };
         let variants = this.variants();
         upload_and_compile(gpu, loader, &variants, progress)?;
-        this.last_finish = Instant::now();
         Ok(this)
     }
 
@@ -363,7 +356,7 @@ impl TextEncoder {
 
     /// Whether nothing waits, runs or is on its way back.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.recording.is_none() && self.in_flight.is_empty()
+        self.waiting.is_empty() && self.recording.is_none() && self.flight.is_empty()
     }
 
     /// Records work for about `budget` of the device's time, at least one layer, and returns it for submission, in
@@ -377,10 +370,10 @@ impl TextEncoder {
         self.collect()?;
         let mut left_ms = budget.as_secs_f64() * 1e3;
         let mut buffers = Vec::new();
-        while self.in_flight.len() < MOST_IN_FLIGHT && self.ring.has_room() {
+        while self.flight.has_room(MOST_IN_FLIGHT) {
             let recording = match self.recording.take() {
                 Some(recording) => recording,
-                None if self.rec.params_are_low() && !self.in_flight.is_empty() => break,
+                None if self.rec.params_are_low() && !self.flight.is_empty() => break,
                 None => {
                     if self.rec.params_are_low() {
                         self.rec.reset_params();
@@ -422,16 +415,7 @@ impl TextEncoder {
     /// On an adopted device, whose host submits.
     pub fn pump(&mut self) -> Result<Vec<Encoded>, EngineError> {
         let buffers = self.advance(SLICE)?;
-        if buffers.is_empty() {
-            if let Some(submission) = self.in_flight.front().and_then(|s| s.submission.clone()) {
-                self.gpu.wait_for(submission)?;
-            }
-        } else {
-            let submission = self.gpu.submit(buffers);
-            for slice in &mut self.in_flight {
-                slice.submission.get_or_insert_with(|| submission.clone());
-            }
-        }
+        self.flight.submit(buffers)?;
         self.events()
     }
 
@@ -495,17 +479,13 @@ impl TextEncoder {
                 (result, n_bytes, [result.n_cols(), result.stride()])
             }
         };
-        if let Some(readback) = rec.read(&mut self.ring, &[(source, 0, n_bytes)]) {
-            self.in_flight.push_back(Slice {
-                readback,
-                ids: if ends { plan.ids.clone() } else { Vec::new() },
-                width,
-                n_layers: last - first,
-                n_rows: plan.rows.len(),
-                recorded: Instant::now(),
-                submission: None,
-            });
-        }
+        let slice = Slice {
+            ids: if ends { plan.ids.clone() } else { Vec::new() },
+            width,
+            n_layers: last - first,
+            n_rows: plan.rows.len(),
+        };
+        self.flight.record(rec, &[(source, 0, n_bytes)], slice);
         if !ends {
             recording.layer = last;
             self.recording = Some(recording);
@@ -516,16 +496,15 @@ impl TextEncoder {
     /// Takes in finished slices.
     fn collect(&mut self) -> Result<(), EngineError> {
         self.gpu.poll()?;
-        while self.in_flight.front().is_some_and(|slice| self.ring.is_ready(slice.readback)) {
-            let Some(slice) = self.in_flight.pop_front() else { break };
-            let arrived = self
-                .ring
-                .take(slice.readback)
-                .ok_or(GpuError::Lost { message: "results could not be mapped".to_string() })?;
-            self.measure(&slice, arrived.device_ms);
+        while let Some(Landed { content: slice, bytes, ms }) = self.flight.land()? {
+            if slice.n_layers > 0 {
+                let sample = ms / (slice.n_layers * slice.n_rows) as f64;
+                // The first guess is meant to be wrong: measured values replace it quickly.
+                self.row_ms += (sample - self.row_ms) * 0.5;
+            }
             let [width, stride] = slice.width;
             let n_bytes = slice.ids.len() * stride * 4;
-            let words: Vec<f32> = bytemuck::pod_collect_to_vec(&arrived.bytes[..n_bytes]);
+            let words: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes[..n_bytes]);
             for (id, row) in slice.ids.iter().zip(words.chunks(stride.max(1))) {
                 let is_finite = row[..width].iter().all(|v| v.is_finite());
                 let values =
@@ -534,19 +513,6 @@ impl TextEncoder {
             }
         }
         Ok(())
-    }
-
-    /// Updates the moving average of a layer's time: by the device's clock, or by when slices were seen to finish.
-    fn measure(&mut self, slice: &Slice, device_ms: Option<f64>) {
-        let now = Instant::now();
-        let seen = now - slice.recorded.max(self.last_finish);
-        self.last_finish = now;
-        if slice.n_layers > 0 {
-            let ms = device_ms.unwrap_or(seen.as_secs_f64() * 1e3);
-            let sample = ms / (slice.n_layers * slice.n_rows) as f64;
-            // The first guess is meant to be wrong: measured values replace it quickly.
-            self.row_ms += (sample - self.row_ms) * 0.5;
-        }
     }
 }
 

@@ -1,0 +1,105 @@
+//! What was recorded, slice by slice, and has not come back.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use crate::gpu::{Gpu, GpuError, Readback, ReadbackRing, Recorder, Submission, Tensor};
+
+/// Slices in flight: one runs while the next waits behind it.
+pub(super) const MOST_IN_FLIGHT: usize = 2;
+
+/// Slices in the order in which they were recorded, each with what the machine wants to know when it comes back.
+pub(super) struct Flight<T> {
+    gpu: Gpu,
+    ring: ReadbackRing,
+    slices: VecDeque<Slice<T>>,
+    last_finish: Instant,
+}
+
+struct Slice<T> {
+    content: T,
+    readback: Readback,
+    recorded: Instant,
+    submission: Option<Submission>,
+}
+
+/// A slice that has come back.
+pub(super) struct Landed<T> {
+    pub content: T,
+    /// What was to be read.
+    pub bytes: Vec<u8>,
+    /// How long it took, by the device's clock or by when slices were seen to finish.
+    pub ms: f64,
+}
+
+impl<T> Flight<T> {
+    /// Room for slices that read back up to `slot_bytes`.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    pub fn new(gpu: &Gpu, slot_bytes: u64) -> Result<Self, GpuError> {
+        Ok(Flight {
+            gpu: gpu.clone(),
+            ring: ReadbackRing::new(gpu, "readback", MOST_IN_FLIGHT + 2, slot_bytes)?,
+            slices: VecDeque::new(),
+            last_finish: Instant::now(),
+        })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slices.is_empty()
+    }
+
+    /// Whether another slice may follow where `most` may be in flight.
+    pub fn has_room(&self, most: usize) -> bool {
+        self.slices.len() < most && self.ring.has_room()
+    }
+
+    /// Ends a slice by recording what shall be read of it: `(tensor, offset, bytes)`, at least one.
+    pub fn record(&mut self, rec: &mut Recorder, sources: &[(&Tensor, u64, u64)], content: T) {
+        if let Some(readback) = rec.read(&mut self.ring, sources) {
+            self.slices.push_back(Slice { content, readback, recorded: Instant::now(), submission: None });
+        }
+    }
+
+    /// Submits `buffers` to our own queue, or waits for the oldest slice if there are none.
+    ///
+    /// # Errors
+    /// [`GpuError::Lost`].
+    ///
+    /// # Panics
+    /// On an adopted device, whose host submits.
+    pub fn submit(&mut self, buffers: Vec<wgpu::CommandBuffer>) -> Result<(), GpuError> {
+        if buffers.is_empty() {
+            if let Some(submission) = self.slices.front().and_then(|s| s.submission.clone()) {
+                self.gpu.wait_for(submission)?;
+            }
+        } else {
+            let submission = self.gpu.submit(buffers);
+            for slice in &mut self.slices {
+                slice.submission.get_or_insert_with(|| submission.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// The oldest slice, if it has come back. Never waits.
+    ///
+    /// # Errors
+    /// [`GpuError::Lost`].
+    pub fn land(&mut self) -> Result<Option<Landed<T>>, GpuError> {
+        if !self.slices.front().is_some_and(|slice| self.ring.is_ready(slice.readback)) {
+            return Ok(None);
+        }
+        let Some(slice) = self.slices.pop_front() else { return Ok(None) };
+        let arrived = self
+            .ring
+            .take(slice.readback)
+            .ok_or(GpuError::Lost { message: "results could not be mapped".to_string() })?;
+        let now = Instant::now();
+        let seen = now - slice.recorded.max(self.last_finish);
+        self.last_finish = now;
+        let ms = arrived.device_ms.unwrap_or(seen.as_secs_f64() * 1e3);
+        Ok(Some(Landed { content: slice.content, bytes: arrived.bytes, ms }))
+    }
+}
