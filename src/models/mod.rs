@@ -4,9 +4,11 @@
 //! `embed`, `layer` and `logits`. It names no wgpu type, no file format and no quantised type. A [`Model`] writes token
 //! by token; an [`Encoder`] reads whole texts.
 
+mod batch;
 mod bert;
 pub mod blocks;
 mod distilbert;
+mod error;
 mod gpt2;
 mod llama;
 mod loader;
@@ -20,75 +22,10 @@ mod whisper;
 use serde::de::DeserializeOwned;
 
 use crate::gpu::{Caps, Recorder, Tensor};
-use crate::ops::{Attention, AttentionPlan, KvLayer, Places, Rows};
-use crate::weights::WeightsError;
+use crate::ops::{Attention, KvLayer};
+pub use batch::{Alignment, Batch, Capacity, Clips};
+pub use error::ModelError;
 pub use loader::{Loader, Progress};
-
-/// What can be wrong with a model's description.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ModelError {
-    /// `config.json` is not JSON or lacks a key.
-    #[error("`config.json`: {message}")]
-    Config {
-        /// What is wrong.
-        message: String,
-    },
-    /// No file here runs this architecture.
-    #[error("architecture `{found}` is not supported, these are: {known}")]
-    UnknownArchitecture {
-        /// `model_type` in the config.
-        found: String,
-        /// Those that run.
-        known: String,
-    },
-    /// An architecture of the other kind.
-    #[error("`{found}` is {}", match kind {
-        ModelKind::Decoder => "a model that writes: it has no embeddings or labels",
-        ModelKind::Encoder => "an encoder: it classifies and embeds, it does not write",
-    })]
-    WrongKind {
-        /// `model_type` in the config.
-        found: String,
-        /// What it is.
-        kind: ModelKind,
-    },
-    /// The architecture is known, this variety of it is not.
-    #[error("`config.json`: `{key}` is `{found}`, expected {expected}")]
-    Unsupported {
-        /// The key.
-        key: &'static str,
-        /// Its value.
-        found: String,
-        /// What runs.
-        expected: String,
-    },
-    /// The weights do not fit the config, or the device does not fit the weights.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-}
-
-impl From<crate::gpu::GpuError> for ModelError {
-    fn from(error: crate::gpu::GpuError) -> Self {
-        ModelError::Weights(error.into())
-    }
-}
-
-impl ModelError {
-    /// What the user can do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            ModelError::Weights(error) => error.hint(),
-            ModelError::WrongKind { kind: ModelKind::Encoder, .. } => {
-                Some("use `wginfer embed` or `wginfer classify`".into())
-            }
-            ModelError::WrongKind { kind: ModelKind::Decoder, .. } => {
-                Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here".into())
-            }
-            _ => None,
-        }
-    }
-}
 
 /// What a model is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,102 +84,6 @@ impl ModelShape {
     /// Layers.
     pub fn n_layers(&self) -> usize {
         self.attention.len()
-    }
-}
-
-/// How much a model shall be able to do at a time: what its activations are allocated for.
-#[derive(Clone, Copy, Debug)]
-pub struct Capacity {
-    /// Rows of a batch.
-    pub max_rows: usize,
-    /// Sequences, and so rows that decode.
-    pub max_seqs: usize,
-    /// Rows that get logits at a time.
-    pub max_sampled: usize,
-    /// Positions of a sequence.
-    pub max_seq_len: usize,
-}
-
-impl Capacity {
-    /// For activations of which no row decodes or gets logits over the vocabulary.
-    fn without_logits(self) -> Capacity {
-        Capacity { max_seqs: 1, max_sampled: 1, ..self }
-    }
-}
-
-/// One forward pass's rows, as tables on the device, and the cache.
-#[derive(Clone, Debug)]
-pub struct Batch<'a> {
-    /// Rows that decode and rows of prompts.
-    pub n: Rows,
-    /// Rows that get logits.
-    pub n_sampled: usize,
-    /// Blocks of prompt rows in `blocks`.
-    pub n_prompt_blocks: usize,
-    /// Positions of the longest decoding sequence, this one included.
-    pub longest: usize,
-    /// (sequence, position) of each row: `[_, 2]`.
-    pub rows: &'a Tensor,
-    /// (first row, rows) of each attention block: `[_, 2]`.
-    pub blocks: &'a Tensor,
-    /// Token ids: `[n_seqs, max_seq_len]`.
-    pub tokens: &'a Tensor,
-    /// Pages of each sequence: `[n_seqs, _]`.
-    pub pages: &'a Tensor,
-    /// Positions a page.
-    pub page_size: usize,
-    /// Positions of each sequence, at least 1, for attention to both sides: `[1, n_seqs]`.
-    pub ends: Option<&'a Tensor>,
-    /// What the sequences hear, if the model hears.
-    pub clips: Option<Clips<'a>>,
-    /// Row of the batch that each row of logits belongs to: `[1, _]`.
-    pub sampled: &'a Tensor,
-    /// The cache of each layer.
-    pub kv: &'a [KvLayer],
-}
-
-/// The clips that a batch's sequences hear.
-#[derive(Clone, Copy, Debug)]
-pub struct Clips<'a> {
-    /// Pages of the clip of each sequence: `[n_seqs, _]`.
-    pub pages: &'a Tensor,
-    /// Keys of the clip of each sequence: `[1, n_seqs]`.
-    pub ends: &'a Tensor,
-    /// Keys of a clip at most.
-    pub n_positions: usize,
-    /// Keys and values of each layer's cross-attention.
-    pub kv: &'a [KvLayer],
-    /// Where cross-attention shall show what it weighs by, if somebody wants to see it.
-    pub alignment: Option<Alignment<'a>>,
-}
-
-/// Cross-attention weights of some heads, for the prompt rows of a batch.
-#[derive(Clone, Copy, Debug)]
-pub struct Alignment<'a> {
-    /// (layer, head) of each.
-    pub heads: &'a [[usize; 2]],
-    /// `[max_rows, heads · n_positions]`.
-    pub weights: &'a Tensor,
-}
-
-impl<'a> Batch<'a> {
-    fn places(&self) -> Places<'a> {
-        Places { rows: self.rows, pages: self.pages, page_size: self.page_size }
-    }
-
-    fn attention_plan(&self, partial: &'a Tensor) -> AttentionPlan<'a> {
-        AttentionPlan {
-            rows: self.rows,
-            blocks: self.blocks,
-            pages: self.pages,
-            page_size: self.page_size,
-            ends: self.ends,
-            n: self.n,
-            n_prompt_blocks: self.n_prompt_blocks,
-            longest: self.longest,
-            partial,
-            max_seq_len: self.tokens.n_cols(),
-        }
     }
 }
 
