@@ -211,12 +211,18 @@ fn check(options: &GpuOptions, folder: &str) {
     let options =
         EngineOptions { kv_dtype: Dtype::F32, logits: true, max_logprobs: 1, ..EngineOptions::default() };
     let Some((mut engine, golden, clip, generation)) = engine(&gpu, &dir, options) else { return };
+    // Products of F16 cost a factor of ten, and may choose another token.
+    let is_exact = !gpu.caps().f16_products();
+    let bound = if is_exact { 1e-3 } else { 1e-2 };
     let all = logits(&mut engine, &golden.decoder_input_ids, clip, Logits::All);
     let scale = golden.last_logits_sample.values().fold(0.0f32, |m, v| m.max(v.abs()));
     let last = all.last().expect("a row");
     for (token, expected) in &golden.last_logits_sample {
         let found = (last[*token] - expected).abs() / scale;
-        assert!(found <= 1e-3, "{folder}: logit {token} differs by {found} of the largest");
+        assert!(found <= bound, "{folder}: logit {token} differs by {found} of the largest");
+    }
+    if !is_exact {
+        return;
     }
     assert_eq!(all.iter().map(|row| argmax(row)).collect::<Vec<_>>(), golden.argmax, "{folder}");
 
