@@ -525,53 +525,6 @@ fn what_a_folder_can_get_wrong_is_named() {
     assert_eq!(encode(&mut encoder, &[vec![1; 128]], Output::Embedding)[0].len(), 64);
 }
 
-/// Seconds that this process has computed for, on all cores: what a busy machine does not change.
-fn cpu_seconds() -> f64 {
-    // Of proc_pid_stat(5), after the name in brackets: fields 14 and 15 in ticks of 10 ms.
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
-    fields.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
-}
-
-/// A thousand short texts in one call and in a call each:
-/// `cargo test --release --test encoders thousand -- --ignored`.
-#[test]
-#[ignore = "a measurement"]
-fn a_thousand_texts_at_once() {
-    let Some(gpu) = common::gpu() else { return };
-    let mut rng = common::Rng::new(1);
-    let real = minilm().map(|dir| (dir, "all-MiniLM-L6-v2"));
-    for (dir, name) in [(folder("bert-classifier"), "bert-classifier")].into_iter().chain(real) {
-        let mut encoder = encoder(&gpu, &dir, EncoderOptions::default());
-        let vocab_size = encoder.shape().vocab_size;
-        // As long as headlines: 3 to 12 tokens, those around them included.
-        let mut text = |_| (0..3 + rng.below(10)).map(|_| rng.below(vocab_size) as u32).collect();
-        let texts: Vec<Vec<u32>> = (0..1000).map(&mut text).collect();
-        let mut at_once = || encode(&mut encoder, &texts, Output::Embedding);
-        // Software devices compile a variant at its first dispatch: each number of rows left over takes another.
-        at_once();
-        let (begin, cpu) = (std::time::Instant::now(), cpu_seconds());
-        let together = at_once();
-        let at_once = [begin.elapsed().as_secs_f64(), cpu_seconds() - cpu];
-        let mut each = |n: usize| -> Vec<Vec<f32>> {
-            let one = |text| encode(&mut encoder, std::slice::from_ref(text), Output::Embedding);
-            texts[..n].iter().flat_map(one).collect()
-        };
-        each(50);
-        let (begin, cpu) = (std::time::Instant::now(), cpu_seconds());
-        let alone = each(1000);
-        let each = [begin.elapsed().as_secs_f64(), cpu_seconds() - cpu];
-        assert_eq!(together, alone, "{name}");
-        let n_tokens: usize = texts.iter().map(Vec::len).sum();
-        let line = |what: &str, i: usize| {
-            let (one, all) = (at_once[i], each[i]);
-            format!("{what}: one call {one:.2} s, a call each {all:.2} s, {:.1} times as much", all / one)
-        };
-        let lines = [line("time", 0), line("work", 1)].join("; ");
-        common::say(&format!("{name}, {n_tokens} tokens: {lines}"));
-    }
-}
-
 /// The real model, if it is there.
 fn minilm() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/all-MiniLM-L6-v2");
