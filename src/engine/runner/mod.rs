@@ -1,200 +1,227 @@
-//! The model with its tables: what a step's recording needs, and nothing of what a request is.
+//! The model with its tables on the device: records what the scheduler planned, and reads what came of it.
 
-use super::clips::Clips;
-use super::plan::{Plan, PlanTables};
-use super::sampling::MAX_BIAS;
-use super::{ClipId, KvPages, PAGE_SIZE};
-use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::models::{Batch, Capacity, Model};
-use crate::ops::{self, SamplingRecord};
+mod clips;
+mod tables;
 
-pub(super) struct Forward {
-    pub model: Box<dyn Model>,
-    pub pages: KvPages,
-    pub plans: PlanTables,
+use std::ops::Range;
+use std::sync::Arc;
+
+pub(super) use clips::Clips;
+pub(super) use tables::{Results, SlotTables, StepTables};
+
+use super::scheduler::{Admission, PAGE_SIZE, Step, StepResults};
+use super::stepper::Source;
+use super::{SpeechRules, TokenLogprob};
+use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor};
+use crate::models::{Batch, Model, Scratch};
+use crate::ops::{self, KvLayer, NOT_A_TOKEN, SpeechRecord};
+use bytemuck::Zeroable;
+
+/// A model, its activations, its cache and the tables of its sequences.
+pub(super) struct Runner {
+    pub gpu: Gpu,
+    pub model: Arc<dyn Model>,
+    pub scratch: Scratch,
+    /// The cache of each layer.
+    pub kv: Vec<KvLayer>,
+    pub steps: StepTables,
     pub slots: SlotTables,
     pub results: Results,
     /// If the model hears.
     pub clips: Option<Clips>,
 }
 
-/// The tables in which each slot has a row. A slot's rows are written when a sequence is admitted to it, while
-/// nothing in flight reads them.
-pub(super) struct SlotTables {
-    /// Ids: `[max_seqs, ctx]`.
-    pub tokens: Tensor,
-    /// Pages of the cache: `[max_seqs, ctx / PAGE_SIZE]`.
-    pub pages: Tensor,
-    /// [`SamplingRecord`]s: `[max_seqs, 12]`.
-    pub sampling: Tensor,
-    /// Biases: `[max_seqs, 2·MAX_BIAS]`.
-    pub bias: Tensor,
-    /// How often each token was seen: `[max_seqs, vocab_size]`.
-    pub counts: Tensor,
-}
-
-impl SlotTables {
-    pub fn new(
-        gpu: &Gpu,
-        max_seqs: usize,
-        ctx: usize,
-        seq_pages: usize,
-        vocab: usize,
-    ) -> Result<Self, GpuError> {
-        let table = |label: &str, n_cols| Tensor::zeros(gpu, label, [max_seqs, n_cols], Dtype::U32);
-        Ok(SlotTables {
-            tokens: table("tokens", ctx)?,
-            pages: table("pages", seq_pages)?,
-            sampling: table("sampling", size_of::<SamplingRecord>() / 4)?,
-            bias: table("bias", 2 * MAX_BIAS)?,
-            counts: table("counts", vocab)?,
-        })
-    }
-}
-
-/// Where a step leaves its results.
-pub(super) struct Results {
-    /// Tokens drawn: `[1, max_seqs]`.
-    pub chosen: Tensor,
-    /// What temperature and filters did: `[max_seqs, 2]`.
-    filters: Tensor,
-    /// If requests may ask for log-probabilities.
-    pub logprobs: Option<LogprobTables>,
-    /// Log-probabilities of prompts' tokens: `[1, max_sampled]`.
-    scores: Tensor,
-}
-
-pub(super) struct LogprobTables {
-    /// `[max_seqs, vocab_size]`, before the filters, then after.
-    over_vocab: Tensor,
-    /// The chosen and the best before the filters: `[max_seqs, 2·(1 + max_logprobs)]`.
-    pub top: Tensor,
-    /// The same after the filters.
-    sampled_top: Tensor,
-}
-
-impl Results {
-    pub fn new(gpu: &Gpu, capacity: Capacity, vocab: usize, max_logprobs: usize) -> Result<Self, GpuError> {
-        let Capacity { max_seqs, max_sampled, .. } = capacity;
-        let table = |label: &str, shape| Tensor::zeros(gpu, label, shape, Dtype::U32);
-        let logprobs = match max_logprobs {
-            0 => None,
-            n => Some(LogprobTables {
-                over_vocab: Tensor::zeros(gpu, "logprobs", [max_seqs, vocab], Dtype::F32)?,
-                top: table("top", [max_seqs, 2 * (1 + n)])?,
-                sampled_top: table("sampled top", [max_seqs, 2 * (1 + n)])?,
-            }),
-        };
-        Ok(Results {
-            chosen: table("chosen", [1, max_seqs])?,
-            filters: table("filters", [max_seqs, 2])?,
-            logprobs,
-            scores: Tensor::zeros(gpu, "scores", [1, max_sampled], Dtype::F32)?,
-        })
+impl Runner {
+    /// Layers of the model.
+    pub fn n_layers(&self) -> usize {
+        self.kv.len()
     }
 
-    /// Bytes that a step reads back at most, without logits.
-    pub fn step_bytes(&self) -> u64 {
-        let logprobs = self.logprobs.as_ref().map_or(0, |l| 2 * l.top.size_bytes());
-        self.chosen.size_bytes() + logprobs + self.scores.size_bytes()
+    /// Records some layers of a step: the writing of its tables before the first, logits and draws after the last.
+    pub fn step(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<Source> {
+        if layers.start == 0 {
+            self.write(step);
+            self.steps.upload(&self.gpu, rec, step);
+        }
+        self.record(rec, step, layers)
     }
-}
 
-impl Forward {
-    pub fn batch<'a>(&'a self, plan: &Plan) -> Batch<'a> {
-        Batch {
-            n: plan.n,
-            n_sampled: plan.sampled.len(),
-            n_prompt_blocks: plan.blocks.len() - plan.n.n_decode,
-            longest: plan.longest,
-            rows: &self.plans.rows,
-            blocks: &self.plans.blocks,
-            tokens: &self.slots.tokens,
-            pages: &self.slots.pages,
-            page_size: PAGE_SIZE,
-            ends: None,
-            clips: self.clips.as_ref().map(|clips| clips.batch(!plan.aligned.is_empty())),
-            sampled: &self.plans.sampled,
-            kv: self.pages.layers(),
+    /// The same without the tables.
+    pub fn record(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<Source> {
+        let batch = batch(&self.kv, &self.steps, &self.slots, self.clips.as_ref(), step);
+        if layers.start == 0 {
+            self.model.embed(rec, &batch, &mut self.scratch);
+        }
+        for i in layers.clone() {
+            self.model.layer(i, rec, &batch, &mut self.scratch);
+        }
+        if layers.end < self.n_layers() {
+            return Vec::new();
+        }
+        let logits = (!step.sampled.is_empty()).then(|| self.model.logits(rec, &batch, &mut self.scratch));
+        self.draw(rec, step, logits)
+    }
+
+    /// Records some layers of the audio encoder over the clip at a place, and what its decoder attends to after the last.
+    pub fn hear(&mut self, rec: &mut Recorder, place: usize, layers: Range<usize>) {
+        if let Some(clips) = &self.clips {
+            clips.record(rec, &*self.model, &mut self.scratch, place, layers);
         }
     }
 
-    /// Records the encoder's layers from `first` to before `last` on a clip.
-    pub fn hear(&self, rec: &mut Recorder, clip: Option<ClipId>, layers: [usize; 2]) {
-        if let (Some(clips), Some(encoder)) = (&self.clips, self.model.audio_encoder()) {
-            clips.record(rec, &*self.model, encoder, clip, layers);
+    /// Writes the slots of admitted sequences, which nothing in flight touches, and page entries beyond the positions in
+    /// flight: no recording that waits reads either.
+    fn write(&self, step: &Step) {
+        for admission in &step.admitted {
+            self.admit(admission);
+        }
+        for entry in &step.pages {
+            let at = entry.slot * self.slots.pages.row_bytes() + 4 * entry.index;
+            self.slots.pages.write_at(&self.gpu, at, bytemuck::bytes_of(&entry.page));
         }
     }
 
-    /// Records logits and draws; returns the byte ranges that the host shall read: tokens, then
-    /// log-probabilities, then logits, then log-probabilities of prompts' tokens, then what rows attend to.
-    pub fn draw<'a>(&'a self, rec: &mut Recorder, plan: &Plan) -> Vec<(&'a Tensor, u64, u64)> {
-        let n_draws = plan.draws.len();
+    fn admit(&self, admission: &Admission) {
+        let Admission { slot, tokens, pages, sampling, seed, clip, .. } = admission;
+        let (gpu, tables) = (&self.gpu, &self.slots);
+        if let (Some(clips), Some((place, rules))) = (&self.clips, clip) {
+            let rules = rules.as_ref().map_or(SpeechRecord::zeroed(), SpeechRules::record);
+            clips.write(gpu, *slot, *place, &rules);
+        }
+        tables.tokens.write(gpu, *slot, bytemuck::cast_slice(tokens));
+        tables.pages.write(gpu, *slot, bytemuck::cast_slice(pages));
+        tables.sampling.write(gpu, *slot, bytemuck::bytes_of(&sampling.record(*seed)));
+        let bias: Vec<[u32; 2]> = sampling.logit_bias.iter().map(|(token, b)| [*token, b.to_bits()]).collect();
+        tables.bias.write(gpu, *slot, bytemuck::cast_slice(&bias));
+    }
+
+    /// Records draws from `logits`; returns the byte ranges that the host should read: tokens, then log-probabilities,
+    /// then logits, then log-probabilities of prompts' tokens, then what rows attend to.
+    fn draw(&self, rec: &mut Recorder, step: &Step, logits: Option<Tensor>) -> Vec<Source> {
+        let n_draws = step.draws.len();
+        let Runner { steps, slots, results, .. } = self;
         let mut sources = Vec::new();
-        let Forward { plans, slots, results, .. } = self;
-        for (slot, n_tokens) in &plan.count {
-            ops::count_prompt(rec, &slots.tokens, &slots.counts, *slot, *n_tokens);
+        for Admission { slot, tokens, n_prompt, sampling, .. } in &step.admitted {
+            if sampling.counts() {
+                ops::count_prompt(rec, &slots.tokens, &slots.counts, *slot, [*n_prompt, tokens.len()]);
+            }
         }
-        if plan.sampled.is_empty() {
-            self.aligned(plan, &mut sources);
+        let Some(z) = logits else {
+            self.aligned(step, &mut sources);
             return sources;
-        }
-        let z = self.model.logits(rec, &self.batch(plan));
+        };
         if n_draws > 0 {
-            let logprobs = plan.logprobs.and_then(|k| Some((k, results.logprobs.as_ref()?)));
-            let (rows, index) = (&plans.rows, &plans.sampled);
+            let logprobs = step.logprobs.and_then(|k| Some((k, results.logprobs.as_ref()?)));
+            let (rows, index) = (&steps.rows, &steps.sampled);
             let SlotTables { sampling, tokens, counts, .. } = slots;
             let penalize = |rec: &mut Recorder| {
-                if plan.penalizes {
-                    ops::penalize(rec, rows, index, sampling, &slots.bias, counts, z, n_draws);
+                if step.penalizes {
+                    ops::penalize(rec, rows, index, sampling, &slots.bias, counts, &z, n_draws);
                 }
             };
-            // A transcript's probabilities are those among the tokens that it may go on with.
+            // A transcript's probabilities are those among the tokens that may follow.
             if let Some(clips) = &self.clips {
                 penalize(rec);
-                if plan.rules {
-                    ops::speech_rules(rec, rows, index, &clips.rules, tokens, z, n_draws);
+                if step.rules {
+                    ops::speech_rules(rec, rows, index, &clips.rules, tokens, &z, n_draws);
                 }
             }
             if let Some((_, tables)) = logprobs {
-                ops::softmax(rec, z, None, true, &tables.over_vocab, n_draws);
+                ops::softmax(rec, &z, None, true, &tables.over_vocab, n_draws);
             }
             if self.clips.is_none() {
                 penalize(rec);
             }
             let Results { chosen, filters, .. } = results;
-            ops::sample(rec, index, sampling, z, rows, tokens, counts, chosen, filters, n_draws);
-            sources.push((chosen, 0, 4 * n_draws as u64));
-            if let Some((k, LogprobTables { over_vocab, top, sampled_top })) = logprobs {
-                ops::top_k(rec, over_vocab, chosen, k, top, n_draws);
-                ops::softmax(rec, z, Some(filters), true, over_vocab, n_draws);
-                ops::top_k(rec, over_vocab, chosen, k, sampled_top, n_draws);
+            ops::sample(rec, index, sampling, &z, rows, tokens, counts, chosen, filters, n_draws);
+            sources.push((chosen.clone(), 0, 4 * n_draws as u64));
+            if let Some((k, tables)) = logprobs {
+                let (top, sampled_top) = (&tables.top, &tables.sampled_top);
+                ops::top_k(rec, &tables.over_vocab, chosen, k, top, n_draws);
+                ops::softmax(rec, &z, Some(filters), true, &tables.over_vocab, n_draws);
+                ops::top_k(rec, &tables.over_vocab, chosen, k, sampled_top, n_draws);
                 let n_bytes = (n_draws * top.row_bytes()) as u64;
-                sources.extend([(top, 0, n_bytes), (sampled_top, 0, n_bytes)]);
+                sources.extend([(top.clone(), 0, n_bytes), (sampled_top.clone(), 0, n_bytes)]);
             }
         }
-        if !plan.logits.is_empty() {
+        if !step.logits.is_empty() {
             let row = z.row_bytes() as u64;
-            sources.push((z, n_draws as u64 * row, plan.logits.len() as u64 * row));
+            sources.push((z.clone(), n_draws as u64 * row, step.logits.len() as u64 * row));
         }
-        if !plan.scores.is_empty() {
-            let range = n_draws + plan.logits.len()..plan.sampled.len();
-            let (rows, index, scores) = (&plans.rows, &plans.sampled, &results.scores);
-            ops::token_logprob(rec, rows, index, &slots.tokens, z, range, scores);
-            sources.push((scores, 0, 4 * plan.scores.len() as u64));
+        if !step.scores.is_empty() {
+            let range = n_draws + step.logits.len()..step.sampled.len();
+            let (rows, index, scores) = (&steps.rows, &steps.sampled, &results.scores);
+            ops::token_logprob(rec, rows, index, &slots.tokens, &z, range, scores);
+            sources.push((scores.clone(), 0, 4 * step.scores.len() as u64));
         }
-        self.aligned(plan, &mut sources);
+        self.aligned(step, &mut sources);
         sources
     }
 
-    /// Adds the rows of the alignment that the host shall read.
-    fn aligned<'a>(&'a self, plan: &Plan, sources: &mut Vec<(&'a Tensor, u64, u64)>) {
+    /// Adds the rows of the alignment that the host should read.
+    fn aligned(&self, step: &Step, sources: &mut Vec<Source>) {
         let Some((clips, weights)) = self.clips.as_ref().and_then(|c| Some((c, c.weights.as_ref()?))) else {
             return;
         };
-        for (_, _, row) in &plan.aligned {
-            sources.push((weights, (row * weights.row_bytes()) as u64, 4 * clips.alignment_width() as u64));
+        for (_, _, row) in &step.aligned {
+            let at = (row * weights.row_bytes()) as u64;
+            sources.push((weights.clone(), at, 4 * clips.alignment_width() as u64));
         }
+    }
+
+    /// Reads what [`Runner::step`] asked for.
+    pub fn results(&self, step: &Step, bytes: &[u8]) -> StepResults {
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes[..bytes.len() / 4 * 4]);
+        let mut words = &words[..];
+        let mut take = |n: usize| {
+            let (taken, rest) = words.split_at(n);
+            words = rest;
+            taken
+        };
+        let float = |words: &[u32]| words.iter().map(|w| f32::from_bits(*w)).collect::<Vec<f32>>();
+        let n_draws = step.draws.len();
+        let tokens = take(n_draws).iter().map(|token| (*token != NOT_A_TOKEN).then_some(*token)).collect();
+        let mut logprobs = Vec::new();
+        if let (Some(k), Some(tables), true) = (step.logprobs, &self.results.logprobs, n_draws > 0) {
+            let width = tables.top.n_cols();
+            let [top, sampled_top] = [take(n_draws * width), take(n_draws * width)];
+            let pairs = |table: &[u32], i: usize| {
+                let pair = |p: &[u32]| TokenLogprob { token: p[0], logprob: f32::from_bits(p[1]) };
+                table[i * width..][..2 * (1 + k)].chunks(2).map(pair).collect::<Vec<_>>()
+            };
+            logprobs = (0..n_draws).map(|i| [pairs(top, i), pairs(sampled_top, i)]).collect();
+        }
+        let vocab = self.slots.counts.n_cols();
+        let stride = vocab.next_multiple_of(ROW_ALIGN);
+        let logits = take(step.logits.len() * stride).chunks(stride).map(|row| float(&row[..vocab])).collect();
+        let scores = float(take(step.scores.len()));
+        let width = self.clips.as_ref().map_or(0, Clips::alignment_width);
+        let alignments = step.aligned.iter().map(|_| float(take(width))).collect();
+        StepResults { tokens, logprobs, logits, scores, alignments }
+    }
+}
+
+/// A step's rows as the model sees them.
+fn batch<'a>(
+    kv: &'a [KvLayer],
+    steps: &'a StepTables,
+    slots: &'a SlotTables,
+    clips: Option<&'a Clips>,
+    step: &Step,
+) -> Batch<'a> {
+    Batch {
+        n: step.n,
+        n_sampled: step.sampled.len(),
+        n_prompt_blocks: step.blocks.len() - step.n.n_decode,
+        longest: step.longest,
+        rows: &steps.rows,
+        blocks: &steps.blocks,
+        tokens: &slots.tokens,
+        pages: &slots.pages,
+        page_size: PAGE_SIZE,
+        ends: None,
+        clips: clips.map(|clips| clips.batch(!step.aligned.is_empty())),
+        sampled: &steps.sampled,
+        kv,
     }
 }
