@@ -8,6 +8,7 @@ mod buffer;
 mod cache;
 mod caps;
 mod error;
+mod fields;
 mod kernel;
 mod readback;
 mod recorder;
@@ -23,11 +24,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 pub use adapter::{AdapterSummary, Choice};
 pub use caps::{Caps, DISABLE_ENV};
 pub use error::GpuError;
+pub use fields::{Field, Fields};
 pub use kernel::{Access, Kernel, Part, Variant};
 pub use readback::{Arrived, Readback, ReadbackRing};
 pub use recorder::Recorder;
 pub use tensor::{ROW_ALIGN, Tensor, View};
 pub use tuning::{Product, Tunable, Tuning, fnv};
+
+pub(crate) use fields::{FieldType, device_struct};
 
 use buffer::Buffer;
 use kernel::Pipeline;
