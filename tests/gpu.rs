@@ -130,7 +130,7 @@ fn the_device_times_what_it_does() {
             ops::gate(&mut rec, Act::GeluTanh, &x, &y, 0..n);
         }
         let pending = rec.read(&mut ring, &[(&y, 0, 4)]).expect("a free slot");
-        gpu.submit(rec.finish().expect("compiles"));
+        gpu.submit(rec.finish().expect("compiles")).expect("submit");
         gpu.wait().expect("wait");
         while !ring.is_ready(pending) {
             gpu.poll().expect("poll");
