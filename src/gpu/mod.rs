@@ -8,6 +8,7 @@ mod buffer;
 mod cache;
 mod caps;
 mod error;
+mod fields;
 mod flight;
 mod kernel;
 mod readback;
@@ -24,12 +25,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 pub use adapter::{AdapterSummary, Choice};
 pub use caps::{Caps, DISABLE_ENV};
 pub use error::GpuError;
+pub use fields::{Field, Fields};
 pub(crate) use flight::{Flight, Landed, MOST_IN_FLIGHT};
 pub use kernel::{Access, Kernel, Part, Variant};
 pub use readback::{Arrived, Readback, ReadbackRing};
 pub use recorder::Recorder;
 pub use tensor::{ROW_ALIGN, Tensor, View};
 pub use tuning::{Product, Tunable, Tuning, fnv};
+
+pub(crate) use fields::{FieldType, device_struct};
 
 use buffer::Buffer;
 use kernel::Pipeline;
