@@ -58,6 +58,23 @@ pub enum EngineError {
         /// The context's.
         expected: usize,
     },
+    /// As many requests wait as [`EngineOptions::max_waiting`](super::EngineOptions::max_waiting) allows.
+    #[error("{waiting} requests wait already, expected fewer")]
+    Busy {
+        waiting: usize,
+    },
+    /// The prompt alone does not fit the cache.
+    #[error("the prompt has {found} tokens, the cache holds {expected}")]
+    CacheTooSmall {
+        found: usize,
+        expected: usize,
+    },
+    /// [`Loading::finish`](super::Loading::finish) was called too early.
+    #[error("the model is not loaded yet: {done_bytes} of {total_bytes} bytes are on the device")]
+    NotLoaded {
+        done_bytes: usize,
+        total_bytes: usize,
+    },
     /// The tokenizer makes tokens that the model does not have.
     #[error("the tokenizer has {tokenizer} tokens, the model {model}: they do not belong together")]
     TokenizerMismatch {
