@@ -99,10 +99,6 @@ impl PageTable {
         }
     }
 
-    pub fn n_pages(&self) -> usize {
-        self.pages.len()
-    }
-
     /// Pages that can be taken: those that are free, and those that hold what nobody uses.
     pub fn n_available(&self) -> usize {
         self.free.len() + self.idle.len()

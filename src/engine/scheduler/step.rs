@@ -93,27 +93,25 @@ impl Step {
     /// Puts the rows together: single ones, then those of prompts in attention blocks of at most `block_rows`.
     pub(super) fn assemble(&mut self, single: &[Row], prompt: &[Row], block_rows: usize) {
         self.n = Rows { n_decode: single.len(), n_prompt: prompt.len() };
-        let (mut logits, mut scores) = (Vec::new(), Vec::new());
-        for (i, row) in single.iter().chain(prompt).enumerate() {
-            self.rows.push([row.slot as u32, row.pos as u32]);
-            if row.wanted.draw {
-                self.sampled.push(i as u32);
-                self.draws.push(row.id);
-            }
-            if row.wanted.logits {
-                logits.push(i as u32);
-                self.logits.push((row.id, row.pos));
-            }
-            if row.wanted.score {
-                scores.push(i as u32);
-                self.scores.push((row.id, row.pos + 1));
-            }
-            if row.wanted.alignment {
-                self.aligned.push((row.id, row.pos, i));
-            }
+        let mut rows: Vec<(u32, &Row)> = (0..).zip(single.iter().chain(prompt)).collect();
+        self.rows = rows.iter().map(|(_, row)| [row.slot as u32, row.pos as u32]).collect();
+        for (i, row) in rows.iter().filter(|(_, row)| row.wanted.draw) {
+            self.sampled.push(*i);
+            self.draws.push(row.id);
         }
-        self.sampled.append(&mut logits);
-        self.sampled.append(&mut scores);
+        // What is reported of a prompt comes in the order of its positions, whichever kinds its rows are of.
+        rows.sort_by_key(|(_, row)| (row.id, row.pos));
+        for (i, row) in rows.iter().filter(|(_, row)| row.wanted.logits) {
+            self.sampled.push(*i);
+            self.logits.push((row.id, row.pos));
+        }
+        for (i, row) in rows.iter().filter(|(_, row)| row.wanted.score) {
+            self.sampled.push(*i);
+            self.scores.push((row.id, row.pos + 1));
+        }
+        for (i, row) in rows.iter().filter(|(_, row)| row.wanted.alignment) {
+            self.aligned.push((row.id, row.pos, *i as usize));
+        }
         self.longest = single.iter().map(|row| row.pos + 1).max().unwrap_or(0);
         self.blocks = (0..single.len() as u32).map(|row| [row, 1]).collect();
         let mut first = single.len();
