@@ -12,13 +12,10 @@
 mod cases;
 mod check;
 mod compare;
-// The tests' reference is the benchmarks' too: one page says what is right.
-#[allow(missing_docs)]
-#[path = "../../tests/reference/mod.rs"]
-mod exact;
 mod kernels;
 mod model;
 mod probe;
+mod reference;
 mod report;
 mod shapes;
 mod stats;
