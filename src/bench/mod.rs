@@ -126,10 +126,8 @@ impl BenchError {
             BenchError::NoKernel { .. } => {
                 Some("a filter is a part of a row's kernel, variant, shape or type".into())
             }
-            BenchError::NoReport { .. } => Some("`--format json` writes one".into()),
-            BenchError::Kinds { .. } => {
-                Some("compare what `bench kernels` wrote, or what `bench model` wrote".into())
-            }
+            BenchError::NoReport { .. } => Some("`Report` as JSON is one".into()),
+            BenchError::Kinds { .. } => Some("compare reports of kernels, or reports of models".into()),
             BenchError::Model { source, .. } => source.hint(),
             BenchError::Engine(e) => e.hint(),
             BenchError::Gpu(e) => e.hint(),
