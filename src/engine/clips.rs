@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::{EngineError, PAGE_SIZE};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor};
-use crate::models::{self, Alignment, AudioEncoder, AudioShape, Capacity, Model};
+use crate::models::{self, Alignment, AudioEncoder, AudioShape, Capacity, Model, Scratch};
 use crate::ops::{KvLayer, SpeechRecord};
 
 /// Names a clip of sound.
@@ -237,15 +237,16 @@ impl Clips {
         encoder: &dyn AudioEncoder,
         id: Option<ClipId>,
         [first, last]: [usize; 2],
+        s: &mut Scratch,
     ) {
         let clip = self.heard.iter().find(|clip| Some(clip.id) == id);
         let place = clip.map_or(0, |clip| clip.place);
         if first == 0 {
-            encoder.embed(rec, &self.features, place * self.shape.n_frames);
+            encoder.embed(rec, &self.features, place * self.shape.n_frames, s);
         }
-        (first..last).for_each(|i| encoder.layer(i, rec));
+        (first..last).for_each(|i| encoder.layer(i, rec, s));
         if last == self.n_layers() {
-            model.attend_to(rec, &self.places[place], PAGE_SIZE, &self.kv);
+            model.attend_to(rec, &self.places[place], PAGE_SIZE, &self.kv, s);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::gpu::GpuError;
-use crate::models::ModelError;
+use crate::models::{ModelError, ModelKind};
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
@@ -26,6 +26,17 @@ pub enum EngineError {
         path: PathBuf,
         /// What is wrong.
         message: String,
+    },
+    /// A model of the other kind.
+    #[error("`{found}` is {}", match kind {
+        ModelKind::Decoder => "a model that writes: it has no embeddings or labels",
+        ModelKind::Encoder => "an encoder: it classifies and embeds, it does not write",
+    })]
+    WrongKind {
+        /// Its architecture.
+        found: String,
+        /// What it is.
+        kind: ModelKind,
     },
     /// A parameter is out of its range.
     #[error("`{name}` is {found}, expected {expected}")]
@@ -118,6 +129,12 @@ impl EngineError {
                 "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
                     .into(),
             ),
+            EngineError::WrongKind { kind: ModelKind::Encoder, .. } => {
+                Some("use `wginfer embed` or `wginfer classify`".into())
+            }
+            EngineError::WrongKind { kind: ModelKind::Decoder, .. } => {
+                Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here".into())
+            }
             EngineError::Speech { problem: NEEDS_CLIP, .. } => Some("use `wginfer transcribe`".into()),
             EngineError::Speech { problem: HEARS_NOTHING, .. } => {
                 Some("use `wginfer generate` or `wginfer chat`, or a Whisper model here".into())

@@ -1,16 +1,18 @@
 //! The model with its tables: what a step's recording needs, and nothing of what a request is.
 
+use std::sync::Arc;
+
 use super::clips::Clips;
 use super::plan::{Plan, PlanTables};
 use super::sampling::MAX_BIAS;
 use super::{ClipId, KvPages, PAGE_SIZE};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::models::{Batch, Capacity, Model};
+use crate::models::{Batch, Capacity, Model, Scratch};
 use crate::ops::{self, SamplingRecord};
 
 pub(super) struct Forward {
-    pub model: Box<dyn Model>,
+    pub model: Arc<dyn Model>,
     pub pages: KvPages,
     pub plans: PlanTables,
     pub slots: SlotTables,
@@ -121,15 +123,15 @@ impl Forward {
     }
 
     /// Records the encoder's layers from `first` to before `last` on a clip.
-    pub fn hear(&self, rec: &mut Recorder, clip: Option<ClipId>, layers: [usize; 2]) {
+    pub fn hear(&self, rec: &mut Recorder, clip: Option<ClipId>, layers: [usize; 2], s: &mut Scratch) {
         if let (Some(clips), Some(encoder)) = (&self.clips, self.model.audio_encoder()) {
-            clips.record(rec, &*self.model, encoder, clip, layers);
+            clips.record(rec, &*self.model, encoder, clip, layers, s);
         }
     }
 
     /// Records logits and draws; returns the byte ranges that the host shall read: tokens, then
     /// log-probabilities, then logits, then log-probabilities of prompts' tokens, then what rows attend to.
-    pub fn draw<'a>(&'a self, rec: &mut Recorder, plan: &Plan) -> Vec<(&'a Tensor, u64, u64)> {
+    pub fn draw(&self, rec: &mut Recorder, plan: &Plan, s: &mut Scratch) -> Vec<(Tensor, u64, u64)> {
         let n_draws = plan.draws.len();
         let mut sources = Vec::new();
         let Forward { plans, slots, results, .. } = self;
@@ -140,7 +142,7 @@ impl Forward {
             self.aligned(plan, &mut sources);
             return sources;
         }
-        let z = self.model.logits(rec, &self.batch(plan));
+        let z = &self.model.logits(rec, &self.batch(plan), s);
         if n_draws > 0 {
             let logprobs = plan.logprobs.and_then(|k| Some((k, results.logprobs.as_ref()?)));
             let (rows, index) = (&plans.rows, &plans.sampled);
@@ -165,36 +167,37 @@ impl Forward {
             }
             let Results { chosen, filters, .. } = results;
             ops::sample(rec, index, sampling, z, rows, tokens, counts, chosen, filters, n_draws);
-            sources.push((chosen, 0, 4 * n_draws as u64));
+            sources.push((chosen.clone(), 0, 4 * n_draws as u64));
             if let Some((k, LogprobTables { over_vocab, top, sampled_top })) = logprobs {
                 ops::top_k(rec, over_vocab, chosen, k, top, n_draws);
                 ops::softmax(rec, z, Some(filters), true, over_vocab, n_draws);
                 ops::top_k(rec, over_vocab, chosen, k, sampled_top, n_draws);
                 let n_bytes = (n_draws * top.row_bytes()) as u64;
-                sources.extend([(top, 0, n_bytes), (sampled_top, 0, n_bytes)]);
+                sources.extend([top, sampled_top].map(|table| (table.clone(), 0, n_bytes)));
             }
         }
         if !plan.logits.is_empty() {
             let row = z.row_bytes() as u64;
-            sources.push((z, n_draws as u64 * row, plan.logits.len() as u64 * row));
+            sources.push((z.clone(), n_draws as u64 * row, plan.logits.len() as u64 * row));
         }
         if !plan.scores.is_empty() {
             let range = n_draws + plan.logits.len()..plan.sampled.len();
             let (rows, index, scores) = (&plans.rows, &plans.sampled, &results.scores);
             ops::token_logprob(rec, rows, index, &slots.tokens, z, range, scores);
-            sources.push((scores, 0, 4 * plan.scores.len() as u64));
+            sources.push((scores.clone(), 0, 4 * plan.scores.len() as u64));
         }
         self.aligned(plan, &mut sources);
         sources
     }
 
     /// Adds the rows of the alignment that the host shall read.
-    fn aligned<'a>(&'a self, plan: &Plan, sources: &mut Vec<(&'a Tensor, u64, u64)>) {
+    fn aligned(&self, plan: &Plan, sources: &mut Vec<(Tensor, u64, u64)>) {
         let Some((clips, weights)) = self.clips.as_ref().and_then(|c| Some((c, c.weights.as_ref()?))) else {
             return;
         };
         for (_, _, row) in &plan.aligned {
-            sources.push((weights, (row * weights.row_bytes()) as u64, 4 * clips.alignment_width() as u64));
+            let (from, n_bytes) = (row * weights.row_bytes(), 4 * clips.alignment_width());
+            sources.push((weights.clone(), from as u64, n_bytes as u64));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! From a checkpoint to an engine: everything is allocated and compiled here, nothing later.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::clips::Clips;
@@ -10,7 +11,7 @@ use super::plan::{Plan, PlanTables};
 use super::{Checkpoint, Engine, EngineError, EngineOptions, KvPages, PAGE_SIZE, RequestId, SLICE};
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
-use crate::models::{AudioShape, Capacity, Loader, ModelError, Progress, check_device};
+use crate::models::{AudioShape, Capacity, Loader, Model, ModelError, Progress, check_device};
 use crate::ops::{Attention, KvLayer, Rows};
 use crate::text::Tokenizer;
 
@@ -84,7 +85,8 @@ impl Engine {
         let n_pages = n_pages.clamp(seq_pages, bindable);
 
         let mut loader = Loader::new(gpu, &checkpoint.weights, options.quantize);
-        let model = checkpoint.architecture.load(&mut loader, capacity)?;
+        let model: Arc<dyn Model> = checkpoint.architecture.load(&mut loader, ctx)?.into();
+        let scratch = model.scratch(gpu, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
 
         let weights_bytes = loader.device_bytes();
@@ -119,6 +121,7 @@ impl Engine {
             gpu: gpu.clone(),
             name: checkpoint.name,
             forward,
+            scratch,
             tokenizer,
             end_tokens,
             ctx,
@@ -179,16 +182,17 @@ impl Engine {
         });
         let plans: Vec<Plan> = decode.chain(prompt).chain(scores).collect();
         let (forward, ctx, n_layers) = (&self.forward, self.ctx, self.shape.n_layers());
+        let s = &mut self.scratch;
         self.rec.variants(|rec| {
             let n_heard = forward.clips.as_ref().map_or(0, Clips::n_layers);
-            forward.hear(rec, None, [0, n_heard]);
+            forward.hear(rec, None, [0, n_heard], s);
             for mut plan in plans {
                 for longest in [1, ctx] {
                     plan.longest = longest;
                     let batch = forward.batch(&plan);
-                    forward.model.embed(rec, &batch);
-                    (0..n_layers).for_each(|i| forward.model.layer(i, rec, &batch));
-                    forward.draw(rec, &plan);
+                    forward.model.embed(rec, &batch, s);
+                    (0..n_layers).for_each(|i| forward.model.layer(i, rec, &batch, s));
+                    forward.draw(rec, &plan, s);
                 }
             }
         })

@@ -43,7 +43,7 @@ pub use pages::{KvPages, PAGE_SIZE};
 pub use sampling::{MAX_BIAS, Sampling, SpeechRules, TimestampRules};
 
 use crate::gpu::{Gpu, Recorder};
-use crate::models::ModelShape;
+use crate::models::{ModelShape, Scratch};
 use crate::text::{StreamDecoder, Tokenizer};
 use clips::Clips;
 use flight::{Flight, MOST_IN_FLIGHT};
@@ -92,6 +92,7 @@ pub struct Engine {
     gpu: Gpu,
     name: String,
     forward: Forward,
+    scratch: Scratch,
     shape: ModelShape,
     tokenizer: Option<Tokenizer>,
     end_tokens: Vec<u32>,
@@ -361,7 +362,7 @@ impl Engine {
 
     /// Records up to `n_layers` layers, and what follows the last; returns how many.
     fn record(&mut self, mut recording: Recording, kind: Kind, n_layers: usize) -> usize {
-        let (rec, forward) = (&mut self.rec, &mut self.forward);
+        let (rec, forward, s) = (&mut self.rec, &mut self.forward, &mut self.scratch);
         let first = recording.layer;
         if !self.gpu.is_owned() {
             // A guest sees results once a frame: only the device knows how long they took.
@@ -378,18 +379,19 @@ impl Engine {
             Work::Step(plan) => {
                 if first == 0 {
                     forward.plans.upload(&self.gpu, rec, plan);
-                    forward.model.embed(rec, &forward.batch(plan));
+                    forward.model.embed(rec, &forward.batch(plan), s);
                 }
-                (first..last).for_each(|i| forward.model.layer(i, rec, &forward.batch(plan)));
+                (first..last).for_each(|i| forward.model.layer(i, rec, &forward.batch(plan), s));
                 if ends {
-                    sources = forward.draw(rec, plan);
+                    sources = forward.draw(rec, plan, s);
                 }
             }
-            Work::Clip(clip) => forward.hear(rec, Some(*clip), [first, last]),
+            Work::Clip(clip) => forward.hear(rec, Some(*clip), [first, last], s),
         }
         if sources.is_empty() {
-            sources.push((&forward.results.chosen, 0, 4)); // of no use but to tell that the slice is done
+            sources.push((forward.results.chosen.clone(), 0, 4)); // of no use but to tell that the slice is done
         }
+        let sources: Vec<_> = sources.iter().map(|(tensor, from, n)| (tensor, *from, *n)).collect();
         let done = ends.then(|| recording.work.clone());
         self.flight.record(rec, &sources, Slice { done, n_layers: last - first, kind });
         if !ends {

@@ -7,6 +7,7 @@ mod checkpoint;
 mod embedding;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use checkpoint::{DenseModule, EmbeddingConfig, EncoderCheckpoint};
@@ -16,7 +17,7 @@ use super::load::upload_and_compile;
 use super::{EngineError, PAGE_SIZE, RequestId, SLICE};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor, Variant};
-use crate::models::{Batch, Capacity, Encoder, Labels, Loader, ModelShape, Progress, check_device};
+use crate::models::{Batch, Capacity, Labels, Loader, Model, ModelShape, Progress, Scratch, check_device};
 use crate::ops::{KvLayer, Rows};
 use crate::text::{TextError, Tokenizer};
 use batch::{Plan, Tables};
@@ -89,7 +90,7 @@ struct Recording {
 
 /// The model with its tables: what a batch's recording needs.
 struct Forward {
-    encoder: Box<dyn Encoder>,
+    model: Arc<dyn Model>,
     n_layers: usize,
     embedding: Embedding,
     /// One scratch cache, the same for all layers: each reads what it wrote itself, and no other does.
@@ -114,6 +115,7 @@ pub struct TextEncoder {
     max_rows: usize,
     block_rows: usize,
     forward: Forward,
+    scratch: Scratch,
     /// The tables of the batch that was begun last.
     current: usize,
     rec: Recorder,
@@ -173,7 +175,8 @@ impl TextEncoder {
         let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
 
         let mut loader = Loader::new(gpu, &checkpoint.weights, options.quantize);
-        let encoder = checkpoint.architecture.load(&mut loader, capacity)?;
+        let model: Arc<dyn Model> = checkpoint.architecture.load(&mut loader, ctx)?.into();
+        let scratch = model.scratch(gpu, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
         let weights_bytes = loader.device_bytes();
         let embedding = Embedding::load(gpu, &config, shape.hidden_size, max_seqs)?;
@@ -183,7 +186,7 @@ impl TextEncoder {
         let kv = KvLayer::new(gpu, 0, n_pages, kv_width, Dtype::F32)?;
         let pages: Vec<u32> = (0..n_pages as u32).collect();
         let forward = Forward {
-            encoder,
+            model,
             n_layers: shape.n_layers(),
             embedding,
             kv: vec![kv; shape.n_layers()],
@@ -204,6 +207,7 @@ impl TextEncoder {
             max_rows,
             block_rows: shape.attention.iter().map(|a| a.block_rows(gpu.caps())).min().unwrap_or(1),
             forward,
+            scratch,
             current: 0,
             rec: Recorder::new(gpu)?,
             flight: Flight::new(gpu, slot_bytes)?,
@@ -231,6 +235,7 @@ impl TextEncoder {
             None => &[Output::Embedding],
         };
         let (forward, max_seqs, max_rows) = (&self.forward, self.max_seqs, self.max_rows);
+        let s = &mut self.scratch;
         self.rec.variants(|rec| {
             for n_rows in [1, 2, 3, 7, 15, max_rows] {
                 for output in outputs {
@@ -242,9 +247,9 @@ impl TextEncoder {
                         ..Plan::default()
                     };
                     let batch = forward.batch(&plan, 0);
-                    forward.encoder.embed(rec, &batch);
-                    (0..forward.n_layers).for_each(|i| forward.encoder.layer(i, rec, &batch));
-                    forward.result(rec, &plan, 0);
+                    forward.model.embed(rec, &batch, s);
+                    (0..forward.n_layers).for_each(|i| forward.model.layer(i, rec, &batch, s));
+                    forward.result(rec, &plan, 0, s);
                 }
             }
         })
@@ -456,6 +461,7 @@ impl TextEncoder {
             self.current = (self.current + 1) % self.forward.tables.len();
         }
         let (rec, forward, current, plan) = (&mut self.rec, &self.forward, self.current, &recording.plan);
+        let s = &mut self.scratch;
         if !self.gpu.is_owned() {
             // A guest sees results once a frame: only the device knows how long they took.
             rec.start_timing();
@@ -463,20 +469,21 @@ impl TextEncoder {
         let batch = forward.batch(plan, current);
         if first == 0 {
             forward.tables[current].write(&self.gpu, plan);
-            forward.encoder.embed(rec, &batch);
+            forward.model.embed(rec, &batch, s);
         }
         let last = first.saturating_add(n_layers).min(forward.n_layers);
         for i in first..last {
-            forward.encoder.layer(i, rec, &batch);
+            forward.model.layer(i, rec, &batch, s);
         }
         let ends = last == forward.n_layers;
         // Without results the bytes are of no use but to tell that the slice is done.
         let (source, n_bytes, width) = match ends {
-            false => (&forward.tables[current].ends, 4, [0, 0]),
+            false => (forward.tables[current].ends.clone(), 4, [0, 0]),
             true => {
-                let result = forward.result(rec, plan, current);
+                let result = forward.result(rec, plan, current, s);
                 let n_bytes = (plan.ids.len() * result.row_bytes()) as u64;
-                (result, n_bytes, [result.n_cols(), result.stride()])
+                let width = [result.n_cols(), result.stride()];
+                (result, n_bytes, width)
             }
         };
         let slice = Slice {
@@ -485,7 +492,7 @@ impl TextEncoder {
             n_layers: last - first,
             n_rows: plan.rows.len(),
         };
-        self.flight.record(rec, &[(source, 0, n_bytes)], slice);
+        self.flight.record(rec, &[(&source, 0, n_bytes)], slice);
         if !ends {
             recording.layer = last;
             self.recording = Some(recording);
@@ -537,14 +544,14 @@ impl Forward {
     }
 
     /// Records what comes after the last layer; returns where the results will be, one row a text.
-    fn result(&self, rec: &mut Recorder, plan: &Plan, tables: usize) -> &Tensor {
-        let x = self.encoder.rows(rec, &self.batch(plan, tables));
+    fn result(&self, rec: &mut Recorder, plan: &Plan, tables: usize, s: &mut Scratch) -> Tensor {
+        let x = self.model.rows(rec, &self.batch(plan, tables), s);
         let (spans, n_seqs) = (&self.tables[tables].spans, plan.spans.len());
         let logits = match plan.output {
-            Output::Logits => self.encoder.logits(rec, spans, n_seqs),
+            Output::Logits => self.model.classify(rec, spans, n_seqs, s),
             Output::Embedding => None,
         };
-        logits.unwrap_or_else(|| self.embedding.record(rec, x, spans, n_seqs))
+        logits.unwrap_or_else(|| self.embedding.record(rec, &x, spans, n_seqs).clone())
     }
 }
 
