@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::clips::Clips;
-use super::flight::Flight;
 use super::forward::{Forward, Results, SlotTables};
 use super::plan::{Plan, PlanTables};
 use super::{Checkpoint, Engine, EngineError, EngineOptions, KvPages, PAGE_SIZE, RequestId, SLICE};
 use crate::dtype::{BLOCK, Dtype};
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
+use crate::gpu::{Flight, Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
 use crate::models::{AudioShape, Capacity, Loader, Model, ModelError, Progress, check_device};
 use crate::ops::{Attention, KvLayer, Rows};
 use crate::text::Tokenizer;

@@ -85,7 +85,7 @@ pub fn gpus() -> Vec<Gpu> {
 pub fn run(gpu: &Gpu, record: impl FnOnce(&mut Recorder)) {
     let mut rec = Recorder::new(gpu).expect("a recorder");
     record(&mut rec);
-    gpu.submit(rec.finish().expect("all kernels compile"));
+    gpu.submit(rec.finish().expect("all kernels compile")).expect("submit");
     gpu.wait().expect("the device works");
 }
 

@@ -43,7 +43,7 @@ fn cache(
         for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {
             ops::fill_normal(&mut rec, tensor, 2 * seed + i as u32, 0.0, 1.0);
         }
-        pool.gpu().submit(rec.finish()?);
+        pool.gpu().submit(rec.finish()?)?;
         return Ok(cache);
     }
     for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {
