@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::BenchError;
-use crate::models::{self, ModelShape};
+use crate::engine::EngineError;
+use crate::models::{self, ModelKind, ModelShape};
 
 macro_rules! shapes {
     ($($name:literal),* $(,)?) => {
@@ -64,7 +65,12 @@ impl Shape {
         };
         let architecture =
             models::open(&config_json).map_err(|source| BenchError::Model { name: name.clone(), source })?;
-        Ok(Shape { model: architecture.shape(), name, config_json })
+        let model = architecture.shape();
+        if model.kind != ModelKind::Decoder {
+            let (found, kind) = (model.architecture.to_string(), model.kind);
+            return Err(EngineError::WrongKind { found, kind }.into());
+        }
+        Ok(Shape { name, config_json, model })
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{EngineError, Sampling};
 use crate::dtype::Dtype;
-use crate::models::{self, Architecture, ModelKind};
+use crate::models::{self, Architecture, ModelKind, ModelShape};
 use crate::text::{TextError, Tokenizer};
 use crate::weights::Weights;
 
@@ -79,7 +79,7 @@ impl Checkpoint {
     /// # Errors
     /// [`EngineError::Io`], [`EngineError::Model`].
     pub fn kind(dir: &Path) -> Result<ModelKind, EngineError> {
-        Ok(models::kind(&config(dir)?)?)
+        Ok(models::open(&config(dir)?)?.shape().kind)
     }
 
     /// Opens a folder.
@@ -95,7 +95,7 @@ impl Checkpoint {
         };
         Ok(Checkpoint {
             name: dir.display().to_string(),
-            architecture: models::open(&config)?,
+            architecture: architecture(&config, ModelKind::Decoder)?,
             weights: Weights::open(dir)?,
             tokenizer: Tokenizer::open(dir),
             sampling,
@@ -117,7 +117,7 @@ impl Checkpoint {
         }
         Ok(Checkpoint {
             name: name.to_string(),
-            architecture: models::open(config_json)?,
+            architecture: architecture(config_json, ModelKind::Decoder)?,
             weights: Weights::random(dtype),
             tokenizer: Err(TextError::NoTokenizer { dir: name.into(), found: Vec::new() }),
             sampling: Sampling::default(),
@@ -135,7 +135,7 @@ impl Checkpoint {
             generation(demo!("generation_config.json"), "generation_config.json".into())?;
         Ok(Checkpoint {
             name: "demonstration model".to_string(),
-            architecture: models::open(&String::from_utf8_lossy(demo!("config.json")))?,
+            architecture: architecture(&String::from_utf8_lossy(demo!("config.json")), ModelKind::Decoder)?,
             weights: Weights::from_bytes(demo!("model.safetensors"))?,
             tokenizer: Tokenizer::from_parts(
                 demo!("tokenizer.json"),
@@ -147,6 +147,19 @@ impl Checkpoint {
             sampling,
             generation,
         })
+    }
+}
+
+/// The architecture that a `config.json` describes, if it is of the kind that is needed.
+pub(super) fn architecture(
+    config_json: &str,
+    needed: ModelKind,
+) -> Result<Box<dyn Architecture>, EngineError> {
+    let architecture = models::open(config_json)?;
+    let ModelShape { architecture: found, kind, .. } = architecture.shape();
+    match kind == needed {
+        true => Ok(architecture),
+        false => Err(EngineError::WrongKind { found: found.into(), kind }),
     }
 }
 

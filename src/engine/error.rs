@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::gpu::GpuError;
-use crate::models::ModelError;
+use crate::models::{ModelError, ModelKind};
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
@@ -26,6 +26,17 @@ pub enum EngineError {
         path: PathBuf,
         /// What is wrong.
         message: String,
+    },
+    /// A model of the other kind.
+    #[error("`{found}` is {}", match kind {
+        ModelKind::Decoder => "a model that writes: it has no embeddings or labels",
+        ModelKind::Encoder => "an encoder: it classifies and embeds, it does not write",
+    })]
+    WrongKind {
+        /// Its architecture.
+        found: String,
+        /// What it is.
+        kind: ModelKind,
     },
     /// A parameter is out of its range.
     #[error("`{name}` is {found}, expected {expected}")]
@@ -135,6 +146,10 @@ impl EngineError {
                 "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
                     .into(),
             ),
+            EngineError::WrongKind { kind: ModelKind::Encoder, .. } => {
+                Some("`engine::TextEncoder` runs it".into())
+            }
+            EngineError::WrongKind { kind: ModelKind::Decoder, .. } => Some("`engine::Engine` runs it".into()),
             EngineError::Speech { problem: NEEDS_CLIP, .. } => {
                 Some("`tasks::transcribe` drives a speech model".into())
             }

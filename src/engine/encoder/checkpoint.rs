@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::super::EngineError;
-use super::super::checkpoint::config;
-use crate::models::{self, EncoderArchitecture};
+use super::super::checkpoint::{architecture, config};
+use crate::models::{Architecture, ModelKind};
 use crate::ops::{Act, Pooling};
 use crate::text::{TextError, Tokenizer};
 use crate::weights::Weights;
@@ -20,7 +20,7 @@ pub struct EncoderCheckpoint {
     /// Where it came from, for messages.
     pub name: String,
     /// From `config.json`.
-    pub architecture: Box<dyn EncoderArchitecture>,
+    pub architecture: Box<dyn Architecture>,
     /// The tensors.
     pub weights: Weights,
     /// The tokenizer, or why there is none.
@@ -71,7 +71,7 @@ impl EncoderCheckpoint {
     /// # Errors
     /// [`EngineError::Model`], [`EngineError::Config`] and [`EngineError::Weights`] say what is wrong with which file.
     pub fn open(dir: &Path) -> Result<EncoderCheckpoint, EngineError> {
-        let architecture = models::open_encoder(&config(dir)?)?;
+        let architecture = architecture(&config(dir)?, ModelKind::Encoder)?;
         let embedding = EmbeddingConfig::open(dir, architecture.shape().hidden_size)?;
         Ok(EncoderCheckpoint {
             name: dir.display().to_string(),
