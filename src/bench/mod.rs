@@ -37,6 +37,7 @@ pub use shapes::{SHAPES, Shape};
 pub use timer::{Clock, Launch, Timer};
 pub use tune::{TuneCandidate, TuneOptions, TuneReport, TuneRow, tune};
 
+use crate::checkpoint::CheckpointError;
 use crate::dtype::Dtype;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
@@ -111,6 +112,9 @@ pub enum BenchError {
         /// What is wrong.
         source: ModelError,
     },
+    /// Opening a model, or the config of a shape.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -134,6 +138,7 @@ impl BenchError {
                 Some("compare what `bench kernels` wrote, or what `bench model` wrote".into())
             }
             BenchError::Model { source, .. } => source.hint(),
+            BenchError::Checkpoint(e) => e.hint(),
             BenchError::Engine(e) => e.hint(),
             BenchError::Gpu(e) => e.hint(),
             _ => None,

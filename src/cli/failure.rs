@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use wginfer::audio::AudioError;
 use wginfer::bench::BenchError;
+use wginfer::checkpoint::CheckpointError;
 use wginfer::engine::EngineError;
 use wginfer::gpu::GpuError;
 use wginfer::tasks::TaskError;
@@ -79,6 +80,12 @@ impl From<wginfer::Error> for Failure {
             ) => Failure::Usage { message, hint },
             _ => Failure::Failed { message, hint },
         }
+    }
+}
+
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        Failure::Failed { hint: super::model::hint(&error), message: error.to_string() }
     }
 }
 
