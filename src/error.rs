@@ -1,6 +1,7 @@
 //! The crate's error: one variant a layer, each layer's own enum inside.
 
 use crate::audio::AudioError;
+#[cfg(feature = "bench")]
 use crate::bench::BenchError;
 use crate::checkpoint::CheckpointError;
 use crate::engine::EngineError;
@@ -43,6 +44,7 @@ pub enum Error {
     #[error(transparent)]
     Task(#[from] TaskError),
     /// Measurement.
+    #[cfg(feature = "bench")]
     #[error(transparent)]
     Bench(#[from] BenchError),
 }
@@ -60,6 +62,7 @@ impl Error {
             Error::Engine(e) => e.hint(),
             Error::Transcribe(e) => e.hint(),
             Error::Task(e) => e.hint(),
+            #[cfg(feature = "bench")]
             Error::Bench(e) => e.hint(),
         }
     }

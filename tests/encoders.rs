@@ -6,8 +6,8 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use wginfer::checkpoint::ModelFiles;
-use wginfer::engine::{EncoderOptions, Output, TextEncoder};
-use wginfer::gpu::{Gpu, GpuOptions};
+use wginfer::engine::{EncoderOptions, EngineError, Output, TextEncoder};
+use wginfer::gpu::{Gpu, GpuError, GpuOptions};
 use wginfer::models::ModelKind;
 use wginfer::tasks;
 
@@ -139,7 +139,7 @@ fn slices_give_the_same_as_one_run() {
         while !sliced.is_idle() {
             let buffers = sliced.advance(budget).expect("it records");
             n_submissions += buffers.len();
-            gpu.submit(buffers);
+            gpu.submit(buffers).expect("submit");
             for encoded in sliced.events().expect("it reads") {
                 let values = encoded.values.expect("numbers");
                 let expected = expected.remove(&encoded.id).expect("a text that waits, once");
@@ -175,6 +175,9 @@ fn a_guest_embeds() {
     for (i, text) in texts.iter().enumerate() {
         index_of.insert(encoder_of_guest.submit(text.clone(), Output::Logits).expect("submit"), i);
     }
+    let adopted = |e: &EngineError| matches!(e, EngineError::Gpu(GpuError::Adopted));
+    assert!(encoder_of_guest.pump().is_err_and(|e| adopted(&e)), "only the host submits");
+    assert!(encoder_of_guest.run(|_| {}).is_err_and(|e| adopted(&e)), "only the host waits");
     let mut found = vec![Vec::new(); texts.len()];
     for n_frames in 0.. {
         if encoder_of_guest.is_idle() {

@@ -13,7 +13,7 @@ use wginfer::engine::{
     Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Logprobs, Request, RequestId, Sampling,
     Usage,
 };
-use wginfer::gpu::{Counts, Gpu};
+use wginfer::gpu::{Counts, Gpu, GpuError};
 
 fn folder(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model)
@@ -203,7 +203,7 @@ fn logits_do_not_depend_on_chunks_batch_or_slices() {
         while !engine.is_idle() {
             let buffers = engine.advance(Duration::ZERO).expect("advance");
             assert!(buffers.len() <= 1, "no budget is one layer");
-            gpu.submit(buffers);
+            gpu.submit(buffers).expect("submit");
             gpu.wait().expect("wait");
             engine.events().expect("events").into_iter().for_each(|e| take(&mut outcomes, e));
         }
@@ -308,7 +308,7 @@ fn a_steady_step_uploads_nothing_and_reads_four_bytes_a_sequence() {
         // A budget that no step uses up, so that none is cut; what was submitted has arrived at the end.
         let mut advance = |engine: &mut Engine, until: usize| {
             while n_tokens < until {
-                gpu.submit(engine.advance(Duration::from_secs(60)).expect("advance"));
+                gpu.submit(engine.advance(Duration::from_secs(60)).expect("advance")).expect("submit");
                 gpu.wait().expect("wait");
                 let events = engine.events().expect("events");
                 n_tokens += events.iter().filter(|e| matches!(e, Event::Token { .. })).count();
@@ -528,6 +528,14 @@ fn a_guest_never_submits_and_a_host_gets_the_same_text() {
     let mut engine = load(&guest, "llama", f32_options());
     let ids = prompt(90, 37);
     let id = engine.submit(write(&ids, 20, seeded(7))).expect("submit");
+    // Calls that would submit or wait are refused, and lose nothing of what is queued.
+    let refused = |result: Result<(), EngineError>| {
+        assert!(matches!(result, Err(EngineError::Gpu(GpuError::Adopted))), "{result:?}");
+    };
+    refused(engine.pump().map(|_| ()));
+    refused(engine.run(|_| {}));
+    refused(guest.submit([]).map(|_| ()).map_err(EngineError::from));
+    refused(guest.wait().map_err(EngineError::from));
     let mut outcomes = HashMap::new();
     let mut n_frames = 0;
     while !engine.is_idle() {

@@ -83,7 +83,7 @@ fn check_encoder(gpu: &Gpu, dir: &Path, bound: f32) {
     encoder.embed(&mut rec, &features, 0);
     (0..audio.attention.len()).for_each(|i| encoder.layer(i, &mut rec));
     let rows = encoder.rows(&mut rec).clone();
-    gpu.submit(rec.finish().expect("kernels compile"));
+    gpu.submit(rec.finish().expect("kernels compile")).expect("submit");
     gpu.wait().expect("the device works");
     let row = |r: &usize| {
         let words = gpu.read_row(&rows, *r).expect("it reads back");
@@ -278,7 +278,7 @@ fn english_with_the_variants_of_hardware() {
 
 /// A trained model of spoken numbers, small enough to come along.
 fn words_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/whisper-words")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/whisper-words")
 }
 
 /// An engine on it, with features of two recordings and what it writes of each, by itself.
@@ -355,7 +355,7 @@ impl Words {
                 let gpu = self.engine.gpu().clone();
                 while !self.engine.is_idle() {
                     let buffers = self.engine.advance(budget).expect("advance");
-                    gpu.submit(buffers);
+                    gpu.submit(buffers).expect("submit");
                     gpu.wait().expect("the device works");
                     self.engine.events().expect("events").into_iter().for_each(&mut take);
                 }

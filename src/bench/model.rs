@@ -168,7 +168,7 @@ pub fn model(
     let stored = (files.weights.n_params() as u64, stored_dtype(&files));
     let begin = Instant::now();
     let mut engine = Engine::load(&gpu, files, engine_options, &mut |_| {})?;
-    gpu.submit([]);
+    gpu.submit([])?;
     gpu.wait()?;
     let load = begin.elapsed();
     let [layers, head] = n_multiplied(&shape);

@@ -73,7 +73,7 @@ impl Timer {
         let pending = rec.read(&mut self.ring, &[(&self.word, 0, 4)]);
         let buffers = rec.finish()?;
         let begin = Instant::now();
-        self.gpu.submit(buffers);
+        self.gpu.submit(buffers)?;
         self.gpu.wait()?;
         let host_ms = begin.elapsed().as_secs_f64() * 1e3;
         let arrived = pending.and_then(|pending| self.ring.take(pending));

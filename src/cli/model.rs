@@ -60,22 +60,6 @@ impl ModelArg {
     }
 }
 
-/// The hint of an error, in the words of the command line.
-pub fn hint(error: &CheckpointError) -> Option<String> {
-    match error {
-        CheckpointError::HubName { name } => {
-            Some(format!("`hf download {name} --local-dir DIR` fetches it; then give `--model DIR`"))
-        }
-        CheckpointError::WrongKind { kind: ModelKind::Encoder, .. } => {
-            Some("use `wginfer embed` or `wginfer classify`".into())
-        }
-        CheckpointError::WrongKind { kind: ModelKind::Decoder, .. } => {
-            Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here".into())
-        }
-        other => other.hint(),
-    }
-}
-
 impl DeviceArgs {
     /// The options that these flags decide, over `options`.
     pub fn options(&self, options: EngineOptions) -> EngineOptions {

@@ -1,10 +1,9 @@
 //! Results that arrived, and sequences that are done.
 
 use super::clips::Clips;
-use super::flight::Landed;
 use super::plan::Plan;
 use super::{Engine, EngineError, Event, FinishReason, Kind, Logprobs, RequestId, Slice, TokenLogprob, Work};
-use crate::gpu::ROW_ALIGN;
+use crate::gpu::{Landed, ROW_ALIGN};
 use crate::ops::NOT_A_TOKEN;
 
 impl Engine {

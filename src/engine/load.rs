@@ -4,13 +4,12 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::clips::Clips;
-use super::flight::Flight;
 use super::forward::{Forward, Results, SlotTables};
 use super::plan::{Plan, PlanTables};
 use super::{Engine, EngineError, EngineOptions, KvPages, PAGE_SIZE, RequestId, SLICE};
 use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
+use crate::gpu::{Flight, Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
 use crate::models::{AudioShape, Capacity, Loader, ModelError, Progress, check_device};
 use crate::ops::{Attention, KvLayer, Rows};
 use crate::text::Tokenizer;

@@ -14,7 +14,6 @@ mod collect;
 mod encoder;
 mod error;
 mod events;
-mod flight;
 mod forward;
 mod load;
 mod options;
@@ -38,11 +37,10 @@ pub use options::EngineOptions;
 pub use pages::{KvPages, PAGE_SIZE};
 pub use sampling::{MAX_BIAS, Sampling, SpeechRules, TimestampRules};
 
-use crate::gpu::{Gpu, Recorder};
+use crate::gpu::{Flight, Gpu, MOST_IN_FLIGHT, Recorder};
 use crate::models::ModelShape;
 use crate::text::{StreamDecoder, Tokenizer};
 use clips::Clips;
-use flight::{Flight, MOST_IN_FLIGHT};
 use forward::Forward;
 use plan::Plan;
 use sequence::Sequence;
@@ -319,11 +317,10 @@ impl Engine {
     /// submit. Returns the events; the engine is idle once [`Engine::is_idle`] says so.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`].
-    ///
-    /// # Panics
-    /// On an adopted device, whose host submits.
+    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host
+    /// submits: nothing was recorded then.
     pub fn pump(&mut self) -> Result<Vec<Event>, EngineError> {
+        self.gpu.check_owned()?;
         let buffers = self.advance(SLICE)?;
         self.flight.submit(buffers)?;
         self.events()
@@ -332,11 +329,9 @@ impl Engine {
     /// Runs until nothing is left to do.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`].
-    ///
-    /// # Panics
-    /// On an adopted device.
+    /// As [`Engine::pump`].
     pub fn run(&mut self, mut on_event: impl FnMut(Event)) -> Result<(), EngineError> {
+        self.gpu.check_owned()?;
         while !self.is_idle() {
             self.pump()?.into_iter().for_each(&mut on_event);
         }

@@ -8,6 +8,8 @@ mod buffer;
 mod cache;
 mod caps;
 mod error;
+mod fields;
+mod flight;
 mod kernel;
 mod readback;
 mod recorder;
@@ -23,11 +25,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 pub use adapter::{AdapterSummary, Choice};
 pub use caps::{Caps, DISABLE_ENV};
 pub use error::GpuError;
+pub use fields::{Field, Fields};
+pub(crate) use flight::{Flight, Landed, MOST_IN_FLIGHT};
 pub use kernel::{Access, Kernel, Part, Variant};
 pub use readback::{Arrived, Readback, ReadbackRing};
 pub use recorder::Recorder;
 pub use tensor::{ROW_ALIGN, Tensor, View};
 pub use tuning::{Product, Tunable, Tuning, fnv};
+
+pub(crate) use fields::{FieldType, device_struct};
 
 use buffer::Buffer;
 use kernel::Pipeline;
@@ -232,6 +238,14 @@ impl Gpu {
         self.inner.owned
     }
 
+    /// Checks that we created the device, before a call that submits or waits.
+    ///
+    /// # Errors
+    /// [`GpuError::Adopted`].
+    pub fn check_owned(&self) -> Result<(), GpuError> {
+        if self.inner.owned { Ok(()) } else { Err(GpuError::Adopted) }
+    }
+
     /// The device.
     pub fn device(&self) -> &wgpu::Device {
         &self.inner.device
@@ -255,23 +269,23 @@ impl Gpu {
 
     /// Submits command buffers to our own queue.
     ///
-    /// # Panics
-    /// On an adopted device: there the host submits.
-    pub fn submit(&self, buffers: impl IntoIterator<Item = wgpu::CommandBuffer>) -> Submission {
-        assert!(self.inner.owned, "an adopted queue belongs to the host");
+    /// # Errors
+    /// [`GpuError::Adopted`]: on an adopted device only the host submits.
+    pub fn submit(
+        &self,
+        buffers: impl IntoIterator<Item = wgpu::CommandBuffer>,
+    ) -> Result<Submission, GpuError> {
+        self.check_owned()?;
         self.count(|c| &c.submissions, 1);
-        Submission(self.inner.queue.submit(buffers))
+        Ok(Submission(self.inner.queue.submit(buffers)))
     }
 
     /// Waits until a submission is done and its results are mapped; only on our own device.
     ///
     /// # Errors
-    /// As [`Gpu::poll`].
-    ///
-    /// # Panics
-    /// On an adopted device.
+    /// [`GpuError::Adopted`], and as [`Gpu::poll`].
     pub fn wait_for(&self, submission: Submission) -> Result<(), GpuError> {
-        assert!(self.inner.owned, "nobody waits for an adopted queue");
+        self.check_owned()?;
         let wait = wgpu::PollType::Wait { submission_index: Some(submission.0), timeout: None };
         let polled = self.inner.device.poll(wait);
         self.check(polled)
@@ -289,12 +303,9 @@ impl Gpu {
     /// Waits until all submitted work is done; only on our own device.
     ///
     /// # Errors
-    /// As [`Gpu::poll`].
-    ///
-    /// # Panics
-    /// On an adopted device.
+    /// [`GpuError::Adopted`], and as [`Gpu::poll`].
     pub fn wait(&self) -> Result<(), GpuError> {
-        assert!(self.inner.owned, "nobody waits for an adopted queue");
+        self.check_owned()?;
         let polled = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
         self.check(polled)
     }
@@ -310,10 +321,10 @@ impl Gpu {
     /// left out; `F32` alone.
     ///
     /// # Errors
-    /// As [`Gpu::poll`].
+    /// As [`Gpu::wait`].
     ///
     /// # Panics
-    /// On an adopted device, or for another type than `F32`.
+    /// For another type than `F32`.
     pub fn read_f32(&self, tensor: &Tensor) -> Result<Vec<f32>, GpuError> {
         assert_eq!(tensor.dtype(), crate::dtype::Dtype::F32, "{tensor:?} is not F32");
         let words = self.read_words(tensor)?;
@@ -325,10 +336,7 @@ impl Gpu {
     /// Reads the raw 32-bit words of a tensor back and waits for them, padding included.
     ///
     /// # Errors
-    /// As [`Gpu::poll`].
-    ///
-    /// # Panics
-    /// On an adopted device.
+    /// As [`Gpu::wait`].
     pub fn read_words(&self, tensor: &Tensor) -> Result<Vec<u32>, GpuError> {
         self.read_range(tensor, 0, tensor.size_bytes())
     }
@@ -336,10 +344,10 @@ impl Gpu {
     /// Reads the raw 32-bit words of row `row` of a tensor back and waits for them, padding included.
     ///
     /// # Errors
-    /// As [`Gpu::poll`].
+    /// As [`Gpu::wait`].
     ///
     /// # Panics
-    /// On an adopted device, or if there is no such row or it is no whole number of words.
+    /// If there is no such row or it is no whole number of words.
     pub fn read_row(&self, tensor: &Tensor, row: usize) -> Result<Vec<u32>, GpuError> {
         assert!(row < tensor.n_rows(), "{tensor:?} has no row {row}");
         let bytes = tensor.row_bytes() as u64;
@@ -347,10 +355,11 @@ impl Gpu {
     }
 
     fn read_range(&self, tensor: &Tensor, offset: u64, size: u64) -> Result<Vec<u32>, GpuError> {
+        self.check_owned()?;
         let mut ring = ReadbackRing::new(self, "read", 1, size)?;
         let mut encoder = self.inner.device.create_command_encoder(&Default::default());
         let pending = ring.record(&mut encoder, &[(tensor.buffer(), offset, size)], 0);
-        self.submit([encoder.finish()]);
+        self.submit([encoder.finish()])?;
         self.wait()?;
         // If another thread polled at the same time, the callback that marks the slot may be running there.
         while pending.is_some_and(|p| !ring.is_ready(p)) {

@@ -439,7 +439,7 @@ impl Writer<'_> {
     fn submit(&mut self) -> Result<(), WeightsError> {
         let Some(rec) = &mut self.rec else { return Ok(()) };
         if let Some(buffer) = rec.finish()? {
-            self.gpu.submit([buffer]);
+            self.gpu.submit([buffer])?;
         }
         if rec.params_are_low() {
             self.gpu.wait()?;
@@ -461,7 +461,7 @@ impl Writer<'_> {
     fn flush(&mut self) -> Result<(), WeightsError> {
         if self.unflushed > 0 && self.gpu.is_owned() {
             self.unflushed = 0;
-            self.gpu.submit([]);
+            self.gpu.submit([])?;
             self.gpu.wait()?;
         }
         Ok(())

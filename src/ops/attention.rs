@@ -1,35 +1,33 @@
 //! Attention over pages.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{KvLayer, Rows, VISIBLE, assert_rows, coop, kernel, kv};
-use crate::gpu::{Caps, Recorder, Tensor, Variant};
+use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_kv_heads: u32,
-    q_stride: u32,
-    o_stride: u32,
-    pages_stride: u32,
-    page_size: u32,
-    window: u32,
-    split_len: u32,
-    max_splits: u32,
-    block0: u32,
-    scale: f32,
-    softcap: f32,
+device_struct! {
+    struct Params {
+        n_kv_heads: u32,
+        q_stride: u32,
+        o_stride: u32,
+        pages_stride: u32,
+        page_size: u32,
+        window: u32,
+        split_len: u32,
+        max_splits: u32,
+        block0: u32,
+        scale: f32,
+        softcap: f32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct CombineParams {
-    n_rows: u32,
-    n_heads: u32,
-    o_stride: u32,
-    split_len: u32,
-    max_splits: u32,
-    window: u32,
+device_struct! {
+    struct CombineParams {
+        n_rows: u32,
+        n_heads: u32,
+        o_stride: u32,
+        split_len: u32,
+        max_splits: u32,
+        window: u32,
+    }
 }
 
 kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);

@@ -1,23 +1,21 @@
 //! What attention weighs its values by, where somebody wants to see it.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{Attention, AttentionPlan, KvLayer, assert_rows, folding, kernel, kv};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_kv_heads: u32,
-    head: u32,
-    q_stride: u32,
-    p_stride: u32,
-    p_first: u32,
-    pages_stride: u32,
-    page_size: u32,
-    scale: f32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_kv_heads: u32,
+        head: u32,
+        q_stride: u32,
+        p_stride: u32,
+        p_first: u32,
+        pages_stride: u32,
+        page_size: u32,
+        scale: f32,
+    }
 }
 
 kernel!(ATTENTION_WEIGHTS, "attention_weights", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);

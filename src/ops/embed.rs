@@ -1,22 +1,20 @@
 //! Token and position embedding.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{Rows, assert_rows, kernel, weights};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_blocks: u32,
-    w_stride: u32,
-    tokens_stride: u32,
-    first: u32,
-    n_range: u32,
-    n_table: u32,
-    offset: u32,
-    scale: f32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_blocks: u32,
+        w_stride: u32,
+        tokens_stride: u32,
+        first: u32,
+        n_range: u32,
+        n_table: u32,
+        offset: u32,
+        scale: f32,
+    }
 }
 
 kernel!(EMBED, "embed", Params, [Read, Read, Read, ReadWrite]);

@@ -1,21 +1,19 @@
 //! Random weights.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::kernel;
 use crate::dtype::Dtype;
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    seed: u32,
-    row0: u32,
-    n_rows: u32,
-    n_cols: u32,
-    stride: u32,
-    mean: f32,
-    scale: f32,
+device_struct! {
+    struct Params {
+        seed: u32,
+        row0: u32,
+        n_rows: u32,
+        n_cols: u32,
+        stride: u32,
+        mean: f32,
+        scale: f32,
+    }
 }
 
 kernel!(FILL_NORMAL, "fill_normal", Params, [ReadWrite]);

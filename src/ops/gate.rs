@@ -2,19 +2,17 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{ACT, assert_rows, kernel};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_cols: u32,
-    x_stride: u32,
-    y_stride: u32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_cols: u32,
+        x_stride: u32,
+        y_stride: u32,
+    }
 }
 
 kernel!(GATE, "gate", Params, [Read, ReadWrite]);

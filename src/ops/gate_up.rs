@@ -1,23 +1,21 @@
 //! The first half of a feed-forward part: norm, product and activation in one.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{ACT, Act, Input, Rows, Span, assert_rows, gate, kernel, linear, weights};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_in: u32,
-    n_blocks: u32,
-    x_stride: u32,
-    w_stride: u32,
-    n_out: u32,
-    y_stride: u32,
-    eps: f32,
-    offset: f32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_in: u32,
+        n_blocks: u32,
+        x_stride: u32,
+        w_stride: u32,
+        n_out: u32,
+        y_stride: u32,
+        eps: f32,
+        offset: f32,
+    }
 }
 
 kernel!(GATE_UP, "gate_up", Params, [Read, Read, Read, Read, ReadWrite]);

@@ -1,24 +1,22 @@
 //! Products with weights.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{Input, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights};
-use crate::gpu::{Caps, Recorder, Tensor, Variant};
+use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_in: u32,
-    n_blocks: u32,
-    x_stride: u32,
-    w_stride: u32,
-    out0: u32,
-    n_out: u32,
-    y_stride: u32,
-    eps: f32,
-    offset: f32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_in: u32,
+        n_blocks: u32,
+        x_stride: u32,
+        w_stride: u32,
+        out0: u32,
+        n_out: u32,
+        y_stride: u32,
+        eps: f32,
+        offset: f32,
+    }
 }
 
 // Proven: rows and outputs are held below their counts before they index x and w, and by `put` before y and b; `launch`

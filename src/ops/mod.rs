@@ -183,8 +183,8 @@ part!(VISIBLE, "visible");
 part!(COOP_8, "coop_8", enable "f16", enable "wgpu_cooperative_matrix");
 part!(COOP_16, "coop_16", enable "f16", enable "wgpu_cooperative_matrix");
 
-/// Declares a kernel from its file: name, size of its params struct, access of its bindings, and `proven` where
-/// the comment above it says why no index can be out of bounds.
+/// Declares a kernel from its file: name, params struct, access of its bindings (`Records` with the struct that the
+/// host writes), and `proven` where the comment above it says why no index can be out of bounds.
 macro_rules! kernel {
     ($name:ident, $file:literal, $params:ty, $bindings:tt) => {
         kernel!($name, $file, $params, $bindings, false);
@@ -192,12 +192,12 @@ macro_rules! kernel {
     ($name:ident, $file:literal, $params:ty, $bindings:tt, proven) => {
         kernel!($name, $file, $params, $bindings, true);
     };
-    ($name:ident, $file:literal, $params:ty, [$($access:ident),* $(,)?], $proven:literal) => {
+    ($name:ident, $file:literal, $params:ty, [$($access:ident $(($record:ty))?),* $(,)?], $proven:literal) => {
         pub(super) static $name: $crate::gpu::Kernel = $crate::gpu::Kernel {
             name: $file,
             source: include_str!(concat!("../../shaders/", $file, ".wgsl")),
-            params_bytes: size_of::<$params>(),
-            bindings: &[$($crate::gpu::Access::$access),*],
+            params: &<$params>::FIELDS,
+            bindings: &[$($crate::gpu::Access::$access $((&<$record>::FIELDS))?),*],
             proven: $proven,
         };
     };

@@ -1,18 +1,16 @@
 //! Rows of a sequence to one row.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, kernel};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_seqs: u32,
-    n4: u32,
-    x_stride: u32,
-    y_stride: u32,
-    col0: u32,
+device_struct! {
+    struct Params {
+        n_seqs: u32,
+        n4: u32,
+        x_stride: u32,
+        y_stride: u32,
+        col0: u32,
+    }
 }
 
 kernel!(POOL, "pool", Params, [Read, Read, ReadWrite]);

@@ -1,14 +1,12 @@
 //! What the device's memory can do.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::kernel;
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n: u32,
+device_struct! {
+    struct Params {
+        n: u32,
+    }
 }
 
 kernel!(PROBE_COPY, "probe_copy", Params, [Read, ReadWrite]);

@@ -1,17 +1,15 @@
 //! What the device's arithmetic can do.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::kernel;
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n: u32,
-    n_steps: u32,
-    a: f32,
-    b: f32,
+device_struct! {
+    struct Params {
+        n: u32,
+        n_steps: u32,
+        a: f32,
+        b: f32,
+    }
 }
 
 kernel!(PROBE_FMA, "probe_fma", Params, [Read, ReadWrite]);

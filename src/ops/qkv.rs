@@ -1,32 +1,30 @@
 //! The first half of attention: norm, joint projection, rotation and the way into the cache in one.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{
     HeadNorm, Input, KvLayer, Places, Rotary, Rows, Span, assert_rows, head_norm, kernel, linear, pair,
     rope_append, weights,
 };
 use crate::dtype::Dtype;
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_in: u32,
-    n_blocks: u32,
-    x_stride: u32,
-    w_stride: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_dim: u32,
-    n_rot: u32,
-    q_stride: u32,
-    pages_stride: u32,
-    page_size: u32,
-    eps: f32,
-    offset: f32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_in: u32,
+        n_blocks: u32,
+        x_stride: u32,
+        w_stride: u32,
+        n_heads: u32,
+        n_kv_heads: u32,
+        head_dim: u32,
+        n_rot: u32,
+        q_stride: u32,
+        pages_stride: u32,
+        page_size: u32,
+        eps: f32,
+        offset: f32,
+    }
 }
 
 kernel!(QKV, "qkv", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite]);

@@ -1,18 +1,16 @@
 //! From weights as they are stored to a quantised type.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, kernel, quantizer, weights};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_blocks: u32,
-    w_stride: u32,
-    y_stride: u32,
-    y0: u32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_blocks: u32,
+        w_stride: u32,
+        y_stride: u32,
+        y0: u32,
+    }
 }
 
 kernel!(QUANTIZE, "quantize", Params, [Read, ReadWrite]);

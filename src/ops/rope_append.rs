@@ -2,25 +2,23 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{KvLayer, append, assert_rows, kernel};
 use crate::dtype::{BLOCK, Dtype};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_dim: u32,
-    n_rot: u32,
-    x_stride: u32,
-    q_stride: u32,
-    pages_stride: u32,
-    page_size: u32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_heads: u32,
+        n_kv_heads: u32,
+        head_dim: u32,
+        n_rot: u32,
+        x_stride: u32,
+        q_stride: u32,
+        pages_stride: u32,
+        page_size: u32,
+    }
 }
 
 kernel!(ROPE_APPEND, "rope_append", Params, [Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite]);

@@ -1,52 +1,55 @@
 //! The draw of the next token.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{SAMPLING, assert_rows, kernel, vocabulary};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_vocab: u32,
-    z_stride: u32,
-    tokens_stride: u32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_vocab: u32,
+        z_stride: u32,
+        tokens_stride: u32,
+    }
 }
 
-kernel!(SAMPLE, "sample", Params, [Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite, ReadWrite]);
+kernel!(
+    SAMPLE,
+    "sample",
+    Params,
+    [Read, Records(SamplingRecord), Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite, ReadWrite]
+);
 
 /// What `sample` writes where logits are not finite.
 pub const NOT_A_TOKEN: u32 = u32::MAX;
 
-/// One sequence's sampling parameters as the device reads them: `Sampling` in `shaders/parts/sampling.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct SamplingRecord {
-    /// Low word of the seed.
-    pub seed_low: u32,
-    /// High word of the seed.
-    pub seed_high: u32,
-    /// 0 takes the most probable token.
-    pub temperature: f32,
-    /// 0 is off.
-    pub top_k: u32,
-    /// 1 is off.
-    pub top_p: f32,
-    /// 0 is off.
-    pub min_p: f32,
-    /// 1 is off.
-    pub repetition_penalty: f32,
-    /// 0 is off.
-    pub presence_penalty: f32,
-    /// 0 is off.
-    pub frequency_penalty: f32,
-    /// Entries of the bias list.
-    pub n_bias: u32,
-    /// 1 if tokens are counted for the penalties.
-    pub counts: u32,
-    /// Fills the record to a multiple of 16 bytes.
-    pub pad: u32,
+device_struct! {
+    /// One sequence's sampling parameters as the device reads them: `Sampling` in `shaders/parts/sampling.wgsl`.
+    pub struct SamplingRecord {
+        /// Low word of the seed.
+        pub seed_low: u32,
+        /// High word of the seed.
+        pub seed_high: u32,
+        /// 0 takes the most probable token.
+        pub temperature: f32,
+        /// 0 is off.
+        pub top_k: u32,
+        /// 1 is off.
+        pub top_p: f32,
+        /// 0 is off.
+        pub min_p: f32,
+        /// 1 is off.
+        pub repetition_penalty: f32,
+        /// 0 is off.
+        pub presence_penalty: f32,
+        /// 0 is off.
+        pub frequency_penalty: f32,
+        /// Entries of the bias list.
+        pub n_bias: u32,
+        /// 1 if tokens are counted for the penalties.
+        pub counts: u32,
+        /// Fills the record to a multiple of 16 bytes.
+        pub pad: u32,
+    }
 }
 
 /// Draws a token for each of `n_rows` rows of logits `z` `[n_rows, n_vocab]`: writes it to `chosen`

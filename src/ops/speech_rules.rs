@@ -1,43 +1,41 @@
 //! What a transcript may go on with.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, kernel, vocabulary};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_vocab: u32,
-    z_stride: u32,
-    tokens_stride: u32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_vocab: u32,
+        z_stride: u32,
+        tokens_stride: u32,
+    }
 }
 
-kernel!(SPEECH_RULES, "speech_rules", Params, [Read, Read, Read, Read, ReadWrite]);
+kernel!(SPEECH_RULES, "speech_rules", Params, [Read, Read, Records(SpeechRecord), Read, ReadWrite]);
 
-/// A sequence's rules, as the device reads them.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct SpeechRecord {
-    /// 1: there are rules.
-    pub on: u32,
-    /// Tokens before the first that is generated.
-    pub prompt_len: u32,
-    /// The token that ends a transcript.
-    pub end: u32,
-    /// 1: timestamps are drawn.
-    pub timestamps: u32,
-    /// The timestamp of zero; the others follow it, to the end of the vocabulary.
-    pub first: u32,
-    /// The token that says that there are none.
-    pub no_timestamps: u32,
-    /// The highest timestamp that may begin, counted from the first.
-    pub max_initial: u32,
-    /// Not used.
-    pub pad: u32,
-    /// Tokens that may not come first; [`u32::MAX`] for none.
-    pub suppress_first: [u32; 4],
+device_struct! {
+    /// A sequence's rules, as the device reads them.
+    pub struct SpeechRecord {
+        /// 1: there are rules.
+        pub on: u32,
+        /// Tokens before the first that is generated.
+        pub prompt_len: u32,
+        /// The token that ends a transcript.
+        pub end: u32,
+        /// 1: timestamps are drawn.
+        pub timestamps: u32,
+        /// The timestamp of zero; the others follow it, to the end of the vocabulary.
+        pub first: u32,
+        /// The token that says that there are none.
+        pub no_timestamps: u32,
+        /// The highest timestamp that may begin, counted from the first.
+        pub max_initial: u32,
+        /// Not used.
+        pub pad: u32,
+        /// Tokens that may not come first; [`u32::MAX`] for none.
+        pub suppress_first: [u32; 4],
+    }
 }
 
 /// Forbids, by a logit of -1e30, the tokens that the rules of each row's sequence do not allow next: `z`

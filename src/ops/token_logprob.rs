@@ -2,19 +2,17 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, kernel, vocabulary};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    r0: u32,
-    n_rows: u32,
-    n_vocab: u32,
-    z_stride: u32,
-    tokens_stride: u32,
+device_struct! {
+    struct Params {
+        r0: u32,
+        n_rows: u32,
+        n_vocab: u32,
+        z_stride: u32,
+        tokens_stride: u32,
+    }
 }
 
 kernel!(TOKEN_LOGPROB, "token_logprob", Params, [Read, Read, Read, Read, ReadWrite]);

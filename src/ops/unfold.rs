@@ -1,20 +1,18 @@
 //! Convolutions over rows, as products.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, kernel};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    first: u32,
-    n_in: u32,
-    n_rows: u32,
-    n_channels: u32,
-    stride: u32,
-    x_stride: u32,
-    y_stride: u32,
+device_struct! {
+    struct Params {
+        first: u32,
+        n_in: u32,
+        n_rows: u32,
+        n_channels: u32,
+        stride: u32,
+        x_stride: u32,
+        y_stride: u32,
+    }
 }
 
 kernel!(UNFOLD, "unfold", Params, [Read, ReadWrite]);

@@ -109,7 +109,7 @@ impl TextError {
                 "the file may have been cut off or replaced by a Git LFS pointer: fetch it again"
             }
             Self::NoChatTemplate | Self::NoDefaultTemplate { .. } => {
-                "a base model continues text: use `generate`, or choose a model tuned for conversation"
+                "a base model continues text; choose a model tuned for conversation"
             }
             Self::TemplateRender { .. } => {
                 "some templates accept no system message, or want user and assistant to alternate"

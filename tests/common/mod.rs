@@ -1,7 +1,7 @@
 //! What the tests on a device share: the device, random data and the comparison with the reference.
 #![allow(dead_code)] // each test binary uses its own part of this
 
-#[path = "../reference/mod.rs"]
+#[path = "../../src/bench/reference/mod.rs"]
 pub mod reference;
 
 use std::io::Write;
@@ -85,7 +85,7 @@ pub fn gpus() -> Vec<Gpu> {
 pub fn run(gpu: &Gpu, record: impl FnOnce(&mut Recorder)) {
     let mut rec = Recorder::new(gpu).expect("a recorder");
     record(&mut rec);
-    gpu.submit(rec.finish().expect("all kernels compile"));
+    gpu.submit(rec.finish().expect("all kernels compile")).expect("submit");
     gpu.wait().expect("the device works");
 }
 

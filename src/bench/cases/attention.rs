@@ -1,7 +1,7 @@
 //! What a layer does with the cache: append to it, attend over it.
 
 use super::super::check::Check;
-use super::super::exact;
+use super::super::reference as exact;
 use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, some, values};
 use crate::dtype::{BLOCK, Dtype};
 use crate::engine::PAGE_SIZE;
@@ -43,7 +43,7 @@ fn cache(
         for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {
             ops::fill_normal(&mut rec, tensor, 2 * seed + i as u32, 0.0, 1.0);
         }
-        pool.gpu().submit(rec.finish()?);
+        pool.gpu().submit(rec.finish()?)?;
         return Ok(cache);
     }
     for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {

@@ -13,7 +13,7 @@ mod vocabulary;
 use std::collections::HashMap;
 
 use super::check::Check;
-use super::exact;
+use super::reference as exact;
 use super::shapes::Shape;
 use super::timer::Launch;
 use crate::dtype::Dtype;
@@ -219,7 +219,7 @@ impl Prepared {
         let takes_f16 = variants.iter().flat_map(|v| v.parts()).any(|part| part.enables.contains(&"f16"));
         (self.reset)(rec);
         self.launch(rec, 0);
-        gpu.submit(rec.finish()?);
+        gpu.submit(rec.finish()?)?;
         gpu.wait()?;
         let check = (self.verify)(gpu)?;
         let check = if takes_f16 { check.of_f16_inputs() } else { check };
@@ -293,14 +293,14 @@ impl<'a> Pool<'a> {
         let mut rec = Recorder::new(self.gpu)?;
         if !dtype.is_quantised() {
             crate::ops::fill_normal(&mut rec, &tensor, seed, mean, scale);
-            self.gpu.submit(rec.finish()?);
+            self.gpu.submit(rec.finish()?)?;
             return Ok(tensor);
         }
         for (i, view) in tensor.ranges().enumerate() {
             let source = Tensor::weights(self.gpu, label, [view.rows.len(), shape[1]], Dtype::F16)?;
             crate::ops::fill_normal(&mut rec, &source, seed + i as u32, mean, scale);
             crate::ops::quantize(&mut rec, &source, &tensor, view.rows.start, view.rows.len());
-            self.gpu.submit(rec.finish()?);
+            self.gpu.submit(rec.finish()?)?;
         }
         Ok(tensor)
     }

@@ -8,12 +8,11 @@ mod embedding;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::flight::{Flight, Landed, MOST_IN_FLIGHT};
 use super::load::upload_and_compile;
 use super::{EngineError, PAGE_SIZE, RequestId, SLICE};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor, Variant};
+use crate::gpu::{Flight, Gpu, Landed, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
 use crate::models::{Batch, Capacity, Encoder, Labels, Loader, ModelShape, Progress, check_device};
 use crate::ops::{KvLayer, Rows};
 use crate::text::{TextError, Tokenizer};
@@ -408,11 +407,10 @@ impl TextEncoder {
     /// Returns results; all have come once [`TextEncoder::is_idle`] says so.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`].
-    ///
-    /// # Panics
-    /// On an adopted device, whose host submits.
+    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host
+    /// submits: nothing was recorded then.
     pub fn pump(&mut self) -> Result<Vec<Encoded>, EngineError> {
+        self.gpu.check_owned()?;
         let buffers = self.advance(SLICE)?;
         self.flight.submit(buffers)?;
         self.events()
@@ -421,11 +419,9 @@ impl TextEncoder {
     /// Runs until nothing is left to do.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`].
-    ///
-    /// # Panics
-    /// On an adopted device.
+    /// As [`TextEncoder::pump`].
     pub fn run(&mut self, mut on_result: impl FnMut(Encoded)) -> Result<(), EngineError> {
+        self.gpu.check_owned()?;
         while !self.is_idle() {
             self.pump()?.into_iter().for_each(&mut on_result);
         }

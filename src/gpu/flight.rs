@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::gpu::{Gpu, GpuError, Readback, ReadbackRing, Recorder, Submission, Tensor};
+use super::{Gpu, GpuError, Readback, ReadbackRing, Recorder, Submission, Tensor};
 
 /// Slices in flight: one runs while the next waits behind it.
-pub(super) const MOST_IN_FLIGHT: usize = 2;
+pub(crate) const MOST_IN_FLIGHT: usize = 2;
 
 /// Slices in the order in which they were recorded, each with what the machine wants to know when it comes back.
-pub(super) struct Flight<T> {
+pub(crate) struct Flight<T> {
     gpu: Gpu,
     ring: ReadbackRing,
     slices: VecDeque<Slice<T>>,
@@ -24,7 +24,7 @@ struct Slice<T> {
 }
 
 /// A slice that has come back.
-pub(super) struct Landed<T> {
+pub(crate) struct Landed<T> {
     pub content: T,
     /// What was to be read.
     pub bytes: Vec<u8>,
@@ -65,17 +65,15 @@ impl<T> Flight<T> {
     /// Submits `buffers` to our own queue, or waits for the oldest slice if there are none.
     ///
     /// # Errors
-    /// [`GpuError::Lost`].
-    ///
-    /// # Panics
-    /// On an adopted device, whose host submits.
+    /// [`GpuError::Adopted`] on an adopted device, [`GpuError::Lost`].
     pub fn submit(&mut self, buffers: Vec<wgpu::CommandBuffer>) -> Result<(), GpuError> {
+        self.gpu.check_owned()?;
         if buffers.is_empty() {
             if let Some(submission) = self.slices.front().and_then(|s| s.submission.clone()) {
                 self.gpu.wait_for(submission)?;
             }
         } else {
-            let submission = self.gpu.submit(buffers);
+            let submission = self.gpu.submit(buffers)?;
             for slice in &mut self.slices {
                 slice.submission.get_or_insert_with(|| submission.clone());
             }
