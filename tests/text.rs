@@ -543,7 +543,7 @@ fn where_the_template_comes_from() {
     assert_eq!(text(with(json!({ "chat_template": "config" }), None).unwrap()), "config");
 
     assert_eq!(with(json!({}), None).unwrap_err(), TextError::NoChatTemplate);
-    assert!(TextError::NoChatTemplate.hint().unwrap().contains("`generate`"));
+    assert!(TextError::NoChatTemplate.hint().unwrap().contains("tuned for conversation"));
     let named = with(json!({ "chat_template": [{ "name": "rag", "template": "" }] }), None).unwrap_err();
     assert_eq!(named, TextError::NoDefaultTemplate { found: vec!["rag".into()] });
     assert!(matches!(
