@@ -88,7 +88,7 @@ fn disabled(names: &str) -> GpuOptions {
     GpuOptions { disable: names.into(), ..GpuOptions::default() }
 }
 
-/// A cache or products of F16 cost a factor of ten in what the logits may differ by.
+/// With an F16 cache or F16 products, the logits have ten times the tolerance.
 fn check(options: &GpuOptions, kv_dtype: Dtype) {
     let Some(gpu) = common::open(options) else { return };
     let exact = kv_dtype == Dtype::F32 && !gpu.caps().f16_products();
@@ -133,7 +133,7 @@ fn f32_cache_with_the_variants_of_hardware() {
     check(&disabled("software,subgroups"), Dtype::F32);
 }
 
-/// F32 inputs of products where the device has faster units for F16 ones: the bound is the narrow one.
+/// F32 inputs of products, although the device has faster units for F16: the tolerance is the narrow one.
 #[test]
 fn f32_cache_and_f32_products() {
     if common::coop().is_some() {
@@ -147,7 +147,7 @@ fn f16_cache() {
     check(&disabled(""), Dtype::F16);
 }
 
-/// A quantised cache, where heads are wide enough for its blocks, and an error where they are not.
+/// A quantised cache, if heads are wide enough for its blocks; otherwise an error.
 #[test]
 fn q8_0_cache() {
     let Some(gpu) = common::exact() else { return };
@@ -162,7 +162,7 @@ fn q8_0_cache() {
     assert!(refused.to_string().contains("`kv_dtype` is Q8_0"), "{refused}");
 }
 
-/// What quantising costs: perplexity of texts that the model can write, against that of the weights as they are.
+/// The cost of quantising: perplexity of typical texts, compared with that of the stored weights.
 #[test]
 fn quantising_costs_little() {
     let Some(gpu) = common::exact() else { return };
@@ -197,7 +197,7 @@ fn quantising_costs_little() {
     perplexities(&gpu, "stories260k", &|| ModelFiles::open(&dir).expect("checkpoint"), texts);
 }
 
-/// Prints the perplexity of `texts` for each type of weights and of the cache, and holds it near the unquantised one.
+/// Prints the perplexity of `texts` for each type of weights and of the cache, and compares it with the unquantised one.
 fn perplexities(gpu: &Gpu, name: &str, open: &dyn Fn() -> ModelFiles, texts: Vec<Vec<u32>>) {
     let perplexity = |quantize: Option<Dtype>, kv_dtype: Dtype| {
         let options = EngineOptions { quantize, kv_dtype, logits: true, ..EngineOptions::default() };
@@ -233,7 +233,7 @@ fn perplexities(gpu: &Gpu, name: &str, open: &dyn Fn() -> ModelFiles, texts: Vec
     }
 }
 
-/// The trained story model, where it is at hand: it is not ours to commit.
+/// The trained story model, if it is present. It is not part of the repository.
 #[test]
 fn stories260k_writes_what_the_reference_writes() {
     #[derive(serde::Deserialize)]
@@ -273,7 +273,7 @@ fn stories260k_writes_what_the_reference_writes() {
     }
 }
 
-/// The model in the binary: its files belong together, and it writes what the reference writes.
+/// The model in the binary: its files match, and its text is the reference's.
 #[test]
 fn the_demonstration_model_is_what_its_golden_file_says() {
     #[derive(serde::Deserialize)]
@@ -316,7 +316,7 @@ fn the_demonstration_model_is_what_its_golden_file_says() {
     assert_eq!(rendered, demo.chat_text);
     assert_eq!(tokenizer.encode(&rendered, false).expect("encode"), demo.chat_token_ids);
 
-    // Questions about stories that it never saw.
+    // Questions about stories that are not in its training data.
     let mut n_right = 0;
     for case in &demo.cases {
         let mut chat = Chat::new(&tokenizer, Sampling::greedy()).expect("chat");

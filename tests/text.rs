@@ -12,13 +12,13 @@ fn here() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A folder of reference data that not every machine has; says so where it is absent.
+/// A folder of reference data that not every machine has; prints a line if it is absent.
 fn shared(test: &str, folder: &str) -> Option<PathBuf> {
     let path = here().join("../shared").join(folder);
     if path.is_dir() {
         return Some(path);
     }
-    // Not `eprintln!`: the test harness would swallow the line of a test that passes.
+    // Not `eprintln!`: the test harness captures its output for tests that pass.
     let line = format!("{test}: skipped, `{}` is absent\n", path.display());
     std::io::stderr().write_all(line.as_bytes()).unwrap();
     None
@@ -92,7 +92,7 @@ fn assert_streams(tokenizer: &Tokenizer, ids: &[u32], what: &str) {
     }
 }
 
-/// A deterministic generator; its ids are garbage for any tokenizer, which is the point.
+/// A deterministic generator of ids that make no sensible text.
 fn random_ids(seed: u64, n: usize, vocab_size: usize) -> Vec<u32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -290,7 +290,7 @@ fn streaming_equals_decoding_at_once() {
             assert_streams(tokenizer, &tokenizer.encode(text, false).unwrap(), text);
         }
         for seed in 0..300 {
-            // A few ids beyond the vocabulary, which decoding leaves out.
+            // A few ids beyond the vocabulary, which decoding omits.
             let ids = random_ids(seed, 1 + seed as usize % 70, tokenizer.vocab_size() + 3);
             assert_streams(tokenizer, &ids, &format!("tokenizer {i}, seed {seed}"));
             let mostly_words: Vec<u32> =
@@ -320,7 +320,7 @@ fn streaming_with_every_shared_tokenizer() {
     }
 }
 
-/// The comparison above would not notice a decoder that returns everything at the end, or a naive one if no text were hard.
+/// The comparison above does not notice a decoder that returns everything at the end, nor, without hard texts, a naive one.
 #[test]
 fn pieces_come_early_and_whole() {
     let tokenizer = golden_tokenizer();
@@ -336,7 +336,7 @@ fn pieces_come_early_and_whole() {
     assert!(pieces.iter().filter(|piece| !piece.is_empty()).count() > 5);
     assert_eq!(decoder.finish().unwrap(), "");
 
-    // Each ASCII token comes out at once, spaces included, and a finished decoder starts afresh.
+    // Each ASCII token comes out at once, spaces included, and a finished decoder can be reused.
     for id in tokenizer.encode("plain words", false).unwrap() {
         assert_eq!(decoder.push(id).unwrap(), tokenizer.decode(&[id], false).unwrap());
     }
@@ -362,7 +362,7 @@ fn byte_tokens_wait_for_the_rest_of_their_run() {
 
 #[test]
 fn garbage_does_not_accumulate() {
-    // Continuation bytes alone never form a character; each comes out as a replacement character one token later.
+    // Continuation bytes by themselves form no character; each comes out as a replacement character one token later.
     let tokenizer = golden_tokenizer();
     let text = "é".to_string();
     let last = *tokenizer.encode(&text, false).unwrap().last().unwrap();
@@ -437,7 +437,7 @@ fn qwen3_tools_and_thinking() {
 
 #[test]
 fn templates_render_as_in_python() {
-    // (template, what Jinja2 gives with transformers' settings)
+    // (template, output of Jinja2 with transformers' settings)
     let cases = [
         ("{{ bos_token }}{{ eos_token }}|", "<s>|"),
         (
