@@ -34,6 +34,7 @@ pub use shapes::{SHAPES, Shape};
 pub use timer::{Clock, Launch, Timer};
 pub use tune::{TuneCandidate, TuneOptions, TuneReport, TuneRow, tune};
 
+use crate::checkpoint::CheckpointError;
 use crate::dtype::Dtype;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
@@ -108,6 +109,9 @@ pub enum BenchError {
         /// What is wrong.
         source: ModelError,
     },
+    /// Opening a model, or the config of a shape.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -129,6 +133,7 @@ impl BenchError {
             BenchError::NoReport { .. } => Some("`Report` as JSON is one".into()),
             BenchError::Kinds { .. } => Some("compare reports of kernels, or reports of models".into()),
             BenchError::Model { source, .. } => source.hint(),
+            BenchError::Checkpoint(e) => e.hint(),
             BenchError::Engine(e) => e.hint(),
             BenchError::Gpu(e) => e.hint(),
             _ => None,

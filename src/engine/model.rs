@@ -7,7 +7,7 @@ use super::{EngineError, Sampling};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
 use crate::gpu::Gpu;
-use crate::models::{Labels, Loader, Model, ModelError, ModelKind, ModelShape, Upload, check_device};
+use crate::models::{Labels, Loader, Model, ModelKind, ModelShape, Upload, check_device};
 use crate::ops::{Attention, KvLayer};
 use crate::text::{TextError, Tokenizer};
 
@@ -40,10 +40,8 @@ impl LoadedModel {
         max_seq_len: usize,
         quantize: Option<Dtype>,
     ) -> Result<(LoadedModel, Upload), EngineError> {
+        files.expect(kind)?;
         let shape = files.architecture.shape();
-        if shape.kind != kind {
-            return Err(ModelError::WrongKind { found: shape.architecture.to_string(), kind: shape.kind }.into());
-        }
         check_device(&shape, gpu.caps())?;
         match files.tokenizer.as_ref().map(Tokenizer::vocab_size) {
             Ok(found) if found > shape.vocab_size => {
