@@ -1,6 +1,7 @@
 //! From a checkpoint to an engine: everything is allocated and compiled here, nothing later.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::clips::Clips;
@@ -9,7 +10,7 @@ use super::plan::{Plan, PlanTables};
 use super::{Checkpoint, Engine, EngineError, EngineOptions, KvPages, PAGE_SIZE, RequestId, SLICE};
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Flight, Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
-use crate::models::{AudioShape, Capacity, Loader, ModelError, Progress, check_device};
+use crate::models::{AudioShape, Capacity, Loader, ModelError, Progress, Upload, check_device};
 use crate::ops::{Attention, KvLayer, Rows};
 use crate::text::Tokenizer;
 
@@ -19,7 +20,8 @@ impl Engine {
     /// Loads a checkpoint and allocates everything; `progress` hears of the weights on their way.
     ///
     /// On an adopted device uploads wait for the host's next submission, and the driver keeps a copy of each until
-    /// then: a host that submits from `progress` (even nothing) keeps these copies few.
+    /// then: a host that submits from `progress` (even nothing) keeps these copies few. What is quantised or random needs
+    /// recordings, so there it is [`GpuError::Adopted`].
     ///
     /// # Errors
     /// [`EngineError`] names the file, tensor or limit.
@@ -46,9 +48,6 @@ impl Engine {
         }
         if let Some(found) = options.quantize.filter(|dtype| !dtype.is_quantised()) {
             return wrong("quantize", found, "`Q8_0`, `Q4_0` or `Q4_K`");
-        }
-        if let Some(found) = options.quantize.filter(|_| !gpu.is_owned()) {
-            return wrong("quantize", found, "none on an adopted device: quantising needs submissions");
         }
         let at_least_one = |name, n: usize| {
             let expected = "at least 1";
@@ -82,7 +81,7 @@ impl Engine {
         let n_pages = options.kv_tokens.map_or(max_seqs.saturating_mul(seq_pages), |n| n.div_ceil(PAGE_SIZE));
         let n_pages = n_pages.clamp(seq_pages, bindable);
 
-        let mut loader = Loader::new(gpu, &checkpoint.weights, options.quantize);
+        let mut loader = Loader::new(gpu, Arc::new(checkpoint.weights), options.quantize);
         let model = checkpoint.architecture.load(&mut loader, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
 
@@ -140,7 +139,7 @@ impl Engine {
             shape,
         };
         let variants = engine.variants();
-        engine.compile_time = upload_and_compile(gpu, loader, &variants, progress)?;
+        engine.compile_time = upload_and_compile(gpu, loader.finish(), &variants, progress)?;
         Ok(engine)
     }
 
@@ -197,7 +196,7 @@ impl Engine {
 /// Uploads weights while kernels compile; returns how long those took.
 pub(super) fn upload_and_compile(
     gpu: &Gpu,
-    loader: Loader<'_>,
+    mut upload: Upload,
     variants: &[Variant],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Duration, EngineError> {
@@ -206,7 +205,7 @@ pub(super) fn upload_and_compile(
             let begin = Instant::now();
             gpu.compile(variants).map(|()| begin.elapsed())
         });
-        let uploaded = loader.upload(progress);
+        let uploaded = upload.run(gpu, progress);
         let died = |_| Err(GpuError::Device { message: "a compiler thread died".into() });
         (compiler.join().unwrap_or_else(died), uploaded)
     });

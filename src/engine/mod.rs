@@ -144,7 +144,7 @@ impl Engine {
         &self.unused_tensors
     }
 
-    /// Bytes that its matrices take in device memory.
+    /// Bytes that its weights take in device memory.
     pub fn weights_bytes(&self) -> u64 {
         self.weights_bytes
     }

@@ -17,6 +17,7 @@ mod modernbert;
 mod qwen2;
 mod qwen3;
 mod roberta;
+mod upload;
 mod whisper;
 
 use serde::de::DeserializeOwned;
@@ -25,7 +26,8 @@ use crate::gpu::{Caps, Recorder, Tensor};
 use crate::ops::{Attention, KvLayer};
 pub use batch::{Alignment, Batch, Capacity, Clips};
 pub use error::ModelError;
-pub use loader::{Loader, Progress};
+pub use loader::Loader;
+pub use upload::{Progress, Upload};
 
 /// What a model is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -54,7 +55,7 @@ pub struct EmbeddingConfig {
 #[derive(Debug)]
 pub struct DenseModule {
     /// `linear.weight`, `linear.bias`.
-    pub weights: Weights,
+    pub weights: Arc<Weights>,
     /// Values that go in.
     pub in_features: usize,
     /// Values that come out.
@@ -291,7 +292,7 @@ impl DenseModule {
             }
         };
         let DenseConfig { in_features, out_features, bias, .. } = config;
-        Ok(DenseModule { weights: Weights::open(folder)?, in_features, out_features, bias, act })
+        Ok(DenseModule { weights: Arc::new(Weights::open(folder)?), in_features, out_features, bias, act })
     }
 }
 

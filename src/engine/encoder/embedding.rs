@@ -43,7 +43,7 @@ impl Embedding {
         let mut dense = Vec::with_capacity(config.dense.len());
         for module in &config.dense {
             let (n_out, n_in) = (module.out_features, module.in_features);
-            let mut loader = Loader::new(gpu, &module.weights, None);
+            let mut loader = Loader::new(gpu, module.weights.clone(), None);
             dense.push(Dense {
                 w: loader.matrix("linear.weight", [n_out, n_in])?,
                 bias: module.bias.then(|| loader.vector("linear.bias", n_out)).transpose()?,
@@ -51,7 +51,7 @@ impl Embedding {
                 up: rows("dense up", n_out)?,
                 y: rows("dense", n_out)?,
             });
-            loader.upload(&mut |_| {})?;
+            loader.finish().run(gpu, &mut |_| {})?;
         }
         let width = config.width(hidden_size);
         let normalize = match config.normalize {

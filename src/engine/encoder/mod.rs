@@ -7,6 +7,7 @@ mod checkpoint;
 mod embedding;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use checkpoint::{DenseModule, EmbeddingConfig, EncoderCheckpoint};
@@ -153,10 +154,6 @@ impl TextEncoder {
         if let Some(found) = options.quantize.filter(|dtype| !dtype.is_quantised()) {
             return wrong("quantize", found.to_string(), "`Q8_0`, `Q4_0` or `Q4_K`");
         }
-        if let Some(found) = options.quantize.filter(|_| !gpu.is_owned()) {
-            let expected = "none on an adopted device: quantising needs submissions";
-            return wrong("quantize", found.to_string(), expected);
-        }
         let made_for = config.max_seq_length.unwrap_or(usize::MAX).min(shape.max_seq_len);
         let ctx = options.ctx.unwrap_or(made_for.min(DEFAULT_CTX));
         if ctx == 0 || ctx > shape.max_seq_len {
@@ -171,7 +168,7 @@ impl TextEncoder {
         let (max_seqs, max_rows) = (options.max_seqs, options.max_rows.max(ctx));
         let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
 
-        let mut loader = Loader::new(gpu, &checkpoint.weights, options.quantize);
+        let mut loader = Loader::new(gpu, Arc::new(checkpoint.weights), options.quantize);
         let encoder = checkpoint.architecture.load(&mut loader, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
         let weights_bytes = loader.device_bytes();
@@ -219,7 +216,7 @@ impl TextEncoder {
             shape,
         };
         let variants = this.variants();
-        upload_and_compile(gpu, loader, &variants, progress)?;
+        upload_and_compile(gpu, loader.finish(), &variants, progress)?;
         Ok(this)
     }
 
@@ -314,7 +311,7 @@ impl TextEncoder {
         &self.unused_tensors
     }
 
-    /// Bytes that its matrices take in device memory.
+    /// Bytes that its weights take in device memory.
     pub fn weights_bytes(&self) -> u64 {
         self.weights_bytes
     }
