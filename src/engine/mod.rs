@@ -100,7 +100,7 @@ impl Engine {
         &self.model.unused_tensors
     }
 
-    /// Bytes that its matrices take in device memory.
+    /// Bytes that its weights take in device memory.
     pub fn weights_bytes(&self) -> u64 {
         self.model.weights_bytes
     }
