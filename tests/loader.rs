@@ -189,6 +189,13 @@ impl Host {
     }
 }
 
+/// The weights in a folder.
+fn open(dir: &std::path::Path) -> Arc<Weights> {
+    let path = dir.join("model.safetensors");
+    let file = std::fs::File::open(&path).expect("a file");
+    Arc::new(Weights::map(&[(path, file)]).expect("weights"))
+}
+
 const QUANTIZE: [Option<Dtype>; 4] = [None, Some(Dtype::Q8_0), Some(Dtype::Q4_0), Some(Dtype::Q4_K)];
 
 #[test]
@@ -196,7 +203,7 @@ fn slices_of_any_size_and_late_ones_leave_the_same_bytes() {
     let Some(own) = Host::ourselves() else { return };
     let guest = Host::another();
     let (dir, values) = checkpoint();
-    let weights = Arc::new(Weights::open(dir.path()).expect("weights"));
+    let weights = open(dir.path());
     for quantize in QUANTIZE {
         let expected = expected(&own.gpu, &values, quantize);
         let bytes = |host: &Host, n_bytes: usize, n_late: usize| {
@@ -231,7 +238,7 @@ fn slices_of_any_size_and_late_ones_leave_the_same_bytes() {
 fn planning_uploads_nothing_and_progress_counts_to_the_end() {
     let Some(gpu) = common::open(&Default::default()) else { return };
     let (dir, _) = checkpoint();
-    let weights = Arc::new(Weights::open(dir.path()).expect("weights"));
+    let weights = open(dir.path());
     let mut rec = Recorder::new(&gpu).expect("a recorder");
     let before = gpu.counts();
     let (tensors, mut upload) = plan(&gpu, &weights, Some(Dtype::Q8_0));
@@ -264,7 +271,7 @@ fn a_call_that_waits_loads_what_needs_no_submission_on_an_adopted_device() {
     let Some(own) = Host::ourselves() else { return };
     let guest = Host::another();
     let (dir, values) = checkpoint();
-    let weights = Arc::new(Weights::open(dir.path()).expect("weights"));
+    let weights = open(dir.path());
     for host in [&own, &guest] {
         let (tensors, mut upload) = plan(&host.gpu, &weights, None);
         let mut heard = Vec::new();

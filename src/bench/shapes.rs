@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::BenchError;
-use crate::checkpoint;
-use crate::models::{self, ModelShape};
+use crate::checkpoint::{self, ModelFiles};
+use crate::dtype::Dtype;
+use crate::models::{self, ModelKind, ModelShape};
 
 macro_rules! shapes {
     ($($name:literal),* $(,)?) => {
@@ -63,10 +64,7 @@ impl Shape {
         let architecture =
             models::open(&config_json).map_err(|source| BenchError::Model { name: name.clone(), source })?;
         let model = architecture.shape();
-        if model.kind != ModelKind::Decoder {
-            let (found, kind) = (model.architecture.to_string(), model.kind);
-            return Err(EngineError::WrongKind { found, kind }.into());
-        }
+        ModelFiles::random(&name, &config_json, Dtype::F32)?.expect(ModelKind::Decoder)?;
         Ok(Shape { name, config_json, model })
     }
 }

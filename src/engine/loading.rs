@@ -339,7 +339,8 @@ pub(super) fn at_least_one(name: &'static str, n: usize) -> Result<usize, Engine
 fn rehearse(runner: &mut Runner, rec: &mut Recorder, sizes: Sizes) {
     let Sizes { capacity: Capacity { max_rows, max_seqs, max_seq_len, .. }, max_logprobs, .. } = sizes;
     // Every number of rows up to the most that shares weights.
-    let counts = |most: usize| (0..).map(|i| 1 << i).take_while(move |n| *n < 2 * most).map(move |n| most.min(n));
+    let counts =
+        |most: usize| (0..).map(|i| 1 << i).take_while(move |n| *n < 2 * most).map(move |n| most.min(n));
     let id = RequestId(0);
     let counted = Admission {
         slot: 0,

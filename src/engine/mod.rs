@@ -40,7 +40,7 @@ use crate::gpu::{Gpu, Recorder};
 use crate::models::ModelShape;
 use crate::text::Tokenizer;
 use runner::{Clips, Runner};
-use scheduler::{Scheduler, Step, Work};
+use scheduler::{Scheduler, Work};
 use stepper::{Kind, Machine, Size, Source, Stepper};
 
 /// Runs requests on one model.

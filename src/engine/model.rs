@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::scheduler::PAGE_SIZE;
 use super::{EngineError, Sampling};
-use crate::checkpoint::{EmbeddingConfig, ModelFiles};
+use crate::checkpoint::ModelFiles;
 use crate::dtype::Dtype;
 use crate::gpu::Gpu;
 use crate::models::{Labels, Loader, Model, ModelKind, ModelShape, Upload, check_device};
@@ -21,8 +21,6 @@ pub struct LoadedModel {
     pub(super) max_seq_len: usize,
     pub(super) tokenizer: Result<Tokenizer, TextError>,
     pub(super) labels: Option<Labels>,
-    /// Of an encoder: how rows become an embedding.
-    pub(super) embedding: Option<EmbeddingConfig>,
     pub(super) unused_tensors: Vec<String>,
     pub(super) weights_bytes: u64,
     sampling: Sampling,
@@ -61,7 +59,6 @@ impl LoadedModel {
             max_seq_len,
             tokenizer: files.tokenizer,
             labels: files.labels,
-            embedding: files.embedding,
             unused_tensors: loader.unused().into_iter().map(str::to_string).collect(),
             weights_bytes: loader.device_bytes(),
             sampling: Sampling::from(&files.generation),

@@ -15,7 +15,7 @@ use super::stepper::{Kind, Machine, Size, Source, Stepper};
 use super::{EngineError, LoadedModel, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
+use crate::gpu::{Gpu, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
 use crate::models::{Batch, Capacity, Labels, Model, ModelKind, ModelShape, Progress, Scratch};
 use crate::ops::{KvLayer, Rows};
 use crate::text::Tokenizer;
@@ -261,7 +261,10 @@ impl TextEncoder {
             return Err(EngineError::Parameter { name: "output", found: "`Logits`".into(), expected });
         }
         if output == Output::Embedding && std::mem::take(&mut self.says_mean) {
-            log::info!("`{}` has no `modules.json`: taking the mean of all tokens, with length 1", self.name());
+            log::info!(
+                "`{}` has no `modules.json`: taking the mean of all tokens, with length 1",
+                self.name()
+            );
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;

@@ -91,7 +91,8 @@ impl Runner {
         tables.tokens.write(gpu, *slot, bytemuck::cast_slice(tokens));
         tables.pages.write(gpu, *slot, bytemuck::cast_slice(pages));
         tables.sampling.write(gpu, *slot, bytemuck::bytes_of(&sampling.record(*seed)));
-        let bias: Vec<[u32; 2]> = sampling.logit_bias.iter().map(|(token, b)| [*token, b.to_bits()]).collect();
+        let bias: Vec<[u32; 2]> =
+            sampling.logit_bias.iter().map(|(token, b)| [*token, b.to_bits()]).collect();
         tables.bias.write(gpu, *slot, bytemuck::cast_slice(&bias));
     }
 
@@ -193,7 +194,8 @@ impl Runner {
         }
         let vocab = self.slots.counts.n_cols();
         let stride = vocab.next_multiple_of(ROW_ALIGN);
-        let logits = take(step.logits.len() * stride).chunks(stride).map(|row| float(&row[..vocab])).collect();
+        let logits =
+            take(step.logits.len() * stride).chunks(stride).map(|row| float(&row[..vocab])).collect();
         let scores = float(take(step.scores.len()));
         let width = self.clips.as_ref().map_or(0, Clips::alignment_width);
         let alignments = step.aligned.iter().map(|_| float(take(width))).collect();

@@ -106,10 +106,6 @@ impl Scheduler {
         }
     }
 
-    pub fn tokenizer(&self) -> Option<&Tokenizer> {
-        self.tokenizer.as_ref()
-    }
-
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -174,7 +170,8 @@ impl Scheduler {
         batch.single.sort_by_key(|row| row.slot);
         // Then what is fed. The oldest takes what there is, less a page's worth for each of the younger ones: so a long
         // prompt is not slowed down by short ones, nor do they wait until it ends.
-        let unfed: Vec<usize> = (0..self.running.len()).filter(|i| !self.running[*i].unfed().is_empty()).collect();
+        let unfed: Vec<usize> =
+            (0..self.running.len()).filter(|i| !self.running[*i].unfed().is_empty()).collect();
         let has_candidate = !self.free_slots.is_empty() && !self.waiting.is_empty();
         for (k, i) in unfed.iter().enumerate() {
             let n_younger = unfed.len() - 1 - k + usize::from(has_candidate);
@@ -461,7 +458,11 @@ impl Batch {
             s.n_in_flight += 1;
         }
         let row = Row { id: s.id, slot: s.slot, pos: s.n_recorded, wanted };
-        if is_single { self.single.push(row) } else { self.prompt.push(row) }
+        if is_single {
+            self.single.push(row)
+        } else {
+            self.prompt.push(row)
+        }
         self.n_sampled += usize::from(wanted.is_sampled());
         s.n_recorded += 1;
         s.n_drawn += usize::from(wanted.draw);

@@ -4,8 +4,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use super::pages::{Node, PAGE_SIZE, Prefix, Published, ROOT, Token};
-use crate::engine::events::{Event, FinishReason, Logits, Logprobs, Request, RequestId, Timings, Usage};
 use crate::engine::EngineError;
+use crate::engine::events::{Event, FinishReason, Logits, Logprobs, Request, RequestId, Timings, Usage};
 use crate::text::StreamDecoder;
 
 /// A request, its place on the device, and what came back so far.

@@ -159,8 +159,12 @@ impl Device {
         }
         let n_draws = step.draws.len();
         let mut results = StepResults::default();
-        let keys: Vec<u64> =
-            step.sampled.iter().map(|row| at_row[*row as usize]).map(|(page, at)| self.pages[page][at]).collect();
+        let keys: Vec<u64> = step
+            .sampled
+            .iter()
+            .map(|row| at_row[*row as usize])
+            .map(|(page, at)| self.pages[page][at])
+            .collect();
         for (row, key) in step.sampled[..n_draws].iter().zip(&keys) {
             let [slot, pos] = step.rows[*row as usize].map(|n| n as usize);
             let slot = &mut self.slots[slot];
@@ -493,7 +497,9 @@ fn what_does_not_fit_is_refused_with_both_numbers_and_what_outgrows_the_cache_en
     assert!(error.to_string().contains("49") && error.to_string().contains("48"), "{error}");
     for n in [48, 47, 10] {
         let endless = |seed| Request { stop_tokens: Some(vec![]), ..request(vec![1; n], 500, seed) };
-        let request = (0..).map(endless).find(|request| alone(request, 200, 48).end == Some(Some(FinishReason::Length)));
+        let request = (0..)
+            .map(endless)
+            .find(|request| alone(request, 200, 48).end == Some(Some(FinishReason::Length)));
         let id = world.submit(request.expect("one that draws no end"));
         world.drain();
         let found = &world.outcomes[&id];
