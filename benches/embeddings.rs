@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use wginfer::engine::{EncoderCheckpoint, EncoderOptions, Output, TextEncoder};
+use wginfer::checkpoint::ModelFiles;
+use wginfer::engine::{EncoderOptions, Output, TextEncoder};
 use wginfer::gpu::{Gpu, GpuOptions};
 use wginfer::tasks;
 
@@ -34,7 +35,7 @@ fn main() -> wginfer::Result<()> {
     let folders = if folders.is_empty() { vec![small] } else { folders };
     let gpu = Gpu::open(&GpuOptions::default())?;
     for folder in folders {
-        let checkpoint = EncoderCheckpoint::open(&folder)?;
+        let checkpoint = ModelFiles::open(&folder)?;
         let mut encoder = TextEncoder::load(&gpu, checkpoint, EncoderOptions::default(), &mut |_| {})?;
         let texts = texts(encoder.shape().vocab_size);
         let mut encode = |texts: &[Vec<u32>]| {

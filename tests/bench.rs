@@ -8,8 +8,8 @@ use wginfer::bench::{
     self, BenchError, KernelOptions, KernelReport, KernelRow, Limits, Meta, ModelOptions, ModelReport,
     ModelRow, ModelSummary, Report, Shape,
 };
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::Checkpoint;
 use wginfer::gpu::{Gpu, GpuOptions};
 
 /// A small model with grouped heads, norms of heads, a gate, and a head of its own.
@@ -175,7 +175,7 @@ fn shapes_that_are_none() {
 // --- models ---
 
 fn measure(config: &'static str, dtype: Dtype, options: &ModelOptions) -> Result<ModelReport, BenchError> {
-    let open = || Checkpoint::random("tiny", config, dtype);
+    let open = || ModelFiles::random("tiny", config, dtype);
     let mut steps = Vec::new();
     let report = bench::model(&GpuOptions::default(), &open, options, "a test".into(), &mut |s| {
         steps.push(s.to_string())
@@ -238,7 +238,7 @@ fn a_model_with_random_weights_is_measured() {
         assert!(error.contains(what), "{error}");
     }
     for dtype in [Dtype::U32, Dtype::Q8_0] {
-        assert!(Checkpoint::random("tiny", GPT2, dtype).is_err(), "{dtype}");
+        assert!(ModelFiles::random("tiny", GPT2, dtype).is_err(), "{dtype}");
     }
 }
 
@@ -248,7 +248,7 @@ fn random_weights_make_a_model_that_works() {
     use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request, SpeechRequest};
     let Some(gpu) = common::gpu() else { return };
     let logits = |config: &str, dtype| {
-        let checkpoint = Checkpoint::random("tiny", config, dtype).expect("a shape");
+        let checkpoint = ModelFiles::random("tiny", config, dtype).expect("a shape");
         let options = EngineOptions { logits: true, max_seqs: 2, ..EngineOptions::default() };
         let mut engine = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("it loads");
         let speech = engine.shape().audio.clone().map(|audio| {

@@ -5,8 +5,10 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use wginfer::engine::{EncoderCheckpoint, EncoderOptions, EngineError, Output, TextEncoder};
+use wginfer::checkpoint::ModelFiles;
+use wginfer::engine::{EncoderOptions, EngineError, Output, TextEncoder};
 use wginfer::gpu::{Gpu, GpuError, GpuOptions};
+use wginfer::models::ModelKind;
 use wginfer::tasks;
 
 const CLASSIFIERS: [&str; 4] =
@@ -27,8 +29,8 @@ fn golden(model: &str) -> Golden {
     serde_json::from_slice(&text).expect("golden.json")
 }
 
-fn open(dir: &Path) -> EncoderCheckpoint {
-    EncoderCheckpoint::open(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+fn open(dir: &Path) -> ModelFiles {
+    ModelFiles::open(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
 }
 
 fn encoder(gpu: &Gpu, dir: &Path, options: EncoderOptions) -> TextEncoder {
@@ -417,7 +419,7 @@ fn quantised_weights_classify_alike() {
 #[test]
 fn labels_have_probabilities() {
     use wginfer::models::Problem;
-    let labels = |dir: &Path| open(dir).architecture.labels().expect("a head").expect("labels");
+    let labels = |dir: &Path| open(dir).labels.expect("labels");
     let dir = copy(&folder("bert-classifier"));
     let three = labels(dir.path());
     assert_eq!(
@@ -437,12 +439,12 @@ fn labels_have_probabilities() {
     change(dir.path(), "config.json", |c| c["id2label"] = serde_json::Value::Null);
     assert_eq!(labels(dir.path()).names, ["LABEL_0", "LABEL_1"]);
     change(dir.path(), "config.json", |c| c["architectures"] = serde_json::json!(["BertModel"]));
-    assert_eq!(open(dir.path()).architecture.labels().expect("a config"), None);
+    assert_eq!(open(dir.path()).labels, None);
 }
 
 #[test]
 fn what_a_folder_can_get_wrong_is_named() {
-    let opened = |dir: &Path| match EncoderCheckpoint::open(dir) {
+    let opened = |dir: &Path| match ModelFiles::open(dir) {
         Ok(_) => panic!("{} was opened", dir.display()),
         Err(error) => error.to_string(),
     };
@@ -462,7 +464,6 @@ fn what_a_folder_can_get_wrong_is_named() {
     config("num_attention_heads", 3.into(), "`head_dim`");
     config("num_attention_heads", 0.into(), "`num_attention_heads`");
     config("hidden_size", 72.into(), "`head_dim`");
-    config("model_type", "llama".into(), "is a model that writes");
     config("model_type", "resnet".into(), "`resnet` is not supported");
 
     let modules = |modules: serde_json::Value, pooling: serde_json::Value, what: &str| {
@@ -487,6 +488,12 @@ fn what_a_folder_can_get_wrong_is_named() {
     modules(serde_json::json!([module("CNN", "")]), serde_json::json!({}), "module `CNN` does not run here");
     modules(serde_json::json!([module("Pooling", "../..")]), serde_json::json!({}), "`path` is `../..`");
     modules(serde_json::json!({ "a": 1 }), serde_json::json!({}), "modules.json");
+
+    let error = open(&folder("llama")).expect(ModelKind::Encoder).expect_err("a language model").to_string();
+    assert_eq!(error, "`llama` is a model that writes: it can generate");
+    let error =
+        open(&folder("bert-classifier")).expect(ModelKind::Decoder).expect_err("an encoder").to_string();
+    assert_eq!(error, "`bert` is an encoder: it can embed and classify");
 
     let dir = copy(&folder("roberta-classifier"));
     let path = dir.path().join("model.safetensors");

@@ -6,8 +6,9 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, Logits, Request, Sampling};
+use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request, Sampling};
 use wginfer::gpu::{Gpu, GpuOptions};
 use wginfer::tasks::Chat;
 use wginfer::text::Message;
@@ -32,7 +33,7 @@ fn golden(model: &str) -> Golden {
 }
 
 fn engine(gpu: &Gpu, model: &str, options: EngineOptions) -> Engine {
-    let checkpoint = Checkpoint::open(&folder(model)).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&folder(model)).expect("checkpoint");
     Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("engine")
 }
 
@@ -156,7 +157,7 @@ fn q8_0_cache() {
     let row = logits(&mut engine, &golden.token_ids, Logits::Last).remove(0);
     let found = error(&row, &golden.last_logits);
     assert!(found > 1e-4 && found <= 2e-2, "error {found} of the largest logit");
-    let checkpoint = Checkpoint::open(&folder("llama")).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&folder("llama")).expect("checkpoint");
     let refused = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect_err("heads of 16");
     assert!(refused.to_string().contains("`kv_dtype` is Q8_0"), "{refused}");
 }
@@ -165,7 +166,7 @@ fn q8_0_cache() {
 #[test]
 fn quantising_costs_little() {
     let Some(gpu) = common::exact() else { return };
-    let demo = Checkpoint::demo().expect("checkpoint");
+    let demo = ModelFiles::demo().expect("checkpoint");
     let tokenizer = demo.tokenizer.expect("tokenizer");
     #[derive(serde::Deserialize)]
     struct Demo {
@@ -179,7 +180,7 @@ fn quantising_costs_little() {
         std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/golden.json")).expect("read");
     let demo: Demo = serde_json::from_slice(&text).expect("golden.json");
     let texts = demo.cases.iter().map(|case| tokenizer.encode(&case.text, true).expect("encode")).collect();
-    perplexities(&gpu, "the demonstration model", &|| Checkpoint::demo().expect("checkpoint"), texts);
+    perplexities(&gpu, "the demonstration model", &|| ModelFiles::demo().expect("checkpoint"), texts);
 
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/stories260k");
     let Ok(text) = std::fs::read(dir.join("golden.json")) else {
@@ -193,11 +194,11 @@ fn quantising_costs_little() {
     }
     let stories: Vec<Story> = serde_json::from_slice(&text).expect("golden.json");
     let texts = stories.into_iter().map(|s| [s.token_ids, s.greedy].concat()).collect();
-    perplexities(&gpu, "stories260k", &|| Checkpoint::open(&dir).expect("checkpoint"), texts);
+    perplexities(&gpu, "stories260k", &|| ModelFiles::open(&dir).expect("checkpoint"), texts);
 }
 
 /// Prints the perplexity of `texts` for each type of weights and of the cache, and compares it with the unquantised one.
-fn perplexities(gpu: &Gpu, name: &str, open: &dyn Fn() -> Checkpoint, texts: Vec<Vec<u32>>) {
+fn perplexities(gpu: &Gpu, name: &str, open: &dyn Fn() -> ModelFiles, texts: Vec<Vec<u32>>) {
     let perplexity = |quantize: Option<Dtype>, kv_dtype: Dtype| {
         let options = EngineOptions { quantize, kv_dtype, logits: true, ..EngineOptions::default() };
         let mut engine = Engine::load(gpu, open(), options, &mut |_| {}).expect("engine");
@@ -251,7 +252,7 @@ fn stories260k_writes_what_the_reference_writes() {
     let Some(gpu) = common::exact() else { return };
     let stories: Vec<Story> = serde_json::from_slice(&text).expect("golden.json");
     let options = EngineOptions { kv_dtype: Dtype::F32, logits: true, ..EngineOptions::default() };
-    let checkpoint = Checkpoint::open(&dir).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&dir).expect("checkpoint");
     let mut engine = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("engine");
     for story in stories {
         let tokenizer = engine.tokenizer().expect("tokenizer").clone();
@@ -299,7 +300,7 @@ fn the_demonstration_model_is_what_its_golden_file_says() {
     let text = std::fs::read(dir.join("golden.json")).expect("golden.json");
     let demo: Demo = serde_json::from_slice(&text).expect("golden.json");
     let options = EngineOptions { kv_dtype: Dtype::F32, logits: true, ..EngineOptions::default() };
-    let checkpoint = Checkpoint::demo().expect("checkpoint");
+    let checkpoint = ModelFiles::demo().expect("checkpoint");
     assert!(checkpoint.weights.n_params() <= 2_000_000);
     let mut engine = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("engine");
     let tokenizer = engine.tokenizer().expect("tokenizer").clone();

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as Stored, TensorView};
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, Logits, Request};
+use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request};
 use wginfer::gpu::{Gpu, GpuOptions};
 use wginfer::weights::Weights;
 
@@ -75,7 +76,7 @@ fn logits_in(gpu: &Gpu, dir: &Path, quantize: Option<Dtype>) -> Vec<Vec<f32>> {
         ctx: Some(64),
         ..Default::default()
     };
-    let checkpoint = Checkpoint::open(dir).expect("checkpoint");
+    let checkpoint = ModelFiles::open(dir).expect("checkpoint");
     let mut engine = Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("engine");
     let ids = vec![5, 301, 17, 99, 4, 230, 11];
     engine.submit(Request { logits: Some(Logits::All), ..Request::new(ids) }).expect("submit");
@@ -92,7 +93,7 @@ fn logits_in(gpu: &Gpu, dir: &Path, quantize: Option<Dtype>) -> Vec<Vec<f32>> {
 }
 
 fn load_error(gpu: &Gpu, dir: &Path) -> String {
-    let checkpoint = match Checkpoint::open(dir) {
+    let checkpoint = match ModelFiles::open(dir) {
         Ok(checkpoint) => checkpoint,
         Err(error) => return error.to_string(),
     };
@@ -235,7 +236,7 @@ fn large_tables_are_bound_in_ranges_of_rows() {
     assert!(logits(&small, &dir) == logits(&whole, &dir));
     // A tensor that cannot be split is an error, not a panic.
     let options = EngineOptions { max_rows: 4000, ..Default::default() };
-    let checkpoint = Checkpoint::open(&dir).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&dir).expect("checkpoint");
     let error = Engine::load(&small, checkpoint, options, &mut |_| {}).expect_err("too large").to_string();
     assert!(error.contains("in one piece, this device allows 65536"), "{error}");
 }
@@ -322,7 +323,7 @@ fn tensors_that_do_not_fit_are_named() {
     let tensor = (vec![3], vec![1.0, 2.0, 3.0]);
     let more = [&all[..], &[(&extra, &tensor, Stored::F32)]].concat();
     let dir = folder("llama", &more);
-    let checkpoint = Checkpoint::open(dir.path()).expect("checkpoint");
+    let checkpoint = ModelFiles::open(dir.path()).expect("checkpoint");
     let engine = Engine::load(&gpu, checkpoint, EngineOptions::default(), &mut |_| {}).expect("engine");
     assert_eq!(engine.unused_tensors(), [extra]);
 }
@@ -354,6 +355,7 @@ fn broken_files_are_errors() {
         assert!(open(&file).is_err(), "header of {length} bytes");
     }
     let empty = tempfile::tempdir().expect("a folder");
-    let error = Weights::open(empty.path()).expect_err("empty").to_string();
+    std::fs::copy(golden("llama").join("config.json"), empty.path().join("config.json")).expect("copy");
+    let error = ModelFiles::open(empty.path()).err().expect("no weights").to_string();
     assert!(error.contains("has no `model.safetensors`"), "{error}");
 }

@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use wginfer::audio::{AudioReader, MelFrames};
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{
-    Checkpoint, ClipId, Engine, EngineOptions, Event, Logits, Request, Sampling, SpeechRequest, SpeechRules,
+    ClipId, Engine, EngineOptions, Event, Logits, Request, Sampling, SpeechRequest, SpeechRules,
     TimestampRules,
 };
 use wginfer::gpu::{Gpu, GpuOptions, Recorder, Tensor};
 use wginfer::models::{self, AudioShape, Loader};
-use wginfer::weights::Weights;
 
 /// A path in `../shared`; prints a line if it is absent.
 fn shared(path: &str) -> Option<PathBuf> {
@@ -73,7 +73,7 @@ fn check_encoder(gpu: &Gpu, dir: &Path, bound: f32) {
     let architecture = models::open(&config).expect("a config");
     let audio = architecture.shape().audio.expect("it hears");
     let Some(features) = features(&golden, &audio) else { return };
-    let weights = Weights::open(dir).expect("weights");
+    let weights = ModelFiles::open(dir).expect("a checkpoint").weights;
     let mut loader = Loader::new(gpu, &weights, None);
     let encoder = architecture.load_audio_encoder(&mut loader).expect("an encoder").expect("it hears");
     loader.upload(&mut |_| {}).expect("upload");
@@ -127,8 +127,8 @@ fn engine(
     options: EngineOptions,
 ) -> Option<(Engine, Golden, ClipId, serde_json::Value)> {
     let golden = golden(dir);
-    let checkpoint = Checkpoint::open(dir).expect("a checkpoint");
-    let generation = checkpoint.generation.clone();
+    let checkpoint = ModelFiles::open(dir).expect("a checkpoint");
+    let generation = checkpoint.generation.json.clone();
     let mut engine = Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("an engine");
     assert_eq!(engine.unused_tensors(), &[] as &[String]);
     let audio = engine.shape().audio.clone().expect("it hears");
@@ -291,8 +291,8 @@ struct Words {
 
 impl Words {
     fn new(gpu: &Gpu, options: EngineOptions) -> Words {
-        let checkpoint = Checkpoint::open(&words_folder()).expect("a checkpoint");
-        let generation = checkpoint.generation.clone();
+        let checkpoint = ModelFiles::open(&words_folder()).expect("a checkpoint");
+        let generation = checkpoint.generation.json.clone();
         let engine = Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("an engine");
         let audio = engine.shape().audio.clone().expect("it hears");
         let features = ["en.flac", "de.flac"].map(|name| {
@@ -477,13 +477,13 @@ fn requests_and_clips_that_do_not_fit_are_refused() {
     assert!(error.to_string().contains("expected one that is kept"), "{error}");
 
     let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
-    let checkpoint = Checkpoint::open(&llama).expect("a checkpoint");
+    let checkpoint = ModelFiles::open(&llama).expect("a checkpoint");
     let mut engine =
         Engine::load(&gpu, checkpoint, EngineOptions::default(), &mut |_| {}).expect("an engine");
     let error = engine.listen(&features).expect_err("it hears nothing");
     assert_eq!(error.to_string(), "`llama` is a language model: it hears nothing");
     let heads = EngineOptions { alignment_heads: vec![[9, 0]], ..EngineOptions::default() };
-    let checkpoint = Checkpoint::open(&words_folder()).expect("a checkpoint");
+    let checkpoint = ModelFiles::open(&words_folder()).expect("a checkpoint");
     let error = Engine::load(&gpu, checkpoint, heads, &mut |_| {}).expect_err("three layers").to_string();
     assert!(error.contains("layer 9, head 0"), "{error}");
 }

@@ -33,6 +33,7 @@ pub use shapes::{SHAPES, Shape};
 pub use timer::{Clock, Launch, Timer};
 pub use tune::{TuneCandidate, TuneOptions, TuneReport, TuneRow, tune};
 
+use crate::checkpoint::CheckpointError;
 use crate::dtype::Dtype;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
@@ -107,6 +108,9 @@ pub enum BenchError {
         /// What is wrong.
         source: ModelError,
     },
+    /// Opening a model, or the config of a shape.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -128,6 +132,7 @@ impl BenchError {
             BenchError::NoReport { .. } => Some("`Report` as JSON is one".into()),
             BenchError::Kinds { .. } => Some("compare reports of kernels, or reports of models".into()),
             BenchError::Model { source, .. } => source.hint(),
+            BenchError::Checkpoint(e) => e.hint(),
             BenchError::Engine(e) => e.hint(),
             BenchError::Gpu(e) => e.hint(),
             _ => None,

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::BenchError;
+use crate::checkpoint;
 use crate::models::{self, ModelShape};
 
 macro_rules! shapes {
@@ -45,21 +46,18 @@ impl Shape {
     /// The shape of that name, or of the `config.json` at that path (a file, or a folder with one).
     ///
     /// # Errors
-    /// [`BenchError::UnknownShape`], [`BenchError::Io`], [`BenchError::Model`].
+    /// [`BenchError::UnknownShape`], [`BenchError::Checkpoint`], [`BenchError::Model`].
     pub fn open(name: &str) -> Result<Shape, BenchError> {
         let known = SHAPES.iter().find(|(known, _)| *known == name);
         let (name, config_json) = match known {
             Some((name, config)) => (name.to_string(), config.to_string()),
             None => {
                 let path = Path::new(name);
-                let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
                 if !path.exists() {
                     let known: Vec<String> = SHAPES.iter().map(|(name, _)| format!("`{name}`")).collect();
                     return Err(BenchError::UnknownShape { found: name.into(), known: known.join(", ") });
                 }
-                let config = std::fs::read_to_string(&path);
-                let config = config.map_err(|source| BenchError::Io { path: path.clone(), source })?;
-                (name.to_string(), config)
+                (name.to_string(), checkpoint::read_config(path)?)
             }
         };
         let architecture =
