@@ -10,8 +10,8 @@ use std::time::Duration;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{
-    Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Logprobs, Request, RequestId, Sampling,
-    Usage,
+    Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Logprobs, PAGE_SIZE, Request, RequestId,
+    Sampling, Usage,
 };
 use wginfer::gpu::{Counts, Gpu, GpuError};
 
