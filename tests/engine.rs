@@ -322,8 +322,9 @@ fn a_steady_step_uploads_its_new_pages_and_reads_four_bytes_a_sequence() {
         let difference = |f: fn(&Counts) -> u64| f(&after) - f(&before);
         let n_steps = ((to - from) / n_seqs as usize) as u64;
         // Nothing is uploaded but the entry of a page that a sequence has just been given.
-        let n_pages =
-            |n_tokens: usize| (0..n_seqs as usize).map(|i| (5 + i + n_tokens / 3 - 1).div_ceil(PAGE_SIZE));
+        let n_pages = |n_tokens: usize| {
+            (0..n_seqs as usize).map(move |i| (5 + i + n_tokens / 3 - 1).div_ceil(PAGE_SIZE))
+        };
         let n_added = n_pages(to).sum::<usize>() - n_pages(from).sum::<usize>();
         assert!(n_added > 15 && n_added < n_steps as usize);
         assert_eq!(difference(|c| c.writes), n_added as u64, "uploads");
