@@ -401,7 +401,8 @@ fn logits_are_those_of_the_reference() {
     assert_eq!(first["logit"], got["logits"][by_logit[0]]);
     assert!(first["token"].is_string(), "{first}");
     let sum: f64 = last.iter().map(|z| (z - last[by_logit[0]]).exp()).sum();
-    assert!((first["probability"].as_f64().expect("a number") - 1.0 / sum).abs() < 1e-9, "{first}");
+    // Logits are written in as few digits as tell F32 apart.
+    assert!((first["probability"].as_f64().expect("a number") - 1.0 / sum).abs() < 1e-6, "{first}");
     let all_best = run("--top 3 --all");
     let lists = all_best["top"].as_array().expect("a list of lists");
     assert_eq!((lists.len(), &lists[lists.len() - 1]), (rows.len(), &three["top"]));
@@ -578,7 +579,7 @@ fn chat_as_json_lines() {
     assert_eq!(texts.collect::<String>(), plain);
     assert!(["length", "stop"].contains(&replies[0]["finish_reason"].as_str().expect("a reason")));
     assert_eq!(replies[1]["n_dropped"], 0);
-    assert!(replies[1]["usage"]["cached_tokens"].as_u64() > Some(0), "{}", replies[1]);
+    assert!(replies[1]["usage"]["prompt_tokens"].as_u64() > replies[0]["usage"]["prompt_tokens"].as_u64());
     assert!(replies[1]["timings"]["time_to_first_token_ms"].as_f64() > Some(0.0), "{}", replies[1]);
     assert!(done.err.contains("`top_p` is 2"), "{}", done.err);
 }

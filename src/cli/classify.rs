@@ -4,14 +4,14 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use wginfer::engine::{Checkpoint, EncoderCheckpoint, EngineError, Output, Usage};
-use wginfer::models::Problem;
+use wginfer::checkpoint::ModelFiles;
+use wginfer::engine::{Output, Usage};
+use wginfer::models::{ModelKind, Problem};
 use wginfer::tasks::{self, COSINE_TEMPERATURE, Classification, Encodings, Input, Label};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
 use super::labels::{LabelArgs, load};
-use super::model::Opened;
 use super::watch::watch;
 use super::{encode, json, prompt};
 
@@ -79,9 +79,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         )));
     }
     let labels = args.labels.read()?;
-    let (mut classified, texts) = match args.model.open_any()? {
-        Opened::Decoder(checkpoint) => by_language_model(args, checkpoint, &labels)?,
-        Opened::Encoder(checkpoint) => by_encoder(args, checkpoint, &labels)?,
+    let checkpoint = args.model.open_any()?;
+    let (mut classified, texts) = match checkpoint.kind() {
+        ModelKind::Decoder => by_language_model(args, checkpoint, &labels)?,
+        ModelKind::Encoder => by_encoder(args, checkpoint, &labels)?,
     };
     let n_labels = classified.first().map_or(0, |c| c.labels.len());
     let usage = tasks::total(classified.iter().map(|c| c.usage));
@@ -131,7 +132,7 @@ fn no_labels(who: &str) -> Failure {
     Failure::usage("no labels given").with_hint(hint)
 }
 
-fn by_language_model(args: &Args, checkpoint: Checkpoint, labels: &[Label]) -> Result<Classified, Failure> {
+fn by_language_model(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<Classified, Failure> {
     if labels.is_empty() {
         return Err(no_labels("a language model"));
     }
@@ -143,9 +144,9 @@ fn by_language_model(args: &Args, checkpoint: Checkpoint, labels: &[Label]) -> R
 }
 
 /// By its head, if the model has one, or else by the likeness between texts and labels.
-fn by_encoder(args: &Args, checkpoint: EncoderCheckpoint, labels: &[Label]) -> Result<Classified, Failure> {
+fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<Classified, Failure> {
     checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
-    let head = checkpoint.architecture.labels().map_err(EngineError::from)?;
+    let head = checkpoint.labels.clone();
     let usage = |encodings: &Encodings, i: usize| {
         let prompt_tokens = encodings.n_tokens[i];
         Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() }

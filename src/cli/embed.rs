@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use serde::Serialize;
-use wginfer::engine::{EmbeddingConfig, Output};
+use wginfer::checkpoint::EmbeddingConfig;
+use wginfer::engine::Output;
 use wginfer::tasks::{self, Encodings};
 
 use super::args::{DeviceArgs, ModelArg};
@@ -101,7 +102,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         true => prompt::lines(args.file.as_deref(), args.jsonl)?,
         false => args.texts.clone(),
     };
-    let prefix = args.prefix(&checkpoint.embedding)?;
+    let prefix = args.prefix(&checkpoint.embedding.clone().unwrap_or_default())?;
     if let Err(error) = &checkpoint.tokenizer {
         return Err(error.clone().into());
     }

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use wginfer::engine::{Checkpoint, Engine, EngineOptions};
+use wginfer::checkpoint::ModelFiles;
+use wginfer::engine::{Engine, EngineOptions};
 use wginfer::tasks::{self, Label};
 
 use super::args::DeviceArgs;
@@ -40,7 +41,7 @@ impl LabelArgs {
 }
 
 /// An engine that gives the log-probabilities of prompts.
-pub fn load(checkpoint: Checkpoint, device: &DeviceArgs) -> Result<Engine, Failure> {
+pub fn load(checkpoint: ModelFiles, device: &DeviceArgs) -> Result<Engine, Failure> {
     checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
     let vocab_size = checkpoint.architecture.shape().vocab_size;
     let prompt_logprobs = tasks::prompt_logprob_rows(vocab_size);

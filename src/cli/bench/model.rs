@@ -3,8 +3,8 @@
 use std::io::Write;
 
 use wginfer::bench::{self, ModelOptions, ModelReport, ModelRow, Report, Shape};
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::Checkpoint;
 use wginfer::gpu::GpuOptions;
 
 use crate::cli::args::{GpuArg, KvType, ModelArg, Quantize, WeightType};
@@ -115,7 +115,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let open = || match &shape {
         Some(shape) => {
             let drawn = if dtype.is_quantised() { Dtype::F16 } else { dtype };
-            Checkpoint::random(&shape.name, &shape.config_json, drawn)
+            ModelFiles::random(&shape.name, &shape.config_json, drawn)
         }
         None => args.model.reopen(),
     };
