@@ -485,12 +485,12 @@ fn what_a_folder_can_get_wrong_is_named() {
     );
     modules(pooling.clone(), "mean".into(), "1_Pooling/config.json");
     modules(serde_json::json!([module("Transformer", "")]), serde_json::json!({}), "no module `Pooling`");
-    modules(serde_json::json!([module("CNN", "")]), serde_json::json!({}), "module `CNN` does not run here");
+    modules(serde_json::json!([module("CNN", "")]), serde_json::json!({}), "module `CNN` is not supported");
     modules(serde_json::json!([module("Pooling", "../..")]), serde_json::json!({}), "`path` is `../..`");
     modules(serde_json::json!({ "a": 1 }), serde_json::json!({}), "modules.json");
 
     let error = open(&folder("llama")).expect(ModelKind::Encoder).expect_err("a language model").to_string();
-    assert_eq!(error, "`llama` is a model that writes: it can generate");
+    assert_eq!(error, "`llama` is a decoder: it can generate");
     let error =
         open(&folder("bert-classifier")).expect(ModelKind::Decoder).expect_err("an encoder").to_string();
     assert_eq!(error, "`bert` is an encoder: it can embed and classify");

@@ -1,4 +1,4 @@
-//! What sentence-transformers wrote of how the rows of a text become its embedding.
+//! The modules of sentence-transformers that turn the rows of a text into its embedding.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -15,25 +15,25 @@ use crate::weights::Weights;
 /// How the rows of a text become its embedding: the modules of sentence-transformers (Reimers & Gurevych 2019).
 #[derive(Clone, Debug)]
 pub struct EmbeddingConfig {
-    /// Pooled in these ways, one beside the other.
+    /// Ways of pooling, whose results are concatenated.
     pub pooling: Vec<Pooling>,
-    /// Products after that, in order.
+    /// Products after pooling, in order.
     pub dense: Vec<DenseModule>,
-    /// The result has length 1.
+    /// Whether the result is scaled to length 1.
     pub normalize: bool,
-    /// Tokens of a text; what the model was made for without.
+    /// Longest text in tokens. Default: the model's maximum.
     pub max_seq_length: Option<usize>,
-    /// Texts are put into lower case first.
+    /// Whether texts are converted to lower case first.
     pub do_lower_case: bool,
-    /// What is put before a text, by name, such as `query`.
+    /// Prefixes for texts, by name, such as `query`.
     pub prompts: BTreeMap<String, String>,
-    /// Which of them unasked.
+    /// The name of the default prefix.
     pub default_prompt_name: Option<String>,
-    /// Whether there was a `modules.json`: without one the mean is taken and normalised.
+    /// Whether there is a `modules.json`. Default: mean pooling, normalised.
     pub is_declared: bool,
 }
 
-/// Modules that a model may list: more than any has, few enough for each to open files of its own.
+/// Most modules of a model: more than any model has, few enough that opening files for each is cheap.
 const MOST_MODULES: usize = 16;
 
 /// A product with an activation after the pooling.
@@ -41,13 +41,13 @@ const MOST_MODULES: usize = 16;
 pub struct DenseModule {
     /// `linear.weight`, `linear.bias`.
     pub weights: Arc<Weights>,
-    /// Values that go in.
+    /// Length of the input.
     pub in_features: usize,
-    /// Values that come out.
+    /// Length of the output.
     pub out_features: usize,
     /// Whether there is a bias.
     pub bias: bool,
-    /// None where it is the identity.
+    /// `None` is the identity.
     pub act: Option<Act>,
 }
 
@@ -74,7 +74,7 @@ struct PromptConfig {
     default_prompt_name: Option<String>,
 }
 
-/// `1_Pooling/config.json`. Later versions name modes, earlier ones have a switch for each.
+/// `1_Pooling/config.json`. Later versions name the modes; earlier ones have a switch for each.
 #[derive(Deserialize)]
 struct PoolingConfig {
     word_embedding_dimension: Option<usize>,
@@ -116,7 +116,7 @@ fn yes() -> bool {
     true
 }
 
-/// The mean of all tokens, with length 1: what sentence-transformers does where there is no `modules.json`.
+/// Mean pooling, normalised: the default of sentence-transformers if there is no `modules.json`.
 impl Default for EmbeddingConfig {
     fn default() -> Self {
         EmbeddingConfig {
@@ -133,7 +133,7 @@ impl Default for EmbeddingConfig {
 }
 
 impl EmbeddingConfig {
-    /// Reads the files of a model whose rows have `hidden_size`.
+    /// Reads the files of a model whose rows have `hidden_size` elements.
     pub(super) fn read(files: Files<'_>, hidden_size: usize) -> Result<EmbeddingConfig, CheckpointError> {
         let transformer: TransformerConfig =
             optional(json(files, "sentence_bert_config.json"))?.unwrap_or_default();
@@ -162,7 +162,7 @@ impl EmbeddingConfig {
                 return wrong(format!("`path` is `{}`, expected a folder beside it", module.path));
             }
             let folder = module.path.as_str();
-            // The packages moved between versions, the classes did not.
+            // The paths of packages changed between versions; the names of classes did not.
             let class = module.r#type.rsplit('.').next().unwrap_or_default();
             match class {
                 _ if config.normalize => {
@@ -184,8 +184,8 @@ impl EmbeddingConfig {
                 "Normalize" if !config.pooling.is_empty() => config.normalize = true,
                 _ => {
                     return wrong(format!(
-                        "module `{class}` does not run here, expected `Transformer`, `Pooling`, then `Dense` and \
-                         `Normalize` if need be"
+                        "module `{class}` is not supported, expected `Transformer`, `Pooling`, then optionally `Dense` \
+                         and `Normalize`"
                     ));
                 }
             }
@@ -196,13 +196,13 @@ impl EmbeddingConfig {
         }
     }
 
-    /// Values of an embedding of a model whose rows have `hidden_size`.
+    /// Length of an embedding, if the model's rows have `hidden_size` elements.
     pub fn width(&self, hidden_size: usize) -> usize {
         self.dense.last().map_or(self.pooling.len() * hidden_size, |dense| dense.out_features)
     }
 }
 
-/// The ways of a `Pooling` module, in the order in which sentence-transformers puts them side by side.
+/// The ways of a `Pooling` module, in the order in which sentence-transformers concatenates their results.
 fn pooling(files: Files<'_>, folder: &str, hidden_size: usize) -> Result<Vec<Pooling>, CheckpointError> {
     let name = in_folder(folder, "config.json");
     let config: PoolingConfig = json(files, &name)?;

@@ -1,4 +1,4 @@
-//! What can go wrong from a model's name to an opened model.
+//! The error of opening a model.
 
 use std::path::{Path, PathBuf};
 
@@ -7,17 +7,17 @@ use crate::models::{ModelError, ModelKind};
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
-/// What can go wrong from a model's name to an opened model.
+/// An error in opening a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// There is nothing at the path.
+    /// The path does not exist.
     #[error("there is no folder `{}`", path.display())]
     NoFolder {
         /// The path.
         path: PathBuf,
     },
-    /// The path names something else.
+    /// The path exists but is not a folder.
     #[error("`{}` is not a folder", path.display())]
     NotAFolder {
         /// The path.
@@ -29,7 +29,7 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
     },
-    /// `owner/name`.
+    /// A name of the form `owner/name`.
     #[error("there is no folder `{name}`, and names on the hub are not supported yet")]
     HubName {
         /// The name.
@@ -40,10 +40,10 @@ pub enum CheckpointError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file's name belongs to something that holds no bytes.
+    /// A path exists but is not a regular file.
     #[error("`{}` cannot be read: it is {found}, expected a regular file", path.display())]
     NotAFile {
         /// The path.
@@ -51,17 +51,17 @@ pub enum CheckpointError {
         /// What is there.
         found: &'static str,
     },
-    /// A file is larger than any of its kind.
+    /// A file is larger than the limit of its kind.
     #[error("`{}` cannot be read: it has {found_bytes} bytes, expected at most {limit_bytes}", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size, or what was read of it.
+        /// Its size, or the number of bytes read.
         found_bytes: u64,
         /// The limit of its kind.
         limit_bytes: u64,
     },
-    /// A file does not hold what it should.
+    /// A file has invalid contents.
     #[error("`{}`: {message}", path.display())]
     Config {
         /// The file.
@@ -75,23 +75,23 @@ pub enum CheckpointError {
         /// The folder.
         dir: PathBuf,
     },
-    /// Random weights of a type that cannot be drawn.
+    /// Random weights were requested in an unsupported type.
     #[error("`dtype` is {found}, expected `F32`, `F16` or `BF16`, which can be quantised at load")]
     RandomDtype {
         /// The type.
         found: crate::dtype::Dtype,
     },
-    /// A model of the other kind than is needed.
+    /// A decoder where an encoder is needed, or the other way round.
     #[error("`{architecture}` is {}: it can {}", match kind {
-        ModelKind::Decoder => "a model that writes",
+        ModelKind::Decoder => "a decoder",
         ModelKind::Encoder => "an encoder",
     }, listed(can))]
     WrongKind {
         /// `model_type` in the config.
         architecture: &'static str,
-        /// What the model is.
+        /// The model's kind.
         kind: ModelKind,
-        /// What it can do.
+        /// The tasks that it can do.
         can: Vec<Ability>,
     },
     /// `config.json`.
@@ -100,22 +100,22 @@ pub enum CheckpointError {
     /// The tensors.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The tokenizer, where it alone was asked for.
+    /// The tokenizer, if only the tokenizer was requested.
     #[error(transparent)]
     Text(#[from] TextError),
 }
 
-/// What a folder must hold.
+/// The hint for the layout of a folder.
 const LAYOUT: &str =
     "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`";
 
 impl CheckpointError {
-    /// `path` does not hold what it should.
+    /// The error that `path` has invalid contents.
     pub(super) fn config(path: &Path, message: impl ToString) -> CheckpointError {
         CheckpointError::Config { path: path.to_path_buf(), message: message.to_string() }
     }
 
-    /// What the user can do about it.
+    /// Advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         use CheckpointError::*;
         match self {
@@ -134,7 +134,7 @@ impl CheckpointError {
     }
 }
 
-/// Abilities with `and` between.
+/// The names of abilities, joined with `and`.
 fn listed(abilities: &[Ability]) -> String {
     abilities.iter().map(|ability| ability.name()).collect::<Vec<_>>().join(" and ")
 }

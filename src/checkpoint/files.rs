@@ -1,4 +1,4 @@
-//! Reading: every file of a model is opened here, once.
+//! Reading files: every file of a model is opened here, once.
 
 use std::borrow::Cow;
 use std::fs::{File, Metadata};
@@ -8,24 +8,24 @@ use std::path::{Path, PathBuf};
 use super::CheckpointError;
 use crate::weights::Weights;
 
-/// Files by name: those of a folder, or those in the binary.
+/// Files by name, in a folder or in the binary.
 #[derive(Clone, Copy)]
 pub(super) enum Files<'a> {
     Folder(&'a Path),
     Embedded(&'static [(&'static str, &'static [u8])]),
 }
 
-/// What a file that is read into memory holds: that bounds its size.
+/// The kind of a file that is read into memory, which limits its size.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
-    /// A few settings. The largest have the names of 20 thousand labels, or the special tokens of a large vocabulary:
+    /// A few settings. The largest, with the names of 20 thousand labels or the special tokens of a large vocabulary, have
     /// about 1 MB.
     Settings,
-    /// `tokenizer.json`. A vocabulary of 256 thousand tokens takes 33 MB.
+    /// `tokenizer.json`. With a vocabulary of 256 thousand tokens, it has 33 MB.
     Tokenizer,
     /// A chat template: up to tens of KB.
     Template,
-    /// Which shard has which tensor. 92 thousand tensors (an expert's matrices are three) take 9 MB.
+    /// The index of shards. With 92 thousand tensors (an expert has three), it has 9 MB.
     Index,
 }
 
@@ -40,14 +40,14 @@ impl Kind {
     }
 }
 
-/// What is in a file.
+/// The contents of a file.
 pub(super) type Bytes = Cow<'static, [u8]>;
 
 impl Files<'_> {
-    /// What messages call the file `name`, which may be in a folder of its own: `1_Pooling/config.json`.
+    /// The path of the file `name` in messages. The name may contain a folder: `1_Pooling/config.json`.
     pub fn path(self, name: &str) -> PathBuf {
         match self {
-            // A path that ends in a separator reads badly.
+            // `join` would add a separator at the end.
             Files::Folder(dir) if name.is_empty() => dir.to_path_buf(),
             Files::Folder(dir) => dir.join(name),
             Files::Embedded(_) => name.into(),
@@ -62,7 +62,7 @@ impl Files<'_> {
         }
     }
 
-    /// The tensors in `folder`, or beside the other files if that is empty.
+    /// The tensors in the subfolder `folder`, or those of the model itself if it is empty.
     pub fn weights(self, folder: &str) -> Result<Weights, CheckpointError> {
         let single = in_folder(folder, "model.safetensors");
         let Files::Folder(dir) = self else { return Ok(Weights::from_bytes(self.embedded(&single)?)?) };
@@ -91,12 +91,12 @@ impl Files<'_> {
     }
 }
 
-/// The name of the file `name` in `folder`, which is empty for those that are in none.
+/// The name of the file `name` in the subfolder `folder`, which may be empty.
 pub(super) fn in_folder(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_string() } else { format!("{folder}/{name}") }
 }
 
-/// `None` instead of the error that there is no such file.
+/// Turns the error that there is no such file into `None`.
 pub(super) fn optional<T>(result: Result<T, CheckpointError>) -> Result<Option<T>, CheckpointError> {
     match result {
         Err(CheckpointError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
@@ -116,29 +116,29 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Vec<u8>, CheckpointError> 
     let n_bytes = file.metadata().map_err(io)?.len();
     check(n_bytes)?;
     let mut bytes = Vec::with_capacity(n_bytes as usize);
-    // One byte more than is allowed, so that more than was announced is noticed.
+    // Reads one byte beyond the limit, to notice a file that is longer than its metadata.
     file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(io)?;
     check(bytes.len() as u64)?;
     Ok(bytes)
 }
 
-/// Opens the file at `path`, or the one that a link there leads to.
+/// Opens the file at `path`; follows links.
 pub(super) fn open(path: &Path) -> Result<File, CheckpointError> {
     let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
     let check = |metadata: Metadata| match not_a_file(&metadata) {
         Some(found) => Err(CheckpointError::NotAFile { path: path.to_path_buf(), found }),
         None => Ok(()),
     };
-    // Before it is opened: opening a pipe waits for someone who writes to it.
+    // Checks before opening, because opening a named pipe waits for a writer.
     check(std::fs::metadata(path).map_err(io)?)?;
     log::trace!("opening `{}`", path.display());
     let file = File::open(path).map_err(io)?;
-    // The same once more, of what was opened: the path may lead elsewhere by now.
+    // Checks the opened file again: the path may lead elsewhere by now.
     check(file.metadata().map_err(io)?)?;
     Ok(file)
 }
 
-/// What is there, unless it is a regular file.
+/// The kind of a file that is not regular; `None` for a regular one.
 fn not_a_file(metadata: &Metadata) -> Option<&'static str> {
     if metadata.is_file() {
         return None;

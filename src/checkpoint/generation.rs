@@ -7,23 +7,23 @@ use serde_json::Value;
 
 use super::CheckpointError;
 
-/// `generation_config.json`: what the model's makers recommend. A key that is absent there is `None` here.
+/// `generation_config.json`: the settings that the model's authors recommend. An absent key is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct GenerationConfig {
-    /// `false` takes the most probable token, whatever the other keys say.
+    /// If `false`, the most probable token is taken, whatever the other keys are.
     pub do_sample: Option<bool>,
     /// Divides the logits.
     pub temperature: Option<f32>,
     /// Only the `top_k` most probable tokens.
     pub top_k: Option<u32>,
-    /// Only the fewest most probable tokens that hold `top_p` of the mass.
+    /// Only the fewest most probable tokens that hold `top_p` of the probability.
     pub top_p: Option<f32>,
     /// Only tokens with at least `min_p` times the largest probability.
     pub min_p: Option<f32>,
-    /// Divides or multiplies the logits of tokens that were there before.
+    /// Lowers the logits of tokens that occurred before: divides positive ones, multiplies negative ones.
     pub repetition_penalty: Option<f32>,
-    /// The whole file, for those who know more of its keys; null if there is none.
+    /// The whole file, for its other keys; null if there is none.
     #[serde(skip)]
     pub json: Value,
 }

@@ -1,8 +1,7 @@
 //! Layer 3: models, opened but not loaded.
 //!
-//! A [`Source`] becomes [`ModelFiles`]: whatever container a model came in, these are its parts. [`Source::parse`] decides
-//! what a name is, `files` reads. A new container is a variant of [`Source`] with a function that makes [`ModelFiles`]
-//! of it.
+//! A [`Source`] becomes [`ModelFiles`], which has the same parts for every container. [`Source::parse`] decides what a name
+//! is, and `files` reads. A new container is a variant of [`Source`], and a function that makes [`ModelFiles`] from it.
 
 mod embedding;
 mod error;
@@ -24,23 +23,23 @@ use crate::models::{self, Architecture, EncoderArchitecture, Labels, ModelKind, 
 use crate::text::{TextError, Tokenizer, TokenizerFiles};
 use crate::weights::Weights;
 
-/// An opened model: everything that it is made of, and nothing of it in device memory.
+/// An opened model: all its parts, none of them in device memory yet.
 pub struct ModelFiles {
-    /// Where it came from, for messages.
+    /// The source, for messages.
     pub name: String,
     /// `config.json`.
     pub config: String,
     /// What that says.
     pub architecture: AnyArchitecture,
-    /// The tensors; of a folder they are mapped, not read.
+    /// The tensors. Those of a folder are mapped into memory.
     pub weights: Arc<Weights>,
     /// The tokenizer with its chat template, or why there is none.
     pub tokenizer: Result<Tokenizer, TextError>,
     /// `generation_config.json`.
     pub generation: GenerationConfig,
-    /// How rows become an embedding: `modules.json` and the files that it names. `Some` for encoders.
+    /// Pooling and further modules: `modules.json` and the files that it names. `Some` for encoders.
     pub embedding: Option<EmbeddingConfig>,
-    /// What the classification head tells apart, if there is one.
+    /// The labels of the classification head, if there is one.
     pub labels: Option<Labels>,
 }
 
@@ -52,16 +51,16 @@ pub enum AnyArchitecture {
     Encoder(Box<dyn EncoderArchitecture>),
 }
 
-/// Something that a model can do.
+/// A task that a model can do itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ability {
     /// Continue a text.
     Generate,
-    /// Turn speech into text.
-    Hear,
-    /// Turn a text into a vector.
+    /// Transcribe speech.
+    Transcribe,
+    /// Embed a text: turn it into a vector.
     Embed,
-    /// Give the labels of its own classification head their probabilities.
+    /// Classify a text by the labels of its own head.
     Classify,
 }
 
@@ -70,7 +69,7 @@ impl Ability {
     pub fn name(self) -> &'static str {
         match self {
             Ability::Generate => "generate",
-            Ability::Hear => "transcribe",
+            Ability::Transcribe => "transcribe",
             Ability::Embed => "embed",
             Ability::Classify => "classify",
         }
@@ -110,7 +109,7 @@ const DEMO: Files<'static> = demo!(
     "tokenizer_config.json",
 );
 
-/// Vocabularies in formats that are not read, for the message that `tokenizer.json` is missing.
+/// Vocabulary files in unsupported formats, for the message that `tokenizer.json` is missing.
 const OTHER_TOKENIZERS: [&str; 6] =
     ["tokenizer.model", "spiece.model", "tiktoken.model", "vocab.json", "merges.txt", "vocab.txt"];
 
@@ -118,7 +117,7 @@ const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
 impl ModelFiles {
-    /// Opens what is at `path`, whatever container that is.
+    /// Opens the model at `path`, in any supported container.
     ///
     /// # Errors
     /// Those of [`Source::parse`] and [`ModelFiles::from_source`].
@@ -129,7 +128,7 @@ impl ModelFiles {
     /// Opens the demonstration model in the binary, [`Source::Demo`].
     ///
     /// # Errors
-    /// [`CheckpointError`], if these files are not what they should be.
+    /// [`CheckpointError`] if these files are invalid.
     pub fn demo() -> Result<ModelFiles, CheckpointError> {
         ModelFiles::from_source(&Source::Demo)
     }
@@ -137,7 +136,7 @@ impl ModelFiles {
     /// Opens a source.
     ///
     /// # Errors
-    /// [`CheckpointError`] says what is wrong with which file.
+    /// [`CheckpointError`] with the file and what is wrong with it.
     pub fn from_source(source: &Source) -> Result<ModelFiles, CheckpointError> {
         match source {
             Source::Folder(dir) => ModelFiles::read(dir.display().to_string(), Files::Folder(dir)),
@@ -145,12 +144,12 @@ impl ModelFiles {
         }
     }
 
-    /// A model of the shape that `config_json` describes, with random weights that are drawn on the device at load,
-    /// matrices in `dtype`: for measurements. It has no tokenizer, and needs a device of our own.
+    /// A model of the shape that `config_json` describes, for benchmarks. Its weights are random numbers, generated on the
+    /// device at load, with matrices in `dtype`. It has no tokenizer, and needs a device of our own.
     ///
     /// # Errors
-    /// [`CheckpointError::Model`] says what is wrong with the config, [`CheckpointError::RandomDtype`] that nothing is
-    /// drawn in `dtype`.
+    /// [`CheckpointError::Model`] if the config is invalid, [`CheckpointError::RandomDtype`] if `dtype` is not `F32`, `F16` or
+    /// `BF16`.
     pub fn random(name: &str, config_json: &str, dtype: Dtype) -> Result<ModelFiles, CheckpointError> {
         if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Err(CheckpointError::RandomDtype { found: dtype });
@@ -197,7 +196,7 @@ impl ModelFiles {
         Ok(ModelFiles { name, config, architecture, weights, tokenizer, generation, embedding, labels })
     }
 
-    /// What the model is made for.
+    /// Whether the model is a decoder or an encoder.
     pub fn kind(&self) -> ModelKind {
         match self.architecture {
             AnyArchitecture::Decoder(_) => ModelKind::Decoder,
@@ -205,25 +204,25 @@ impl ModelFiles {
         }
     }
 
-    /// What the model can do.
+    /// The tasks that the model can do itself.
     pub fn abilities(&self) -> Vec<Ability> {
         match self.kind() {
-            ModelKind::Decoder if self.architecture.shape().audio.is_some() => vec![Ability::Hear],
+            ModelKind::Decoder if self.architecture.shape().audio.is_some() => vec![Ability::Transcribe],
             ModelKind::Decoder => vec![Ability::Generate],
             ModelKind::Encoder if self.labels.is_some() => vec![Ability::Embed, Ability::Classify],
             ModelKind::Encoder => vec![Ability::Embed],
         }
     }
 
-    /// Whether the model can do something.
+    /// Whether the model can do a task itself.
     pub fn can(&self, ability: Ability) -> bool {
         self.abilities().contains(&ability)
     }
 
-    /// Refuses a model of the other kind.
+    /// Checks the model's kind.
     ///
     /// # Errors
-    /// [`CheckpointError::WrongKind`] says what the model can do.
+    /// [`CheckpointError::WrongKind`], with what the model can do.
     pub fn expect(&self, kind: ModelKind) -> Result<(), CheckpointError> {
         match self.kind() == kind {
             true => Ok(()),
@@ -259,11 +258,10 @@ impl ModelFiles {
     }
 }
 
-/// Opens the tokenizer of a folder that may hold nothing else.
+/// Opens the tokenizer of a folder, which needs no other files.
 ///
 /// # Errors
-/// [`CheckpointError::Text`] if there is none, or a file does not hold what it should; otherwise what keeps a file from
-/// being read.
+/// [`CheckpointError::Text`] if there is none or a file is invalid; others if a file cannot be read.
 pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
     let files = Files::Folder(dir);
     let config = optional(files.read(CONFIG, Kind::Settings))?;
@@ -274,13 +272,13 @@ pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
 /// Reads a `config.json`: the file at `path`, or the one in the folder there.
 ///
 /// # Errors
-/// What keeps the file from being read.
+/// [`CheckpointError`] if the file cannot be read or is not UTF-8.
 pub fn read_config(path: &Path) -> Result<String, CheckpointError> {
     let path = if path.is_dir() { path.join(CONFIG) } else { path.to_path_buf() };
     text(&path, files::read(&path, Kind::Settings)?)
 }
 
-/// Reads what a tokenizer is made of besides `config.json` and `generation_config.json`.
+/// Builds a tokenizer; reads its files other than `config.json` and `generation_config.json`.
 fn tokenizer(
     files: Files<'_>,
     config: Option<&[u8]>,

@@ -1,22 +1,21 @@
-//! Where a model comes from.
+//! The source of a model.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 
-/// Where a model comes from.
+/// The source of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A folder in Hugging Face layout.
     Folder(PathBuf),
-    /// The demonstration model that is compiled into the binary: stories of a small world. `assets/demo` says how it was
-    /// made.
+    /// The demonstration model in the binary, trained on stories of a small world. `assets/demo` describes how it was made.
     Demo,
 }
 
 impl Source {
-    /// Decides what `name` is.
+    /// The source that `name` stands for.
     ///
     /// # Errors
     /// [`CheckpointError::NoFolder`], [`CheckpointError::NotAFolder`], [`CheckpointError::Gguf`],
