@@ -1,4 +1,4 @@
-//! The modules of sentence-transformers that turn the rows of a text into its embedding.
+//! From rows to an embedding: the files that sentence-transformers writes beside a model.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -15,25 +15,25 @@ use crate::weights::Weights;
 /// How the rows of a text become its embedding: the modules of sentence-transformers (Reimers & Gurevych 2019).
 #[derive(Clone, Debug)]
 pub struct EmbeddingConfig {
-    /// Ways of pooling, whose results are concatenated.
+    /// Pooling modes; their results are put side by side.
     pub pooling: Vec<Pooling>,
-    /// Products after pooling, in order.
+    /// Products after the pooling, in order.
     pub dense: Vec<DenseModule>,
-    /// Whether the result is scaled to length 1.
+    /// The result has length 1.
     pub normalize: bool,
-    /// Longest text in tokens. Default: the model's maximum.
+    /// Maximum number of tokens of a text. Default: the model's maximum.
     pub max_seq_length: Option<usize>,
-    /// Whether texts are converted to lower case first.
+    /// Texts are put into lower case first.
     pub do_lower_case: bool,
-    /// Prefixes for texts, by name, such as `query`.
+    /// Prefixes of texts by name, such as `query`.
     pub prompts: BTreeMap<String, String>,
-    /// The name of the default prefix.
+    /// Name of the prompt to use by default.
     pub default_prompt_name: Option<String>,
-    /// Whether there is a `modules.json`. Default: mean pooling, normalised.
+    /// Whether there was a `modules.json`. Default: the mean of all tokens, normalised.
     pub is_declared: bool,
 }
 
-/// Most modules of a model: more than any model has, few enough that opening files for each is cheap.
+/// Maximum number of modules: published models have three to five, and each opens files of its own.
 const MOST_MODULES: usize = 16;
 
 /// A product with an activation after the pooling.
@@ -41,13 +41,13 @@ const MOST_MODULES: usize = 16;
 pub struct DenseModule {
     /// `linear.weight`, `linear.bias`.
     pub weights: Arc<Weights>,
-    /// Length of the input.
+    /// Width of its input.
     pub in_features: usize,
-    /// Length of the output.
+    /// Width of its output.
     pub out_features: usize,
     /// Whether there is a bias.
     pub bias: bool,
-    /// `None` is the identity.
+    /// The activation; `None` is the identity.
     pub act: Option<Act>,
 }
 
@@ -74,7 +74,7 @@ struct PromptConfig {
     default_prompt_name: Option<String>,
 }
 
-/// `1_Pooling/config.json`. Later versions name the modes; earlier ones have a switch for each.
+/// `1_Pooling/config.json`. Later versions name modes, earlier ones have a switch for each.
 #[derive(Deserialize)]
 struct PoolingConfig {
     word_embedding_dimension: Option<usize>,
@@ -116,7 +116,7 @@ fn yes() -> bool {
     true
 }
 
-/// Mean pooling, normalised: the default of sentence-transformers if there is no `modules.json`.
+/// The mean of all tokens, with length 1: what sentence-transformers does where there is no `modules.json`.
 impl Default for EmbeddingConfig {
     fn default() -> Self {
         EmbeddingConfig {
@@ -133,13 +133,13 @@ impl Default for EmbeddingConfig {
 }
 
 impl EmbeddingConfig {
-    /// Reads the files of a model whose rows have `hidden_size` elements.
+    /// Reads the files of a model whose rows have `hidden_size`.
     pub(super) fn read(files: Files<'_>, hidden_size: usize) -> Result<EmbeddingConfig, CheckpointError> {
         let transformer: TransformerConfig =
             optional(json(files, "sentence_bert_config.json"))?.unwrap_or_default();
         let prompts: PromptConfig =
             optional(json(files, "config_sentence_transformers.json"))?.unwrap_or_default();
-        let unasked = EmbeddingConfig {
+        let common = EmbeddingConfig {
             max_seq_length: transformer.max_seq_length,
             do_lower_case: transformer.do_lower_case,
             prompts: prompts.prompts,
@@ -147,9 +147,9 @@ impl EmbeddingConfig {
             ..EmbeddingConfig::default()
         };
         const MODULES: &str = "modules.json";
-        let Some(modules) = optional(json::<Vec<Module>>(files, MODULES))? else { return Ok(unasked) };
+        let Some(modules) = optional(json::<Vec<Module>>(files, MODULES))? else { return Ok(common) };
         let mut config =
-            EmbeddingConfig { pooling: Vec::new(), normalize: false, is_declared: true, ..unasked };
+            EmbeddingConfig { pooling: Vec::new(), normalize: false, is_declared: true, ..common };
         let wrong = |message: String| Err(CheckpointError::config(&files.path(MODULES), message));
         if modules.len() > MOST_MODULES {
             return wrong(format!("{} modules, expected at most {MOST_MODULES}", modules.len()));
@@ -162,7 +162,7 @@ impl EmbeddingConfig {
                 return wrong(format!("`path` is `{}`, expected a folder beside it", module.path));
             }
             let folder = module.path.as_str();
-            // The paths of packages changed between versions; the names of classes did not.
+            // The packages moved between versions, the classes did not.
             let class = module.r#type.rsplit('.').next().unwrap_or_default();
             match class {
                 _ if config.normalize => {
@@ -184,8 +184,8 @@ impl EmbeddingConfig {
                 "Normalize" if !config.pooling.is_empty() => config.normalize = true,
                 _ => {
                     return wrong(format!(
-                        "module `{class}` is not supported, expected `Transformer`, `Pooling`, then optionally `Dense` \
-                         and `Normalize`"
+                        "module `{class}` does not run here, expected `Transformer`, `Pooling`, then `Dense` and \
+                         `Normalize` if need be"
                     ));
                 }
             }
@@ -196,13 +196,13 @@ impl EmbeddingConfig {
         }
     }
 
-    /// Length of an embedding, if the model's rows have `hidden_size` elements.
+    /// Values of an embedding of a model whose rows have `hidden_size`.
     pub fn width(&self, hidden_size: usize) -> usize {
         self.dense.last().map_or(self.pooling.len() * hidden_size, |dense| dense.out_features)
     }
 }
 
-/// The ways of a `Pooling` module, in the order in which sentence-transformers concatenates their results.
+/// The ways of a `Pooling` module, in the order in which sentence-transformers puts them side by side.
 fn pooling(files: Files<'_>, folder: &str, hidden_size: usize) -> Result<Vec<Pooling>, CheckpointError> {
     let name = in_folder(folder, "config.json");
     let config: PoolingConfig = json(files, &name)?;

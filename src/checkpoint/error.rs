@@ -1,5 +1,6 @@
-//! The error of opening a model.
+//! What can go wrong from a model's name to an opened model.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::Ability;
@@ -7,7 +8,7 @@ use crate::models::{ModelError, ModelKind};
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
-/// An error in opening a model.
+/// What can go wrong from a model's name to an opened model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
@@ -17,7 +18,7 @@ pub enum CheckpointError {
         /// The path.
         path: PathBuf,
     },
-    /// The path exists but is not a folder.
+    /// The path is not that of a folder.
     #[error("`{}` is not a folder", path.display())]
     NotAFolder {
         /// The path.
@@ -29,7 +30,7 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
     },
-    /// A name of the form `owner/name`.
+    /// A name on the hub, `owner/name`.
     #[error("there is no folder `{name}`, and names on the hub are not supported yet")]
     HubName {
         /// The name.
@@ -40,10 +41,10 @@ pub enum CheckpointError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's error.
+        /// The system's message.
         source: std::io::Error,
     },
-    /// A path exists but is not a regular file.
+    /// A folder, pipe, socket or device has the name of a file.
     #[error("`{}` cannot be read: it is {found}, expected a regular file", path.display())]
     NotAFile {
         /// The path.
@@ -51,17 +52,17 @@ pub enum CheckpointError {
         /// What is there.
         found: &'static str,
     },
-    /// A file is larger than the limit of its kind.
+    /// A file is larger than any of its kind.
     #[error("`{}` cannot be read: it has {found_bytes} bytes, expected at most {limit_bytes}", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size, or the number of bytes read.
+        /// Its size, or the number of bytes that were read.
         found_bytes: u64,
-        /// The limit of its kind.
+        /// The limit for files of its kind.
         limit_bytes: u64,
     },
-    /// A file has invalid contents.
+    /// The content of a file is wrong.
     #[error("`{}`: {message}", path.display())]
     Config {
         /// The file.
@@ -75,7 +76,7 @@ pub enum CheckpointError {
         /// The folder.
         dir: PathBuf,
     },
-    /// Random weights were requested in an unsupported type.
+    /// Random weights cannot be drawn in this type.
     #[error("`dtype` is {found}, expected `F32`, `F16` or `BF16`, which can be quantised at load")]
     RandomDtype {
         /// The type.
@@ -83,7 +84,7 @@ pub enum CheckpointError {
     },
     /// A decoder where an encoder is needed, or the other way round.
     #[error("`{architecture}` is {}: it can {}", match kind {
-        ModelKind::Decoder => "a decoder",
+        ModelKind::Decoder => "a model that writes",
         ModelKind::Encoder => "an encoder",
     }, listed(can))]
     WrongKind {
@@ -91,7 +92,7 @@ pub enum CheckpointError {
         architecture: &'static str,
         /// The model's kind.
         kind: ModelKind,
-        /// The tasks that it can do.
+        /// Its abilities.
         can: Vec<Ability>,
     },
     /// `config.json`.
@@ -100,27 +101,31 @@ pub enum CheckpointError {
     /// The tensors.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The tokenizer, if only the tokenizer was requested.
+    /// The tokenizer, from [`open_tokenizer`](super::open_tokenizer) only.
     #[error(transparent)]
     Text(#[from] TextError),
 }
 
-/// The hint for the layout of a folder.
 const LAYOUT: &str =
     "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`";
 
 impl CheckpointError {
-    /// The error that `path` has invalid contents.
+    /// An error in the content of the file at `path`.
     pub(super) fn config(path: &Path, message: impl ToString) -> CheckpointError {
         CheckpointError::Config { path: path.to_path_buf(), message: message.to_string() }
     }
 
-    /// Advice for the user, if there is any.
+    /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         use CheckpointError::*;
         match self {
             NoFolder { .. } | NotAFolder { .. } | Gguf { .. } | NoWeights { .. } => Some(LAYOUT.into()),
-            Io { path, .. } if path.ends_with("config.json") => Some(LAYOUT.into()),
+            Io { path, source } if path.ends_with("config.json") && source.kind() == ErrorKind::NotFound => {
+                Some(LAYOUT.into())
+            }
+            TooLarge { .. } | NotAFile { .. } => {
+                Some("the folder may be damaged: download the model again".into())
+            }
             HubName { name } => {
                 Some(format!("`hf download {name} --local-dir DIR` fetches it; then open the folder `DIR`"))
             }
@@ -134,7 +139,7 @@ impl CheckpointError {
     }
 }
 
-/// The names of abilities, joined with `and`.
+/// Abilities with `and` between.
 fn listed(abilities: &[Ability]) -> String {
     abilities.iter().map(|ability| ability.name()).collect::<Vec<_>>().join(" and ")
 }

@@ -1,4 +1,4 @@
-//! Reading files: every file of a model is opened here, once.
+//! Reading: every file of a model is opened here, once.
 
 use std::borrow::Cow;
 use std::fs::{File, Metadata};
@@ -8,24 +8,23 @@ use std::path::{Path, PathBuf};
 use super::CheckpointError;
 use crate::weights::Weights;
 
-/// Files by name, in a folder or in the binary.
+/// Files by name: those of a folder, or those in the binary.
 #[derive(Clone, Copy)]
 pub(super) enum Files<'a> {
     Folder(&'a Path),
     Embedded(&'static [(&'static str, &'static [u8])]),
 }
 
-/// The kind of a file that is read into memory, which limits its size.
+/// The content of a file that is read into memory; it bounds the size.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
-    /// A few settings. The largest, with the names of 20 thousand labels or the special tokens of a large vocabulary, have
-    /// about 1 MB.
+    /// Settings in JSON. The names of 20 thousand labels, or the special tokens of a large vocabulary, take about 1 MB.
     Settings,
-    /// `tokenizer.json`. With a vocabulary of 256 thousand tokens, it has 33 MB.
+    /// `tokenizer.json`. A vocabulary of 256 thousand tokens takes 33 MB.
     Tokenizer,
-    /// A chat template: up to tens of KB.
+    /// A chat template. Long ones take tens of KB.
     Template,
-    /// The index of shards. With 92 thousand tensors (an expert has three), it has 9 MB.
+    /// The shard of each tensor. An entry takes about 100 bytes, and a model of many experts has 100 thousand tensors.
     Index,
 }
 
@@ -40,14 +39,14 @@ impl Kind {
     }
 }
 
-/// The contents of a file.
+/// The content of a file.
 pub(super) type Bytes = Cow<'static, [u8]>;
 
 impl Files<'_> {
-    /// The path of the file `name` in messages. The name may contain a folder: `1_Pooling/config.json`.
+    /// The path of a file, for messages. The name may have a folder in it: `1_Pooling/config.json`.
     pub fn path(self, name: &str) -> PathBuf {
         match self {
-            // `join` would add a separator at the end.
+            // Joined with an empty name it would end in a separator.
             Files::Folder(dir) if name.is_empty() => dir.to_path_buf(),
             Files::Folder(dir) => dir.join(name),
             Files::Embedded(_) => name.into(),
@@ -58,14 +57,17 @@ impl Files<'_> {
     pub fn read(self, name: &str, kind: Kind) -> Result<Bytes, CheckpointError> {
         match self {
             Files::Folder(dir) => Ok(read(&dir.join(name), kind)?.into()),
-            Files::Embedded(_) => Ok(self.embedded(name)?.into()),
+            Files::Embedded(files) => Ok(embedded(files, name)?.into()),
         }
     }
 
-    /// The tensors in the subfolder `folder`, or those of the model itself if it is empty.
+    /// Opens the tensors in `folder`; an empty name is the folder of the other files.
     pub fn weights(self, folder: &str) -> Result<Weights, CheckpointError> {
         let single = in_folder(folder, "model.safetensors");
-        let Files::Folder(dir) = self else { return Ok(Weights::from_bytes(self.embedded(&single)?)?) };
+        let dir = match self {
+            Files::Folder(dir) => dir,
+            Files::Embedded(files) => return Ok(Weights::from_bytes(embedded(files, &single)?)?),
+        };
         let open = |name: &str| {
             let path = dir.join(name);
             open(&path).map(|file| (path, file))
@@ -81,22 +83,21 @@ impl Files<'_> {
         let files = names.iter().map(|name| open(&in_folder(folder, name)));
         Ok(Weights::map(&files.collect::<Result<Vec<_>, _>>()?)?)
     }
-
-    /// A file in the binary.
-    pub fn embedded(self, name: &str) -> Result<&'static [u8], CheckpointError> {
-        let files = if let Files::Embedded(files) = self { files } else { &[] };
-        let file = files.iter().find(|(known, _)| *known == name);
-        let missing = || CheckpointError::Io { path: name.into(), source: ErrorKind::NotFound.into() };
-        file.map(|(_, bytes)| *bytes).ok_or_else(missing)
-    }
 }
 
-/// The name of the file `name` in the subfolder `folder`, which may be empty.
+/// A file in the binary.
+fn embedded(files: &[(&'static str, &'static [u8])], name: &str) -> Result<&'static [u8], CheckpointError> {
+    let file = files.iter().find(|(known, _)| *known == name);
+    let missing = || CheckpointError::Io { path: name.into(), source: ErrorKind::NotFound.into() };
+    file.map(|(_, bytes)| *bytes).ok_or_else(missing)
+}
+
+/// The name of a file in `folder`; an empty name is the folder of the model itself.
 pub(super) fn in_folder(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_string() } else { format!("{folder}/{name}") }
 }
 
-/// Turns the error that there is no such file into `None`.
+/// Turns the error that a file does not exist into `None`.
 pub(super) fn optional<T>(result: Result<T, CheckpointError>) -> Result<Option<T>, CheckpointError> {
     match result {
         Err(CheckpointError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
@@ -116,29 +117,29 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Vec<u8>, CheckpointError> 
     let n_bytes = file.metadata().map_err(io)?.len();
     check(n_bytes)?;
     let mut bytes = Vec::with_capacity(n_bytes as usize);
-    // Reads one byte beyond the limit, to notice a file that is longer than its metadata.
+    // One byte beyond the limit: a file may hold more than its size says, those of `/proc` do.
     file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(io)?;
     check(bytes.len() as u64)?;
     Ok(bytes)
 }
 
-/// Opens the file at `path`; follows links.
+/// Opens the regular file at `path`. Links are followed.
 pub(super) fn open(path: &Path) -> Result<File, CheckpointError> {
     let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
     let check = |metadata: Metadata| match not_a_file(&metadata) {
         Some(found) => Err(CheckpointError::NotAFile { path: path.to_path_buf(), found }),
         None => Ok(()),
     };
-    // Checks before opening, because opening a named pipe waits for a writer.
+    // Checked before it is opened: opening a pipe waits until somebody writes to it.
     check(std::fs::metadata(path).map_err(io)?)?;
     log::trace!("opening `{}`", path.display());
     let file = File::open(path).map_err(io)?;
-    // Checks the opened file again: the path may lead elsewhere by now.
+    // Checked again: the path may have been given to something else in between.
     check(file.metadata().map_err(io)?)?;
     Ok(file)
 }
 
-/// The kind of a file that is not regular; `None` for a regular one.
+/// What a path leads to, unless that is a regular file.
 fn not_a_file(metadata: &Metadata) -> Option<&'static str> {
     if metadata.is_file() {
         return None;

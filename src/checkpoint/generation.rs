@@ -7,23 +7,23 @@ use serde_json::Value;
 
 use super::CheckpointError;
 
-/// `generation_config.json`: the settings that the model's authors recommend. An absent key is `None`.
+/// `generation_config.json`: the sampling that the model's authors recommend. A key that is absent is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct GenerationConfig {
-    /// If `false`, the most probable token is taken, whatever the other keys are.
+    /// `false` takes the most probable token, whatever the other keys say.
     pub do_sample: Option<bool>,
     /// Divides the logits.
     pub temperature: Option<f32>,
     /// Only the `top_k` most probable tokens.
     pub top_k: Option<u32>,
-    /// Only the fewest most probable tokens that hold `top_p` of the probability.
+    /// Only the fewest most probable tokens that hold `top_p` of the mass.
     pub top_p: Option<f32>,
     /// Only tokens with at least `min_p` times the largest probability.
     pub min_p: Option<f32>,
-    /// Lowers the logits of tokens that occurred before: divides positive ones, multiplies negative ones.
+    /// Divides or multiplies the logits of tokens that were there before.
     pub repetition_penalty: Option<f32>,
-    /// The whole file, for its other keys; null if there is none.
+    /// The whole file, with the keys of a speech model; null if there is no file.
     #[serde(skip)]
     pub json: Value,
 }

@@ -1,7 +1,8 @@
 //! Layer 3: models, opened but not loaded.
 //!
-//! A [`Source`] becomes [`ModelFiles`], which has the same parts for every container. [`Source::parse`] decides what a name
-//! is, and `files` reads. A new container is a variant of [`Source`], and a function that makes [`ModelFiles`] from it.
+//! A [`Source`] becomes [`ModelFiles`], the parts of a model whatever container it came in. [`Source::parse`] decides what
+//! a name is; `files` reads and checks every file. A new container is a variant of [`Source`] and a function that makes
+//! [`ModelFiles`] of it.
 
 mod embedding;
 mod error;
@@ -25,34 +26,34 @@ use crate::weights::Weights;
 
 /// An opened model: all its parts, none of them in device memory yet.
 pub struct ModelFiles {
-    /// The source, for messages.
+    /// The folder's path or the name of the demonstration model, for messages.
     pub name: String,
     /// `config.json`.
     pub config: String,
-    /// The parsed `config.json`.
+    /// The architecture that `config` describes.
     pub architecture: Box<dyn Architecture>,
-    /// The tensors. Those of a folder are mapped into memory.
+    /// The tensors; of a folder they are mapped, not read.
     pub weights: Arc<Weights>,
-    /// The tokenizer with its chat template, or why there is none.
+    /// The tokenizer with its chat template, or the reason why it is missing.
     pub tokenizer: Result<Tokenizer, TextError>,
     /// `generation_config.json`.
     pub generation: GenerationConfig,
-    /// Pooling and further modules: `modules.json` and the files that it names. `Some` for encoders.
+    /// `modules.json` and the files that it names: from rows to an embedding. `Some` for every encoder.
     pub embedding: Option<EmbeddingConfig>,
     /// The labels of the classification head, if there is one.
     pub labels: Option<Labels>,
 }
 
-/// A task that a model can do itself.
+/// Something that a model can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ability {
     /// Continue a text.
     Generate,
-    /// Transcribe speech.
-    Transcribe,
-    /// Embed a text: turn it into a vector.
+    /// Turn speech into text.
+    Hear,
+    /// Turn a text into a vector.
     Embed,
-    /// Classify a text by the labels of its own head.
+    /// Compute the probabilities of the labels of its own classification head.
     Classify,
 }
 
@@ -61,7 +62,7 @@ impl Ability {
     pub fn name(self) -> &'static str {
         match self {
             Ability::Generate => "generate",
-            Ability::Transcribe => "transcribe",
+            Ability::Hear => "transcribe",
             Ability::Embed => "embed",
             Ability::Classify => "classify",
         }
@@ -83,7 +84,7 @@ const DEMO: Files<'static> = demo!(
     "tokenizer_config.json",
 );
 
-/// Vocabulary files in unsupported formats, for the message that `tokenizer.json` is missing.
+/// Vocabularies in other formats: the message that `tokenizer.json` is missing names those that are there.
 const OTHER_TOKENIZERS: [&str; 6] =
     ["tokenizer.model", "spiece.model", "tiktoken.model", "vocab.json", "merges.txt", "vocab.txt"];
 
@@ -91,7 +92,7 @@ const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
 impl ModelFiles {
-    /// Opens the model at `path`, in any supported container.
+    /// Opens the model at `path`, in any container that [`Source`] knows.
     ///
     /// # Errors
     /// Those of [`Source::parse`] and [`ModelFiles::from_source`].
@@ -102,7 +103,7 @@ impl ModelFiles {
     /// Opens the demonstration model in the binary, [`Source::Demo`].
     ///
     /// # Errors
-    /// [`CheckpointError`] if these files are invalid.
+    /// [`CheckpointError`], if these files are not what they should be.
     pub fn demo() -> Result<ModelFiles, CheckpointError> {
         ModelFiles::from_source(&Source::Demo)
     }
@@ -110,7 +111,7 @@ impl ModelFiles {
     /// Opens a source.
     ///
     /// # Errors
-    /// [`CheckpointError`] with the file and what is wrong with it.
+    /// [`CheckpointError`] says what is wrong with which file.
     pub fn from_source(source: &Source) -> Result<ModelFiles, CheckpointError> {
         match source {
             Source::Folder(dir) => ModelFiles::read(dir.display().to_string(), Files::Folder(dir)),
@@ -118,12 +119,12 @@ impl ModelFiles {
         }
     }
 
-    /// A model of the shape that `config_json` describes, for benchmarks. Its weights are random numbers, generated on the
-    /// device at load, with matrices in `dtype`. It has no tokenizer, and needs a device of our own.
+    /// A model of the shape that `config_json` describes, with random weights that are drawn on the device at load,
+    /// matrices in `dtype`: for measurements. It has no tokenizer, and needs a device of our own.
     ///
     /// # Errors
-    /// [`CheckpointError::Model`] if the config is invalid, [`CheckpointError::RandomDtype`] if `dtype` is not `F32`, `F16` or
-    /// `BF16`.
+    /// [`CheckpointError::Model`] says what is wrong with the config, [`CheckpointError::RandomDtype`] that nothing is
+    /// drawn in `dtype`.
     pub fn random(name: &str, config_json: &str, dtype: Dtype) -> Result<ModelFiles, CheckpointError> {
         if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Err(CheckpointError::RandomDtype { found: dtype });
@@ -170,25 +171,25 @@ impl ModelFiles {
         self.architecture.shape().kind
     }
 
-    /// The tasks that the model can do itself.
+    /// Everything that the model can do.
     pub fn abilities(&self) -> Vec<Ability> {
         match self.kind() {
-            ModelKind::Decoder if self.architecture.shape().audio.is_some() => vec![Ability::Transcribe],
+            ModelKind::Decoder if self.architecture.shape().audio.is_some() => vec![Ability::Hear],
             ModelKind::Decoder => vec![Ability::Generate],
             ModelKind::Encoder if self.labels.is_some() => vec![Ability::Embed, Ability::Classify],
             ModelKind::Encoder => vec![Ability::Embed],
         }
     }
 
-    /// Whether the model can do a task itself.
+    /// Whether the model can do something.
     pub fn can(&self, ability: Ability) -> bool {
         self.abilities().contains(&ability)
     }
 
-    /// Checks the model's kind.
+    /// Returns an error if the model is of the other kind.
     ///
     /// # Errors
-    /// [`CheckpointError::WrongKind`], with what the model can do.
+    /// [`CheckpointError::WrongKind`] says what the model can do.
     pub fn expect(&self, kind: ModelKind) -> Result<(), CheckpointError> {
         if self.kind() == kind {
             return Ok(());
@@ -198,10 +199,11 @@ impl ModelFiles {
     }
 }
 
-/// Opens the tokenizer of a folder, which needs no other files.
+/// Opens the tokenizer of a folder that need not hold a whole model.
 ///
 /// # Errors
-/// [`CheckpointError::Text`] if there is none or a file is invalid; others if a file cannot be read.
+/// [`CheckpointError::Text`] if `tokenizer.json` is missing or the content of a file is wrong; [`CheckpointError::Io`],
+/// [`CheckpointError::NotAFile`] or [`CheckpointError::TooLarge`] if a file cannot be read.
 pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
     let files = Files::Folder(dir);
     let config = optional(files.read(CONFIG, Kind::Settings))?;
@@ -212,13 +214,14 @@ pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
 /// Reads a `config.json`: the file at `path`, or the one in the folder there.
 ///
 /// # Errors
-/// [`CheckpointError`] if the file cannot be read or is not UTF-8.
+/// [`CheckpointError::Io`], [`CheckpointError::NotAFile`] or [`CheckpointError::TooLarge`] if it cannot be read,
+/// [`CheckpointError::Config`] if it is not UTF-8.
 pub fn read_config(path: &Path) -> Result<String, CheckpointError> {
     let path = if path.is_dir() { path.join(CONFIG) } else { path.to_path_buf() };
     text(&path, files::read(&path, Kind::Settings)?)
 }
 
-/// Builds a tokenizer; reads its files other than `config.json` and `generation_config.json`.
+/// Reads the files of a tokenizer other than `config.json` and `generation_config.json`, and builds it.
 fn tokenizer(
     files: Files<'_>,
     config: Option<&[u8]>,

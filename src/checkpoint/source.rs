@@ -1,21 +1,22 @@
-//! The source of a model.
+//! The places that a model can come from, and the names that users give them.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 
-/// The source of a model.
+/// A place that a model can come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A folder in Hugging Face layout.
     Folder(PathBuf),
-    /// The demonstration model in the binary, trained on stories of a small world. `assets/demo` describes how it was made.
+    /// The demonstration model that is compiled into the binary: stories of a small world. `assets/demo` says how it was
+    /// made.
     Demo,
 }
 
 impl Source {
-    /// The source that `name` stands for.
+    /// Decides what `name` is.
     ///
     /// # Errors
     /// [`CheckpointError::NoFolder`], [`CheckpointError::NotAFolder`], [`CheckpointError::Gguf`],
