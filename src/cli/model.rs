@@ -68,9 +68,8 @@ impl DeviceArgs {
     }
 
     fn open(&self) -> Result<Gpu, Failure> {
-        let select = self.gpu.clone().filter(|name| !name.is_empty());
         Ok(Gpu::open(&GpuOptions {
-            select,
+            select: self.gpu.name(),
             f32_products: self.precision == Precision::F32,
             cache_dir: cache_dir(),
             ..GpuOptions::default()
