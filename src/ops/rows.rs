@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::linear::{COOP_LARGE, COOP_SMALL, coop_fits};
 use super::{
     PORTABLE_LANES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1, SHARE_2,
     SHARE_4, SHARE_8, SHARE_16, rms_norm,
@@ -150,6 +149,22 @@ impl Way {
         let usable = measured.filter(|way| way.is_open(caps, is_prompt));
         usable.unwrap_or_else(|| Way::default(caps, is_prompt))
     }
+}
+
+/// Subgroups of a workgroup of `linear_coop`, down the rows and along the outputs: for large products, which pay
+/// for fetching x and w, and for those that would leave most of a device idle with large tiles.
+pub(super) const COOP_LARGE: [u32; 2] = [4, 2];
+pub(super) const COOP_SMALL: [u32; 2] = [2, 1];
+
+/// Whether the device can run `linear_coop` with workgroups of `[down, along]` subgroups.
+pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
+    let (Some(tile), Some(width)) = (caps.coop_tile(), caps.subgroup) else { return false };
+    let subgroups = down * along;
+    // Tiles of f16 with 40 values a row, and a tile of sums a subgroup.
+    let bytes = (2 * down + 4 * along) * tile * 80 + subgroups * tile * tile * 4;
+    // Each lane fetches as many vec4 of x as any other.
+    let even = (16 * tile).is_multiple_of(width * along);
+    even && bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size
 }
 
 /// By the logarithm of how many rows share one reading of the weights.
