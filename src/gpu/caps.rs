@@ -2,9 +2,17 @@
 
 /// Environment variable that switches capabilities off, so that every variant can be tested on one
 /// machine: a comma-separated list of `f16`, `subgroups`, `timestamps`, `pipeline-cache`,
-/// `cooperative-matrices`, `tuning` for choices of variants that were measured, and `software` for the variants that
-/// software devices run.
+/// `cooperative-matrices`, `tuning` for choices of variants that were measured, `software` for the variants that
+/// software devices run, and `limits` for what limits allow beyond those that every device has.
 pub const DISABLE_ENV: &str = "WGINFER_DISABLE";
+
+/// What every device must have; the default limits of WebGPU are enough.
+pub(super) const MINIMUM: &[(&str, u64)] = &[
+    ("max_storage_buffers_per_shader_stage", 8),
+    ("max_compute_invocations_per_workgroup", 256),
+    ("max_compute_workgroup_storage_size", 16 << 10),
+    ("max_storage_buffer_binding_size", 128 << 20),
+];
 
 /// The capabilities and limits of a device that the choice of variants rests on.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,10 +94,32 @@ impl Caps {
                 "tuning" => self.tuning = false,
                 "software" => self.cpu = false,
                 "cooperative-matrices" => self.cooperative_matrices.clear(),
+                "limits" => self.keep_to_minimum(),
                 other => return Err(other.to_string()),
             }
         }
         Ok(())
+    }
+
+    fn keep_to_minimum(&mut self) {
+        for &(limit, least) in MINIMUM {
+            let (bytes, count) = (least, least as u32);
+            match limit {
+                "max_storage_buffers_per_shader_stage" => {
+                    self.max_storage_buffers = self.max_storage_buffers.min(count);
+                }
+                "max_compute_invocations_per_workgroup" => {
+                    self.max_workgroup_size = self.max_workgroup_size.min(count);
+                }
+                "max_compute_workgroup_storage_size" => {
+                    self.max_workgroup_bytes = self.max_workgroup_bytes.min(count);
+                }
+                "max_storage_buffer_binding_size" => {
+                    self.max_binding_bytes = self.max_binding_bytes.min(bytes);
+                }
+                other => unreachable!("no capability rests on `{other}`"),
+            }
+        }
     }
 
     /// What this device lacks, each with what that costs.
