@@ -144,6 +144,9 @@ fn violations(path: &str, source: &str) -> Vec<String> {
     if !root && layer(module).is_none() {
         wrong.push(format!("{path}: module `{module}` has no layer"));
     }
+    for (i, line) in source.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("#[path")) {
+        wrong.push(format!("{path}:{}: a module is where its name says, not at `{}`", i + 1, line.trim()));
+    }
     for (line, name) in imports(&code) {
         let forbidden = FORBIDDEN.contains(&(module, name.as_str()));
         let allowed = match (layer(module), layer(&name)) {
@@ -272,6 +275,7 @@ fn the_scan_finds_what_it_should() {
         ("stray.rs", "fn f() {}"),
         ("gpu/mod.rs", "device.on_uncaptured_error(handler);"),
         ("models/a.rs", "let half = Dtype::F16;"),
+        ("bench/mod.rs", "#[path = \"../../tests/reference/mod.rs\"]\nmod reference;"),
     ];
     for (path, source) in refused {
         assert_eq!(violations(path, source).len(), 1, "{path}: {source}");
