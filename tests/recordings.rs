@@ -9,8 +9,9 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::{Checkpoint, Engine, EngineOptions, Request, Sampling};
+use wginfer::engine::{Engine, EngineOptions, Request, Sampling};
 use wginfer::gpu::{Gpu, GpuOptions, ReadbackRing, Recorder};
 use wginfer::ops::{self, Act};
 
@@ -85,9 +86,9 @@ fn step(gpu: &Gpu, engine: &mut Engine) -> String {
 /// The texts of a prompt of seven tokens and of a steady decode step.
 fn steps(gpu: &Gpu, model: &str) -> [String; 2] {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model);
-    let checkpoint = Checkpoint::open(&folder).expect("checkpoint");
+    let files = ModelFiles::open(&folder).expect("a model");
     let options = EngineOptions { max_seqs: 2, max_rows: 64, run_ahead: false, ..EngineOptions::default() };
-    let mut engine = Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("engine");
+    let mut engine = Engine::load(gpu, files, options, &mut |_| {}).expect("engine");
     assert_eq!(engine.take_trace(), "", "nothing is kept unasked");
     engine.trace(true);
     let sampling = Sampling { seed: Some(1), ..Sampling::default() };

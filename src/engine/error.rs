@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::checkpoint::CheckpointError;
 use crate::gpu::GpuError;
 use crate::models::ModelError;
 use crate::text::TextError;
@@ -11,14 +12,6 @@ use crate::weights::WeightsError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// A file of the model could not be read.
-    #[error("`{}` cannot be read: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: std::io::Error,
-    },
     /// A file of the model is not what it should be.
     #[error("`{}`: {message}", path.display())]
     Config {
@@ -91,6 +84,9 @@ pub enum EngineError {
         /// What does not go.
         problem: &'static str,
     },
+    /// A model that was opened is not what is needed.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Text.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -114,10 +110,6 @@ impl EngineError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            EngineError::Io { path, .. } if path.ends_with("config.json") => Some(
-                "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
-                    .into(),
-            ),
             EngineError::Speech { problem: NEEDS_CLIP, .. } => {
                 Some("`tasks::transcribe` drives a speech model".into())
             }
@@ -135,6 +127,7 @@ impl EngineError {
             EngineError::TokenizerMismatch { .. } => {
                 Some("`tokenizer.json` may belong to another model than the weights".into())
             }
+            EngineError::Checkpoint(e) => e.hint(),
             EngineError::Text(e) => e.hint(),
             EngineError::Model(e) => e.hint(),
             EngineError::Weights(e) => e.hint(),

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use super::clips::Clips;
 use super::forward::{Forward, Results, SlotTables};
 use super::plan::{Plan, PlanTables};
-use super::{Checkpoint, Engine, EngineError, EngineOptions, KvPages, PAGE_SIZE, RequestId, SLICE};
+use super::{Engine, EngineError, EngineOptions, KvPages, PAGE_SIZE, RequestId, SLICE};
+use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Flight, Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
 use crate::models::{AudioShape, Capacity, Loader, ModelError, Progress, check_device};
@@ -16,7 +17,7 @@ use crate::text::Tokenizer;
 /// Longest context that is allocated unless asked for: models are made for 128 K and more, few machines are.
 const DEFAULT_CTX: usize = 4096;
 impl Engine {
-    /// Loads a checkpoint and allocates everything; `progress` hears of the weights on their way.
+    /// Loads a model and allocates everything; `progress` hears of the weights on their way.
     ///
     /// On an adopted device uploads wait for the host's next submission, and the driver keeps a copy of each until
     /// then: a host that submits from `progress` (even nothing) keeps these copies few.
@@ -25,13 +26,14 @@ impl Engine {
     /// [`EngineError`] names the file, tensor or limit.
     pub fn load(
         gpu: &Gpu,
-        checkpoint: Checkpoint,
+        files: ModelFiles,
         options: EngineOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Engine, EngineError> {
-        let shape = checkpoint.architecture.shape();
+        let architecture = files.decoder()?;
+        let shape = architecture.shape();
         check_device(&shape, gpu.caps())?;
-        let tokenizer = checkpoint.tokenizer.ok();
+        let tokenizer = files.tokenizer.clone().ok();
         if let Some(found) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n > shape.vocab_size) {
             return Err(EngineError::TokenizerMismatch { tokenizer: found, model: shape.vocab_size });
         }
@@ -82,8 +84,8 @@ impl Engine {
         let n_pages = options.kv_tokens.map_or(max_seqs.saturating_mul(seq_pages), |n| n.div_ceil(PAGE_SIZE));
         let n_pages = n_pages.clamp(seq_pages, bindable);
 
-        let mut loader = Loader::new(gpu, &checkpoint.weights, options.quantize);
-        let model = checkpoint.architecture.load(&mut loader, capacity)?;
+        let mut loader = Loader::new(gpu, &files.weights, options.quantize);
+        let model = architecture.load(&mut loader, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
 
         let weights_bytes = loader.device_bytes();
@@ -116,7 +118,7 @@ impl Engine {
         end_tokens.retain(|t| (*t as usize) < shape.vocab_size);
         let mut engine = Engine {
             gpu: gpu.clone(),
-            name: checkpoint.name,
+            name: files.name.clone(),
             forward,
             tokenizer,
             end_tokens,
