@@ -9,7 +9,7 @@ use super::{BenchError, Limits, Meta, ModelReport, ModelRow, ModelSummary, limit
 use crate::checkpoint::{CheckpointError, ModelFiles};
 use crate::dtype::Dtype;
 use crate::engine::{
-    ClipId, Engine, EngineOptions, Event, KvPages, PAGE_SIZE, Request, Sampling, SpeechRequest,
+    ClipId, Engine, EngineOptions, Event, PAGE_SIZE, Request, Sampling, SpeechRequest, page_bytes,
 };
 use crate::gpu::{Gpu, GpuOptions};
 use crate::models::ModelShape;
@@ -399,7 +399,7 @@ fn least_seconds(
 ) -> (f64, bool) {
     let [layers, head] = n_multiplied(model);
     let batch = test.batch as f64;
-    let kv_bytes = (KvPages::page_bytes(model, kv_dtype) / PAGE_SIZE) as f64;
+    let kv_bytes = (page_bytes(model, kv_dtype) / PAGE_SIZE) as f64;
     let pass = |n_rows: f64, pos: f64, n_heads: f64| {
         let flops = 2.0 * n_rows * layers + 2.0 * n_heads * head;
         limits.least_us(flops, (layers + head) * bytes_per_param + batch * pos * kv_bytes)

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::BenchError;
-use crate::checkpoint;
-use crate::models::{self, ModelShape};
+use crate::checkpoint::{self, ModelFiles};
+use crate::dtype::Dtype;
+use crate::models::{self, ModelKind, ModelShape};
 
 macro_rules! shapes {
     ($($name:literal),* $(,)?) => {
@@ -62,7 +63,9 @@ impl Shape {
         };
         let architecture =
             models::open(&config_json).map_err(|source| BenchError::Model { name: name.clone(), source })?;
-        Ok(Shape { model: architecture.shape(), name, config_json })
+        let model = architecture.shape();
+        ModelFiles::random(&name, &config_json, Dtype::F32)?.expect(ModelKind::Decoder)?;
+        Ok(Shape { name, config_json, model })
     }
 }
 

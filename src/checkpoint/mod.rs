@@ -20,7 +20,7 @@ pub use generation::GenerationConfig;
 pub use source::Source;
 
 use crate::dtype::Dtype;
-use crate::models::{self, Architecture, EncoderArchitecture, Labels, ModelKind, ModelShape};
+use crate::models::{self, Architecture, Labels, ModelKind, ModelShape};
 use crate::text::{TextError, Tokenizer, TokenizerFiles};
 use crate::weights::Weights;
 
@@ -31,7 +31,7 @@ pub struct ModelFiles {
     /// `config.json`.
     pub config: String,
     /// What that says.
-    pub architecture: AnyArchitecture,
+    pub architecture: Box<dyn Architecture>,
     /// The tensors; of a folder they are mapped, not read.
     pub weights: Arc<Weights>,
     /// The tokenizer with its chat template, or why there is none.
@@ -42,14 +42,6 @@ pub struct ModelFiles {
     pub embedding: Option<EmbeddingConfig>,
     /// What the classification head tells apart, if there is one.
     pub labels: Option<Labels>,
-}
-
-/// What a config describes.
-pub enum AnyArchitecture {
-    /// A model that writes.
-    Decoder(Box<dyn Architecture>),
-    /// A text encoder.
-    Encoder(Box<dyn EncoderArchitecture>),
 }
 
 /// Something that a model can do.
@@ -73,24 +65,6 @@ impl Ability {
             Ability::Hear => "transcribe",
             Ability::Embed => "embed",
             Ability::Classify => "classify",
-        }
-    }
-}
-
-impl AnyArchitecture {
-    /// Parses a `config.json`.
-    fn parse(config_json: &str) -> Result<AnyArchitecture, CheckpointError> {
-        Ok(match models::kind(config_json)? {
-            ModelKind::Decoder => AnyArchitecture::Decoder(models::open(config_json)?),
-            ModelKind::Encoder => AnyArchitecture::Encoder(models::open_encoder(config_json)?),
-        })
-    }
-
-    /// Its shape.
-    pub fn shape(&self) -> ModelShape {
-        match self {
-            AnyArchitecture::Decoder(architecture) => architecture.shape(),
-            AnyArchitecture::Encoder(architecture) => architecture.shape(),
         }
     }
 }
@@ -155,13 +129,9 @@ impl ModelFiles {
         if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
             return Err(CheckpointError::RandomDtype { found: dtype });
         }
-        let architecture = AnyArchitecture::parse(config_json)?;
-        let (embedding, labels) = match &architecture {
-            AnyArchitecture::Decoder(_) => (None, None),
-            AnyArchitecture::Encoder(architecture) => {
-                (Some(EmbeddingConfig::default()), architecture.labels()?)
-            }
-        };
+        let architecture = models::open(config_json)?;
+        let embedding = (architecture.shape().kind == ModelKind::Encoder).then(EmbeddingConfig::default);
+        let labels = architecture.labels()?;
         Ok(ModelFiles {
             name: name.to_string(),
             config: config_json.to_string(),
@@ -177,17 +147,16 @@ impl ModelFiles {
     /// Reads files in Hugging Face layout, each once.
     fn read(name: String, files: Files<'_>) -> Result<ModelFiles, CheckpointError> {
         let config = text(&files.path(CONFIG), files.read(CONFIG, Kind::Settings)?.into_owned())?;
-        let architecture = AnyArchitecture::parse(&config)?;
+        let architecture = models::open(&config)?;
         let generation_json = optional(files.read(GENERATION_CONFIG, Kind::Settings))?;
         let parse = |json: &[u8]| GenerationConfig::parse(&files.path(GENERATION_CONFIG), json);
         let generation = generation_json.as_deref().map(parse).transpose()?.unwrap_or_default();
-        let (embedding, labels) = match &architecture {
-            AnyArchitecture::Decoder(_) => (None, None),
-            AnyArchitecture::Encoder(architecture) => {
-                let hidden_size = architecture.shape().hidden_size;
-                (Some(EmbeddingConfig::read(files, hidden_size)?), architecture.labels()?)
-            }
+        let ModelShape { kind, hidden_size, .. } = architecture.shape();
+        let embedding = match kind {
+            ModelKind::Decoder => None,
+            ModelKind::Encoder => Some(EmbeddingConfig::read(files, hidden_size)?),
         };
+        let labels = architecture.labels()?;
         let weights = files.weights("")?.into();
         let tokenizer = match tokenizer(files, Some(config.as_bytes()), generation_json.as_deref()) {
             Ok(tokenizer) => Ok(tokenizer),
@@ -199,10 +168,7 @@ impl ModelFiles {
 
     /// What the model is made for.
     pub fn kind(&self) -> ModelKind {
-        match self.architecture {
-            AnyArchitecture::Decoder(_) => ModelKind::Decoder,
-            AnyArchitecture::Encoder(_) => ModelKind::Encoder,
-        }
+        self.architecture.shape().kind
     }
 
     /// What the model can do.
@@ -225,37 +191,11 @@ impl ModelFiles {
     /// # Errors
     /// [`CheckpointError::WrongKind`] says what the model can do.
     pub fn expect(&self, kind: ModelKind) -> Result<(), CheckpointError> {
-        match self.kind() == kind {
-            true => Ok(()),
-            false => Err(self.wrong_kind()),
+        if self.kind() == kind {
+            return Ok(());
         }
-    }
-
-    fn wrong_kind(&self) -> CheckpointError {
         let architecture = self.architecture.shape().architecture;
-        CheckpointError::WrongKind { architecture, kind: self.kind(), can: self.abilities() }
-    }
-
-    /// The architecture of a model that writes.
-    ///
-    /// # Errors
-    /// As [`ModelFiles::expect`].
-    pub fn decoder(&self) -> Result<&dyn Architecture, CheckpointError> {
-        match &self.architecture {
-            AnyArchitecture::Decoder(architecture) => Ok(architecture.as_ref()),
-            AnyArchitecture::Encoder(_) => Err(self.wrong_kind()),
-        }
-    }
-
-    /// The architecture of an encoder.
-    ///
-    /// # Errors
-    /// As [`ModelFiles::expect`].
-    pub fn encoder(&self) -> Result<&dyn EncoderArchitecture, CheckpointError> {
-        match &self.architecture {
-            AnyArchitecture::Encoder(architecture) => Ok(architecture.as_ref()),
-            AnyArchitecture::Decoder(_) => Err(self.wrong_kind()),
-        }
+        Err(CheckpointError::WrongKind { architecture, kind: self.kind(), can: self.abilities() })
     }
 }
 

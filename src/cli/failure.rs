@@ -126,12 +126,6 @@ fn of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
 
 fn of_model(error: &ModelError) -> Option<&'static str> {
     match error {
-        ModelError::WrongKind { kind: ModelKind::Encoder, .. } => {
-            Some("use `wginfer embed` or `wginfer classify`")
-        }
-        ModelError::WrongKind { kind: ModelKind::Decoder, .. } => {
-            Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here")
-        }
         ModelError::Weights(e) => of_weights(e),
         _ => None,
     }
