@@ -163,12 +163,12 @@ impl Engine {
 
     /// Starts to keep as text what is recorded, or stops: [`Recorder::trace`].
     pub fn trace(&mut self, on: bool) {
-        self.rec.trace(on);
+        self.stepper.recorder().trace(on);
     }
 
     /// What was recorded since: [`Recorder::take_trace`].
     pub fn take_trace(&mut self) -> String {
-        self.rec.take_trace()
+        self.stepper.recorder().take_trace()
     }
 
     /// What happened since the last call. Never waits.
