@@ -462,8 +462,10 @@ fn what_a_folder_can_get_wrong_is_named() {
     config("num_attention_heads", 3.into(), "`head_dim`");
     config("num_attention_heads", 0.into(), "`num_attention_heads`");
     config("hidden_size", 72.into(), "`head_dim`");
-    config("model_type", "llama".into(), "is a model that writes");
     config("model_type", "resnet".into(), "`resnet` is not supported");
+    let dir = copy(&folder("bert-classifier"));
+    std::fs::copy(folder("llama").join("config.json"), dir.path().join("config.json")).expect("a copy");
+    assert!(opened(dir.path()).contains("`llama` is a model that writes"));
 
     let modules = |modules: serde_json::Value, pooling: serde_json::Value, what: &str| {
         let dir = copy(&folder("bert-classifier"));
