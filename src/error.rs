@@ -1,7 +1,9 @@
 //! The crate's error: one variant a layer, each layer's own enum inside.
 
 use crate::audio::AudioError;
+#[cfg(feature = "bench")]
 use crate::bench::BenchError;
+use crate::checkpoint::CheckpointError;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
 use crate::models::ModelError;
@@ -29,6 +31,9 @@ pub enum Error {
     /// A model's config.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Opening a model.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Requests, and everything on the way to the first token.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -39,6 +44,7 @@ pub enum Error {
     #[error(transparent)]
     Task(#[from] TaskError),
     /// Measurement.
+    #[cfg(feature = "bench")]
     #[error(transparent)]
     Bench(#[from] BenchError),
 }
@@ -52,9 +58,11 @@ impl Error {
             Error::Text(e) => e.hint(),
             Error::Audio(e) => e.hint(),
             Error::Model(e) => e.hint(),
+            Error::Checkpoint(e) => e.hint(),
             Error::Engine(e) => e.hint(),
             Error::Transcribe(e) => e.hint(),
             Error::Task(e) => e.hint(),
+            #[cfg(feature = "bench")]
             Error::Bench(e) => e.hint(),
         }
     }

@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{
-    Checkpoint, Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Logprobs, Request,
-    RequestId, Sampling, Usage,
+    Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Logprobs, Request, RequestId, Sampling,
+    Usage,
 };
 use wginfer::gpu::{Counts, Gpu, GpuError};
 
@@ -19,7 +20,7 @@ fn folder(model: &str) -> PathBuf {
 }
 
 fn load(gpu: &Gpu, model: &str, options: EngineOptions) -> Engine {
-    let checkpoint = Checkpoint::open(&folder(model)).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&folder(model)).expect("checkpoint");
     Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("engine")
 }
 
@@ -469,7 +470,7 @@ fn bad_requests_are_refused_by_name() {
     assert!(engine.is_idle(), "nothing was queued");
 
     let options = EngineOptions { kv_dtype: Dtype::BF16, ..f32_options() };
-    let checkpoint = Checkpoint::open(&folder("llama")).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&folder("llama")).expect("checkpoint");
     let error = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect_err("no such cache");
     assert_eq!(error.to_string(), "`kv_dtype` is BF16, expected `F32`, `F16` or `Q8_0`");
 }
@@ -478,7 +479,7 @@ fn bad_requests_are_refused_by_name() {
 fn learned_positions_bound_the_context() {
     let Some(gpu) = common::gpu() else { return };
     let load = |model: &str, ctx| {
-        let checkpoint = Checkpoint::open(&folder(model)).expect("checkpoint");
+        let checkpoint = ModelFiles::open(&folder(model)).expect("checkpoint");
         let options = EngineOptions { ctx: Some(ctx), ..f32_options() };
         Engine::load(&gpu, checkpoint, options, &mut |_| {}).map(|engine| engine.ctx())
     };
@@ -500,7 +501,7 @@ fn weights_that_are_no_numbers_are_an_error_of_their_request() {
     let n = bytes.len();
     bytes[n - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&path, bytes).expect("write");
-    let checkpoint = Checkpoint::open(dir.path()).expect("checkpoint");
+    let checkpoint = ModelFiles::open(dir.path()).expect("checkpoint");
     let mut engine = Engine::load(&gpu, checkpoint, f32_options(), &mut |_| {}).expect("engine");
     for sampling in [Sampling::greedy(), seeded(3)] {
         let failed = run(&mut engine, vec![write(&[1, 2, 3], 5, sampling)]).remove(0);

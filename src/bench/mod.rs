@@ -12,13 +12,10 @@
 mod cases;
 mod check;
 mod compare;
-// The tests' reference is the benchmarks' too: one page says what is right.
-#[allow(missing_docs)]
-#[path = "../../tests/reference/mod.rs"]
-mod exact;
 mod kernels;
 mod model;
 mod probe;
+mod reference;
 mod report;
 mod shapes;
 mod stats;
@@ -37,6 +34,7 @@ pub use shapes::{SHAPES, Shape};
 pub use timer::{Clock, Launch, Timer};
 pub use tune::{TuneCandidate, TuneOptions, TuneReport, TuneRow, tune};
 
+use crate::checkpoint::CheckpointError;
 use crate::dtype::Dtype;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
@@ -111,6 +109,9 @@ pub enum BenchError {
         /// What is wrong.
         source: ModelError,
     },
+    /// Opening a model, or the config of a shape.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -129,11 +130,10 @@ impl BenchError {
             BenchError::NoKernel { .. } => {
                 Some("a filter is a part of a row's kernel, variant, shape or type".into())
             }
-            BenchError::NoReport { .. } => Some("`--format json` writes one".into()),
-            BenchError::Kinds { .. } => {
-                Some("compare what `bench kernels` wrote, or what `bench model` wrote".into())
-            }
+            BenchError::NoReport { .. } => Some("`Report` as JSON is one".into()),
+            BenchError::Kinds { .. } => Some("compare reports of kernels, or reports of models".into()),
             BenchError::Model { source, .. } => source.hint(),
+            BenchError::Checkpoint(e) => e.hint(),
             BenchError::Engine(e) => e.hint(),
             BenchError::Gpu(e) => e.hint(),
             _ => None,

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use super::shapes::{n_encoder, n_multiplied};
 use super::stats::{mean_and_sigma, quantile, sorted};
 use super::{BenchError, Limits, Meta, ModelReport, ModelRow, ModelSummary, limits};
+use crate::checkpoint::{CheckpointError, ModelFiles};
 use crate::dtype::Dtype;
 use crate::engine::{
-    Checkpoint, ClipId, Engine, EngineError, EngineOptions, Event, KvPages, PAGE_SIZE, Request, Sampling,
-    SpeechRequest,
+    ClipId, Engine, EngineOptions, Event, KvPages, PAGE_SIZE, Request, Sampling, SpeechRequest,
 };
 use crate::gpu::{Gpu, GpuOptions};
 use crate::models::ModelShape;
@@ -130,7 +130,7 @@ const COPY_BYTES: u64 = 256 << 20;
 /// [`BenchError::Parameter`], [`BenchError::Engine`], [`BenchError::Gpu`].
 pub fn model(
     gpu: &GpuOptions,
-    open: &dyn Fn() -> Result<Checkpoint, EngineError>,
+    open: &dyn Fn() -> Result<ModelFiles, CheckpointError>,
     options: &ModelOptions,
     command: String,
     progress: &mut dyn FnMut(&str),
@@ -163,11 +163,11 @@ pub fn model(
 
     progress("loading, kernels compiled before");
     let gpu = Gpu::open(&gpu_options)?;
-    let checkpoint = open()?;
-    let random = checkpoint.weights.random_dtype();
-    let file = (checkpoint.weights.n_params() as u64, stored_dtype(&checkpoint));
+    let files = open()?;
+    let random = files.weights.random_dtype();
+    let stored = (files.weights.n_params() as u64, stored_dtype(&files));
     let begin = Instant::now();
-    let mut engine = Engine::load(&gpu, checkpoint, engine_options, &mut |_| {})?;
+    let mut engine = Engine::load(&gpu, files, engine_options, &mut |_| {})?;
     gpu.submit([])?;
     gpu.wait()?;
     let load = begin.elapsed();
@@ -175,7 +175,7 @@ pub fn model(
     let embedding = if shape.ties_embeddings { 0.0 } else { head };
     let (n_params, dtype) = match random {
         Some(dtype) => ((n_encoder(&shape) + layers + head + embedding) as u64, dtype.to_string()),
-        None => file,
+        None => stored,
     };
     let dtype = options.quantize.map_or(dtype, |dtype| dtype.to_string());
     let weights_bytes = engine.weights_bytes();
@@ -234,9 +234,9 @@ pub fn model(
 }
 
 /// The type that most bytes of a checkpoint have.
-fn stored_dtype(checkpoint: &Checkpoint) -> String {
+fn stored_dtype(files: &ModelFiles) -> String {
     let mut bytes = std::collections::BTreeMap::<&str, usize>::new();
-    for entry in checkpoint.weights.entries() {
+    for entry in files.weights.entries() {
         *bytes.entry(&entry.dtype).or_default() += entry.n_bytes;
     }
     bytes.into_iter().max_by_key(|(_, n)| *n).map_or_else(String::new, |(name, _)| name.to_string())

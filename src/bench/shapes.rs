@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::BenchError;
-use crate::engine::EngineError;
+use crate::checkpoint;
 use crate::models::{self, ModelKind, ModelShape};
 
 macro_rules! shapes {
@@ -46,29 +46,26 @@ impl Shape {
     /// The shape of that name, or of the `config.json` (or the folder with one) at that path.
     ///
     /// # Errors
-    /// [`BenchError::UnknownShape`], [`BenchError::Io`], [`BenchError::Model`].
+    /// [`BenchError::UnknownShape`], [`BenchError::Checkpoint`], [`BenchError::Model`].
     pub fn open(name: &str) -> Result<Shape, BenchError> {
         let known = SHAPES.iter().find(|(known, _)| *known == name);
         let (name, config_json) = match known {
             Some((name, config)) => (name.to_string(), config.to_string()),
             None => {
                 let path = Path::new(name);
-                let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
                 if !path.exists() {
                     let known: Vec<String> = SHAPES.iter().map(|(name, _)| format!("`{name}`")).collect();
                     return Err(BenchError::UnknownShape { found: name.into(), known: known.join(", ") });
                 }
-                let config = std::fs::read_to_string(&path);
-                let config = config.map_err(|source| BenchError::Io { path: path.clone(), source })?;
-                (name.to_string(), config)
+                (name.to_string(), checkpoint::read_config(path)?)
             }
         };
         let architecture =
             models::open(&config_json).map_err(|source| BenchError::Model { name: name.clone(), source })?;
         let model = architecture.shape();
         if model.kind != ModelKind::Decoder {
-            let (found, kind) = (model.architecture.to_string(), model.kind);
-            return Err(EngineError::WrongKind { found, kind }.into());
+            let (found, expected) = (format!("`{}`", model.architecture), "a model that writes");
+            return Err(BenchError::Parameter { name: "shape", found, expected });
         }
         Ok(Shape { name, config_json, model })
     }

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::checkpoint::CheckpointError;
 use crate::gpu::GpuError;
-use crate::models::{ModelError, ModelKind};
+use crate::models::ModelError;
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
@@ -11,14 +12,6 @@ use crate::weights::WeightsError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// A file of the model could not be read.
-    #[error("`{}` cannot be read: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: std::io::Error,
-    },
     /// A file of the model is not what it should be.
     #[error("`{}`: {message}", path.display())]
     Config {
@@ -26,17 +19,6 @@ pub enum EngineError {
         path: PathBuf,
         /// What is wrong.
         message: String,
-    },
-    /// A model of the other kind.
-    #[error("`{found}` is {}", match kind {
-        ModelKind::Decoder => "a model that writes: it has no embeddings or labels",
-        ModelKind::Encoder => "an encoder: it classifies and embeds, it does not write",
-    })]
-    WrongKind {
-        /// Its architecture.
-        found: String,
-        /// What it is.
-        kind: ModelKind,
     },
     /// A parameter is out of its range.
     #[error("`{name}` is {found}, expected {expected}")]
@@ -102,6 +84,9 @@ pub enum EngineError {
         /// What does not go.
         problem: &'static str,
     },
+    /// A model that was opened is not what is needed.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Text.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -125,30 +110,24 @@ impl EngineError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            EngineError::Io { path, .. } if path.ends_with("config.json") => Some(
-                "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
+            EngineError::Speech { problem: NEEDS_CLIP, .. } => {
+                Some("`tasks::transcribe` drives a speech model".into())
+            }
+            EngineError::Speech { problem: HEARS_NOTHING, .. } => Some("open a Whisper model".into()),
+            EngineError::PromptTooLong { .. } => {
+                Some("shorten the prompt, or raise `EngineOptions::ctx`".into())
+            }
+            EngineError::NotFinite { .. } => Some(
+                "the weights hold values that are no numbers, or too large for `EngineOptions::kv_dtype`"
                     .into(),
             ),
-            EngineError::WrongKind { kind: ModelKind::Encoder, .. } => {
-                Some("use `wginfer embed` or `wginfer classify`".into())
-            }
-            EngineError::WrongKind { kind: ModelKind::Decoder, .. } => {
-                Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here".into())
-            }
-            EngineError::Speech { problem: NEEDS_CLIP, .. } => Some("use `wginfer transcribe`".into()),
-            EngineError::Speech { problem: HEARS_NOTHING, .. } => {
-                Some("use `wginfer generate` or `wginfer chat`, or a Whisper model here".into())
-            }
-            EngineError::PromptTooLong { .. } => Some("shorten the prompt, or raise `--ctx`".into()),
-            EngineError::NotFinite { .. } => {
-                Some("the weights hold values that are no numbers, or too large for `--kv-type f16`".into())
-            }
             EngineError::OutputNotFinite => {
                 Some("the weights hold values that are no numbers, or the checkpoint is damaged".into())
             }
             EngineError::TokenizerMismatch { .. } => {
                 Some("`tokenizer.json` may belong to another model than the weights".into())
             }
+            EngineError::Checkpoint(e) => e.hint(),
             EngineError::Text(e) => e.hint(),
             EngineError::Model(e) => e.hint(),
             EngineError::Weights(e) => e.hint(),

@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 use super::clips::Clips;
 use super::forward::{Forward, Results, SlotTables};
 use super::plan::{Plan, PlanTables};
-use super::{Checkpoint, Engine, EngineError, EngineOptions, KvPages, PAGE_SIZE, RequestId, SLICE};
+use super::{Engine, EngineError, EngineOptions, KvPages, PAGE_SIZE, RequestId, SLICE};
+use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Flight, Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
-use crate::models::{AudioShape, Capacity, Loader, Model, ModelError, Progress, check_device};
+use crate::models::{AudioShape, Capacity, Loader, Model, ModelError, ModelKind, Progress, check_device};
 use crate::ops::{Attention, KvLayer, Rows};
 use crate::text::Tokenizer;
 
 /// Longest context that is allocated unless asked for: models are made for 128 K and more, few machines are.
 const DEFAULT_CTX: usize = 4096;
 impl Engine {
-    /// Loads a checkpoint and allocates everything; `progress` hears of the weights on their way.
+    /// Loads a model and allocates everything; `progress` hears of the weights on their way.
     ///
     /// On an adopted device uploads wait for the host's next submission, and the driver keeps a copy of each until
     /// then: a host that submits from `progress` (even nothing) keeps these copies few.
@@ -26,13 +27,14 @@ impl Engine {
     /// [`EngineError`] names the file, tensor or limit.
     pub fn load(
         gpu: &Gpu,
-        checkpoint: Checkpoint,
+        files: ModelFiles,
         options: EngineOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Engine, EngineError> {
-        let shape = checkpoint.architecture.shape();
+        files.expect(ModelKind::Decoder)?;
+        let shape = files.architecture.shape();
         check_device(&shape, gpu.caps())?;
-        let tokenizer = checkpoint.tokenizer.ok();
+        let tokenizer = files.tokenizer.clone().ok();
         if let Some(found) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n > shape.vocab_size) {
             return Err(EngineError::TokenizerMismatch { tokenizer: found, model: shape.vocab_size });
         }
@@ -83,8 +85,8 @@ impl Engine {
         let n_pages = options.kv_tokens.map_or(max_seqs.saturating_mul(seq_pages), |n| n.div_ceil(PAGE_SIZE));
         let n_pages = n_pages.clamp(seq_pages, bindable);
 
-        let mut loader = Loader::new(gpu, &checkpoint.weights, options.quantize);
-        let model: Arc<dyn Model> = checkpoint.architecture.load(&mut loader, ctx)?.into();
+        let mut loader = Loader::new(gpu, &files.weights, options.quantize);
+        let model: Arc<dyn Model> = files.architecture.load(&mut loader, ctx)?.into();
         let scratch = model.scratch(gpu, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
 
@@ -118,7 +120,7 @@ impl Engine {
         end_tokens.retain(|t| (*t as usize) < shape.vocab_size);
         let mut engine = Engine {
             gpu: gpu.clone(),
-            name: checkpoint.name,
+            name: files.name.clone(),
             forward,
             scratch,
             tokenizer,

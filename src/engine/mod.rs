@@ -9,7 +9,6 @@
 //!
 //! [`TextEncoder`] is the same machine for encoders, which read a text in one pass.
 
-mod checkpoint;
 mod clips;
 mod collect;
 mod encoder;
@@ -28,11 +27,8 @@ use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-pub use checkpoint::Checkpoint;
 pub use clips::ClipId;
-pub use encoder::{
-    DenseModule, EmbeddingConfig, Encoded, EncoderCheckpoint, EncoderOptions, Output, TextEncoder,
-};
+pub use encoder::{Encoded, EncoderOptions, Output, TextEncoder};
 pub use error::EngineError;
 pub use events::{
     Event, FinishReason, Logits, Logprobs, Request, RequestId, SpeechRequest, Timings, TokenLogprob, Usage,

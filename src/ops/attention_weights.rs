@@ -1,4 +1,4 @@
-//! What attention weighs its values by, where somebody wants to see it.
+//! The weights of attention, for alignment (word timestamps).
 
 use super::{Attention, AttentionPlan, KvLayer, assert_rows, folding, kernel, kv};
 use crate::gpu::{Recorder, Tensor, device_struct};
@@ -20,9 +20,9 @@ device_struct! {
 
 kernel!(ATTENTION_WEIGHTS, "attention_weights", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
 
-/// Records the weights of query head `head` for the plan's prompt rows, over all keys of each row's sequence: to `p`
-/// `[rows, _]` F32 from column `first` on. `q` and `cache` as in [`Attention::launch`], attention on both sides without
-/// window or cap.
+/// Writes the weights of query head `head` for the plan's prompt rows, over all keys of each row's sequence, to `p`
+/// `[rows, _]` F32 from column `first` on. `q` and `cache` are as in [`Attention::launch`]; the attention sees both sides,
+/// with no window and no cap.
 ///
 /// # Panics
 /// If the shapes disagree.

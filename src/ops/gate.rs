@@ -1,4 +1,4 @@
-//! Activations, with a gate or without.
+//! Activations, optionally with a gate.
 
 use std::ops::Range;
 
@@ -46,8 +46,7 @@ impl Act {
     }
 }
 
-/// `y = act(x)`, `[_, n_cols]`, for the rows of `range`; where `x` is `[_, 2·n_cols]`,
-/// `y = act(left half) · right half`.
+/// `y = act(x)`, `[_, n_cols]`, for the rows of `range`; if `x` is `[_, 2·n_cols]`, `y = act(left half) · right half`.
 ///
 /// Hendrycks & Gimpel 2016 for GELU, Shazeer 2020 for the gate.
 ///

@@ -30,8 +30,8 @@ pub struct HeadNorm {
     pub offset: f32,
 }
 
-/// Normalises each query and key head of `qkv` `[n_rows, (n_heads + 2·n_kv_heads)·head_dim]`, in place; values stay as
-/// they are.
+/// Normalises each query and key head of `qkv` `[n_rows, (n_heads + 2·n_kv_heads)·head_dim]`, in place. Values do not
+/// change.
 ///
 /// `Qwen3Attention.q_norm` and `k_norm` in transformers' `modeling_qwen3.py`.
 ///

@@ -1,4 +1,4 @@
-//! What the device's arithmetic can do.
+//! Measures the device's rate of fused multiply-adds.
 
 use super::kernel;
 use crate::gpu::{Recorder, Tensor, Variant, device_struct};
@@ -14,10 +14,10 @@ device_struct! {
 
 kernel!(PROBE_FMA, "probe_fma", Params, [Read, ReadWrite]);
 
-/// `y[i]` is `x[i]` after `n_steps` times `v ↦ v·a + b`; `x` and `y` F32 of one shape.
+/// `y[i]` is `x[i]` after `n_steps` times `v ↦ v·a + b`; `x` and `y` are F32 with the same shape.
 ///
 /// # Panics
-/// If shapes disagree, rows times their stride are no multiple of 16, or `n_steps` is none of 8.
+/// If shapes disagree, rows times stride is not a multiple of 16, or `n_steps` is not a multiple of 8.
 pub fn probe_fma(rec: &mut Recorder, x: &Tensor, y: &Tensor, n_steps: usize, [a, b]: [f32; 2]) {
     assert_eq!((x.n_rows(), x.n_cols()), (y.n_rows(), y.n_cols()), "probe_fma: {x:?} and {y:?}");
     let n = x.n_rows() * x.stride();

@@ -1,4 +1,4 @@
-//! The first half of attention: norm, joint projection, rotation and the way into the cache in one.
+//! The first half of attention: norm, joint projection, rotation and append to the cache in one kernel.
 
 use super::{
     HeadNorm, Input, KvLayer, Places, Rotary, Rows, Span, assert_rows, head_norm, kernel, linear, pair,
@@ -30,9 +30,9 @@ device_struct! {
 kernel!(QKV, "qkv", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite]);
 
 /// Projects, rotates and appends: of `x̂·Wᵀ + bias` `[rows, (n_heads + 2·n_kv_heads)·head_dim]` the queries go to `q`
-/// `[rows, n_heads·head_dim]` F32, keys and values to the pages of each row's place in `cache`, as
-/// [`rope_append`] has it. `x̂` `[rows, n_in]` F32 is `x` or its norm. `qkv`, of the product's shape, is room for it where
-/// heads are normalised in between or the device wants kernels of their own.
+/// `[rows, n_heads·head_dim]` F32, the keys and values to each row's page in `cache`, as in [`rope_append`]. `x̂`
+/// `[rows, n_in]` F32 is `x` or its norm. `qkv`, of the product's shape, is scratch for the product if heads are
+/// normalised in between, or if the device runs the steps as kernels of their own.
 ///
 /// # Panics
 /// If the shapes disagree.
@@ -53,7 +53,7 @@ pub fn qkv(
 ) {
     let gpu = rec.gpu().clone();
     let caps = gpu.caps();
-    // A lane has two pairs of dimensions, not whole heads or blocks.
+    // A lane has only two pairs of dimensions, not a whole head or block.
     let fuses = heads_norm.is_none()
         && w.ranges().count() == 1
         && caps.max_storage_buffers as usize >= QKV.bindings.len()
@@ -68,7 +68,7 @@ pub fn qkv(
         return;
     }
     for span in Span::all(rec, "qkv", w, n) {
-        // On llvmpipe a product of eight rows with all of this in its tail took twice as long as both by themselves.
+        // On llvmpipe, a product of eight rows with rotation and append in one kernel took twice as long as two kernels.
         if span.way.shares() && !(caps.cpu && span.n_rows > 2) {
             fused(rec, input, w, bias, rotary, heads, places, q, cache, span);
         } else {

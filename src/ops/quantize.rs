@@ -1,4 +1,4 @@
-//! From weights as they are stored to a quantised type.
+//! Quantises weights on the device.
 
 use super::{assert_rows, kernel, quantizer, weights};
 use crate::gpu::{Recorder, Tensor, Variant, device_struct};
@@ -15,8 +15,8 @@ device_struct! {
 
 kernel!(QUANTIZE, "quantize", Params, [Read, ReadWrite]);
 
-/// Quantises the first `n_rows` rows of `w` `[_, n_cols]` F32, F16 or BF16 to the type of `y` `[_, n_cols]`, into its
-/// rows from `y0` on.
+/// Quantises the first `n_rows` rows of `w` `[_, n_cols]` F32, F16 or BF16 to the type of `y` `[_, n_cols]`, and writes
+/// them to `y` from row `y0` on.
 ///
 /// ggml's rules: `ggml-quants.c`, `quantize_row_q8_0_ref`, `quantize_row_q4_0_ref`, `quantize_row_q4_K_ref`.
 ///

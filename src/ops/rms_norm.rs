@@ -26,7 +26,7 @@ pub struct RmsNorm {
     pub w: Tensor,
     /// Added to the mean of squares.
     pub eps: f32,
-    /// Added to the weights: 1 for models that store them less one.
+    /// Added to the weights: 1 for models that store them minus one.
     pub offset: f32,
 }
 

@@ -1,4 +1,4 @@
-//! The draw of the next token.
+//! Draws the next token.
 
 use super::{SAMPLING, assert_rows, kernel, vocabulary};
 use crate::gpu::{Recorder, Tensor, device_struct};
@@ -19,7 +19,7 @@ kernel!(
     [Read, Records(SamplingRecord), Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite, ReadWrite]
 );
 
-/// What `sample` writes where logits are not finite.
+/// The token that `sample` writes if logits are not finite.
 pub const NOT_A_TOKEN: u32 = u32::MAX;
 
 device_struct! {
@@ -52,14 +52,14 @@ device_struct! {
     }
 }
 
-/// Draws a token for each of `n_rows` rows of logits `z` `[n_rows, n_vocab]`: writes it to `chosen`
-/// `[1, n_rows]` and to `tokens` `[n_seqs, ctx]` at the next position, counts it in `counts` `[n_seqs, n_vocab]` if the
-/// sequence asks for it, moves the row's position in `rows` `[_, 2]` one on, and leaves in `filters`
-/// `[n_rows, 2]` U32 the bits of `1/temperature` and of the smallest logit kept. `index` `[1, n_rows]` says which row of
-/// the batch a row of `z` belongs to; `sampling` `[n_seqs, 12]` U32 holds [`SamplingRecord`]s.
+/// Draws a token for each of `n_rows` rows of logits `z` `[n_rows, n_vocab]`. Writes it to `chosen` `[1, n_rows]` and to
+/// `tokens` `[n_seqs, ctx]` at the next position, counts it in `counts` `[n_seqs, n_vocab]` if the sequence has penalties,
+/// advances the row's position in `rows` `[_, 2]`, and writes the bits of `1/temperature` and of the smallest kept logit
+/// to `filters` `[n_rows, 2]` U32. `index` `[1, n_rows]` gives the row of the batch for a row of `z`; `sampling`
+/// `[n_seqs, 12]` U32 holds [`SamplingRecord`]s.
 ///
-/// The formulas stand in `shaders/sample.wgsl`. Ties at the border of top-k and top-p are kept, where
-/// transformers keeps them for top-k and breaks them by the order of its sort for top-p.
+/// The formulas are in `shaders/sample.wgsl`. Ties at the border of top-k and top-p are kept. transformers does so for
+/// top-k, but breaks ties for top-p by the order of its sort.
 ///
 /// # Panics
 /// If the shapes disagree.

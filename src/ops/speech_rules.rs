@@ -1,4 +1,4 @@
-//! What a transcript may go on with.
+//! The rules for the next token of a transcript.
 
 use super::{assert_rows, kernel, vocabulary};
 use crate::gpu::{Recorder, Tensor, device_struct};
@@ -38,11 +38,11 @@ device_struct! {
     }
 }
 
-/// Forbids, by a logit of -1e30, the tokens that the rules of each row's sequence do not allow next: `z`
-/// `[n_rows, n_vocab]` F32 is changed in place. `rows` `[_, 2]` holds (sequence, position), `index` `[1, n_rows]` the row of
-/// the batch that a row of `z` belongs to, `rules` `[n_seqs, 12]` U32 [`SpeechRecord`]s, `tokens` `[n_seqs, ctx]` ids.
+/// Sets the logits of tokens that the rules of each row's sequence do not allow next to -1e30, in `z` `[n_rows, n_vocab]`
+/// F32. `rows` `[_, 2]` holds (sequence, position), `index` `[1, n_rows]` the row of the batch for a row of `z`, `rules`
+/// `[n_seqs, 12]` U32 [`SpeechRecord`]s, `tokens` `[n_seqs, ctx]` ids.
 ///
-/// The rules stand in `shaders/speech_rules.wgsl`; reference: openai/whisper's `decoding.py`.
+/// The rules are in `shaders/speech_rules.wgsl`. Reference: openai/whisper's `decoding.py`.
 ///
 /// # Panics
 /// If the shapes disagree.

@@ -1,4 +1,4 @@
-//! Convolutions over rows, as products.
+//! Unfolding (im2col), which makes convolutions over rows products.
 
 use super::{assert_rows, kernel};
 use crate::gpu::{Recorder, Tensor, Variant, device_struct};
@@ -17,9 +17,9 @@ device_struct! {
 
 kernel!(UNFOLD, "unfold", Params, [Read, ReadWrite]);
 
-/// Lays out what each output of a convolution over rows sees, three rows wide, padded by one and `stride` apart:
-/// `y[t, 3c + k] = x[first + stride·t + k − 1, c]`, zero outside the `n_in` rows from `first` on. `x` `[_, n_channels]`,
-/// `y` `[⌈n_in / stride⌉, 3·n_channels]` F32.
+/// Writes the inputs of each output of a convolution over rows of width 3, padding 1 and stride `stride`:
+/// `y[t, 3c + k] = x[first + stride·t + k − 1, c]`, zero outside the `n_in` rows from `first` on. `x` is
+/// `[_, n_channels]`, `y` `[⌈n_in / stride⌉, 3·n_channels]`, both F32.
 ///
 /// # Panics
 /// If the shapes disagree.

@@ -1,6 +1,6 @@
 //! From rows to embeddings: pooling, products, length 1.
 
-use super::EmbeddingConfig;
+use crate::checkpoint::EmbeddingConfig;
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder, Tensor};
 use crate::models::{Loader, ModelError};

@@ -3,20 +3,20 @@
 //! A batch holds whole texts, as many of those that wait as there is room for, in the order they came.
 
 mod batch;
-mod checkpoint;
 mod embedding;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use checkpoint::{DenseModule, EmbeddingConfig, EncoderCheckpoint};
-
 use super::load::upload_and_compile;
 use super::{EngineError, PAGE_SIZE, RequestId, SLICE};
+use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
 use crate::gpu::{Flight, Gpu, Landed, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
-use crate::models::{Batch, Capacity, Labels, Loader, Model, ModelShape, Progress, Scratch, check_device};
+use crate::models::{
+    Batch, Capacity, Labels, Loader, Model, ModelKind, ModelShape, Progress, Scratch, check_device,
+};
 use crate::ops::{KvLayer, Rows};
 use crate::text::{TextError, Tokenizer};
 use batch::{Plan, Tables};
@@ -131,20 +131,21 @@ pub struct TextEncoder {
 }
 
 impl TextEncoder {
-    /// Loads a checkpoint and allocates everything; `progress` hears of the weights on their way. On an adopted device
+    /// Loads an encoder and allocates everything; `progress` hears of the weights on their way. On an adopted device
     /// as [`Engine::load`](super::Engine::load).
     ///
     /// # Errors
     /// [`EngineError`] names the file, tensor or limit.
     pub fn load(
         gpu: &Gpu,
-        checkpoint: EncoderCheckpoint,
+        files: ModelFiles,
         options: EncoderOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<TextEncoder, EngineError> {
-        let (shape, config) = (checkpoint.architecture.shape(), checkpoint.embedding);
+        files.expect(ModelKind::Encoder)?;
+        let (shape, config) = (files.architecture.shape(), files.embedding.clone().unwrap_or_default());
         check_device(&shape, gpu.caps())?;
-        let tokenizer = checkpoint.tokenizer;
+        let tokenizer = files.tokenizer.clone();
         match tokenizer.as_ref().map(Tokenizer::vocab_size) {
             Ok(found) if found > shape.vocab_size => {
                 return Err(EngineError::TokenizerMismatch { tokenizer: found, model: shape.vocab_size });
@@ -173,8 +174,8 @@ impl TextEncoder {
         let (max_seqs, max_rows) = (options.max_seqs, options.max_rows.max(ctx));
         let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
 
-        let mut loader = Loader::new(gpu, &checkpoint.weights, options.quantize);
-        let model: Arc<dyn Model> = checkpoint.architecture.load(&mut loader, ctx)?.into();
+        let mut loader = Loader::new(gpu, &files.weights, options.quantize);
+        let model: Arc<dyn Model> = files.architecture.load(&mut loader, ctx)?.into();
         let scratch = model.scratch(gpu, capacity)?;
         let unused_tensors = loader.unused().into_iter().map(str::to_string).collect();
         let weights_bytes = loader.device_bytes();
@@ -192,13 +193,13 @@ impl TextEncoder {
             pages: Tensor::from_u32(gpu, "pages", [n_pages, 1], &pages)?,
             tables: [Tables::new(gpu, max_rows, max_seqs)?, Tables::new(gpu, max_rows, max_seqs)?],
         };
-        let labels = checkpoint.architecture.labels()?;
+        let labels = files.labels.clone();
         let n_labels = labels.as_ref().map_or(0, |labels| labels.names.len());
         let widest = config.width(shape.hidden_size).max(n_labels);
         let slot_bytes = (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64;
         let mut this = TextEncoder {
             gpu: gpu.clone(),
-            name: checkpoint.name,
+            name: files.name.clone(),
             labels,
             tokenizer,
             ctx,

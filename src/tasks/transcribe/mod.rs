@@ -26,7 +26,8 @@ pub use options::{Task, TranscribeOptions};
 pub use transcription::Transcription;
 
 use crate::audio::{AudioError, AudioReader};
-use crate::engine::{Checkpoint, Engine, EngineError, EngineOptions};
+use crate::checkpoint::ModelFiles;
+use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::ops::Attention;
 use crate::text::{TextError, Tokenizer};
 use tokens::{Language, SpeechTokens};
@@ -77,7 +78,7 @@ impl TranscribeError {
     pub fn hint(&self) -> Option<String> {
         match self {
             TranscribeError::NotSpeech { .. } => {
-                Some("a language model continues text: use `wginfer generate` or `wginfer chat`".into())
+                Some("a language model continues text; give a speech model, such as whisper-small".into())
             }
             TranscribeError::Token { .. } => Some("`tokenizer.json` may belong to another model".into()),
             TranscribeError::Audio(e) => e.hint(),
@@ -183,14 +184,14 @@ impl Transcriber {
     /// # Errors
     /// A model that does not hear, a tokenizer without the tokens that it needs, a language that it does not know, an
     /// option that is out of its range.
-    pub fn new(checkpoint: &Checkpoint, options: TranscribeOptions) -> Result<Transcriber, TranscribeError> {
-        let shape = checkpoint.architecture.shape();
+    pub fn new(files: &ModelFiles, options: TranscribeOptions) -> Result<Transcriber, TranscribeError> {
+        let shape = files.architecture.shape();
         let Some(sound) = &shape.audio else {
             return Err(TranscribeError::NotSpeech { architecture: shape.architecture });
         };
         options.check()?;
-        let tokenizer = checkpoint.tokenizer.as_ref().map_err(Clone::clone)?.clone();
-        let tokens = SpeechTokens::new(checkpoint, &tokenizer)?;
+        let tokenizer = files.tokenizer.as_ref().map_err(Clone::clone)?.clone();
+        let tokens = SpeechTokens::new(files, &tokenizer)?;
         let language = match &options.language {
             Some(language) => tokens.language(language)?,
             None => None,
@@ -198,7 +199,7 @@ impl Transcriber {
         if !tokens.can(options.task) {
             return Err(TranscribeError::NoTranslation);
         }
-        let alignment_heads = alignment_heads(&checkpoint.generation, &sound.cross_attention)?;
+        let alignment_heads = alignment_heads(&files.generation.json, &sound.cross_attention)?;
         Ok(Transcriber(Arc::new(Plan { tokens, tokenizer, options, language, alignment_heads })))
     }
 
