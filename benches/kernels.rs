@@ -36,7 +36,7 @@ fn main() -> Result<(), wginfer::Error> {
             let prepared = case.prepare(&mut pool)?;
             let mut rec = Recorder::new(&gpu)?;
             let variants = rec.variants(|rec| prepared.launch(rec, 0));
-            if prepared.unasked(&mut rec).is_some_and(|unasked| unasked != variants) {
+            if prepared.default_variants(&mut rec).is_some_and(|default| default != variants) {
                 continue; // no model runs it
             }
             gpu.compile(&variants)?;

@@ -1458,7 +1458,8 @@ fn penalize() {
         let logits = tensor_f32(&gpu, [n_seqs, n_vocab], &z);
         run(&gpu, |rec| {
             for seq in 0..n_seqs {
-                ops::count_prompt(rec, &tokens, &counts, seq, n_prompt - seq);
+                // The last `seq` tokens are those of a prompt no more.
+                ops::count_prompt(rec, &tokens, &counts, seq, [n_prompt - seq, n_prompt - seq]);
             }
         });
         let mut in_prompt = vec![false; n_seqs * n_vocab];
@@ -1469,6 +1470,20 @@ fn penalize() {
         }
         let marks: Vec<u32> = in_prompt.iter().map(|p| if *p { 1 << 31 } else { 0 }).collect();
         assert_eq!(read_u32(&gpu, &counts), marks, "count_prompt");
+        // What was generated before is counted, once for each time.
+        let mut counted = vec![0u32; n_seqs * n_vocab];
+        for seq in 0..n_seqs {
+            for (i, t) in prompts[seq * n_prompt..][..n_prompt].iter().enumerate() {
+                let at = seq * n_vocab + *t as usize;
+                counted[at] = if i < n_prompt / 2 { 1 << 31 } else { counted[at] + 1 };
+            }
+        }
+        run(&gpu, |rec| {
+            for seq in 0..n_seqs {
+                ops::count_prompt(rec, &tokens, &counts, seq, [n_prompt / 2, n_prompt]);
+            }
+        });
+        assert_eq!(read_u32(&gpu, &counts), counted, "count_prompt with generated tokens");
 
         let both: Vec<u32> = marks.iter().zip(&drawn).map(|(m, d)| m | d).collect();
         counts.write(&gpu, 0, bytemuck::cast_slice(&both));

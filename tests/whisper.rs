@@ -74,9 +74,9 @@ fn check_encoder(gpu: &Gpu, dir: &Path, bound: f32) {
     let audio = architecture.shape().audio.expect("it hears");
     let Some(features) = features(&golden, &audio) else { return };
     let weights = ModelFiles::open(dir).expect("a checkpoint").weights;
-    let mut loader = Loader::new(gpu, &weights, None);
+    let mut loader = Loader::new(gpu, weights, None);
     let encoder = architecture.load_audio_encoder(&mut loader).expect("an encoder").expect("it hears");
-    loader.upload(&mut |_| {}).expect("upload");
+    loader.finish().run(gpu, &mut |_| {}).expect("upload");
     let features =
         Tensor::from_f32(gpu, "features", [audio.n_frames, audio.n_mels], &features).expect("it fits");
     let mut rec = Recorder::new(gpu).expect("a recorder");

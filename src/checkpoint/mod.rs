@@ -20,7 +20,7 @@ pub use generation::GenerationConfig;
 pub use source::Source;
 
 use crate::dtype::Dtype;
-use crate::models::{self, Architecture, Labels, ModelKind};
+use crate::models::{self, Architecture, Labels, ModelKind, ModelShape};
 use crate::text::{TextError, Tokenizer, TokenizerFiles};
 use crate::weights::Weights;
 
@@ -130,10 +130,7 @@ impl ModelFiles {
             return Err(CheckpointError::RandomDtype { found: dtype });
         }
         let architecture = models::open(config_json)?;
-        let embedding = match architecture.shape().kind {
-            ModelKind::Decoder => None,
-            ModelKind::Encoder => Some(EmbeddingConfig::default()),
-        };
+        let embedding = (architecture.shape().kind == ModelKind::Encoder).then(EmbeddingConfig::default);
         let labels = architecture.labels()?;
         Ok(ModelFiles {
             name: name.to_string(),
@@ -154,10 +151,10 @@ impl ModelFiles {
         let generation_json = optional(files.read(GENERATION_CONFIG, Kind::Settings))?;
         let parse = |json: &[u8]| GenerationConfig::parse(&files.path(GENERATION_CONFIG), json);
         let generation = generation_json.as_deref().map(parse).transpose()?.unwrap_or_default();
-        let shape = architecture.shape();
-        let embedding = match shape.kind {
+        let ModelShape { kind, hidden_size, .. } = architecture.shape();
+        let embedding = match kind {
             ModelKind::Decoder => None,
-            ModelKind::Encoder => Some(EmbeddingConfig::read(files, shape.hidden_size)?),
+            ModelKind::Encoder => Some(EmbeddingConfig::read(files, hidden_size)?),
         };
         let labels = architecture.labels()?;
         let weights = files.weights("")?.into();
@@ -194,15 +191,11 @@ impl ModelFiles {
     /// # Errors
     /// [`CheckpointError::WrongKind`] says what the model can do.
     pub fn expect(&self, kind: ModelKind) -> Result<(), CheckpointError> {
-        match self.kind() == kind {
-            true => Ok(()),
-            false => Err(self.wrong_kind()),
+        if self.kind() == kind {
+            return Ok(());
         }
-    }
-
-    fn wrong_kind(&self) -> CheckpointError {
         let architecture = self.architecture.shape().architecture;
-        CheckpointError::WrongKind { architecture, kind: self.kind(), can: self.abilities() }
+        Err(CheckpointError::WrongKind { architecture, kind: self.kind(), can: self.abilities() })
     }
 }
 

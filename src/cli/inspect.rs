@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use wginfer::checkpoint::{EmbeddingConfig, ModelFiles};
 use wginfer::dtype::{BLOCK, Dtype};
-use wginfer::engine::{KvPages, PAGE_SIZE, Sampling};
+use wginfer::engine::{PAGE_SIZE, Sampling, page_bytes};
 use wginfer::models::{AudioShape, ModelKind, ModelShape, Problem};
 use wginfer::ops::{Attention, KvLayer};
 use wginfer::text::{TextError, Tokenizer};
@@ -154,7 +154,7 @@ impl Report {
     fn of(checkpoint: &ModelFiles, with_tensors: bool) -> Report {
         let shape = checkpoint.architecture.shape();
         // A page holds `PAGE_SIZE` positions, and a thousand are no whole number of pages.
-        let kv_bytes = |dtype| KvPages::page_bytes(&shape, dtype) * KV_TOKENS / PAGE_SIZE;
+        let kv_bytes = |dtype| page_bytes(&shape, dtype) * KV_TOKENS / PAGE_SIZE;
         let has_blocks = shape.attention.iter().all(|a| a.head_dim.is_multiple_of(BLOCK));
         let number = |text: &str| {
             text.parse::<u64>().map(Value::from).or_else(|_| text.parse::<f64>().map(Value::from))

@@ -51,6 +51,28 @@ pub enum EngineError {
         /// The context's.
         expected: usize,
     },
+    /// As many requests wait as [`EngineOptions::max_waiting`](super::EngineOptions::max_waiting) allows.
+    #[error("{waiting} requests wait already, expected fewer")]
+    Busy {
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// The prompt alone does not fit the cache.
+    #[error("the prompt has {found} tokens, the cache holds {expected}")]
+    CacheTooSmall {
+        /// Its tokens.
+        found: usize,
+        /// The cache's positions.
+        expected: usize,
+    },
+    /// [`Loading::finish`](super::Loading::finish) was called too early.
+    #[error("the model is not loaded yet: {done_bytes} of {total_bytes} bytes are on the device")]
+    NotLoaded {
+        /// Uploaded so far.
+        done_bytes: usize,
+        /// In the checkpoint.
+        total_bytes: usize,
+    },
     /// The tokenizer makes tokens that the model does not have.
     #[error("the tokenizer has {tokenizer} tokens, the model {model}: they do not belong together")]
     TokenizerMismatch {
@@ -117,6 +139,10 @@ impl EngineError {
             EngineError::PromptTooLong { .. } => {
                 Some("shorten the prompt, or raise `EngineOptions::ctx`".into())
             }
+            EngineError::CacheTooSmall { .. } => {
+                Some("shorten the prompt, or raise `EngineOptions::kv_tokens`".into())
+            }
+            EngineError::Busy { .. } => Some("submit it again when others have ended".into()),
             EngineError::NotFinite { .. } => Some(
                 "the weights hold values that are no numbers, or too large for `EngineOptions::kv_dtype`"
                     .into(),

@@ -18,6 +18,7 @@ mod qwen2;
 mod qwen3;
 mod roberta;
 mod scratch;
+mod upload;
 mod whisper;
 
 use serde::de::DeserializeOwned;
@@ -26,8 +27,9 @@ use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{Attention, KvLayer};
 pub use batch::{Alignment, Batch, Capacity, Clips};
 pub use error::ModelError;
-pub use loader::{Loader, Progress};
+pub use loader::Loader;
 pub use scratch::{Activations, AudioScratch, LabelScratch, Scratch};
+pub use upload::{Progress, Upload};
 
 /// What a model is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
