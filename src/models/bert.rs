@@ -103,12 +103,12 @@ impl Bert {
     /// # Errors
     /// [`ModelError::Weights`], [`ModelError::Unsupported`].
     pub fn load(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader,
         config: &Config,
         shape: ModelShape,
         root: &str,
         positions: Lookup,
-        head: impl FnOnce(&mut Loader<'_>) -> Result<Option<ClassificationHead>, ModelError>,
+        head: impl FnOnce(&mut Loader) -> Result<Option<ClassificationHead>, ModelError>,
     ) -> Result<Self, ModelError> {
         let act = config.act()?;
         let head = head(loader)?;
@@ -194,10 +194,10 @@ impl Architecture for Config {
         self.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let shape = ModelShape { max_seq_len, ..Architecture::shape(self) };
         let root = if loader.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
-        let head = |loader: &mut Loader<'_>| {
+        let head = |loader: &mut Loader| {
             let Some(labels) = self.labels.labels()? else { return Ok(None) };
             let dense = format!("{root}pooler.dense");
             let names = HeadNames { dense: &dense, dense_bias: true, norm: None, out: "classifier" };

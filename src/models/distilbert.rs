@@ -65,7 +65,7 @@ impl Architecture for Config {
         self.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let shape = ModelShape { max_seq_len, ..self.shape() };
         let (n, n_inner) = (self.dim, self.hidden_dim);
         let act = super::blocks::act("activation", &self.activation)?;

@@ -77,7 +77,7 @@ impl Architecture for Config {
         }
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         if max_seq_len > self.n_positions {
             return Err(ModelError::Unsupported {
                 key: "n_positions",
@@ -120,7 +120,7 @@ impl Architecture for Config {
 }
 
 /// A product whose weights are stored transposed, `[n_in, n_out]`: transformers' `Conv1D`.
-fn conv1d(loader: &mut Loader<'_>, name: &str, [n_out, n_in]: [usize; 2]) -> Result<Linear, ModelError> {
+fn conv1d(loader: &mut Loader, name: &str, [n_out, n_in]: [usize; 2]) -> Result<Linear, ModelError> {
     Ok(Linear {
         w: loader.transposed(&format!("{name}.weight"), [n_out, n_in])?,
         b: Some(loader.vector(&format!("{name}.bias"), n_out)?),

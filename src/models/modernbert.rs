@@ -128,7 +128,7 @@ impl Config {
         }
     }
 
-    fn head(&self, loader: &mut Loader<'_>) -> Result<Option<ClassificationHead>, ModelError> {
+    fn head(&self, loader: &mut Loader) -> Result<Option<ClassificationHead>, ModelError> {
         let Some(labels) = self.labels.labels()? else { return Ok(None) };
         let names = HeadNames {
             dense: "head.dense",
@@ -186,7 +186,7 @@ impl Architecture for Config {
         self.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         if self.local_attention < 2 {
             return Err(ModelError::Unsupported {
                 key: "local_attention",
@@ -198,7 +198,7 @@ impl Architecture for Config {
         let (n, n_inner, eps) = (self.hidden_size, self.intermediate_size, self.norm_eps);
         let act = super::blocks::act("hidden_activation", &self.hidden_activation)?;
         let root = if loader.has("model.embeddings.tok_embeddings.weight") { "model." } else { "" };
-        let norm = |loader: &mut Loader<'_>, name: &str| {
+        let norm = |loader: &mut Loader, name: &str| {
             LayerNorm::load(loader, &format!("{root}{name}"), n, self.norm_bias, eps)
         };
         let rotary = |layers| {

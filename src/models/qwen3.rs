@@ -45,7 +45,7 @@ impl Architecture for Config {
         ModelShape { has_head_norm: true, ..keys.shape("qwen3", |i| self.window.of_layer(i)) }
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
         let (n, n_inner, eps) = (keys.hidden_size, keys.intermediate_size, keys.rms_norm_eps);
         let act = keys.act()?;

@@ -37,10 +37,10 @@ impl Architecture for Config {
         self.bert.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let shape = ModelShape { max_seq_len, ..self.shape() };
         let root = if loader.has("roberta.embeddings.word_embeddings.weight") { "roberta." } else { "" };
-        let head = |loader: &mut Loader<'_>| {
+        let head = |loader: &mut Loader| {
             let Some(labels) = self.labels()? else { return Ok(None) };
             let (dense, out) = ("classifier.dense", "classifier.out_proj");
             let names = HeadNames { dense, dense_bias: true, norm: None, out };

@@ -57,13 +57,13 @@ impl Config {
         act("activation_function", &self.activation_function)
     }
 
-    fn encoder(&self, loader: &mut Loader<'_>) -> Result<Encoder, ModelError> {
+    fn encoder(&self, loader: &mut Loader) -> Result<Encoder, ModelError> {
         Encoder::load(self, &root(loader), loader)
     }
 }
 
 /// What names begin with: checkpoints of the bare model have no prefix.
-fn root(loader: &Loader<'_>) -> String {
+fn root(loader: &Loader) -> String {
     let has_prefix = loader.has("model.encoder.conv1.weight");
     if has_prefix { "model.".into() } else { String::new() }
 }
@@ -94,7 +94,7 @@ impl Architecture for Config {
         }
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         if max_seq_len > self.max_target_positions {
             return Err(ModelError::Unsupported {
                 key: "max_target_positions",
@@ -132,17 +132,14 @@ impl Architecture for Config {
         Ok(Box::new(Whisper { shape, encoder, embed_tokens, embed_positions, layers, head }))
     }
 
-    fn load_audio_encoder(
-        &self,
-        loader: &mut Loader<'_>,
-    ) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
+    fn load_audio_encoder(&self, loader: &mut Loader) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
         Ok(Some(Box::new(self.encoder(loader)?)))
     }
 }
 
 /// `q_proj`, `k_proj` (which has no bias) and `v_proj` as one product, and `out_proj`.
 fn self_attention(
-    loader: &mut Loader<'_>,
+    loader: &mut Loader,
     prefix: &str,
     shape: Attention,
     n: usize,
@@ -161,7 +158,7 @@ fn self_attention(
     })
 }
 
-fn mlp(loader: &mut Loader<'_>, prefix: &str, act: Act, [n, n_inner]: [usize; 2]) -> Result<Mlp, ModelError> {
+fn mlp(loader: &mut Loader, prefix: &str, act: Act, [n, n_inner]: [usize; 2]) -> Result<Mlp, ModelError> {
     Ok(Mlp {
         act,
         up: Linear::load(loader, &format!("{prefix}.fc1"), [n_inner, n], true)?,
@@ -197,7 +194,7 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn load(config: &Config, root: &str, loader: &mut Loader<'_>) -> Result<Self, ModelError> {
+    fn load(config: &Config, root: &str, loader: &mut Loader) -> Result<Self, ModelError> {
         let n = config.d_model;
         let n_positions = config.max_source_positions;
         let gpu = loader.gpu().clone();
@@ -348,7 +345,7 @@ struct CrossAttention {
 }
 
 impl CrossAttention {
-    fn load(loader: &mut Loader<'_>, prefix: &str, shape: Attention, n: usize) -> Result<Self, ModelError> {
+    fn load(loader: &mut Loader, prefix: &str, shape: Attention, n: usize) -> Result<Self, ModelError> {
         let name = |part: &str| format!("{prefix}.{part}");
         Ok(CrossAttention {
             shape,

@@ -28,7 +28,7 @@ impl Head {
     /// # Errors
     /// [`ModelError::Weights`].
     pub fn load(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader,
         name: &str,
         norm: FinalNorm,
         embedding: &Tensor,

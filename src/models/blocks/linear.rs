@@ -28,7 +28,7 @@ impl Linear {
     /// # Errors
     /// [`ModelError::Weights`].
     pub fn load(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader,
         name: &str,
         [n_out, n_in]: [usize; 2],
         bias: bool,
@@ -41,7 +41,7 @@ impl Linear {
     /// # Errors
     /// [`ModelError::Weights`].
     pub fn stack(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader,
         parts: &[(&str, usize)],
         n_in: usize,
         bias: bool,
@@ -60,7 +60,7 @@ impl Linear {
     /// # Errors
     /// [`ModelError::Weights`].
     pub fn load_as_stored(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader,
         name: &str,
         [n_out, n_in]: [usize; 2],
         bias: bool,
