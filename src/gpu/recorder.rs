@@ -21,7 +21,8 @@ const MAX_PARAMS: usize = 256;
 /// nothing.
 pub struct Recorder {
     gpu: Gpu,
-    params: Buffer,
+    /// Parameter blocks; allocated at the first dispatch, because who only copies needs none.
+    params: Option<Buffer>,
     blocks: HashMap<Vec<u8>, u32>,
     bind_groups: HashMap<BindKey, wgpu::BindGroup>,
     dummy: Tensor,
@@ -45,10 +46,9 @@ impl Recorder {
     /// # Errors
     /// [`GpuError::OutOfMemory`].
     pub fn new(gpu: &Gpu) -> Result<Recorder, GpuError> {
-        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         Ok(Recorder {
             gpu: gpu.clone(),
-            params: gpu.create_buffer("params", PARAMS_BYTES, usage)?,
+            params: None,
             blocks: HashMap::new(),
             bind_groups: HashMap::new(),
             dummy: gpu.dummy()?,
@@ -128,7 +128,13 @@ impl Recorder {
         if groups.contains(&0) || self.error.is_some() {
             return;
         }
-        let offset = self.params_offset(bytemuck::bytes_of(params));
+        let offset = match self.params_offset(bytemuck::bytes_of(params)) {
+            Ok(offset) => offset,
+            Err(error) => {
+                self.error = Some(error);
+                return;
+            }
+        };
         if let Some(variants) = &mut self.rehearsal {
             if !variants.contains(&variant) {
                 variants.push(variant);
@@ -143,7 +149,8 @@ impl Recorder {
             }
         };
         let ranges: Vec<_> = bindings.iter().map(|v| (v.tensor.id(), v.range_bytes())).collect();
-        let (device, params) = (self.gpu.device(), &self.params);
+        let device = self.gpu.device();
+        let params = self.params.as_ref().expect("`params_offset` allocated it");
         let bind_group = self.bind_groups.entry((pipeline.id, ranges)).or_insert_with_key(|(_, ranges)| {
             let buffer = |buffer, offset, size| {
                 let size = std::num::NonZeroU64::new(size);
@@ -182,16 +189,26 @@ impl Recorder {
     }
 
     /// Offset of the block that holds `bytes`, written at its first use.
-    fn params_offset(&mut self, bytes: &[u8]) -> u32 {
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    fn params_offset(&mut self, bytes: &[u8]) -> Result<u32, GpuError> {
         if let Some(offset) = self.blocks.get(bytes) {
-            return *offset;
+            return Ok(*offset);
         }
+        let params = match &mut self.params {
+            Some(params) => params,
+            none => {
+                let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+                none.insert(self.gpu.create_buffer("params", PARAMS_BYTES, usage)?)
+            }
+        };
         let step = MAX_PARAMS.next_multiple_of(self.gpu.caps().uniform_align as usize);
         let offset = self.blocks.len() * step;
         assert!(offset + step <= PARAMS_BYTES as usize, "the owner resets the recorder in time");
-        self.gpu.write_buffer(&self.params, offset as u64, bytes);
+        self.gpu.write_buffer(params, offset as u64, bytes);
         self.blocks.insert(bytes.to_vec(), offset as u32);
-        offset as u32
+        Ok(offset as u32)
     }
 
     /// Whether few parameter blocks are left: the owner lets everything in flight finish and calls
