@@ -161,6 +161,16 @@ impl Engine {
         self.stepper.advance(&mut self.machine, budget)
     }
 
+    /// Starts to keep as text what is recorded, or stops: [`Recorder::trace`].
+    pub fn trace(&mut self, on: bool) {
+        self.stepper.recorder().trace(on);
+    }
+
+    /// What was recorded since: [`Recorder::take_trace`].
+    pub fn take_trace(&mut self) -> String {
+        self.stepper.recorder().take_trace()
+    }
+
     /// The events since the last call. Never waits.
     ///
     /// # Errors
