@@ -161,12 +161,12 @@ impl Engine {
         self.stepper.advance(&mut self.machine, budget)
     }
 
-    /// Starts to keep as text what is recorded, or stops: [`Recorder::trace`].
+    /// Starts or stops to keep the text of the recording: [`Recorder::trace`].
     pub fn trace(&mut self, on: bool) {
         self.stepper.recorder().trace(on);
     }
 
-    /// What was recorded since: [`Recorder::take_trace`].
+    /// The text of the recording since then: [`Recorder::take_trace`].
     pub fn take_trace(&mut self) -> String {
         self.stepper.recorder().take_trace()
     }
