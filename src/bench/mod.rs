@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 pub use cases::{Case, Cost, Pool, Prepared, Workload, operations};
 pub use compare::{ComparedRow, Comparison, Value, compare};
-pub use kernels::{KernelOptions, Progress, kernels};
+pub use kernels::{BenchProgress, KernelOptions, kernels};
 pub use model::{ModelOptions, model};
 pub use probe::{Limits, limits};
 pub use report::{KernelReport, KernelRow, Meta, ModelReport, ModelRow, ModelSummary, Report, WGPU_VERSION};

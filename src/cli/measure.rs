@@ -50,7 +50,7 @@ pub fn command_line() -> String {
 
 /// Shows a bar while a measurement runs.
 pub fn with_steps<T>(
-    measure: impl FnOnce(&mut dyn FnMut(bench::Progress<'_>)) -> Result<T, BenchError>,
+    measure: impl FnOnce(&mut dyn FnMut(bench::BenchProgress<'_>)) -> Result<T, BenchError>,
 ) -> Result<T, BenchError> {
     let bar = terminal::steps();
     let result = measure(&mut |p| {

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use super::model::page_width;
 use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
 use super::scheduler::{Admission, ClipTable, Limits, PAGE_SIZE, Scheduler, Step};
-use super::stepper::{Kind, Machine, Size, Source, Stepper};
+use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, RequestId, Sampling};
 use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
-use crate::models::{Capacity, ModelError, ModelKind, ModelShape, Progress, Upload};
+use crate::models::{Capacity, LoadProgress, ModelError, ModelKind, ModelShape, Upload};
 use crate::ops::{KvLayer, Rows};
 
 /// Longest default context in tokens: models allow 128 K and more, for which few machines have the memory.
@@ -61,8 +61,8 @@ impl<E> Loading<E> {
     }
 
     /// Bytes uploaded, and the total.
-    pub fn progress(&self) -> Progress {
-        let mut sum = Progress { done_bytes: 0, total_bytes: 0 };
+    pub fn progress(&self) -> LoadProgress {
+        let mut sum = LoadProgress { done_bytes: 0, total_bytes: 0 };
         for progress in self.uploads.0.iter().map(Upload::progress) {
             sum.done_bytes += progress.done_bytes;
             sum.total_bytes += progress.total_bytes;
@@ -89,7 +89,7 @@ impl<E> Loading<E> {
     /// [`EngineError::NotLoaded`] if uploads are not finished; [`EngineError::Gpu`] with a kernel that does not compile.
     pub fn finish(self) -> Result<E, EngineError> {
         if !self.uploads.is_done() || !self.stepper.is_idle() {
-            let Progress { done_bytes, total_bytes } = self.progress();
+            let LoadProgress { done_bytes, total_bytes } = self.progress();
             return Err(EngineError::NotLoaded { done_bytes, total_bytes });
         }
         let died = |_| Err(GpuError::Device { message: "the compiler's thread died".into() });
@@ -103,7 +103,7 @@ impl<E> Loading<E> {
     /// # Errors
     /// Those of [`Loading::advance`] and [`Loading::finish`]; [`GpuError::Adopted`] if only the host's submissions could
     /// complete it.
-    pub fn wait(mut self, progress: &mut dyn FnMut(Progress)) -> Result<E, EngineError> {
+    pub fn wait(mut self, progress: &mut dyn FnMut(LoadProgress)) -> Result<E, EngineError> {
         if self.gpu.is_owned() {
             while !self.uploads.is_done() || !self.stepper.is_idle() {
                 self.stepper.pump(&mut self.uploads)?;
@@ -133,7 +133,7 @@ impl Machine for Uploads {
     }
 
     fn size(&self, upload: &usize) -> Size {
-        let Progress { done_bytes, total_bytes } = self.0[*upload].progress();
+        let LoadProgress { done_bytes, total_bytes } = self.0[*upload].progress();
         let n_pieces = total_bytes.saturating_sub(done_bytes).div_ceil(PIECE);
         Size { kind: Kind::Upload, n_layers: n_pieces.clamp(1, MOST_PIECES), n_units: 1 }
     }
@@ -143,7 +143,7 @@ impl Machine for Uploads {
         rec: &mut Recorder,
         upload: &mut usize,
         pieces: Range<usize>,
-    ) -> Result<Vec<Source>, EngineError> {
+    ) -> Result<Vec<ReadRange>, EngineError> {
         self.0[*upload].record(rec, pieces.len() * PIECE).map_err(ModelError::from)?;
         Ok(Vec::new())
     }
@@ -163,7 +163,7 @@ impl Engine {
         gpu: &Gpu,
         files: ModelFiles,
         options: EngineOptions,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Engine, EngineError> {
         Engine::loading(gpu, files, options)?.wait(progress)
     }

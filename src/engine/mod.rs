@@ -41,7 +41,7 @@ use crate::models::ModelShape;
 use crate::text::Tokenizer;
 use runner::{Clips, Runner};
 use scheduler::{Scheduler, Work};
-use stepper::{Kind, Machine, Size, Source, Stepper};
+use stepper::{Kind, Machine, ReadRange, Size, Stepper};
 
 /// Runs requests on one model, in one batch.
 pub struct Engine {
@@ -232,7 +232,7 @@ impl Machine for Decoding {
         rec: &mut Recorder,
         work: &mut Work,
         layers: Range<usize>,
-    ) -> Result<Vec<Source>, EngineError> {
+    ) -> Result<Vec<ReadRange>, EngineError> {
         Ok(match work {
             Work::Step(step) => self.runner.step(rec, step, layers),
             Work::Clip(clip) => {

@@ -32,13 +32,13 @@ pub(super) trait Machine {
         rec: &mut Recorder,
         work: &mut Self::Work,
         layers: Range<usize>,
-    ) -> Result<Vec<Source>, EngineError>;
+    ) -> Result<Vec<ReadRange>, EngineError>;
     /// Handles the results of work whose last layer has run.
     fn landed(&mut self, work: Self::Work, bytes: &[u8]);
 }
 
 /// A byte range to read back: tensor, offset, bytes.
-pub(super) type Source = (Tensor, u64, u64);
+pub(super) type ReadRange = (Tensor, u64, u64);
 
 /// The size of some work, on which its time depends.
 #[derive(Clone, Copy, Debug)]

@@ -12,11 +12,11 @@ pub(crate) const MOST_IN_FLIGHT: usize = 2;
 pub(crate) struct Flight<T> {
     gpu: Gpu,
     ring: ReadbackRing,
-    slices: VecDeque<Slice<T>>,
+    slices: VecDeque<InFlight<T>>,
     last_finish: Instant,
 }
 
-struct Slice<T> {
+struct InFlight<T> {
     content: T,
     readback: Readback,
     recorded: Instant,
@@ -58,7 +58,7 @@ impl<T> Flight<T> {
     /// Ends a slice with the byte ranges to read back: `(tensor, offset, bytes)`, at least one.
     pub fn record(&mut self, rec: &mut Recorder, sources: &[(&Tensor, u64, u64)], content: T) {
         if let Some(readback) = rec.read(&mut self.ring, sources) {
-            self.slices.push_back(Slice { content, readback, recorded: Instant::now(), submission: None });
+            self.slices.push_back(InFlight { content, readback, recorded: Instant::now(), submission: None });
         }
     }
 

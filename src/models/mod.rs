@@ -29,7 +29,7 @@ pub use batch::{Alignment, Batch, Capacity, Clips};
 pub use error::ModelError;
 pub use loader::Loader;
 pub use scratch::{Activations, AudioScratch, LabelScratch, Scratch};
-pub use upload::{Progress, Upload};
+pub use upload::{LoadProgress, Upload};
 
 /// What a model is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::weights::{Entry, Weights, WeightsError};
 
 /// Bytes of weights in device memory so far, and in all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
+pub struct LoadProgress {
     /// Uploaded, or in the checkpoint and not needed.
     pub done_bytes: usize,
     /// In the checkpoint.
@@ -39,7 +39,7 @@ pub struct Upload {
     /// Tensors that are not complete. The first is, up to row `row`.
     items: VecDeque<Item>,
     row: usize,
-    progress: Progress,
+    progress: LoadProgress,
     stages: Stages,
 }
 
@@ -74,13 +74,13 @@ impl Upload {
             weights,
             items: items.into(),
             row: 0,
-            progress: Progress { done_bytes: total_bytes - n_bytes, total_bytes },
+            progress: LoadProgress { done_bytes: total_bytes - n_bytes, total_bytes },
             stages: Stages { tensors: Vec::new(), n_bytes: stage_bytes, n_used: 0 },
         }
     }
 
     /// How far it is.
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> LoadProgress {
         self.progress
     }
 
@@ -138,7 +138,7 @@ impl Upload {
     /// # Errors
     /// [`WeightsError::Gpu`]; [`GpuError::Adopted`] where weights are quantised or random on an adopted device, whose
     /// host submits what [`Upload::record`] records.
-    pub fn run(&mut self, gpu: &Gpu, progress: &mut dyn FnMut(Progress)) -> Result<(), WeightsError> {
+    pub fn run(&mut self, gpu: &Gpu, progress: &mut dyn FnMut(LoadProgress)) -> Result<(), WeightsError> {
         if self.items.iter().any(Item::is_recorded) {
             gpu.check_owned()?;
         }

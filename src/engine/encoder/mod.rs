@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::loading::{DEFAULT_CTX, Loading, at_least_one};
-use super::stepper::{Kind, Machine, Size, Source, Stepper};
+use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{EngineError, LoadedModel, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
-use crate::models::{Batch, Capacity, Labels, Model, ModelKind, ModelShape, Progress, Scratch};
+use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Scratch};
 use crate::ops::{KvLayer, Rows};
 use crate::text::Tokenizer;
 use batch::{Tables, TextBatch};
@@ -111,7 +111,7 @@ impl TextEncoder {
         gpu: &Gpu,
         files: ModelFiles,
         options: EncoderOptions,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<TextEncoder, EngineError> {
         TextEncoder::loading(gpu, files, options)?.wait(progress)
     }
@@ -349,7 +349,7 @@ impl Machine for Encoding {
         rec: &mut Recorder,
         texts: &mut TextBatch,
         layers: Range<usize>,
-    ) -> Result<Vec<Source>, EngineError> {
+    ) -> Result<Vec<ReadRange>, EngineError> {
         if layers.start == 0 {
             // At most one slice is in flight, of the previous batch, so nothing reads the tables of the batch before that.
             self.current = (self.current + 1) % self.tables.len();

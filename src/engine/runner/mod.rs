@@ -10,7 +10,7 @@ pub(super) use clips::Clips;
 pub(super) use tables::{Results, SlotTables, StepTables};
 
 use super::scheduler::{Admission, PAGE_SIZE, Step, StepResults};
-use super::stepper::Source;
+use super::stepper::ReadRange;
 use super::{SpeechRules, TokenLogprob};
 use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor};
 use crate::models::{Batch, Model, Scratch};
@@ -38,7 +38,7 @@ impl Runner {
     }
 
     /// Records some layers of a step: before the first layer the update of its tables, after the last one logits and draws.
-    pub fn step(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<Source> {
+    pub fn step(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<ReadRange> {
         if layers.start == 0 {
             self.write(step);
             self.steps.upload(&self.gpu, rec, step);
@@ -47,7 +47,7 @@ impl Runner {
     }
 
     /// Records some layers of a step, but not its tables.
-    pub fn record(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<Source> {
+    pub fn record(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<ReadRange> {
         let batch = batch(&self.kv, &self.steps, &self.slots, self.clips.as_ref(), step);
         if layers.start == 0 {
             self.model.embed(rec, &batch, &mut self.scratch);
@@ -98,7 +98,7 @@ impl Runner {
 
     /// Records draws from `logits`. Returns the byte ranges to read back: tokens, log-probabilities, logits, log-probabilities
     /// of prompts' tokens, alignments.
-    fn draw(&self, rec: &mut Recorder, step: &Step, logits: Option<Tensor>) -> Vec<Source> {
+    fn draw(&self, rec: &mut Recorder, step: &Step, logits: Option<Tensor>) -> Vec<ReadRange> {
         let n_draws = step.draws.len();
         let Runner { steps, slots, results, .. } = self;
         let mut sources = Vec::new();
@@ -160,7 +160,7 @@ impl Runner {
     }
 
     /// Adds the rows of the alignment to read back.
-    fn aligned(&self, step: &Step, sources: &mut Vec<Source>) {
+    fn aligned(&self, step: &Step, sources: &mut Vec<ReadRange>) {
         let Some((clips, weights)) = self.clips.as_ref().and_then(|c| Some((c, c.weights.as_ref()?))) else {
             return;
         };
