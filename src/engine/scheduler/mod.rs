@@ -227,7 +227,7 @@ impl Scheduler {
     /// Makes sure that the next row of running sequence `i` has a page. If none is left, preempts the youngest of the sequences
     /// that came later, whose pages are released once nothing of it is in flight. If `i` is the youngest, it waits.
     fn provide(&mut self, i: usize, step: &mut Step) -> bool {
-        let Sequence { slot, n_recorded, .. } = self.running[i];
+        let Sequence { id, slot, n_recorded, .. } = self.running[i];
         let index = n_recorded / PAGE_SIZE;
         if index < self.running[i].pages.len() {
             return true;
@@ -239,8 +239,8 @@ impl Scheduler {
             if self.running.iter().any(|s| !s.is_active() && s.n_in_flight > 0) {
                 return false; // pages will be released soon
             }
-            let mut younger = self.running.iter_mut().skip(i + 1).filter(|s| s.is_active());
-            let Some(youngest) = younger.next_back() else { return false };
+            let younger = self.running.iter_mut().filter(|s| s.is_active() && s.id > id);
+            let Some(youngest) = younger.max_by_key(|s| s.id) else { return false };
             youngest.is_preempted = true;
             if youngest.n_in_flight == 0 {
                 let (published, pages) = youngest.give_up_pages();
