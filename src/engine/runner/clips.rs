@@ -102,9 +102,9 @@ impl Clips {
     }
 
     /// The clips of a batch.
-    pub fn batch(&self, aligns: bool) -> models::Clips<'_> {
+    pub fn batch(&self, aligns: bool) -> models::BatchClips<'_> {
         let weights = self.weights.as_ref().filter(|_| aligns);
-        models::Clips {
+        models::BatchClips {
             pages: &self.pages,
             ends: &self.ends,
             n_positions: self.shape.n_positions,
