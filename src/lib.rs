@@ -1,6 +1,6 @@
-//! wginfer runs language models, Whisper and text encoders on any GPU that Vulkan, Metal or DX12 supports. It is written
-//! directly against `wgpu`: WGSL compute shaders do the arithmetic, a Rust host schedules forward passes over persistent
-//! device buffers, and the KV cache lives in device memory.
+//! wginfer runs language models, Whisper and text encoders on any GPU that Vulkan, Metal or DX12 supports. It is
+//! written directly against `wgpu`: WGSL compute shaders do the arithmetic, a Rust host schedules forward passes over
+//! persistent device buffers, and the KV cache lives in device memory.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -35,17 +35,17 @@
 //! Each of these holds everywhere, and tests check them.
 //!
 //! 1. Only `gpu` calls `wgpu`. `engine` may name `wgpu::CommandBuffer`; this file re-exports `wgpu`.
-//! 2. The library creates a device only in [`gpu::Gpu::open`]. It never submits to an adopted queue, never blocks on it,
-//!    and installs no device-wide callback on an adopted device.
-//! 3. In steady-state decoding the host uploads nothing but command buffers and the table entry of a page that a sequence
-//!    has just been given, and reads back 4 bytes per sequence and step (more only for log-probabilities).
+//! 2. The library creates a device only in [`gpu::Gpu::open`]. It never submits to an adopted queue, never blocks on
+//!    it, and installs no device-wide callback on an adopted device.
+//! 3. In steady-state decoding the host uploads nothing but command buffers and the table entry of a page that a
+//!    sequence has just been given, and reads back 4 bytes per sequence and step (more only for log-probabilities).
 //!    Sampling runs on the device, and the next step reads its token from there, so the host records step t+1 before
 //!    token t has arrived.
-//! 4. A batch of sequences is the unit of work; one sequence is a batch of one. In a step a sequence can have several rows
-//!    of either kind: rows of a prompt, and single rows, as for generated tokens. A token's kind is part of its identity in
-//!    the prefix cache.
-//! 5. No device memory is allocated after the engine is built. Pages of the cache are allocated as they are needed; when
-//!    none is left, the youngest request gives its pages up and is computed again later, with the same bits.
+//! 4. A batch of sequences is the unit of work; one sequence is a batch of one. In a step a sequence can have several
+//!    rows of either kind: rows of a prompt, and single rows, as for generated tokens. A token's kind is part of its
+//!    identity in the prefix cache.
+//! 5. No device memory is allocated after the engine is built. Pages of the cache are allocated as they are needed;
+//!    when none is left, the youngest request gives its pages up and is computed again later, with the same bits.
 //! 6. A `.wgsl` file is plain WGSL that a WGSL tool can parse: no preprocessor, no templates.
 //! 7. Every kernel has a declaration that matches its WGSL (checked by naga's reflection), an f64 reference, and
 //!    a test on random shapes.
@@ -55,12 +55,13 @@
 //!     `Err` that names the value, what was expected and what was found.
 //! 11. The command line uses only the public API, and only it prints.
 //! 12. A row's result has the same bits in every batch: the order of its sums depends on the device (and what
-//!     `bench::tune` measured and kept for it), on the shapes and types of weights and on the row's kind, never on how many
-//!     rows there are, how a prompt is cut or what the cache holds. So the same request with the same seed gives the same
-//!     text on one device.
-//! 13. Data that a recording reads is never overwritten before the recording has run. Parameter blocks are written once. A
-//!     slot's tables change only while nothing in flight uses the slot, or grow beyond the positions in flight. Pages are
-//!     freed when the work in flight has finished. The tables of a step's rows are copied in the recording itself.
+//!     `bench::tune` measured and kept for it), on the shapes and types of weights and on the row's kind, never on how
+//!     many rows there are, how a prompt is cut or what the cache holds. So the same request with the same seed gives
+//!     the same text on one device.
+//! 13. Data that a recording reads is never overwritten before the recording has run. Parameter blocks are written
+//!     once. A slot's tables change only while nothing in flight uses the slot, or grow beyond the positions in flight.
+//!     Pages are freed when the work in flight has finished. The tables of a step's rows are copied in the recording
+//!     itself.
 //!
 //! # Map
 //!
@@ -84,13 +85,15 @@
 //! `shaders/` holds the kernels, one file each; `shaders/README.md` describes how to write one.
 //!
 //! The engine has three parts. `engine/scheduler` decides what the next step computes: requests, sequences and the page
-//! table are plain data there, tested with no device. `engine/runner` records the decision, a `Step` of rows (`embed`, every
-//! `layer`, `logits`, then the draw), and reads the results. `engine/stepper.rs` cuts recorded work to a budget and keeps at
-//! most two slices in flight. It does so for steps, for clips of sound, for batches of texts and for the upload of weights.
+//! table are plain data there, tested with no device. `engine/runner` records the decision, a `Step` of rows (`embed`,
+//! every `layer`, `logits`, then the draw), and reads the results. `engine/stepper.rs` cuts recorded work to a budget
+//! and keeps at most two slices in flight. It does so for steps, for clips of sound, for batches of texts and for the
+//! upload of weights.
 //!
-//! On the device, a token takes this path: token table, `embed`, layers, `logits`, `sample`, token table. The audio encoder
-//! runs over a clip, layer by layer, and writes keys and values for the decoder's cross-attention to pages of their own. A
-//! text encoder has no cache: [`engine::TextEncoder`] packs whole texts into batches and computes one vector per text.
+//! On the device, a token takes this path: token table, `embed`, layers, `logits`, `sample`, token table. The audio
+//! encoder runs over a clip, layer by layer, and writes keys and values for the decoder's cross-attention to pages of
+//! their own. A text encoder has no cache: [`engine::TextEncoder`] packs whole texts into batches and computes one
+//! vector per text.
 //!
 //! # Where additions go
 //!

@@ -22,11 +22,11 @@ use super::{AudioError, SAMPLE_RATE};
 const FORMATS: &str = "WAV, AIFF, FLAC, MP3, OGG, M4A, MP4 or Matroska";
 const CODECS: &str = "PCM, FLAC, ALAC, MP3, AAC-LC or Vorbis";
 
-/// Samples that an AAC encoder puts before the sound: at least one frame. The container marks them in a list that the library
-/// does not read.
+/// Samples that an AAC encoder puts before the sound: at least one frame. The container marks them in a list that the
+/// library does not read.
 const AAC_DELAY: usize = 1024;
-/// Seconds that a packet may be late by its container's clock, whose resolution is at least a millisecond. Shorter than a lost
-/// packet of any codec at its usual rates.
+/// Seconds that a packet may be late by its container's clock, whose resolution is at least a millisecond. Shorter than
+/// a lost packet of any codec at its usual rates.
 const MIN_GAP: f64 = 0.02;
 /// Most seconds of lost sound that are filled with silence. A larger gap is a damaged clock.
 const MAX_GAP: f64 = 60.0;
@@ -275,8 +275,8 @@ impl Source for Decoder {
     }
 }
 
-/// Calls the decoding library, which may panic: it overflows on some damaged headers in builds with checks. `None` after a
-/// panic.
+/// Calls the decoding library, which may panic: it overflows on some damaged headers in builds with checks. `None`
+/// after a panic.
 fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
     // State that a panic may have left inconsistent is not used again.
     catch_unwind(AssertUnwindSafe(call)).ok()

@@ -69,8 +69,8 @@ impl AudioReader {
     /// Reads `samples` `[n, n_channels]`, about -1 to 1, at `sample_rate` Hz.
     ///
     /// # Errors
-    /// [`AudioError::Property`] for a rate or number of channels that is out of range; [`AudioError::Partial`] if the last row
-    /// is incomplete.
+    /// [`AudioError::Property`] for a rate or number of channels that is out of range; [`AudioError::Partial`] if the
+    /// last row is incomplete.
     pub fn samples(samples: Vec<f32>, sample_rate: u32, n_channels: usize) -> Result<Self, AudioError> {
         let name = "the recording in memory".to_string();
         let source = Samples::new(&name, samples, sample_rate, n_channels)?;
@@ -105,7 +105,8 @@ impl AudioReader {
     /// Appends the next `n` samples to `out`, and returns their number, which is smaller only at the end.
     ///
     /// # Errors
-    /// Damage of the recording, once, after all samples before it have been read; [`AudioError::Empty`] if it has no samples.
+    /// Damage of the recording, once, after all samples before it have been read; [`AudioError::Empty`] if it has no
+    /// samples.
     pub fn read(&mut self, n: usize, out: &mut Vec<f32>) -> Result<usize, AudioError> {
         while self.ready.len() < n && !self.ended {
             let next = self.source.next(&mut self.chunk);

@@ -26,7 +26,8 @@ pub struct TuneOptions {
     pub n_prompt: usize,
     /// Size in bytes that the copies of weights exceed together: at least twice the device's cache.
     pub rotate_bytes: u64,
-    /// Added to one output of each variant before the check, in units of the tolerance, to test that the check notices it.
+    /// Added to one output of each variant before the check, in units of the tolerance, to test that the check notices
+    /// it.
     pub perturbation: f64,
 }
 

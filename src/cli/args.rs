@@ -46,7 +46,8 @@ pub struct DeviceArgs {
 /// The device.
 #[derive(clap::Args)]
 pub struct GpuArg {
-    /// Adapter: its index, or a part of its name, as `wginfer devices` lists them. Default: the first discrete one, or else integrated, or else software
+    /// Adapter: its index, or a part of its name, as `wginfer devices` lists them. Default: the first discrete one, or
+    /// else integrated, or else software
     // An empty variable counts as none.
     #[arg(long, env = "WGINFER_GPU", value_name = "NAME|INDEX", help_heading = "Model and device")]
     gpu: Option<String>,

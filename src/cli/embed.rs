@@ -186,8 +186,8 @@ fn csv(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes a two-dimensional array in NumPy's format, version 1.0: magic bytes, the header's length, a header in Python that
-/// ends at a multiple of 64 bytes, the values row by row.
+/// Writes a two-dimensional array in NumPy's format, version 1.0: magic bytes, the header's length, a header in Python
+/// that ends at a multiple of 64 bytes, the values row by row.
 fn npy(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
     const BEFORE_HEADER: usize = 10;
     let shape = (rows.len(), rows.first().map_or(0, Vec::len));

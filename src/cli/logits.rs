@@ -39,8 +39,8 @@ pub struct Args {
     #[arg(long, value_name = "K")]
     top: Option<usize>,
 
-    /// Write token ids and logits as an object: a number for each token of the vocabulary, or with `--top` a list of the
-    /// best
+    /// Write token ids and logits as an object: a number for each token of the vocabulary, or with `--top` a list of
+    /// the best
     #[arg(long)]
     json: bool,
 

@@ -131,8 +131,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Switches Mesa's device-select layer off if there is no desktop. The layer asks the desktop which device it uses; with
-/// no desktop to ask, it prints an error twice per run.
+/// Switches Mesa's device-select layer off if there is no desktop. The layer asks the desktop which device it uses;
+/// with no desktop to ask, it prints an error twice per run.
 #[cfg(target_os = "linux")]
 fn hush_device_select() {
     let of_use = ["WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "DISPLAY", "MESA_VK_DEVICE_SELECT", "DRI_PRIME"];

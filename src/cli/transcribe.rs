@@ -155,8 +155,8 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Decoding")]
     seed: u64,
 
-    /// Windows that are decoded in one batch; with more than 1, the recording is cut where it is quiet, and each window is
-    /// decoded independently of the text before it
+    /// Windows that are decoded in one batch; with more than 1, the recording is cut where it is quiet, and each window
+    /// is decoded independently of the text before it
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Recording")]
     batch_size: usize,
 

@@ -86,7 +86,8 @@ impl<E> Loading<E> {
     /// Returns the engine. Waits for the thread that compiles kernels.
     ///
     /// # Errors
-    /// [`EngineError::NotLoaded`] if uploads are not finished; [`EngineError::Gpu`] with a kernel that does not compile.
+    /// [`EngineError::NotLoaded`] if uploads are not finished; [`EngineError::Gpu`] with a kernel that does not
+    /// compile.
     pub fn finish(self) -> Result<E, EngineError> {
         if !self.uploads.is_done() || !self.stepper.is_idle() {
             let LoadProgress { done_bytes, total_bytes } = self.progress();
@@ -97,12 +98,12 @@ impl<E> Loading<E> {
         Ok((self.finish)(compile_time))
     }
 
-    /// Uploads the rest and returns the engine. Calls `progress` for each piece. On an adopted device, uploads are queued for
-    /// the host's next submission, which works only if nothing has to be quantised.
+    /// Uploads the rest and returns the engine. Calls `progress` for each piece. On an adopted device, uploads are
+    /// queued for the host's next submission, which works only if nothing has to be quantised.
     ///
     /// # Errors
-    /// Those of [`Loading::advance`] and [`Loading::finish`]; [`GpuError::Adopted`] if only the host's submissions could
-    /// complete it.
+    /// Those of [`Loading::advance`] and [`Loading::finish`]; [`GpuError::Adopted`] if only the host's submissions
+    /// could complete it.
     pub fn wait(mut self, progress: &mut dyn FnMut(LoadProgress)) -> Result<E, EngineError> {
         if self.gpu.is_owned() {
             while !self.uploads.is_done() || !self.stepper.is_idle() {
@@ -154,8 +155,8 @@ impl Machine for Uploads {
 impl Engine {
     /// Loads a model and allocates everything. Calls `progress` during the upload of weights.
     ///
-    /// On an adopted device, uploads are queued for the host's next submission, and the driver keeps a copy of each until
-    /// then. [`Engine::loading`] keeps fewer copies.
+    /// On an adopted device, uploads are queued for the host's next submission, and the driver keeps a copy of each
+    /// until then. [`Engine::loading`] keeps fewer copies.
     ///
     /// # Errors
     /// [`EngineError`] with the file, tensor or limit.
@@ -190,8 +191,8 @@ impl Engine {
         })
     }
 
-    /// Builds another engine on a loaded model, on the same device, with its own activations, KV cache and requests. Ignores
-    /// [`EngineOptions::quantize`].
+    /// Builds another engine on a loaded model, on the same device, with its own activations, KV cache and requests.
+    /// Ignores [`EngineOptions::quantize`].
     ///
     /// # Errors
     /// [`EngineError::Parameter`] if the context is longer than the one that the model was loaded for;
@@ -367,8 +368,8 @@ fn rehearse(runner: &mut Runner, rec: &mut Recorder, sizes: Sizes) {
         logprobs: (max_logprobs > 0).then_some(max_logprobs),
         ..Step::default()
     };
-    // Steps with and without a prompt. Prompt rows that do not fill a group share reads in a smaller one, with or without the
-    // decode row; large products take large tiles.
+    // Steps with and without a prompt. Prompt rows that do not fill a group share reads in a smaller one, with or
+    // without the decode row; large products take large tiles.
     let decode = counts(max_seqs).map(|n| step(n, 0));
     let prompt = [1, 2, 3, 7, 15, max_rows - 1].map(|n| step(1, n.min(max_rows - 1)));
     // Every number of rows that share reads of the head's weights, beyond the numbers of decode rows.

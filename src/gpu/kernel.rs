@@ -27,8 +27,8 @@ pub struct Kernel {
     pub params: &'static Fields,
     /// Storage bindings 1, 2, … in order.
     pub bindings: &'static [Access],
-    /// Whether no index can be out of bounds, so that bounds checks are omitted. Each use needs its reason beside it: errors
-    /// in such a kernel are undefined behaviour.
+    /// Whether no index can be out of bounds, so that bounds checks are omitted. Each use needs its reason beside it:
+    /// errors in such a kernel are undefined behaviour.
     pub proven: bool,
 }
 
@@ -86,8 +86,9 @@ impl Variant {
         self
     }
 
-    /// The WGSL that is compiled. The kernel comes first, so that line numbers in errors are the file's: at WGSL's module
-    /// scope, order does not matter. Only `enable` directives must come before it: they are put on its first line, before the comment there.
+    /// The WGSL that is compiled. The kernel comes first, so that line numbers in errors are the file's: at WGSL's
+    /// module scope, order does not matter. Only `enable` directives must come before it: they are put on its first
+    /// line, before the comment there.
     pub fn source(&self) -> String {
         let mut source = String::new();
         for word in self.parts.iter().flatten().flat_map(|part| part.enables) {
@@ -150,9 +151,9 @@ pub(super) struct Pipeline {
     pub id: usize,
 }
 
-/// naga's guard against endless loops is off: it would add a counter to each loop and keep drivers from unrolling. Every
-/// loop in `shaders/` counts to a bound that is read before it starts. Out-of-bounds accesses are checked, except in
-/// kernels whose declaration excludes them.
+/// naga's guard against endless loops is off: it would add a counter to each loop and keep drivers from unrolling.
+/// Every loop in `shaders/` counts to a bound that is read before it starts. Out-of-bounds accesses are checked, except
+/// in kernels whose declaration excludes them.
 fn checks(kernel: &Kernel) -> wgpu::ShaderRuntimeChecks {
     let mut checks = wgpu::ShaderRuntimeChecks::checked();
     checks.force_loop_bounding = false;

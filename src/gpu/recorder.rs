@@ -16,8 +16,8 @@ const MAX_PARAMS: usize = 256;
 /// Records dispatches. It lives as long as its engine and keeps bind groups and parameter blocks, so that recording the
 /// same step again makes only the dispatches.
 ///
-/// A parameter block is written once and never changed, and equal parameters share a block. So a recording that waits to be
-/// submitted never sees another's parameters, and a repeated step uploads nothing.
+/// A parameter block is written once and never changed, and equal parameters share a block. So a recording that waits
+/// to be submitted never sees another's parameters, and a repeated step uploads nothing.
 pub struct Recorder {
     gpu: Gpu,
     params: Buffer,
@@ -81,9 +81,9 @@ impl Recorder {
         self.trace = on.then(Trace::default);
     }
 
-    /// The text of the recording since [`Recorder::trace`] or the last call; empty if tracing is off. A dispatch has a line
-    /// with kernel, parts, overrides and workgroups, and one with the rows of the bound tensors: those that it reads, an
-    /// arrow, those that it writes. Each copy, clear, read and end of a command buffer has one line.
+    /// The text of the recording since [`Recorder::trace`] or the last call; empty if tracing is off. A dispatch has a
+    /// line with kernel, parts, overrides and workgroups, and one with the rows of the bound tensors: those that it
+    /// reads, an arrow, those that it writes. Each copy, clear, read and end of a command buffer has one line.
     pub fn take_trace(&mut self) -> String {
         self.trace.as_mut().map(|trace| std::mem::take(&mut trace.0)).unwrap_or_default()
     }
@@ -206,7 +206,8 @@ impl Recorder {
         self.blocks.clear();
     }
 
-    /// Drops the bind groups of `tensor`, so that its memory is freed when its last owner and the recorded work are done.
+    /// Drops the bind groups of `tensor`, so that its memory is freed when its last owner and the recorded work are
+    /// done.
     pub(crate) fn forget(&mut self, tensor: &Tensor) {
         self.bind_groups.retain(|(_, bound), _| bound.iter().all(|(id, _)| *id != tensor.id()));
     }

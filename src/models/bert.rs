@@ -97,8 +97,8 @@ pub(super) struct Bert {
 }
 
 impl Bert {
-    /// Loads an encoder of this shape, whose tensors' names begin with `root`, and the head with `head`. `positions` gives a
-    /// token's row in the position table.
+    /// Loads an encoder of this shape, whose tensors' names begin with `root`, and the head with `head`. `positions`
+    /// gives a token's row in the position table.
     ///
     /// # Errors
     /// [`ModelError::Weights`], [`ModelError::Unsupported`].

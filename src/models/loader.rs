@@ -8,11 +8,11 @@ use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Tensor};
 use crate::weights::{Entry, Weights, WeightsError};
 
-/// Makes tensors from a checkpoint, or random ones. Matrices keep their stored type unless they are quantised. Vectors (norms,
-/// biases), a thousandth of a model, become F32, so that one kernel reads them all.
+/// Makes tensors from a checkpoint, or random ones. Matrices keep their stored type unless they are quantised. Vectors
+/// (norms, biases), a thousandth of a model, become F32, so that one kernel reads them all.
 ///
-/// Each method allocates a tensor; the [`Upload`] from [`Loader::finish`] fills them. So all names, shapes and types are
-/// checked before anything is uploaded.
+/// Each method allocates a tensor; the [`Upload`] from [`Loader::finish`] fills them. So all names, shapes and types
+/// are checked before anything is uploaded.
 pub struct Loader {
     gpu: Gpu,
     weights: Arc<Weights>,
@@ -47,8 +47,8 @@ impl Loader {
         self.stack(&[(name, shape[0])], shape[1])
     }
 
-    /// An embedding or a head, `[n_rows, n_cols]`. Quantised to `Q8_0` if matrices are quantised, because an error there affects
-    /// every token (llama.cpp keeps them in 6 bits if the rest has 4).
+    /// An embedding or a head, `[n_rows, n_cols]`. Quantised to `Q8_0` if matrices are quantised, because an error
+    /// there affects every token (llama.cpp keeps them in 6 bits if the rest has 4).
     ///
     /// # Errors
     /// As [`Loader::matrix`].
@@ -65,8 +65,8 @@ impl Loader {
         self.stacked(&[(name, n_rows)], n_cols, None)
     }
 
-    /// The weights of a convolution over rows, stored as `[n_out, n_in, width]`, as a matrix `[n_out, n_in·width]` that is
-    /// not quantised.
+    /// The weights of a convolution over rows, stored as `[n_out, n_in, width]`, as a matrix `[n_out, n_in·width]` that
+    /// is not quantised.
     ///
     /// # Errors
     /// As [`Loader::matrix`].
@@ -83,7 +83,8 @@ impl Loader {
         self.later(name, [n_out, n_in * width], dtype, dtype, source)
     }
 
-    /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. If their types differ, they become F32.
+    /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. If their types differ, they become
+    /// F32.
     ///
     /// # Errors
     /// As [`Loader::matrix`].

@@ -1,8 +1,8 @@
 //! Layer 3: architectures. One architecture is one file, with three recordings: `embed`, `layer` and `logits`.
 //!
-//! A file reads like the paper: the config with Hugging Face's keys, the weights by their names, then the recordings. It names
-//! no wgpu type, no file format and no quantised type. A [`Model`] has the weights, which never change. Recordings write only
-//! to a [`Scratch`].
+//! A file reads like the paper: the config with Hugging Face's keys, the weights by their names, then the recordings.
+//! It names no wgpu type, no file format and no quantised type. A [`Model`] has the weights, which never change.
+//! Recordings write only to a [`Scratch`].
 
 mod batch;
 mod bert;
@@ -93,8 +93,8 @@ impl ModelShape {
     }
 }
 
-/// A model's weights in device memory. They never change, and several engines may share them. A recording writes only to the
-/// [`Scratch`] that is passed in.
+/// A model's weights in device memory. They never change, and several engines may share them. A recording writes only
+/// to the [`Scratch`] that is passed in.
 ///
 /// A decoder has `logits`, an encoder has `rows`; see [`ModelShape::kind`].
 pub trait Model: Send + Sync {
@@ -117,17 +117,17 @@ pub trait Model: Send + Sync {
     fn logits(&self, _rec: &mut Recorder, _batch: &Batch<'_>, _s: &mut Scratch) -> Tensor {
         panic!("an encoder has no logits over the vocabulary")
     }
-    /// Records the rest after the last layer, and returns the tensor of the batch's rows, `[max_rows, hidden_size]` F32. The
-    /// batch has whole sequences, as prompt rows, and its `ends` are set.
+    /// Records the rest after the last layer, and returns the tensor of the batch's rows, `[max_rows, hidden_size]`
+    /// F32. The batch has whole sequences, as prompt rows, and its `ends` are set.
     ///
     /// # Panics
     /// If the model is a decoder.
     fn rows(&self, _rec: &mut Recorder, _batch: &Batch<'_>, _s: &mut Scratch) -> Tensor {
         panic!("a decoder has logits, not rows")
     }
-    /// Records the classification head on the result of [`Model::rows`], for `n_seqs` sequences with their (first row, rows) in
-    /// `spans` `[n_seqs, 2]`. Returns the tensor of the logits, `[max_seqs, n_labels]` F32; `None` if the checkpoint has no
-    /// head.
+    /// Records the classification head on the result of [`Model::rows`], for `n_seqs` sequences with their (first row,
+    /// rows) in `spans` `[n_seqs, 2]`. Returns the tensor of the logits, `[max_seqs, n_labels]` F32; `None` if the
+    /// checkpoint has no head.
     fn classify(
         &self,
         _rec: &mut Recorder,
@@ -141,8 +141,8 @@ pub trait Model: Send + Sync {
     fn audio_encoder(&self) -> Option<&dyn AudioEncoder> {
         None
     }
-    /// Records the keys and values of all layers' cross-attention for the audio encoder's last clip, and writes them to the
-    /// `pages` `[1, _]` of that clip.
+    /// Records the keys and values of all layers' cross-attention for the audio encoder's last clip, and writes them to
+    /// the `pages` `[1, _]` of that clip.
     fn attend_to(
         &self,
         _rec: &mut Recorder,
@@ -156,8 +156,8 @@ pub trait Model: Send + Sync {
 
 /// The weights of an audio encoder, which turns a clip's features into rows for the decoder's cross-attention.
 pub trait AudioEncoder: Send + Sync {
-    /// Allocates the buffers that its recordings write, for an encoder that was loaded without its decoder. The scratch of a
-    /// whole model includes them.
+    /// Allocates the buffers that its recordings write, for an encoder that was loaded without its decoder. The scratch
+    /// of a whole model includes them.
     ///
     /// # Errors
     /// As [`Model::scratch`].
@@ -269,8 +269,8 @@ struct Header {
 /// Parses the `config.json` of a model of any kind.
 ///
 /// # Errors
-/// [`ModelError::UnknownArchitecture`]; [`ModelError::Config`] with a missing key; [`ModelError::Unsupported`] with a key whose
-/// value is not supported.
+/// [`ModelError::UnknownArchitecture`]; [`ModelError::Config`] with a missing key; [`ModelError::Unsupported`] with a
+/// key whose value is not supported.
 pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
     let header: Header = read(config_json)?;
     let Some((_, parse)) = ARCHITECTURES.iter().find(|(name, _)| *name == header.model_type) else {

@@ -1,5 +1,5 @@
-//! ModernBERT (Warner et al. 2024): norms before attention and MLP, rotary positions, gates, and a window in most layers.
-//! Reference: transformers' `models/modernbert/modeling_modernbert.py`.
+//! ModernBERT (Warner et al. 2024): norms before attention and MLP, rotary positions, gates, and a window in most
+//! layers. Reference: transformers' `models/modernbert/modeling_modernbert.py`.
 
 use serde::Deserialize;
 

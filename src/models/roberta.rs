@@ -1,5 +1,5 @@
-//! RoBERTa, XLM-R and CamemBERT (Liu et al. 2019): BERT with positions that begin after the padding's, and another head.
-//! Reference: transformers' `models/roberta/modeling_roberta.py`.
+//! RoBERTa, XLM-R and CamemBERT (Liu et al. 2019): BERT with positions that begin after the padding's, and another
+//! head. Reference: transformers' `models/roberta/modeling_roberta.py`.
 
 use serde::Deserialize;
 

@@ -5,7 +5,8 @@ use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Tensor};
 use crate::ops::{Attention, KvLayer};
 
-/// All buffers that the recordings of a model write, from [`Model::scratch`](super::Model::scratch). Each engine has its own.
+/// All buffers that the recordings of a model write, from [`Model::scratch`](super::Model::scratch). Each engine has
+/// its own.
 ///
 /// A recording borrows it mutably, because two recordings with one scratch must run one after the other.
 #[derive(Debug)]
@@ -30,8 +31,8 @@ impl Scratch {
     }
 }
 
-/// The buffers that all layers use. Each activation has its own buffer, because a dispatch may not read and write the same
-/// one. F32, `[max_rows, width]`; the padding is zero and stays zero.
+/// The buffers that all layers use. Each activation has its own buffer, because a dispatch may not read and write the
+/// same one. F32, `[max_rows, width]`; the padding is zero and stays zero.
 #[derive(Debug)]
 pub struct Activations {
     /// The residual stream: `[max_rows, hidden_size]`.
@@ -138,6 +139,7 @@ pub struct AudioScratch {
     pub frames: [Tensor; 2],
     /// Keys and values of the clip; all layers use the same.
     pub kv: Vec<KvLayer>,
-    /// Keys and values for one layer of the decoder, before they go to the clip's pages: `[n_positions, 2·hidden_size]`.
+    /// Keys and values for one layer of the decoder, before they go to the clip's pages: `[n_positions,
+    /// 2·hidden_size]`.
     pub cross_kv: Tensor,
 }

@@ -32,8 +32,8 @@ const SLICE: usize = 8 << 20;
 
 /// Fills a [`Loader`](super::Loader)'s tensors, slice by slice, with [`Upload::record`].
 ///
-/// A piece that keeps its type is a write to the queue, and needs no recording. A piece that is quantised is written to a
-/// stage, from which a recorded dispatch reads it. Random values are recorded dispatches.
+/// A piece that keeps its type is a write to the queue, and needs no recording. A piece that is quantised is written to
+/// a stage, from which a recorded dispatch reads it. Random values are recorded dispatches.
 pub struct Upload {
     weights: Arc<Weights>,
     /// Tensors that are not complete. The first one is complete up to row `row`.
@@ -89,13 +89,15 @@ impl Upload {
         self.items.is_empty()
     }
 
-    /// Writes and records the next pieces of at most 4 MiB: about `n_bytes` in total, at least one piece. Fewer if a stage is
-    /// full or few parameter blocks are left.
+    /// Writes and records the next pieces of at most 4 MiB: about `n_bytes` in total, at least one piece. Fewer if a
+    /// stage is full or few parameter blocks are left.
     ///
-    /// Each call makes one recording, which is finished ([`Recorder::finish`]) and submitted before the next. The caller:
+    /// Each call makes one recording, which is finished ([`Recorder::finish`]) and submitted before the next. The
+    /// caller:
     /// - keeps at most one earlier recording unsubmitted, because stages would be overwritten before they are read;
-    /// - submits even if nothing was recorded, and waits for earlier slices from time to time: the driver keeps a copy of
-    ///   written bytes until the next submission has finished, so two slices in flight take `2 · n_bytes` of host memory;
+    /// - submits even if nothing was recorded, and waits for earlier slices from time to time: the driver keeps a copy
+    ///   of written bytes until the next submission has finished, so two slices in flight take `2 · n_bytes` of host
+    ///   memory;
     /// - resets the recorder ([`Recorder::reset_params`]) when its parameters are low and nothing is in flight.
     ///
     /// # Errors
@@ -130,12 +132,12 @@ impl Upload {
 
     /// Uploads everything, and on a device of our own waits for it. Calls `progress` after each slice.
     ///
-    /// On an adopted device, writes are queued for the host's next submission, and the driver keeps a copy of each until then. A
-    /// host that submits from `progress`, even nothing, keeps these copies few.
+    /// On an adopted device, writes are queued for the host's next submission, and the driver keeps a copy of each
+    /// until then. A host that submits from `progress`, even nothing, keeps these copies few.
     ///
     /// # Errors
-    /// [`WeightsError::Gpu`]; [`GpuError::Adopted`] if weights are quantised or random on an adopted device, where the host must
-    /// submit the recordings of [`Upload::record`].
+    /// [`WeightsError::Gpu`]; [`GpuError::Adopted`] if weights are quantised or random on an adopted device, where the
+    /// host must submit the recordings of [`Upload::record`].
     pub fn run(&mut self, gpu: &Gpu, progress: &mut dyn FnMut(LoadProgress)) -> Result<(), WeightsError> {
         if self.items.iter().any(Item::is_recorded) {
             gpu.check_owned()?;
@@ -195,7 +197,8 @@ impl Item {
         let n_rows = self.tensor.n_rows();
         let most = if self.is_staged() { stage_bytes } else { PIECE };
         let most = match most / self.row_bytes().max(1) {
-            // A piece of random values is a binding: four rows, each a multiple of 64 bytes, satisfy every device's alignment.
+            // A piece of random values is a binding: four rows, each a multiple of 64 bytes, satisfy every device's
+            // alignment.
             n if self.is_recorded() && !self.is_staged() => (n / 4 * 4).max(4),
             n => n.max(1),
         };

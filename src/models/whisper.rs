@@ -1,5 +1,5 @@
-//! Whisper (Radford et al. 2022): an audio encoder of log-mel frames, with two convolutions and layers that see both sides, and
-//! a decoder with cross-attention to the encoder's rows. Learned positions, layer norms, no gate.
+//! Whisper (Radford et al. 2022): an audio encoder of log-mel frames, with two convolutions and layers that see both
+//! sides, and a decoder with cross-attention to the encoder's rows. Learned positions, layer norms, no gate.
 //! Reference: transformers' `models/whisper/modeling_whisper.py`.
 
 use serde::Deserialize;

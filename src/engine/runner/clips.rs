@@ -123,8 +123,8 @@ impl Clips {
         self.shape.attention.len()
     }
 
-    /// Records some layers of the audio encoder over the clip at `place`; before the first layer its embedding, after the last
-    /// one the decoder's keys and values.
+    /// Records some layers of the audio encoder over the clip at `place`; before the first layer its embedding, after
+    /// the last one the decoder's keys and values.
     pub fn record(
         &self,
         rec: &mut Recorder,

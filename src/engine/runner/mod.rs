@@ -1,4 +1,5 @@
-//! The runner: the model with its tables on the device. Records the steps that the scheduler plans, and reads their results.
+//! The runner: the model with its tables on the device. Records the steps that the scheduler plans, and reads their
+//! results.
 
 mod clips;
 mod tables;
@@ -37,7 +38,8 @@ impl Runner {
         self.kv.len()
     }
 
-    /// Records some layers of a step: before the first layer the update of its tables, after the last one logits and draws.
+    /// Records some layers of a step: before the first layer the update of its tables, after the last one logits and
+    /// draws.
     pub fn step(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<ReadRange> {
         if layers.start == 0 {
             self.write(step);
@@ -62,15 +64,16 @@ impl Runner {
         self.draw(rec, step, logits)
     }
 
-    /// Records some layers of the audio encoder over the clip at `place`, and after the last one the decoder's keys and values.
+    /// Records some layers of the audio encoder over the clip at `place`, and after the last one the decoder's keys and
+    /// values.
     pub fn encode_clip(&mut self, rec: &mut Recorder, place: usize, layers: Range<usize>) {
         if let Some(clips) = &self.clips {
             clips.record(rec, &*self.model, &mut self.scratch, place, layers);
         }
     }
 
-    /// Writes the slots of admitted sequences, which nothing in flight uses, and page entries beyond the positions in flight.
-    /// No pending recording reads either.
+    /// Writes the slots of admitted sequences, which nothing in flight uses, and page entries beyond the positions in
+    /// flight. No pending recording reads either.
     fn write(&self, step: &Step) {
         for admission in &step.admitted {
             self.admit(admission);
@@ -96,8 +99,8 @@ impl Runner {
         tables.bias.write(gpu, *slot, bytemuck::cast_slice(&bias));
     }
 
-    /// Records draws from `logits`. Returns the byte ranges to read back: tokens, log-probabilities, logits, log-probabilities
-    /// of prompts' tokens, alignments.
+    /// Records draws from `logits`. Returns the byte ranges to read back: tokens, log-probabilities, logits,
+    /// log-probabilities of prompts' tokens, alignments.
     fn draw(&self, rec: &mut Recorder, step: &Step, logits: Option<Tensor>) -> Vec<ReadRange> {
         let n_draws = step.draws.len();
         let Runner { steps, slots, results, .. } = self;

@@ -21,7 +21,8 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
-    /// Records the attention of `input`'s rows, whose keys and values go to `kv`. Uses `qkv`, `q`, `o` and `partial` of `a`.
+    /// Records the attention of `input`'s rows, whose keys and values go to `kv`. Uses `qkv`, `q`, `o` and `partial` of
+    /// `a`.
     pub fn record<'a>(
         &self,
         rec: &mut Recorder,

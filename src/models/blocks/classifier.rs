@@ -24,7 +24,8 @@ impl LabelKeys {
     /// transformers' `configuration_utils.py`.
     ///
     /// # Errors
-    /// [`ModelError::Config`] if the ids are not 0, 1, 2 …; [`ModelError::Unsupported`] if the kind of problem is unknown.
+    /// [`ModelError::Config`] if the ids are not 0, 1, 2 …; [`ModelError::Unsupported`] if the kind of problem is
+    /// unknown.
     pub fn labels(&self) -> Result<Option<Labels>, ModelError> {
         let mut architectures = self.architectures.iter().flatten();
         if !architectures.any(|name| name.ends_with("ForSequenceClassification")) {

@@ -23,7 +23,8 @@ pub struct Head {
 }
 
 impl Head {
-    /// The head after `norm`. Its weights are those of `embedding` if it is `tied`, else those of `name`, of the same shape.
+    /// The head after `norm`. Its weights are those of `embedding` if it is `tied`, else those of `name`, of the same
+    /// shape.
     ///
     /// # Errors
     /// [`ModelError::Weights`].

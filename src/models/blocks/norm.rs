@@ -12,8 +12,8 @@ pub fn load_rms_norm(loader: &mut Loader, name: &str, n: usize, eps: f32) -> Res
     Ok(RmsNorm { w: loader.vector(name, n)?, eps, offset: 0.0 })
 }
 
-/// The residual stream with an RMS norm, as the input of a product. The product's kernel computes the norm itself if it can;
-/// otherwise another kernel writes it to `a.h`.
+/// The residual stream with an RMS norm, as the input of a product. The product's kernel computes the norm itself if it
+/// can; otherwise another kernel writes it to `a.h`.
 pub fn normed<'a>(norm: &'a RmsNorm, a: &'a Activations) -> Input<'a> {
     Input { x: &a.x, norm: Some((norm, &a.h)) }
 }
@@ -30,8 +30,8 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Loads `{name}.weight` and, if it has one, `{name}.bias`, with `n` elements each; or `gamma` and `beta`, the names in old
-    /// checkpoints.
+    /// Loads `{name}.weight` and, if it has one, `{name}.bias`, with `n` elements each; or `gamma` and `beta`, the
+    /// names in old checkpoints.
     ///
     /// # Errors
     /// [`ModelError::Weights`].

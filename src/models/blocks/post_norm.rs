@@ -1,5 +1,5 @@
-//! The layer of the original transformer, which BERT, RoBERTa and DistilBERT share. They differ before and after their layers,
-//! and in the names of weights.
+//! The layer of the original transformer, which BERT, RoBERTa and DistilBERT share. They differ before and after their
+//! layers, and in the names of weights.
 
 use super::{LayerNorm, Mlp, SelfAttention, Target};
 use crate::gpu::Recorder;

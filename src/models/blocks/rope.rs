@@ -1,7 +1,7 @@
 //! Rotary position embedding: the frequencies of each scaling, as a table of cosines and sines.
 //!
-//! The host computes the table in f64, because a device's sine is accurate only near zero, and positions times frequencies
-//! reach a hundred thousand radians.
+//! The host computes the table in f64, because a device's sine is accurate only near zero, and positions times
+//! frequencies reach a hundred thousand radians.
 
 use std::f64::consts::PI;
 
