@@ -615,7 +615,7 @@ fn kinds_of_models_are_told_apart() {
     for command in ["generate a", "chat", "bench model"] {
         wginfer(command).model(&encoder).fails(1, "`bert` is an encoder");
     }
-    wginfer("embed a").model(&decoder).fails(1, "`llama` is a model that writes");
+    wginfer("embed a").model(&decoder).fails(1, "`llama` is a decoder");
     wginfer("embed a").fails(1, "no model given");
     wginfer("logits --all --token-ids 1").model(&encoder).fails(2, "`--all`");
 }
@@ -995,8 +995,5 @@ fn answer_with_an_embedder() {
     let (n_again, n_chosen) = asked(&ask(true));
     assert_eq!((n, n_all), (n_again, n));
     assert!(n_chosen < n, "{n_chosen} of {n} pieces were asked");
-    wginfer("answer why --embedder")
-        .arg(golden("llama"))
-        .stdin(b"text")
-        .fails(1, "`llama` is a model that writes");
+    wginfer("answer why --embedder").arg(golden("llama")).stdin(b"text").fails(1, "`llama` is a decoder");
 }

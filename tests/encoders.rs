@@ -501,7 +501,7 @@ fn what_a_folder_can_get_wrong_is_named() {
     let llama = open(&folder("llama"));
     let error =
         TextEncoder::load(&gpu, llama, EncoderOptions::default(), &mut |_| {}).expect_err("a decoder");
-    assert_eq!(error.to_string(), "`llama` is a model that writes: it can generate");
+    assert_eq!(error.to_string(), "`llama` is a decoder: it can generate");
     let loaded = |dir: &Path, options: EncoderOptions, what: &str| {
         let error = TextEncoder::load(&gpu, open(dir), options, &mut |_| {}).expect_err("it is refused");
         assert!(error.to_string().contains(what), "{error}");

@@ -16,7 +16,7 @@ use symphonia::core::formats::{FormatReader, Track, TrackType};
 use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::units::{Duration, TimeBase, Timestamp};
 
-use super::reader::{SAMPLE_RATES, Source, mix};
+use super::source::{SAMPLE_RATES, Source, mix};
 use super::{AudioError, SAMPLE_RATE};
 
 const FORMATS: &str = "WAV, AIFF, FLAC, MP3, OGG, M4A, MP4 or Matroska";

@@ -14,10 +14,12 @@ mod decode;
 mod mel;
 mod reader;
 mod resample;
+mod source;
 mod speech;
 
 pub use mel::{HOP_LENGTH, MelFrames};
-pub use reader::{AudioReader, PcmFormat, PcmSample};
+pub use reader::AudioReader;
+pub use source::{PcmFormat, PcmSample};
 
 /// Sample rate of this module's output in Hz, the rate that Whisper was trained on.
 pub const SAMPLE_RATE: u32 = 16_000;

@@ -1,4 +1,4 @@
-//! What can go wrong from a model's name to an opened model.
+//! The error of opening a model.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use crate::models::{ModelError, ModelKind};
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
-/// What can go wrong from a model's name to an opened model.
+/// An error in opening a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
@@ -84,7 +84,7 @@ pub enum CheckpointError {
     },
     /// A decoder where an encoder is needed, or the other way round.
     #[error("`{architecture}` is {}: it can {}", match kind {
-        ModelKind::Decoder => "a model that writes",
+        ModelKind::Decoder => "a decoder",
         ModelKind::Encoder => "an encoder",
     }, listed(can))]
     WrongKind {

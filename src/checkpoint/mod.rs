@@ -32,7 +32,7 @@ pub struct ModelFiles {
     pub config: String,
     /// The architecture that `config` describes.
     pub architecture: Box<dyn Architecture>,
-    /// The tensors; of a folder they are mapped, not read.
+    /// The tensors. Those of a folder are mapped into memory.
     pub weights: Arc<Weights>,
     /// The tokenizer with its chat template, or the reason why it is missing.
     pub tokenizer: Result<Tokenizer, TextError>,
@@ -44,13 +44,13 @@ pub struct ModelFiles {
     pub labels: Option<Labels>,
 }
 
-/// Something that a model can do.
+/// A task that a model can do itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ability {
     /// Continue a text.
     Generate,
-    /// Turn speech into text.
-    Hear,
+    /// Transcribe speech.
+    Transcribe,
     /// Turn a text into a vector.
     Embed,
     /// Compute the probabilities of the labels of its own classification head.
@@ -62,7 +62,7 @@ impl Ability {
     pub fn name(self) -> &'static str {
         match self {
             Ability::Generate => "generate",
-            Ability::Hear => "transcribe",
+            Ability::Transcribe => "transcribe",
             Ability::Embed => "embed",
             Ability::Classify => "classify",
         }
@@ -174,7 +174,7 @@ impl ModelFiles {
     /// Everything that the model can do.
     pub fn abilities(&self) -> Vec<Ability> {
         match self.kind() {
-            ModelKind::Decoder if self.architecture.shape().audio.is_some() => vec![Ability::Hear],
+            ModelKind::Decoder if self.architecture.shape().audio.is_some() => vec![Ability::Transcribe],
             ModelKind::Decoder => vec![Ability::Generate],
             ModelKind::Encoder if self.labels.is_some() => vec![Ability::Embed, Ability::Classify],
             ModelKind::Encoder => vec![Ability::Embed],

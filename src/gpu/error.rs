@@ -80,7 +80,7 @@ pub enum GpuError {
     },
     /// The environment variable that switches capabilities off names one that is not known.
     #[error(
-        "`{DISABLE_ENV}` names `{found}`, known are `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning`, `software`"
+        "`{DISABLE_ENV}` names `{found}`, known are `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning`, `software`, `limits`"
     )]
     UnknownCapability {
         /// What it names.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::timing::Timing;
+use super::trace::Trace;
 use super::{Buffer, Gpu, GpuError, Readback, ReadbackRing, Tensor, Tuning, Variant, View};
 
 /// Bytes for parameter blocks: at 256 bytes a block, 8,192 different ones before a reset.
@@ -31,6 +32,8 @@ pub struct Recorder {
     tuning: Option<Arc<Tuning>>,
     /// Set while rehearsing: variants are collected and nothing is recorded.
     rehearsal: Option<Vec<Variant>>,
+    /// What was recorded, while somebody wants to know.
+    trace: Option<Trace>,
     error: Option<GpuError>,
 }
 
@@ -54,6 +57,7 @@ impl Recorder {
             pass: None,
             tuning: None,
             rehearsal: None,
+            trace: None,
             error: None,
         })
     }
@@ -71,6 +75,18 @@ impl Recorder {
     /// The choices that were set here.
     pub fn tuning(&self) -> Option<&Tuning> {
         self.tuning.as_deref()
+    }
+
+    /// Starts to keep as text what is recorded, or stops and drops it. Off at first, when it costs nothing.
+    pub fn trace(&mut self, on: bool) {
+        self.trace = on.then(Trace::default);
+    }
+
+    /// What was recorded since [`Recorder::trace`] or the last call, empty if it is off. For each dispatch a line with
+    /// kernel, parts, overrides and workgroups, and one with the rows of the tensors that are bound, those that it writes
+    /// behind an arrow; for each copy, clear, read and end of a command buffer a line.
+    pub fn take_trace(&mut self) -> String {
+        self.trace.as_mut().map(|trace| std::mem::take(&mut trace.0)).unwrap_or_default()
     }
 
     /// A view for bindings that a variant declares and does not read.
@@ -160,6 +176,9 @@ impl Recorder {
         pass.set_bind_group(0, &*bind_group, &[offset]);
         pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
         self.gpu.count(|c| &c.dispatches, 1);
+        if let Some(trace) = &mut self.trace {
+            trace.dispatch(&variant, bindings, groups);
+        }
     }
 
     /// Offset of the block that holds `bytes`, written at its first use.
@@ -195,21 +214,24 @@ impl Recorder {
 
     /// Records a copy of `size` bytes between tensors.
     pub fn copy(&mut self, from: &Tensor, from_offset: u64, to: &Tensor, to_offset: u64, size: u64) {
-        if self.rehearsal.is_none() {
-            self.commands().copy_buffer_to_buffer(
-                from.buffer(),
-                from_offset,
-                to.buffer(),
-                to_offset,
-                Some(size),
-            );
+        if self.rehearsal.is_some() {
+            return;
+        }
+        let (source, target) = (from.buffer(), to.buffer());
+        self.commands().copy_buffer_to_buffer(source, from_offset, target, to_offset, Some(size));
+        if let Some(trace) = &mut self.trace {
+            trace.copy(from, from_offset, to, to_offset, size);
         }
     }
 
     /// Records zeros over `size` bytes of a tensor.
     pub fn clear(&mut self, tensor: &Tensor, offset: u64, size: u64) {
-        if self.rehearsal.is_none() {
-            self.commands().clear_buffer(tensor.buffer(), offset, Some(size));
+        if self.rehearsal.is_some() {
+            return;
+        }
+        self.commands().clear_buffer(tensor.buffer(), offset, Some(size));
+        if let Some(trace) = &mut self.trace {
+            trace.clear(tensor, offset, size);
         }
     }
 
@@ -228,15 +250,18 @@ impl Recorder {
             return None;
         }
         let mut timing = self.timing.take();
-        let mut sources: Vec<_> =
+        let mut copies: Vec<_> =
             sources.iter().map(|&(t, offset, size)| (t.buffer(), offset, size)).collect();
         let encoder = self.commands();
         let timing_bytes = timing.as_mut().map_or(0, |timing| timing.stop(encoder));
         if let Some(timing) = timing.as_ref().filter(|_| timing_bytes > 0) {
-            sources.push((&*timing.resolved, 0, timing_bytes));
+            copies.push((&*timing.resolved, 0, timing_bytes));
         }
-        let pending = ring.record(encoder, &sources, timing_bytes);
+        let pending = ring.record(encoder, &copies, timing_bytes);
         self.timing = timing;
+        if let (Some(trace), Some(_)) = (&mut self.trace, &pending) {
+            sources.iter().for_each(|source| trace.read(*source));
+        }
         pending
     }
 
@@ -253,6 +278,9 @@ impl Recorder {
     pub fn finish(&mut self) -> Result<Option<wgpu::CommandBuffer>, GpuError> {
         self.pass = None;
         let encoder = self.encoder.take();
+        if let (Some(trace), Some(_)) = (&mut self.trace, &encoder) {
+            trace.finish();
+        }
         match self.error.take() {
             Some(error) => Err(error),
             None => Ok(encoder.map(wgpu::CommandEncoder::finish)),

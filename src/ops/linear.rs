@@ -1,5 +1,6 @@
 //! Products with weights.
 
+use super::rows::{COOP_LARGE, COOP_SMALL, coop_fits};
 use super::{Input, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights};
 use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
 
@@ -27,10 +28,6 @@ kernel!(LINEAR_COOP, "linear_coop", Params, [Read, Read, Read, Read, ReadWrite],
 
 /// Rows and outputs of a tile of `linear_tile`.
 const TILE: u32 = 64;
-/// Subgroups per workgroup of `linear_coop`, down the rows and along the outputs: first for large products, which are
-/// bound by loads of x and w, then for those that would leave most of a device idle with large tiles.
-pub(super) const COOP_LARGE: [u32; 2] = [4, 2];
-pub(super) const COOP_SMALL: [u32; 2] = [2, 1];
 /// A product is large from this number of large tiles on: fewer leave more than half of the largest cards idle, which
 /// have about 130 multiprocessors. Not measured; `wginfer tune` measures on each device.
 const COOP_LARGE_TILES: u32 = 64;
@@ -109,17 +106,6 @@ impl LinearVariant {
     ) {
         launch(rec, x.into(), w, bias, add, y, Span { way: self.way, row0: 0, n_rows });
     }
-}
-
-/// Whether the device can run `linear_coop` with workgroups of `[down, along]` subgroups.
-pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
-    let (Some(tile), Some(width)) = (caps.coop_tile(), caps.subgroup) else { return false };
-    let subgroups = down * along;
-    // Tiles of f16 with 40 elements per row, and one tile of sums per subgroup.
-    let bytes = (2 * down + 4 * along) * tile * 80 + subgroups * tile * tile * 4;
-    // Each lane loads the same number of vec4s of x.
-    let even = (16 * tile).is_multiple_of(width * along);
-    even && bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size
 }
 
 /// Rows and outputs of a workgroup's tile in `linear_coop`.

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::linear::{COOP_LARGE, COOP_SMALL, coop_fits};
 use super::{
     PORTABLE_LANES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1, SHARE_2,
     SHARE_4, SHARE_8, SHARE_16, rms_norm,
@@ -150,6 +149,22 @@ impl Way {
         let usable = measured.filter(|way| way.is_open(caps, is_prompt));
         usable.unwrap_or_else(|| Way::default(caps, is_prompt))
     }
+}
+
+/// Subgroups per workgroup of `linear_coop`, down the rows and along the outputs: first for large products, which are
+/// bound by loads of x and w, then for those that would leave most of a device idle with large tiles.
+pub(super) const COOP_LARGE: [u32; 2] = [4, 2];
+pub(super) const COOP_SMALL: [u32; 2] = [2, 1];
+
+/// Whether the device can run `linear_coop` with workgroups of `[down, along]` subgroups.
+pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
+    let (Some(tile), Some(width)) = (caps.coop_tile(), caps.subgroup) else { return false };
+    let subgroups = down * along;
+    // Tiles of f16 with 40 elements per row, and one tile of sums per subgroup.
+    let bytes = (2 * down + 4 * along) * tile * 80 + subgroups * tile * tile * 4;
+    // Each lane loads the same number of vec4s of x.
+    let even = (16 * tile).is_multiple_of(width * along);
+    even && bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size
 }
 
 /// Indexed by the base-2 logarithm of the number of rows that share one read of the weights.

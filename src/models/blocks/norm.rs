@@ -1,10 +1,24 @@
-//! Layer norms as layers have them.
+//! Norms as layers have them.
 
 use crate::gpu::{Recorder, Tensor};
-use crate::models::{Loader, ModelError};
-use crate::ops;
+use crate::models::{Activations, Loader, ModelError};
+use crate::ops::{self, Input, RmsNorm};
 
-/// A layer norm with its weights.
+/// Loads the weights of an RMS norm, `name` with `n` values.
+///
+/// # Errors
+/// [`ModelError::Weights`].
+pub fn load_rms_norm(loader: &mut Loader, name: &str, n: usize, eps: f32) -> Result<RmsNorm, ModelError> {
+    Ok(RmsNorm { w: loader.vector(name, n)?, eps, offset: 0.0 })
+}
+
+/// The residual stream under an RMS norm, as the input of a product, which computes the norm on the way where it can and
+/// in `a.h` where not.
+pub fn normed<'a>(norm: &'a RmsNorm, a: &'a Activations) -> Input<'a> {
+    Input { x: &a.x, norm: Some((norm, &a.h)) }
+}
+
+/// A layer norm.
 #[derive(Debug)]
 pub struct LayerNorm {
     /// `[1, n]`.
@@ -16,7 +30,7 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
-    /// Loads `{name}.weight` and, if it has one, `{name}.bias`, `n` values each; or `gamma` and `beta`, which old
+    /// Loads `{name}.weight` and, if it has one, `{name}.bias`, `n` values each; or `gamma` and `beta`, as old
     /// checkpoints call them.
     ///
     /// # Errors
@@ -33,8 +47,9 @@ impl LayerNorm {
         Ok(LayerNorm { w, b, eps })
     }
 
-    /// Records `y = norm(x)` for `n_rows` rows.
-    pub fn record(&self, rec: &mut Recorder, x: &Tensor, y: &Tensor, n_rows: usize) {
+    /// Records `y = norm(x)` for `n_rows` rows, and returns `y`.
+    pub fn record<'a>(&self, rec: &mut Recorder, x: &Tensor, y: &'a Tensor, n_rows: usize) -> &'a Tensor {
         ops::layer_norm(rec, x, &self.w, &self.b, None, self.eps, y, n_rows);
+        y
     }
 }
