@@ -9,7 +9,9 @@ use std::sync::Arc;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::gpu::{Gpu, Recorder, Tensor};
-use wginfer::models::{Architecture, Batch, Capacity, Clips, Loader, Model, ModelKind, ModelShape, Scratch};
+use wginfer::models::{
+    Architecture, Batch, BatchClips, Capacity, Loader, Model, ModelKind, ModelShape, Scratch,
+};
 use wginfer::ops::{Attention, KvLayer, Rows};
 
 /// Positions that models are loaded for, and positions a page.
@@ -99,7 +101,7 @@ impl Sequence {
             pages: &self.pages,
             page_size: PAGE_SIZE,
             ends: Some(&self.ends),
-            clips: (!self.cross_kv.is_empty()).then_some(Clips {
+            clips: (!self.cross_kv.is_empty()).then_some(BatchClips {
                 pages: &self.pages,
                 ends: &self.ends,
                 n_positions: self.n_positions,

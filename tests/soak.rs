@@ -1,5 +1,5 @@
-//! An engine under random use: thousands of requests of all kinds, stops and cancels at random, engines dropped with work
-//! in flight, several on one device, hosts' devices of all sizes. The same request gives the same text throughout.
+//! An engine under random use: thousands of requests of all kinds, random stops and cancellations, engines dropped with
+//! work in flight, several on one device, hosts' devices of all sizes. The same request always gives the same text.
 
 mod common;
 
@@ -13,7 +13,7 @@ use wginfer::engine::{Engine, EngineOptions, FinishReason, Request, RequestId, S
 use wginfer::gpu::Gpu;
 use wginfer::wgpu;
 
-/// A request that `key` decides: all parameters in odd combinations, long prompts and short ones, shared beginnings.
+/// A request that depends only on `key`: unusual combinations of parameters, long and short prompts, shared beginnings.
 fn request(key: u64, vocab_size: usize, ctx: usize) -> Request {
     let mut rng = Rng::new(key);
     let most = if rng.below(12) == 0 { ctx - 1 } else { 40 };
@@ -49,7 +49,7 @@ fn request(key: u64, vocab_size: usize, ctx: usize) -> Request {
     Request { sampling, max_tokens: Some(1 + rng.below(12)), stop, generated, ..Request::new(prompt) }
 }
 
-/// Sends `n` requests, of which many come again, cancels some, and holds each text against the first of its key.
+/// Submits `n` requests, many of them repeated, cancels some, and compares each text with the first of its key.
 fn soak(gpu: &Gpu, n: usize, options: EngineOptions) {
     let mut engine = load(gpu, "llama", options);
     let (vocab_size, ctx) = (engine.shape().vocab_size, engine.ctx().min(engine.kv_tokens()));
@@ -99,7 +99,7 @@ fn soak(gpu: &Gpu, n: usize, options: EngineOptions) {
 fn requests_cancels_and_stops_at_random_change_nothing_for_others() {
     let Some(gpu) = common::open(&Default::default()) else { return };
     soak(&gpu, 400, EngineOptions { ctx: Some(200), ..EngineOptions::default() });
-    // A cache in which they are in each other's way, and steps that cut prompts at odd places.
+    // A cache that is too small for all of them, and steps that cut prompts at odd places.
     let tight = EngineOptions {
         ctx: Some(200),
         kv_tokens: Some(208),

@@ -6,8 +6,8 @@
 //!
 //! Decoding of files needs the crate's feature `audio`; raw PCM and samples in memory need no feature.
 //!
-//! A damaged recording gives all samples before the damage, then the error once. After that it counts as ended there. So
-//! a caller that handles the error can continue with the part that was good.
+//! A damaged recording gives all samples before the damage, then the error once. After that it counts as ended there.
+//! So a caller that handles the error can continue with the part that was good.
 
 #[cfg(feature = "audio")]
 mod decode;

@@ -1,4 +1,4 @@
-//! Samples of one channel at one rate, from whatever holds a recording.
+//! Reads a recording as samples of one channel at one rate.
 
 use std::io::Read;
 
@@ -6,39 +6,38 @@ use super::resample::Resampler;
 use super::source::{Pcm, PcmFormat, Samples, Source, check};
 use super::{AudioError, SAMPLE_RATE};
 
-/// The largest magnitude whose power, summed over a frame, is still a finite `f32`. Sound on a 16-bit scale passes.
+/// The largest magnitude whose square, summed over a frame, is a finite `f32`. Samples on a 16-bit scale are accepted.
 const LOUDEST: f32 = 1e15;
 
-/// The samples of a recording: one channel, the mean of all of them, at [`SAMPLE_RATE`], near -1 to 1.
+/// The samples of a recording: the mean of all channels, at [`SAMPLE_RATE`], about -1 to 1.
 ///
-/// Samples that come at that rate are passed on unchanged. Others are resampled without a delay: sample `i` is the
-/// sound at `i / 16000` seconds.
+/// Samples at that rate are unchanged. Others are resampled with no delay: sample `i` is at `i / 16000` seconds.
 pub struct AudioReader {
     name: String,
     source: Box<dyn Source>,
-    /// What the source gave last.
+    /// The last chunk of the source.
     chunk: Vec<f32>,
     rate: u32,
-    /// None where the rate is the right one.
+    /// `None` if the source has the right rate.
     resampler: Option<Resampler>,
-    /// Samples that came from the source at `rate`, and the seconds before, at other rates.
+    /// Samples from the source at `rate`, and in `base` the seconds before, at other rates.
     n_taken: u64,
     base: f64,
-    /// Samples to be read.
+    /// Samples ready to be read.
     ready: Vec<f32>,
     ended: bool,
-    /// Why it ended, until somebody has been told.
+    /// The error that ended it, until it has been returned.
     failure: Option<AudioError>,
 }
 
 impl AudioReader {
-    /// Opens a sound file, or a video whose sound can be decoded: WAV, AIFF, FLAC, MP3, OGG (Vorbis, FLAC), M4A, MP4
+    /// Opens a sound file, or a video with sound: WAV, AIFF, FLAC, MP3, OGG (Vorbis, FLAC), M4A, MP4
     /// and Matroska (AAC-LC, ALAC, MP3, Vorbis, FLAC, PCM).
     ///
-    /// The sound of a packet that cannot be decoded is replaced by silence, so that the times after it hold.
+    /// A packet that cannot be decoded becomes silence, so that later times are right.
     ///
     /// # Errors
-    /// A file that cannot be read, is empty, is in no such format, or has no sound.
+    /// [`AudioError`] if the file cannot be read, is empty, has another format, or has no sound.
     #[cfg(feature = "audio")]
     pub fn open(path: &std::path::Path) -> Result<Self, AudioError> {
         let name = format!("`{}`", path.display());
@@ -57,20 +56,21 @@ impl AudioReader {
         Ok(Self::new(name, Box::new(source)))
     }
 
-    /// Reads raw PCM, from standard input for instance, as it comes.
+    /// Reads a stream of raw PCM, such as standard input.
     ///
     /// # Errors
-    /// A format that is out of range.
+    /// [`AudioError::Property`] for a format that is out of range.
     pub fn pcm(reader: impl Read + Send + 'static, format: PcmFormat) -> Result<Self, AudioError> {
         let name = "the stream of raw samples".to_string();
         let source = Pcm::new(name.clone(), reader, format)?;
         Ok(Self::new(name, Box::new(source)))
     }
 
-    /// Reads `samples [n, n_channels]` near -1 to 1, at `sample_rate`.
+    /// Reads `samples` `[n, n_channels]`, about -1 to 1, at `sample_rate` Hz.
     ///
     /// # Errors
-    /// A rate or number of channels that is out of range, or samples that are not whole rows.
+    /// [`AudioError::Property`] for a rate or number of channels that is out of range; [`AudioError::Partial`] if the
+    /// last row is incomplete.
     pub fn samples(samples: Vec<f32>, sample_rate: u32, n_channels: usize) -> Result<Self, AudioError> {
         let name = "the recording in memory".to_string();
         let source = Samples::new(&name, samples, sample_rate, n_channels)?;
@@ -92,21 +92,21 @@ impl AudioReader {
         }
     }
 
-    /// The recording's length in seconds, where its container says it or it lies in memory.
+    /// The recording's length in seconds, if its container has it or it is in memory.
     pub fn duration(&self) -> Option<f64> {
         self.source.duration()
     }
 
-    /// What messages call the recording: the file's name in backticks, or words.
+    /// The recording's name in messages: the file's name in backticks, or a description.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Appends the next `n` samples to `out` and returns how many there were: fewer only at the end.
+    /// Appends the next `n` samples to `out`, and returns their number, which is smaller only at the end.
     ///
     /// # Errors
-    /// What ended the recording before its end, once, after the last good sample has been read. A recording without
-    /// a sample is an error too.
+    /// Damage of the recording, once, after all samples before it have been read; [`AudioError::Empty`] if it has no
+    /// samples.
     pub fn read(&mut self, n: usize, out: &mut Vec<f32>) -> Result<usize, AudioError> {
         while self.ready.len() < n && !self.ended {
             let next = self.source.next(&mut self.chunk);
@@ -137,12 +137,12 @@ impl AudioReader {
         Ok(n)
     }
 
-    /// Seconds that came from the source.
+    /// Seconds read from the source.
     fn seconds(&self) -> f64 {
         self.base + self.n_taken as f64 / f64::from(self.rate)
     }
 
-    /// Passes the chunk on, or its part before a sample that is no number.
+    /// Takes the chunk, or its part before a sample that is not finite.
     fn accept(&mut self, rate: u32) -> Result<(), AudioError> {
         if rate != self.rate {
             if let Some(resampler) = self.resampler.take() {

@@ -1,30 +1,29 @@
-//! What gives samples: a recording in memory, a stream of raw PCM, and the contract of all of them. Files are
-//! `decode.rs`'s.
+//! Sources of samples: a recording in memory, a stream of raw PCM, and the trait of all sources. `decode.rs` has files.
 
 use std::io::Read;
 
 use super::{AudioError, SAMPLE_RATE};
 
-/// Rates that sound is recorded at, with room on both sides; a header that says another is damaged.
+/// Plausible sample rates in Hz. A header with another rate is damaged.
 pub(super) const SAMPLE_RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
-/// Higher-order Ambisonics needs the most; a header that says more is damaged.
+/// Most channels, for higher-order Ambisonics. A header with more is damaged.
 const MAX_CHANNELS: usize = 256;
-/// Samples in memory, and bytes of a stream, that are taken at a time.
+/// Samples in memory, or bytes of a stream, per chunk.
 const CHUNK: usize = 1 << 14;
 
-/// Where sound comes from, before its rate is changed.
+/// A source of samples, before resampling.
 pub(super) trait Source: Send {
-    /// Replaces `mono` by the next samples, the mean of all channels, and returns their rate; `None` at the end.
+    /// Replaces `mono` by the next samples, the mean of all channels, and returns their rate. `None` at the end.
     ///
     /// # Errors
-    /// What is wrong after all samples given so far; it is not called again.
+    /// Damage after all samples so far. It is not called again.
     fn next(&mut self, mono: &mut Vec<f32>) -> Result<Option<u32>, AudioError>;
 
-    /// Seconds, where that is known beforehand.
+    /// Length in seconds, if it is known in advance.
     fn duration(&self) -> Option<f64>;
 }
 
-/// How one sample of raw PCM is written.
+/// The format of a sample of raw PCM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PcmSample {
     /// Signed 16-bit integers, little-endian (`s16le`).
@@ -33,10 +32,10 @@ pub enum PcmSample {
     F32Le,
 }
 
-/// How raw PCM is written; the default is what Whisper hears: 16 kHz, one channel, [`PcmSample::S16Le`].
+/// The format of raw PCM. Default: 16 kHz, one channel, [`PcmSample::S16Le`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PcmFormat {
-    /// Samples a second in each channel.
+    /// Samples per second in each channel.
     pub sample_rate: u32,
     /// Channels, interleaved.
     pub n_channels: usize,
@@ -50,7 +49,7 @@ impl Default for PcmFormat {
     }
 }
 
-/// Refuses a rate or a number of channels that is out of range.
+/// Checks the ranges of a rate and a number of channels.
 pub(super) fn check(name: &str, sample_rate: u32, n_channels: usize) -> Result<(), AudioError> {
     let (what, found, expected) = if !SAMPLE_RATES.contains(&sample_rate) {
         let expected = format!("{} to {} Hz", SAMPLE_RATES.start(), SAMPLE_RATES.end());
@@ -119,7 +118,7 @@ pub(super) struct Pcm<R> {
     name: String,
     reader: R,
     format: PcmFormat,
-    /// What has been read; the first `n_taken` bytes have been given.
+    /// Bytes read; the first `n_taken` of them have been returned.
     bytes: Vec<u8>,
     n_taken: usize,
     n_read: u64,
@@ -131,7 +130,7 @@ impl<R: Read> Pcm<R> {
         Ok(Pcm { name, reader, format, bytes: Vec::new(), n_taken: 0, n_read: 0 })
     }
 
-    /// Refuses a stream that begins as a file does: its bytes would be heard as noise.
+    /// Refuses a stream that begins like a file, whose bytes would be noise.
     fn refuse_files(&self) -> Result<(), AudioError> {
         let starts: [(&[u8], &str); 5] = [
             (b"RIFF", "a WAV file"),
@@ -161,7 +160,7 @@ impl<R: Read + Send> Source for Pcm<R> {
         let row_bytes = sample_bytes * n_channels;
         self.bytes.drain(..self.n_taken);
         self.n_taken = 0;
-        // Four bytes at the start tell a file.
+        // The first four bytes identify a file.
         let wanted = if self.n_read == 0 { row_bytes.max(4) } else { row_bytes };
         while self.bytes.len() < wanted {
             let at = self.bytes.len();

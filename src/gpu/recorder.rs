@@ -1,4 +1,4 @@
-//! Turns calls of operations into command buffers. Never submits.
+//! Records operations into command buffers. Never submits.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,18 +7,17 @@ use super::timing::Timing;
 use super::trace::Trace;
 use super::{Buffer, Gpu, GpuError, Readback, ReadbackRing, Tensor, Tuning, Variant, View};
 
-/// Bytes for parameter blocks: at 256 bytes a block, 8,192 different ones before a reset.
+/// Bytes for parameter blocks: at 256 bytes each, 8192 different ones before a reset.
 const PARAMS_BYTES: u64 = 2 << 20;
 
 /// Largest `Params` struct.
 const MAX_PARAMS: usize = 256;
 
-/// Records dispatches. It lives as long as what it records for: bind groups and parameter blocks are
-/// kept, so that recording the same step again makes no calls but the dispatches themselves.
+/// Records dispatches. It lives as long as its engine and keeps bind groups and parameter blocks, so that recording the
+/// same step again makes only the dispatches.
 ///
-/// A parameter block is written once and never changed: equal parameters share a block. So a recording
-/// that waits to be submitted can never see another's parameters, and a step that repeats uploads
-/// nothing.
+/// A parameter block is written once and never changed, and equal parameters share a block. So a recording that waits
+/// to be submitted never sees another's parameters, and a repeated step uploads nothing.
 pub struct Recorder {
     gpu: Gpu,
     /// Parameter blocks; allocated at the first dispatch, because who only copies needs none.
@@ -33,7 +32,7 @@ pub struct Recorder {
     tuning: Option<Arc<Tuning>>,
     /// Set while rehearsing: variants are collected and nothing is recorded.
     rehearsal: Option<Vec<Variant>>,
-    /// What was recorded, while somebody wants to know.
+    /// The text of the recording, while tracing.
     trace: Option<Trace>,
     error: Option<GpuError>,
 }
@@ -67,29 +66,29 @@ impl Recorder {
         &self.gpu
     }
 
-    /// Records with these choices of variants from here on, or with the device's again.
+    /// Sets the choices of variants for what is recorded next. `None`: the device's choices.
     pub fn set_tuning(&mut self, tuning: Option<Arc<Tuning>>) {
         self.tuning = tuning;
     }
 
-    /// The choices that were set here.
+    /// The choices that [`Recorder`]'s owner has set.
     pub fn tuning(&self) -> Option<&Tuning> {
         self.tuning.as_deref()
     }
 
-    /// Starts to keep as text what is recorded, or stops and drops it. Off at first, when it costs nothing.
+    /// Starts to keep the text of the recording, or stops and drops it. Default: off, at no cost.
     pub fn trace(&mut self, on: bool) {
         self.trace = on.then(Trace::default);
     }
 
-    /// What was recorded since [`Recorder::trace`] or the last call, empty if it is off. For each dispatch a line with
-    /// kernel, parts, overrides and workgroups, and one with the rows of the tensors that are bound, those that it writes
-    /// behind an arrow; for each copy, clear, read and end of a command buffer a line.
+    /// The text of the recording since [`Recorder::trace`] or the last call; empty if tracing is off. A dispatch has a
+    /// line with kernel, parts, overrides and workgroups, and one with the rows of the bound tensors: those that it
+    /// reads, an arrow, those that it writes. Each copy, clear, read and end of a command buffer has one line.
     pub fn take_trace(&mut self) -> String {
         self.trace.as_mut().map(|trace| std::mem::take(&mut trace.0)).unwrap_or_default()
     }
 
-    /// A view for bindings that a variant declares and does not read.
+    /// A view for bindings that a variant declares but does not read.
     pub fn unused(&self) -> View {
         self.dummy.view()
     }
@@ -211,7 +210,7 @@ impl Recorder {
         Ok(offset as u32)
     }
 
-    /// Whether few parameter blocks are left: the owner lets everything in flight finish and calls
+    /// Whether few parameter blocks are left. If so, the owner waits until nothing is in flight and calls
     /// [`Recorder::reset_params`].
     pub fn params_are_low(&self) -> bool {
         let step = MAX_PARAMS.next_multiple_of(self.gpu.caps().uniform_align as usize);
@@ -219,12 +218,13 @@ impl Recorder {
         self.blocks.len() * step > PARAMS_BYTES as usize / 4 * 3
     }
 
-    /// Forgets all parameter blocks. Only while nothing recorded is unfinished.
+    /// Forgets all parameter blocks. Call it only while nothing recorded is unfinished.
     pub fn reset_params(&mut self) {
         self.blocks.clear();
     }
 
-    /// Forgets what binds `tensor`, so that its memory is free once nobody else has it and what is recorded has finished.
+    /// Drops the bind groups of `tensor`, so that its memory is freed when its last owner and the recorded work are
+    /// done.
     pub(crate) fn forget(&mut self, tensor: &Tensor) {
         self.bind_groups.retain(|(_, bound), _| bound.iter().all(|(id, _)| *id != tensor.id()));
     }
@@ -252,7 +252,7 @@ impl Recorder {
         }
     }
 
-    /// Times what is recorded from here to the next [`Recorder::read`] by the device's clock, where it has one.
+    /// Times the work from here to the next [`Recorder::read`] by the device's clock, if it has one.
     pub fn start_timing(&mut self) {
         self.pass = None;
         if let (Some(timing), None) = (&mut self.timing, &self.rehearsal) {
@@ -288,7 +288,7 @@ impl Recorder {
         self.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()))
     }
 
-    /// What was recorded since the last call, `None` if nothing was.
+    /// The command buffer of the work since the last call, `None` if there is none.
     ///
     /// # Errors
     /// [`GpuError::Compile`] if a kernel failed to compile on its first use.

@@ -1,4 +1,4 @@
-//! What was recorded, as text.
+//! The text of a recording.
 
 use super::{Access, Tensor, Variant, View};
 
@@ -7,8 +7,8 @@ use super::{Access, Tensor, Variant, View};
 pub(super) struct Trace(pub String);
 
 impl Trace {
-    /// The variant and its workgroups; then rows of the tensors that it reads, and after the arrow of those that it
-    /// writes.
+    /// The variant and its workgroups, and on a second line the rows of the tensors that it reads and, after the arrow,
+    /// of those that it writes.
     pub fn dispatch(&mut self, variant: &Variant, bindings: &[View], [x, y, z]: [u32; 3]) {
         let names = |is_written: bool| {
             let access = variant.kernel.bindings.iter().zip(bindings);

@@ -1,4 +1,4 @@
-//! BERT and what shares its shape: MiniLM, BGE, E5, GTE (Devlin et al. 2019).
+//! BERT and models of the same shape: MiniLM, BGE, E5, GTE (Devlin et al. 2019).
 //! Reference: transformers' `models/bert/modeling_bert.py`.
 
 use serde::Deserialize;
@@ -66,7 +66,7 @@ impl Config {
         }
     }
 
-    /// What runs of the varieties that a config can name: the activation function, if the rest does.
+    /// The activation function, after a check that the other options of the config are supported.
     ///
     /// # Errors
     /// [`ModelError::Unsupported`].
@@ -97,8 +97,8 @@ pub(super) struct Bert {
 }
 
 impl Bert {
-    /// Loads the encoder of this shape, whose tensors' names begin with `root`, with the head that `head` loads. `positions`
-    /// finds a token's row in the position table.
+    /// Loads an encoder of this shape, whose tensors' names begin with `root`, and the head with `head`. `positions`
+    /// gives a token's row in the position table.
     ///
     /// # Errors
     /// [`ModelError::Weights`], [`ModelError::Unsupported`].
@@ -139,7 +139,7 @@ impl Bert {
                 mlp_norm: LayerNorm::load(loader, &name("output.LayerNorm"), n, true, eps)?,
             });
         }
-        // Numbers of rows that some versions of transformers store, and heads of pretraining.
+        // Row indices that some versions of transformers store, and heads of pretraining.
         for name in ["embeddings.position_ids", "embeddings.token_type_ids", "pooler."] {
             loader.ignore(&format!("{root}{name}"));
         }

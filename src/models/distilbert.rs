@@ -26,7 +26,7 @@ pub struct Config {
     labels: LabelKeys,
 }
 
-/// The epsilon of the norms, which the config does not say.
+/// The epsilon of the norms, for which the config has no key.
 const EPS: f32 = 1e-12;
 
 struct DistilBert {
@@ -82,7 +82,7 @@ impl Architecture for Config {
         };
         let table = |part: &str| format!("{root}embeddings.{part}_embeddings.weight");
         let words = loader.table(&table("word"), [self.vocab_size, n])?;
-        // Sinusoidal positions are stored as learned ones are.
+        // Sinusoidal positions are stored like learned ones.
         let positions = loader.as_stored(&table("position"), [self.max_position_embeddings, n])?;
         let norm = LayerNorm::load(loader, &format!("{root}embeddings.LayerNorm"), n, true, EPS)?;
         let mut layers = Vec::with_capacity(self.n_layers);
@@ -106,7 +106,7 @@ impl Architecture for Config {
                 mlp_norm: LayerNorm::load(loader, &name("output_layer_norm"), n, true, EPS)?,
             });
         }
-        // Heads of pretraining, and numbers of rows that some versions of transformers store.
+        // Heads of pretraining, and row indices that some versions of transformers store.
         for name in ["vocab_", "cls.", "lm_head."] {
             loader.ignore(name);
         }

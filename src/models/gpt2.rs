@@ -88,7 +88,7 @@ impl Architecture for Config {
         let shape = ModelShape { max_seq_len, ..self.shape() };
         let (n, n_inner, eps) = (shape.hidden_size, shape.intermediate_size, self.layer_norm_epsilon);
         let act = super::blocks::act("activation_function", &self.activation_function)?;
-        // The original checkpoints were saved without their head, and so without the prefix.
+        // The original checkpoints have no head, and so no prefix.
         let root = if loader.has("transformer.wte.weight") { "transformer." } else { "" };
         let wte = loader.table(&format!("{root}wte.weight"), [self.vocab_size, n])?;
         let wpe = loader.as_stored(&format!("{root}wpe.weight"), [self.n_positions, n])?;

@@ -1,4 +1,4 @@
-//! Mistral (Jiang et al. 2023): Llama whose queries see a window of keys; no biases.
+//! Mistral (Jiang et al. 2023): Llama with a window of keys, and no biases.
 //! Reference: transformers' `models/mistral/modeling_mistral.py`.
 
 use serde::Deserialize;

@@ -1,5 +1,5 @@
-//! ModernBERT (Warner et al. 2024): norms before, rotary positions, gates, and in most layers a window.
-//! Reference: transformers' `models/modernbert/modeling_modernbert.py`.
+//! ModernBERT (Warner et al. 2024): norms before attention and MLP, rotary positions, gates, and a window in most
+//! layers. Reference: transformers' `models/modernbert/modeling_modernbert.py`.
 
 use serde::Deserialize;
 
@@ -31,7 +31,7 @@ pub struct Config {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
-    /// Keys on both sides together.
+    /// The window: number of keys on both sides together.
     local_attention: usize,
     #[serde(default = "three")]
     global_attn_every_n_layers: usize,
@@ -40,7 +40,7 @@ pub struct Config {
     rope_parameters: RopeParameters,
     #[serde(default = "global_theta")]
     global_rope_theta: f64,
-    /// `null` in checkpoints that have one theta for all.
+    /// `null` in checkpoints with one theta for all layers.
     local_rope_theta: Option<f64>,
     #[serde(default = "cls")]
     classifier_pooling: String,
@@ -59,7 +59,7 @@ enum LayerType {
     SlidingAttention,
 }
 
-/// Of transformers 5; before there was a theta for either type of layer.
+/// The form of transformers 5. Earlier versions have one theta for each type of layer.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RopeParameters {
@@ -87,11 +87,11 @@ fn global_theta() -> f64 {
     160_000.0
 }
 
-/// The theta of local layers where the config names none.
+/// The default theta of local layers.
 const LOCAL_THETA: f64 = 10_000.0;
 
 struct Layer {
-    /// None in the first layer, whose input is normalised already.
+    /// `None` in the first layer, whose input is already normalised.
     attn_norm: Option<LayerNorm>,
     attn: SelfAttention,
     mlp_norm: LayerNorm,

@@ -18,7 +18,7 @@ pub struct Config {
     window: Window,
 }
 
-/// Which layers see a window only: those that `layer_types` names, in older configs those from `max_window_layers` on.
+/// The layers with a window: those in `layer_types`, or in older configs those from `max_window_layers` on.
 #[derive(Deserialize)]
 pub struct Window {
     #[serde(default)]

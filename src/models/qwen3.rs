@@ -1,4 +1,4 @@
-//! Qwen 3 (Yang et al. 2025): Llama whose queries and keys are normalised a head, and a window in some layers.
+//! Qwen 3 (Yang et al. 2025): Llama with norms of each head of queries and keys, and a window in some layers.
 //! Reference: transformers' `models/qwen3/modeling_qwen3.py`.
 
 use serde::Deserialize;
@@ -21,7 +21,7 @@ pub struct Config {
     window: Window,
 }
 
-/// `head_dim` where the config does not say it: here it does not follow from `hidden_size`.
+/// The default of `head_dim`, which does not follow from `hidden_size` here.
 const HEAD_DIM: usize = 128;
 
 struct Layer {

@@ -1,5 +1,5 @@
-//! RoBERTa, XLM-R and CamemBERT (Liu et al. 2019): BERT with positions that begin after the padding's, and a head of
-//! its own. Reference: transformers' `models/roberta/modeling_roberta.py`.
+//! RoBERTa, XLM-R and CamemBERT (Liu et al. 2019): BERT with positions that begin after the padding's, and another
+//! head. Reference: transformers' `models/roberta/modeling_roberta.py`.
 
 use serde::Deserialize;
 
@@ -21,7 +21,7 @@ fn one() -> usize {
 }
 
 impl Config {
-    /// Row of the position table that the first token has: those up to the padding's are not used.
+    /// The first token's row in the position table. The rows up to the padding's are not used.
     fn first_position(&self) -> usize {
         self.pad_token_id + 1
     }

@@ -1,13 +1,13 @@
-//! Whisper (Radford et al. 2022): an encoder of log-mel frames, two convolutions and layers with attention to both
-//! sides, and a decoder with attention to the encoder's rows; learned positions, layer norms, no gate.
+//! Whisper (Radford et al. 2022): an audio encoder of log-mel frames, with two convolutions and layers that see both
+//! sides, and a decoder with cross-attention to the encoder's rows. Learned positions, layer norms, no gate.
 //! Reference: transformers' `models/whisper/modeling_whisper.py`.
 
 use serde::Deserialize;
 
 use super::blocks::{Embed, FinalNorm, Head, LayerNorm, Linear, Mlp, SelfAttention, Target, act};
 use super::{
-    Activations, Architecture, AudioEncoder, AudioScratch, AudioShape, Batch, Capacity, Clips, Loader, Model,
-    ModelError, ModelKind, ModelShape, Scratch,
+    Activations, Architecture, AudioEncoder, AudioScratch, AudioShape, Batch, BatchClips, Capacity, Loader,
+    Model, ModelError, ModelKind, ModelShape, Scratch,
 };
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
@@ -40,10 +40,10 @@ fn yes() -> bool {
     true
 }
 
-/// That of torch, which the config has no key for.
+/// torch's default epsilon, for which the config has no key.
 const EPS: f32 = 1e-5;
 
-/// Positions a page of the encoder's keys and values.
+/// Positions per page of the encoder's keys and values.
 const PAGE_SIZE: usize = 16;
 
 impl Config {
@@ -62,7 +62,7 @@ impl Config {
     }
 }
 
-/// What names begin with: checkpoints of the bare model have no prefix.
+/// The prefix of names. Checkpoints of the bare model have none.
 fn root(loader: &Loader) -> String {
     let has_prefix = loader.has("model.encoder.conv1.weight");
     if has_prefix { "model.".into() } else { String::new() }
@@ -173,14 +173,14 @@ struct EncoderLayer {
     mlp: Mlp,
 }
 
-/// The audio encoder. One clip at a time fills a device: it has 1,500 rows.
+/// The audio encoder, for one clip at a time: with 1,500 rows, a clip fills a device.
 struct Encoder {
-    /// Of its layers alone.
+    /// The shape of only its layers.
     shape: ModelShape,
     act: Act,
     n_mels: usize,
     n_positions: usize,
-    /// Three frames wide.
+    /// The convolutions, three frames wide.
     conv1: Linear,
     conv2: Linear,
     embed_positions: Embed,
@@ -223,7 +223,7 @@ impl Encoder {
         }
         let norm = LayerNorm::load(loader, &format!("{root}encoder.layer_norm"), n, true, EPS)?;
 
-        // A model of the encoder's layers alone, whose rows are those of one prompt.
+        // The shape of only the encoder's layers, whose rows are one prompt.
         let shape = ModelShape {
             attention: vec![attention; config.encoder_layers],
             intermediate_size: config.encoder_ffn_dim,
@@ -281,7 +281,7 @@ impl Encoder {
             longest: 0,
             rows: &self.rows,
             blocks: &self.blocks,
-            // There are no tokens.
+            // Not read: there are no tokens.
             tokens: &self.rows,
             pages: &self.pages,
             page_size: PAGE_SIZE,
@@ -297,7 +297,7 @@ fn prompt(n_rows: usize) -> Rows {
     Rows { n_decode: 0, n_prompt: n_rows }
 }
 
-/// An audio encoder's part of a scratch.
+/// The audio encoder's part of a scratch.
 fn audio(s: &Scratch) -> &AudioScratch {
     s.audio.as_ref().expect("the scratch is of a model with an audio encoder")
 }
@@ -335,7 +335,7 @@ impl AudioEncoder for Encoder {
     }
 }
 
-/// Attention of a decoder's rows to a clip.
+/// Cross-attention of a decoder's rows to a clip.
 struct CrossAttention {
     shape: Attention,
     q: Linear,
@@ -358,7 +358,7 @@ impl CrossAttention {
         })
     }
 
-    /// Records attention of `input`'s rows to layer `i`'s keys and values of the clips.
+    /// Records the attention of `input`'s rows to the clips' keys and values of layer `i`.
     fn record(
         &self,
         i: usize,
@@ -368,7 +368,7 @@ impl CrossAttention {
         y: Target<'_>,
         a: &Activations,
     ) {
-        let clips: &Clips<'_> = b.clips.as_ref().expect("a model with an audio encoder gets clips");
+        let clips: &BatchClips<'_> = b.clips.as_ref().expect("a model with an audio encoder gets clips");
         self.q.record(rec, b.n, input, Target::Set(&a.q));
         let plan = AttentionPlan {
             pages: clips.pages,
@@ -410,7 +410,7 @@ struct Whisper {
 impl Model for Whisper {
     fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
         assert!(capacity.max_seq_len <= self.shape.max_seq_len, "loaded for {}", self.shape.max_seq_len);
-        // Partial sums are for the longer of text and clip.
+        // Partial sums must suffice for the longer of text and clip.
         let max_seq_len = capacity.max_seq_len.max(self.encoder.n_positions);
         let shape = ModelShape { max_seq_len, ..self.shape.clone() };
         let audio = Some(self.encoder.audio_scratch(gpu)?);

@@ -32,11 +32,11 @@ const TILE: u32 = 64;
 /// have about 130 multiprocessors. Not measured; `wginfer tune` measures on each device.
 const COOP_LARGE_TILES: u32 = 64;
 
-/// `y = x̂·Wᵀ + bias`, or added to `y` if `add`: `x̂` `[rows, n_in]` F32 is `x` or its norm, `w` `[n_out, n_in]` has any
-/// weight type, `bias` is `[1, n_out]` F32, `y` `[rows, n_out]` F32.
+/// `y = x̂·Wᵀ + bias`, or added to `y` if `add`: `x̂` `[rows, n_in]` F32 is `x` or its norm, `w` `[n_out, n_in]` has
+/// any weight type, `bias` is `[1, n_out]` F32, `y` `[rows, n_out]` F32.
 ///
-/// Decode rows and prompt rows may go through different kernels, but the choice never depends on the number of rows. So a
-/// row's sum has the same order in every batch.
+/// Decode rows and prompt rows may go through different kernels, but the choice never depends on the number of rows. So
+/// a row's sum has the same order in every batch.
 ///
 /// # Panics
 /// If the shapes disagree.
@@ -70,8 +70,8 @@ pub(super) fn span(
     launch(rec, input, w, bias, add, y, span);
 }
 
-/// Every variant that this device can run, each with a launch like [`linear`]'s, for tests and benchmarks. The default is
-/// the first entry of [`product_variants`](super::product_variants).
+/// Every variant that this device can run, each with a launch like [`linear`]'s, for tests and benchmarks. The default
+/// is the first entry of [`product_variants`](super::product_variants).
 pub fn linear_variants(caps: &Caps) -> Vec<LinearVariant> {
     // `Coop` is one of the two that follow it.
     Way::all(caps).into_iter().filter(|way| *way != Way::Coop).map(|way| LinearVariant { way }).collect()

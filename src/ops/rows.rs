@@ -121,8 +121,8 @@ impl Way {
         self.runs(caps) && (!self.is_coop() || (is_prompt && caps.f16_products()))
     }
 
-    /// The default way, which depends only on capabilities. Decode rows share reads of the weights. So do prompt rows on
-    /// software devices, where barriers cost more than reading the weights again for every few rows.
+    /// The default way, which depends only on capabilities. Decode rows share reads of the weights. So do prompt rows
+    /// on software devices, where barriers cost more than reading the weights again for every few rows.
     fn default(caps: &Caps, is_prompt: bool) -> Way {
         let ways: &[Way] = match (caps.cpu, is_prompt) {
             (true, _) => &[Way::Reg, Way::Few],
@@ -170,8 +170,9 @@ pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
 /// Indexed by the base-2 logarithm of the number of rows that share one read of the weights.
 static SHARES: [&Part; 5] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16];
 
-/// Most rows that share one read of the weights: as many sums as fit in a lane's registers. Fewer on software devices, whose
-/// vector units have 32 registers (16 rows take twice as long as twice 8), and where each row's sum is a tree of barriers.
+/// Most rows that share one read of the weights: as many sums as fit in a lane's registers. Fewer on software devices,
+/// whose vector units have 32 registers (16 rows take twice as long as twice 8), and where each row's sum is a tree of
+/// barriers.
 fn most_shared(caps: &Caps) -> usize {
     if caps.cpu || caps.subgroup.is_none() { 8 } else { 16 }
 }
@@ -199,8 +200,8 @@ impl Span {
         };
         let mut spans = Vec::with_capacity(4);
         for (way, row0, n_rows) in parts {
-            // On software devices, whole groups first, then the rest in the smallest group that holds it: the order of sums
-            // is the same. On other devices one more dispatch costs more than idle rows.
+            // On software devices, whole groups first, then the rest in the smallest group that holds it: the order of
+            // sums is the same. On other devices one more dispatch costs more than idle rows.
             let whole = if way.shares() && caps.cpu {
                 n_rows / most_shared(caps) * most_shared(caps)
             } else {

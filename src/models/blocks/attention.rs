@@ -21,7 +21,7 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
-    /// Records attention of `input`'s rows, whose keys and values go to `kv`. Works in `qkv`, `q`, `o` and `partial` of
+    /// Records the attention of `input`'s rows, whose keys and values go to `kv`. Uses `qkv`, `q`, `o` and `partial` of
     /// `a`.
     pub fn record<'a>(
         &self,

@@ -1,4 +1,4 @@
-//! Sequence classification: what the labels are, and the head that tells them apart.
+//! Sequence classification: the labels, and the classification head.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +20,12 @@ pub struct LabelKeys {
 }
 
 impl LabelKeys {
-    /// The labels, if the checkpoint has a sequence-classification head. Without names they are `LABEL_0`, `LABEL_1` …,
-    /// as in transformers' `configuration_utils.py`.
+    /// The labels, if the checkpoint has a sequence-classification head. Default names: `LABEL_0`, `LABEL_1` …, as in
+    /// transformers' `configuration_utils.py`.
     ///
     /// # Errors
-    /// [`ModelError::Config`]: the ids are not 0, 1, 2 …; [`ModelError::Unsupported`]: the kind of problem is unknown.
+    /// [`ModelError::Config`] if the ids are not 0, 1, 2 …; [`ModelError::Unsupported`] if the kind of problem is
+    /// unknown.
     pub fn labels(&self) -> Result<Option<Labels>, ModelError> {
         let mut architectures = self.architectures.iter().flatten();
         if !architectures.any(|name| name.ends_with("ForSequenceClassification")) {
@@ -79,15 +80,15 @@ pub struct HeadNames<'a> {
 /// The rows of whole sequences, one sequence after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Sequences<'a> {
-    /// The rows: `[max_rows, hidden_size]` F32.
+    /// `[max_rows, hidden_size]` F32.
     pub x: &'a Tensor,
     /// (first row, rows) of each sequence: `[_, 2]`.
     pub spans: &'a Tensor,
-    /// Sequences.
+    /// Number of sequences.
     pub n_seqs: usize,
 }
 
-/// `out(norm(act(dense(pooled))))`, one row a sequence.
+/// `out(norm(act(dense(pooled))))`, one row per sequence.
 #[derive(Debug)]
 pub struct ClassificationHead {
     pooling: Pooling,
@@ -98,7 +99,7 @@ pub struct ClassificationHead {
 }
 
 impl ClassificationHead {
-    /// Loads it.
+    /// Loads the head.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
@@ -112,7 +113,7 @@ impl ClassificationHead {
         let n = hidden_size;
         Ok(ClassificationHead {
             pooling,
-            // What is lost in the last two products is lost for the result.
+            // Not quantised: an error in the last two products affects the result directly.
             dense: Linear::load_as_stored(loader, names.dense, [n, n], names.dense_bias)?,
             act,
             norm: match names.norm {
@@ -123,7 +124,7 @@ impl ClassificationHead {
         })
     }
 
-    /// Allocates what an encoder of this `shape` writes, and its classification head if it has one.
+    /// Allocates the buffers of an encoder of this `shape`, and of its classification head if it has one.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
@@ -139,7 +140,7 @@ impl ClassificationHead {
         Ok(Scratch { labels, ..Scratch::new(gpu, shape, capacity.without_logits())? })
     }
 
-    /// Records the logits of sequences, and returns where they will be: `[max_seqs, n_labels]` F32.
+    /// Records the logits of sequences, and returns their tensor `[max_seqs, n_labels]` F32.
     pub fn record(&self, rec: &mut Recorder, sequences: Sequences<'_>, s: &LabelScratch) -> Tensor {
         let Sequences { x, spans, n_seqs } = sequences;
         let n = Rows { n_decode: n_seqs, n_prompt: 0 };

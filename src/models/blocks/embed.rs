@@ -1,17 +1,17 @@
-//! Tables that rows of a batch look themselves up in: tokens, positions, types.
+//! Embedding tables: tokens, positions, types.
 
 use crate::gpu::{Recorder, Tensor};
 use crate::models::Batch;
 use crate::ops::{self, Lookup};
 
-/// A table, and what of a row picks a row of it.
+/// An embedding table, and how a row of the batch is looked up in it.
 #[derive(Debug)]
 pub struct Embed {
     /// `[n, hidden_size]`.
     pub table: Tensor,
-    /// By what, and whether the row is added to what is there.
+    /// The index of a row, and whether the result is added.
     pub lookup: Lookup,
-    /// The row is multiplied by it, unless it is added.
+    /// Factor on the row, unless it is added.
     pub scale: f32,
 }
 
@@ -21,12 +21,12 @@ impl Embed {
         Embed { table, lookup: Lookup::Token, scale: 1.0 }
     }
 
-    /// A table whose rows are added to what is there.
+    /// A table whose rows are added.
     pub fn added(table: Tensor, lookup: Lookup) -> Self {
         Embed { table, lookup, scale: 1.0 }
     }
 
-    /// Records the look-up of each row of the batch in `y`.
+    /// Records the look-up for each row of the batch, into `y`.
     pub fn record(&self, rec: &mut Recorder, b: &Batch<'_>, y: &Tensor) {
         ops::embed(rec, self.lookup, b.rows, b.tokens, &self.table, self.scale, y, b.n);
     }

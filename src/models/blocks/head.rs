@@ -14,7 +14,7 @@ pub enum FinalNorm {
     Layer(LayerNorm),
 }
 
-/// The final norm and the product with the vocabulary, for the rows that get logits.
+/// The final norm and the head, for the rows that get logits.
 #[derive(Debug)]
 pub struct Head {
     norm: FinalNorm,
@@ -23,7 +23,8 @@ pub struct Head {
 }
 
 impl Head {
-    /// The head after `norm`: the weights of `embedding` if it is `tied` to that, else those of `name`, of the same shape.
+    /// The head after `norm`. Its weights are those of `embedding` if it is `tied`, else those of `name`, of the same
+    /// shape.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
@@ -41,8 +42,7 @@ impl Head {
         Ok(Head { norm, w })
     }
 
-    /// Records the logits of the rows that `b.sampled` names, and returns where they will be: `a.logits`
-    /// `[max_sampled, vocab_size]`.
+    /// Records the logits of the rows in `b.sampled`, and returns their tensor `a.logits` `[max_sampled, vocab_size]`.
     pub fn record(&self, rec: &mut Recorder, b: &Batch<'_>, a: &Activations) -> Tensor {
         let (sampled, n_rows) = (Some(b.sampled), b.n_sampled);
         match &self.norm {
@@ -51,7 +51,7 @@ impl Head {
                 ops::layer_norm(rec, &a.x, w, b, sampled, *eps, &a.last, n_rows);
             }
         }
-        // One row a sequence, whether it decodes or ends a prompt: its sums have the same order.
+        // As decode rows, whether they decode or end a prompt, so that their sums have the same order.
         let n = Rows { n_decode: n_rows, n_prompt: 0 };
         ops::linear(rec, &a.last, &self.w, None, false, &a.logits, n);
         a.logits.clone()

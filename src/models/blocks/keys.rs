@@ -11,7 +11,7 @@ use crate::ops::{Act, Attention};
 pub struct DecoderKeys {
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the feed-forward part.
+    /// Width of the MLP.
     pub intermediate_size: usize,
     /// Layers.
     pub num_hidden_layers: usize,
@@ -19,17 +19,17 @@ pub struct DecoderKeys {
     pub num_attention_heads: usize,
     /// Key-value heads. Default: one for each query head.
     pub num_key_value_heads: Option<usize>,
-    /// Values a head. Default: `hidden_size / num_attention_heads`, unless the architecture says otherwise.
+    /// Elements per head. Default: `hidden_size / num_attention_heads`, unless the architecture has another default.
     pub head_dim: Option<usize>,
-    /// Logits a row.
+    /// Number of logits per row.
     pub vocab_size: usize,
-    /// Positions that the model was made for.
+    /// Longest sequence that the model supports.
     pub max_position_embeddings: usize,
     /// Epsilon of the norms.
     pub rms_norm_eps: f32,
     /// Activation function of the gate. Default: `silu`.
     pub hidden_act: Option<String>,
-    /// Logits come from the embedding.
+    /// Whether the head shares the weights of the embedding.
     #[serde(default)]
     pub tie_word_embeddings: bool,
     /// Rotation.
@@ -38,7 +38,7 @@ pub struct DecoderKeys {
 }
 
 impl DecoderKeys {
-    /// The model's shape; `window` gives the keys that a query of layer `i` sees, if not all.
+    /// The model's shape. `window` gives the number of keys that a query of layer `i` sees; `None` is all.
     pub fn shape(&self, architecture: &'static str, window: impl Fn(usize) -> Option<usize>) -> ModelShape {
         let n_heads = self.num_attention_heads;
         let head_dim = self.head_dim.unwrap_or(self.hidden_size / n_heads.max(1));

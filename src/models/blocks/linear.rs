@@ -1,15 +1,15 @@
-//! A product with weights, and where it goes.
+//! A product with weights, and its target.
 
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Loader, ModelError};
 use crate::ops::{self, Input, Rows};
 
-/// Where a piece leaves its result.
+/// Where a block writes its result.
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a> {
-    /// In place of what is there.
+    /// Overwrites the tensor.
     Set(&'a Tensor),
-    /// Added to what is there: a residual connection.
+    /// Adds to the tensor: a residual connection.
     Add(&'a Tensor),
 }
 
@@ -36,7 +36,7 @@ impl Linear {
         Linear::stack(loader, &[(name, n_out)], n_in, bias)
     }
 
-    /// Loads products of one input as one, `parts` (name, n_out) one below the other.
+    /// Loads several products of one input as one, with the `parts` (name, n_out) one below the other.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
@@ -55,7 +55,7 @@ impl Linear {
         })
     }
 
-    /// Loads it as [`Linear::load`] does, with weights that are never quantised.
+    /// As [`Linear::load`], but the weights are never quantised.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
@@ -71,7 +71,7 @@ impl Linear {
         })
     }
 
-    /// Records it for the rows of a batch.
+    /// Records the product for the rows of a batch.
     pub fn record<'a>(&self, rec: &mut Recorder, n: Rows, input: impl Into<Input<'a>>, y: Target<'_>) {
         let (y, add) = match y {
             Target::Set(y) => (y, false),

@@ -1,23 +1,23 @@
-//! The feed-forward part of a layer.
+//! The MLP of a layer.
 
 use super::{Linear, Target};
 use crate::gpu::Recorder;
 use crate::models::{Activations, ModelError};
 use crate::ops::{self, Act, Input, Rows};
 
-/// `down(act(gate(h)) · up(h))`, or `down(act(up(h)))` where there is no gate.
+/// `down(act(gate(h)) · up(h))`, or `down(act(up(h)))` if there is no gate.
 #[derive(Debug)]
 pub struct Mlp {
     /// The activation function.
     pub act: Act,
-    /// Gate above up, `[2·intermediate_size, hidden_size]`; only up where there is no gate.
+    /// Gate above up, `[2·intermediate_size, hidden_size]`; only up if there is no gate.
     pub up: Linear,
     /// `[hidden_size, intermediate_size]`.
     pub down: Linear,
 }
 
 impl Mlp {
-    /// Records it for the rows of a batch. The target may be the input. Works in `up` and `act` of `a`.
+    /// Records the MLP for the rows of a batch. The target may be the input. Uses `up` and `act` of `a`.
     pub fn record<'a>(
         &self,
         rec: &mut Recorder,

@@ -1,5 +1,5 @@
-//! The pieces that architectures are made of. A piece has weights, an input and a [`Target`]; it calls operations, and
-//! knows nothing of the model around it.
+//! Blocks that architectures consist of. A block has weights, an input and a [`Target`]. It calls operations, and knows
+//! nothing of the model around it.
 
 mod attention;
 mod classifier;

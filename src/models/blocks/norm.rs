@@ -1,10 +1,10 @@
-//! Norms as layers have them.
+//! Norms of layers.
 
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Activations, Loader, ModelError};
 use crate::ops::{self, Input, RmsNorm};
 
-/// Loads the weights of an RMS norm, `name` with `n` values.
+/// Loads the weights of an RMS norm, `name` with `n` elements.
 ///
 /// # Errors
 /// [`ModelError::Weights`].
@@ -12,8 +12,8 @@ pub fn load_rms_norm(loader: &mut Loader, name: &str, n: usize, eps: f32) -> Res
     Ok(RmsNorm { w: loader.vector(name, n)?, eps, offset: 0.0 })
 }
 
-/// The residual stream under an RMS norm, as the input of a product, which computes the norm on the way where it can and
-/// in `a.h` where not.
+/// The residual stream with an RMS norm, as the input of a product. The product's kernel computes the norm itself if it
+/// can; otherwise another kernel writes it to `a.h`.
 pub fn normed<'a>(norm: &'a RmsNorm, a: &'a Activations) -> Input<'a> {
     Input { x: &a.x, norm: Some((norm, &a.h)) }
 }
@@ -23,15 +23,15 @@ pub fn normed<'a>(norm: &'a RmsNorm, a: &'a Activations) -> Input<'a> {
 pub struct LayerNorm {
     /// `[1, n]`.
     pub w: Tensor,
-    /// `[1, n]`, zeros where the norm has none.
+    /// `[1, n]`; zeros if the norm has no bias.
     pub b: Tensor,
     /// Added to the variance.
     pub eps: f32,
 }
 
 impl LayerNorm {
-    /// Loads `{name}.weight` and, if it has one, `{name}.bias`, `n` values each; or `gamma` and `beta`, as old
-    /// checkpoints call them.
+    /// Loads `{name}.weight` and, if it has one, `{name}.bias`, with `n` elements each; or `gamma` and `beta`, the
+    /// names in old checkpoints.
     ///
     /// # Errors
     /// [`ModelError::Weights`].

@@ -1,19 +1,19 @@
-//! The layer of the first transformers, which BERT, RoBERTa and DistilBERT share: they differ in what comes before their
-//! layers, after them, and in the weights' names.
+//! The layer of the original transformer, which BERT, RoBERTa and DistilBERT share. They differ before and after their
+//! layers, and in the names of weights.
 
 use super::{LayerNorm, Mlp, SelfAttention, Target};
 use crate::gpu::Recorder;
 use crate::models::{Activations, Batch};
 use crate::ops::KvLayer;
 
-/// Attention, add, norm, feed-forward, add, norm (Vaswani et al. 2017, figure 1, left).
+/// Attention, add, norm, MLP, add, norm (Vaswani et al. 2017, figure 1, left).
 #[derive(Debug)]
 pub struct PostNormLayer {
-    /// Attention to both sides.
+    /// Attention that sees both sides.
     pub attention: SelfAttention,
-    /// After it and its residual connection.
+    /// The norm after attention and its residual connection.
     pub attention_norm: LayerNorm,
-    /// The feed-forward part.
+    /// The MLP.
     pub mlp: Mlp,
     /// After it and its residual connection.
     pub mlp_norm: LayerNorm,
