@@ -1,29 +1,29 @@
 // attention: o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's
 // sequence that a query at its position sees (part visible), in one pass over the keys with a running maximum
-// (Dao et al. 2022, algorithm 1); cap(s) = softcap · tanh(s / softcap) where softcap > 0.
+// (Dao et al. 2022, algorithm 1); cap(s) = softcap · tanh(s / softcap) if softcap > 0, else s.
 // One workgroup: the queries of one block of rows (consecutive positions of one sequence) that share one
-// key-value head, over one range of keys if SPLIT; then it writes partial sums for attention_combine.
+// key-value head. If SPLIT, it reads one range of keys and writes partial sums for attention_combine.
 // A query's arithmetic does not depend on what else is in its block or batch.
 override WG: u32 = 64u;
-override GROUP: u32 = 1u;   // query heads a key-value head
+override GROUP: u32 = 1u;   // query heads per key-value head
 override N_Q: u32 = 16u;    // most queries in a block: rows of a block times GROUP
 override N_D4: u32 = 16u;   // head_dim / 4
 override SPLIT: u32 = 0u;
 override CAUSAL: u32 = 1u;  // 0: queries see keys on both sides
 
-// Keys a step. N_Q · N_D4 / WG, the vec4 sums a lane, must not pass MAX_SUMS.
+// Keys per step. The vec4 sums of a lane, N_Q · N_D4 / WG, must be at most MAX_SUMS.
 const N_K: u32 = 16u;
 const MAX_SUMS: u32 = 32u;
 
 struct Params {
     n_kv_heads: u32,
-    q_stride: u32,     // vec4 a row of q
-    o_stride: u32,     // vec4 a row of o
-    pages_stride: u32, // pages a sequence in the block table
-    page_size: u32,    // positions a page
-    window: u32,       // keys a query sees, or to either side of it; 0: all
-    split_len: u32,    // keys a split, a multiple of N_K
-    max_splits: u32,   // splits that o has room for
+    q_stride: u32,     // vec4s per row of q
+    o_stride: u32,     // vec4s per row of o
+    pages_stride: u32, // pages per sequence in the block table
+    page_size: u32,    // positions per page
+    window: u32,       // keys that a query sees if CAUSAL, else keys on each side of it; 0: all
+    split_len: u32,    // keys per split, a multiple of N_K
+    max_splits: u32,   // splits that fit in o
     block0: u32,       // first block
     scale: f32,
     softcap: f32,
@@ -42,9 +42,9 @@ struct Params {
 
 var<workgroup> qs: array<vec4f, N_Q * N_D4>;
 var<workgroup> ps: array<f32, N_Q * N_K>;     // scores, then weights
-var<workgroup> running: array<vec4f, N_Q>;    // maximum, weight so far, factor for what is summed already
+var<workgroup> running: array<vec4f, N_Q>;    // running maximum, sum of weights, factor for the sums so far
 
-const LOWEST: f32 = -3.4028234e38; // stands for minus infinity, which WGSL need not keep
+const LOWEST: f32 = -3.4028234e38; // instead of minus infinity, which a WGSL compiler may assume away
 
 @compute @workgroup_size(WG)
 fn attention(
@@ -57,7 +57,7 @@ fn attention(
     let seq = rows[block.x].x;
     let pos0 = rows[block.x].y;
 
-    // The keys that any query of the block sees, and those of this split, whole steps from zero.
+    // The keys that any query of the block sees, cut to this split's range.
     let n_keys = key_count(seq);
     var start = visible(pos0, n_keys).x;
     var end = visible(pos0 + block.y - 1u, n_keys).y;
@@ -65,7 +65,7 @@ fn attention(
         start = max(start, id.z * params.split_len);
         end = min(end, (id.z + 1u) * params.split_len);
         if end <= id.z * params.split_len {
-            return; // this row has fewer splits than the longest; attention_combine knows
+            return; // this row has fewer splits than the longest; attention_combine skips them
         }
     }
 
@@ -129,7 +129,7 @@ fn attention(
             var sum = acc[i] * running[qi].z;
             for (var j = 0u; j < n_k; j++) {
                 let p = ps[qi * N_K + j];
-                // A masked value is skipped, not multiplied by zero: its slot may hold anything.
+                // A masked value is skipped, not multiplied by zero: its slot may hold NaN.
                 if p != 0.0 {
                     let page = pages[seq * params.pages_stride + (t + j) / params.page_size];
                     let at = ((page * params.n_kv_heads + kv_head) * params.page_size

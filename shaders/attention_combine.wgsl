@@ -8,10 +8,10 @@ override CAUSAL: u32 = 1u; // 0: queries see keys on both sides
 struct Params {
     n_rows: u32,
     n_heads: u32,
-    o_stride: u32,   // vec4 a row of o
-    split_len: u32,  // keys a split
-    max_splits: u32, // splits that partial has room for
-    window: u32,     // keys a query sees, or to either side of it; 0: all
+    o_stride: u32,   // vec4s per row of o
+    split_len: u32,  // keys per split
+    max_splits: u32, // splits that fit in partial
+    window: u32,     // keys that a query sees if CAUSAL, else keys on each side of it; 0: all
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

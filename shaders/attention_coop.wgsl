@@ -1,46 +1,47 @@
-// attention_coop: what attention computes, on cooperative matrices, for prompts:
+// attention_coop: attention on cooperative matrices, for prompts:
 // o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence that a
 // query at its position sees (part visible), in one pass over the keys (Dao et al. 2022, algorithm 1);
-// cap(s) = softcap · tanh(s / softcap) where softcap > 0. Queries, keys, weights and values are rounded to f16; scores, softmax and sums are f32.
-// What is subtracted from the scores is not their running maximum but one that lags behind it by at most LAG, so that
-// sums, whose layout in a cooperative matrix is the device's secret, are rarely rescaled (the departure from
-// the paper; the quotient is the same).
+// cap(s) = softcap · tanh(s / softcap) if softcap > 0, else s.
+// Queries, keys, weights and values are rounded to f16; scores, softmax and sums are f32.
+// Departure from the paper: the maximum that is subtracted from the scores lags behind the running maximum by at most
+// LAG; the quotient is the same. So sums are rarely rescaled, which goes through workgroup memory, because WGSL does
+// not define the layout of a cooperative matrix in registers.
 // One workgroup: the queries of one block of rows (consecutive positions of one sequence) that share one key-value
 // head, 32 keys at a time through workgroup memory; each of its N_SG subgroups has TILE of the queries.
 // A query's arithmetic does not depend on what else is in its block or batch.
 override SG: u32 = 32u;     // lanes of a subgroup, at least TILE
 override N_SG: u32 = 4u;    // subgroups
-override GROUP: u32 = 1u;   // query heads a key-value head, at most N_SG · TILE
+override GROUP: u32 = 1u;   // query heads per key-value head, at most N_SG · TILE
 override N_D4: u32 = 16u;   // head_dim / 4
 override CAUSAL: u32 = 1u;  // 0: queries see keys on both sides
 
-// What follows from these, by name: naga 30 cannot take every expression as the size of an array.
+// Derived sizes are overrides of their own: naga 30 does not accept every expression as the size of an array.
 override LANES: u32 = SG * N_SG;
-override N_T: u32 = (N_D4 + TILE - 1u) / TILE * 4u;   // tiles a head, 4, 8, 12 or 16; zeros fill the last ones
-override PITCH: u32 = N_T * TILE / 4u + 2u;           // vec4 a query, key or value in workgroup memory
+override N_T: u32 = (N_D4 + TILE - 1u) / TILE * 4u;   // tiles per head: 4, 8, 12 or 16, the last ones padded with zeros
+override PITCH: u32 = N_T * TILE / 4u + 2u;           // vec4s per query, key or value in workgroup memory
 override QS: u32 = N_SG * TILE * PITCH;
 override KVS: u32 = N_K * PITCH;
 override SCORES: u32 = N_SG * TILE * S_PITCH;
 override PS: u32 = N_SG * TILE * P_PITCH;
 override N_QUERIES: u32 = N_SG * TILE;
-// vec4 of keys or values that a lane fetches a step: a loop that compilers can count and unroll, so that all loads are
-// on their way at once.
+// vec4s of keys or values that a lane loads per step. The trip count is constant, so that compilers unroll the loop and
+// issue all loads at once.
 override KVS_A_LANE: u32 = (N_K * (PITCH - 2u) + LANES - 1u) / LANES;
 
-const N_K: u32 = 32u; // keys a step, whole pairs of tiles
-// Two vec4 of f16, or one of f32, keep the rows of a tile in different memory banks.
+const N_K: u32 = 32u; // keys per step, whole pairs of tiles
+// Padding of two vec4<f16>, or one vec4f, puts the rows of a tile in different memory banks.
 const S_PITCH: u32 = 9u;
 const P_PITCH: u32 = 10u;
-// Weights are at most e^LAG, which f16 holds with room to spare.
+// Weights are at most e^LAG ≈ 148; the largest f16 is 65504.
 const LAG: f32 = 5.0;
 
 struct Params {
     n_kv_heads: u32,
-    q_stride: u32,     // vec4 a row of q
-    o_stride: u32,     // vec4 a row of o
-    pages_stride: u32, // pages a sequence in the block table
-    page_size: u32,    // positions a page
-    window: u32,       // keys a query sees, or to either side of it; 0: all
+    q_stride: u32,     // vec4s per row of q
+    o_stride: u32,     // vec4s per row of o
+    pages_stride: u32, // pages per sequence in the block table
+    page_size: u32,    // positions per page
+    window: u32,       // keys that a query sees if CAUSAL, else keys on each side of it; 0: all
     split_len: u32,    // not used: prompts are not split
     max_splits: u32,   // not used
     block0: u32,       // first block
@@ -60,21 +61,21 @@ struct Params {
 
 var<workgroup> qs: array<vec4<f16>, QS>;      // [N_QUERIES, PITCH]
 var<workgroup> kvs: array<vec4<f16>, KVS>;    // [N_K, PITCH], keys, then values
-var<workgroup> slots: array<u32, N_K>;        // where k and v hold the keys of this step
-var<workgroup> scores: array<vec4f, SCORES>;  // [N_QUERIES, S_PITCH]; between steps a tile of sums a subgroup
+var<workgroup> slots: array<u32, N_K>;        // index in k and v of each key of this step
+var<workgroup> scores: array<vec4f, SCORES>;  // [N_QUERIES, S_PITCH]; between steps one tile of sums per subgroup
 var<workgroup> ps: array<vec4<f16>, PS>;      // [N_QUERIES, P_PITCH], weights
-var<workgroup> factors: array<f32, N_QUERIES>; // for what is summed already; at the end one over the weights' sum
-var<workgroup> moved: atomic<u32>;            // 1: not all factors are one
+var<workgroup> factors: array<f32, N_QUERIES>; // for the sums so far; at the end 1 / sum of weights
+var<workgroup> moved: atomic<u32>;            // 1: some factor is not one
 
-const LOWEST: f32 = -3.4028234e38; // stands for minus infinity, which WGSL need not keep
+const LOWEST: f32 = -3.4028234e38; // instead of minus infinity, which a WGSL compiler may assume away
 
-// What f16 cannot hold becomes its largest number, not infinity.
+// Clamped to the largest f16, so that nothing becomes infinite.
 fn half4(e: vec4f) -> vec4<f16> {
     return vec4<f16>(clamp(e, vec4f(-65504.0), vec4f(65504.0)));
 }
 
-// The sums of four tiles of the head, from tile d on, are one array; all of them are up to four such arrays.
-// They are written out one by one: a compiler that does not unroll a loop over them would keep them in memory.
+// The sums of four tiles of the head; a head has up to four such arrays. They are written out one by one: a compiler
+// that does not unroll a loop over them would keep them in memory.
 alias Sums = array<TileC, 4>;
 
 fn values(at: u32, d: u32) -> TileB {
@@ -111,7 +112,7 @@ fn rescale(sums: ptr<function, Sums>, subgroup: u32, lane: u32) {
     (*sums)[3] = rescale_tile((*sums)[3], subgroup, lane);
 }
 
-// Where the first query's head is in o, and how many queries there are.
+// Where the block's outputs go in o: first row, first head, number of queries.
 struct Target { row: u32, head: u32, n_q: u32 }
 
 // Writes tile d of the head, times the factors. All lanes must call it.
@@ -165,7 +166,7 @@ fn attention_coop(
         qs[qi * PITCH + d4] = half4(query);
     }
 
-    // A subgroup's first lanes have a query each for the softmax.
+    // For the softmax, each of a subgroup's first TILE lanes has one query.
     let own = subgroup * TILE;
     let qi = own + subgroup_lane;
     let seen = visible(pos0 + qi / GROUP, n_keys);
@@ -177,7 +178,7 @@ fn attention_coop(
     var sums2: Sums;
     var sums3: Sums;
 
-    // Whole steps from zero: so a key is always in the same place of its step.
+    // Steps start at multiples of N_K: a key's index in its step, and so the order of sums, depends only on its position.
     for (var t = start / N_K * N_K; t < end; t += N_K) {
         for (var i = lane; i < N_K; i += LANES) {
             let j = clamp(t + i, start, end - 1u);
@@ -188,7 +189,7 @@ fn attention_coop(
         if lane == 0u {
             atomicStore(&moved, 0u);
         }
-        // Before the first key and after the last one those stand in, and zeros are kept.
+        // Outside the range, the address is that of the first or last key, and zeros are stored.
         for (var n = 0u; n < KVS_A_LANE; n++) {
             let e = lane + n * LANES;
             let i = e / (PITCH - 2u);
@@ -205,7 +206,7 @@ fn attention_coop(
             var s1: TileC;
             for (var d = 0u; d < N_T; d++) {
                 let queries = coopLoadT<TileA>(&qs[own * PITCH + d * TILE / 4u], PITCH);
-                // Keys are stored row by row, but what is multiplied is their transpose.
+                // Keys are stored by rows; the product takes their transpose.
                 let k0 = coopLoad<TileB>(&kvs[i * PITCH + d * TILE / 4u], PITCH);
                 let k1 = coopLoad<TileB>(&kvs[(i + TILE) * PITCH + d * TILE / 4u], PITCH);
                 s0 = coopMultiplyAdd(queries, k0, s0);
@@ -238,7 +239,7 @@ fn attention_coop(
                 scores[qi * S_PITCH + i] = s;
                 high = max(high, max(max(s.x, s.y), max(s.z, s.w)));
             }
-            // Where nothing was seen so far, any score is higher, and the sums are zero.
+            // Before the first visible key the sums are zero, and any score is higher.
             let lags = high > top && (top == LOWEST || high > top + LAG);
             let next = select(top, high, lags);
             let factor = select(1.0, exp(top - next), lags && top != LOWEST);
@@ -248,7 +249,7 @@ fn attention_coop(
                 let s = scores[qi * S_PITCH + i];
                 let p = vec4<f16>(select(exp(s - top), vec4f(), s == vec4f(LOWEST)));
                 ps[qi * P_PITCH + i] = p;
-                sum += vec4f(p); // as they were rounded, so that they sum up to one
+                sum += vec4f(p); // after rounding, so that the weights add up to one
             }
             weight = weight * factor + dot(sum, vec4f(1.0));
             factors[qi] = factor;

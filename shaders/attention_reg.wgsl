@@ -1,31 +1,31 @@
-// attention_reg: what attention computes, where barriers and workgroup memory are dear (software devices):
+// attention_reg: attention for devices where barriers and workgroup memory are expensive (software devices):
 // o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence that a
-// query at its position sees (part visible), in one pass over the keys with a running maximum (Dao et al. 2022, algorithm 1);
-// cap(s) = softcap · tanh(s / softcap) where softcap > 0.
-// One invocation: one query. One workgroup: the at most 8 queries of one block of rows (consecutive positions of
-// one sequence) that share one key-value head, over one range of keys if SPLIT; then it writes partial sums for
-// attention_combine. It must be exactly one subgroup: each lane loads a part of a key or value and hands it to
-// the others, because where loads are not coalesced, eight lanes that load the same address pay eight times.
+// query at its position sees (part visible), in one pass over the keys with a running maximum
+// (Dao et al. 2022, algorithm 1); cap(s) = softcap · tanh(s / softcap) if softcap > 0, else s.
+// One invocation: one query. One workgroup: up to 8 queries of one block of rows (consecutive positions of one
+// sequence) that share one key-value head. If SPLIT, it reads one range of keys and writes partial sums for
+// attention_combine. The workgroup must be exactly one subgroup: each lane loads a part of a key or value and shuffles
+// it to the others, because without coalescing eight loads of the same address cost eight times as much as one.
 // A query's arithmetic does not depend on what else is in its block or batch.
-override GROUP: u32 = 1u;   // query heads a key-value head
+override GROUP: u32 = 1u;   // query heads per key-value head
 override N_D4: u32 = 16u;   // head_dim / 4, at most MAX_D4
 override SPLIT: u32 = 0u;
 override CAUSAL: u32 = 1u;  // 0: queries see keys on both sides
 
-// Keys a step. Loops over them run as often as the arrays they index are long: so compilers unroll them and
-// keep those arrays in registers. The arrays over dimensions are in memory, and read once a step.
+// Keys per step. Loops over keys have a constant trip count, the length of the arrays that they index, so that compilers
+// unroll them and keep those arrays in registers. The arrays over dimensions are in memory, and read once per step.
 const N_K: u32 = 8u;
 const MAX_D4: u32 = 64u;
 
 struct Params {
     n_kv_heads: u32,
-    q_stride: u32,     // vec4 a row of q
-    o_stride: u32,     // vec4 a row of o
-    pages_stride: u32, // pages a sequence in the block table
-    page_size: u32,    // positions a page
-    window: u32,       // keys a query sees, or to either side of it; 0: all
-    split_len: u32,    // keys a split, a multiple of N_K
-    max_splits: u32,   // splits that o has room for
+    q_stride: u32,     // vec4s per row of q
+    o_stride: u32,     // vec4s per row of o
+    pages_stride: u32, // pages per sequence in the block table
+    page_size: u32,    // positions per page
+    window: u32,       // keys that a query sees if CAUSAL, else keys on each side of it; 0: all
+    split_len: u32,    // keys per split, a multiple of N_K
+    max_splits: u32,   // splits that fit in o
     block0: u32,       // first block
     scale: f32,
     softcap: f32,
@@ -42,7 +42,7 @@ struct Params {
 // [rows, n_heads, N_D4], or if SPLIT [rows, n_heads, max_splits, N_D4 + 1]: the sums, then (maximum, weight).
 @group(0) @binding(8) var<storage, read_write> o: array<vec4f>;
 
-const LOWEST: f32 = -3.4028234e38; // stands for minus infinity, which WGSL need not keep
+const LOWEST: f32 = -3.4028234e38; // instead of minus infinity, which a WGSL compiler may assume away
 
 @compute @workgroup_size(8)
 fn attention_reg(
@@ -55,7 +55,7 @@ fn attention_reg(
     let seq = rows[block.x].x;
     let pos0 = rows[block.x].y;
 
-    // The keys that any query of the block sees, and those of this split.
+    // The keys that any query of the block sees, cut to this split's range.
     let n_keys = key_count(seq);
     var start = visible(pos0, n_keys).x;
     var end = visible(pos0 + block.y - 1u, n_keys).y;
@@ -63,7 +63,7 @@ fn attention_reg(
         start = max(start, id.z * params.split_len);
         end = min(end, (id.z + 1u) * params.split_len);
         if end <= id.z * params.split_len {
-            return; // this row has fewer splits than the longest; attention_combine knows
+            return; // this row has fewer splits than the longest; attention_combine skips them
         }
     }
 
@@ -81,15 +81,15 @@ fn attention_reg(
     var acc: array<vec4f, MAX_D4>;
     var top = LOWEST;
     var weight = 0.0;
-    // The place of the next key, counted rather than divided.
+    // Page and slot of the next key, incremented instead of divided.
     var page = seq * params.pages_stride + start / params.page_size;
     var slot = start % params.page_size;
-    // Whole steps from zero: so a key is always in the same place of its step.
+    // Steps start at multiples of N_K: a key's index in its step, and so the order of sums, depends only on its position.
     for (var t = start / N_K * N_K; t < end; t += N_K) {
         var at: array<u32, N_K>;
         for (var i = 0u; i < N_K; i++) {
-            // Before the first key and after the last one, those stand in, unseen: every slot that is read
-            // holds a key which some query sees.
+            // Outside the range, the address is that of the first or last key, and the score is masked: every slot
+            // that is read holds a key that some query sees.
             at[i] = ((pages[page] * params.n_kv_heads + kv_head) * params.page_size + slot) * N_D4;
             if t + i >= start && t + i + 1u < end {
                 slot++;
@@ -101,7 +101,7 @@ fn attention_reg(
         }
         var ps: array<f32, N_K>; // scores, then weights
         for (var d = 0u; d < N_D4; d += 8u) {
-            // Where the head ends inside these eight, the queries are zero.
+            // If the head ends within these eight, the queries beyond it are zero.
             var own: array<vec4f, N_K>;
             for (var i = 0u; i < N_K; i++) {
                 own[i] = load_k(at[i] + min(d + lane, N_D4 - 1u));

@@ -1,8 +1,8 @@
 // attention_weights: p[r, j] = softmax_j(scale · q[r, h, :]·k_j) over all keys j of the row's sequence, for one head h:
-// what attention weighs its values by, where somebody wants to see it.
+// the weights of attention, for alignment (word timestamps).
 // One workgroup: one row.
 override WG: u32 = 64u;
-override GROUP: u32 = 1u;   // query heads a key-value head
+override GROUP: u32 = 1u;   // query heads per key-value head
 override N_D4: u32 = 16u;   // head_dim / 4
 
 struct Params {
@@ -10,11 +10,11 @@ struct Params {
     n_rows: u32,
     n_kv_heads: u32,
     head: u32,
-    q_stride: u32,     // vec4 a row of q
-    p_stride: u32,     // elements a row of p
-    p_first: u32,      // element of the row of p that the first weight goes to
-    pages_stride: u32, // pages a sequence in the block table
-    page_size: u32,    // positions a page
+    q_stride: u32,     // vec4s per row of q
+    p_stride: u32,     // elements per row of p
+    p_first: u32,      // element of p's row where the first weight goes
+    pages_stride: u32, // pages per sequence in the block table
+    page_size: u32,    // positions per page
     scale: f32,
 }
 
@@ -24,7 +24,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> ends: array<u32>;       // [n_seqs] keys
 @group(0) @binding(4) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
 @group(0) @binding(5) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
-@group(0) @binding(6) var<storage, read> v: array<Kv>;           // the values, which the part that reads keys names too
+@group(0) @binding(6) var<storage, read> v: array<Kv>;           // not used, but the part `kv_*` names it
 @group(0) @binding(7) var<storage, read_write> p: array<f32>;    // [rows, p_stride]
 
 @compute @workgroup_size(WG)
@@ -57,7 +57,7 @@ fn attention_weights(
     top = reduce_best(top, lane, lane).value;
     var sum = 0.0;
     for (var j = lane; j < n_keys; j += WG) {
-        // Each lane reads what it wrote itself.
+        // No barrier: each lane reads only what it wrote.
         let weight = exp(p[to + j] - top);
         p[to + j] = weight;
         sum += weight;

@@ -5,8 +5,8 @@ override WG: u32 = 64u;
 struct Params {
     seq: u32,
     n_tokens: u32,
-    tokens_stride: u32, // tokens a sequence
-    counts_stride: u32, // counts a sequence
+    tokens_stride: u32, // tokens per sequence
+    counts_stride: u32, // counts per sequence
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,7 +1,7 @@
-// embed: x[r, :] = (x[r, :] if ADD) + scale · table[t, :]
-// where t is the token at the row's place; if LOOKUP is 1, offset + the row's position; if 2, offset.
-// One workgroup: one row. The table may come in several ranges of rows; a dispatch writes the rows whose
-// token lies in its range, and the first also clears those whose token is in no table at all.
+// embed: x[r, :] = (x[r, :] if ADD) + scale · table[t, :] with the index t chosen by LOOKUP:
+//   0 the token at the row's sequence and position; 1 offset + the row's position; 2 offset.
+// One workgroup: one row. The table may be split into several ranges of rows, with one dispatch for each. A dispatch
+// writes the rows whose t lies in its range; the first one also writes zeros where t is beyond the whole table.
 override WG: u32 = 64u;
 override ADD: u32 = 0u;
 override LOOKUP: u32 = 0u;
@@ -9,11 +9,11 @@ override LOOKUP: u32 = 0u;
 struct Params {
     n_rows: u32,
     n_blocks: u32,      // blocks of 32 columns in a row of the table and of x
-    w_stride: u32,      // 16-byte words a row of the table
-    tokens_stride: u32, // tokens a sequence
+    w_stride: u32,      // 16-byte words per row of the table
+    tokens_stride: u32, // tokens per sequence
     first: u32,         // first table row of this range
     n_range: u32,       // table rows in this range
-    n_table: u32,       // table rows in all
+    n_table: u32,       // table rows in total
     offset: u32,        // read if LOOKUP
     scale: f32,
 }

@@ -1,6 +1,6 @@
-// fill_normal: w[r, c] = mean + scale · z(r, c) with z about normal: the sum of four random bytes, less its mean
-// 510, over its deviation (the central limit theorem; never beyond ±3.5). The bytes are a hash of
-// (seed, r, c), so every element is known without its neighbours.
+// fill_normal: w[r, c] = mean + scale · z(r, c) with z approximately standard normal: the sum of four random bytes
+// minus its mean 510, divided by its standard deviation (central limit theorem; |z| < 3.5). The bytes are a hash of
+// (seed, r, c), so that an element does not depend on its neighbours.
 // One invocation: 16 bytes of one row, 4 or 8 elements; the padding of a row becomes zero.
 override WG: u32 = 64u;
 override TYPE: u32 = 0u; // 0: F32, 1: F16, 2: BF16
@@ -10,7 +10,7 @@ struct Params {
     row0: u32,   // first row of this range
     n_rows: u32, // rows of this range
     n_cols: u32,
-    stride: u32, // vec4 a row
+    stride: u32, // vec4s per row
     mean: f32,
     scale: f32,
 }
@@ -44,7 +44,7 @@ fn normal4(r: u32, i: u32) -> vec4f {
     return select(vec4f(), params.mean + params.scale * z, there);
 }
 
-// Two BF16 in a word, rounded to nearest, halves to even.
+// Two BF16 in a word, rounded to nearest, ties to even.
 fn pack_bf16(v: vec2f) -> u32 {
     let bits = bitcast<vec2u>(v);
     let rounded = (bits + 0x7fffu + ((bits >> vec2u(16u)) & vec2u(1u))) >> vec2u(16u);

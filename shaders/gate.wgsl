@@ -1,4 +1,4 @@
-// gate: y[r, i] = act(x[r, i]) · x[r, n_cols + i] if GATED, else act(x[r, i])   (Shazeer 2020 for the gate).
+// gate: y[r, i] = act(x[r, i]) · x[r, n_cols + i] if GATED (Shazeer 2020), else act(x[r, i]).
 // One invocation: one element.
 override WG: u32 = 64u;
 override ACT: u32 = 0u;
@@ -6,9 +6,9 @@ override GATED: u32 = 1u;
 
 struct Params {
     row0: u32,     // first row
-    n_rows: u32,   // rows in all
+    n_rows: u32,   // rows in total
     n_cols: u32,   // columns of y
-    x_stride: u32, // elements a row
+    x_stride: u32, // elements per row
     y_stride: u32,
 }
 

@@ -1,19 +1,19 @@
-// gate_up: y[r, i] = act(w[i]·x̂[r] + b[i]) · (w[n + i]·x̂[r] + b[n + i]) if GATED, else act(w[i]·x̂[r] + b[i]), for
-// rows that share the reading of w; x̂ = x, or its RMS norm if NORM (Shazeer 2020 for the gate).
-// One workgroup: N_ROWS rows of the quads that its lanes have: two outputs, or four where there is no gate.
+// gate_up: y[r, i] = act(w[i]·x̂[r] + b[i]) · (w[n + i]·x̂[r] + b[n + i]) if GATED (Shazeer 2020), else
+// act(w[i]·x̂[r] + b[i]); x̂ = x, or its RMS norm if NORM. For few rows, which share one read of w.
+// One workgroup: N_ROWS rows of its lanes' quads; a quad is two outputs if GATED, else four.
 override BIAS: u32 = 0u;
 override ACT: u32 = 0u;
 override GATED: u32 = 1u;
 
 struct Params {
     row0: u32,     // first row
-    n_rows: u32,   // rows in all
+    n_rows: u32,   // rows in total
     n_in: u32,     // inputs
     n_blocks: u32, // blocks of 32 inputs; the padding of x and w is zero
-    x_stride: u32, // vec4 a row of x
-    w_stride: u32, // 16-byte words a row of w
+    x_stride: u32, // vec4s per row of x
+    w_stride: u32, // 16-byte words per row of w
     n_out: u32,    // columns of y
-    y_stride: u32, // elements a row of y
+    y_stride: u32, // elements per row of y
     eps: f32,      // of the norm
     offset: f32,   // added to g
 }
@@ -21,11 +21,11 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4f>;      // [row0 + n_rows, n_in]
 @group(0) @binding(2) var<storage, read> g: array<vec4f>;      // [n_in], read if NORM
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;  // [n_out, w_stride], gate above up [2·n_out, w_stride]
+@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;  // [n_out, w_stride]; if GATED gate above up, [2·n_out, w_stride]
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [n_out] or [2·n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, n_out]
 
-// Activates the sums of one row and writes them: of outputs `outs` of w, columns o and following of y.
+// Activates one row's sums, which are outputs `outs` of w, and writes them to y from column o on.
 fn finish(r: u32, o: u32, outs: vec4u, sums: vec4f) {
     if r >= params.n_rows {
         return;

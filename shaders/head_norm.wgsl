@@ -1,6 +1,6 @@
 // head_norm: RMS norm of each query and key head, in place in the joint projection.
 // x[r, h, :] = x[r, h, :] / sqrt(mean(x[r, h, :]²) + eps) · (h < n_heads ? q_w : k_w)
-// One workgroup: one head of one row; the value heads, which come last, are left alone.
+// One workgroup: one head of one row. The value heads, which come last, do not change.
 override WG: u32 = 64u;
 
 struct Params {
@@ -8,7 +8,7 @@ struct Params {
     n_heads: u32,
     n_kv_heads: u32,
     head_dim: u32, // a multiple of 4
-    stride: u32,   // vec4 a row
+    stride: u32,   // vec4s per row
     eps: f32,
     offset: f32,   // added to the weights
 }

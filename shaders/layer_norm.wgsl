@@ -1,5 +1,5 @@
 // layer_norm: y[r, i] = (x[s, i] - mean) / sqrt(var + eps) · w[i] + b[i]        (Ba et al. 2016, eq. 4)
-// where s = r, or s = index[r] if GATHER; the variance is taken around the mean in a second pass.
+// where s = r, or s = index[r] if GATHER; the variance is a second pass over x − mean.
 // One workgroup: one row.
 override WG: u32 = 64u;
 override GATHER: u32 = 0u;
@@ -7,7 +7,7 @@ override GATHER: u32 = 0u;
 struct Params {
     n_rows: u32,
     n_cols: u32,
-    x_stride: u32, // vec4 a row; the padding of x, w and b is zero
+    x_stride: u32, // vec4s per row; the padding of x, w and b is zero
     y_stride: u32,
     eps: f32,
 }

@@ -1,34 +1,34 @@
-// linear_coop: y[r, o] = (y[r, o] if ADD) + (b[o] if BIAS) + Σ_i x[r, i] · w[o, i], for many rows on cooperative
-// matrices: inputs and weights are rounded to f16, sums are f32.
+// linear_coop: y[r, o] = (y[r, o] if ADD) + (b[o] if BIAS) + Σ_i x[r, i] · w[o, i], for many rows, on cooperative
+// matrices. Inputs and weights are rounded to f16; sums are f32.
 // One workgroup: a tile of ROWS rows by OUTS outputs, 32 inputs at a time through workgroup memory. Each of its
-// SG_ROWS × SG_OUTS subgroups holds the sums of 2 × 4 tiles of cooperative matrices. They are written out one by
-// one, because a compiler that does not unroll a loop over them would keep them in memory.
-// The order of a sum depends on TILE alone: shapes of workgroups give the same bits.
+// SG_ROWS × SG_OUTS subgroups holds the sums of 2 × 4 cooperative matrices. They are written out one by one: a compiler
+// that does not unroll a loop over them would keep them in memory.
+// The order of a sum depends only on TILE: every workgroup shape gives the same bits.
 override SG: u32 = 32u;     // lanes of a subgroup
 override SG_ROWS: u32 = 4u; // subgroups down the rows
 override SG_OUTS: u32 = 2u; // subgroups along the outputs
-// What follows from these, by name: naga 30 cannot take an expression as the size of an array where a part's
-// override comes after it.
+// Derived sizes are overrides of their own: naga 30 does not accept an expression as the size of an array if a part's
+// override follows it.
 override LANES: u32 = SG * SG_ROWS * SG_OUTS;
 override ROWS: u32 = 2u * TILE * SG_ROWS;
 override OUTS: u32 = 4u * TILE * SG_OUTS;
 override XS: u32 = ROWS * PITCH;
 override WS: u32 = OUTS * PITCH;
 override SUMS: u32 = SG_ROWS * SG_OUTS * TILE * TILE;
-override XS_A_LANE: u32 = ROWS * 8u / LANES; // vec4 that a lane fetches a step, without rest
-override WS_A_LANE: u32 = (OUTS * WORDS + LANES - 1u) / LANES; // words of w
+override XS_A_LANE: u32 = ROWS * 8u / LANES; // vec4s that a lane loads per step; divides exactly
+override WS_A_LANE: u32 = (OUTS * WORDS + LANES - 1u) / LANES; // words of w that a lane loads per step
 
 struct Params {
     row0: u32,     // first row
-    n_rows: u32,   // rows in all
+    n_rows: u32,   // rows in total
     n_in: u32,     // inputs
     n_blocks: u32, // blocks of 32 inputs; the padding of x and w is zero
-    x_stride: u32, // vec4 a row of x
-    w_stride: u32, // 16-byte words a row of w
+    x_stride: u32, // vec4s per row of x
+    w_stride: u32, // 16-byte words per row of w
     out0: u32,     // first output of this range of w
     n_out: u32,    // outputs in this range
-    y_stride: u32, // elements a row of y
-    eps: f32,      // not used, nor offset and g: the input is normalised already
+    y_stride: u32, // elements per row of y
+    eps: f32,      // not used, like offset and g: the input is already normalised
     offset: f32,
 }
 
@@ -39,14 +39,14 @@ struct Params {
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
 
-const WORDS: u32 = 8u / W_VEC4; // of a row of w in a step
-// 32 inputs are 8 vec4; two more keep the rows that a tile is loaded from in different memory banks.
+const WORDS: u32 = 8u / W_VEC4; // words of a row of w per step
+// 32 inputs are 8 vec4s; two more put the rows of a tile in different memory banks.
 const PITCH: u32 = 10u;
 var<workgroup> xs: array<vec4<f16>, XS>;
 var<workgroup> ws: array<vec4<f16>, WS>;
-var<workgroup> sums: array<f32, SUMS>; // one tile a subgroup, on its way to y
+var<workgroup> sums: array<f32, SUMS>; // one tile per subgroup, on its way to y
 
-// What f16 cannot hold becomes its largest number, not infinity.
+// Clamped to the largest f16, so that nothing becomes infinite.
 fn half4(v: vec4f) -> vec4<f16> {
     return vec4<f16>(clamp(v, vec4f(-65504.0), vec4f(65504.0)));
 }
@@ -75,8 +75,8 @@ fn linear_coop(
     let out = subgroup % SG_OUTS * 4u * TILE;
     var acc: array<TileC, 8>; // [2, 4]
     for (var step = 0u; step < params.n_blocks; step++) {
-        // Beyond the last row and output those repeat; put leaves out what comes of them. These loops count what
-        // compilers can count, so that they unroll them and all loads are on their way at once.
+        // Beyond the last row and output, the last ones repeat; `put` skips their results. The trip counts are
+        // constant, so that compilers unroll the loops and issue all loads at once.
         for (var i = 0u; i < XS_A_LANE; i++) {
             let e = lane + i * LANES;
             let r = params.row0 + min(r0 + e / 8u, params.n_rows - 1u);
@@ -98,7 +98,7 @@ fn linear_coop(
         for (var k = 0u; k < 8u; k += TILE / 4u) {
             let xa = row * PITCH + k;
             let wa = out * PITCH + k;
-            // x is stored row by row; w is too, but what is multiplied is its transpose.
+            // x and w are stored by rows; the product takes the transpose of w.
             let x0 = coopLoadT<TileA>(&xs[xa], PITCH);
             let x1 = coopLoadT<TileA>(&xs[xa + TILE * PITCH], PITCH);
             let w0 = coopLoad<TileB>(&ws[wa], PITCH);

@@ -4,15 +4,15 @@
 
 struct Params {
     row0: u32,     // first row
-    n_rows: u32,   // rows in all
+    n_rows: u32,   // rows in total
     n_in: u32,     // inputs
     n_blocks: u32, // blocks of 32 inputs; the padding of x and w is zero
-    x_stride: u32, // vec4 a row of x
-    w_stride: u32, // 16-byte words a row of w
+    x_stride: u32, // vec4s per row of x
+    w_stride: u32, // 16-byte words per row of w
     out0: u32,     // first output of this range of w
     n_out: u32,    // outputs in this range
-    y_stride: u32, // elements a row of y
-    eps: f32,      // not used, nor offset and g: the input is normalised already
+    y_stride: u32, // elements per row of y
+    eps: f32,      // not used, like offset and g: the input is already normalised
     offset: f32,
 }
 
@@ -23,13 +23,13 @@ struct Params {
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
 
-const WORDS: u32 = 8u / W_VEC4; // of a row of w in a block
+const WORDS: u32 = 8u / W_VEC4; // words of a row of w per block
 
-// [64, 8], 32 inputs a row, each vec4 at the place that `place` gives: as large as 16 KiB allow.
+// [64, 8] vec4s, 32 inputs per row, at the indices that `place` gives. Both together are 16 KiB, the default limit.
 var<workgroup> xs: array<vec4f, 512>;
 var<workgroup> ws: array<vec4f, 512>;
 
-// Neighbouring rows have a column in different memory banks, without padding.
+// Puts a column of neighbouring rows in different memory banks; padding would exceed 16 KiB.
 fn place(row: u32, column: u32) -> u32 {
     return row * 8u + (column ^ (row % 8u));
 }
@@ -45,8 +45,8 @@ fn linear_tile(
     let ty = lane / 16u;
     var acc: array<vec4f, 8>; // rows ty + 8·i; components: outputs tx + 16·j
     for (var b = 0u; b < params.n_blocks; b++) {
-        // Beyond the last row and output those repeat; put leaves out what comes of them.
-        // These loops count what compilers can count, so that they unroll them and all loads are on their way at once.
+        // Beyond the last row and output, the last ones repeat; `put` skips their results. The trip counts are
+        // constant, so that compilers unroll the loops and issue all loads at once.
         for (var i = 0u; i < 4u; i++) {
             let e = lane + i * 128u;
             let r = params.row0 + min(r0 + e / 8u, params.n_rows - 1u);
@@ -73,7 +73,7 @@ fn linear_tile(
                 ws[place(tx + 48u, k)],
             ));
             for (var i = 0u; i < 8u; i++) {
-                // In this order each step is one fused multiply-add.
+                // In this order, each addition fuses with its product.
                 let u = xs[place(ty + 8u * i, k)];
                 acc[i] = acc[i] + v[0] * u.x + v[1] * u.y + v[2] * u.z + v[3] * u.w;
             }

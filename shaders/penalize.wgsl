@@ -1,15 +1,15 @@
-// penalize: the penalties that a sequence asks for, on its logits z:
-// seen in prompt or output: z := z > 0 ? z / repetition : z · repetition   (Keskar et al. 2019, section 4.1)
-// seen c times in the output: z := z − presence·[c > 0] − frequency·c      (OpenAI's API reference)
-// then each entry (token, b) of the bias list: z := z + b.
+// penalize: applies a sequence's penalties and logit bias to its logits z, in this order:
+// token in prompt or output: z := z > 0 ? z / repetition : z · repetition   (Keskar et al. 2019, section 4.1)
+// token c times in the output: z := z − presence·[c > 0] − frequency·c      (OpenAI's API reference)
+// each entry (token, b) of the bias list: z := z + b
 // One workgroup: one row.
 override WG: u32 = 64u;
 
 struct Params {
     n_rows: u32,
     n_vocab: u32,
-    z_stride: u32,    // elements a row
-    bias_stride: u32, // entries a sequence
+    z_stride: u32,    // elements per row
+    bias_stride: u32, // entries per sequence
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,6 +1,6 @@
-// pool: y[s, col0 + i] = the n rows of sequence s, first … first + n − 1, in one:
+// pool: y[s, col0 + i] = one row from the n rows r = first … first + n − 1 of sequence s:
 //   MODE 0 the first; 1 the last; 2 Σ x[r, i] / n; 3 Σ x[r, i] / √n; 4 max x[r, i];
-//   5 Σ w_r·x[r, i] / Σ w_r with w_r = 1 for the first row, 2 for the next …
+//   5 Σ w_r·x[r, i] / Σ w_r with w_r = r − first + 1.
 // (Reimers & Gurevych 2019; 5: Muennighoff 2022.)
 // One invocation: four columns of one sequence, row after row.
 override WG: u32 = 64u;
@@ -9,7 +9,7 @@ override MODE: u32 = 0u;
 struct Params {
     n_seqs: u32,
     n4: u32,       // vec4 of columns
-    x_stride: u32, // vec4 a row
+    x_stride: u32, // vec4s per row
     y_stride: u32,
     col0: u32,     // in vec4
 }

@@ -1,9 +1,9 @@
-// probe_copy: y[i] = x[i]: how fast the device moves memory.
-// One invocation: every n-th vec4, n the number of invocations, so that neighbours touch neighbours.
+// probe_copy: y[i] = x[i]. Measures memory bandwidth.
+// One invocation: every n-th vec4, with n the number of invocations, so that neighbours access neighbouring words.
 override WG: u32 = 256u;
 
 struct Params {
-    n: u32, // vec4 in all
+    n: u32, // vec4s in total
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,9 +1,9 @@
-// probe_fma: y[i] = f(f(… x[i])), n_steps times f(v) = v · a + b: how fast the device multiplies and adds.
-// One invocation: 4 vec4, so 16 chains that do not wait for each other, eight steps a turn of the loop.
+// probe_fma: y[i] = f(f(… x[i])), n_steps times f(v) = v · a + b. Measures the rate of fused multiply-adds.
+// One invocation: 4 vec4s, so 16 independent chains, eight steps per iteration.
 override WG: u32 = 64u;
 
 struct Params {
-    n: u32,       // vec4 in all, a multiple of 4
+    n: u32,       // vec4s in total, a multiple of 4
     n_steps: u32, // a multiple of 8
     a: f32,
     b: f32,

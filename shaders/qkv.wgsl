@@ -1,25 +1,25 @@
-// qkv: queries, keys and values of rows that share the reading of w: s[r] = w·x̂[r] + (b if BIAS), x̂ = x, or its RMS
-// norm if NORM; queries and keys are rotated as in rope_append, queries go to q, keys and values to the cache.
-// (u, v) → (u·cos a − v·sin a, v·cos a + u·sin a) for the pair (i, i + n_rot/2), or (2i, 2i + 1) if INTERLEAVED
+// qkv: s[r] = w·x̂[r] + (b if BIAS), the queries, keys and values of row r; x̂ = x, or its RMS norm if NORM. Queries and
+// keys are rotated as in rope_append; queries go to q, keys and values to the cache. For few rows, which share one read
+// of w. (u, v) → (u·cos a − v·sin a, v·cos a + u·sin a) for the pair (i, i + n_rot/2), or (2i, 2i + 1) if INTERLEAVED
 // (Su et al. 2021, eq. 34).
-// One workgroup: N_ROWS rows of the quads that its lanes have: two pairs of dimensions of one head.
+// One workgroup: N_ROWS rows of its lanes' quads; a quad is two pairs of dimensions of one head.
 override BIAS: u32 = 0u;
 override INTERLEAVED: u32 = 0u;
 
 struct Params {
     row0: u32,         // first row
-    n_rows: u32,       // rows in all
+    n_rows: u32,       // rows in total
     n_in: u32,         // inputs
     n_blocks: u32,     // blocks of 32 inputs; the padding of x and w is zero
-    x_stride: u32,     // vec4 a row of x
-    w_stride: u32,     // 16-byte words a row of w
+    x_stride: u32,     // vec4s per row of x
+    w_stride: u32,     // 16-byte words per row of w
     n_heads: u32,
     n_kv_heads: u32,
     head_dim: u32,     // a multiple of 4
     n_rot: u32,        // rotated dimensions, a multiple of 4, at most head_dim; 0: none
-    q_stride: u32,     // vec2 a row of q
-    pages_stride: u32, // pages a sequence in the block table
-    page_size: u32,    // positions a page
+    q_stride: u32,     // vec2s per row of q
+    pages_stride: u32, // pages per sequence in the block table
+    page_size: u32,    // positions per page
     eps: f32,          // of the norm
     offset: f32,       // added to g
 }
@@ -36,12 +36,12 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> k: array<Kv>;     // [n_pages, n_kv_heads, page_size, head_dim / 2]
 @group(0) @binding(10) var<storage, read_write> v: array<Kv>;    // [n_pages, n_kv_heads, page_size, head_dim / 2]
 
-// A pair turned by the angle with this cosine and sine.
+// The pair p, rotated by the angle with cosine cs.x and sine cs.y.
 fn turned(p: vec2f, cs: vec2f) -> vec2f {
     return vec2f(p.x * cs.x - p.y * cs.y, p.y * cs.x + p.x * cs.y);
 }
 
-// Rotates the sums of one row and puts them where they belong: a quad of dimensions `d` of head h, its t-th.
+// Rotates one row's sums, quad t of head h with dimensions `d`, and writes them to q or the cache.
 fn finish(r: u32, h: u32, t: u32, is_rotated: bool, d: vec2u, sums: vec4f) {
     let row = params.row0 + r;
     let seq = rows[row].x;
@@ -51,7 +51,7 @@ fn finish(r: u32, h: u32, t: u32, is_rotated: bool, d: vec2u, sums: vec4f) {
         let o = h * params.head_dim + d;
         s += vec4f(b[o.x], b[o.x + 1u], b[o.y], b[o.y + 1u]);
     }
-    // What is not rotated is turned by nothing.
+    // Dimensions that are not rotated get the angle zero.
     let angles = pos * (params.n_rot / 2u) + 2u * t;
     let none = vec2f(1.0, 0.0);
     let c0 = select(none, cos_sin[angles], is_rotated);
@@ -88,7 +88,7 @@ fn qkv(
     @builtin(num_workgroups) n: vec3u,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let quads = params.head_dim / 4u; // a head
+    let quads = params.head_dim / 4u; // per head
     let n_quads = (params.n_heads + 2u * params.n_kv_heads) * quads;
     let group = id.x + id.y * n.x;
     if quad(group, 0u) >= n_quads {
@@ -99,7 +99,7 @@ fn qkv(
     let h = own / quads;
     let t = own % quads;
     let is_rotated = 4u * t < params.n_rot && h < params.n_heads + params.n_kv_heads;
-    // The two pairs of neighbouring dimensions: side by side, or half of the rotated ones apart.
+    // Two pairs of neighbouring dimensions: adjacent, or n_rot/2 apart.
     var d = vec2u(4u * t, 4u * t + 2u);
     if is_rotated && INTERLEAVED == 0u {
         d = vec2u(2u * t, 2u * t + params.n_rot / 2u);

@@ -6,8 +6,8 @@ override WG: u32 = 64u;
 struct Params {
     n_rows: u32,
     n_blocks: u32, // blocks of 32 in a row; the padding of w is zero
-    w_stride: u32, // 16-byte words a row of w
-    y_stride: u32, // 16-byte words a row of y
+    w_stride: u32, // 16-byte words per row of w
+    y_stride: u32, // 16-byte words per row of y
     y0: u32,       // first row of y
 }
 

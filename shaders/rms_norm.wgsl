@@ -1,6 +1,6 @@
 // rms_norm: y[r, i] = x[s, i] / sqrt(mean_i(x[s, i]²) + eps) · w[i]        (Zhang & Sennrich 2019, eq. 4)
 // where s = r, or s = index[r] if GATHER.
-// One workgroup: one row, counted from row0 on.
+// One workgroup: one row, from row0 on.
 override WG: u32 = 64u;
 override GATHER: u32 = 0u;
 
@@ -8,10 +8,10 @@ struct Params {
     row0: u32,
     n_rows: u32,
     n_cols: u32,
-    x_stride: u32, // vec4 a row; the padding of x and w is zero
+    x_stride: u32, // vec4s per row; the padding of x and w is zero
     y_stride: u32,
     eps: f32,
-    offset: f32,   // added to w: some models store the weight less one
+    offset: f32,   // added to w: some models store the weight minus one
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -43,7 +43,7 @@ fn rms_norm(
     }
     let scale = inverseSqrt(reduce_sum(sum, lane) / f32(params.n_cols) + params.eps);
     for (var i = lane; i < n4; i += WG) {
-        // The offset must not reach the padding: x is zero there.
+        // The offset does not reach the padding: x is zero there.
         y[r * params.y_stride + i] = x[s * params.x_stride + i] * scale * (w[i] + params.offset);
     }
 }

@@ -1,11 +1,11 @@
 // rope_append: rotates queries and keys and appends keys and values to their pages.
 // With angle a = pos · f_i (Su et al. 2021, eq. 34), for the pair (u, v) of rotated dimensions:
 // u' = u·cos a − v·sin a,  v' = v·cos a + u·sin a; the pair is (i, i + n_rot/2), or (2i, 2i + 1) if
-// INTERLEAVED, which is the paper's. Dimensions from n_rot on, and values, pass unchanged.
-// One invocation: KV_VEC4 times four dimensions of one head of one row, counted from row0 on.
+// INTERLEAVED, as in the paper. Dimensions from n_rot on, and values, pass unchanged.
+// One invocation: 4·KV_VEC4 dimensions of one head of one row, from row0 on.
 override WG: u32 = 64u;
 override INTERLEAVED: u32 = 0u;
-override ROTATES: u32 = 1u; // 0 where n_rot is
+override ROTATES: u32 = 1u; // 0 if n_rot is 0
 
 struct Params {
     row0: u32,
@@ -14,10 +14,10 @@ struct Params {
     n_kv_heads: u32,
     head_dim: u32,     // a multiple of 4·KV_VEC4
     n_rot: u32,        // rotated dimensions, even, at most head_dim; 0: none
-    x_stride: u32,     // elements a row of x
-    q_stride: u32,     // vec4 a row of q
-    pages_stride: u32, // pages a sequence in the block table
-    page_size: u32,    // positions a page
+    x_stride: u32,     // elements per row of x
+    q_stride: u32,     // vec4s per row of q
+    pages_stride: u32, // pages per sequence in the block table
+    page_size: u32,    // positions per page
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -41,7 +41,7 @@ fn rope_append(
         return;
     }
     let r = params.row0 + item / a_row;
-    let first = item % a_row * KV_VEC4; // vec4 of the row
+    let first = item % a_row * KV_VEC4; // in vec4s from the start of the row
     let h = first / n4;
     let seq = rows[r].x;
     let pos = rows[r].y;

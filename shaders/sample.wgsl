@@ -1,37 +1,36 @@
-// sample: draws the next token of each row and moves its sequence one position on.
-// With z the logits, T the temperature: p_i ∝ e^(z_i / T). Kept are, in this order: the tokens at least as
-// probable as the top_k-th; of those, the fewest most probable ones that hold top_p of the mass; of those, the
-// ones with at least min_p times the largest probability. Tokens equal to the last one kept are kept too, so
-// the choice does not depend on the order of the vocabulary.
-// The draw is argmax_i(z_i / T + g_i) with Gumbel noise g_i (Gumbel 1954; Maddison et al. 2014), whose
-// generator is keyed by (seed, position, token) and by nothing else: the same seed gives the same text
-// whatever else runs in the batch.
-// Temperature 0 takes the largest logit, among equals the smallest token.
-// Logits that are not finite give token NOT_A_TOKEN.
+// sample: draws the next token of each row and advances its sequence by one position.
+// p_i ∝ e^(z_i / T) with logits z and temperature T. Three filters, in this order: top_k keeps the tokens at least as
+// probable as the k-th; top_p keeps the fewest most probable of those that hold top_p of the mass; min_p keeps those
+// with at least min_p times the largest probability. Tokens as probable as the last one kept are kept too, so that the
+// choice does not depend on the order of the vocabulary.
+// The draw is argmax_i(z_i / T + g_i) with Gumbel noise g_i (Gumbel 1954; Maddison et al. 2014). Its generator is keyed
+// only by (seed, position, token): the same seed gives the same text whatever else runs in the batch.
+// Temperature 0 takes the largest logit; on a tie, the smallest token.
+// Logits that are not finite give NOT_A_TOKEN.
 // One workgroup: one row.
 override WG: u32 = 256u;
 
 struct Params {
     n_rows: u32,
     n_vocab: u32,
-    z_stride: u32,      // elements a row
-    tokens_stride: u32, // tokens a sequence
+    z_stride: u32,      // elements per row
+    tokens_stride: u32, // tokens per sequence
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> index: array<u32>;            // [n_rows] row that each row of z belongs to
 @group(0) @binding(2) var<storage, read> sampling: array<Sampling>;    // [n_seqs]
 @group(0) @binding(3) var<storage, read> z: array<f32>;                // [n_rows, n_vocab]
-@group(0) @binding(4) var<storage, read_write> rows: array<vec2u>;     // (sequence, position): position moves on
-@group(0) @binding(5) var<storage, read_write> tokens: array<u32>;     // [n_seqs, tokens_stride]: the token is written
-@group(0) @binding(6) var<storage, read_write> counts: array<u32>;     // [n_seqs, n_vocab]: and counted
+@group(0) @binding(4) var<storage, read_write> rows: array<vec2u>;     // (sequence, position); position advances
+@group(0) @binding(5) var<storage, read_write> tokens: array<u32>;     // [n_seqs, tokens_stride]; gets the token
+@group(0) @binding(6) var<storage, read_write> counts: array<u32>;     // [n_seqs, n_vocab]; counts the token
 @group(0) @binding(7) var<storage, read_write> chosen: array<u32>;     // [n_rows]
 @group(0) @binding(8) var<storage, read_write> filters: array<vec2f>;  // [n_rows] (1 / T, smallest logit kept)
 
 const LOWEST: f32 = -3.4028234e38;
 const NOT_A_TOKEN: u32 = 0xffffffffu;
 
-// Maps floats to integers in the same order; −0 equals 0.
+// Maps floats to integers with the same order; −0 equals 0.
 fn order(f: f32) -> u32 {
     let bits = bitcast<u32>(select(f, 0.0, f == 0.0));
     return select(bits | 0x80000000u, ~bits, (bits & 0x80000000u) != 0u);
@@ -57,8 +56,8 @@ fn random(seed: vec2u, pos: u32, token: u32) -> u32 {
     return v.x ^ v.w;
 }
 
-// Gumbel noise −ln(E) with E = −ln(1 − u) exponential. The large values, which decide the argmax, come from
-// small u, where a series keeps the precision that 1 − u would lose.
+// Gumbel noise −ln(E) with E = −ln(1 − u) exponential. Large values, which decide the argmax, come from small u; a
+// series keeps the precision there that 1 − u would lose.
 fn gumbel(bits: u32) -> f32 {
     let u = f32(bits >> 8u) * 5.9604645e-8 + (f32(bits & 0xffu) + 0.5) * 2.3283064e-10;
     let series = u * (1.0 + u * (0.5 + u * (0.33333333 + u * 0.25)));
@@ -66,8 +65,8 @@ fn gumbel(bits: u32) -> f32 {
     return -log(e);
 }
 
-// The largest threshold t, as an ordered integer, for which the tokens with order(z) ≥ max(t, floor) have at
-// least `target` of weight: a token weighs 1 if COUNT, else e^((z − top) / T). Four bits a round.
+// The largest threshold t, as an ordered integer, for which the weights of the tokens with order(z) ≥ max(t, floor) sum
+// up to at least `goal`; a token weighs 1 if `count`, else e^((z − top) / T). Finds four bits per round.
 fn threshold(base: u32, lane: u32, floor: u32, top: f32, inv_t: f32, count: bool, goal: f32) -> u32 {
     var t = 0u;
     for (var round = 0u; round < 8u; round++) {
@@ -97,7 +96,7 @@ fn threshold(base: u32, lane: u32, floor: u32, top: f32, inv_t: f32, count: bool
         m1 = reduce_sum4(m1, lane);
         m2 = reduce_sum4(m2, lane);
         m3 = reduce_sum4(m3, lane);
-        // The weights fall with the threshold, so those that reach the goal come first; t itself always does.
+        // Sums fall as thresholds rise, so those that reach the goal come first; the sum at t itself always does.
         let goals = vec4f(goal);
         let one = vec4u(1u);
         let reached = select(vec4u(), one, m0 >= goals) + select(vec4u(), one, m1 >= goals)
@@ -129,8 +128,8 @@ fn sample(
     var faults = 0.0;
     for (var i = lane; i < params.n_vocab; i += WG) {
         let value = z[base + i];
-        // By bits, because a compiler may assume that there are no infinities and NaNs. Minus infinity is
-        // a token that cannot be drawn.
+        // Tests bits, because a compiler may assume that there are no infinities and NaNs. Minus infinity marks a token
+        // that cannot be drawn.
         let bits = bitcast<u32>(value);
         if (bits & 0x7f800000u) == 0x7f800000u && bits != 0xff800000u {
             faults += 1.0;
@@ -162,7 +161,7 @@ fn sample(
         if s.min_p > 0.0 {
             floor = max(floor, order(best.value + log(s.min_p) * s.temperature));
         }
-        // The best token is always kept, whatever rounding did to the thresholds.
+        // The best token is always kept, however the thresholds were rounded.
         floor = min(floor, order(best.value));
         var score = LOWEST;
         var candidate = NOT_A_TOKEN;

@@ -1,5 +1,5 @@
-// softmax: y[r, i] = e^z_i / Σ_j e^z_j, or its logarithm if LOG, with z = scale[r] · x[r, :]; elements whose
-// x is below floor[r] count as minus infinity (the filter that sampling applied).
+// softmax: y[r, i] = e^z_i / Σ_j e^z_j, or its logarithm if LOG, with z = scale[r] · x[r, :]; elements of x below
+// floor[r] count as minus infinity (the filter that sampling applied).
 // One workgroup: one row.
 override WG: u32 = 64u;
 override LOG: u32 = 0u;
@@ -8,7 +8,7 @@ override FILTER: u32 = 0u;
 struct Params {
     n_rows: u32,
     n_cols: u32,
-    x_stride: u32, // elements a row
+    x_stride: u32, // elements per row
     y_stride: u32,
 }
 

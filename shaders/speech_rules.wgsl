@@ -1,29 +1,29 @@
-// speech_rules: forbids, by a logit of FORBIDDEN, what a transcript may not go on with (Radford et al. 2022; the
+// speech_rules: sets the logits of tokens that may not come next in a transcript to FORBIDDEN (Radford et al. 2022; the
 // filters of openai/whisper's decoding.py, in their order). With n tokens generated so far:
-// n = 0: the tokens of `suppress_first`;
-// with timestamps: the token that says there are none; n = 0: all but timestamps up to `max_initial`;
-// a timestamp after text ends a segment: another one must follow, or the end; after two of them text must;
-// timestamps never decrease, and two that begin a segment are not the last one again;
-// and where all timestamps together are more probable than any text, one is drawn.
+// if n = 0, forbids the tokens of `suppress_first`;
+// with timestamps, forbids `no_timestamps`, and if n = 0 everything but timestamps up to `max_initial`;
+// a timestamp after text ends a segment: a timestamp or the end must follow; after two timestamps, text must follow;
+// timestamps never decrease, and a segment ends later than it begins;
+// if all timestamps together are more probable than any text token, forbids text.
 // One workgroup: one row.
 override WG: u32 = 256u;
 
 struct Params {
     n_rows: u32,
     n_vocab: u32,
-    z_stride: u32,      // elements a row
-    tokens_stride: u32, // tokens a sequence
+    z_stride: u32,      // elements per row
+    tokens_stride: u32, // tokens per sequence
 }
 
-// What the host writes when it admits a sequence.
+// The record of one sequence, which the host writes when it admits the sequence.
 struct Rules {
     on: u32,
-    prompt_len: u32,             // tokens before the first that is generated
+    prompt_len: u32,             // tokens before the first generated one
     end: u32,                    // the token that ends a transcript
-    timestamps: u32,             // 1: they are drawn
-    first: u32,                  // the timestamp of zero; those after it follow, to the end of the vocabulary
+    timestamps: u32,             // 1: with timestamps
+    first: u32,                  // the timestamp 0.00; all later tokens are timestamps too
     no_timestamps: u32,
-    max_initial: u32,            // the highest one that may begin, counted from the first
+    max_initial: u32,            // the latest timestamp that may come first, counted from `first`
     pad: u32,
     suppress_first: vec4u,       // tokens; n_vocab and above: none
 }
@@ -35,7 +35,7 @@ struct Rules {
 @group(0) @binding(4) var<storage, read> tokens: array<u32>;      // [n_seqs, tokens_stride]
 @group(0) @binding(5) var<storage, read_write> z: array<f32>;     // [n_rows, n_vocab]
 
-// Low enough to be nothing beside any logit, high enough to be divided by a temperature.
+// Low enough to be negligible beside any logit, and finite when divided by a small temperature.
 const FORBIDDEN: f32 = -1e30;
 
 @compute @workgroup_size(WG)
@@ -58,7 +58,7 @@ fn speech_rules(
     let history = seq * params.tokens_stride;
     let n_generated = pos + 1u - rule.prompt_len;
 
-    // What may be drawn: tokens before text_end from text_begin on, timestamps from time_begin on and before time_end.
+    // Allowed: text tokens in text_begin..text_end, timestamps in time_begin..time_end.
     var text_begin = 0u;
     var text_end = params.n_vocab;
     var time_begin = params.n_vocab;
@@ -81,7 +81,7 @@ fn speech_rules(
                 if last_is_time {
                     text_begin = rule.end;
                 }
-                // They do not decrease, so the highest one is the last.
+                // Timestamps do not decrease, so the highest one is the latest.
                 var latest = 0u;
                 for (var i = lane; i < n_generated; i += WG) {
                     let token = tokens[history + rule.prompt_len + i];
@@ -125,7 +125,7 @@ fn speech_rules(
     best_time = reduce_best(best_time, lane, lane).value;
     var sum = 0.0;
     for (var t = lane; t < params.n_vocab; t += WG) {
-        // Each lane reads what it wrote itself.
+        // No barrier: each lane reads only what it wrote.
         if t >= rule.first && z[base + t] > FORBIDDEN {
             sum += exp(z[base + t] - best_time);
         }

@@ -1,14 +1,14 @@
-// token_logprob: y[r] = z_t − log Σ_j e^z_j with z = z[r0 + r, :] and t the token that follows the row's position in
-// its sequence: the log-probability that the model gave to what a prompt says next.
+// token_logprob: y[r] = z_t − log Σ_j e^z_j with z = z[r0 + r, :] and t the token after the row's position in its
+// sequence: the log-probability of the prompt's next token.
 // One workgroup: one row.
 override WG: u32 = 64u;
 
 struct Params {
-    r0: u32, // rows of z and index that come before
+    r0: u32, // first row of z and index
     n_rows: u32,
     n_vocab: u32,
-    z_stride: u32,      // elements a row
-    tokens_stride: u32, // tokens a sequence
+    z_stride: u32,      // elements per row
+    tokens_stride: u32, // tokens per sequence
 }
 
 @group(0) @binding(0) var<uniform> params: Params;

@@ -1,5 +1,5 @@
-// top_k: the element of x that was chosen and the K largest, with their columns, largest first; among equals
-// the smaller column first. Minus infinity counts, and is written, as the lowest finite number.
+// top_k: the chosen element of each row of x and the k largest, with their columns; largest first, on a tie the smaller
+// column first. Minus infinity counts, and is written, as the lowest finite number.
 // y[r, 0] = (chosen[r], x[r, chosen[r]]), y[r, 1 + i] = the i-th largest.
 // One workgroup: one row.
 override WG: u32 = 64u;
@@ -7,9 +7,9 @@ override WG: u32 = 64u;
 struct Params {
     n_rows: u32,
     n_cols: u32,
-    x_stride: u32, // elements a row
+    x_stride: u32, // elements per row
     k: u32,        // at most n_cols
-    y_stride: u32, // pairs a row
+    y_stride: u32, // pairs per row
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -33,14 +33,14 @@ fn top_k(
         let c = chosen[r];
         y[r * params.y_stride] = vec2u(c, bitcast<u32>(x[r * params.x_stride + min(c, params.n_cols - 1u)]));
     }
-    // The last one found: what comes after it is smaller, or equal in a later column.
+    // The last one found. The next one is smaller, or equal in a later column.
     var last_value = 3.4028234e38;
     var last_index = 0u;
     for (var i = 0u; i < params.k; i++) {
         var value = LOWEST;
         var index = 0xffffffffu;
         for (var c = lane; c < params.n_cols; c += WG) {
-            // Else a lane that has nothing left would beat one that has a forbidden token.
+            // With minus infinity, a lane without candidates would beat one with a forbidden token.
             let z = max(x[r * params.x_stride + c], LOWEST);
             let after = z < last_value || (z == last_value && (i == 0u || c > last_index));
             if after && (z > value || index == 0xffffffffu) {

@@ -1,16 +1,16 @@
-// unfold: y[t, 3c + k] = x[first + stride·t + k − 1, c], zero where that row is before the first or after the last of
-// n_in rows: a convolution over rows, three wide and padded by one, is then the product of y with its weights
-// [n_out, n_channels, 3], laid flat.
+// unfold (im2col): y[t, 3c + k] = x[first + stride·t + k − 1, c], or zero if that row is outside the n_in rows of x.
+// A convolution of width 3 over rows, padded by one, is the product of y with its weights [n_out, n_channels, 3] as a
+// matrix [n_out, 3·n_channels].
 // One invocation: one element of y.
 override WG: u32 = 64u;
 
 struct Params {
-    first: u32,      // row of x that the first one is
+    first: u32,      // row of x that counts as row 0
     n_in: u32,
     n_rows: u32,     // rows of y
     n_channels: u32,
     stride: u32,
-    x_stride: u32,   // elements a row
+    x_stride: u32,   // elements per row
     y_stride: u32,
 }
 
@@ -30,7 +30,7 @@ fn unfold(
     }
     let t = item / n_cols;
     let c = item % n_cols;
-    let row = params.stride * t + c % 3u; // one more than the row, so that none is negative
+    let row = params.stride * t + c % 3u; // the row plus one, so that it is not negative
     var value = 0.0;
     if row >= 1u && row <= params.n_in {
         value = x[(params.first + row - 1u) * params.x_stride + c / 3u];

@@ -6,22 +6,22 @@
 pub enum Dtype {
     /// IEEE 754 single precision.
     F32,
-    /// IEEE 754 half precision, two to a 32-bit word.
+    /// IEEE 754 half precision, two per 32-bit word.
     F16,
-    /// The upper half of an `F32`, two to a 32-bit word.
+    /// The upper half of an `F32`, two per 32-bit word.
     BF16,
     /// Unsigned 32-bit integers: token ids, positions, page numbers.
     U32,
-    /// ggml's blocks of 32: `d·q` with an F16 `d` and signed 8-bit `q`. 8.5 bits an element.
+    /// ggml's blocks of 32: `d·q` with an F16 `d` and signed 8-bit `q`. 8.5 bits per element.
     Q8_0,
-    /// ggml's blocks of 32: `d·(q − 8)` with an F16 `d` and 4-bit `q`. 4.5 bits an element.
+    /// ggml's blocks of 32: `d·(q − 8)` with an F16 `d` and 4-bit `q`. 4.5 bits per element.
     Q4_0,
-    /// ggml's superblocks of 256: `d·s·q − m·t` for each 32, with F16 `d` and `m`, 6-bit `s` and `t`, 4-bit `q`. 4.5 bits
-    /// an element. The last superblock of a row may have fewer blocks, which ggml's may not.
+    /// ggml's superblocks of 256: `d·s·q − m·t` for each block of 32, with F16 `d` and `m`, 6-bit `s` and `t`, 4-bit `q`.
+    /// 4.5 bits per element. Unlike in ggml, the last superblock of a row may have fewer than 8 blocks.
     Q4_K,
 }
 
-/// Elements of a quantised block; of a row's alignment, too.
+/// Elements of a quantised block. Rows are aligned to it, too.
 pub const BLOCK: usize = 32;
 
 /// Elements that share 16 bytes of scales in a row of quantised weights.
@@ -34,9 +34,9 @@ impl Dtype {
     /// The quantised types.
     pub const QUANTISED: [Dtype; 3] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
 
-    /// Bytes that a row of `n` elements takes. A quantised row is laid out for kernels that load 16 bytes at a
-    /// time, and `n` is a multiple of [`BLOCK`] then: first the quants of all its blocks, then 16 bytes for each
-    /// [`SUPERBLOCK`]: eight F16 scales, or for `Q4_K` its two F16 factors and eight 6-bit pairs.
+    /// Bytes of a row of `n` elements. For a quantised type, `n` must be a multiple of [`BLOCK`], and the row is laid out
+    /// for kernels that load 16 bytes at a time: first the quants of all its blocks, then 16 bytes for each
+    /// [`SUPERBLOCK`], which are eight F16 scales, or for `Q4_K` two F16 factors and eight pairs of 6 bits.
     pub const fn bytes(self, n: usize) -> usize {
         match self {
             Dtype::F32 | Dtype::U32 => n * 4,
@@ -51,12 +51,12 @@ impl Dtype {
         matches!(self, Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_K)
     }
 
-    /// The type of weights with that name, in any case.
+    /// The type of weights with that name, ignoring case.
     pub fn from_name(name: &str) -> Option<Dtype> {
         Dtype::WEIGHTS.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name))
     }
 
-    /// The name in the field's spelling.
+    /// The name, as ggml and safetensors spell it.
     pub const fn name(self) -> &'static str {
         match self {
             Dtype::F32 => "F32",

@@ -1,6 +1,7 @@
 //! The crate's error: one variant a layer, each layer's own enum inside.
 
 use crate::audio::AudioError;
+#[cfg(feature = "bench")]
 use crate::bench::BenchError;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
@@ -39,6 +40,7 @@ pub enum Error {
     #[error(transparent)]
     Task(#[from] TaskError),
     /// Measurement.
+    #[cfg(feature = "bench")]
     #[error(transparent)]
     Bench(#[from] BenchError),
 }
@@ -55,6 +57,7 @@ impl Error {
             Error::Engine(e) => e.hint(),
             Error::Transcribe(e) => e.hint(),
             Error::Task(e) => e.hint(),
+            #[cfg(feature = "bench")]
             Error::Bench(e) => e.hint(),
         }
     }

@@ -53,7 +53,7 @@
 //! Two more follow from how kernels are chosen and tables are written:
 //!
 //! 12. A row's result does not depend on its batch: the order of its sums depends on the device (and what
-//!     [`bench::tune`] measured and kept for it), on the shapes and types of weights and on whether the row decodes or
+//!     `bench::tune` measured and kept for it), on the shapes and types of weights and on whether the row decodes or
 //!     belongs to a prompt, never on how many rows there are. So the same seed gives the same text whatever else runs,
 //!     and logits are the same however a prompt is cut.
 //! 13. What a recording that waits to be submitted reads is never overwritten: parameter blocks are written once,
@@ -75,7 +75,7 @@
 //! | 3 | [`models`] | one file an architecture, made of `models::blocks`; the loader, from checkpoint to device memory |
 //! | 4 | [`engine`] | requests to events: pages, scheduler, sampling parameters, clips of sound; texts to vectors and labels |
 //! | 5 | [`tasks`] | what people do with models: conversations, answers, summaries, labels, embeddings, transcripts, scores |
-//! | 5 | [`mod@bench`] | how fast kernels and models are on this device, and how near to its limits |
+//! | 5 | `bench` | how fast kernels and models are on this device, and how near to its limits (feature `bench`) |
 //! | 6 | `cli` | the command line, part of the binary |
 //!
 //! `shaders/` holds the kernels, one file each; `shaders/README.md` says how one is written. A step of the engine
@@ -88,6 +88,7 @@
 #![deny(unsafe_code)]
 
 pub mod audio;
+#[cfg(feature = "bench")]
 pub mod bench;
 pub mod dtype;
 pub mod engine;

@@ -1,14 +1,15 @@
 //! Each kernel's declaration in Rust says what its WGSL says.
 //!
 //! naga parses every kernel with every choice of the parts it needs; what it finds is held against
-//! `wginfer::ops::KERNELS`.
+//! `wginfer::ops::KERNELS`: entry points, bindings, and name, type and offset of each member of the structs that the
+//! host writes.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
-use naga::{AddressSpace, StorageAccess, TypeInner};
-use wginfer::gpu::{Access, Kernel, Part};
+use naga::{AddressSpace, Handle, ScalarKind, StorageAccess, Type, TypeInner};
+use wginfer::gpu::{Access, Field, Fields, Kernel, Part};
 use wginfer::ops::{KERNELS, PARTS};
 
 /// Words by which a kernel shows that it needs a part of a family, in the order of `PARTS`.
@@ -72,8 +73,6 @@ fn check(name: &str, kernel: &Kernel, module: &naga::Module) {
     let entries: Vec<&str> = module.entry_points.iter().map(|e| e.name.as_str()).collect();
     assert_eq!(entries, [kernel.name], "{name}: entry points");
 
-    let mut layouter = naga::proc::Layouter::default();
-    layouter.update(module.to_ctx()).expect("a valid module has a layout");
     let mut bound: Vec<_> =
         module.global_variables.iter().filter_map(|(_, v)| v.binding.as_ref().map(|b| (b, v))).collect();
     bound.sort_by_key(|(b, _)| b.binding);
@@ -83,21 +82,131 @@ fn check(name: &str, kernel: &Kernel, module: &naga::Module) {
         if i == 0 {
             assert_eq!(variable.space, AddressSpace::Uniform, "{name}: binding 0 is the parameters");
             assert_eq!(variable.name.as_deref(), Some("params"), "{name}: binding 0");
-            let size = layouter[variable.ty].size as usize;
-            assert_eq!(size, kernel.params_bytes, "{name}: bytes of `Params`");
+            assert_eq!(
+                differences(module, variable.ty, kernel.params),
+                Vec::<String>::new(),
+                "{name}: `Params`"
+            );
             continue;
         }
         let access = match kernel.bindings[i - 1] {
-            Access::Read => StorageAccess::LOAD,
+            Access::Read | Access::Records(_) => StorageAccess::LOAD,
             Access::ReadWrite => StorageAccess::LOAD | StorageAccess::STORE,
         };
         assert_eq!(variable.space, AddressSpace::Storage { access }, "{name}: binding {i}");
-        let is_array = matches!(module.types[variable.ty].inner, TypeInner::Array { .. });
-        assert!(is_array, "{name}: binding {i} is not an array");
+        let TypeInner::Array { base, .. } = module.types[variable.ty].inner else {
+            panic!("{name}: binding {i} is not an array");
+        };
+        match kernel.bindings[i - 1] {
+            Access::Records(fields) => {
+                assert_eq!(differences(module, base, fields), Vec::<String>::new(), "{name}: binding {i}");
+            }
+            Access::Read | Access::ReadWrite => {
+                let is_struct = matches!(module.types[base].inner, TypeInner::Struct { .. });
+                assert!(!is_struct, "{name}: binding {i} holds structs, which `Access::Records` declares");
+            }
+        }
     }
     for (_, constant) in module.overrides.iter() {
         assert!(constant.init.is_some(), "{name}: override {:?} has no default", constant.name);
     }
+}
+
+/// What the struct `ty` has otherwise than `declared`: its size, its number of members, or a member's name, type or
+/// offset.
+fn differences(module: &naga::Module, ty: Handle<Type>, declared: &Fields) -> Vec<String> {
+    let TypeInner::Struct { members, span } = &module.types[ty].inner else {
+        return vec!["the WGSL has no struct".to_string()];
+    };
+    let found = members.iter().map(|member| {
+        let name = member.name.clone().unwrap_or_default();
+        (name, wgsl_name(&module.types[member.ty].inner), member.offset as usize)
+    });
+    let found: Vec<_> = found.collect();
+    let mut wrong = Vec::new();
+    if *span as usize != declared.size_bytes {
+        wrong.push(format!("{span} bytes in WGSL, {} in Rust", declared.size_bytes));
+    }
+    if found.len() != declared.fields.len() {
+        wrong.push(format!("{} members in WGSL, {} in Rust", found.len(), declared.fields.len()));
+    }
+    for ((name, wgsl, offset), field) in found.iter().zip(declared.fields) {
+        if (name.as_str(), wgsl.as_str(), *offset) != (field.name, field.wgsl, field.offset) {
+            let Field { name: field, wgsl: ty, offset: at } = field;
+            wrong.push(format!("`{name}: {wgsl}` at {offset} in WGSL, `{field}: {ty}` at {at} in Rust"));
+        }
+    }
+    wrong
+}
+
+/// The name in WGSL of a type that the host can write.
+fn wgsl_name(inner: &TypeInner) -> String {
+    let scalar = |scalar: naga::Scalar| match (scalar.kind, scalar.width) {
+        (ScalarKind::Uint, 4) => "u32".to_string(),
+        (ScalarKind::Float, 4) => "f32".to_string(),
+        other => format!("{other:?}"),
+    };
+    match inner {
+        TypeInner::Scalar(of) => scalar(*of),
+        TypeInner::Vector { size, scalar: of } => format!("vec{}<{}>", *size as u8, scalar(*of)),
+        other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_wrong_declaration_is_found() {
+    let mut n_swapped = 0;
+    for kernel in KERNELS {
+        let (name, source) = assemblies(kernel).pop().expect("a kernel has at least one assembly");
+        let module = parse(&name, &source);
+        let holds = |binding: usize| {
+            let (_, variable) = module
+                .global_variables
+                .iter()
+                .find(|(_, v)| v.binding.as_ref().is_some_and(|b| b.binding as usize == binding))
+                .expect("each binding is declared");
+            match module.types[variable.ty].inner {
+                TypeInner::Array { base, .. } => base,
+                _ => variable.ty,
+            }
+        };
+        let records = kernel.bindings.iter().enumerate().filter_map(|(i, access)| match access {
+            Access::Records(fields) => Some((i + 1, *fields)),
+            Access::Read | Access::ReadWrite => None,
+        });
+        for (binding, declared) in records.chain([(0, kernel.params)]) {
+            let differ = |size_bytes: usize, fields: &[Field]| {
+                let fields = Fields { size_bytes, fields: Vec::leak(fields.to_vec()) };
+                !differences(&module, holds(binding), &fields).is_empty()
+            };
+            let Fields { size_bytes, fields } = *declared;
+            assert!(!differ(size_bytes, fields), "{name}: binding {binding} as it is declared");
+            assert!(differ(size_bytes + 4, fields), "{name}: binding {binding}, larger");
+            assert!(differ(size_bytes, &fields[1..]), "{name}: binding {binding} without its first field");
+            for i in 0..fields.len() {
+                let change = |change: fn(&mut Field)| {
+                    let mut fields = fields.to_vec();
+                    change(&mut fields[i]);
+                    fields
+                };
+                assert!(differ(size_bytes, &change(|f| f.offset += 4)), "{name}: `{}` moved", fields[i].name);
+                assert!(
+                    differ(size_bytes, &change(|f| f.wgsl = "i32")),
+                    "{name}: `{}` as i32",
+                    fields[i].name
+                );
+                // Two of one type change places: sizes, types and offsets stay.
+                for j in (i + 1..fields.len()).filter(|&j| fields[j].wgsl == fields[i].wgsl) {
+                    let mut swapped = fields.to_vec();
+                    (swapped[i].name, swapped[j].name) = (fields[j].name, fields[i].name);
+                    let [a, b] = [fields[i].name, fields[j].name];
+                    assert!(differ(size_bytes, &swapped), "{name}: `{a}` and `{b}` change places");
+                    n_swapped += 1;
+                }
+            }
+        }
+    }
+    assert!(n_swapped > 100, "{n_swapped} pairs were swapped");
 }
 
 #[test]

@@ -4,7 +4,9 @@ mod common;
 
 use bytemuck::{Pod, Zeroable};
 use wginfer::dtype::Dtype;
-use wginfer::gpu::{Access, Gpu, GpuError, GpuOptions, Kernel, ReadbackRing, Recorder, Tensor, Variant};
+use wginfer::gpu::{
+    Access, Fields, Gpu, GpuError, GpuOptions, Kernel, ReadbackRing, Recorder, Tensor, Variant,
+};
 use wginfer::ops::{self, Act};
 
 #[test]
@@ -58,7 +60,7 @@ fn a_kernel_that_does_not_compile_is_named() {
         source: "struct Params { n: u32 }\n@group(0) @binding(0) var<uniform> params: Params;\n\
                  @group(0) @binding(1) var<storage, read_write> y: array<f32>;\n\
                  @compute @workgroup_size(1) fn broken() { y[0] = missing(params.n); }",
-        params_bytes: 4,
+        params: &Fields { size_bytes: 4, fields: &[] },
         bindings: &[Access::ReadWrite],
         proven: false,
     };

@@ -23,7 +23,7 @@ use wginfer::tasks::transcribe::{
 const NEAR: f64 = 0.15;
 
 fn words() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/whisper-words")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/whisper-words")
 }
 
 fn clip(name: &str) -> PathBuf {

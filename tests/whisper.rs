@@ -278,7 +278,7 @@ fn english_with_the_variants_of_hardware() {
 
 /// A trained model of spoken numbers, small enough to come along.
 fn words_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/whisper-words")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/whisper-words")
 }
 
 /// An engine on it, with features of two recordings and what it writes of each, by itself.

@@ -13,7 +13,7 @@ fn act(x: f32) -> f32 {
         return x / (1.0 + exp(-x));
     }
     if ACT == 1u {
-        // Beyond ±15 tanh is ±1 in f32, and some drivers overflow on the way there.
+        // Beyond ±15 tanh is ±1 in f32, and some drivers overflow.
         let inner = 0.7978845608 * (x + 0.044715 * x * x * x);
         return 0.5 * x * (1.0 + tanh(clamp(inner, -15.0, 15.0)));
     }

@@ -1,5 +1,5 @@
 // Contract: `Kv` is an element of the cache's tensors `k` and `v`; `append_k(at, values)` and `append_v` write
-// KV_VEC4 vec4 of one key or value, `at` counted in vec4 from the tensor's start.
+// KV_VEC4 vec4s of one key or value; `at` counts vec4s from the tensor's start.
 alias Kv = vec4f;
 const KV_VEC4: u32 = 1u;
 

@@ -1,5 +1,5 @@
 // Contract: as in `append_f32`; the layout is that of `kv_q8_0`.
-// d = max|x| / 127, q = x / d rounded to the nearest (ggml-quants.c, quantize_row_q8_0_ref).
+// d = max|x| / 127, q = x / d rounded to nearest (ggml-quants.c, quantize_row_q8_0_ref).
 alias Kv = u32;
 const KV_VEC4: u32 = 8u;
 

@@ -1,5 +1,5 @@
 // Contract: `TileA`, `TileB` and `TileC` are the left factor, the right factor and the sum of the device's
-// cooperative matrices, squares with sides of `TILE`.
+// cooperative matrices, all `TILE` × `TILE`.
 // f16 in, f32 out, 8 × 8: software Vulkan (Mesa 26).
 
 const TILE: u32 = 8u;

@@ -1,5 +1,6 @@
 // Contract: as in `kv_f32`.
-// Blocks of 32 values in nine words: the scale, an f32 so that no two invocations write to one word, then signed bytes.
+// Blocks of 32 values in nine words: the scale, then signed bytes. The scale is an f32, so that no two invocations write
+// to one word.
 alias Kv = u32;
 
 fn kv_bytes(word: u32, scale: u32) -> vec4f {

@@ -1,5 +1,5 @@
-// Contract: `put(r, o, sum)` finishes an output of a product: row r of the dispatch and output o of this range of
-// weights, if they exist. y[row0 + r, out0 + o] = sum + (b[out0 + o] if BIAS) + (what is there if ADD).
+// Contract: `put(r, o, sum)` writes an output of a product, if row r of the dispatch and output o of this range of
+// weights exist: y[row0 + r, out0 + o] = sum + (b[out0 + o] if BIAS) + (y[row0 + r, out0 + o] if ADD).
 // Uses the kernel's `params`, `b` and `y`.
 override ADD: u32 = 0u;
 override BIAS: u32 = 0u;

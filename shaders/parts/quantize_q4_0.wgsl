@@ -8,7 +8,7 @@ fn measure(values: array<vec4f, 8>) -> vec2f {
     var most = 0.0;
     for (var i = 0u; i < 8u; i++) {
         for (var c = 0u; c < 4u; c++) {
-            // Of equals the first one.
+            // On a tie, the first one.
             most = select(most, all[i][c], abs(all[i][c]) > abs(most));
         }
     }

@@ -4,7 +4,7 @@
 // nmax 15, rmin −1, rdelta 0.1, nstep 20).
 const BLOCK_WORDS: u32 = 1u;
 
-// One after the other, as ggml adds them: where two scales are as good as equal, the order of the sums decides.
+// Adds in ggml's order: when two scales are almost equally good, rounding decides between them.
 fn add4(sum: f32, v: vec4f) -> f32 {
     return (((sum + v.x) + v.y) + v.z) + v.w;
 }
@@ -13,7 +13,7 @@ fn nearest(value: vec4f) -> vec4f {
     return clamp(round(value), vec4f(), vec4f(15.0));
 }
 
-// The scale, and the minimum with its sign turned, so that it is not negative.
+// The scale, and the negated minimum, which is not negative.
 fn measure(values: array<vec4f, 8>) -> vec2f {
     var x = values;
     var low = x[0];
@@ -43,7 +43,7 @@ fn measure(values: array<vec4f, 8>) -> vec2f {
         sum_x = add4(sum_x, weight * x[i]);
     }
     for (var step = 0u; step <= 20u; step++) {
-        // From the best minimum so far.
+        // Starts from the best minimum so far.
         let start = minimum;
         let inverse = (14.0 + 0.1 * f32(step)) / (highest - start);
         var l = 0.0;

@@ -1,8 +1,7 @@
-// Contract: how a superblock of up to eight blocks of 32 becomes one of a quantised type: `measure(values)` finds a
-// block's scale (and minimum), `pack_head(measured)` makes the head of all blocks, `pack_block(values, b, measured, head)` the
-// BLOCK_WORDS 16-byte words of block b.
-// Q8_0: d = max|x| / 127, q = x / d rounded to the nearest, halves away from zero (ggml-quants.c,
-// quantize_row_q8_0_ref).
+// Contract: quantises a superblock of up to eight blocks of 32: `measure(values)` gives a block's scale (and minimum),
+// `pack_head(measured)` the head of all blocks, `pack_block(values, b, measured, head)` the BLOCK_WORDS 16-byte words of
+// block b.
+// Q8_0: d = max|x| / 127, q = x / d rounded to nearest, ties away from zero (ggml-quants.c, quantize_row_q8_0_ref).
 const BLOCK_WORDS: u32 = 2u;
 
 fn measure(values: array<vec4f, 8>) -> vec2f {

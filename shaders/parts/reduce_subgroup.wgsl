@@ -1,4 +1,4 @@
-// Contract: each function folds one value a lane over the workgroup of WG lanes (a power of two) and
+// Contract: each function folds one value per lane over the workgroup of WG lanes (a power of two) and
 // gives the result to all lanes. All lanes must call it.
 // The workgroup is exactly one subgroup: no barrier, no workgroup memory.
 struct Best { value: f32, index: u32 }
@@ -11,7 +11,7 @@ fn reduce_sum(v: f32, lane: u32) -> f32 {
     return subgroupAdd(v);
 }
 
-// The larger value; among equals the smaller index.
+// The largest value; on a tie, the smallest index.
 fn reduce_best(value: f32, index: u32, lane: u32) -> Best {
     let best = subgroupMax(value);
     return Best(best, subgroupMin(select(0xffffffffu, index, value == best)));

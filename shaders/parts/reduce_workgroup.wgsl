@@ -1,12 +1,12 @@
-// Contract: each function folds one value a lane over the workgroup of WG lanes (a power of two) and
+// Contract: each function folds one value per lane over the workgroup of WG lanes (a power of two) and
 // gives the result to all lanes. All lanes must call it.
-// Through workgroup memory, in a tree: runs everywhere.
+// A tree in workgroup memory: runs on every device.
 var<workgroup> reduce_scratch: array<vec4f, WG>;
 
 struct Best { value: f32, index: u32 }
 
 fn reduce_sum4(v: vec4f, lane: u32) -> vec4f {
-    workgroupBarrier(); // the last call's result may still be being read
+    workgroupBarrier(); // other lanes may still read the last call's result
     reduce_scratch[lane] = v;
     workgroupBarrier();
     for (var s = WG / 2u; s > 0u; s /= 2u) {
@@ -22,7 +22,7 @@ fn reduce_sum(v: f32, lane: u32) -> f32 {
     return reduce_sum4(vec4f(v, 0.0, 0.0, 0.0), lane).x;
 }
 
-// The larger value; among equals the smaller index.
+// The largest value; on a tie, the smallest index.
 fn reduce_best(value: f32, index: u32, lane: u32) -> Best {
     workgroupBarrier();
     reduce_scratch[lane] = vec4f(value, f32(index >> 16u), f32(index & 0xffffu), 0.0);

@@ -1,10 +1,10 @@
-// Contract: how a kernel over few rows multiplies. One lane gets `acc[r][j]` = x̂[r0 + r]·w[o[j]] for the N_ROWS
-// rows from r0 on, `o` the 16-byte words where the rows of weights start, and x̂ = x, or if NORM its RMS norm
+// Contract: the product of a kernel over few rows. `multiply(r0, o, lane)` leaves `acc[r][j]` = x̂[r0 + r]·w[o[j]] for
+// the N_ROWS rows from r0 on; `o` are the 16-byte words where four rows of weights start. x̂ = x, or if NORM the RMS norm
 // x / sqrt(mean(x²) + eps) · (g + offset) (Zhang & Sennrich 2019, eq. 4), whose factor is taken out of the sum.
-// `quad(group, lane)`: the four outputs that this lane works on; `finishes(r, lane)`: whether it writes row r.
-// The order of a sum does not depend on N_ROWS. Uses the kernel's `params`, `x`, `g` and `w`.
-// Here: a workgroup has one quad; its lanes stride over the inputs, so that the weights, which are read once for
-// all rows, stream by in 16-byte loads, neighbours side by side.
+// `quad(group, lane)` is the index of the four outputs that this lane works on; `finishes(r, lane)` is whether it writes
+// row r. The order of a sum does not depend on N_ROWS. Uses the kernel's `params`, `x`, `g` and `w`.
+// Here a workgroup has one quad, and its lanes stride over the inputs: the weights are read once for all rows, in
+// coalesced 16-byte loads.
 override WG: u32 = 64u;
 override NORM: u32 = 0u;
 

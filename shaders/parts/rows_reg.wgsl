@@ -1,7 +1,7 @@
 // Contract: as in `rows_few`.
-// Here, where barriers and workgroup memory are dear and loads are not coalesced (software devices): a lane has its
-// own quad, its sums in registers. The workgroup is exactly one subgroup of eight lanes: each loads one eighth of a
-// block of x and hands it to the others, because eight lanes that load the same address pay eight times.
+// For devices where barriers and workgroup memory are expensive and loads are not coalesced (software devices). A lane
+// has its own quad, with the sums in registers. The workgroup is exactly one subgroup of eight lanes: each loads one
+// eighth of a block of x and shuffles it to the others, because eight loads of the same address cost eight times as much.
 override WG: u32 = 8u;
 override NORM: u32 = 0u;
 

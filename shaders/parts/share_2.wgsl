@@ -1,3 +1,3 @@
-// Contract: N_ROWS, the rows that share one reading of the weights. A constant in a part and no `override`, because
-// arrays of that length stay in registers only where a loop over them is seen to be as long.
+// Contract: N_ROWS, the rows that share one read of the weights. A constant and not an `override`, because compilers keep
+// arrays in registers only if they know the trip count of the loops over them.
 const N_ROWS: u32 = 2u;

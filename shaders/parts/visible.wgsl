@@ -1,6 +1,6 @@
-// Contract: `visible(pos, n_keys)` gives the keys that a query at `pos` sees, from `x` on and before `y`. If CAUSAL,
-// those up to its own position, and with a window the last so many of them, its own included; else all keys of the
-// sequence, and with a window those at most so far away on either side. `key_count(seq)` gives `n_keys`.
+// Contract: `visible(pos, n_keys)` gives the keys x..y (y exclusive) that a query at `pos` sees; `key_count(seq)` gives
+// `n_keys`. If CAUSAL, these are the keys up to `pos`; with a window, the last `window` of them, `pos` included. Else
+// they are all keys of the sequence; with a window, those at most `window` positions away on either side.
 fn key_count(seq: u32) -> u32 {
     if CAUSAL == 1u {
         return 0xffffffffu;

@@ -1,5 +1,5 @@
 // Contract: as in `weights_f32`.
-// BF16: the upper half of an f32, low element in the low half of the word.
+// BF16: the upper half of an f32; the first element is in the low half of a 32-bit word.
 const W_VEC4: u32 = 2u;
 
 fn load_head(row: u32, s: u32) -> vec4<u32> {

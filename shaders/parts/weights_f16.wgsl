@@ -1,5 +1,5 @@
 // Contract: as in `weights_f32`.
-// F16, unpacked without the device's f16 arithmetic, so that every device runs it.
+// F16, by `unpack2x16float`, which needs no f16 arithmetic.
 const W_VEC4: u32 = 2u;
 
 fn load_head(row: u32, s: u32) -> vec4<u32> {

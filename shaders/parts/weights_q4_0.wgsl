@@ -1,5 +1,5 @@
 // Contract: as in `weights_f32`; uses the kernel's `params.n_blocks`, the blocks of 32 in a row.
-// Q4_0: d·(q − 8). A block a word; in each of its four components the low halves of the bytes are elements
+// Q4_0: d·(q − 8). One block per word; in each of its four components c the low nibbles of the bytes are elements
 // 8c … 8c + 3, the high ones 8c + 4 … 8c + 7. The head has the F16 scales of eight blocks.
 const W_VEC4: u32 = 8u;
 
@@ -7,7 +7,7 @@ fn load_head(row: u32, s: u32) -> vec4<u32> {
     return w[row + params.n_blocks + s];
 }
 
-// The factor, and what is to be subtracted.
+// The factor, and the term to subtract.
 fn scale(head: vec4<u32>, i: u32) -> vec2f {
     let b = i % 8u;
     let d = unpack2x16float(head[b / 2u] >> (16u * (b % 2u))).x;

@@ -1,5 +1,5 @@
 // Contract: as in `weights_f32`; uses the kernel's `params.n_blocks`, the blocks of 32 in a row.
-// Q4_K: d·s·q − m·t. A block a word, its halves in the order of `weights_q4_0`. The head is ggml's: F16 d and m,
+// Q4_K: d·s·q − m·t. One block per word, its nibbles in the order of `weights_q4_0`. The head is ggml's: F16 d and m,
 // then twelve bytes with the 6-bit s and t of eight blocks (ggml-quants.c, get_scale_min_k4).
 const W_VEC4: u32 = 8u;
 
@@ -7,12 +7,12 @@ fn load_head(row: u32, s: u32) -> vec4<u32> {
     return w[row + params.n_blocks + s];
 }
 
-// The factor, and what is to be subtracted.
+// The factor, and the term to subtract.
 fn scale(head: vec4<u32>, i: u32) -> vec2f {
     let b = i % 8u;
     let low = head.yz >> vec2u(8u * (b % 4u));
     let both = head.w >> (8u * (b % 4u));
-    // Of the last four blocks the upper two bits are those that the first four leave free.
+    // The upper two bits of the last four blocks stand in the bits that the first four leave free.
     let late = vec2u(both & 15u, (both >> 4u) & 15u) | ((low >> vec2u(2u)) & vec2u(48u));
     return unpack2x16float(head.x) * vec2f(select(low & vec2u(63u), late, b >= 4u));
 }

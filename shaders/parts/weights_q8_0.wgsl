@@ -1,5 +1,5 @@
 // Contract: as in `weights_f32`; uses the kernel's `params.n_blocks`, the blocks of 32 in a row.
-// Q8_0: d·q. Sixteen signed bytes a word, in order; the head has the F16 scales of eight blocks.
+// Q8_0: d·q. Sixteen signed bytes per word, in order; the head has the F16 scales of eight blocks.
 const W_VEC4: u32 = 4u;
 
 fn load_head(row: u32, s: u32) -> vec4<u32> {
@@ -7,7 +7,7 @@ fn load_head(row: u32, s: u32) -> vec4<u32> {
 }
 
 fn scale(head: vec4<u32>, i: u32) -> vec2f {
-    let b = i / 2u % 8u; // two words a block
+    let b = i / 2u % 8u; // two words per block
     return vec2f(unpack2x16float(head[b / 2u] >> (16u * (b % 2u))).x, 0.0);
 }
 

@@ -9,49 +9,49 @@ use realfft::{RealFftPlanner, RealToComplex};
 use super::speech::{self, SpeechDetector};
 use super::{AudioError, AudioReader, SAMPLE_RATE};
 
-/// Samples between the middles of two frames: there are 100 frames a second.
+/// Samples between the centres of two frames: 10 ms.
 pub const HOP_LENGTH: usize = 160;
-/// Samples that a frame sees: 25 ms.
+/// Samples of a frame's window: 25 ms.
 const N_FFT: usize = 400;
 const N_BINS: usize = N_FFT / 2 + 1;
-/// Samples before a frame's middle.
+/// Samples before a frame's centre.
 const BEFORE: usize = N_FFT / 2;
 /// Samples read at a time: one second.
 const READ: usize = SAMPLE_RATE as usize;
-/// The logarithm of the least power that the reference distinguishes.
+/// `log10` of the smallest power that the reference distinguishes.
 const SILENCE: f32 = -10.0;
 
-/// The log-mel frames of a recording, computed as they are asked for.
+/// The log-mel frames of a recording, computed on demand.
 ///
-/// Frame `t` is that of the absolute samples around `t · 160`, whichever window asks for it: the reference's Fourier
-/// transform over 400 samples (periodic Hann window, centred, mirrored at the very start), its power through
-/// `n_mels` triangular filters of Slaney's scale and norm, and `log10`, not less than -10. After the recording's end
-/// come zeros, as in the reference's clips padded to 30 s. Sums are in f64.
+/// Frame `t` is computed from the samples around `t · 160`, counted from the start of the recording: a Fourier transform
+/// over 400 samples (periodic Hann window, centred, mirrored at the start of the recording), its power through `n_mels`
+/// triangular filters with Slaney's scale and norm, and `log10`, at least -10. Zeros follow the end of the recording, as in
+/// the reference's clips padded to 30 s. Sums are in f64.
 ///
-/// Frames are kept until [`MelFrames::discard_before`]; a frame that was discarded cannot be asked for again.
+/// Frames are kept until [`MelFrames::discard_before`]; a discarded frame is not available again.
 pub struct MelFrames {
     reader: AudioReader,
     stft: Stft,
     filters: Vec<Filter>,
-    /// The samples that frames to come will see, from the absolute sample `first_sample`.
+    /// The samples that later frames need, from sample `first_sample` of the recording.
     samples: Vec<f32>,
     first_sample: usize,
-    /// Known once the end was met.
+    /// Known once the end has been reached.
     n_samples: Option<usize>,
-    /// `log10` of the mel power `[n, n_mels]` from `first_frame`.
+    /// `log10` of the mel power, `[n, n_mels]` from frame `first_frame`.
     rows: Vec<f32>,
     first_frame: usize,
-    /// The largest value of all frames up to each row, and up to the row before the first.
+    /// For each row the largest value of the recording so far, and in `maximum_before` that before the first row.
     maxima: Vec<f32>,
     maximum_before: f32,
     speech: SpeechDetector,
 }
 
 impl MelFrames {
-    /// Frames of `n_mels` values: 80, or 128 in Whisper large-v3.
+    /// Frames of `n_mels` values: 80, or 128 for Whisper large-v3.
     ///
     /// # Errors
-    /// More filters than the transform has frequencies, or none.
+    /// [`AudioError::Property`] if `n_mels` is 0 or larger than the number of frequencies.
     pub fn new(reader: AudioReader, n_mels: usize) -> Result<Self, AudioError> {
         if n_mels == 0 || n_mels > N_BINS {
             return Err(AudioError::Property {
@@ -76,30 +76,30 @@ impl MelFrames {
         })
     }
 
-    /// The number of values of a frame.
+    /// The number of values per frame.
     pub fn n_mels(&self) -> usize {
         self.filters.len()
     }
 
-    /// The recording's length in seconds, where it is known beforehand or its end was met.
+    /// The recording's length in seconds, if it is known in advance or the end has been reached.
     pub fn duration(&self) -> Option<f64> {
         let found = self.n_samples.map(|n| n as f64 / f64::from(SAMPLE_RATE));
         found.or_else(|| self.reader.duration())
     }
 
-    /// The number of frames of the recording, without padding, once its end was met: a hundred a second, rounded down.
+    /// The number of frames of the recording without padding, 100 per second rounded down, once the end has been reached.
     pub fn n_frames(&self) -> Option<usize> {
         self.n_samples.map(|n| n / HOP_LENGTH)
     }
 
-    /// Reads until all frames before `frame` are there, or the end is met.
+    /// Reads until all frames before `frame` are computed, or the end is reached.
     ///
     /// # Errors
-    /// What ended the recording before its end, once; after that it counts as ended there.
+    /// Damage of the recording, once; after that it counts as ended there.
     pub fn fill_to(&mut self, frame: usize) -> Result<(), AudioError> {
         while self.n_samples.is_none() && self.n_computed() < frame {
             let at = self.first_sample + self.samples.len();
-            // As few as are needed, so that a live source is not waited for.
+            // Reads only what is needed, so as not to wait for a live source.
             let wanted = ((frame - 1) * HOP_LENGTH + BEFORE).saturating_sub(at).clamp(1, READ);
             let read = self.reader.read(wanted, &mut self.samples);
             let n = *read.as_ref().unwrap_or(&0);
@@ -107,7 +107,7 @@ impl MelFrames {
                 self.n_samples = Some(at + n);
             }
             self.compute();
-            // Where the last samples came before a failure, the next read tells it.
+            // If the last samples came before a failure, the next read returns it.
             if n < wanted {
                 read?;
                 self.reader.read(1, &mut self.samples)?;
@@ -116,12 +116,12 @@ impl MelFrames {
         Ok(())
     }
 
-    /// The frames `first_frame .. first_frame + n_frames`, normalised: `[n_frames, n_mels]`, row after row, where the
-    /// reference has the transpose.
+    /// The frames `first_frame .. first_frame + n_frames`, normalised: `[n_frames, n_mels]`, row by row; the reference
+    /// has the transpose.
     ///
-    /// A value is `(max(x, m - 8) + 4) / 4` for the logarithm `x`, `m` being the largest of the recording up to the
-    /// window's end. The reference takes the largest of the whole recording, which cannot be known while it is read;
-    /// in a recording of one window the two are the same. Frames beyond the end are those of silence.
+    /// A value is `(max(x, m - 8) + 4) / 4`, with `x` the logarithm and `m` the largest one of the recording up to the
+    /// window's end. Departure from the reference: it takes the largest of the whole recording, which is not known while
+    /// reading; for a recording of one window the two are equal. Frames beyond the end are silence.
     ///
     /// # Errors
     /// As [`MelFrames::fill_to`].
@@ -132,8 +132,7 @@ impl MelFrames {
         self.clip(first_frame..first_frame + n_frames, n_frames)
     }
 
-    /// The frames of `frames` as [`MelFrames::window`] gives them, and after these as many of silence as make
-    /// `n_frames`.
+    /// The frames `frames` as [`MelFrames::window`] gives them, padded with silence to `n_frames`.
     ///
     /// # Errors
     /// As [`MelFrames::fill_to`].
@@ -153,7 +152,7 @@ impl MelFrames {
         Ok(window)
     }
 
-    /// Forgets all frames before `frame`, so that memory stays bounded.
+    /// Discards all frames before `frame`, so that memory stays bounded.
     pub fn discard_before(&mut self, frame: usize) {
         let n = frame.saturating_sub(self.first_frame).min(self.maxima.len());
         if n == 0 {
@@ -166,15 +165,15 @@ impl MelFrames {
         self.speech.discard_before(self.first_frame);
     }
 
-    /// Whether `frame` is likely to hold speech, judged by its energy alone.
+    /// Whether `frame` is likely to contain speech, judged only by energy.
     ///
-    /// The energy between 200 and 3800 Hz, smoothed over 30 ms, is compared with its least value of the last 8 s.
-    /// Speech begins 6 dB above that for 30 ms, or rather 200 ms before, and ends when it has been less than 4 dB above
-    /// for 300 ms. Nothing below -75 dB of full scale is speech, and all above -54 dB is in the first 8 s. Loud sound
-    /// that is not speech counts as speech; what is not flagged can be skipped.
+    /// The energy between 200 and 3800 Hz, smoothed over 30 ms, is compared with its least value in the last 8 s, the
+    /// floor. Speech begins 200 ms before the energy has been 6 dB above the floor for 30 ms, and ends when it has been
+    /// less than 4 dB above for 300 ms. Nothing below -75 dB of full scale is speech; in the first 8 s, everything above
+    /// -54 dB is. Loud sounds count as speech. Frames that are not flagged can be skipped.
     ///
     /// # Errors
-    /// As [`MelFrames::fill_to`], for 200 ms more.
+    /// As [`MelFrames::fill_to`], up to 230 ms later.
     ///
     /// # Panics
     /// If the frame was discarded.
@@ -184,8 +183,8 @@ impl MelFrames {
         Ok(self.n_frames().is_none_or(|n| frame < n) && self.speech.is_speech(frame))
     }
 
-    /// The first frame at or after `frame` that is likely to hold speech ([`MelFrames::is_speech`]); `None` if the
-    /// recording ends before. All frames before the one found are discarded on the way.
+    /// The first frame at or after `frame` that is likely to contain speech ([`MelFrames::is_speech`]); `None` if there is
+    /// none until the end. Discards frames before it, so that memory stays bounded.
     ///
     /// # Errors
     /// As [`MelFrames::fill_to`].
@@ -202,14 +201,14 @@ impl MelFrames {
                 return Ok(None);
             }
             frame += 1;
-            // A second at a time.
+            // Once per second.
             if frame.is_multiple_of(100) {
                 self.discard_before(frame);
             }
         }
     }
 
-    /// The quietest frame of `frames`, the first of equals: where a recording is best cut.
+    /// The quietest frame of `frames` (on a tie, the first): the best place to cut a recording.
     ///
     /// # Errors
     /// As [`MelFrames::fill_to`].
@@ -224,25 +223,25 @@ impl MelFrames {
         Ok(frames.clone().min_by(|a, b| energy(a).total_cmp(&energy(b))).unwrap_or(frames.start))
     }
 
-    /// The row of `frame` among those kept.
+    /// The index of `frame` among the kept rows.
     fn kept(&self, frame: usize) -> usize {
         let first = self.first_frame;
         assert!(frame >= first, "frame {frame} was discarded, the first that is kept is {first}");
         frame - first
     }
 
-    /// The frame that comes next.
+    /// The number of frames computed so far, discarded ones included.
     fn n_computed(&self) -> usize {
         self.first_frame + self.maxima.len()
     }
 
-    /// Computes all frames whose samples are there, and forgets samples that no other frame sees.
+    /// Computes all frames whose samples have been read, and drops samples that no later frame needs.
     fn compute(&mut self) {
         let n_read = self.first_sample + self.samples.len();
         loop {
             let middle = self.n_computed() * HOP_LENGTH;
             let is_due = match self.n_samples {
-                // Beyond, a frame sees nothing but zeros.
+                // Later frames contain only zeros.
                 Some(n) => middle < n + BEFORE,
                 None => middle + BEFORE <= n_read,
             };
@@ -264,7 +263,7 @@ impl MelFrames {
             self.maxima.push(maximum);
             self.speech.push(self.stft.mean_square(speech::BAND));
         }
-        // The first two frames see mirrored samples: nothing is forgotten before both are there.
+        // The first two frames need mirrored samples, so nothing is dropped before both are computed.
         let seen = (self.n_computed() * HOP_LENGTH).saturating_sub(BEFORE);
         let n = seen.saturating_sub(self.first_sample).min(self.samples.len());
         if self.n_computed() > 1 {
@@ -311,7 +310,7 @@ impl Stft {
         }
     }
 
-    /// The mean square of the part of the sound in `band` (Hz), by Parseval's theorem.
+    /// The mean square of the samples in the frequency range `band` (Hz), by Parseval's theorem.
     fn mean_square(&self, band: Range<f64>) -> f64 {
         let bin = |hz: f64| (hz * N_FFT as f64 / f64::from(SAMPLE_RATE)) as usize;
         let sum: f64 = self.power[bin(band.start)..bin(band.end)].iter().sum();
@@ -320,7 +319,7 @@ impl Stft {
     }
 }
 
-/// One triangular filter: its weights from the first frequency on where it is not zero.
+/// One triangular filter: its weights from the first nonzero frequency on.
 struct Filter {
     first: usize,
     weights: Vec<f64>,
@@ -333,7 +332,7 @@ impl Filter {
     }
 }
 
-/// Slaney's filters from 0 to 8000 Hz, as `librosa.filters.mel(sr=16000, n_fft=400, n_mels=n_mels)`.
+/// Slaney's filters from 0 to 8000 Hz: `librosa.filters.mel(sr=16000, n_fft=400, n_mels=n_mels)`.
 fn filters(n_mels: usize) -> Vec<Filter> {
     let nyquist = f64::from(SAMPLE_RATE) / 2.0;
     let edge = |i: usize| mel_to_hz(hz_to_mel(nyquist) * i as f64 / (n_mels + 1) as f64);

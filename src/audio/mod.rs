@@ -1,14 +1,13 @@
-//! Layer 2: recordings to the log-mel frames that speech models hear. No GPU.
+//! Layer 2: recordings to log-mel frames, the input of speech models. No GPU.
 //!
-//! [`AudioReader`] gives the samples of a file, of a stream of raw PCM or of memory as one channel at
-//! [`SAMPLE_RATE`], a piece at a time. [`MelFrames`] turns them into log-mel frames, which are those of Whisper's
-//! reference, and says which frames are likely to hold speech. Neither holds more of a recording than it must.
+//! [`AudioReader`] reads a file, a stream of raw PCM or samples in memory as one channel at [`SAMPLE_RATE`], piece by
+//! piece. [`MelFrames`] turns the samples into the log-mel frames of Whisper's reference, and detects which frames are
+//! likely to contain speech. Both keep only as much of a recording in memory as they need.
 //!
-//! Files are decoded where the crate's feature `audio` is on; raw PCM and samples in memory need no feature.
+//! Decoding of files needs the crate's feature `audio`; raw PCM and samples in memory need no feature.
 //!
-//! A recording that breaks gives all that came before the break, then the error, once; after that it counts as
-//! ended where it broke. Whoever passes the error on loses nothing that was read, and whoever keeps it can go on
-//! with what was good.
+//! A damaged recording gives all samples before the damage, then the error once. After that it counts as ended there. So
+//! a caller that handles the error can continue with the part that was good.
 
 #[cfg(feature = "audio")]
 mod decode;
@@ -20,12 +19,12 @@ mod speech;
 pub use mel::{HOP_LENGTH, MelFrames};
 pub use reader::{AudioReader, PcmFormat, PcmSample};
 
-/// Samples a second of all that this module gives, as Whisper was trained on.
+/// Sample rate of this module's output in Hz, the rate that Whisper was trained on.
 pub const SAMPLE_RATE: u32 = 16_000;
 
-/// What can be wrong with a recording.
+/// An error in a recording.
 ///
-/// `name` is the file's name in backticks, or words for a source that has none; times are seconds from the start.
+/// `name` is the file's name in backticks, or a description if the source has none. Times are seconds from the start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AudioError {
@@ -34,44 +33,44 @@ pub enum AudioError {
     Read {
         /// The recording.
         name: String,
-        /// The system's words.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// There is not one sample in it.
+    /// It has no samples.
     #[error("{name} is empty: expected at least one sample, found none")]
     Empty {
         /// The recording.
         name: String,
     },
-    /// It is in no format that is read here.
+    /// Its format is not supported.
     #[error("{name} is not a recording: expected {expected}, found {found}")]
     Format {
         /// The recording.
         name: String,
-        /// The formats that are read.
+        /// The supported formats.
         expected: &'static str,
-        /// What it looks like.
+        /// What the file looks like.
         found: String,
     },
-    /// A container without sound.
+    /// The container has no audio track.
     #[error("{name} has no sound: expected an audio track, found {found}")]
     NoTrack {
         /// The recording.
         name: String,
-        /// The tracks that are there.
+        /// Its tracks.
         found: String,
     },
-    /// The sound is coded in a way that is not read here.
+    /// Its codec is not supported.
     #[error("the sound of {name} cannot be decoded: expected {expected}, found {found}")]
     Codec {
         /// The recording.
         name: String,
-        /// The codecs that are read.
+        /// The supported codecs.
         expected: &'static str,
-        /// The one that is there, or what is odd about it.
+        /// The codec found, or what is unusual about it.
         found: String,
     },
-    /// A property of the sound, or of the frames asked for, is out of range.
+    /// A property of the recording, or of the requested frames, is out of range.
     #[error("{name} has {what} {found}, expected {expected}")]
     Property {
         /// The recording.
@@ -83,31 +82,31 @@ pub enum AudioError {
         /// Its value.
         found: u64,
     },
-    /// It breaks off, or is damaged so that nothing after this time can be read.
+    /// It is cut off, or damaged so that nothing after this time can be read.
     #[error("{name} breaks after {seconds:.2} s: {reason}")]
     Broken {
         /// The recording.
         name: String,
         /// Where.
         seconds: f64,
-        /// What the decoder said.
+        /// The decoder's message.
         reason: String,
     },
-    /// It ends inside a sample or between the channels of one moment.
+    /// It ends inside a sample, or between the channels of one moment.
     #[error("{name} ends after {seconds:.2} s with {found} of the {expected} {unit} of one moment")]
     Partial {
         /// The recording.
         name: String,
         /// Where.
         seconds: f64,
-        /// How many are left over.
+        /// Units of the last moment.
         found: usize,
-        /// How many there should be.
+        /// Units that a moment should have.
         expected: usize,
-        /// What is counted: `bytes` or `samples`.
+        /// `bytes` or `samples`.
         unit: &'static str,
     },
-    /// A sample is not a number, infinite, or so large that its power is.
+    /// A sample is NaN, infinite, or so large that its square is infinite.
     #[error("{name} has the sample {value} at {seconds:.4} s, expected a finite number near -1 to 1")]
     NotFinite {
         /// The recording.
@@ -120,7 +119,7 @@ pub enum AudioError {
 }
 
 impl AudioError {
-    /// What to do about it, where that is known.
+    /// Advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Empty { .. } => "check that the recording has finished and that the microphone was on",
@@ -129,7 +128,7 @@ impl AudioError {
             }
             Self::NoTrack { .. } => "choose a file with sound: a video must have an audio track",
             Self::Broken { .. } => {
-                "the file may be incomplete: fetch it again; all before the break can be used"
+                "the file may be incomplete: fetch it again; the part before the damage can be used"
             }
             Self::Partial { .. } => "check the sample format and the number of channels",
             Self::NotFinite { .. } => "check the program that wrote it, and the sample format of raw samples",

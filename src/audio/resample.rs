@@ -1,24 +1,24 @@
-//! From any rate to [`SAMPLE_RATE`].
+//! Resampling from any rate to [`SAMPLE_RATE`].
 
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
 use rubato::{Fft, FixedSync, Resampler as _, WindowFunction};
 
 use super::SAMPLE_RATE;
 
-/// Samples a block at the lower of the two rates, at least. The filter is as long, and passes what is below 98.6 % of
-/// the lower Nyquist frequency.
+/// Least samples per block at the lower of the two rates. The filter has this length; it passes frequencies below 98.6 %
+/// of the lower Nyquist frequency.
 const BLOCK: u32 = 1024;
 
-/// A windowed-sinc filter applied in blocks by FFT; its delay is taken out.
+/// A windowed-sinc filter, applied in blocks by FFT, with its delay removed.
 pub(super) struct Resampler {
     fft: Fft<f32>,
     rate: u32,
-    /// Input that does not fill a block yet.
+    /// Input that does not yet fill a block.
     input: Vec<f32>,
     output: Vec<f32>,
     n_in: u64,
     n_out: u64,
-    /// Output that still belongs to the time before the first sample.
+    /// Output samples still to drop: the filter's delay.
     n_early: usize,
 }
 
@@ -27,7 +27,7 @@ impl Resampler {
     pub(super) fn new(rate: u32) -> Self {
         let divisor = gcd(rate, SAMPLE_RATE);
         let (least_in, least_out) = (rate / divisor, SAMPLE_RATE / divisor);
-        // Blocks of even length delay by a whole number of samples on both sides.
+        // With blocks of even length, the delay is a whole number of samples at both rates.
         let n = BLOCK.div_ceil(least_in.min(least_out)).next_multiple_of(2);
         let block_in = (least_in * n) as usize;
         let fft = Fft::new_custom(
@@ -51,14 +51,14 @@ impl Resampler {
         }
     }
 
-    /// Takes samples at the source's rate and appends what has become certain to `out`.
+    /// Takes samples at the source's rate and appends the finished output to `out`.
     pub(super) fn push(&mut self, samples: &[f32], out: &mut Vec<f32>) {
         self.n_in += samples.len() as u64;
         self.input.extend_from_slice(samples);
         self.process(out);
     }
 
-    /// Appends the rest: as many samples in all as the source's time holds, a part of one rounded up.
+    /// Appends the rest. The total is the source's duration times [`SAMPLE_RATE`], rounded up.
     pub(super) fn finish(mut self, out: &mut Vec<f32>) {
         let n_all = (self.n_in * u64::from(SAMPLE_RATE)).div_ceil(u64::from(self.rate));
         while self.n_out < n_all {

@@ -12,13 +12,10 @@
 mod cases;
 mod check;
 mod compare;
-// The tests' reference is the benchmarks' too: one page says what is right.
-#[allow(missing_docs)]
-#[path = "../../tests/reference/mod.rs"]
-mod exact;
 mod kernels;
 mod model;
 mod probe;
+mod reference;
 mod report;
 mod shapes;
 mod stats;
@@ -129,10 +126,8 @@ impl BenchError {
             BenchError::NoKernel { .. } => {
                 Some("a filter is a part of a row's kernel, variant, shape or type".into())
             }
-            BenchError::NoReport { .. } => Some("`--format json` writes one".into()),
-            BenchError::Kinds { .. } => {
-                Some("compare what `bench kernels` wrote, or what `bench model` wrote".into())
-            }
+            BenchError::NoReport { .. } => Some("`Report` as JSON is one".into()),
+            BenchError::Kinds { .. } => Some("compare reports of kernels, or reports of models".into()),
             BenchError::Model { source, .. } => source.hint(),
             BenchError::Engine(e) => e.hint(),
             BenchError::Gpu(e) => e.hint(),

@@ -6,9 +6,11 @@ use wginfer::audio::AudioError;
 use wginfer::bench::BenchError;
 use wginfer::engine::EngineError;
 use wginfer::gpu::GpuError;
+use wginfer::models::{ModelError, ModelKind};
 use wginfer::tasks::TaskError;
 use wginfer::tasks::transcribe::TranscribeError;
 use wginfer::text::TextError;
+use wginfer::weights::WeightsError;
 
 /// Why a command did not finish.
 #[derive(Debug)]
@@ -58,9 +60,94 @@ impl Failure {
     }
 }
 
+/// What the user can do about an error where that is a flag or a command: the library names its own options.
+fn in_flags(error: &wginfer::Error) -> Option<&'static str> {
+    use wginfer::Error;
+    match error {
+        Error::Gpu(e) => of_gpu(e),
+        Error::Weights(e) => of_weights(e),
+        Error::Text(e) => of_text(e),
+        Error::Model(e) => of_model(e),
+        Error::Engine(e) => of_engine(e),
+        Error::Transcribe(TranscribeError::NotSpeech { .. }) => {
+            Some("a language model continues text: use `wginfer generate` or `wginfer chat`")
+        }
+        Error::Transcribe(TranscribeError::Engine(e)) => of_engine(e),
+        Error::Task(TaskError::NoRoom { .. }) => Some("raise `--ctx`, or ask a shorter question"),
+        Error::Task(TaskError::Engine(e) | TaskError::Item { error: e, .. }) => of_engine(e),
+        Error::Bench(BenchError::NoReport { .. }) => {
+            Some("`bench kernels --json` or `bench model --json` writes one")
+        }
+        Error::Bench(BenchError::Kinds { .. }) => {
+            Some("compare what `bench kernels` wrote, or what `bench model` wrote")
+        }
+        Error::Bench(BenchError::Model { source, .. }) => of_model(source),
+        Error::Bench(BenchError::Engine(e)) => of_engine(e),
+        Error::Bench(BenchError::Gpu(e)) => of_gpu(e),
+        _ => None,
+    }
+}
+
+fn of_engine(error: &EngineError) -> Option<&'static str> {
+    match error {
+        EngineError::Speech { .. } => Some(
+            "`wginfer transcribe` runs speech models, `wginfer generate` and `wginfer chat` language models",
+        ),
+        EngineError::PromptTooLong { .. } => Some("shorten the prompt, or raise `--ctx`"),
+        EngineError::NotFinite { .. } => {
+            Some("the weights hold values that are no numbers, or too large for `--kv-type f16`")
+        }
+        EngineError::Text(e) => of_text(e),
+        EngineError::Model(e) => of_model(e),
+        EngineError::Weights(e) => of_weights(e),
+        EngineError::Gpu(e) => of_gpu(e),
+        _ => None,
+    }
+}
+
+fn of_model(error: &ModelError) -> Option<&'static str> {
+    match error {
+        ModelError::WrongKind { kind: ModelKind::Encoder, .. } => {
+            Some("use `wginfer embed` or `wginfer classify`")
+        }
+        ModelError::WrongKind { kind: ModelKind::Decoder, .. } => {
+            Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here")
+        }
+        ModelError::Weights(e) => of_weights(e),
+        _ => None,
+    }
+}
+
+fn of_weights(error: &WeightsError) -> Option<&'static str> {
+    match error {
+        WeightsError::Gpu(e) => of_gpu(e),
+        _ => None,
+    }
+}
+
+fn of_text(error: &TextError) -> Option<&'static str> {
+    match error {
+        TextError::NoChatTemplate | TextError::NoDefaultTemplate { .. } => Some(
+            "a base model continues text: use `wginfer generate`, or choose a model tuned for conversation",
+        ),
+        _ => None,
+    }
+}
+
+fn of_gpu(error: &GpuError) -> Option<&'static str> {
+    match error {
+        GpuError::NoSuchAdapter { .. } => Some("`wginfer devices` lists names and indices"),
+        GpuError::TooLarge { .. } | GpuError::OutOfMemory { .. } => {
+            Some("a smaller `--ctx`, fewer sequences or a smaller model needs less memory")
+        }
+        _ => None,
+    }
+}
+
 impl From<wginfer::Error> for Failure {
     fn from(error: wginfer::Error) -> Self {
-        let (message, hint) = (error.to_string(), error.hint());
+        let hint = in_flags(&error).map(str::to_string).or_else(|| error.hint());
+        let message = error.to_string();
         match error {
             wginfer::Error::Engine(EngineError::Parameter { .. })
             | wginfer::Error::Transcribe(

@@ -118,14 +118,17 @@ impl EngineError {
                 "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
                     .into(),
             ),
-            EngineError::Speech { problem: NEEDS_CLIP, .. } => Some("use `wginfer transcribe`".into()),
-            EngineError::Speech { problem: HEARS_NOTHING, .. } => {
-                Some("use `wginfer generate` or `wginfer chat`, or a Whisper model here".into())
+            EngineError::Speech { problem: NEEDS_CLIP, .. } => {
+                Some("`tasks::transcribe` drives a speech model".into())
             }
-            EngineError::PromptTooLong { .. } => Some("shorten the prompt, or raise `--ctx`".into()),
-            EngineError::NotFinite { .. } => {
-                Some("the weights hold values that are no numbers, or too large for `--kv-type f16`".into())
+            EngineError::Speech { problem: HEARS_NOTHING, .. } => Some("open a Whisper model".into()),
+            EngineError::PromptTooLong { .. } => {
+                Some("shorten the prompt, or raise `EngineOptions::ctx`".into())
             }
+            EngineError::NotFinite { .. } => Some(
+                "the weights hold values that are no numbers, or too large for `EngineOptions::kv_dtype`"
+                    .into(),
+            ),
             EngineError::OutputNotFinite => {
                 Some("the weights hold values that are no numbers, or the checkpoint is damaged".into())
             }

@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use super::{Caps, GpuError, lock};
 
-/// An adapter as `wginfer devices` shows it.
+/// An adapter, as `wginfer devices` lists it.
 #[derive(Clone, Debug)]
 pub struct AdapterSummary {
-    /// Index for selection.
+    /// Index for [`GpuOptions::select`](super::GpuOptions::select).
     pub index: usize,
     /// Name, driver and backend.
     pub info: wgpu::AdapterInfo,
@@ -20,7 +20,7 @@ pub struct AdapterSummary {
 }
 
 impl AdapterSummary {
-    /// What a device of this adapter can do.
+    /// The capabilities of a device of this adapter.
     pub fn caps(&self) -> Caps {
         let cooperative_matrices = self.cooperative_matrices.clone();
         Caps { cooperative_matrices, ..Caps::new(self.features, &self.limits, &self.info) }
@@ -38,16 +38,16 @@ impl std::fmt::Display for AdapterSummary {
     }
 }
 
-/// The adapter that was chosen, and why.
+/// The chosen adapter, and the reason for the choice.
 pub struct Choice {
     pub(super) adapter: wgpu::Adapter,
-    /// What it is.
+    /// The adapter.
     pub summary: AdapterSummary,
-    /// Why this one.
+    /// The reason, for a message.
     pub reason: String,
 }
 
-/// What every device must have; the default limits of WebGPU are enough.
+/// Limits that every device must have. They are WebGPU's defaults.
 pub(super) const MINIMUM: &[(&str, u64)] = &[
     ("max_storage_buffers_per_shader_stage", 8),
     ("max_compute_invocations_per_workgroup", 256),
@@ -78,7 +78,7 @@ fn rank(info: &wgpu::AdapterInfo) -> u32 {
 fn enumerate() -> Vec<wgpu::Adapter> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
     let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
-    // Stable: adapters of one kind keep the driver's order, which is the system's preference.
+    // A stable sort: adapters of one kind keep the driver's order, which is the system's preference.
     adapters.sort_by_key(|a| rank(&a.get_info()));
     adapters
 }
@@ -121,7 +121,7 @@ pub(super) fn choose(select: Option<&str>) -> Result<Choice, GpuError> {
     Ok(Choice { adapter: adapters.swap_remove(index), summary: all[index].clone(), reason })
 }
 
-/// Cooperative matrices that multiply f16 into f32, where `features` has them.
+/// Shapes `(m, n, k)` of cooperative matrices with f16 inputs and f32 sums; none if `features` lacks them.
 pub(super) fn cooperative_matrices(
     adapter: &wgpu::Adapter,
     features: wgpu::Features,
@@ -136,7 +136,7 @@ pub(super) fn cooperative_matrices(
     shapes.iter().filter(fits).map(|p| (p.m_size, p.n_size, p.k_size)).collect()
 }
 
-/// What a host is asked for. Nothing experimental: that is a promise only who opens the device can make.
+/// Features and limits to request. Nothing experimental: only the code that opens the device can vouch for that.
 pub(super) fn wanted(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) {
     let useful = wgpu::Features::SHADER_F16
         | wgpu::Features::SUBGROUP
@@ -151,10 +151,10 @@ pub(super) fn open(
 ) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
     let (mut required_features, required_limits) = wanted(adapter);
     required_features |= adapter.features() & wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-    // SAFETY: wgpu calls a feature experimental while it may still have bugs that are undefined behaviour. Of those
-    // we ask for cooperative matrices alone, many times as fast as anything else for prompts. Our kernels read
-    // and write them only inside arrays, in uniform control flow, in shapes that the adapter lists;
-    // `WGINFER_DISABLE=cooperative-matrices` keeps them unused.
+    // SAFETY: wgpu calls a feature experimental while it may still have bugs that are undefined behaviour. The only
+    // such feature that we request is cooperative matrices, which speed up prompts many times. Our kernels access them
+    // only inside arrays, in uniform control flow, in shapes that the adapter lists.
+    // `WGINFER_DISABLE=cooperative-matrices` disables them.
     #[allow(unsafe_code)]
     let experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
     let request = adapter.request_device(&wgpu::DeviceDescriptor {
@@ -167,7 +167,7 @@ pub(super) fn open(
     });
     let (device, queue) = pollster::block_on(request)
         .map_err(|e| GpuError::NoDevice { adapter: adapter.get_info().name, message: e.to_string() })?;
-    // Our own device: keep the first fault for `Gpu::poll` instead of wgpu's default, which panics.
+    // On a device of our own, `Gpu::poll` returns the first fault. wgpu's default handler panics.
     let first = fault.clone();
     device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
         lock(&first).get_or_insert(GpuError::Device { message: error.to_string() });

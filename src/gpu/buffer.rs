@@ -1,11 +1,11 @@
-//! Device memory that is counted as long as it is there.
+//! Device memory that is counted while it exists.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Counters;
 
-/// A buffer that tells the device's counters when it comes and when it goes.
+/// A buffer that updates the device's memory counters when it is created and dropped.
 pub(super) struct Buffer {
     buffer: wgpu::Buffer,
     counters: Arc<Counters>,

@@ -1,4 +1,4 @@
-//! The driver's compiled pipelines, kept in a file between runs.
+//! The driver's pipeline cache, kept in a file between runs.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,13 +10,12 @@ pub(super) struct DriverCache {
 }
 
 impl DriverCache {
-    /// Loads the file if it is there. Only some backends have such a cache.
+    /// Loads the file, if there is one. `None` if the backend has no pipeline cache.
     pub fn open(device: &wgpu::Device, info: &wgpu::AdapterInfo, dir: &Path) -> Option<Self> {
         let path = dir.join(wgpu::util::pipeline_cache_key(info)?);
         let data = std::fs::read(&path).ok();
-        // SAFETY: the file was written by `save` from `get_data`; wgpu checks its header against the
-        // driver and `fallback` starts afresh on a mismatch. Someone who can write to the user's cache
-        // folder can run code as the user anyway.
+        // SAFETY: `save` wrote the file from `get_data`. wgpu compares its header with the driver, and `fallback` starts
+        // with an empty cache on a mismatch. Whoever can write to the user's cache folder can run code as the user anyway.
         #[allow(unsafe_code)]
         let cache = unsafe {
             device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {
@@ -28,8 +27,7 @@ impl DriverCache {
         Some(DriverCache { cache, path })
     }
 
-    /// Writes the file, whole or not at all. A cache that cannot be written costs time at the next
-    /// start and nothing else, so it is a warning.
+    /// Writes the file, completely or not at all. A failure is only a warning: it costs time at the next start.
     pub fn save(&self) {
         let Some(data) = self.cache.get_data() else { return };
         let unchanged = std::fs::metadata(&self.path).is_ok_and(|m| m.len() == data.len() as u64);
@@ -42,7 +40,7 @@ impl DriverCache {
     }
 }
 
-/// Writes a file whole or not at all, and the folder if it is not there.
+/// Writes a file completely or not at all; creates its folder.
 pub(super) fn write_whole(path: &Path, data: &[u8]) -> std::io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(dir)?;

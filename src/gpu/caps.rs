@@ -1,17 +1,16 @@
-//! What a device can do, as far as it decides which kernel variant runs.
+//! The capabilities of a device, which decide which kernel variants run.
 
-/// Environment variable that switches capabilities off, so that every variant can be tested on one
-/// machine: a comma-separated list of `f16`, `subgroups`, `timestamps`, `pipeline-cache`,
-/// `cooperative-matrices`, `tuning` for choices of variants that were measured, and `software` for the variants that
-/// software devices run.
+/// Environment variable that disables capabilities, so that every variant can be tested on one machine. A
+/// comma-separated list of `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning`
+/// (measured choices of variants) and `software` (the variants for software devices).
 pub const DISABLE_ENV: &str = "WGINFER_DISABLE";
 
-/// The capabilities and limits of a device that the choice of variants rests on.
+/// The capabilities and limits of a device that decide which variants run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caps {
     /// Shaders may compute in `f16`. (Loading `f16` weights needs no capability: they are unpacked.)
     pub f16: bool,
-    /// Width of a subgroup, only where minimum and maximum agree: elsewhere a kernel cannot know it.
+    /// Width of a subgroup, if the device's minimum and maximum are equal. Otherwise a kernel cannot know the width.
     pub subgroup: Option<u32>,
     /// Passes can write timestamps.
     pub timestamps: bool,
@@ -19,23 +18,23 @@ pub struct Caps {
     pub pipeline_cache: bool,
     /// Tile shapes `(m, n, k)` of the device's cooperative matrices with f16 inputs and f32 sums.
     pub cooperative_matrices: Vec<(u32, u32, u32)>,
-    /// Products keep F32 inputs although the device has faster units for F16 ones.
+    /// Products keep F32 inputs, even if the device has faster units for F16.
     pub f32_products: bool,
-    /// Variants are chosen by what was measured on this device, where something is kept of it.
+    /// Measured choices of variants are used, if some are kept for this device.
     pub tuning: bool,
-    /// The device is a processor that pretends (lavapipe, WARP): barriers and workgroup memory are dear.
+    /// A software device (lavapipe, WARP): barriers and workgroup memory are expensive.
     pub cpu: bool,
-    /// Bytes that one storage binding may span.
+    /// Largest storage binding, in bytes.
     pub max_binding_bytes: u64,
-    /// Bytes that one buffer may have.
+    /// Largest buffer, in bytes.
     pub max_buffer_bytes: u64,
     /// Bytes of workgroup memory.
     pub max_workgroup_bytes: u32,
-    /// Invocations a workgroup may have.
+    /// Most invocations per workgroup.
     pub max_workgroup_size: u32,
-    /// Storage buffers that one kernel may bind.
+    /// Most storage buffers per kernel.
     pub max_storage_buffers: u32,
-    /// Workgroups a dispatch may have in each dimension.
+    /// Most workgroups per dimension of a dispatch.
     pub max_workgroups: u32,
     /// Alignment of storage binding offsets, in bytes.
     pub storage_align: u32,
@@ -49,7 +48,7 @@ impl Caps {
         Caps::new(device.features(), &device.limits(), &device.adapter_info())
     }
 
-    /// The capabilities of a device with these features and limits, cooperative matrices excepted.
+    /// The capabilities of a device with these features and limits, but no cooperative matrices.
     pub(super) fn new(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Self {
         let fixed_width = info.subgroup_min_size == info.subgroup_max_size;
         Caps {
@@ -75,7 +74,10 @@ impl Caps {
         }
     }
 
-    /// Switches off what `names` lists (see [`DISABLE_ENV`]); returns the first unknown name.
+    /// Disables the capabilities in `names` (see [`DISABLE_ENV`]).
+    ///
+    /// # Errors
+    /// The first unknown name.
     pub fn disable(&mut self, names: &str) -> Result<(), String> {
         for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
             match name {
@@ -92,39 +94,39 @@ impl Caps {
         Ok(())
     }
 
-    /// What this device lacks, each with what that costs.
+    /// The capabilities that this device lacks, each with its cost.
     pub fn lost(&self) -> Vec<&'static str> {
         let mut lost = Vec::new();
         if self.subgroup.is_none() {
             lost.push("no subgroups of a fixed width: slower variants run");
         }
         if self.max_storage_buffers < 10 {
-            lost.push("fewer than 10 storage buffers a kernel: projection, rotation and cache take two kernels more");
+            lost.push("fewer than 10 storage buffers per kernel: projection, rotation and cache take two more kernels");
         }
         if !self.timestamps {
-            lost.push("no timestamps: a guest's slices are timed by when they are seen to finish");
+            lost.push("no timestamps: a guest's work is timed by when its end is noticed");
         }
         lost
     }
 
-    /// Side of the square tiles of cooperative matrices that kernels multiply on this device: the larger of 16 and
-    /// 8 that it has. A subgroup holds a tile, so its width must be certain; the tiles are `f16` in workgroup
-    /// memory. None where products shall keep F32 inputs.
+    /// Side of the cooperative matrices that kernels use on this device: 16 if it has them, else 8. `None` if the
+    /// device lacks f16 (the type of tiles in workgroup memory) or subgroups of a certain width (which hold a tile), or
+    /// if [`Caps::f32_products`] is set.
     pub fn coop_tile(&self) -> Option<u32> {
         let usable = self.f16 && self.subgroup.is_some() && !self.f32_products;
         [16, 8].into_iter().find(|&n| usable && self.cooperative_matrices.contains(&(n, n, n)))
     }
 
-    /// Whether what many rows share runs on cooperative matrices, whose inputs are F16: wherever kernels can use
-    /// them, but not on software devices, where they have no units of their own (lavapipe 26 multiplies 8 × 8 tiles
-    /// at a fifth of the speed of `linear_reg`).
+    /// Whether products of many rows run on cooperative matrices, with F16 inputs. True wherever kernels can use them,
+    /// except on software devices, which have no matrix units: lavapipe 26 multiplies 8 × 8 tiles at a fifth of the
+    /// speed of `rows_reg`.
     pub fn f16_products(&self) -> bool {
         self.coop_tile().is_some() && !self.cpu
     }
 
-    /// Distributes `n` workgroups over two dimensions where one is too short.
+    /// Distributes `n` workgroups over two dimensions if one is too short.
     ///
-    /// Kernels find their index as `id.x + id.y * num_workgroups.x` and check it against the count.
+    /// Kernels compute their index as `id.x + id.y * num_workgroups.x` and compare it with the count.
     pub fn spread(&self, n: u32) -> [u32; 3] {
         let y = n.div_ceil(self.max_workgroups).max(1);
         [n.div_ceil(y), y, 1]

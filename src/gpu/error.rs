@@ -96,13 +96,13 @@ impl GpuError {
                 "install a Vulkan driver; Mesa's software one is in Debian's and Ubuntu's package `mesa-vulkan-drivers`"
             }
             GpuError::NoAdapter => "install the graphics driver of your card",
-            GpuError::NoSuchAdapter { .. } => "`wginfer devices` lists names and indices",
+            GpuError::NoSuchAdapter { .. } => "`Gpu::adapters` lists names and indices",
             GpuError::LimitTooSmall { .. } => {
                 "create the device with the limits that `Gpu::required` gives for its adapter"
             }
             GpuError::Adopted => "submit what `advance` returns, and read `events`: neither of them waits",
             GpuError::TooLarge { .. } | GpuError::OutOfMemory { .. } => {
-                "a smaller `--ctx`, fewer sequences or a smaller model needs less memory"
+                "a shorter context, fewer sequences or a smaller model needs less memory"
             }
             GpuError::Lost { .. } => "the driver's log says why; a smaller batch makes shorter dispatches",
             _ => return None,

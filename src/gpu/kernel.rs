@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Gpu, GpuError};
+use super::{Fields, Gpu, GpuError};
 
 /// How a kernel uses a storage binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub enum Access {
     Read,
     /// `var<storage, read_write>`
     ReadWrite,
+    /// `var<storage, read>` of an array of structs that the host writes.
+    Records(&'static Fields),
 }
 
 /// A WGSL file in `shaders/` and what the host must know of it. A test holds each declaration against
@@ -21,8 +23,8 @@ pub struct Kernel {
     pub name: &'static str,
     /// The WGSL text.
     pub source: &'static str,
-    /// Bytes of the uniform `Params` at binding 0.
-    pub params_bytes: usize,
+    /// The uniform `Params` at binding 0.
+    pub params: &'static Fields,
     /// Storage bindings 1, 2, … in order.
     pub bindings: &'static [Access],
     /// Whether no index can be out of bounds, so that checks are left out. Only with the reason beside it: such a
@@ -194,9 +196,10 @@ impl Pipeline {
             },
             count: None,
         };
-        let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, true, kernel.params_bytes)];
+        let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform, true, kernel.params.size_bytes)];
         entries.extend(kernel.bindings.iter().enumerate().map(|(i, access)| {
-            entry(i + 1, wgpu::BufferBindingType::Storage { read_only: *access == Access::Read }, false, 0)
+            let read_only = *access != Access::ReadWrite;
+            entry(i + 1, wgpu::BufferBindingType::Storage { read_only }, false, 0)
         }));
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
             label: Some(kernel.name),

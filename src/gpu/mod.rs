@@ -1,13 +1,14 @@
 //! Layer 1: the device. The only layer that calls `wgpu`.
 //!
-//! [`Gpu`] is a device and queue, ours or the host's. [`Tensor`] is memory, [`Kernel`] a declaration,
-//! [`Recorder`] turns calls of operations into command buffers. Nothing here knows of models.
+//! [`Gpu`] is a device and queue, our own or the host's. [`Tensor`] is memory, [`Kernel`] a declaration, and
+//! [`Recorder`] turns calls of operations into command buffers. This layer knows nothing of models.
 
 mod adapter;
 mod buffer;
 mod cache;
 mod caps;
 mod error;
+mod fields;
 mod flight;
 mod kernel;
 mod readback;
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 pub use adapter::{AdapterSummary, Choice};
 pub use caps::{Caps, DISABLE_ENV};
 pub use error::GpuError;
+pub use fields::{Field, Fields};
 pub(crate) use flight::{Flight, Landed, MOST_IN_FLIGHT};
 pub use kernel::{Access, Kernel, Part, Variant};
 pub use readback::{Arrived, Readback, ReadbackRing};
@@ -31,27 +33,28 @@ pub use recorder::Recorder;
 pub use tensor::{ROW_ALIGN, Tensor, View};
 pub use tuning::{Product, Tunable, Tuning, fnv};
 
+pub(crate) use fields::{FieldType, device_struct};
+
 use buffer::Buffer;
 use kernel::Pipeline;
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
-    /// Adapter by index (as `wginfer devices` lists them) or by a part of its name; the best one without.
+    /// Adapter, by index (as `wginfer devices` lists them) or by a part of its name. Default: the best one.
     pub select: Option<String>,
-    /// Capabilities to leave unused, as in the variable [`DISABLE_ENV`], which counts too.
+    /// Capabilities to leave unused, in addition to those in the variable [`DISABLE_ENV`], with the same names.
     pub disable: String,
-    /// Treat storage bindings as no larger than this, to test the splitting of large tensors.
+    /// Upper limit of a storage binding in bytes, to test the splitting of large tensors. Default: the device's limit.
     pub max_binding_bytes: Option<u64>,
-    /// Products keep F32 inputs ([`Caps::f32_products`]): slower where the device multiplies F16 faster, and
-    /// logits nearer to the reference's (1e-3 of the largest instead of 1e-2).
+    /// Products keep F32 inputs ([`Caps::f32_products`]). Slower on devices that multiply F16 faster, but logits
+    /// are within 1e-3 of the largest instead of 1e-2 of the reference's.
     pub f32_products: bool,
-    /// Folder where compiled pipelines are kept between runs, and what was measured of variants; nothing is kept
-    /// without.
+    /// Folder where compiled pipelines and measured choices of variants are kept between runs. Default: none are kept.
     pub cache_dir: Option<PathBuf>,
 }
 
-/// Work that was handed to our own queue.
+/// Work submitted to our own queue.
 #[derive(Debug, Clone)]
 pub struct Submission(wgpu::SubmissionIndex);
 
@@ -77,9 +80,9 @@ pub struct Counts {
     pub allocations: u64,
     /// Bytes of all buffers allocated.
     pub allocated_bytes: u64,
-    /// Bytes of the buffers that are allocated now.
+    /// Bytes of the buffers that exist now.
     pub live_bytes: u64,
-    /// Most bytes that were allocated at a time.
+    /// Largest value of `live_bytes` so far.
     pub peak_bytes: u64,
     /// Submissions to the queue.
     pub submissions: u64,
@@ -89,7 +92,7 @@ pub struct Counts {
     pub dispatches: u64,
 }
 
-/// A device and queue, ours or the host's, with its capabilities and compiled kernels. Cheap to clone.
+/// A device and queue, our own or the host's, with its capabilities and compiled kernels. Cheap to clone.
 #[derive(Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
@@ -112,7 +115,7 @@ struct Inner {
 }
 
 impl Gpu {
-    /// Opens the adapter that `options` select, or the best one.
+    /// Opens a device of the adapter that `options` select, or of the best one.
     ///
     /// # Errors
     /// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`], [`GpuError::NoDevice`],
@@ -126,11 +129,11 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Works as a guest on a device and queue of the host: never submits, never blocks, installs no
-    /// device-wide callback.
+    /// Uses a device and queue of the host as a guest: never submits, never blocks, and installs no device-wide
+    /// callback.
     ///
     /// # Errors
-    /// [`GpuError::LimitTooSmall`] names the limit; [`Gpu::required`] says beforehand what to ask for.
+    /// [`GpuError::LimitTooSmall`]; [`Gpu::required`] returns the limits to ask for.
     pub fn adopt(device: wgpu::Device, queue: wgpu::Queue) -> Result<Gpu, GpuError> {
         let needed = adapter::MINIMUM;
         let limits = device.limits();
@@ -151,11 +154,11 @@ impl Gpu {
         Gpu::assemble(device, queue, None, &GpuOptions::default(), false, Arc::default())
     }
 
-    /// The features and limits that a host should request of `adapter` for a device to be adopted.
+    /// The features and limits that a host should request from `adapter` for a device that [`Gpu::adopt`] gets.
     ///
-    /// Cooperative matrices are not among them: `wgpu` calls them experimental, and a host must decide on
-    /// `ExperimentalFeatures` itself. Their shapes are the adapter's to tell, which a guest does not have, so on
-    /// an adopted device prompts run without them.
+    /// Cooperative matrices are not among them: `wgpu` calls them experimental, and only the host can decide on
+    /// `ExperimentalFeatures`. A guest also has no adapter to ask for their shapes, so an adopted device does not use
+    /// them.
     pub fn required(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) {
         adapter::wanted(adapter)
     }
@@ -212,7 +215,7 @@ impl Gpu {
         })
     }
 
-    /// What the device can do.
+    /// The capabilities and limits of the device.
     pub fn caps(&self) -> &Caps {
         &self.inner.caps
     }
@@ -222,14 +225,14 @@ impl Gpu {
         &self.inner.info
     }
 
-    /// The choices of variants that are kept for this device, read at the first call; none where they shall not be
-    /// used ([`Caps::tuning`]).
+    /// The choices of variants that are kept for this device, read at the first call. Empty if [`Caps::tuning`] is
+    /// off.
     pub fn tuning(&self, tunable: &Tunable) -> &Tuning {
         let read = || if self.caps().tuning { Tuning::read(self, tunable) } else { Tuning::default() };
         self.inner.tuning.get_or_init(read)
     }
 
-    /// Whether we created the device. On a host's device nobody here submits or waits.
+    /// Whether we created the device. On an adopted device the library never submits or waits.
     pub fn is_owned(&self) -> bool {
         self.inner.owned
     }
@@ -276,7 +279,7 @@ impl Gpu {
         Ok(Submission(self.inner.queue.submit(buffers)))
     }
 
-    /// Waits until a submission is done and its results are mapped; only on our own device.
+    /// Waits until a submission is done and its results are mapped. Only for a device of our own.
     ///
     /// # Errors
     /// [`GpuError::Adopted`], and as [`Gpu::poll`].
@@ -287,7 +290,7 @@ impl Gpu {
         self.check(polled)
     }
 
-    /// Runs callbacks of finished work without waiting.
+    /// Runs the callbacks of finished work. Does not wait.
     ///
     /// # Errors
     /// [`GpuError::Lost`] and other faults of the device.
@@ -296,7 +299,7 @@ impl Gpu {
         self.check(polled)
     }
 
-    /// Waits until all submitted work is done; only on our own device.
+    /// Waits until all submitted work is done. Only for a device of our own.
     ///
     /// # Errors
     /// [`GpuError::Adopted`], and as [`Gpu::poll`].
@@ -313,14 +316,14 @@ impl Gpu {
         polled.map(|_| ()).map_err(|e| GpuError::Device { message: e.to_string() })
     }
 
-    /// Reads a tensor back and waits for it: for tests and benchmarks on our own device. Padding is
-    /// left out; `F32` alone.
+    /// Reads an `F32` tensor back and waits for it: `n_rows · n_cols` values, row by row, without padding. For tests
+    /// and benchmarks on a device of our own.
     ///
     /// # Errors
     /// As [`Gpu::wait`].
     ///
     /// # Panics
-    /// For another type than `F32`.
+    /// If the tensor is not `F32`.
     pub fn read_f32(&self, tensor: &Tensor) -> Result<Vec<f32>, GpuError> {
         assert_eq!(tensor.dtype(), crate::dtype::Dtype::F32, "{tensor:?} is not F32");
         let words = self.read_words(tensor)?;
@@ -343,7 +346,7 @@ impl Gpu {
     /// As [`Gpu::wait`].
     ///
     /// # Panics
-    /// If there is no such row or it is no whole number of words.
+    /// If there is no such row, or a row is not a whole number of words.
     pub fn read_row(&self, tensor: &Tensor, row: usize) -> Result<Vec<u32>, GpuError> {
         assert!(row < tensor.n_rows(), "{tensor:?} has no row {row}");
         let bytes = tensor.row_bytes() as u64;
@@ -357,7 +360,7 @@ impl Gpu {
         let pending = ring.record(&mut encoder, &[(tensor.buffer(), offset, size)], 0);
         self.submit([encoder.finish()])?;
         self.wait()?;
-        // If another thread polled at the same time, the callback that marks the slot may be running there.
+        // If another thread polled at the same time, that thread may still be running the callback that marks the slot.
         while pending.is_some_and(|p| !ring.is_ready(p)) {
             std::thread::yield_now();
             self.poll()?;
@@ -368,10 +371,10 @@ impl Gpu {
         Ok(bytemuck::pod_collect_to_vec(&arrived.bytes))
     }
 
-    /// Compiles `variants` in parallel; those known already cost nothing.
+    /// Compiles `variants` in parallel. Those that are already compiled cost nothing.
     ///
     /// # Errors
-    /// [`GpuError::Compile`] names the first kernel that fails.
+    /// [`GpuError::Compile`] with the first kernel that fails.
     pub fn compile(&self, variants: &[Variant]) -> Result<(), GpuError> {
         let next = std::sync::atomic::AtomicUsize::new(0);
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(variants.len());
@@ -418,14 +421,14 @@ impl Gpu {
         self.inner.driver_cache.as_ref().map(|c| &c.cache)
     }
 
-    /// A small tensor for bindings that a variant declares and does not read.
+    /// A small tensor for bindings that a variant declares but does not read.
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`].
     pub fn dummy(&self) -> Result<Tensor, GpuError> {
         if self.inner.dummy.get().is_none() {
             let tensor = Tensor::zeros(self, "unused binding", [1, 64], crate::dtype::Dtype::F32)?;
-            // Another thread may have been first; either tensor serves.
+            // Another thread may have been first. Either tensor will do.
             let _ = self.inner.dummy.set(tensor);
         }
         self.inner.dummy.get().cloned().ok_or(GpuError::NoAdapter)
@@ -465,7 +468,7 @@ impl Gpu {
         if bytes.len().is_multiple_of(4) {
             self.inner.queue.write_buffer(buffer, offset, bytes);
         } else {
-            // Only the end of an F16 row of odd length: rows are padded, so the extra bytes are padding.
+            // The end of an F16 row of odd length. Rows are padded, so the extra bytes go to padding.
             let mut padded = bytes.to_vec();
             padded.resize(bytes.len().next_multiple_of(4), 0);
             self.inner.queue.write_buffer(buffer, offset, &padded);
@@ -483,7 +486,7 @@ impl std::fmt::Debug for Gpu {
     }
 }
 
-/// A poisoned lock here guards plain data that is whole at any moment.
+/// Locks `mutex`. A poisoned lock is fine here: it guards plain data that is valid at every moment.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

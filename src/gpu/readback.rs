@@ -1,4 +1,4 @@
-//! Results on their way to the host: a ring of mappable buffers, mapped when the host submits.
+//! Readback of results: a ring of mappable buffers, mapped when the host submits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use super::timing::{TIMING_BYTES, elapsed_ms};
 use super::{Buffer, Gpu, GpuError};
 
-/// A ring of buffers that device results are copied into. A guest can use it: mapping begins when the
-/// host submits the recording, and nothing here waits.
+/// A ring of buffers for results of the device. A guest can use it: mapping starts when the host submits the recording,
+/// and nothing here waits.
 pub struct ReadbackRing {
     gpu: Gpu,
     slots: Vec<Slot>,
@@ -24,7 +24,7 @@ const IN_FLIGHT: u8 = 1;
 const MAPPED: u8 = 2;
 const FAILED: u8 = 3;
 
-/// A ticket for bytes that were recorded to be read back.
+/// A ticket for a recorded readback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Readback {
     slot: usize,
@@ -33,17 +33,17 @@ pub struct Readback {
     timing_bytes: u64,
 }
 
-/// What came back.
+/// The result of a readback.
 #[derive(Debug, Clone)]
 pub struct Arrived {
-    /// The bytes that were asked for, one range after the other.
+    /// The requested bytes, one range after the other.
     pub bytes: Vec<u8>,
-    /// Milliseconds that the device worked on the recording, if it was timed.
+    /// Device time of the recording in milliseconds, if it was timed.
     pub device_ms: Option<f64>,
 }
 
 impl ReadbackRing {
-    /// Allocates `n_slots` buffers of `slot_bytes` each, and room for timestamps.
+    /// Allocates `n_slots` buffers of `slot_bytes` each, plus the size of timestamps.
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`].
@@ -59,13 +59,13 @@ impl ReadbackRing {
         Ok(ReadbackRing { gpu: gpu.clone(), slots, next: 0 })
     }
 
-    /// Whether a slot is free.
+    /// Whether the next slot is free.
     pub fn has_room(&self) -> bool {
         self.slots[self.next].state.load(Ordering::Acquire) == FREE
     }
 
-    /// Records copies of `(buffer, offset, size)`, one after the other, into the next slot, the last
-    /// `timing_bytes` of them timestamps. `None` if the ring is full.
+    /// Records copies of the ranges `(buffer, offset, size)` into the next slot, one after the other. The last
+    /// `timing_bytes` are timestamps. Returns `None` if the ring is full.
     ///
     /// # Panics
     /// If the copies are larger than a slot.
@@ -95,12 +95,12 @@ impl ReadbackRing {
         Some(Readback { slot, size, timing_bytes })
     }
 
-    /// Whether the bytes have arrived (or never will).
+    /// Whether the bytes have arrived, or mapping has failed.
     pub fn is_ready(&self, pending: Readback) -> bool {
         self.slots[pending.slot].state.load(Ordering::Acquire) >= MAPPED
     }
 
-    /// What has arrived, if it has; frees the slot.
+    /// The result, if it has arrived; frees the slot.
     pub fn take(&mut self, pending: Readback) -> Option<Arrived> {
         let Slot { buffer, state } = &self.slots[pending.slot];
         if state.load(Ordering::Acquire) != MAPPED {

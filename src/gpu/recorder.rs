@@ -107,7 +107,7 @@ impl Recorder {
         groups: [u32; 3],
     ) {
         let kernel = variant.kernel;
-        assert_eq!(size_of::<P>(), kernel.params_bytes, "`{}`: params", kernel.name);
+        assert_eq!(size_of::<P>(), kernel.params.size_bytes, "`{}`: params", kernel.name);
         assert_eq!(bindings.len(), kernel.bindings.len(), "`{}`: bindings", kernel.name);
         if groups.contains(&0) || self.error.is_some() {
             return;
@@ -135,7 +135,7 @@ impl Recorder {
             };
             let mut entries = vec![wgpu::BindGroupEntry {
                 binding: 0,
-                resource: buffer(params, 0, kernel.params_bytes as u64),
+                resource: buffer(params, 0, kernel.params.size_bytes as u64),
             }];
             entries.extend(bindings.iter().zip(ranges).enumerate().map(|(i, (view, (_, range)))| {
                 wgpu::BindGroupEntry {

@@ -1,4 +1,4 @@
-//! Device memory with a shape. No arithmetic: that is what `ops` is for.
+//! Device memory with a shape. Arithmetic is in `ops`.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{Buffer, Gpu, GpuError};
 use crate::dtype::Dtype;
 
-/// Float rows start at multiples of this many elements, a block of quantised weights, so that kernels load whole
-/// blocks and never meet the end of a row inside one. The padding is zero and stays zero.
+/// Rows start at multiples of this many elements, a block of quantised weights, so that kernels load whole blocks and no
+/// row ends inside one. The padding is zero and stays zero.
 pub const ROW_ALIGN: usize = 32;
 
-/// A matrix in device memory: `[n_rows, n_cols]`, rows padded to [`ROW_ALIGN`] elements (not for
-/// `U32` tables). Cheap to clone: clones share the buffer.
+/// A matrix in device memory: `[n_rows, n_cols]`, with rows padded to [`ROW_ALIGN`] elements (except `U32` tables).
+/// Cheap to clone: clones share the buffer.
 #[derive(Clone)]
 pub struct Tensor {
     inner: Arc<Inner>,
@@ -41,21 +41,21 @@ pub struct View {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Tensor {
-    /// Allocates zeros of shape `[n_rows, n_cols]` that one binding spans.
+    /// Allocates zeros of shape `[n_rows, n_cols]` that fit in one binding.
     ///
     /// # Errors
-    /// [`GpuError::TooLarge`] if the device has no binding or buffer of that size;
-    /// [`GpuError::OutOfMemory`] if it has none left.
+    /// [`GpuError::TooLarge`] if the tensor exceeds the device's largest binding or buffer;
+    /// [`GpuError::OutOfMemory`] if memory is exhausted.
     pub fn zeros(gpu: &Gpu, label: &str, shape: [usize; 2], dtype: Dtype) -> Result<Tensor, GpuError> {
         Tensor::allocate(gpu, label, shape, dtype, false)
     }
 
-    /// Allocates zeros of shape `[n_rows, n_cols]`, for weights: where one binding does not span them, kernels
-    /// walk over [`Tensor::ranges`].
+    /// Allocates zeros of shape `[n_rows, n_cols]`, for weights. They may exceed one binding: kernels go through
+    /// [`Tensor::ranges`].
     ///
     /// # Errors
-    /// [`GpuError::TooLarge`] if the device has no buffer of that size or no binding that spans a row;
-    /// [`GpuError::OutOfMemory`] if it has none left.
+    /// [`GpuError::TooLarge`] if the tensor exceeds the device's largest buffer, or a row its largest binding;
+    /// [`GpuError::OutOfMemory`] if memory is exhausted.
     pub fn weights(gpu: &Gpu, label: &str, shape: [usize; 2], dtype: Dtype) -> Result<Tensor, GpuError> {
         Tensor::allocate(gpu, label, shape, dtype, true)
     }
@@ -72,7 +72,7 @@ impl Tensor {
             _ => n_cols.next_multiple_of(ROW_ALIGN),
         };
         let row_bytes = dtype.bytes(stride);
-        // A binding of zero bytes is not allowed, and copies come in whole words.
+        // wgpu allows no binding of zero bytes, and copies only whole words.
         let size = (row_bytes * n_rows).next_multiple_of(4).max(16) as u64;
         let caps = gpu.caps();
         let too_large =
@@ -80,7 +80,7 @@ impl Tensor {
         if size > caps.max_buffer_bytes {
             return Err(too_large(caps.max_buffer_bytes));
         }
-        // Every range of rows that is bound must start at an aligned offset.
+        // A bound range of rows must start at an aligned offset.
         let align = caps.storage_align as usize;
         let step = (1..=align).find(|n| (n * row_bytes).is_multiple_of(align)).unwrap_or(align);
         let most = caps.max_binding_bytes as usize / row_bytes.max(1);
@@ -107,7 +107,7 @@ impl Tensor {
         })
     }
 
-    /// Allocates a tensor and fills it with `f32` values: `data` is `[n_rows, n_cols]`, row by row.
+    /// Allocates an `F32` tensor with `data`, `[n_rows, n_cols]` row by row.
     ///
     /// # Errors
     /// As [`Tensor::zeros`].
@@ -123,7 +123,7 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// Allocates a table of `u32`, `[n_rows, n_cols]`.
+    /// Allocates a `U32` table with `data`, `[n_rows, n_cols]` row by row.
     ///
     /// # Errors
     /// As [`Tensor::zeros`].
@@ -137,12 +137,12 @@ impl Tensor {
         Ok(tensor)
     }
 
-    /// Queues a write of `bytes` from the start of row `row` on; it happens at the next submission.
+    /// Queues a write of `bytes` from the start of row `row` on. It takes effect at the next submission.
     pub fn write(&self, gpu: &Gpu, row: usize, bytes: &[u8]) {
         self.write_at(gpu, row * self.row_bytes(), bytes);
     }
 
-    /// Queues a write of `bytes` at `offset_bytes`; it happens at the next submission.
+    /// Queues a write of `bytes` at `offset_bytes`. It takes effect at the next submission.
     pub fn write_at(&self, gpu: &Gpu, offset_bytes: usize, bytes: &[u8]) {
         if !bytes.is_empty() {
             gpu.write_buffer(&self.inner.buffer, offset_bytes as u64, bytes);
@@ -184,7 +184,7 @@ impl Tensor {
         self.inner.buffer.size()
     }
 
-    /// The underlying buffer, for a host that reads results with shaders of its own.
+    /// The buffer, for a host that reads results with its own shaders.
     pub fn buffer(&self) -> &wgpu::Buffer {
         &self.inner.buffer
     }
@@ -192,7 +192,7 @@ impl Tensor {
     /// The whole tensor as one binding.
     ///
     /// # Panics
-    /// If it spans several, which only one made by [`Tensor::weights`] can.
+    /// If the tensor exceeds one binding, which only tensors from [`Tensor::weights`] can.
     pub fn view(&self) -> View {
         assert!(
             self.inner.rows_per_binding >= self.inner.n_rows,
@@ -202,7 +202,7 @@ impl Tensor {
         View { tensor: self.clone(), rows: 0..self.inner.n_rows }
     }
 
-    /// The tensor as ranges of rows that a binding can span: one range for all but large weights.
+    /// The tensor as ranges of rows that each fit in a binding. Only large weights have more than one.
     pub fn ranges(&self) -> impl Iterator<Item = View> + '_ {
         let (n, step) = (self.inner.n_rows, self.inner.rows_per_binding);
         (0..n).step_by(step).map(move |r| View { tensor: self.clone(), rows: r..(r + step).min(n) })

@@ -1,23 +1,23 @@
-//! The device's own clock: timestamps around passes.
+//! Device time: timestamps around passes.
 
 use super::{Buffer, Gpu, GpuError};
 
-/// Passes of one recording that can be timed; a slice of a step has one, seldom two.
+/// Most passes per recording that can be timed. A slice of a step has one, rarely two.
 const MAX_PASSES: u32 = 8;
 
-/// Bytes that a readback needs for a recording's timestamps.
+/// Bytes of a recording's timestamps in a readback.
 pub(super) const TIMING_BYTES: u64 = 2 * 8 * MAX_PASSES as u64;
 
 /// Timestamps of one recording at a time.
 pub(super) struct Timing {
     queries: wgpu::QuerySet,
     pub resolved: Buffer,
-    /// Timestamps written since the start; `None` while nobody asked for them.
+    /// Timestamps written since `start`; `None` while nothing is timed.
     n_written: Option<u32>,
 }
 
 impl Timing {
-    /// `None` where the device has no timestamps.
+    /// `None` if the device has no timestamps.
     pub fn new(gpu: &Gpu) -> Result<Option<Self>, GpuError> {
         if !gpu.caps().timestamps {
             return Ok(None);
@@ -36,7 +36,7 @@ impl Timing {
         self.n_written = Some(0);
     }
 
-    /// What the next pass writes, if it is timed.
+    /// The timestamps that the next pass writes, if it is timed.
     pub fn pass(&mut self) -> Option<wgpu::ComputePassTimestampWrites<'_>> {
         let at = self.n_written.filter(|n| *n < 2 * MAX_PASSES)?;
         self.n_written = Some(at + 2);
@@ -47,7 +47,7 @@ impl Timing {
         })
     }
 
-    /// Ends the timing; records the timestamps' way into `resolved` and returns how many bytes they are.
+    /// Ends the timing, records the copy of the timestamps into `resolved`, and returns their size in bytes.
     pub fn stop(&mut self, encoder: &mut wgpu::CommandEncoder) -> u64 {
         let n = self.n_written.take().unwrap_or(0);
         if n > 0 {
@@ -57,10 +57,10 @@ impl Timing {
     }
 }
 
-/// Milliseconds from the first to the last of some timestamps, `period_ns` apart.
+/// Milliseconds between the first and the last timestamp in `bytes`; a tick has `period_ns` nanoseconds.
 pub(super) fn elapsed_ms(bytes: &[u8], period_ns: f32) -> Option<f64> {
     let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(bytes);
     let (first, last) = (ticks.first()?, ticks.last()?);
-    // A clock that went backwards, as some drivers' does across a reset, says nothing.
+    // Some drivers' clocks go backwards across a reset; there is no time then.
     last.checked_sub(*first).map(|n| n as f64 * f64::from(period_ns) * 1e-6)
 }

@@ -1,4 +1,4 @@
-//! What was measured on a device about the choice of variants, kept in a file between runs.
+//! Measured choices of variants for a device, kept in a file between runs.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,12 +8,13 @@ use serde::{Deserialize, Serialize};
 use super::{Gpu, cache};
 use crate::dtype::Dtype;
 
-/// A product with weights, as far as the choice of its variant may depend on it: not on how many rows there are.
+/// A product with weights, with all that the choice of its variant may depend on. That excludes the number of rows, so
+/// that a row's result does not depend on its batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Product {
-    /// The operation that it is part of.
+    /// The operation that contains the product.
     pub operation: &'static str,
-    /// Whether the rows are a prompt's; else they decode.
+    /// Whether the rows are a prompt's or decode rows.
     pub is_prompt: bool,
     /// Type of the weights.
     pub dtype: Dtype,
@@ -23,14 +24,14 @@ pub struct Product {
     pub n_in: usize,
 }
 
-/// Names of variants for products. Without one the default by capabilities runs.
+/// The chosen variants of products, by name. Default: the capabilities choose.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tuning {
     choices: HashMap<Product, &'static str>,
 }
 
-/// What the operations call themselves and their variants, and a number that changes with their shaders: a choice
-/// holds for the shaders that it was measured with.
+/// The names of the operations and their variants, and a hash of the shaders: a choice is valid only for the shaders
+/// that it was measured with.
 #[derive(Clone, Copy, Debug)]
 pub struct Tunable {
     /// Operations.
@@ -41,7 +42,7 @@ pub struct Tunable {
     pub shaders: u64,
 }
 
-/// What measurements hold for.
+/// What measurements are valid for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Origin {
     program: String,
@@ -69,7 +70,7 @@ struct Choice {
     variant: String,
 }
 
-/// What rows are called in a file, by [`Product::is_prompt`].
+/// Names of the kinds of rows in a file, indexed by [`Product::is_prompt`].
 const ROWS: [&str; 2] = ["decode", "prompt"];
 
 impl Tuning {
@@ -78,7 +79,7 @@ impl Tuning {
         self.choices.get(product).copied()
     }
 
-    /// Sets the choice for a product; the default without a name.
+    /// Sets the choice for a product. `None` restores the default.
     pub fn set(&mut self, product: Product, variant: Option<&'static str>) {
         match variant {
             Some(variant) => self.choices.insert(product, variant),
@@ -86,17 +87,17 @@ impl Tuning {
         };
     }
 
-    /// How many choices there are.
+    /// The number of choices.
     pub fn len(&self) -> usize {
         self.choices.len()
     }
 
-    /// Whether defaults run everywhere.
+    /// Whether there are no choices, so that every product runs its default.
     pub fn is_empty(&self) -> bool {
         self.choices.is_empty()
     }
 
-    /// Where the choices for this device are kept: none without a cache folder, and on adopted devices.
+    /// The file with the choices for this device. `None` if there is no cache folder, as on adopted devices.
     pub fn path(gpu: &Gpu, tunable: &Tunable) -> Option<PathBuf> {
         let dir = gpu.inner.cache_dir.as_deref()?;
         let o = Origin::of(gpu, tunable);
@@ -104,8 +105,7 @@ impl Tuning {
         Some(dir.join(format!("tuning-{:016x}.json", fnv(0, all.as_bytes()))))
     }
 
-    /// What is kept for this device. Where nothing is kept, or nothing that can be used, there are no choices; the
-    /// latter is a warning, because everything works without.
+    /// Reads the choices that are kept for this device. A file that cannot be used gives a warning and no choices.
     pub fn read(gpu: &Gpu, tunable: &Tunable) -> Tuning {
         let Some(path) = Tuning::path(gpu, tunable).filter(|path| path.exists()) else {
             return Tuning::default();
@@ -132,10 +132,10 @@ impl Tuning {
         Ok(tuning)
     }
 
-    /// Keeps the choices for later runs on this device: the file is written whole or not at all.
+    /// Keeps the choices for later runs on this device. The file is written completely or not at all.
     ///
     /// # Errors
-    /// The system's, or `NotFound` where nothing is kept for want of a folder.
+    /// The system's, or `NotFound` if there is no cache folder.
     pub fn save(&self, gpu: &Gpu, tunable: &Tunable) -> std::io::Result<PathBuf> {
         let path = Tuning::path(gpu, tunable)
             .ok_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, "there is no cache folder"))?;
@@ -165,7 +165,7 @@ impl Origin {
             adapter: info.name.clone(),
             driver,
             backend: info.backend.to_str().into(),
-            // What can be switched off: a measurement without it says nothing about the device with it.
+            // These can be disabled, and a measurement is valid only for the same set.
             capabilities: format!(
                 "f16 {}, subgroup {:?}, software {}, matrices {:?}",
                 caps.f16, caps.subgroup, caps.cpu, caps.cooperative_matrices
@@ -176,7 +176,7 @@ impl Origin {
 }
 
 impl Choice {
-    /// The choice in known words, or the first that is not known.
+    /// The choice with known names, or the first unknown name.
     fn known(&self, tunable: &Tunable) -> Result<(Product, &'static str), &str> {
         let find = |known: &'static [&'static str], word| known.iter().copied().find(|k| *k == word);
         let operation = find(tunable.operations, &*self.operation).ok_or(&*self.operation)?;
@@ -187,7 +187,8 @@ impl Choice {
     }
 }
 
-/// FNV-1a over `bytes`, going on from `hash` (0 to begin): the same in every build, unlike the standard library's.
+/// The FNV-1a hash of `bytes`, continued from `hash` (0 to start). Every build gives the same value, unlike the standard
+/// library's hashes.
 pub fn fnv(hash: u64, bytes: &[u8]) -> u64 {
     let begin = if hash == 0 { 0xcbf2_9ce4_8422_2325 } else { hash };
     bytes.iter().fold(begin, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))

@@ -59,11 +59,9 @@ impl ModelError {
         match self {
             ModelError::Weights(error) => error.hint(),
             ModelError::WrongKind { kind: ModelKind::Encoder, .. } => {
-                Some("use `wginfer embed` or `wginfer classify`".into())
+                Some("`engine::TextEncoder` runs it".into())
             }
-            ModelError::WrongKind { kind: ModelKind::Decoder, .. } => {
-                Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here".into())
-            }
+            ModelError::WrongKind { kind: ModelKind::Decoder, .. } => Some("`engine::Engine` runs it".into()),
             _ => None,
         }
     }

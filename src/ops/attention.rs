@@ -1,42 +1,40 @@
-//! Attention over pages.
-
-use bytemuck::{Pod, Zeroable};
+//! Attention over the paged KV cache.
 
 use super::{KvLayer, Rows, VISIBLE, assert_rows, coop, kernel, kv};
-use crate::gpu::{Caps, Recorder, Tensor, Variant};
+use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_kv_heads: u32,
-    q_stride: u32,
-    o_stride: u32,
-    pages_stride: u32,
-    page_size: u32,
-    window: u32,
-    split_len: u32,
-    max_splits: u32,
-    block0: u32,
-    scale: f32,
-    softcap: f32,
+device_struct! {
+    struct Params {
+        n_kv_heads: u32,
+        q_stride: u32,
+        o_stride: u32,
+        pages_stride: u32,
+        page_size: u32,
+        window: u32,
+        split_len: u32,
+        max_splits: u32,
+        block0: u32,
+        scale: f32,
+        softcap: f32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct CombineParams {
-    n_rows: u32,
-    n_heads: u32,
-    o_stride: u32,
-    split_len: u32,
-    max_splits: u32,
-    window: u32,
+device_struct! {
+    struct CombineParams {
+        n_rows: u32,
+        n_heads: u32,
+        o_stride: u32,
+        split_len: u32,
+        max_splits: u32,
+        window: u32,
+    }
 }
 
 kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
 kernel!(ATTENTION_REG, "attention_reg", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
-// Queries and dimensions are held below their counts before they index q, k, v and o, keys below the block's end before
-// they index pages; what the tables hold is the engine's, never a user's; indices into workgroup memory come
-// of constants and of subgroup and lane.
+// Proven: queries and dimensions are bounded by their counts before they index q, k, v and o, and keys by the block's end
+// before they index pages. The engine writes the tables, never a user. Indices into workgroup memory derive from
+// constants, subgroup and lane.
 kernel!(
     ATTENTION_COOP,
     "attention_coop",
@@ -50,19 +48,19 @@ kernel!(ATTENTION_COMBINE, "attention_combine", CombineParams, [Read, Read, Read
 const MOST_QUERIES: usize = 16;
 /// `MAX_SUMS` in the kernel.
 const MAX_SUMS: usize = 32;
-/// Lanes of `attention_reg`, which must be one subgroup: those of the vector units that software devices run on.
+/// Lanes of `attention_reg`, which must be one subgroup: the width of subgroups on software devices.
 const REG_LANES: usize = 8;
 /// Largest `head_dim` of `attention_reg`, four times its `MAX_D4`.
 const REG_HEAD_DIM: usize = 256;
-/// Subgroups of a workgroup of `attention_coop` at most, each with a tile's side of queries.
+/// Most subgroups per workgroup of `attention_coop`; each has as many queries as a tile has rows.
 const COOP_SUBGROUPS: usize = 4;
-/// Tiles a head in `attention_coop` at most.
+/// Most tiles per head in `attention_coop`.
 const COOP_HEAD_TILES: usize = 16;
-/// Keys a step of `attention_coop`.
+/// Keys per step of `attention_coop`.
 const COOP_KEYS: usize = 32;
-/// Keys of a split at least: shorter ones cost more to combine than they win.
+/// Least keys per split: shorter splits cost more to combine than they save.
 const SPLIT_LEN: usize = 512;
-/// Splits at most, which bounds the memory for partial sums.
+/// Most splits per row, which bounds the memory for partial sums.
 const MAX_SPLITS: usize = 32;
 
 /// The shape of one layer's attention.
@@ -72,24 +70,24 @@ pub struct Attention {
     pub n_heads: usize,
     /// Key-value heads; `n_heads` is a multiple.
     pub n_kv_heads: usize,
-    /// Values a head, a multiple of 4.
+    /// Elements per head, a multiple of 4.
     pub head_dim: usize,
     /// Factor on the scores.
     pub scale: f32,
-    /// A query sees the keys up to its own position; if not, those on both sides, as encoders have it.
+    /// Whether a query sees only the keys up to its own position, or those on both sides, as in encoders.
     pub causal: bool,
-    /// Keys that a query sees, its own included, or if not causal how far it sees on either side; all without.
+    /// Keys that a query sees, its own included, or if not causal the number of keys on each side. Default: all.
     pub window: Option<usize>,
-    /// Cap on the scores: `softcap · tanh(score / softcap)`.
+    /// Cap on the scores: `softcap · tanh(score / softcap)`. Default: no cap.
     pub softcap: Option<f32>,
 }
 
-/// How the rows of a batch are laid out for attention.
+/// The layout of a batch's rows for attention.
 #[derive(Clone, Debug)]
 pub struct AttentionPlan<'a> {
     /// (sequence, position) of each row: `[_, 2]`.
     pub rows: &'a Tensor,
-    /// (first row, rows) of each block: `[_, 2]`; first one of one row for each decoding row.
+    /// (first row, rows) of each block: `[_, 2]`. One block of one row per decode row comes first.
     pub blocks: &'a Tensor,
     /// Pages of each sequence: `[n_seqs, _]`.
     pub pages: &'a Tensor,
@@ -101,35 +99,35 @@ pub struct AttentionPlan<'a> {
     pub n: Rows,
     /// Blocks of prompt rows, each of at most [`Attention::block_rows`] rows.
     pub n_prompt_blocks: usize,
-    /// The longest decoding sequence, in positions; the splits of a row depend on its own alone.
+    /// The longest sequence with a decode row, in positions. The splits of a row depend only on its own sequence.
     pub longest: usize,
     /// Partial sums: [`Attention::partial_shape`].
     pub partial: &'a Tensor,
-    /// Longest sequence that `partial` was made for.
+    /// Longest sequence that `partial` has space for.
     pub max_seq_len: usize,
 }
 
 impl Attention {
-    /// Query heads a key-value head.
+    /// Query heads per key-value head.
     fn group(&self) -> usize {
         self.n_heads / self.n_kv_heads
     }
 
-    /// Whether a lane keeps a whole query in registers, for devices where barriers are dear.
+    /// Whether a lane keeps a whole query in registers, for devices where barriers are expensive.
     fn in_registers(&self, caps: &Caps) -> bool {
         let one_subgroup = caps.subgroup == Some(REG_LANES as u32) && self.group() <= REG_LANES;
         caps.cpu && one_subgroup && self.head_dim <= REG_HEAD_DIM
     }
 
-    /// For prompts: side of a tile of cooperative matrices, and subgroups of a workgroup, as many as fit.
+    /// For prompts: the side of a cooperative matrix, and as many subgroups per workgroup as fit.
     fn on_tiles(&self, caps: &Caps) -> Option<(usize, usize)> {
         let tile = caps.coop_tile().filter(|_| caps.f16_products())? as usize;
         let width = caps.subgroup? as usize;
-        // Zeros fill the last four tiles of a head.
+        // A head is padded with zeros to whole groups of four tiles.
         let padded = self.head_dim.next_multiple_of(4 * tile);
         let fits = |n: &usize| {
             let queries = n * tile;
-            // Queries, keys and weights of f16 with eight values between rows; scores of f32 with four.
+            // Queries, keys and weights are f16 with a padding of eight per row; scores are f32 with four.
             let halves = (queries + COOP_KEYS) * (padded + 8) + queries * (COOP_KEYS + 8);
             let words = queries * (COOP_KEYS + 4) + queries + COOP_KEYS + 1;
             let fits_memory = 2 * halves + 4 * words <= caps.max_workgroup_bytes as usize;
@@ -139,7 +137,7 @@ impl Attention {
         (padded <= COOP_HEAD_TILES * tile && width >= tile).then_some((tile, n_subgroups))
     }
 
-    /// Lanes of a workgroup: as many as the sums need, or in registers one for each query.
+    /// Lanes per workgroup: as many as the sums need, or one per query if queries are in registers.
     fn lanes(&self, caps: &Caps) -> usize {
         if self.in_registers(caps) {
             return REG_LANES;
@@ -148,15 +146,15 @@ impl Attention {
         (self.group() * self.head_dim / 4).div_ceil(MAX_SUMS).next_power_of_two().max(least)
     }
 
-    /// Whether the kernel fits this device: the queries of one position that share a key-value head must
-    /// fit its workgroup memory.
+    /// Whether the kernel fits this device: its workgroup memory must hold the queries of one position that share a
+    /// key-value head.
     pub fn fits(&self, caps: &Caps) -> bool {
         let group_bytes = self.group() * (self.head_dim + 32) * 4;
         let fits_memory = self.in_registers(caps) || group_bytes <= caps.max_workgroup_bytes as usize;
         fits_memory && self.lanes(caps) <= caps.max_workgroup_size as usize
     }
 
-    /// Most prompt rows a block.
+    /// Most prompt rows per block.
     pub fn block_rows(&self, caps: &Caps) -> usize {
         if let Some((tile, n_subgroups)) = self.on_tiles(caps) {
             return tile * n_subgroups / self.group();
@@ -165,12 +163,12 @@ impl Attention {
             return self.lanes(caps) / self.group();
         }
         let by_sums = MAX_SUMS * self.lanes(caps) / (self.head_dim / 4);
-        // Queries, weights and running values of a query, with 1 KiB to spare.
+        // Each query needs its elements, weights and running values; 1 KiB is left over.
         let by_memory = (caps.max_workgroup_bytes as usize - 1024) / ((self.head_dim + 16 + 4) * 4);
         (MOST_QUERIES.min(by_sums).min(by_memory) / self.group()).max(1)
     }
 
-    /// Keys a split: a function of the longest context alone, so that a row is always split alike.
+    /// Keys per split: a function only of the longest context, so that a row is always split in the same way.
     fn split_len(max_seq_len: usize) -> usize {
         SPLIT_LEN.max(max_seq_len.div_ceil(MAX_SPLITS).next_multiple_of(16))
     }
@@ -178,14 +176,14 @@ impl Attention {
     /// Shape of the F32 tensor of partial sums for `n_decode` rows.
     pub fn partial_shape(&self, n_decode: usize, max_seq_len: usize) -> [usize; 2] {
         let n_splits = max_seq_len.div_ceil(Self::split_len(max_seq_len));
-        // Padded rows would not be dense: one row a partial sum of head_dim + 4, a multiple of 4, laid flat.
+        // One row holds all partial sums of head_dim + 4 elements, because rows of that length would be padded.
         [1, (n_decode * self.n_heads * n_splits * (self.head_dim + 4)).next_multiple_of(8)]
     }
 
     /// Records attention: `q` and `o` `[rows, n_heads·head_dim]` F32, `cache` with pages of
     /// `n_kv_heads·page_size·head_dim` keys and values.
     ///
-    /// Dao et al. 2022, algorithm 1; splits over the keys for decoding as in Dao et al. 2023 (Flash-Decoding).
+    /// Dao et al. 2022, algorithm 1; decode rows are split over the keys as in Dao et al. 2023 (Flash-Decoding).
     ///
     /// # Panics
     /// If the shapes disagree.

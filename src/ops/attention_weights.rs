@@ -1,30 +1,28 @@
-//! What attention weighs its values by, where somebody wants to see it.
-
-use bytemuck::{Pod, Zeroable};
+//! The weights of attention, for alignment (word timestamps).
 
 use super::{Attention, AttentionPlan, KvLayer, assert_rows, folding, kernel, kv};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_kv_heads: u32,
-    head: u32,
-    q_stride: u32,
-    p_stride: u32,
-    p_first: u32,
-    pages_stride: u32,
-    page_size: u32,
-    scale: f32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_kv_heads: u32,
+        head: u32,
+        q_stride: u32,
+        p_stride: u32,
+        p_first: u32,
+        pages_stride: u32,
+        page_size: u32,
+        scale: f32,
+    }
 }
 
 kernel!(ATTENTION_WEIGHTS, "attention_weights", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
 
-/// Records the weights of query head `head` for the plan's prompt rows, over all keys of each row's sequence: to `p`
-/// `[rows, _]` F32 from column `first` on. `q` and `cache` as in [`Attention::launch`], attention on both sides without
-/// window or cap.
+/// Writes the weights of query head `head` for the plan's prompt rows, over all keys of each row's sequence, to `p`
+/// `[rows, _]` F32 from column `first` on. `q` and `cache` are as in [`Attention::launch`]; the attention sees both sides,
+/// with no window and no cap.
 ///
 /// # Panics
 /// If the shapes disagree.

@@ -1,17 +1,15 @@
 //! Marks the tokens of a prompt for the repetition penalty.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::kernel;
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    seq: u32,
-    n_tokens: u32,
-    tokens_stride: u32,
-    counts_stride: u32,
+device_struct! {
+    struct Params {
+        seq: u32,
+        n_tokens: u32,
+        tokens_stride: u32,
+        counts_stride: u32,
+    }
 }
 
 kernel!(COUNT_PROMPT, "count_prompt", Params, [Read, ReadWrite]);

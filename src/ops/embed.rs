@@ -1,42 +1,40 @@
 //! Token and position embedding.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{Rows, assert_rows, kernel, weights};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_blocks: u32,
-    w_stride: u32,
-    tokens_stride: u32,
-    first: u32,
-    n_range: u32,
-    n_table: u32,
-    offset: u32,
-    scale: f32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_blocks: u32,
+        w_stride: u32,
+        tokens_stride: u32,
+        first: u32,
+        n_range: u32,
+        n_table: u32,
+        offset: u32,
+        scale: f32,
+    }
 }
 
 kernel!(EMBED, "embed", Params, [Read, Read, Read, ReadWrite]);
 
-/// Which row of the table a row of the batch takes.
+/// Which row of the table a row of the batch gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// The one of its token.
+    /// That of its token.
     Token,
-    /// The one of its position, added to what is there.
+    /// That of its position, added to `x`.
     AddPosition,
-    /// The one that many below its position's, added to what is there.
+    /// That of its position plus this offset, added to `x`.
     AddPositionAfter(usize),
-    /// This one, the same for all rows, added to what is there.
+    /// This one for all rows, added to `x`.
     AddRow(usize),
 }
 
-/// Looks up `table` `[n_table, hidden]` for each row: `x` `[rows, hidden]` is set to `scale` times the token's
-/// row, or gets another row added. `rows` `[_, 2]` holds (sequence, position), `tokens` `[n_seqs, ctx]`
-/// ids. A token outside the table gives zeros.
+/// Looks up a row of `table` `[n_table, hidden]` for each row: sets `x` `[rows, hidden]` to `scale` times the row, or adds
+/// that to `x`, as `lookup` requires. `rows` `[_, 2]` holds (sequence, position), `tokens` `[n_seqs, ctx]` ids. A token
+/// outside the table gives zeros.
 ///
 /// # Panics
 /// If the shapes disagree.

@@ -1,30 +1,28 @@
 //! Random weights.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::kernel;
 use crate::dtype::Dtype;
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    seed: u32,
-    row0: u32,
-    n_rows: u32,
-    n_cols: u32,
-    stride: u32,
-    mean: f32,
-    scale: f32,
+device_struct! {
+    struct Params {
+        seed: u32,
+        row0: u32,
+        n_rows: u32,
+        n_cols: u32,
+        stride: u32,
+        mean: f32,
+        scale: f32,
+    }
 }
 
 kernel!(FILL_NORMAL, "fill_normal", Params, [ReadWrite]);
 
-/// Fills `w` `[n_rows, n_cols]` F32, F16 or BF16 with values about normal around `mean` with deviation `scale`,
-/// each a function of `seed`, row and column alone.
+/// Fills `w` `[n_rows, n_cols]` F32, F16 or BF16 with approximately normal values of mean `mean` and standard deviation
+/// `scale`. Each depends only on `seed`, row and column.
 ///
 /// # Panics
-/// If `w` is of another type.
+/// If `w` has another type.
 pub fn fill_normal(rec: &mut Recorder, w: &Tensor, seed: u32, mean: f32, scale: f32) {
     let (dtype, per_vec4) = match w.dtype() {
         Dtype::F32 => (0, 4),

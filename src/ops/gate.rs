@@ -1,20 +1,18 @@
-//! Activations, with a gate or without.
+//! Activations, optionally with a gate.
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{ACT, assert_rows, kernel};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_cols: u32,
-    x_stride: u32,
-    y_stride: u32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_cols: u32,
+        x_stride: u32,
+        y_stride: u32,
+    }
 }
 
 kernel!(GATE, "gate", Params, [Read, ReadWrite]);
@@ -48,8 +46,7 @@ impl Act {
     }
 }
 
-/// `y = act(x)`, `[_, n_cols]`, for the rows of `range`; where `x` is `[_, 2·n_cols]`,
-/// `y = act(left half) · right half`.
+/// `y = act(x)`, `[_, n_cols]`, for the rows of `range`; if `x` is `[_, 2·n_cols]`, `y = act(left half) · right half`.
 ///
 /// Hendrycks & Gimpel 2016 for GELU, Shazeer 2020 for the gate.
 ///

@@ -1,30 +1,28 @@
-//! The first half of a feed-forward part: norm, product and activation in one.
-
-use bytemuck::{Pod, Zeroable};
+//! The first half of an MLP: norm, product and activation in one kernel.
 
 use super::{ACT, Act, Input, Rows, Span, assert_rows, gate, kernel, linear, weights};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_in: u32,
-    n_blocks: u32,
-    x_stride: u32,
-    w_stride: u32,
-    n_out: u32,
-    y_stride: u32,
-    eps: f32,
-    offset: f32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_in: u32,
+        n_blocks: u32,
+        x_stride: u32,
+        w_stride: u32,
+        n_out: u32,
+        y_stride: u32,
+        eps: f32,
+        offset: f32,
+    }
 }
 
 kernel!(GATE_UP, "gate_up", Params, [Read, Read, Read, Read, ReadWrite]);
 
-/// `y = act(x̂·Wgᵀ + bg) · (x̂·Wuᵀ + bu)`, `[rows, n_out]` F32, where `w` `[2·n_out, n_in]` is `Wg` above `Wu`; where `w`
-/// is `[n_out, n_in]`, `y = act(x̂·Wᵀ + b)`. `x̂` `[rows, n_in]` F32 is `x` or its norm, `bias` `[1, rows of w]` F32.
-/// `up` `[rows, rows of w]` F32 is room for what goes into the activation where that takes a kernel of its own.
+/// `y = act(x̂·Wgᵀ + bg) · (x̂·Wuᵀ + bu)`, `[rows, n_out]` F32, if `w` `[2·n_out, n_in]` is `Wg` above `Wu`; if `w` is
+/// `[n_out, n_in]`, `y = act(x̂·Wᵀ + b)`. `x̂` `[rows, n_in]` F32 is `x` or its norm; `bias` is `[1, rows of w]` F32.
+/// `up` `[rows, rows of w]` F32 is scratch for the input of the activation if that runs as a kernel of its own.
 ///
 /// Shazeer 2020 for the gate.
 ///
@@ -51,7 +49,7 @@ pub fn gate_up(
     }
     let gpu = rec.gpu().clone();
     for span in Span::all(rec, "gate_up", w, n) {
-        // Gate and up of an output must be in one binding.
+        // One binding must hold gate and up of an output.
         if w.ranges().count() > 1 || !span.way.shares() {
             linear::span(rec, input, w, bias, false, up, span);
             gate(rec, act, up, y, span.rows());

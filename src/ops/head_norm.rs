@@ -1,20 +1,18 @@
 //! RMS norm of query and key heads.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, folding, kernel};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_dim: u32,
-    stride: u32,
-    eps: f32,
-    offset: f32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_heads: u32,
+        n_kv_heads: u32,
+        head_dim: u32,
+        stride: u32,
+        eps: f32,
+        offset: f32,
+    }
 }
 
 kernel!(HEAD_NORM, "head_norm", Params, [Read, Read, ReadWrite]);
@@ -32,8 +30,8 @@ pub struct HeadNorm {
     pub offset: f32,
 }
 
-/// Normalises each query and key head of `qkv` `[n_rows, (n_heads + 2·n_kv_heads)·head_dim]`, in place; values stay as
-/// they are.
+/// Normalises each query and key head of `qkv` `[n_rows, (n_heads + 2·n_kv_heads)·head_dim]`, in place. Values do not
+/// change.
 ///
 /// `Qwen3Attention.q_norm` and `k_norm` in transformers' `modeling_qwen3.py`.
 ///

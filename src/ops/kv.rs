@@ -1,4 +1,4 @@
-//! The KV cache as kernels see it.
+//! The device memory of the KV cache.
 
 use super::{APPEND_F16, APPEND_F32, APPEND_Q8_0, KV_F16, KV_F32, KV_Q8_0, PAIR_F16, PAIR_F32, assert_rows};
 use crate::dtype::{BLOCK, Dtype};
@@ -11,19 +11,19 @@ pub struct KvLayer {
     pub k: Tensor,
     /// Values.
     pub v: Tensor,
-    /// How both are stored: `F32`, `F16` or `Q8_0`.
+    /// The type of both: `F32`, `F16` or `Q8_0`.
     pub dtype: Dtype,
 }
 
-/// 32-bit words of a block of a `Q8_0` cache: the scale, an F32 so that no two invocations write to one word, and 32
-/// signed bytes.
+/// 32-bit words per block of a `Q8_0` cache: the scale and 32 signed bytes. The scale is F32, so that no two invocations
+/// write to one word.
 const Q8_WORDS: usize = 1 + BLOCK / 4;
 
 impl KvLayer {
     /// The types that a cache can have.
     pub const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Q8_0];
 
-    /// Allocates `n_pages` pages of `width` keys and as many values, `width` a multiple of 32.
+    /// Allocates `n_pages` pages of `width` elements for keys and as many for values; `width` is a multiple of 32.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
@@ -35,13 +35,13 @@ impl KvLayer {
         Ok(KvLayer { k: tensor("key")?, v: tensor("value")?, dtype })
     }
 
-    /// Bytes of `width` keys, or values.
+    /// Bytes of `width` elements of keys, or of values.
     pub fn bytes(dtype: Dtype, width: usize) -> usize {
         let (n_cols, stored) = stored(dtype, width);
         stored.bytes(n_cols)
     }
 
-    /// Asserts that a page holds `width` keys.
+    /// Asserts that a page has `width` elements of keys.
     pub(super) fn check(&self, what: &str, width: usize) {
         let (n_cols, stored) = stored(self.dtype, width);
         for tensor in [&self.k, &self.v] {
@@ -51,7 +51,7 @@ impl KvLayer {
     }
 }
 
-/// Columns and type of the tensor that holds `width` values of a `dtype` cache a row.
+/// Columns and type of a tensor whose rows hold `width` elements of a `dtype` cache.
 fn stored(dtype: Dtype, width: usize) -> (usize, Dtype) {
     match dtype {
         Dtype::Q8_0 => (width / BLOCK * Q8_WORDS, Dtype::U32),

@@ -1,18 +1,16 @@
 //! Layer norm.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, folding, kernel};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_cols: u32,
-    x_stride: u32,
-    y_stride: u32,
-    eps: f32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_cols: u32,
+        x_stride: u32,
+        y_stride: u32,
+        eps: f32,
+    }
 }
 
 kernel!(LAYER_NORM, "layer_norm", Params, [Read, Read, Read, Read, ReadWrite]);

@@ -1,47 +1,45 @@
 //! Products with weights.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{Input, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights};
-use crate::gpu::{Caps, Recorder, Tensor, Variant};
+use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_in: u32,
-    n_blocks: u32,
-    x_stride: u32,
-    w_stride: u32,
-    out0: u32,
-    n_out: u32,
-    y_stride: u32,
-    eps: f32,
-    offset: f32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_in: u32,
+        n_blocks: u32,
+        x_stride: u32,
+        w_stride: u32,
+        out0: u32,
+        n_out: u32,
+        y_stride: u32,
+        eps: f32,
+        offset: f32,
+    }
 }
 
-// Proven: rows and outputs are held below their counts before they index x and w, and by `put` before y and b; `launch`
-// asserts that the tensors have them; indices into workgroup memory come of constants and of subgroup and lane.
+// Proven: rows and outputs are bounded by their counts before they index x and w, and in `put` before y and b; `launch`
+// asserts that the tensors have them. Indices into workgroup memory derive from constants, subgroup and lane.
 kernel!(LINEAR, "linear", Params, [Read, Read, Read, Read, ReadWrite], proven);
 kernel!(LINEAR_TILE, "linear_tile", Params, [Read, Read, Read, Read, ReadWrite], proven);
 kernel!(LINEAR_COOP, "linear_coop", Params, [Read, Read, Read, Read, ReadWrite], proven);
 
 /// Rows and outputs of a tile of `linear_tile`.
 const TILE: u32 = 64;
-/// Subgroups of a workgroup of `linear_coop`, down the rows and along the outputs: for large products, which pay
-/// for fetching x and w, and for those that would leave most of a device idle with large tiles.
+/// Subgroups per workgroup of `linear_coop`, down the rows and along the outputs: first for large products, which are
+/// bound by loads of x and w, then for those that would leave most of a device idle with large tiles.
 pub(super) const COOP_LARGE: [u32; 2] = [4, 2];
 pub(super) const COOP_SMALL: [u32; 2] = [2, 1];
-/// Large tiles that make a product large: fewer leave more than half of the largest cards idle, which have about
-/// 130 multiprocessors. Not measured here: `wginfer tune` does, on each device.
+/// A product is large from this number of large tiles on: fewer leave more than half of the largest cards idle, which
+/// have about 130 multiprocessors. Not measured; `wginfer tune` measures on each device.
 const COOP_LARGE_TILES: u32 = 64;
 
-/// `y = x̂·Wᵀ + bias`, or added to `y` if `add`: `x̂` `[rows, n_in]` F32 is `x` or its norm, `w` `[n_out, n_in]` of any
-/// weight type, `bias` `[1, n_out]` F32, `y` `[rows, n_out]` F32.
+/// `y = x̂·Wᵀ + bias`, or added to `y` if `add`: `x̂` `[rows, n_in]` F32 is `x` or its norm, `w` `[n_out, n_in]` has any
+/// weight type, `bias` is `[1, n_out]` F32, `y` `[rows, n_out]` F32.
 ///
-/// Decoding rows and prompt rows may go through different kernels, never a row through one that depends on how
-/// many there are: so a row's sum has the same order in every batch.
+/// Decode rows and prompt rows may go through different kernels, but the choice never depends on the number of rows. So a
+/// row's sum has the same order in every batch.
 ///
 /// # Panics
 /// If the shapes disagree.
@@ -70,15 +68,15 @@ pub(super) fn span(
     y: &Tensor,
     span: Span,
 ) {
-    // Tiles read their inputs too often to normalise them on the way.
+    // Tiles read each input many times, so a kernel of its own normalises them first.
     let input = if span.way.shares() { input } else { input.normed(rec, span).into() };
     launch(rec, input, w, bias, add, y, span);
 }
 
-/// Every variant that this device can run: for tests and benchmarks, each with a launch like [`linear`]'s. Which
-/// one runs unasked is said by [`product_variants`](super::product_variants).
+/// Every variant that this device can run, each with a launch like [`linear`]'s, for tests and benchmarks. The default is
+/// the first entry of [`product_variants`](super::product_variants).
 pub fn linear_variants(caps: &Caps) -> Vec<LinearVariant> {
-    // That one is either of the two that follow it.
+    // `Coop` is one of the two that follow it.
     Way::all(caps).into_iter().filter(|way| *way != Way::Coop).map(|way| LinearVariant { way }).collect()
 }
 
@@ -89,7 +87,7 @@ pub struct LinearVariant {
 }
 
 impl LinearVariant {
-    /// What tells it from the others.
+    /// Its name among the variants.
     pub fn name(&self) -> &'static str {
         self.way.name()
     }
@@ -117,9 +115,9 @@ impl LinearVariant {
 pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
     let (Some(tile), Some(width)) = (caps.coop_tile(), caps.subgroup) else { return false };
     let subgroups = down * along;
-    // Tiles of f16 with 40 values a row, and a tile of sums a subgroup.
+    // Tiles of f16 with 40 elements per row, and one tile of sums per subgroup.
     let bytes = (2 * down + 4 * along) * tile * 80 + subgroups * tile * tile * 4;
-    // Each lane fetches as many vec4 of x as any other.
+    // Each lane loads the same number of vec4s of x.
     let even = (16 * tile).is_multiple_of(width * along);
     even && bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size
 }
@@ -129,7 +127,7 @@ fn coop_tile(tile: u32, [down, along]: [u32; 2]) -> [u32; 2] {
     [2 * tile * down, 4 * tile * along]
 }
 
-/// Subgroups of a workgroup of `linear_coop` where the way leaves that to the size of the product.
+/// Subgroups per workgroup of `linear_coop`, if the variant leaves them to the size of the product.
 fn coop_shape(caps: &Caps, tile: u32, w: &Tensor, n_rows: u32) -> [u32; 2] {
     let [rows, outs] = coop_tile(tile, COOP_LARGE);
     let is_large = n_rows.div_ceil(rows) * (w.n_rows() as u32).div_ceil(outs) >= COOP_LARGE_TILES;

@@ -1,9 +1,9 @@
-//! Layer 2: one file an operation: its kernels' declarations, the choice of variant, the launch function.
+//! Layer 2: one file per operation, with its kernels' declarations, the choice of variant and the launch function.
 //!
-//! A launch function asserts the shapes, which are ours to get right, and records dispatches. Activations
-//! are `F32`, rows padded to [`ROW_ALIGN`](crate::gpu::ROW_ALIGN) elements, the padding zero. The order of a
-//! row's sums depends on the device and what was measured on it, on the weights' shape and type, and on whether the
-//! row decodes or belongs to a prompt, never on how many rows there are: so a row's result is the same in every batch.
+//! A launch function asserts the shapes, because a mismatch is a bug of the library, and records dispatches. Activations
+//! are `F32`, with rows padded with zeros to [`ROW_ALIGN`](crate::gpu::ROW_ALIGN) elements. The order of a row's sums
+//! depends on the device (and what was measured on it), on the weights' shape and type, and on the kind of the row (decode
+//! or prompt), but never on the number of rows. So a row's result is the same in every batch.
 
 mod attention;
 mod attention_weights;
@@ -99,7 +99,7 @@ pub static KERNELS: &[&Kernel] = &[
     &unfold::UNFOLD,
 ];
 
-/// The operations whose variants measurements may choose, the variants, and the shaders they are made of.
+/// The operations whose variants measurements may choose, the variants, and a hash of their shaders.
 pub fn tunable() -> &'static Tunable {
     static TUNABLE: LazyLock<Tunable> = LazyLock::new(|| {
         let kernels = KERNELS.iter().map(|kernel| kernel.source);
@@ -113,18 +113,18 @@ pub fn tunable() -> &'static Tunable {
     &TUNABLE
 }
 
-/// The choices of variants that are kept for this device.
+/// The kept choices of variants for this device.
 fn tuning(gpu: &Gpu) -> &Tuning {
     gpu.tuning(tunable())
 }
 
-/// The names of the variants among which measurements may choose for products with rows that decode or with a
-/// prompt's, the default first.
+/// The names of the variants that measurements may choose for products of decode rows or of prompt rows, the default
+/// first.
 pub fn product_variants(caps: &Caps, is_prompt: bool) -> Vec<&'static str> {
     Way::open(caps, is_prompt).into_iter().map(Way::name).collect()
 }
 
-/// Every part, with the kernels in mind that need one of it: a test puts each kernel together with them.
+/// Every part, grouped by the kernels that need one of the group: a test assembles each kernel with them.
 pub static PARTS: &[&[&Part]] = &[
     &[&WEIGHTS_F32, &WEIGHTS_F16, &WEIGHTS_BF16, &WEIGHTS_Q8_0, &WEIGHTS_Q4_0, &WEIGHTS_Q4_K],
     &[&KV_F32, &KV_F16, &KV_Q8_0],
@@ -183,8 +183,8 @@ part!(VISIBLE, "visible");
 part!(COOP_8, "coop_8", enable "f16", enable "wgpu_cooperative_matrix");
 part!(COOP_16, "coop_16", enable "f16", enable "wgpu_cooperative_matrix");
 
-/// Declares a kernel from its file: name, size of its params struct, access of its bindings, and `proven` where
-/// the comment above it says why no index can be out of bounds.
+/// Declares a kernel from its file: name, params struct, access of its bindings (`Records` with the struct that the host
+/// writes), and `proven` if no index can be out of bounds, for a reason that the comment above gives.
 macro_rules! kernel {
     ($name:ident, $file:literal, $params:ty, $bindings:tt) => {
         kernel!($name, $file, $params, $bindings, false);
@@ -192,19 +192,19 @@ macro_rules! kernel {
     ($name:ident, $file:literal, $params:ty, $bindings:tt, proven) => {
         kernel!($name, $file, $params, $bindings, true);
     };
-    ($name:ident, $file:literal, $params:ty, [$($access:ident),* $(,)?], $proven:literal) => {
+    ($name:ident, $file:literal, $params:ty, [$($access:ident $(($record:ty))?),* $(,)?], $proven:literal) => {
         pub(super) static $name: $crate::gpu::Kernel = $crate::gpu::Kernel {
             name: $file,
             source: include_str!(concat!("../../shaders/", $file, ".wgsl")),
-            params_bytes: size_of::<$params>(),
-            bindings: &[$($crate::gpu::Access::$access),*],
+            params: &<$params>::FIELDS,
+            bindings: &[$($crate::gpu::Access::$access $((&<$record>::FIELDS))?),*],
             proven: $proven,
         };
     };
 }
 use kernel;
 
-/// Lanes of a workgroup where a device has no fixed subgroup width: two warps of the widest common kind.
+/// Lanes per workgroup if the device has no fixed subgroup width: the widest common subgroup.
 const PORTABLE_LANES: u32 = 64;
 
 /// The part that loads weights of `dtype`.
@@ -230,7 +230,7 @@ fn quantizer(dtype: Dtype) -> &'static Part {
     }
 }
 
-/// The part that names tiles of cooperative matrices with sides of `n`.
+/// The part for cooperative matrices of `n` × `n`.
 fn coop(n: u32) -> &'static Part {
     match n {
         8 => &COOP_8,
@@ -239,7 +239,7 @@ fn coop(n: u32) -> &'static Part {
     }
 }
 
-/// A variant whose lanes fold values: over one subgroup where its width is certain, else over a workgroup.
+/// A variant whose lanes reduce values: over one subgroup if its width is certain, else over a workgroup.
 fn folding(kernel: &'static Kernel, caps: &Caps) -> Variant {
     match caps.subgroup {
         Some(width) => Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width),
@@ -247,9 +247,9 @@ fn folding(kernel: &'static Kernel, caps: &Caps) -> Variant {
     }
 }
 
-/// A variant that walks over a vocabulary of `n` in one workgroup, several times: 256 lanes, but one subgroup on
-/// software devices where a barrier costs more than lanes bring. Not for large vocabularies: llvmpipe ends an
-/// invocation's loops after 65,535 turns in all, and sampling looks at each token about twenty times.
+/// A variant that goes through a vocabulary of `n` several times in one workgroup of 256 lanes. On software devices, where
+/// barriers cost more than lanes gain, the workgroup is one subgroup; but not for large vocabularies, because llvmpipe
+/// ends an invocation's loops after 65,535 iterations in total, and sampling reads each token about twenty times.
 fn vocabulary(kernel: &'static Kernel, caps: &Caps, n: usize) -> Variant {
     match caps.subgroup {
         Some(width) if caps.cpu && n <= 2048 * width as usize => {

@@ -1,25 +1,23 @@
 //! Penalties and biases on logits.
 
-use bytemuck::{Pod, Zeroable};
+use super::{SAMPLING, SamplingRecord, assert_rows, kernel};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-use super::{SAMPLING, assert_rows, kernel};
-use crate::gpu::{Recorder, Tensor, Variant};
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_vocab: u32,
-    z_stride: u32,
-    bias_stride: u32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_vocab: u32,
+        z_stride: u32,
+        bias_stride: u32,
+    }
 }
 
-kernel!(PENALIZE, "penalize", Params, [Read, Read, Read, Read, Read, ReadWrite]);
+kernel!(PENALIZE, "penalize", Params, [Read, Read, Records(SamplingRecord), Read, Read, ReadWrite]);
 
-/// Applies each sequence's repetition, presence and frequency penalties and its bias list to logits `z`
-/// `[n_rows, n_vocab]`, in place. `rows` `[_, 2]` and `index` `[1, n_rows]` say which sequence a row of `z` belongs
-/// to; `sampling` holds [`SamplingRecord`](super::SamplingRecord)s, `bias` `[n_seqs, 2·most]` U32 pairs of token and bits of
-/// the bias, `counts` `[n_seqs, n_vocab]` U32 what [`count_prompt`](super::count_prompt) and [`sample`](super::sample) counted.
+/// Applies each sequence's repetition, presence and frequency penalties and its logit bias to logits `z`
+/// `[n_rows, n_vocab]`, in place. `rows` `[_, 2]` and `index` `[1, n_rows]` give the sequence of a row of `z`. `sampling`
+/// holds [`SamplingRecord`]s, `bias` `[n_seqs, 2·most]` U32 pairs of token and bits of the bias, `counts`
+/// `[n_seqs, n_vocab]` U32 the counts of [`count_prompt`](super::count_prompt) and [`sample`](super::sample).
 ///
 /// Keskar et al. 2019, section 4.1, for the repetition penalty; OpenAI's API reference for the others.
 ///

@@ -1,36 +1,34 @@
-//! Rows of a sequence to one row.
-
-use bytemuck::{Pod, Zeroable};
+//! Pooling: the rows of a sequence to one row.
 
 use super::{assert_rows, kernel};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_seqs: u32,
-    n4: u32,
-    x_stride: u32,
-    y_stride: u32,
-    col0: u32,
+device_struct! {
+    struct Params {
+        n_seqs: u32,
+        n4: u32,
+        x_stride: u32,
+        y_stride: u32,
+        col0: u32,
+    }
 }
 
 kernel!(POOL, "pool", Params, [Read, Read, ReadWrite]);
 
-/// How the rows of a sequence become one.
+/// How the rows of a sequence are pooled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pooling {
     /// The first row, `[CLS]`.
     First,
     /// The last row.
     Last,
-    /// The mean of all.
+    /// The mean of all rows.
     Mean,
-    /// Their sum over the square root of their number.
+    /// The sum of all rows, divided by the square root of their number.
     MeanSqrtLen,
     /// The largest value of each column.
     Max,
-    /// Their mean with weights 1, 2, 3 …
+    /// The mean of all rows with weights 1, 2, 3 …
     WeightedMean,
 }
 
@@ -48,8 +46,8 @@ impl Pooling {
     }
 }
 
-/// Pools the rows of `n_seqs` sequences: columns `col0` and following of `y` `[n_seqs, _]` F32 become what `pooling`
-/// makes of the rows of `x` `[_, n_cols]` F32 that `spans` `[n_seqs, 2]` U32 names: (first row, rows), at least one row.
+/// Pools the rows of `n_seqs` sequences. `spans` `[n_seqs, 2]` U32 gives the rows of each sequence in `x` `[_, n_cols]`
+/// F32 as (first row, rows), at least one row; the result goes to `y` `[n_seqs, _]` F32 from column `col0` on.
 ///
 /// Reimers & Gurevych 2019, section 3.
 ///
@@ -64,7 +62,7 @@ pub fn pool(
     col0: usize,
     n_seqs: usize,
 ) {
-    // The last columns come with their padding, which must not be another's columns.
+    // The last columns are written with their padding, which must not overlap other columns.
     let (n4, at_end) = (x.n_cols().div_ceil(4), col0 + x.n_cols() == y.n_cols());
     assert!(col0.is_multiple_of(4) && (at_end || x.n_cols().is_multiple_of(4)), "pool: column {col0}");
     assert!(col0 + x.n_cols() <= y.n_cols(), "pool: {x:?} at column {col0} of {y:?}");

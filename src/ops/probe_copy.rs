@@ -1,27 +1,25 @@
-//! What the device's memory can do.
-
-use bytemuck::{Pod, Zeroable};
+//! Measures the device's memory bandwidth.
 
 use super::kernel;
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n: u32,
+device_struct! {
+    struct Params {
+        n: u32,
+    }
 }
 
 kernel!(PROBE_COPY, "probe_copy", Params, [Read, ReadWrite]);
 
-/// Lanes of a workgroup, as many as every device has.
+/// Lanes per workgroup: the most that every device allows.
 const LANES: u32 = 256;
-/// Copies that an invocation makes at least, so that its start and end cost little.
+/// Least copies per invocation, so that its start and end cost little.
 const COPIES: u32 = 4;
 
-/// `y = x`, of one shape and type.
+/// `y = x`, with the same shape and type.
 ///
 /// # Panics
-/// If shapes or types disagree, or rows are no multiple of 16 bytes.
+/// If shapes or types disagree, or the size of a row is not a multiple of 16 bytes.
 pub fn probe_copy(rec: &mut Recorder, x: &Tensor, y: &Tensor) {
     assert_eq!((x.dtype(), x.n_rows(), x.n_cols()), (y.dtype(), y.n_rows(), y.n_cols()), "probe_copy");
     let bytes = x.row_bytes() * x.n_rows();

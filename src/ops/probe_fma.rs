@@ -1,25 +1,23 @@
-//! What the device's arithmetic can do.
-
-use bytemuck::{Pod, Zeroable};
+//! Measures the device's rate of fused multiply-adds.
 
 use super::kernel;
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n: u32,
-    n_steps: u32,
-    a: f32,
-    b: f32,
+device_struct! {
+    struct Params {
+        n: u32,
+        n_steps: u32,
+        a: f32,
+        b: f32,
+    }
 }
 
 kernel!(PROBE_FMA, "probe_fma", Params, [Read, ReadWrite]);
 
-/// `y[i]` is `x[i]` after `n_steps` times `v ↦ v·a + b`; `x` and `y` F32 of one shape.
+/// `y[i]` is `x[i]` after `n_steps` times `v ↦ v·a + b`; `x` and `y` are F32 with the same shape.
 ///
 /// # Panics
-/// If shapes disagree, rows times their stride are no multiple of 16, or `n_steps` is none of 8.
+/// If shapes disagree, rows times stride is not a multiple of 16, or `n_steps` is not a multiple of 8.
 pub fn probe_fma(rec: &mut Recorder, x: &Tensor, y: &Tensor, n_steps: usize, [a, b]: [f32; 2]) {
     assert_eq!((x.n_rows(), x.n_cols()), (y.n_rows(), y.n_cols()), "probe_fma: {x:?} and {y:?}");
     let n = x.n_rows() * x.stride();

@@ -1,40 +1,38 @@
-//! The first half of attention: norm, joint projection, rotation and the way into the cache in one.
-
-use bytemuck::{Pod, Zeroable};
+//! The first half of attention: norm, joint projection, rotation and append to the cache in one kernel.
 
 use super::{
     HeadNorm, Input, KvLayer, Places, Rotary, Rows, Span, assert_rows, head_norm, kernel, linear, pair,
     rope_append, weights,
 };
 use crate::dtype::Dtype;
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_in: u32,
-    n_blocks: u32,
-    x_stride: u32,
-    w_stride: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_dim: u32,
-    n_rot: u32,
-    q_stride: u32,
-    pages_stride: u32,
-    page_size: u32,
-    eps: f32,
-    offset: f32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_in: u32,
+        n_blocks: u32,
+        x_stride: u32,
+        w_stride: u32,
+        n_heads: u32,
+        n_kv_heads: u32,
+        head_dim: u32,
+        n_rot: u32,
+        q_stride: u32,
+        pages_stride: u32,
+        page_size: u32,
+        eps: f32,
+        offset: f32,
+    }
 }
 
 kernel!(QKV, "qkv", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite]);
 
 /// Projects, rotates and appends: of `x̂·Wᵀ + bias` `[rows, (n_heads + 2·n_kv_heads)·head_dim]` the queries go to `q`
-/// `[rows, n_heads·head_dim]` F32, keys and values to the pages of each row's place in `cache`, as
-/// [`rope_append`] has it. `x̂` `[rows, n_in]` F32 is `x` or its norm. `qkv`, of the product's shape, is room for it where
-/// heads are normalised in between or the device wants kernels of their own.
+/// `[rows, n_heads·head_dim]` F32, the keys and values to each row's page in `cache`, as in [`rope_append`]. `x̂`
+/// `[rows, n_in]` F32 is `x` or its norm. `qkv`, of the product's shape, is scratch for the product if heads are
+/// normalised in between, or if the device runs the steps as kernels of their own.
 ///
 /// # Panics
 /// If the shapes disagree.
@@ -55,7 +53,7 @@ pub fn qkv(
 ) {
     let gpu = rec.gpu().clone();
     let caps = gpu.caps();
-    // A lane has two pairs of dimensions, not whole heads or blocks.
+    // A lane has only two pairs of dimensions, not a whole head or block.
     let fuses = heads_norm.is_none()
         && w.ranges().count() == 1
         && caps.max_storage_buffers as usize >= QKV.bindings.len()
@@ -70,7 +68,7 @@ pub fn qkv(
         return;
     }
     for span in Span::all(rec, "qkv", w, n) {
-        // On llvmpipe a product of eight rows with all of this in its tail took twice as long as both by themselves.
+        // On llvmpipe, a product of eight rows with rotation and append in one kernel took twice as long as two kernels.
         if span.way.shares() && !(caps.cpu && span.n_rows > 2) {
             fused(rec, input, w, bias, rotary, heads, places, q, cache, span);
         } else {

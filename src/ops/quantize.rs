@@ -1,24 +1,22 @@
-//! From weights as they are stored to a quantised type.
-
-use bytemuck::{Pod, Zeroable};
+//! Quantises weights on the device.
 
 use super::{assert_rows, kernel, quantizer, weights};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_blocks: u32,
-    w_stride: u32,
-    y_stride: u32,
-    y0: u32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_blocks: u32,
+        w_stride: u32,
+        y_stride: u32,
+        y0: u32,
+    }
 }
 
 kernel!(QUANTIZE, "quantize", Params, [Read, ReadWrite]);
 
-/// Quantises the first `n_rows` rows of `w` `[_, n_cols]` F32, F16 or BF16 to the type of `y` `[_, n_cols]`, into its
-/// rows from `y0` on.
+/// Quantises the first `n_rows` rows of `w` `[_, n_cols]` F32, F16 or BF16 to the type of `y` `[_, n_cols]`, and writes
+/// them to `y` from row `y0` on.
 ///
 /// ggml's rules: `ggml-quants.c`, `quantize_row_q8_0_ref`, `quantize_row_q4_0_ref`, `quantize_row_q4_K_ref`.
 ///

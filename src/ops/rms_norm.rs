@@ -2,21 +2,19 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, folding, kernel};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_cols: u32,
-    x_stride: u32,
-    y_stride: u32,
-    eps: f32,
-    offset: f32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_cols: u32,
+        x_stride: u32,
+        y_stride: u32,
+        eps: f32,
+        offset: f32,
+    }
 }
 
 kernel!(RMS_NORM, "rms_norm", Params, [Read, Read, Read, ReadWrite]);
@@ -28,7 +26,7 @@ pub struct RmsNorm {
     pub w: Tensor,
     /// Added to the mean of squares.
     pub eps: f32,
-    /// Added to the weights: 1 for models that store them less one.
+    /// Added to the weights: 1 for models that store them minus one.
     pub offset: f32,
 }
 

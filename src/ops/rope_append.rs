@@ -1,26 +1,24 @@
-//! Rotary embedding and the append to the KV cache.
+//! Rotary embedding and append to the KV cache.
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{KvLayer, append, assert_rows, kernel};
 use crate::dtype::{BLOCK, Dtype};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    row0: u32,
-    n_rows: u32,
-    n_heads: u32,
-    n_kv_heads: u32,
-    head_dim: u32,
-    n_rot: u32,
-    x_stride: u32,
-    q_stride: u32,
-    pages_stride: u32,
-    page_size: u32,
+device_struct! {
+    struct Params {
+        row0: u32,
+        n_rows: u32,
+        n_heads: u32,
+        n_kv_heads: u32,
+        head_dim: u32,
+        n_rot: u32,
+        x_stride: u32,
+        q_stride: u32,
+        pages_stride: u32,
+        page_size: u32,
+    }
 }
 
 kernel!(ROPE_APPEND, "rope_append", Params, [Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite]);
@@ -28,34 +26,34 @@ kernel!(ROPE_APPEND, "rope_append", Params, [Read, Read, Read, Read, ReadWrite, 
 /// The rotation of queries and keys.
 #[derive(Clone, Debug)]
 pub struct Rotary {
-    /// Bits of cosine and sine for each position and frequency, in pairs: `[max_seq_len, n_rot]` U32, which
-    /// rows are not padded in.
+    /// Pairs of bits of cosine and sine for each position and frequency: `[max_seq_len, n_rot]`. U32, so that rows have
+    /// no padding.
     pub cos_sin: Tensor,
-    /// Dimensions of a head that are rotated.
+    /// Rotated dimensions of a head.
     pub n_rot: usize,
     /// Pairs are (2i, 2i+1), not (i, i + n_rot/2).
     pub interleaved: bool,
 }
 
-/// Where the rows of a batch belong.
+/// The sequences, positions and pages of a batch's rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Places<'a> {
     /// (sequence, position) of each row: `[_, 2]`.
     pub rows: &'a Tensor,
     /// Pages of each sequence: `[n_seqs, _]`.
     pub pages: &'a Tensor,
-    /// Positions a page.
+    /// Positions per page.
     pub page_size: usize,
 }
 
-/// Splits `qkv` `[_, (n_heads + 2·n_kv_heads)·head_dim]` of `range` into rotated queries `q`
-/// `[_, n_heads·head_dim]` and rotated keys and values, which go to the pages of each row's place in `cache`. Without
-/// query heads `q` is not written to.
+/// Splits the rows `range` of `qkv` `[_, (n_heads + 2·n_kv_heads)·head_dim]` into rotated queries, which go to `q`
+/// `[_, n_heads·head_dim]`, and rotated keys and values, which go to each row's page in `cache`. If there are no query
+/// heads, `q` is not written.
 ///
 /// Su et al. 2021, equation 34.
 ///
 /// # Panics
-/// If the shapes disagree, or `head_dim` is not a multiple of 4, or for a `Q8_0` cache of 32.
+/// If the shapes disagree, or `head_dim` is not a multiple of 4 (for a `Q8_0` cache, of 32).
 #[allow(clippy::too_many_arguments)]
 pub fn rope_append(
     rec: &mut Recorder,
@@ -68,7 +66,7 @@ pub fn rope_append(
     range: Range<usize>,
 ) {
     let Places { rows, pages, page_size } = places;
-    // Dimensions that an invocation writes: of a quantised cache a whole block.
+    // Dimensions per invocation: in a quantised cache a whole block.
     let n_dims = if cache.dtype == Dtype::Q8_0 { BLOCK } else { 4 };
     assert!(head_dim % n_dims == 0, "rope_append: head_dim {head_dim}");
     assert_eq!(qkv.n_cols(), (n_heads + 2 * n_kv_heads) * head_dim, "rope_append: {qkv:?}");
@@ -97,7 +95,7 @@ pub fn rope_append(
         .part(append(cache.dtype))
         .set("WG", lanes)
         .set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into())
-        // Known beforehand, the angles' divisions are not compiled: they were most of the kernel's time on llvmpipe.
+        // As an override, because otherwise the divisions for the angles took most of the kernel's time on llvmpipe.
         .set("ROTATES", (n_rot > 0).into());
     let cos_sin = rotary.map_or_else(|| rec.unused(), |r| r.cos_sin.view());
     let items = range.len() * (n_heads + 2 * n_kv_heads) * head_dim / n_dims;

@@ -1,4 +1,4 @@
-//! How the rows of a batch go through products: which way is chosen, and `shaders/parts/rows_*.wgsl`.
+//! How the rows of a batch go through products: the choice of variant, and `shaders/parts/rows_*.wgsl`.
 
 use std::ops::Range;
 
@@ -9,28 +9,28 @@ use super::{
 };
 use crate::gpu::{Caps, Kernel, Part, Product, Recorder, Tensor, Variant, View};
 
-/// The rows of a batch: first those that decode, one a sequence, then those of prompts.
+/// The rows of a batch: first decode rows, then prompt rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Rows {
-    /// Rows that decode.
+    /// Number of decode rows.
     pub n_decode: usize,
-    /// Rows of prompts.
+    /// Number of prompt rows.
     pub n_prompt: usize,
 }
 
 impl Rows {
-    /// Rows in all.
+    /// Total number of rows.
     pub fn count(self) -> usize {
         self.n_decode + self.n_prompt
     }
 }
 
-/// What goes into a product: `x` `[rows, n_in]` F32, normalised on the way if there is a norm.
+/// The input of a product: `x` `[rows, n_in]` F32, normalised if there is a norm.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
     /// The rows.
     pub x: &'a Tensor,
-    /// Their norm, and room for normalised rows where a kernel cannot do it on the way: `[rows, n_in]` F32.
+    /// The norm, and scratch `[rows, n_in]` F32 for normalised rows, for products that do not normalise themselves.
     pub norm: Option<(&'a RmsNorm, &'a Tensor)>,
 }
 
@@ -41,19 +41,19 @@ impl<'a> From<&'a Tensor> for Input<'a> {
 }
 
 impl<'a> Input<'a> {
-    /// The rows of a span, normalised: recorded if there is a norm.
+    /// The rows of a span, normalised by a kernel of its own if there is a norm.
     pub(super) fn normed(&self, rec: &mut Recorder, span: Span) -> &'a Tensor {
         let Some((norm, h)) = self.norm else { return self.x };
         rms_norm(rec, self.x, norm, None, h, span.rows());
         h
     }
 
-    /// Tells a kernel that normalises on the way whether to do it.
+    /// The override that a kernel which can normalise its input reads.
     pub(super) fn set(&self, variant: Variant) -> Variant {
         variant.set("NORM", self.norm.is_some().into())
     }
 
-    /// What such a kernel reads: weights, epsilon, offset.
+    /// The norm's weights, epsilon and offset for such a kernel.
     pub(super) fn norm_params(&self, rec: &Recorder) -> (View, f32, f32) {
         match self.norm {
             Some((norm, _)) => (norm.w.view(), norm.eps, norm.offset),
@@ -62,26 +62,26 @@ impl<'a> Input<'a> {
     }
 }
 
-/// A way through a product. Rows that go the same way have the same order of sums.
+/// A way to compute a product. All rows that go the same way have the same order of sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// Lanes fold the sums of a quad of outputs for the few rows that share one reading of the weights.
+    /// For few rows that share one read of the weights: lanes reduce the sums of a quad of outputs.
     Few,
-    /// Each lane has a quad of outputs to itself, for the few rows that share one reading.
+    /// For few rows that share one read of the weights: each lane has its own quad of outputs.
     Reg,
-    /// Tiles of rows and outputs go through workgroup memory.
+    /// For many rows: tiles of rows and outputs in workgroup memory.
     Tile,
-    /// Tiles of cooperative matrices: large ones if there are many of them, small ones if not.
+    /// For many rows: cooperative matrices, in large tiles if there are many of them, else in small ones.
     Coop,
-    /// Large ones, however few.
+    /// Cooperative matrices in large tiles.
     CoopLarge,
-    /// Small ones, however many.
+    /// Cooperative matrices in small tiles.
     CoopSmall,
 }
 
 impl Way {
     const ALL: [Way; 6] = [Way::Few, Way::Reg, Way::Tile, Way::Coop, Way::CoopLarge, Way::CoopSmall];
-    /// Their names, in the same order.
+    /// The names, in the order of [`Way::ALL`].
     pub const NAMES: [&'static str; 6] = ["few", "reg", "tile", "coop", "coop large", "coop small"];
 
     pub fn name(self) -> &'static str {
@@ -92,7 +92,7 @@ impl Way {
         Way::ALL.into_iter().find(|way| way.name() == name)
     }
 
-    /// Whether a few rows share the reading of weights; norms, gates and rotation are computed on the way then.
+    /// Whether few rows share one read of the weights. Then the same kernel computes norms, gates and rotation.
     pub fn shares(self) -> bool {
         matches!(self, Way::Few | Way::Reg)
     }
@@ -101,29 +101,29 @@ impl Way {
         matches!(self, Way::Coop | Way::CoopLarge | Way::CoopSmall)
     }
 
-    /// Whether the device can run it at all.
+    /// Whether the device can run it.
     fn runs(self, caps: &Caps) -> bool {
         match self {
             Way::Few | Way::Tile => true,
             Way::Reg => caps.subgroup == Some(REG_LANES),
-            // Where large tiles fit, small ones do.
+            // If large tiles fit, small ones do too.
             Way::Coop | Way::CoopSmall => coop_fits(caps, COOP_SMALL),
             Way::CoopLarge => coop_fits(caps, COOP_LARGE),
         }
     }
 
-    /// All that the device can run.
+    /// All ways that the device can run.
     pub fn all(caps: &Caps) -> Vec<Way> {
         Way::ALL.into_iter().filter(|way| way.runs(caps)).collect()
     }
 
-    /// Whether rows may go it: F16 inputs are for prompts alone, and only where they are welcome.
+    /// Whether rows may go this way: F16 inputs are only for prompts, and only if [`Caps::f16_products`] allows them.
     fn is_open(self, caps: &Caps, is_prompt: bool) -> bool {
         self.runs(caps) && (!self.is_coop() || (is_prompt && caps.f16_products()))
     }
 
-    /// The way by capabilities alone. Decoding rows share the weights. So do those of prompts on software devices,
-    /// where barriers cost more than reading the weights again for every few rows.
+    /// The default way, which depends only on capabilities. Decode rows share reads of the weights. So do prompt rows on
+    /// software devices, where barriers cost more than reading the weights again for every few rows.
     fn default(caps: &Caps, is_prompt: bool) -> Way {
         let ways: &[Way] = match (caps.cpu, is_prompt) {
             (true, _) => &[Way::Reg, Way::Few],
@@ -133,15 +133,15 @@ impl Way {
         ways.iter().copied().find(|way| way.is_open(caps, is_prompt)).unwrap_or(Way::Few)
     }
 
-    /// The ways among which measurements may choose, the default first.
+    /// The ways that measurements may choose, the default first.
     pub fn open(caps: &Caps, is_prompt: bool) -> Vec<Way> {
         let default = Way::default(caps, is_prompt);
         let others = Way::ALL.into_iter().filter(|way| *way != default && way.is_open(caps, is_prompt));
         std::iter::once(default).chain(others).collect()
     }
 
-    /// The way of rows that decode or of a prompt's through an operation on `w`: the measured one if there is one
-    /// that the device can run, else the default.
+    /// The way of decode rows or of prompt rows through an operation on `w`: the measured one, if there is one that the
+    /// device can run, else the default.
     pub fn of(rec: &Recorder, operation: &'static str, w: &Tensor, is_prompt: bool) -> Way {
         let caps = rec.gpu().caps();
         let product = Product { operation, is_prompt, dtype: w.dtype(), n_out: w.n_rows(), n_in: w.n_cols() };
@@ -152,19 +152,19 @@ impl Way {
     }
 }
 
-/// By the logarithm of how many rows share one reading of the weights.
+/// Indexed by the base-2 logarithm of the number of rows that share one read of the weights.
 static SHARES: [&Part; 5] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16];
 
-/// Most rows that share one reading: as many sums as lanes have registers for; fewer where those are the 32 of a
-/// processor's vector unit (16 rows there take twice as long as twice 8), or where each row's sum is a tree of barriers.
+/// Most rows that share one read of the weights: as many sums as fit in a lane's registers. Fewer on software devices, whose
+/// vector units have 32 registers (16 rows take twice as long as twice 8), and where each row's sum is a tree of barriers.
 fn most_shared(caps: &Caps) -> usize {
     if caps.cpu || caps.subgroup.is_none() { 8 } else { 16 }
 }
 
-/// Lanes of `rows_reg`, which must be one subgroup: those of the vector units that software devices run on.
+/// Lanes of `rows_reg`, which must be one subgroup: the width of subgroups on software devices.
 const REG_LANES: u32 = 8;
 
-/// Consecutive rows that one dispatch computes, and their way.
+/// Consecutive rows of one dispatch, and their way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
     pub way: Way,
@@ -173,8 +173,7 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// All rows of a batch on their ways through an operation on `w`, which depend on everything but how many rows
-    /// there are.
+    /// All rows of a batch on their ways through an operation on `w`. A way does not depend on the number of rows.
     pub fn all(rec: &Recorder, operation: &'static str, w: &Tensor, n: Rows) -> Vec<Span> {
         let caps = rec.gpu().caps();
         let [decode, prompt] = [false, true].map(|is_prompt| Way::of(rec, operation, w, is_prompt));
@@ -185,8 +184,8 @@ impl Span {
         };
         let mut spans = Vec::with_capacity(4);
         for (way, row0, n_rows) in parts {
-            // On software devices whole groups, then what is left in as few rows as will do: the order of sums is
-            // the same. Elsewhere a dispatch more costs more than idle rows.
+            // On software devices, whole groups first, then the rest in the smallest group that holds it: the order of sums
+            // is the same. On other devices one more dispatch costs more than idle rows.
             let whole = if way.shares() && caps.cpu {
                 n_rows / most_shared(caps) * most_shared(caps)
             } else {
@@ -203,12 +202,12 @@ impl Span {
         self.row0..self.row0 + self.n_rows
     }
 
-    /// Rows that share one reading of the weights.
+    /// Rows that share one read of the weights.
     fn n_shared(self, caps: &Caps) -> usize {
         self.n_rows.next_power_of_two().clamp(1, most_shared(caps))
     }
 
-    /// The variant of a kernel whose rows share, and its workgroups for `n_quads` quads of outputs.
+    /// The variant of a kernel whose rows share reads, and its workgroups for `n_quads` quads of outputs.
     pub fn sharing(self, kernel: &'static Kernel, caps: &Caps, n_quads: u32) -> (Variant, [u32; 3]) {
         let n_shared = self.n_shared(caps);
         let variant = Variant::new(kernel);
@@ -223,12 +222,12 @@ impl Span {
     }
 }
 
-/// Blocks of 32 inputs in a row of weights.
+/// Blocks of 32 inputs per row of weights.
 pub(super) fn n_blocks(w: &Tensor) -> u32 {
     (w.stride() / crate::dtype::BLOCK) as u32
 }
 
-/// 16-byte words in a row of weights.
+/// 16-byte words per row of weights.
 pub(super) fn words(w: &Tensor) -> u32 {
     (w.row_bytes() / 16) as u32
 }

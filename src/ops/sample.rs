@@ -1,62 +1,65 @@
-//! The draw of the next token.
-
-use bytemuck::{Pod, Zeroable};
+//! Draws the next token.
 
 use super::{SAMPLING, assert_rows, kernel, vocabulary};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_vocab: u32,
-    z_stride: u32,
-    tokens_stride: u32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_vocab: u32,
+        z_stride: u32,
+        tokens_stride: u32,
+    }
 }
 
-kernel!(SAMPLE, "sample", Params, [Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite, ReadWrite]);
+kernel!(
+    SAMPLE,
+    "sample",
+    Params,
+    [Read, Records(SamplingRecord), Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite, ReadWrite]
+);
 
-/// What `sample` writes where logits are not finite.
+/// The token that `sample` writes if logits are not finite.
 pub const NOT_A_TOKEN: u32 = u32::MAX;
 
-/// One sequence's sampling parameters as the device reads them: `Sampling` in `shaders/parts/sampling.wgsl`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct SamplingRecord {
-    /// Low word of the seed.
-    pub seed_low: u32,
-    /// High word of the seed.
-    pub seed_high: u32,
-    /// 0 takes the most probable token.
-    pub temperature: f32,
-    /// 0 is off.
-    pub top_k: u32,
-    /// 1 is off.
-    pub top_p: f32,
-    /// 0 is off.
-    pub min_p: f32,
-    /// 1 is off.
-    pub repetition_penalty: f32,
-    /// 0 is off.
-    pub presence_penalty: f32,
-    /// 0 is off.
-    pub frequency_penalty: f32,
-    /// Entries of the bias list.
-    pub n_bias: u32,
-    /// 1 if tokens are counted for the penalties.
-    pub counts: u32,
-    /// Fills the record to a multiple of 16 bytes.
-    pub pad: u32,
+device_struct! {
+    /// One sequence's sampling parameters as the device reads them: `Sampling` in `shaders/parts/sampling.wgsl`.
+    pub struct SamplingRecord {
+        /// Low word of the seed.
+        pub seed_low: u32,
+        /// High word of the seed.
+        pub seed_high: u32,
+        /// 0 takes the most probable token.
+        pub temperature: f32,
+        /// 0 is off.
+        pub top_k: u32,
+        /// 1 is off.
+        pub top_p: f32,
+        /// 0 is off.
+        pub min_p: f32,
+        /// 1 is off.
+        pub repetition_penalty: f32,
+        /// 0 is off.
+        pub presence_penalty: f32,
+        /// 0 is off.
+        pub frequency_penalty: f32,
+        /// Entries of the bias list.
+        pub n_bias: u32,
+        /// 1 if tokens are counted for the penalties.
+        pub counts: u32,
+        /// Fills the record to a multiple of 16 bytes.
+        pub pad: u32,
+    }
 }
 
-/// Draws a token for each of `n_rows` rows of logits `z` `[n_rows, n_vocab]`: writes it to `chosen`
-/// `[1, n_rows]` and to `tokens` `[n_seqs, ctx]` at the next position, counts it in `counts` `[n_seqs, n_vocab]` if the
-/// sequence asks for it, moves the row's position in `rows` `[_, 2]` one on, and leaves in `filters`
-/// `[n_rows, 2]` U32 the bits of `1/temperature` and of the smallest logit kept. `index` `[1, n_rows]` says which row of
-/// the batch a row of `z` belongs to; `sampling` `[n_seqs, 12]` U32 holds [`SamplingRecord`]s.
+/// Draws a token for each of `n_rows` rows of logits `z` `[n_rows, n_vocab]`. Writes it to `chosen` `[1, n_rows]` and to
+/// `tokens` `[n_seqs, ctx]` at the next position, counts it in `counts` `[n_seqs, n_vocab]` if the sequence has penalties,
+/// advances the row's position in `rows` `[_, 2]`, and writes the bits of `1/temperature` and of the smallest kept logit
+/// to `filters` `[n_rows, 2]` U32. `index` `[1, n_rows]` gives the row of the batch for a row of `z`; `sampling`
+/// `[n_seqs, 12]` U32 holds [`SamplingRecord`]s.
 ///
-/// The formulas stand in `shaders/sample.wgsl`. Ties at the border of top-k and top-p are kept, where
-/// transformers keeps them for top-k and breaks them by the order of its sort for top-p.
+/// The formulas are in `shaders/sample.wgsl`. Ties at the border of top-k and top-p are kept. transformers does so for
+/// top-k, but breaks ties for top-p by the order of its sort.
 ///
 /// # Panics
 /// If the shapes disagree.

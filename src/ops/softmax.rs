@@ -1,17 +1,15 @@
 //! Softmax and log-softmax.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, kernel, vocabulary};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_cols: u32,
-    x_stride: u32,
-    y_stride: u32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_cols: u32,
+        x_stride: u32,
+        y_stride: u32,
+    }
 }
 
 kernel!(SOFTMAX, "softmax", Params, [Read, Read, ReadWrite]);

@@ -1,50 +1,48 @@
-//! What a transcript may go on with.
-
-use bytemuck::{Pod, Zeroable};
+//! The rules for the next token of a transcript.
 
 use super::{assert_rows, kernel, vocabulary};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_vocab: u32,
-    z_stride: u32,
-    tokens_stride: u32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_vocab: u32,
+        z_stride: u32,
+        tokens_stride: u32,
+    }
 }
 
-kernel!(SPEECH_RULES, "speech_rules", Params, [Read, Read, Read, Read, ReadWrite]);
+kernel!(SPEECH_RULES, "speech_rules", Params, [Read, Read, Records(SpeechRecord), Read, ReadWrite]);
 
-/// A sequence's rules, as the device reads them.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-pub struct SpeechRecord {
-    /// 1: there are rules.
-    pub on: u32,
-    /// Tokens before the first that is generated.
-    pub prompt_len: u32,
-    /// The token that ends a transcript.
-    pub end: u32,
-    /// 1: timestamps are drawn.
-    pub timestamps: u32,
-    /// The timestamp of zero; the others follow it, to the end of the vocabulary.
-    pub first: u32,
-    /// The token that says that there are none.
-    pub no_timestamps: u32,
-    /// The highest timestamp that may begin, counted from the first.
-    pub max_initial: u32,
-    /// Not used.
-    pub pad: u32,
-    /// Tokens that may not come first; [`u32::MAX`] for none.
-    pub suppress_first: [u32; 4],
+device_struct! {
+    /// A sequence's rules, as the device reads them.
+    pub struct SpeechRecord {
+        /// 1: there are rules.
+        pub on: u32,
+        /// Tokens before the first that is generated.
+        pub prompt_len: u32,
+        /// The token that ends a transcript.
+        pub end: u32,
+        /// 1: timestamps are drawn.
+        pub timestamps: u32,
+        /// The timestamp of zero; the others follow it, to the end of the vocabulary.
+        pub first: u32,
+        /// The token that says that there are none.
+        pub no_timestamps: u32,
+        /// The highest timestamp that may begin, counted from the first.
+        pub max_initial: u32,
+        /// Not used.
+        pub pad: u32,
+        /// Tokens that may not come first; [`u32::MAX`] for none.
+        pub suppress_first: [u32; 4],
+    }
 }
 
-/// Forbids, by a logit of -1e30, the tokens that the rules of each row's sequence do not allow next: `z`
-/// `[n_rows, n_vocab]` F32 is changed in place. `rows` `[_, 2]` holds (sequence, position), `index` `[1, n_rows]` the row of
-/// the batch that a row of `z` belongs to, `rules` `[n_seqs, 12]` U32 [`SpeechRecord`]s, `tokens` `[n_seqs, ctx]` ids.
+/// Sets the logits of tokens that the rules of each row's sequence do not allow next to -1e30, in `z` `[n_rows, n_vocab]`
+/// F32. `rows` `[_, 2]` holds (sequence, position), `index` `[1, n_rows]` the row of the batch for a row of `z`, `rules`
+/// `[n_seqs, 12]` U32 [`SpeechRecord`]s, `tokens` `[n_seqs, ctx]` ids.
 ///
-/// The rules stand in `shaders/speech_rules.wgsl`; reference: openai/whisper's `decoding.py`.
+/// The rules are in `shaders/speech_rules.wgsl`. Reference: openai/whisper's `decoding.py`.
 ///
 /// # Panics
 /// If the shapes disagree.

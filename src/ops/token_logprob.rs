@@ -1,27 +1,25 @@
-//! Log-probabilities of the tokens that a prompt goes on with.
+//! Log-probabilities of a prompt's tokens.
 
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, kernel, vocabulary};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    r0: u32,
-    n_rows: u32,
-    n_vocab: u32,
-    z_stride: u32,
-    tokens_stride: u32,
+device_struct! {
+    struct Params {
+        r0: u32,
+        n_rows: u32,
+        n_vocab: u32,
+        z_stride: u32,
+        tokens_stride: u32,
+    }
 }
 
 kernel!(TOKEN_LOGPROB, "token_logprob", Params, [Read, Read, Read, Read, ReadWrite]);
 
-/// Writes to `y` `[1, _]`, from its beginning on, the log-probability that each of the rows `range` of the logits `z`
-/// `[_, n_vocab]` gives to the token after its position. `rows` `[_, 2]` and `index` `[1, _]` say which sequence and
-/// position a row of `z` belongs to, `tokens` `[n_seqs, ctx]` which token comes next there.
+/// Writes to `y` `[1, _]`, from its start on, the log-probability that each row in `range` of the logits `z` `[_, n_vocab]`
+/// gives to the token after its position. `rows` `[_, 2]` and `index` `[1, _]` give the sequence and position of a row of
+/// `z`, `tokens` `[n_seqs, ctx]` the next token.
 ///
 /// # Panics
 /// If the shapes disagree.

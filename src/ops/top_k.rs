@@ -1,25 +1,23 @@
 //! The most probable tokens.
 
-use bytemuck::{Pod, Zeroable};
-
 use super::{assert_rows, kernel, vocabulary};
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Recorder, Tensor, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    n_rows: u32,
-    n_cols: u32,
-    x_stride: u32,
-    k: u32,
-    y_stride: u32,
+device_struct! {
+    struct Params {
+        n_rows: u32,
+        n_cols: u32,
+        x_stride: u32,
+        k: u32,
+        y_stride: u32,
+    }
 }
 
 kernel!(TOP_K, "top_k", Params, [Read, Read, ReadWrite]);
 
-/// Writes to each row of `y` `[n_rows, 2·(1 + most)]` U32 pairs of column and bits of the value: first those of
-/// `chosen` `[1, n_rows]`, then the `k` largest elements of `x` `[n_rows, n_cols]`, largest first, among equals
-/// the smaller column first.
+/// Writes pairs of column and bits of the value to each row of `y` `[n_rows, 2·(1 + most)]` U32: first the element that
+/// `chosen` `[1, n_rows]` names, then the `k` largest elements of `x` `[n_rows, n_cols]`, largest first; on a tie, the
+/// smaller column first.
 ///
 /// # Panics
 /// If the shapes disagree or `k` is larger than `n_cols` or than `most`.

@@ -1,27 +1,25 @@
-//! Convolutions over rows, as products.
-
-use bytemuck::{Pod, Zeroable};
+//! Unfolding (im2col), which makes convolutions over rows products.
 
 use super::{assert_rows, kernel};
-use crate::gpu::{Recorder, Tensor, Variant};
+use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct Params {
-    first: u32,
-    n_in: u32,
-    n_rows: u32,
-    n_channels: u32,
-    stride: u32,
-    x_stride: u32,
-    y_stride: u32,
+device_struct! {
+    struct Params {
+        first: u32,
+        n_in: u32,
+        n_rows: u32,
+        n_channels: u32,
+        stride: u32,
+        x_stride: u32,
+        y_stride: u32,
+    }
 }
 
 kernel!(UNFOLD, "unfold", Params, [Read, ReadWrite]);
 
-/// Lays out what each output of a convolution over rows sees, three rows wide, padded by one and `stride` apart:
-/// `y[t, 3c + k] = x[first + stride·t + k − 1, c]`, zero outside the `n_in` rows from `first` on. `x` `[_, n_channels]`,
-/// `y` `[⌈n_in / stride⌉, 3·n_channels]` F32.
+/// Writes the inputs of each output of a convolution over rows of width 3, padding 1 and stride `stride`:
+/// `y[t, 3c + k] = x[first + stride·t + k − 1, c]`, zero outside the `n_in` rows from `first` on. `x` is
+/// `[_, n_channels]`, `y` `[⌈n_in / stride⌉, 3·n_channels]`, both F32.
 ///
 /// # Panics
 /// If the shapes disagree.

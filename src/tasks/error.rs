@@ -83,7 +83,7 @@ impl TaskError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            TaskError::NoRoom { .. } => Some("raise `--ctx`, or ask a shorter question".into()),
+            TaskError::NoRoom { .. } => Some("raise `EngineOptions::ctx`, or ask a shorter question".into()),
             TaskError::Endless { .. } => Some("the model repeats its text; try another model".into()),
             TaskError::Engine(e) | TaskError::Item { error: e, .. } => e.hint(),
             _ => None,

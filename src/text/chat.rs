@@ -1,4 +1,4 @@
-//! Chat templates: Jinja as `transformers` renders it.
+//! Chat templates: Jinja, rendered as `transformers` does.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,9 +15,9 @@ const NAME: &str = "chat_template";
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks: `system`, `user`, `assistant` or `tool`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// What is said.
+    /// The text.
     pub content: String,
 }
 
@@ -27,12 +27,12 @@ impl Message {
         Self { role: role.into(), content: content.into() }
     }
 
-    /// A message that sets the assistant's task.
+    /// A system message, which sets the assistant's task.
     pub fn system(content: impl Into<String>) -> Self {
         Self::new("system", content)
     }
 
-    /// A message of the person who asks.
+    /// A user's message.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new("user", content)
     }
@@ -43,7 +43,7 @@ impl Message {
     }
 }
 
-/// A compiled chat template with the special tokens that it may name.
+/// A compiled chat template, with the special tokens that it may name.
 #[derive(Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -51,10 +51,10 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles `source`; it sees `special_tokens` (`bos_token`, `eos_token`, ...) as variables.
+    /// Compiles `source`. The `special_tokens` (`bos_token`, `eos_token`, ...) are variables of the template.
     ///
     /// # Errors
-    /// A source that is not valid Jinja.
+    /// [`TextError::TemplateSyntax`] if `source` is not valid Jinja.
     pub fn new(source: &str, special_tokens: BTreeMap<String, String>) -> Result<Self, TextError> {
         let syntax_error = |e: minijinja::Error| TextError::TemplateSyntax {
             line: e.line().unwrap_or(0),
@@ -73,13 +73,12 @@ impl ChatTemplate {
         Ok(Self { environment, special_tokens })
     }
 
-    /// Renders `messages` into a prompt, and opens the assistant's turn if `add_generation_prompt`.
+    /// Renders `messages` into a prompt. If `add_generation_prompt`, it ends with the start of the assistant's turn.
     ///
-    /// `extra` holds further variables (`tools`, `enable_thinking`, ...), which win over those of the same
-    /// name.
+    /// `extra` holds further variables (`tools`, `enable_thinking`, ...), which replace others of the same name.
     ///
     /// # Errors
-    /// The template raised an exception, whose message the error carries, or could not be evaluated.
+    /// [`TextError::TemplateRender`] if the template raises an exception or cannot be evaluated.
     pub fn render(
         &self,
         messages: &[Message],
@@ -87,7 +86,7 @@ impl ChatTemplate {
         extra: &serde_json::Map<String, serde_json::Value>,
     ) -> Result<String, TextError> {
         let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
-        // transformers always passes these two, and templates compare them with none.
+        // transformers always passes these two, and templates compare them with `none`.
         variables.insert("tools", Value::from(()));
         variables.insert("documents", Value::from(()));
         variables.extend(
@@ -108,7 +107,7 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
-/// The message of a template error, without the kind and place that the engine adds.
+/// The message of a template error, without the kind and line that minijinja adds.
 fn reason(error: &minijinja::Error) -> String {
     error.detail().map_or_else(|| error.kind().to_string(), str::to_string)
 }
@@ -125,9 +124,7 @@ fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
     jiff::fmt::strtime::format(format, &jiff::Zoned::now()).map_err(invalid)
 }
 
-/// Turns `{% generation %}` into a condition that always holds.
-///
-/// transformers marks with it which tokens to train on; rendering only needs what is inside.
+/// Replaces `{% generation %}`, with which transformers marks the tokens to train on, by a condition that is always true.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -146,7 +143,7 @@ fn without_generation_tags(source: &str) -> String {
     out
 }
 
-/// The `tojson` filter of `transformers`: Python's `json.dumps`, with characters left as they are.
+/// The `tojson` filter of `transformers`: Python's `json.dumps`, with `ensure_ascii` off by default.
 fn to_json(value: Serde<serde_json::Value>, options: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     let separators: Option<(String, String)> =
@@ -155,7 +152,7 @@ fn to_json(value: Serde<serde_json::Value>, options: Kwargs) -> Result<String, m
     let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
 
-    // json.dumps: the space after a comma gives way to the line break where there is one.
+    // json.dumps writes no space after a comma if a line break follows.
     let (item, key) = separators
         .unwrap_or_else(|| (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()));
     let style =
@@ -214,7 +211,7 @@ impl PythonStyle {
 
 impl Formatter for PythonStyle {
     fn write_f64<W: ?Sized + io::Write>(&mut self, w: &mut W, value: f64) -> io::Result<()> {
-        // The digits are the same, but Python writes at least two for the exponent, and its sign.
+        // The digits are the same, but Python writes the exponent with a sign and at least two digits.
         let text = serde_json::Number::from_f64(value).map_or("NaN".to_string(), |n| n.to_string());
         match text.split_once('e').and_then(|(digits, e)| Some((digits, e.parse::<i32>().ok()?))) {
             Some((digits, e)) => write!(w, "{digits}e{}{:02}", if e < 0 { '-' } else { '+' }, e.abs()),

@@ -1,10 +1,10 @@
 //! Layer 2: text to token ids and back, and messages to prompts. No GPU.
 //!
-//! [`Tokenizer`] holds what the text files of a checkpoint say: `tokenizer.json`, the names of the special
-//! tokens, the ids that end a text, the chat template. [`StreamDecoder`] turns ids into text as they arrive.
-//! [`ChatTemplate`] renders a conversation into the prompt that the model was trained on.
+//! [`Tokenizer`] holds the content of a checkpoint's text files: `tokenizer.json`, the special tokens, the ids that end a
+//! text, the chat template. [`StreamDecoder`] turns ids into text as they arrive. [`ChatTemplate`] renders a conversation
+//! into a prompt in the format that the model was trained on.
 //!
-//! The reference is what `transformers` does with the same files (`AutoTokenizer`, `apply_chat_template`).
+//! The reference is `transformers` with the same files (`AutoTokenizer`, `apply_chat_template`).
 
 mod chat;
 mod stream;
@@ -16,7 +16,7 @@ pub use tokenizer::Tokenizer;
 
 use std::path::PathBuf;
 
-/// What a checkpoint's text files, or a text given to them, can get wrong.
+/// An error in a checkpoint's text files, or in a text.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
@@ -25,7 +25,7 @@ pub enum TextError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's message.
         reason: String,
     },
     /// A folder has no `tokenizer.json`.
@@ -36,7 +36,7 @@ pub enum TextError {
         /// Vocabulary files of other formats that are there.
         found: Vec<String>,
     },
-    /// A file does not hold what its name promises.
+    /// A file has other content than its name promises.
     #[error("`{file}` is not valid: expected {expected}, found {found}")]
     File {
         /// The file's name.
@@ -63,15 +63,15 @@ pub enum TextError {
     Encode {
         /// The text's length.
         n_bytes: usize,
-        /// What the tokenizer said.
+        /// The tokenizer's message.
         reason: String,
     },
     /// Ids cannot be turned into text.
     #[error("cannot decode {n_tokens} token ids: {reason}")]
     Decode {
-        /// How many ids there were.
+        /// The number of ids.
         n_tokens: usize,
-        /// What the tokenizer said.
+        /// The tokenizer's message.
         reason: String,
     },
     /// The checkpoint has no chat template.
@@ -79,7 +79,7 @@ pub enum TextError {
         "no chat template: expected `chat_template.jinja` or `chat_template` in `tokenizer_config.json`, found none"
     )]
     NoChatTemplate,
-    /// The checkpoint lists chat templates, none of them called `default`.
+    /// The checkpoint lists chat templates, but none is named `default`.
     #[error("no default chat template: expected one named `default`, found {}", listed(found))]
     NoDefaultTemplate {
         /// The names that are there.
@@ -90,7 +90,7 @@ pub enum TextError {
     TemplateSyntax {
         /// The line in the template.
         line: usize,
-        /// What the parser said.
+        /// The parser's message.
         reason: String,
     },
     /// The chat template refused the conversation, or failed on it.
@@ -98,13 +98,13 @@ pub enum TextError {
     TemplateRender {
         /// The line in the template.
         line: usize,
-        /// The template's own message where it raised one.
+        /// The template's own message, if it raised one, else the engine's.
         reason: String,
     },
 }
 
 impl TextError {
-    /// What to do about it, where that is known.
+    /// Advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoTokenizer { found, .. } if found.is_empty() => {
@@ -117,7 +117,7 @@ impl TextError {
                 "the file may have been cut off or replaced by a Git LFS pointer: fetch it again"
             }
             Self::NoChatTemplate | Self::NoDefaultTemplate { .. } => {
-                "a base model continues text: use `generate`, or choose a model tuned for conversation"
+                "a base model continues text; choose a model tuned for conversation"
             }
             Self::TemplateRender { .. } => {
                 "some templates accept no system message, or want user and assistant to alternate"
@@ -128,7 +128,7 @@ impl TextError {
     }
 }
 
-/// Names in backticks with commas between, or the word `none`.
+/// Names in backticks, separated by commas, or the word `none`.
 fn listed(names: &[String]) -> String {
     if names.is_empty() {
         return "none".to_string();

@@ -1,37 +1,37 @@
-//! Text while the ids are still arriving.
+//! A streaming decoder: text from ids as they arrive.
 
 use super::{TextError, Tokenizer};
 
-/// Tokens kept while the text ends in an unfinished character: such a character has at most three of its
-/// bytes, hence at most three tokens, and one more tells it from whatever came before.
+/// Tokens kept while the text ends in an unfinished character. Such a character has at most three of its bytes, hence at
+/// most three tokens; one more token separates it from the text before.
 const KEPT_UNFINISHED: usize = 4;
 
-/// Decodes one sequence token by token; the pieces together are what [`Tokenizer::decode`] gives for all ids.
+/// Decodes one sequence token by token. The pieces together equal [`Tokenizer::decode`] of all ids.
 ///
-/// A piece never ends inside a character. Characters that are spelled in byte tokens (`<0xE2>`) come out when
-/// the next other token arrives, because one wrong byte still changes how that whole run is decoded. Apart
-/// from such a run, the memory held and the time for a token do not depend on how many came before.
+/// A piece never ends inside a character. Characters spelled in byte tokens (`<0xE2>`) are returned when the next token of
+/// another kind arrives, because one wrong byte changes how the whole run of bytes is decoded. Except for such a run,
+/// memory and time per token do not depend on the number of tokens before.
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     skip_special: bool,
-    /// The last tokens; the first of them is context, so that a word's leading space survives.
+    /// The last tokens. The first of them is context, so that a word keeps its leading space.
     window: Vec<u32>,
-    /// How many bytes of the window's text have been returned.
+    /// Bytes of the window's text that have been returned.
     emitted: usize,
 }
 
 impl StreamDecoder {
-    /// A decoder for one sequence that leaves special tokens out if `skip_special`.
+    /// A decoder for one sequence. If `skip_special`, it omits special tokens.
     pub fn new(tokenizer: &Tokenizer, skip_special: bool) -> Self {
         Self { tokenizer: tokenizer.clone(), skip_special, window: Vec::new(), emitted: 0 }
     }
 
-    /// Takes the next id and returns the text that has become certain, often one word, sometimes nothing.
+    /// Takes the next id and returns the text that has become certain: often one word, sometimes nothing.
     ///
     /// # Errors
-    /// An id that the tokenizer's decoder refuses.
+    /// [`TextError::Decode`] for an id that the tokenizer's decoder refuses.
     pub fn push(&mut self, id: u32) -> Result<String, TextError> {
-        // What `decode` leaves out must not become the context either.
+        // Tokens that `decode` omits must not become context.
         let Some(token) = self.tokenizer.id_to_token(id) else { return Ok(String::new()) };
         if self.skip_special && self.tokenizer.is_special(id) {
             return Ok(String::new());
@@ -51,17 +51,16 @@ impl StreamDecoder {
         if self.window.len() > kept {
             self.window.drain(..self.window.len() - kept);
             let text = self.tokenizer.decode(&self.window, false)?;
-            // A last token that completed a character is no character by itself, yet all of it has been
-            // returned.
+            // If the last token completed a character, it is no character by itself, but all of it has been returned.
             self.emitted = if finished { text.len() } else { self::certain(&text) };
         }
         Ok(piece)
     }
 
-    /// Returns the text still held back, and makes the decoder ready for another sequence.
+    /// Returns the text held back so far, and resets the decoder for another sequence.
     ///
     /// # Errors
-    /// Ids that the tokenizer's decoder refuses.
+    /// [`TextError::Decode`] for ids that the tokenizer's decoder refuses.
     pub fn finish(&mut self) -> Result<String, TextError> {
         let window = std::mem::take(&mut self.window);
         let emitted = std::mem::take(&mut self.emitted);
@@ -70,8 +69,8 @@ impl StreamDecoder {
     }
 }
 
-/// The length of the part of `text` that no later token can change: all but an unfinished last character,
-/// which decodes to one replacement character.
+/// Length in bytes of the part of `text` that no later token can change: all but an unfinished last character, which
+/// decodes to one replacement character.
 fn certain(text: &str) -> usize {
     text.strip_suffix(char::REPLACEMENT_CHARACTER).unwrap_or(text).len()
 }

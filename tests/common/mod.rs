@@ -1,7 +1,7 @@
 //! What the tests on a device share: the device, random data and the comparison with the reference.
 #![allow(dead_code)] // each test binary uses its own part of this
 
-#[path = "../reference/mod.rs"]
+#[path = "../../src/bench/reference/mod.rs"]
 pub mod reference;
 
 use std::io::Write;

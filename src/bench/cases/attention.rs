@@ -1,7 +1,7 @@
 //! What a layer does with the cache: append to it, attend over it.
 
 use super::super::check::Check;
-use super::super::exact;
+use super::super::reference as exact;
 use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, some, values};
 use crate::dtype::{BLOCK, Dtype};
 use crate::engine::PAGE_SIZE;

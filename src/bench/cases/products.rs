@@ -2,7 +2,7 @@
 
 use super::super::check::Check;
 use super::super::shapes::Matrix;
-use super::super::{exact, shapes};
+use super::super::{reference as exact, shapes};
 use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, some, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;

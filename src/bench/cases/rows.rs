@@ -1,7 +1,7 @@
 //! Operations on whole rows: embedding, norms, activations.
 
 use super::super::check::Check;
-use super::super::exact;
+use super::super::reference as exact;
 use super::{Case, Cost, Prepared, Workload, clear, scattered, some, values};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder};

@@ -1,7 +1,7 @@
 //! Operations of models that hear.
 
 use super::super::check::Check;
-use super::super::exact;
+use super::super::reference as exact;
 use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, some, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;

@@ -3,7 +3,7 @@
 use bytemuck::Zeroable;
 
 use super::super::check::Check;
-use super::super::exact;
+use super::super::reference as exact;
 use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, scattered, some, values};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder};

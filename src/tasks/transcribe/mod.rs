@@ -78,7 +78,7 @@ impl TranscribeError {
     pub fn hint(&self) -> Option<String> {
         match self {
             TranscribeError::NotSpeech { .. } => {
-                Some("a language model continues text: use `wginfer generate` or `wginfer chat`".into())
+                Some("a language model continues text; give a speech model, such as whisper-small".into())
             }
             TranscribeError::Token { .. } => Some("`tokenizer.json` may belong to another model".into()),
             TranscribeError::Audio(e) => e.hint(),

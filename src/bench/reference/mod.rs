@@ -1,6 +1,9 @@
 //! The kernels in f64, in the order of a forward pass: what `shaders/` computes, in plain arithmetic.
 //! Each function takes one row of the batch. `*` in a shape stands for several leading dimensions laid flat.
-#![allow(dead_code)] // each test binary uses its own part of this
+//!
+//! Benchmarks and tests compare with it. The tests include this file by its path, so it imports nothing of the crate.
+#![allow(dead_code)] // benchmarks and each test binary use their own part of this
+#![allow(missing_docs)] // fields are named as in the equations
 
 pub mod quant;
 

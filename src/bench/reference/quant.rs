@@ -1,7 +1,7 @@
 //! ggml's quantised types in plain arithmetic (ggml-quants.c), and the rows that kernels read. In f32 where ggml is,
 //! because the choice of a quant is a rounding.
 
-#![allow(dead_code)] // each test binary uses its own part of this
+#![allow(dead_code)] // benchmarks and each test binary use their own part of this
 
 fn f16(x: f32) -> f32 {
     half::f16::from_f32(x).to_f32()
