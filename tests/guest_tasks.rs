@@ -117,6 +117,10 @@ fn folder(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model)
 }
 
+fn whisper() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/whisper-words")
+}
+
 fn demo(gpu: &Gpu) -> Engine {
     let options = EngineOptions { prompt_logprobs: 64, ..EngineOptions::default() };
     Engine::load(gpu, Checkpoint::demo().expect("checkpoint"), options, &mut |_| {}).expect("engine")
@@ -136,7 +140,7 @@ fn own() -> Option<MutexGuard<'static, Engine>> {
 }
 
 fn hearing(gpu: &Gpu) -> (Engine, Transcriber) {
-    let checkpoint = Checkpoint::open(&folder("whisper-words")).expect("checkpoint");
+    let checkpoint = Checkpoint::open(&whisper()).expect("checkpoint");
     let options = TranscribeOptions { word_timestamps: true, ..TranscribeOptions::default() };
     let transcriber = Transcriber::new(&checkpoint, options).expect("a speech model");
     let options = EngineOptions { kv_dtype: Dtype::F32, ..EngineOptions::default() };
@@ -145,7 +149,7 @@ fn hearing(gpu: &Gpu) -> (Engine, Transcriber) {
 }
 
 fn recording() -> AudioReader {
-    AudioReader::open(&folder("whisper-words").join("en.flac")).expect("a recording")
+    AudioReader::open(&whisper().join("en.flac")).expect("a recording")
 }
 
 // --- what is asked ---
@@ -535,12 +539,12 @@ fn tasks_end_early_and_the_engine_goes_on() {
     }
     // One text is what is there of it.
     let mut task = AnswerTask::new(&engine, STORIES[3], "Who found the ball?", &options()).expect("a task");
-    begin(&mut task, &mut engine, 5);
+    begin(&mut task, &mut engine, 2);
     let cut = cancel(&mut task, &mut engine).expect("what is there");
     assert_eq!(cut.finish_reason, FinishReason::Cancelled);
     let mut talk = chat(&engine);
     talk.say(&message());
-    begin(&mut talk, &mut engine, 4);
+    begin(&mut talk, &mut engine, 1);
     let reply = cancel(&mut talk, &mut engine).expect("what is there");
     assert_eq!(reply.finish_reason, FinishReason::Cancelled);
     talk.say("Question: Who lost it?");
@@ -565,14 +569,19 @@ fn another_message_takes_the_place_of_one_on_its_way() {
         chat(&engine).ask(&mut engine, &message(), |_| ControlFlow::Continue(())).expect("a reply");
     let mut talk = chat(&engine);
     talk.say("Tell me a story.");
-    begin(&mut talk, &mut engine, 3);
+    begin(&mut talk, &mut engine, 1);
     talk.say("What?");
     talk.say(&message());
-    let reply = tasks::run(&mut talk, &mut Engines::from(&mut *engine), |_| ControlFlow::Continue(()));
-    assert_eq!(reply.expect("a reply").text, expected.text);
+    while !talk.is_done() {
+        talk.advance(&mut Engines::from(&mut *engine));
+        let mut events = engine.pump().expect("it runs").into();
+        talk.observe(&mut events);
+        assert!(events.language.is_empty(), "those of the first message are heard, too");
+    }
+    assert_eq!(talk.finish().expect("a reply").text, expected.text);
     assert_eq!(talk.messages().len(), 2);
     talk.say("Tell me a story.");
-    begin(&mut talk, &mut engine, 3);
+    begin(&mut talk, &mut engine, 1);
     talk.reset();
     assert!(talk.is_done() && talk.messages().is_empty());
     assert!(matches!(talk.finish(), Err(EngineError::EmptyPrompt)), "nothing was said");

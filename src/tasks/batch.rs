@@ -11,7 +11,7 @@ use crate::engine::{Encoded, Engine, EngineError, Event, Output, Request, Reques
 const MOST_OUT: usize = 512;
 
 /// What takes requests.
-pub(super) trait Machine {
+pub(super) trait Submit {
     /// What is asked of it.
     type Request;
 
@@ -22,7 +22,7 @@ pub(super) trait Machine {
     fn cancel(&mut self, id: RequestId) -> bool;
 }
 
-impl Machine for Engine {
+impl Submit for Engine {
     type Request = Request;
 
     fn has_room(&self, n_out: usize) -> bool {
@@ -39,7 +39,7 @@ impl Machine for Engine {
     }
 }
 
-impl Machine for TextEncoder {
+impl Submit for TextEncoder {
     type Request = (Vec<u32>, Output);
 
     fn has_room(&self, n_out: usize) -> bool {
@@ -86,30 +86,30 @@ impl<R> Batch<R> {
     }
 
     /// Submits as much as there is room for.
-    pub fn advance(&mut self, machine: &mut impl Machine<Request = R>) {
-        while machine.has_room(self.out.len()) {
+    pub fn advance(&mut self, engine: &mut impl Submit<Request = R>) {
+        while engine.has_room(self.out.len()) {
             let Some(request) = self.backlog.pop_front() else { break };
-            match machine.submit(request) {
+            match engine.submit(request) {
                 Ok(id) => drop(self.out.insert(id, self.next)),
                 Err(error) => self.fail(error),
             }
             self.next += 1;
         }
         if std::mem::take(&mut self.must_cancel) {
-            self.out.retain(|id, _| machine.cancel(*id));
+            self.out.retain(|id, _| engine.cancel(*id));
         }
     }
 
     /// Ends all requests.
-    pub fn cancel(&mut self, machine: &mut impl Machine<Request = R>) {
+    pub fn cancel(&mut self, engine: &mut impl Submit<Request = R>) {
         if !self.is_done() {
             self.is_cancelled = true;
             self.backlog.clear();
-            self.out.retain(|id, _| machine.cancel(*id));
+            self.out.retain(|id, _| engine.cancel(*id));
         }
     }
 
-    /// Fails without a machine: what was submitted runs to its end, and nobody hears of it.
+    /// Fails without an engine: what was submitted runs to its end, and nobody hears of it.
     pub fn give_up(&mut self, error: EngineError) {
         self.fail(error);
         self.out.clear();

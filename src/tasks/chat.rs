@@ -24,7 +24,7 @@ pub struct Chat {
     /// The last prompt with its answer.
     said: Said,
     turn: Turn,
-    /// Requests whose answers nobody wants any more.
+    /// Requests whose answers nobody wants any more, until they have ended.
     stale: Vec<RequestId>,
     /// Text that was not reported yet.
     progress: VecDeque<String>,
@@ -270,7 +270,7 @@ impl Task for Chat {
                 return;
             }
         };
-        self.stale.drain(..).for_each(|id| engine.cancel(id));
+        self.stale.iter().for_each(|id| engine.cancel(*id));
         if matches!(self.turn, Turn::Said) {
             self.turn = match self.submit(engine) {
                 Ok(pending) => Turn::Pending(pending),
@@ -283,6 +283,11 @@ impl Task for Chat {
     }
 
     fn observe(&mut self, events: &mut Events) {
+        for event in events.take(|id| self.stale.contains(&id)) {
+            if let Event::Done { id, .. } | Event::Failed { id, .. } = event {
+                self.stale.retain(|stale| *stale != id);
+            }
+        }
         let Turn::Pending(Pending { id, .. }) = self.turn else { return };
         for event in events.take(|of| of == id) {
             self.turn = match std::mem::replace(&mut self.turn, Turn::Idle) {
