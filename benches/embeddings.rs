@@ -1,17 +1,18 @@
-//! `cargo bench --bench embeddings [-- FOLDER…]`: a thousand short texts through an encoder, in one call and in a call
-//! each. What one call saves is what calls cost beside arithmetic: much on a card or for a small model, little where
-//! arithmetic is slow. Without a folder the small classifier of the tests embeds.
+//! `cargo bench --bench embeddings [-- FOLDER…]`: a thousand short texts through an encoder, in one call, and in one call
+//! per text. The difference is the overhead of calls: large on a card or for a small model, small where arithmetic is
+//! slow. Default: the small classifier of the tests.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use wginfer::engine::{EncoderCheckpoint, EncoderOptions, Output, TextEncoder};
+use wginfer::checkpoint::ModelFiles;
+use wginfer::engine::{EncoderOptions, Output, TextEncoder};
 use wginfer::gpu::{Gpu, GpuOptions};
 use wginfer::tasks;
 
 const N_TEXTS: usize = 1000;
 
-/// Token ids as long as headlines: 3 to 12 a text.
+/// Texts as long as headlines: 3 to 12 token ids each.
 fn texts(vocab_size: usize) -> Vec<Vec<u32>> {
     // The multiples of a large prime look random.
     let id = |i: usize| ((i as u64 * 2_654_435_761) % vocab_size as u64) as u32;
@@ -34,13 +35,13 @@ fn main() -> wginfer::Result<()> {
     let folders = if folders.is_empty() { vec![small] } else { folders };
     let gpu = Gpu::open(&GpuOptions::default())?;
     for folder in folders {
-        let checkpoint = EncoderCheckpoint::open(&folder)?;
+        let checkpoint = ModelFiles::open(&folder)?;
         let mut encoder = TextEncoder::load(&gpu, checkpoint, EncoderOptions::default(), &mut |_| {})?;
         let texts = texts(encoder.shape().vocab_size);
         let mut encode = |texts: &[Vec<u32>]| {
             tasks::encode_tokens(&mut encoder, texts.to_vec(), Output::Embedding, &mut |_| {})
         };
-        // Software devices compile a variant at its first dispatch.
+        // Software devices compile a kernel at its first dispatch.
         encode(&texts)?;
         texts[..50].iter().try_for_each(|text| encode(std::slice::from_ref(text)).map(drop))?;
         let (at_once, together) = timed(|| Ok(encode(&texts)?))?;

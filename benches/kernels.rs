@@ -1,5 +1,5 @@
-//! `cargo bench`: the kernels that a model runs, at the shape of a small one, against the last time. For our own
-//! regressions; `wginfer bench kernels` says how good they are.
+//! `cargo bench`: the kernels that a model runs, at the shapes of a small one, compared with the last run, to find
+//! regressions. `wginfer bench kernels` compares them with the device's limits.
 
 use std::cell::RefCell;
 use std::time::Duration;
@@ -36,7 +36,7 @@ fn main() -> Result<(), wginfer::Error> {
             let prepared = case.prepare(&mut pool)?;
             let mut rec = Recorder::new(&gpu)?;
             let variants = rec.variants(|rec| prepared.launch(rec, 0));
-            if prepared.unasked(&mut rec).is_some_and(|unasked| unasked != variants) {
+            if prepared.default_variants(&mut rec).is_some_and(|default| default != variants) {
                 continue; // no model runs it
             }
             gpu.compile(&variants)?;
@@ -45,7 +45,7 @@ fn main() -> Result<(), wginfer::Error> {
                 bencher.iter_custom(|n_runs| {
                     let ms =
                         timer.borrow_mut().time(&mut rec, &|rec, i| prepared.launch(rec, i), n_runs as usize);
-                    // A device that is lost has no times; the message is all there is to give.
+                    // A lost device has no times. criterion takes no errors, so panic with the message.
                     Duration::from_secs_f64(ms.expect("the device works") * 1e-3)
                 });
             });

@@ -1,12 +1,14 @@
-// count_prompt: marks the tokens of a prompt for the repetition penalty: bit 31 of the token's count.
+// count_prompt: counts what a sequence has before its next draw, for the penalties: bit 31 of a token's count marks that
+// it is in the prompt, the rest is how often it was generated.
 // One invocation: one token.
 override WG: u32 = 64u;
 
 struct Params {
     seq: u32,
-    n_tokens: u32,
-    tokens_stride: u32, // tokens per sequence
-    counts_stride: u32, // counts per sequence
+    n_prompt: u32,
+    n_tokens: u32,      // prompt, then what was generated
+    tokens_stride: u32, // tokens a sequence
+    counts_stride: u32, // counts a sequence
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -24,6 +26,11 @@ fn count_prompt(
     }
     let token = tokens[params.seq * params.tokens_stride + i];
     if token < params.counts_stride {
-        atomicOr(&counts[params.seq * params.counts_stride + token], 0x80000000u);
+        let at = params.seq * params.counts_stride + token;
+        if i < params.n_prompt {
+            atomicOr(&counts[at], 0x80000000u);
+        } else {
+            atomicAdd(&counts[at], 1u);
+        }
     }
 }

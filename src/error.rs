@@ -3,6 +3,7 @@
 use crate::audio::AudioError;
 #[cfg(feature = "bench")]
 use crate::bench::BenchError;
+use crate::checkpoint::CheckpointError;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
 use crate::models::ModelError;
@@ -30,6 +31,9 @@ pub enum Error {
     /// A model's config.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Opening a model.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Requests, and everything on the way to the first token.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -54,6 +58,7 @@ impl Error {
             Error::Text(e) => e.hint(),
             Error::Audio(e) => e.hint(),
             Error::Model(e) => e.hint(),
+            Error::Checkpoint(e) => e.hint(),
             Error::Engine(e) => e.hint(),
             Error::Transcribe(e) => e.hint(),
             Error::Task(e) => e.hint(),

@@ -4,13 +4,14 @@
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, Request};
+//! use wginfer::checkpoint::ModelFiles;
+//! use wginfer::engine::{Engine, EngineOptions, Event, Request};
 //! use wginfer::gpu::{Gpu, GpuOptions};
 //!
 //! # fn main() -> wginfer::Result<()> {
 //! let gpu = Gpu::open(&GpuOptions::default())?;
-//! let checkpoint = Checkpoint::open(Path::new("path/to/SmolLM2-135M-Instruct"))?;
-//! let mut engine = Engine::load(&gpu, checkpoint, EngineOptions::default(), &mut |_| {})?;
+//! let files = ModelFiles::open(Path::new("path/to/SmolLM2-135M-Instruct"))?;
+//! let mut engine = Engine::load(&gpu, files, EngineOptions::default(), &mut |_| {})?;
 //! let prompt = match engine.tokenizer() {
 //!     Some(tokenizer) => tokenizer.encode("Once upon a time", true)?,
 //!     None => vec![1],
@@ -69,10 +70,11 @@
 //! | 0 | [`dtype`], [`error`] | element types; the crate's error |
 //! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback, what tuning keeps |
 //! | 2 | [`ops`] | one file an operation: its kernels, the choice of variant, the launch |
-//! | 2 | [`weights`] | checkpoints |
+//! | 2 | [`weights`] | containers of tensors |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat template |
 //! | 2 | [`audio`] | recordings to log-mel frames: decoding, resampling, voice activity |
 //! | 3 | [`models`] | one file an architecture, made of `models::blocks`; the loader, from checkpoint to device memory |
+//! | 3 | [`checkpoint`] | a source (a folder, the demonstration model) opened: config, weights, tokenizer, settings; it names no device |
 //! | 4 | [`engine`] | requests to events: pages, scheduler, sampling parameters, clips of sound; texts to vectors and labels |
 //! | 5 | [`tasks`] | what people do with models: conversations, answers, summaries, labels, embeddings, transcripts, scores |
 //! | 5 | `bench` | how fast kernels and models are on this device, and how near to its limits (feature `bench`) |
@@ -90,6 +92,7 @@
 pub mod audio;
 #[cfg(feature = "bench")]
 pub mod bench;
+pub mod checkpoint;
 pub mod dtype;
 pub mod engine;
 pub mod error;

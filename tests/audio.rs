@@ -1,4 +1,4 @@
-//! Recordings: samples as they were recorded, log-mel frames as the reference has them, voice activity, and broken
+//! Recordings: samples, log-mel frames compared with the reference, voice activity, and broken
 //! files of all kinds.
 #![cfg(feature = "audio")]
 
@@ -26,13 +26,13 @@ fn file(name: &str) -> PathBuf {
     here().join("tests/audio").join(name)
 }
 
-/// A file of reference data that not every machine has; says so where it is absent.
+/// A file of reference data that not every machine has; prints a line if it is absent.
 fn shared(name: &str) -> Option<PathBuf> {
     let path = here().join("../shared").join(name);
     if path.is_file() {
         return Some(path);
     }
-    // Not `eprintln!`: the test harness would swallow the line of a test that passes.
+    // Not `eprintln!`: the test harness captures its output for tests that pass.
     let test = std::thread::current().name().unwrap_or("a test").to_string();
     let _ = writeln!(std::io::stderr(), "{test}: skipped, `{}` is absent", path.display());
     None
@@ -63,7 +63,7 @@ fn good(reader: Result<AudioReader, AudioError>) -> Vec<f32> {
     samples
 }
 
-/// The error, which has a message of the house's form.
+/// The error, whose message follows the crate's conventions.
 fn bad(reader: Result<AudioReader, AudioError>) -> AudioError {
     let error = all(reader, 1000).1.expect("an error");
     let text = error.to_string();
@@ -93,7 +93,7 @@ fn tone(n: usize, rate: u32, hz: f64, amplitude: f64) -> Vec<f32> {
 /// A WAV file: `tag` 1 for integers, 3 for floating point, 6 for A-law, 7 for µ-law.
 fn wav(tag: u16, bits: u16, rate: u32, n_channels: u16, data: &[u8]) -> Vec<u8> {
     let row = n_channels * bits / 8;
-    // All but integers say how long an extension follows: none.
+    // All formats but integers give the length of an extension: none here.
     let extension: &[u8] = if tag == 1 { &[] } else { &[0, 0] };
     let n_format = 16 + extension.len() as u32;
     let mut out = Vec::new();
@@ -149,7 +149,7 @@ fn frames_are_those_of_transformers() {
             let error = worst(&window[t * 80..][..80], expected);
             assert!(error <= 1e-4, "{model} frame {t}: {error}");
         }
-        // The next frame is another one.
+        // The next frame is different.
         assert!(worst(&window[501 * 80..][..80], &golden.mel_frames[&500]) > 1e-2);
     }
 }
@@ -166,7 +166,7 @@ fn frames_are_those_of_the_definition() {
         let mut frames = MelFrames::new(memory(&samples), n_mels).unwrap();
         let found = frames.window(0, n_frames).unwrap();
         assert_eq!(frames.n_frames(), Some(n / HOP_LENGTH));
-        // Both sums are in f64; what is left is the rounding of a logarithm down to -10 to f32.
+        // Both sums are in f64; the rest is the rounding of logarithms down to -10 to f32.
         let tolerance = 8.0 * f64::from(f32::EPSILON);
         let error = worst(&found, &reference::log_mel(&samples, n_mels, n_frames, Fault::None));
         assert!(error <= tolerance, "{n} samples, {n_mels} mels: {error}");
@@ -191,7 +191,7 @@ fn frames_are_those_of_the_definition() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// Windows are the same however the recording is read, and whatever was discarded.
+    /// Windows are the same however the recording is read and whatever has been discarded.
     #[test]
     fn frames_do_not_depend_on_how_they_are_read(
         n in 1usize..20_000,
@@ -251,7 +251,7 @@ fn a_number_of_mel_bins_out_of_range() {
     }
 }
 
-/// Reads no more than a window needs, and holds no more than it must.
+/// Reads no more than a window needs, and keeps no more than later windows need.
 #[test]
 fn an_hour_is_not_read_at_once() {
     struct Counted(u64, Arc<AtomicUsize>);
@@ -292,7 +292,7 @@ fn a_flac_has_the_samples_that_went_in() {
 fn the_same_speech_from_three_formats() {
     let (Some(wav), Some(flac)) = (shared("audio/jfk.wav"), shared("audio/jfk.flac")) else { return };
     let wav = good(AudioReader::open(&wav));
-    // 24 bits, two channels at 44.1 kHz, from which the other was made by a resampler of its own.
+    // 24 bits, two channels at 44.1 kHz. The other file was made from this one by another resampler.
     let flac = good(AudioReader::open(&flac));
     assert_eq!((wav.len(), flac.len()), (176_000, 176_000));
     let error = |lag: usize| {
@@ -307,7 +307,7 @@ fn the_same_speech_from_three_formats() {
     assert!(error(0) < 0.05, "{}", error(0));
     assert!(error(1) > 2.0 * error(0), "{} {}", error(0), error(1));
 
-    // Other speech, which has only to be there.
+    // Other recordings: only tests that they can be read.
     for (name, seconds) in [("audio/84-121550-0000.flac", 8.435), ("audio/common_voice_en_59751.mp3", 3.6)] {
         let Some(path) = shared(name) else { continue };
         let reader = AudioReader::open(&path).unwrap();
@@ -335,7 +335,7 @@ fn every_format_gives_the_tone_when_it_sounds() {
         };
         let expected = 0.5 / 2f64.sqrt();
         assert!(rms(0.0, 0.09) < 0.03, "{name}: {} before the tone", rms(0.0, 0.09));
-        // At 48 kbit/s an encoder may take half a decibel off.
+        // At 48 kbit/s an encoder may lower the level by half a decibel.
         assert!((rms(0.12, 0.37) / expected - 1.0).abs() < 0.08, "{name}: {}", rms(0.12, 0.37));
         // The onset lies within 3 ms.
         assert!(rms(0.094, 0.097) < 0.3 * expected, "{name}: {}", rms(0.094, 0.097));
@@ -372,7 +372,7 @@ fn resampling_keeps_frequency_amplitude_and_time() {
             assert!(error(&found[1..], &expected) > 0.02, "a shift of one sample is seen");
         }
     }
-    // Nothing above the new limit folds back.
+    // Nothing above the new limit aliases.
     let found = good(AudioReader::samples(tone(96_000, 48_000, 11_000.0, 0.7), 48_000, 1));
     let most = found[4000..found.len() - 4000].iter().fold(0.0f32, |most, value| most.max(value.abs()));
     assert!(most < 1e-5, "{most}");
@@ -423,7 +423,7 @@ fn every_width_of_wav() {
 
 #[test]
 fn samples_do_not_depend_on_how_they_are_read() {
-    /// Gives what it has in pieces of odd sizes, with interruptions.
+    /// A reader that returns pieces of odd sizes, with interruptions.
     struct Drips(Vec<u8>, usize, usize);
     impl Read for Drips {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
@@ -467,7 +467,7 @@ fn small_recordings() {
     assert_eq!(silence, vec![0.0; 16_000]);
 }
 
-/// Written to a pipe, a WAV file says that its length is unknown, or about the most that a header holds.
+/// The header of a WAV file that was written to a pipe has an unknown length, or about the largest possible one.
 #[test]
 fn a_wav_of_unknown_length() {
     for length in [u32::MAX, 0x7fff_f000] {
@@ -537,7 +537,7 @@ fn recordings_that_break_off() {
     let text = error.unwrap().to_string();
     assert!(text.contains("breaks after 0.62 s") && text.contains("promises 2.00 s"), "{text}");
 
-    // Frames: the error comes once, then the good part can be had.
+    // Frames: the error comes once; then the good part is available.
     let reader = AudioReader::decode(whole[..44 + 40_000].to_vec()).unwrap();
     let mut frames = MelFrames::new(reader, 80).unwrap();
     assert!(matches!(frames.window(0, 3000), Err(AudioError::Broken { .. })));
@@ -545,7 +545,7 @@ fn recordings_that_break_off() {
     assert_eq!(frames.window(0, 62).unwrap().len(), 62 * 80);
 }
 
-/// A damaged packet becomes silence; what comes after it keeps its time.
+/// A damaged packet becomes silence; later packets keep their times.
 #[test]
 fn a_damaged_packet_moves_nothing() {
     let Some(path) = shared("audio/84-121550-0000.flac") else { return };
@@ -621,7 +621,7 @@ fn rates_and_channels_out_of_range() {
     assert!(error.to_string().contains("sample rate of 2000000, expected 1000 to 768000 Hz"), "{error}");
 }
 
-/// Random bytes changed and files cut: samples or an error, never a panic, and never much more than the file holds.
+/// Files with random bytes changed, or cut off: samples or an error, never a panic, and never many more samples than the file has.
 #[test]
 fn corrupt_files_never_panic() {
     let mut files: Vec<Vec<u8>> = FILES.iter().map(|name| std::fs::read(file(name)).unwrap()).collect();
@@ -652,7 +652,7 @@ fn corrupt_files_never_panic() {
             let reader = AudioReader::decode(bytes);
             let mut samples = Vec::new();
             let outcome = reader.and_then(|mut reader| {
-                // Ten minutes are more than any of them can hold.
+                // Ten minutes are more than any of them contains.
                 while samples.len() < 600 * 16_000 && reader.read(16_000, &mut samples)? > 0 {}
                 Ok(())
             });
@@ -700,7 +700,7 @@ fn speech_is_found_from_its_onset_to_its_end() {
         let found = flags(&bursts(30, amplitude, &spans));
         for (from, to) in spans {
             let (from, to) = ((from * 100.0) as usize, (to * 100.0) as usize);
-            // Nothing is clipped, and 100 ms before are kept.
+            // No speech is lost, and 100 ms before it are kept.
             assert!(found[from - 10..to].iter().all(|flag| *flag), "{amplitude}: {from}");
             assert!(!found[from - 60] && !found[to + 60], "{amplitude}: {from}");
         }
@@ -712,7 +712,7 @@ fn speech_is_found_from_its_onset_to_its_end() {
 #[test]
 fn noise_and_clicks_are_not_speech_and_a_word_at_the_start_is() {
     assert!(flags(&[0.0; 160_000]).iter().all(|flag| !flag));
-    // Loud noise may be speech until it has been there for as long as nobody speaks.
+    // Loud noise may count as speech until it is older than the longest speech without a pause.
     let steady = flags(&noise(30 * 16_000, 0.1, 2));
     assert!(steady[..700].iter().all(|flag| *flag) && steady[850..].iter().all(|flag| !flag));
     let mut click = noise(20 * 16_000, 1e-3, 2);
@@ -748,7 +748,7 @@ fn real_speech_is_speech() {
     let Some(path) = shared("audio/jfk.wav") else { return };
     let samples = good(AudioReader::open(&path));
     let found = flags(&samples);
-    // It speaks from 0.3 s to 10.6 s, with pauses below a second.
+    // There is speech from 0.3 s to 10.6 s, with pauses below a second.
     let n = found[30..1060].iter().filter(|flag| **flag).count();
     assert!(n > 950, "{n}");
 }

@@ -1,4 +1,4 @@
-//! The instrument: that it tells right from wrong, that its rows make sense, that runs compare.
+//! The benchmarks: they detect wrong results, their rows are plausible, and runs can be compared.
 
 mod common;
 
@@ -8,11 +8,11 @@ use wginfer::bench::{
     self, BenchError, KernelOptions, KernelReport, KernelRow, Limits, Meta, ModelOptions, ModelReport,
     ModelRow, ModelSummary, Report, Shape,
 };
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::Checkpoint;
 use wginfer::gpu::{Gpu, GpuOptions};
 
-/// Small, and with everything: grouped heads whose norms are taken, a gate, a head of its own.
+/// A small model with grouped heads, norms of heads, a gate, and a head of its own.
 const QWEN3: &str = r#"{"model_type": "qwen3", "hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 2,
     "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 203,
     "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "rope_theta": 10000.0}"#;
@@ -21,7 +21,7 @@ const QWEN3: &str = r#"{"model_type": "qwen3", "hidden_size": 72, "intermediate_
 const GPT2: &str = r#"{"model_type": "gpt2", "n_embd": 48, "n_layer": 2, "n_head": 3, "n_positions": 256,
     "vocab_size": 131, "layer_norm_epsilon": 1e-5}"#;
 
-/// It hears.
+/// With an audio encoder.
 const WHISPER: &str = r#"{"model_type": "whisper", "vocab_size": 213, "num_mel_bins": 20, "d_model": 48,
     "encoder_layers": 2, "encoder_attention_heads": 3, "encoder_ffn_dim": 100, "decoder_layers": 2,
     "decoder_attention_heads": 3, "decoder_ffn_dim": 100, "max_source_positions": 70, "max_target_positions": 90}"#;
@@ -71,7 +71,7 @@ fn every_operation_is_measured_and_right() {
     }
     for name in bench::operations() {
         let rows = || reports.iter().flat_map(|report| &report.rows).filter(|row| row.kernel == name);
-        // Each operation is there, and says what a model would run.
+        // Each operation is listed, with the variant that a model runs.
         assert!(rows().any(|row| row.is_default), "{name}");
     }
     let of = |kernel: &str, dtype: Dtype| {
@@ -110,7 +110,7 @@ fn check(row: &KernelRow, limits: &Limits) {
 fn a_wrong_kernel_is_reported_as_wrong() {
     let Some(gpu) = common::gpu() else { return };
     for config in [QWEN3, GPT2, WHISPER] {
-        // One output of each case moved by three times what rounding explains.
+        // One output of each case is moved by three tolerances.
         let report = run(&gpu, &KernelOptions { perturbation: 3.0, n_rows: vec![3, 40], ..options(config) });
         for row in &report.rows {
             assert!(!row.is_right && row.error > Some(1.0), "{row:?}");
@@ -175,7 +175,7 @@ fn shapes_that_are_none() {
 // --- models ---
 
 fn measure(config: &'static str, dtype: Dtype, options: &ModelOptions) -> Result<ModelReport, BenchError> {
-    let open = || Checkpoint::random("tiny", config, dtype);
+    let open = || ModelFiles::random("tiny", config, dtype);
     let mut steps = Vec::new();
     let report = bench::model(&GpuOptions::default(), &open, options, "a test".into(), &mut |s| {
         steps.push(s.to_string())
@@ -238,17 +238,17 @@ fn a_model_with_random_weights_is_measured() {
         assert!(error.contains(what), "{error}");
     }
     for dtype in [Dtype::U32, Dtype::Q8_0] {
-        assert!(Checkpoint::random("tiny", GPT2, dtype).is_err(), "{dtype}");
+        assert!(ModelFiles::random("tiny", GPT2, dtype).is_err(), "{dtype}");
     }
 }
 
-/// The same logits for the same shape, another draw for every tensor, and none that is not finite.
+/// The same logits for the same shape, other values for every tensor, and all finite.
 #[test]
 fn random_weights_make_a_model_that_works() {
     use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request, SpeechRequest};
     let Some(gpu) = common::gpu() else { return };
     let logits = |config: &str, dtype| {
-        let checkpoint = Checkpoint::random("tiny", config, dtype).expect("a shape");
+        let checkpoint = ModelFiles::random("tiny", config, dtype).expect("a shape");
         let options = EngineOptions { logits: true, max_seqs: 2, ..EngineOptions::default() };
         let mut engine = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("it loads");
         let speech = engine.shape().audio.clone().map(|audio| {

@@ -1,12 +1,14 @@
 //! Text encoders against the reference implementation (transformers, f32): embeddings of a real model, logits of small
-//! ones with random weights; and what must hold of any batch.
+//! ones with random weights; and properties of every batch.
 
 mod common;
 
 use std::path::{Path, PathBuf};
 
-use wginfer::engine::{EncoderCheckpoint, EncoderOptions, EngineError, Output, TextEncoder};
+use wginfer::checkpoint::ModelFiles;
+use wginfer::engine::{EncoderOptions, EngineError, Output, TextEncoder};
 use wginfer::gpu::{Gpu, GpuError, GpuOptions};
+use wginfer::models::ModelKind;
 use wginfer::tasks;
 
 const CLASSIFIERS: [&str; 4] =
@@ -27,8 +29,8 @@ fn golden(model: &str) -> Golden {
     serde_json::from_slice(&text).expect("golden.json")
 }
 
-fn open(dir: &Path) -> EncoderCheckpoint {
-    EncoderCheckpoint::open(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+fn open(dir: &Path) -> ModelFiles {
+    ModelFiles::open(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
 }
 
 fn encoder(gpu: &Gpu, dir: &Path, options: EncoderOptions) -> TextEncoder {
@@ -46,7 +48,7 @@ fn worst(found: &[f32], expected: &[f32]) -> f32 {
     found.iter().zip(expected).fold(0.0, |m, (a, b)| m.max((a - b).abs()))
 }
 
-/// The device as it is, portable, and as if it were hardware; all with products of F32.
+/// The device with all capabilities, portable, and as if it were hardware; all with F32 products.
 fn devices() -> Vec<Gpu> {
     let options = |disable: &str| wginfer::gpu::GpuOptions {
         disable: disable.into(),
@@ -78,7 +80,7 @@ fn ids(rng: &mut common::Rng, n: usize, vocab_size: usize) -> Vec<u32> {
     (0..n).map(|_| rng.below(vocab_size) as u32).collect()
 }
 
-/// Texts of many lengths, in batches that end anywhere, give what each gives alone.
+/// Texts of many lengths, in batches of any size, give the same results as each text by itself.
 #[test]
 fn a_text_does_not_depend_on_its_company() {
     for gpu in devices() {
@@ -97,7 +99,7 @@ fn a_text_does_not_depend_on_its_company() {
                     let alone = encode(&mut large, std::slice::from_ref(text), output).swap_remove(0);
                     common::assert_same_bits(&what, &together[i], &alone);
                     common::assert_same_bits(&what, &in_parts[i], &alone);
-                    // Another text, so that equal results are no accident.
+                    // Another text has another result, so that equal results are no accident.
                     assert!(i == 0 || worst(&together[0], &alone) > 1e-4, "{what}: like another text");
                 }
             }
@@ -105,10 +107,10 @@ fn a_text_does_not_depend_on_its_company() {
     }
 }
 
-/// A guest's slices give what the blocking calls give, whatever the budget, and results of both kinds keep apart.
+/// A guest's slices give the same as the blocking calls, whatever the budget, and results of both kinds stay separate.
 #[test]
 fn slices_give_the_same_as_one_run() {
-    // A device of its own: what other tests allocate is counted, too.
+    // A device of its own, because counters include the allocations of other tests.
     let Some(gpu) = common::open(&GpuOptions::default()) else { return };
     let mut rng = common::Rng::new(4);
     let texts: Vec<Vec<u32>> = (0..40).map(|i| ids(&mut rng, 1 + i * 3 % 90, 384)).collect();
@@ -216,7 +218,7 @@ fn copy_into(from: &Path, to: &Path) {
     }
 }
 
-/// Rewrites a file of a model as `change` has it.
+/// Rewrites a file of a model with `change`.
 fn change(dir: &Path, file: &str, change: impl FnOnce(&mut serde_json::Value)) {
     let path = dir.join(file);
     let mut json = std::fs::read(&path)
@@ -330,7 +332,7 @@ fn a_real_model_gives_the_embeddings_of_the_reference() {
     }
 }
 
-/// What comes after the encoder, against the plain rows: ways of pooling side by side, products, length 1.
+/// The steps after the encoder, compared with the plain rows: several ways of pooling, products, normalisation.
 #[test]
 fn modules_after_the_encoder() {
     let Some(gpu) = common::gpu() else { return };
@@ -363,7 +365,7 @@ fn modules_after_the_encoder() {
         "weightedmean_tokens",
     ]
     .map(|name| pooled(dir.path(), switch(&format!("pooling_mode_{name}"))));
-    // Of one token all are the same.
+    // For one token all ways of pooling are equal.
     for other in [&last, &mean, &root, &max, &weighted] {
         assert!(worst(&other[1], &first[1]) < 1e-6);
         assert!(worst(&other[0], &first[0]) > 1e-3);
@@ -417,7 +419,7 @@ fn quantised_weights_classify_alike() {
 #[test]
 fn labels_have_probabilities() {
     use wginfer::models::Problem;
-    let labels = |dir: &Path| open(dir).architecture.labels().expect("a head").expect("labels");
+    let labels = |dir: &Path| open(dir).labels.expect("labels");
     let dir = copy(&folder("bert-classifier"));
     let three = labels(dir.path());
     assert_eq!(
@@ -437,12 +439,12 @@ fn labels_have_probabilities() {
     change(dir.path(), "config.json", |c| c["id2label"] = serde_json::Value::Null);
     assert_eq!(labels(dir.path()).names, ["LABEL_0", "LABEL_1"]);
     change(dir.path(), "config.json", |c| c["architectures"] = serde_json::json!(["BertModel"]));
-    assert_eq!(open(dir.path()).architecture.labels().expect("a config"), None);
+    assert_eq!(open(dir.path()).labels, None);
 }
 
 #[test]
 fn what_a_folder_can_get_wrong_is_named() {
-    let opened = |dir: &Path| match EncoderCheckpoint::open(dir) {
+    let opened = |dir: &Path| match ModelFiles::open(dir) {
         Ok(_) => panic!("{} was opened", dir.display()),
         Err(error) => error.to_string(),
     };
@@ -462,7 +464,6 @@ fn what_a_folder_can_get_wrong_is_named() {
     config("num_attention_heads", 3.into(), "`head_dim`");
     config("num_attention_heads", 0.into(), "`num_attention_heads`");
     config("hidden_size", 72.into(), "`head_dim`");
-    config("model_type", "llama".into(), "is a model that writes");
     config("model_type", "resnet".into(), "`resnet` is not supported");
 
     let modules = |modules: serde_json::Value, pooling: serde_json::Value, what: &str| {
@@ -487,6 +488,12 @@ fn what_a_folder_can_get_wrong_is_named() {
     modules(serde_json::json!([module("CNN", "")]), serde_json::json!({}), "module `CNN` does not run here");
     modules(serde_json::json!([module("Pooling", "../..")]), serde_json::json!({}), "`path` is `../..`");
     modules(serde_json::json!({ "a": 1 }), serde_json::json!({}), "modules.json");
+
+    let error = open(&folder("llama")).expect(ModelKind::Encoder).expect_err("a language model").to_string();
+    assert_eq!(error, "`llama` is a model that writes: it can generate");
+    let error =
+        open(&folder("bert-classifier")).expect(ModelKind::Decoder).expect_err("an encoder").to_string();
+    assert_eq!(error, "`bert` is an encoder: it can embed and classify");
 
     let dir = copy(&folder("roberta-classifier"));
     let path = dir.path().join("model.safetensors");
@@ -521,14 +528,14 @@ fn what_a_folder_can_get_wrong_is_named() {
     refused(vec![], "empty");
     refused(vec![1; 129], "129 tokens, the context holds 128");
     refused(vec![1, 384], "token 384 at position 1");
-    // One text that is refused takes the others with it, and leaves nothing behind.
+    // A refused text makes the whole call fail, and leaves nothing behind.
     let texts = vec![vec![1, 2], vec![1, 384]];
     assert!(tasks::encode_tokens(&mut encoder, texts, Output::Logits, &mut |_| {}).is_err());
     assert!(encoder.is_idle());
     assert_eq!(encode(&mut encoder, &[vec![1; 128]], Output::Embedding)[0].len(), 64);
 }
 
-/// The real model, if it is there.
+/// The real model, if it is present.
 fn minilm() -> Option<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/all-MiniLM-L6-v2");
     if !dir.join("golden.json").exists() {

@@ -7,10 +7,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{
-    Checkpoint, Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Logprobs, Request,
-    RequestId, Sampling, Usage,
+    Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Logprobs, PAGE_SIZE, Request, RequestId,
+    Sampling, Usage,
 };
 use wginfer::gpu::{Counts, Gpu, GpuError};
 
@@ -19,7 +20,7 @@ fn folder(model: &str) -> PathBuf {
 }
 
 fn load(gpu: &Gpu, model: &str, options: EngineOptions) -> Engine {
-    let checkpoint = Checkpoint::open(&folder(model)).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&folder(model)).expect("checkpoint");
     Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("engine")
 }
 
@@ -293,7 +294,7 @@ fn a_seed_repeats_and_running_ahead_changes_nothing() {
 }
 
 #[test]
-fn a_steady_step_uploads_nothing_and_reads_four_bytes_a_sequence() {
+fn a_steady_step_uploads_its_new_pages_and_reads_four_bytes_a_sequence() {
     for run_ahead in [false, true] {
         let Some(gpu) = common::open(&Default::default()) else { return };
         let options = EngineOptions { logits: false, run_ahead, ..f32_options() };
@@ -320,7 +321,13 @@ fn a_steady_step_uploads_nothing_and_reads_four_bytes_a_sequence() {
         let after = gpu.counts();
         let difference = |f: fn(&Counts) -> u64| f(&after) - f(&before);
         let n_steps = ((to - from) / n_seqs as usize) as u64;
-        assert_eq!(difference(|c| c.writes), 0, "uploads");
+        // Nothing is uploaded but the entry of a page that a sequence has just been given.
+        let n_pages = |n_tokens: usize| {
+            (0..n_seqs as usize).map(move |i| (5 + i + n_tokens / 3 - 1).div_ceil(PAGE_SIZE))
+        };
+        let n_added = n_pages(to).sum::<usize>() - n_pages(from).sum::<usize>();
+        assert!(n_added > 15 && n_added < n_steps as usize);
+        assert_eq!(difference(|c| c.writes), n_added as u64, "uploads");
         assert_eq!(difference(|c| c.read_bytes), 4 * n_seqs * n_steps, "bytes read back");
         // Running ahead, two steps share a submission here, because the host waits for both.
         let steps_a_submission = if run_ahead { 2 } else { 1 };
@@ -349,10 +356,12 @@ fn requests_that_share_a_prefix_compute_it_once() {
     }
     // A conversation: the second turn starts with all of the first.
     let turn = [&shared[..], &prompt(31, 5), &outcomes[0].tokens, &prompt(50, 7)].concat();
-    let next = run(&mut engine, vec![write(&turn, 4, seeded(0))]).remove(0);
+    let generated = 45..51;
+    let turn = Request { generated: vec![generated], ..write(&turn, 4, seeded(0)) };
+    let next = run(&mut engine, vec![turn.clone()]).remove(0);
     assert_eq!(next.usage.cached_tokens, 50, "all but the last token, which nothing was computed from yet");
     let unshared = EngineOptions { prefix_cache: false, ..f32_options() };
-    let fresh = run(&mut load(&gpu, "llama", unshared), vec![write(&turn, 4, seeded(0))]).remove(0);
+    let fresh = run(&mut load(&gpu, "llama", unshared), vec![turn]).remove(0);
     assert_eq!((fresh.usage.cached_tokens, &fresh.tokens), (0, &next.tokens));
 }
 
@@ -469,7 +478,7 @@ fn bad_requests_are_refused_by_name() {
     assert!(engine.is_idle(), "nothing was queued");
 
     let options = EngineOptions { kv_dtype: Dtype::BF16, ..f32_options() };
-    let checkpoint = Checkpoint::open(&folder("llama")).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&folder("llama")).expect("checkpoint");
     let error = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect_err("no such cache");
     assert_eq!(error.to_string(), "`kv_dtype` is BF16, expected `F32`, `F16` or `Q8_0`");
 }
@@ -478,7 +487,7 @@ fn bad_requests_are_refused_by_name() {
 fn learned_positions_bound_the_context() {
     let Some(gpu) = common::gpu() else { return };
     let load = |model: &str, ctx| {
-        let checkpoint = Checkpoint::open(&folder(model)).expect("checkpoint");
+        let checkpoint = ModelFiles::open(&folder(model)).expect("checkpoint");
         let options = EngineOptions { ctx: Some(ctx), ..f32_options() };
         Engine::load(&gpu, checkpoint, options, &mut |_| {}).map(|engine| engine.ctx())
     };
@@ -500,7 +509,7 @@ fn weights_that_are_no_numbers_are_an_error_of_their_request() {
     let n = bytes.len();
     bytes[n - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(&path, bytes).expect("write");
-    let checkpoint = Checkpoint::open(dir.path()).expect("checkpoint");
+    let checkpoint = ModelFiles::open(dir.path()).expect("checkpoint");
     let mut engine = Engine::load(&gpu, checkpoint, f32_options(), &mut |_| {}).expect("engine");
     for sampling in [Sampling::greedy(), seeded(3)] {
         let failed = run(&mut engine, vec![write(&[1, 2, 3], 5, sampling)]).remove(0);

@@ -6,8 +6,9 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, Logits, Request, Sampling};
+use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request, Sampling};
 use wginfer::gpu::{Gpu, GpuOptions};
 use wginfer::tasks::Chat;
 use wginfer::text::Message;
@@ -32,7 +33,7 @@ fn golden(model: &str) -> Golden {
 }
 
 fn engine(gpu: &Gpu, model: &str, options: EngineOptions) -> Engine {
-    let checkpoint = Checkpoint::open(&folder(model)).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&folder(model)).expect("checkpoint");
     Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("engine")
 }
 
@@ -87,7 +88,7 @@ fn disabled(names: &str) -> GpuOptions {
     GpuOptions { disable: names.into(), ..GpuOptions::default() }
 }
 
-/// A cache or products of F16 cost a factor of ten in what the logits may differ by.
+/// With an F16 cache or F16 products, the logits have ten times the tolerance.
 fn check(options: &GpuOptions, kv_dtype: Dtype) {
     let Some(gpu) = common::open(options) else { return };
     let exact = kv_dtype == Dtype::F32 && !gpu.caps().f16_products();
@@ -132,7 +133,7 @@ fn f32_cache_with_the_variants_of_hardware() {
     check(&disabled("software,subgroups"), Dtype::F32);
 }
 
-/// F32 inputs of products where the device has faster units for F16 ones: the bound is the narrow one.
+/// F32 inputs of products, although the device has faster units for F16: the tolerance is the narrow one.
 #[test]
 fn f32_cache_and_f32_products() {
     if common::coop().is_some() {
@@ -146,7 +147,7 @@ fn f16_cache() {
     check(&disabled(""), Dtype::F16);
 }
 
-/// A quantised cache, where heads are wide enough for its blocks, and an error where they are not.
+/// A quantised cache, if heads are wide enough for its blocks; otherwise an error.
 #[test]
 fn q8_0_cache() {
     let Some(gpu) = common::exact() else { return };
@@ -156,16 +157,16 @@ fn q8_0_cache() {
     let row = logits(&mut engine, &golden.token_ids, Logits::Last).remove(0);
     let found = error(&row, &golden.last_logits);
     assert!(found > 1e-4 && found <= 2e-2, "error {found} of the largest logit");
-    let checkpoint = Checkpoint::open(&folder("llama")).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&folder("llama")).expect("checkpoint");
     let refused = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect_err("heads of 16");
     assert!(refused.to_string().contains("`kv_dtype` is Q8_0"), "{refused}");
 }
 
-/// What quantising costs: perplexity of texts that the model can write, against that of the weights as they are.
+/// The cost of quantising: perplexity of typical texts, compared with that of the stored weights.
 #[test]
 fn quantising_costs_little() {
     let Some(gpu) = common::exact() else { return };
-    let demo = Checkpoint::demo().expect("checkpoint");
+    let demo = ModelFiles::demo().expect("checkpoint");
     let tokenizer = demo.tokenizer.expect("tokenizer");
     #[derive(serde::Deserialize)]
     struct Demo {
@@ -179,7 +180,7 @@ fn quantising_costs_little() {
         std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo/golden.json")).expect("read");
     let demo: Demo = serde_json::from_slice(&text).expect("golden.json");
     let texts = demo.cases.iter().map(|case| tokenizer.encode(&case.text, true).expect("encode")).collect();
-    perplexities(&gpu, "the demonstration model", &|| Checkpoint::demo().expect("checkpoint"), texts);
+    perplexities(&gpu, "the demonstration model", &|| ModelFiles::demo().expect("checkpoint"), texts);
 
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/models/stories260k");
     let Ok(text) = std::fs::read(dir.join("golden.json")) else {
@@ -193,11 +194,11 @@ fn quantising_costs_little() {
     }
     let stories: Vec<Story> = serde_json::from_slice(&text).expect("golden.json");
     let texts = stories.into_iter().map(|s| [s.token_ids, s.greedy].concat()).collect();
-    perplexities(&gpu, "stories260k", &|| Checkpoint::open(&dir).expect("checkpoint"), texts);
+    perplexities(&gpu, "stories260k", &|| ModelFiles::open(&dir).expect("checkpoint"), texts);
 }
 
-/// Prints the perplexity of `texts` for each type of weights and of the cache, and holds it near the unquantised one.
-fn perplexities(gpu: &Gpu, name: &str, open: &dyn Fn() -> Checkpoint, texts: Vec<Vec<u32>>) {
+/// Prints the perplexity of `texts` for each type of weights and of the cache, and compares it with the unquantised one.
+fn perplexities(gpu: &Gpu, name: &str, open: &dyn Fn() -> ModelFiles, texts: Vec<Vec<u32>>) {
     let perplexity = |quantize: Option<Dtype>, kv_dtype: Dtype| {
         let options = EngineOptions { quantize, kv_dtype, logits: true, ..EngineOptions::default() };
         let mut engine = Engine::load(gpu, open(), options, &mut |_| {}).expect("engine");
@@ -232,7 +233,7 @@ fn perplexities(gpu: &Gpu, name: &str, open: &dyn Fn() -> Checkpoint, texts: Vec
     }
 }
 
-/// The trained story model, where it is at hand: it is not ours to commit.
+/// The trained story model, if it is present. It is not part of the repository.
 #[test]
 fn stories260k_writes_what_the_reference_writes() {
     #[derive(serde::Deserialize)]
@@ -251,7 +252,7 @@ fn stories260k_writes_what_the_reference_writes() {
     let Some(gpu) = common::exact() else { return };
     let stories: Vec<Story> = serde_json::from_slice(&text).expect("golden.json");
     let options = EngineOptions { kv_dtype: Dtype::F32, logits: true, ..EngineOptions::default() };
-    let checkpoint = Checkpoint::open(&dir).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&dir).expect("checkpoint");
     let mut engine = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("engine");
     for story in stories {
         let tokenizer = engine.tokenizer().expect("tokenizer").clone();
@@ -272,7 +273,7 @@ fn stories260k_writes_what_the_reference_writes() {
     }
 }
 
-/// The model in the binary: its files belong together, and it writes what the reference writes.
+/// The model in the binary: its files match, and its text is the reference's.
 #[test]
 fn the_demonstration_model_is_what_its_golden_file_says() {
     #[derive(serde::Deserialize)]
@@ -299,7 +300,7 @@ fn the_demonstration_model_is_what_its_golden_file_says() {
     let text = std::fs::read(dir.join("golden.json")).expect("golden.json");
     let demo: Demo = serde_json::from_slice(&text).expect("golden.json");
     let options = EngineOptions { kv_dtype: Dtype::F32, logits: true, ..EngineOptions::default() };
-    let checkpoint = Checkpoint::demo().expect("checkpoint");
+    let checkpoint = ModelFiles::demo().expect("checkpoint");
     assert!(checkpoint.weights.n_params() <= 2_000_000);
     let mut engine = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("engine");
     let tokenizer = engine.tokenizer().expect("tokenizer").clone();
@@ -315,7 +316,7 @@ fn the_demonstration_model_is_what_its_golden_file_says() {
     assert_eq!(rendered, demo.chat_text);
     assert_eq!(tokenizer.encode(&rendered, false).expect("encode"), demo.chat_token_ids);
 
-    // Questions about stories that it never saw.
+    // Questions about stories that are not in its training data.
     let mut n_right = 0;
     for case in &demo.cases {
         let mut chat = Chat::new(&tokenizer, Sampling::greedy()).expect("chat");

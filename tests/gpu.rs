@@ -1,4 +1,4 @@
-//! The device layer: choosing, limits, compiling, the driver's cache, timing.
+//! The device layer: choice of adapter, limits, compilation, the driver's cache, timing.
 
 mod common;
 
@@ -68,7 +68,7 @@ fn a_kernel_that_does_not_compile_is_named() {
     let error = gpu.compile(&[Variant::new(&BROKEN)]).expect_err("it calls what is not there").to_string();
     assert!(error.contains("kernel `broken`") && error.contains("missing"), "{error}");
 
-    // The same on first use: the recording fails, and the recorder goes on.
+    // The same at first use: the recording fails, and the recorder remains usable.
     let mut rec = Recorder::new(&gpu).expect("recorder");
     let y = Tensor::zeros(&gpu, "y", [1, 8], Dtype::F32).expect("it fits");
     rec.dispatch(Variant::new(&BROKEN), &Params { n: 1 }, &[y.view()], [1, 1, 1]);
@@ -96,7 +96,7 @@ fn compiled_kernels_are_kept_and_a_bad_folder_is_no_error() {
     if gpu.caps().pipeline_cache {
         let files: Vec<_> = std::fs::read_dir(&kept).expect("the folder was made").collect();
         assert_eq!(files.len(), 1, "one file, and no temporary one left behind");
-        // A file that is cut off or not ours is started afresh.
+        // A file that is cut off or foreign is replaced.
         let path = files[0].as_ref().expect("entry").path();
         let bytes = std::fs::read(&path).expect("read");
         for content in [&bytes[..bytes.len() / 2], b"not a cache", b""] {
@@ -104,7 +104,7 @@ fn compiled_kernels_are_kept_and_a_bad_folder_is_no_error() {
             use_it(&open(&kept).expect("a device"));
         }
     }
-    // A path below a file can never be made: nothing is kept, everything runs.
+    // A path below a file cannot be created: nothing is kept, and everything runs.
     let file = dir.path().join("file");
     std::fs::write(&file, "x").expect("write");
     use_it(&open(&file.join("below")).expect("a device"));
@@ -141,6 +141,6 @@ fn the_device_times_what_it_does() {
     };
     assert_eq!(elapsed(1, false), None);
     let (little, much) = (elapsed(1, true).expect("timed"), elapsed(400, true).expect("timed"));
-    // Four hundred times the work: no bound on the speed, only on a clock that stands still.
+    // Four hundred times the work. This does not bound the speed; it only detects a clock that stands still.
     assert!(much > little && much > 0.0, "{little} ms and {much} ms");
 }

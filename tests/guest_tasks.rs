@@ -8,10 +8,10 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use wginfer::audio::AudioReader;
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{
-    Checkpoint, EncoderCheckpoint, EncoderOptions, Engine, EngineError, EngineOptions, FinishReason, Output,
-    Sampling, TextEncoder,
+    EncoderOptions, Engine, EngineError, EngineOptions, FinishReason, Output, Sampling, TextEncoder,
 };
 use wginfer::gpu::{Gpu, GpuError};
 use wginfer::tasks::transcribe::{Heard, TranscribeError, TranscribeOptions, Transcriber, Transcription};
@@ -123,11 +123,11 @@ fn whisper() -> PathBuf {
 
 fn demo(gpu: &Gpu) -> Engine {
     let options = EngineOptions { prompt_logprobs: 64, ..EngineOptions::default() };
-    Engine::load(gpu, Checkpoint::demo().expect("checkpoint"), options, &mut |_| {}).expect("engine")
+    Engine::load(gpu, ModelFiles::demo().expect("checkpoint"), options, &mut |_| {}).expect("engine")
 }
 
 fn classifier(gpu: &Gpu, model: &str) -> TextEncoder {
-    let checkpoint = EncoderCheckpoint::open(&folder(model)).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&folder(model)).expect("checkpoint");
     TextEncoder::load(gpu, checkpoint, EncoderOptions::default(), &mut |_| {}).expect("encoder")
 }
 
@@ -140,7 +140,7 @@ fn own() -> Option<MutexGuard<'static, Engine>> {
 }
 
 fn hearing(gpu: &Gpu) -> (Engine, Transcriber) {
-    let checkpoint = Checkpoint::open(&whisper()).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&whisper()).expect("checkpoint");
     let options = TranscribeOptions { word_timestamps: true, ..TranscribeOptions::default() };
     let transcriber = Transcriber::new(&checkpoint, options).expect("a speech model");
     let options = EngineOptions { kv_dtype: Dtype::F32, ..EngineOptions::default() };

@@ -56,7 +56,7 @@ fn check_embed(
     let (n_seqs, ctx, scale) = (2, n_table + 2, 1.5);
     let (table, values) = upload(gpu, dtype, [n_table, hidden], &rng.normals(n_table * hidden, 1.0));
     let values = rows_f64(&values, hidden);
-    // One in eight ids is not in the table.
+    // One in eight ids is outside the table.
     let mut id =
         |_| if rng.below(8) == 0 { u32::MAX - rng.below(9) as u32 } else { rng.below(n_table) as u32 };
     let ids: Vec<u32> = (0..n_seqs * ctx).map(&mut id).collect();
@@ -87,7 +87,7 @@ fn check_embed(
     assert_padding_is_zero(gpu, &x);
 }
 
-/// A table larger than the 128 MiB that bindings may have where limits are WebGPU's, lavapipe's among them.
+/// A table larger than the 128 MiB of a binding under WebGPU's default limits, which are also lavapipe's.
 #[test]
 fn embed_from_a_table_of_several_bindings() {
     let Some(gpu) = gpu() else { return };
@@ -130,7 +130,7 @@ fn rms_norm() {
                 let y = filled(&gpu, [n_rows, n_cols], f32::NAN);
                 let list = gather.then_some(&list);
                 let norm = RmsNorm { w, eps, offset };
-                // In two parts, as decoding rows and those of prompts are.
+                // In two parts, like decode rows and prompt rows.
                 run(&gpu, |rec| {
                     for range in [0..n_rows / 3, n_rows / 3..n_rows] {
                         ops::rms_norm(rec, &x, &norm, list, &y, range);
@@ -226,7 +226,7 @@ fn pool() {
                 if n_cols % 4 > 0 || n_seqs > 65_535 {
                     continue;
                 }
-                // Beside something else, which is left alone.
+                // Next to other columns, which must not change.
                 let y = filled(&gpu, [n_seqs, 3 * n_cols], 7.0);
                 run(&gpu, |rec| ops::pool(rec, pooling, &table, &x, &y, n_cols, n_seqs));
                 let seven = vec![7.0; n_cols];
@@ -293,7 +293,7 @@ fn linear() {
             }
         }
     }
-    // Those that hardware with cooperative matrices takes; the variants above are tested there too.
+    // The variants for hardware with cooperative matrices; the variants above are tested there too.
     if let Some(gpu) = coop() {
         let mut rng = Rng::new(17);
         for (i, shape) in [[129, 65, 131], [70, 513, 130], [300, 40, 517]].into_iter().enumerate() {
@@ -314,7 +314,7 @@ fn linear() {
     }
 }
 
-/// Every variant, and `ops::linear` with a batch of decoding and prompt rows.
+/// Every variant, and `ops::linear` with a batch of decode and prompt rows.
 fn check_linear(
     gpu: &Gpu,
     rng: &mut Rng,
@@ -336,7 +336,7 @@ fn check_linear(
     }
     let tolerance = |name: &str| {
         if name.starts_with("coop") || (name == "linear" && gpu.caps().f16_products()) {
-            // Both factors of each product, whose size is about one, are rounded to f16; the sum is not.
+            // Both factors of each product, of size about one, are rounded to f16; the sum is not.
             return Tolerance { eps: half::f16::EPSILON.to_f32(), n_terms: n_in + 2, scale: 1.0 };
         }
         Tolerance::f32(n_in + 2, largest(&want))
@@ -358,7 +358,7 @@ fn check_linear(
     let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
     check("linear", &|rec, y| ops::linear(rec, &x, &w, b, add, y, n));
 
-    // The same with a norm on the way, whose epsilon matters.
+    // The same with a norm, whose epsilon matters.
     let (eps, offset) = (0.1, (n_rows % 2) as f32);
     let gs = rng.normals(n_in, 1.0);
     let row = |x: &Vec<f64>| {
@@ -387,8 +387,8 @@ fn product_tolerance(gpu: &Gpu, n_terms: usize, largest: f64) -> Tolerance {
     Tolerance::f32(n_terms, largest)
 }
 
-/// Which variants a card with matrix units has, by its capabilities alone: what takes F16 inputs only where they are
-/// welcome, where a subgroup's width is certain and where the tiles fit.
+/// The variants of a card with matrix units, by its capabilities: those with F16 inputs run only if F16 products are
+/// allowed, the width of a subgroup is certain, and the tiles fit.
 #[test]
 fn cards_with_matrix_units_take_them() {
     let Some(gpu) = gpu() else { return };
@@ -426,7 +426,7 @@ fn cards_with_matrix_units_take_them() {
     }
 }
 
-/// What f16 cannot hold becomes its largest number.
+/// Values beyond the range of f16 become its largest number.
 #[test]
 fn linear_on_cooperative_matrices_saturates() {
     let Some(gpu) = coop() else { return };
@@ -471,7 +471,7 @@ fn gate() {
                 let n_x = if gated { 2 * n_cols } else { n_cols };
                 let mut xs = rng.normals(n_rows * n_x, 2.0);
                 if xs.len() > 100 {
-                    // Where the exponential and the cube overflow.
+                    // Inputs for which the exponential and the cube overflow.
                     xs[..6].copy_from_slice(&[0.0, -0.0, 100.0, -100.0, -1e4, 90.0]);
                 }
                 let (x, y) = (tensor_f32(&gpu, [n_rows, n_x], &xs), filled(&gpu, [n_rows, n_cols], f32::NAN));
@@ -486,7 +486,7 @@ fn gate() {
                     xs.iter().map(|x| exact_act((*x).into())).collect()
                 };
                 let what = format!("gate {n_rows}×{n_cols} {act:?} gated {gated}");
-                // Outliers excepted, so that they do not loosen the rest.
+                // Without outliers, which would loosen the tolerance of the rest.
                 let got = read(&gpu, &y);
                 let (near, far): (Vec<usize>, Vec<usize>) =
                     (0..want.len()).partition(|&i| want[i].abs() < 50.0);
@@ -531,7 +531,7 @@ impl Pages {
         tensor_u32(gpu, [self.table.len(), self.per_seq], &self.table.concat())
     }
 
-    /// Where the cache [n_pages, n_kv_heads, page_size, head_dim] holds a head of a position.
+    /// The index of a head of a position in the cache [n_pages, n_kv_heads, page_size, head_dim].
     fn at(&self, seq: usize, pos: usize, [n_kv_heads, kv_head, head_dim]: [usize; 3]) -> usize {
         let page = self.table[seq][pos / self.page_size] as usize;
         ((page * n_kv_heads + kv_head) * self.page_size + pos % self.page_size) * head_dim
@@ -554,7 +554,7 @@ fn angle(pos: usize, i: usize, n_rot: usize) -> f64 {
 
 const KV: [Dtype; 3] = KvLayer::DTYPES;
 
-/// The value of every slot that nothing was written to.
+/// The value of every slot that was not written.
 const UNTOUCHED: f32 = 7.0;
 
 /// A cache with `data` [n_pages, width] in keys and values, and the values as they were rounded.
@@ -618,7 +618,7 @@ fn read_cache(gpu: &Gpu, dtype: Dtype, tensor: &Tensor) -> Vec<f32> {
     }
 }
 
-/// What rounding to a cache of `dtype` may change in a value of at most `largest`.
+/// The error of rounding a value of at most `largest` to a cache of `dtype`.
 fn cache_tolerance(dtype: Dtype, largest: f64) -> Tolerance {
     let eps = match dtype {
         Dtype::F16 => half::f16::EPSILON.to_f32(),
@@ -665,7 +665,7 @@ fn some_places(rng: &mut Rng, n_rows: usize, ctx: usize) -> Vec<(usize, usize)> 
     places
 }
 
-/// Rows, query heads, key-value heads, head_dim, rotated, positions a page.
+/// Rows, query heads, key-value heads, head_dim, rotated dimensions, positions per page.
 const APPENDED: [[usize; 6]; 8] = [
     [1, 1, 1, 8, 8, 16],
     [3, 4, 2, 16, 6, 5],
@@ -684,7 +684,7 @@ fn rope_append() {
     for [n_rows, n_heads, n_kv_heads, head_dim, n_rot, page_size] in APPENDED {
         for (dtype, interleaved) in KV.into_iter().zip([false, true, true]).chain([(Dtype::F16, false)]) {
             if dtype == Dtype::Q8_0 && !head_dim.is_multiple_of(32) {
-                continue; // refused when the cache is made
+                continue; // refused when the cache is allocated
             }
             let what =
                 format!("rope_append {n_rows}×{n_heads}×{n_kv_heads}×{head_dim} {dtype} {interleaved}");
@@ -718,7 +718,7 @@ fn rope_append() {
     }
 }
 
-/// A batch of decoding rows and rows of prompts, projected, rotated and appended, with a norm and without.
+/// A batch of decode rows and prompt rows, projected, rotated and appended, with and without a norm.
 #[test]
 fn qkv() {
     for gpu in gpus().into_iter().chain(hardware()) {
@@ -790,7 +790,7 @@ fn gate_up() {
     for gpu in gpus().into_iter().chain(hardware()) {
         let mut rng = Rng::new(18);
         for (i, [n_rows, n_in, n_out]) in PRODUCTS.into_iter().enumerate() {
-            // Every other type at each shape: most of the time goes into compiling variants.
+            // Every second type at each shape, because compiling variants takes most of the time.
             for (j, dtype) in WEIGHTS.into_iter().enumerate().filter(|(j, _)| (i + j) % 2 == 0) {
                 let (act, exact_act) = ACTS[(i + j) % 5];
                 let (gated, bias, normed) = (i % 4 > 0, j % 4 < 2, i % 3 > 0);
@@ -927,7 +927,7 @@ fn ggml_row(dtype: Dtype, row: &[u8]) -> Vec<f32> {
                 };
                 let block = |j: usize| {
                     let (scale, min) = pair(j);
-                    // Two blocks share 32 bytes, the first one has the low halves.
+                    // Two blocks share 32 bytes; the first one has the low nibbles.
                     let quants = b[16 + j / 2 * 32..].iter().take(32).map(move |q| q >> (j % 2 * 4) & 15);
                     quants
                         .map(move |q| d * f32::from(scale) * f32::from(q) - m * f32::from(min))
@@ -940,7 +940,7 @@ fn ggml_row(dtype: Dtype, row: &[u8]) -> Vec<f32> {
     }
 }
 
-/// What the device quantises is what llama.cpp's own quantiser wrote, where its files are at hand.
+/// The device quantises as llama.cpp's own quantiser does, if its files are present.
 #[test]
 fn quantize_as_llama_cpp_does() {
     let Some(gpu) = gpu() else { return };
@@ -975,13 +975,13 @@ fn quantize_as_llama_cpp_does() {
             same += ours.iter().zip(&want).filter(|(a, b)| a == b).count();
         }
         say(&format!("{file}: {same} of {n} weights as llama.cpp has them"));
-        // Where the search for a scale finds two as good as equal, fused multiply-adds on either side decide.
+        // If the search finds two scales that are almost equally good, fused multiply-adds decide between them.
         let least = if dtype == Dtype::Q4_K { 980 } else { 999 };
         assert!(n > 1000 && same * 1000 >= n * least, "{file}: {same} of {n}");
     }
 }
 
-/// What the device quantises is what ggml's rules give.
+/// The device quantises by ggml's rules.
 #[test]
 fn quantize() {
     for gpu in gpus() {
@@ -1008,7 +1008,7 @@ fn quantize() {
                     })
                     .collect();
                 let what = format!("quantize {n_rows}×{n_cols} {dtype}");
-                // Division and square root may be a unit off on a device, and so move a value across a border.
+                // On a device, division and square root may be off by one unit in the last place, and so round a value to the other side.
                 let same = got.iter().zip(&want).filter(|(g, w)| g == w).count();
                 assert!(same * 100 >= got.len() * 98, "{what}: {same} of {} as ggml has them", got.len());
                 let blocks = got.chunks(n_cols).flat_map(|row| row.chunks(32));
@@ -1026,15 +1026,15 @@ fn quantize() {
     }
 }
 
-/// One batch for attention: each sequence is either decoding, at a position, or has a chunk of its prompt.
+/// A batch for attention: each sequence has either one decode row or a chunk of its prompt.
 #[derive(Clone, Debug)]
 struct Batch {
     shape: ops::Attention,
     page_size: usize,
     dtype: Dtype,
-    /// Position of each decoding row; a sequence of its own.
+    /// Position of each decode row, each of another sequence.
     decode: Vec<usize>,
-    /// First position and rows of each chunk; a sequence of its own.
+    /// First position and number of rows of each chunk, each of another sequence.
     prompt: Vec<(usize, usize)>,
     max_seq_len: usize,
 }
@@ -1056,7 +1056,7 @@ impl Batch {
     }
 }
 
-/// Queries, keys and values, which depend on (sequence, position) alone: so batches can be compared.
+/// Queries, keys and values, which depend only on (sequence, position), so that batches can be compared.
 struct Contents {
     seed: u64,
     size: f32,
@@ -1169,7 +1169,7 @@ fn check_attention(gpu: &Gpu, batch: &Batch, size: f32) {
     let size = f64::from(size);
     let score = (f64::from(batch.shape.scale) * size * size * (batch.shape.head_dim as f64).sqrt()).max(1.0);
     let tolerance = if gpu.caps().f16_products() {
-        // All that is multiplied is rounded to f16, and no sum is.
+        // All factors are rounded to f16, but no sums.
         Tolerance { eps: half::f16::EPSILON.to_f32(), n_terms: 1, scale: score * largest(&want) }
     } else {
         Tolerance::f32(batch.shape.head_dim, 4.0 * score * largest(&want))
@@ -1196,13 +1196,13 @@ fn attention() {
     if let Some(gpu) = coop() {
         HEADS.into_iter().enumerate().for_each(|(i, heads)| check_batches(&gpu, i, heads));
     }
-    // As many lanes as hardware has; slow on software devices.
+    // As many lanes as on hardware; slow on software devices.
     if let Some(gpu) = hardware() {
         check_attention(&gpu, &mixed_batch(attention_shape([14, 2, 80])), 1.0);
     }
 }
 
-/// Every type in its turn that heads of this width can have.
+/// Every cache type that heads of this width can have.
 fn cache_type(i: usize, head_dim: usize) -> Dtype {
     if head_dim.is_multiple_of(32) { KV[i % 3] } else { KV[i % 2] }
 }
@@ -1228,7 +1228,7 @@ fn check_batches(gpu: &Gpu, i: usize, heads: [usize; 3]) {
         prompt: vec![],
         max_seq_len: 211,
     };
-    // A single position; decoding alone; prompts alone; both.
+    // A single position; only decode rows; only prompts; both.
     check_attention(gpu, &Batch { decode: vec![0], max_seq_len: 1, ..base.clone() }, 1.0);
     check_attention(gpu, &Batch { prompt: vec![(0, 1)], max_seq_len: 1, ..base.clone() }, 1.0);
     check_attention(gpu, &Batch { decode: vec![15, 16, 100, 0, 17], ..base.clone() }, 1.0);
@@ -1254,7 +1254,7 @@ fn check_batches(gpu: &Gpu, i: usize, heads: [usize; 3]) {
     }
 }
 
-/// Decoding rows of different lengths, so that some have one split of the keys and others several.
+/// Decode rows of different lengths, so that some have one split of the keys and others several.
 #[test]
 fn attention_splits() {
     for gpu in gpus() {
@@ -1346,7 +1346,7 @@ fn token_logprob() {
         ] {
             let n_all = n_before + n_rows;
             let mut zs = rng.normals(n_all * n_vocab, 4.0);
-            // An outlier, and a token that is out of the question.
+            // An outlier, and a token that is forbidden.
             for row in zs.chunks_mut(n_vocab).step_by(2) {
                 row[n_vocab / 2] = 60.0;
                 row[n_vocab / 3] = f32::MIN;
@@ -1409,7 +1409,7 @@ fn top_k() {
             let want: Vec<u32> = xs.chunks(n_cols).zip(&chosen).flat_map(row).collect();
             assert_eq!(read_u32(&gpu, &y), want, "top_k {k} of {n_rows}×{n_cols}");
         }
-        // Where fewer than k can be drawn, the forbidden ones follow in the order of the columns.
+        // If fewer than k tokens are allowed, the forbidden ones follow in the order of the columns.
         let xs = [f32::NEG_INFINITY, 2.0, f32::NEG_INFINITY, 3.0, f32::NEG_INFINITY];
         let (x, list) = (tensor_f32(&gpu, [1, 5], &xs), tensor_u32(&gpu, [1, 1], &[3]));
         let y = zeros(&gpu, [1, 12], Dtype::U32);
@@ -1458,7 +1458,8 @@ fn penalize() {
         let logits = tensor_f32(&gpu, [n_seqs, n_vocab], &z);
         run(&gpu, |rec| {
             for seq in 0..n_seqs {
-                ops::count_prompt(rec, &tokens, &counts, seq, n_prompt - seq);
+                // The last `seq` tokens are those of a prompt no more.
+                ops::count_prompt(rec, &tokens, &counts, seq, [n_prompt - seq, n_prompt - seq]);
             }
         });
         let mut in_prompt = vec![false; n_seqs * n_vocab];
@@ -1469,6 +1470,20 @@ fn penalize() {
         }
         let marks: Vec<u32> = in_prompt.iter().map(|p| if *p { 1 << 31 } else { 0 }).collect();
         assert_eq!(read_u32(&gpu, &counts), marks, "count_prompt");
+        // What was generated before is counted, once for each time.
+        let mut counted = vec![0u32; n_seqs * n_vocab];
+        for seq in 0..n_seqs {
+            for (i, t) in prompts[seq * n_prompt..][..n_prompt].iter().enumerate() {
+                let at = seq * n_vocab + *t as usize;
+                counted[at] = if i < n_prompt / 2 { 1 << 31 } else { counted[at] + 1 };
+            }
+        }
+        run(&gpu, |rec| {
+            for seq in 0..n_seqs {
+                ops::count_prompt(rec, &tokens, &counts, seq, [n_prompt / 2, n_prompt]);
+            }
+        });
+        assert_eq!(read_u32(&gpu, &counts), counted, "count_prompt with generated tokens");
 
         let both: Vec<u32> = marks.iter().zip(&drawn).map(|(m, d)| m | d).collect();
         counts.write(&gpu, 0, bytemuck::cast_slice(&both));
@@ -1497,7 +1512,7 @@ fn penalize() {
     }
 }
 
-/// A row's product is the same to the bit whatever other rows are in the batch.
+/// A row's product has the same bits in every batch.
 #[test]
 fn linear_rows_do_not_depend_on_the_batch() {
     for gpu in gpus().into_iter().chain(coop()) {
@@ -1528,7 +1543,7 @@ fn linear_rows_do_not_depend_on_the_batch() {
     }
 }
 
-/// A row's attention is the same to the bit whatever chunk its prompt comes in, whatever else is in the
+/// A row's attention has the same bits however its prompt is cut, whatever else is in the
 /// batch, and whether longer sequences make other rows split their keys.
 #[test]
 fn attention_rows_do_not_depend_on_the_batch() {
@@ -1653,7 +1668,7 @@ fn probe_fma() {
         run(&gpu, |rec| ops::probe_fma(rec, &x, &y, n_steps, [0.75, 0.5]));
         let want: Vec<f64> = xs.iter().map(|x| exact::probe_fma((*x).into(), n_steps, [0.75, 0.5])).collect();
         if n_steps > 100 {
-            // It has arrived at the fixed point.
+            // It has reached the fixed point.
             assert!(read(&gpu, &y).iter().zip(&want).all(|(y, w)| (f64::from(*y) - w).abs() < 1e-5));
         } else {
             let what = format!("probe_fma {shape:?} {n_steps} steps");
@@ -1690,7 +1705,7 @@ fn attention_weights() {
     }
 }
 
-/// Prompt rows of two sequences with as many keys as they like, behind rows that decode.
+/// Prompt rows of two sequences with arbitrary numbers of keys, after decode rows.
 fn check_attention_weights(gpu: &Gpu, [n_heads, n_kv_heads, head_dim]: [usize; 3], dtype: Dtype) {
     let mut rng = Rng::new(32);
     let (page_size, n_keys) = (16, [37, 300]);
@@ -1748,7 +1763,7 @@ fn speech_rules() {
             let text = |rng: &mut Rng| rng.below(end);
             let time = |i: usize| first + i;
             let (a, b, c) = (text(&mut rng), text(&mut rng), text(&mut rng));
-            // Nothing yet; a segment begun, in text, ended, closed; two segments; an end after a timestamp.
+            // No token yet; a segment begun, in its text, ended, followed by a new one; two segments; an end after a timestamp.
             let histories: [Vec<usize>; 9] = [
                 vec![],
                 vec![time(2)],

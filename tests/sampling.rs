@@ -1,4 +1,4 @@
-//! The draw of tokens: the distribution, the exact draws, and what a draw writes.
+//! Sampling: the distribution, the exact draws, and what a draw writes.
 
 mod common;
 
@@ -7,7 +7,7 @@ use common::*;
 use wginfer::gpu::{Gpu, Tensor};
 use wginfer::ops::{self, NOT_A_TOKEN, SamplingRecord};
 
-/// What a draw reads and writes. Rows of the batch are (sequence, position).
+/// The tensors that a draw reads and writes. Rows of the batch are (sequence, position).
 struct Draw {
     index: Tensor,
     sampling: Tensor,
@@ -128,7 +128,7 @@ fn draws_follow_the_distribution() {
     check_distribution(&gpu, &Rng::new(32).normals(37, 1.5), &filters[5], 10_000);
 }
 
-/// Draws for rows of two sequences at different positions, each moving on from draw to draw.
+/// Draws for rows of two sequences at different positions, which advance with each draw.
 fn check_distribution(gpu: &Gpu, z: &[f32], s: &Sampling, n_draws: u32) {
     let n_rows = 5_000;
     let n_steps = n_draws / n_rows;
@@ -154,7 +154,7 @@ fn draws_are_those_of_the_reference() {
     for gpu in gpus() {
         let mut rng = Rng::new(40);
         let (mut n, mut skipped) = (0, 0);
-        // The last one is as large as real ones: some devices bound how often an invocation may loop.
+        // The last one is as large as real ones: some devices limit the iterations of an invocation.
         for n_vocab in [1, 2, 37, 300, 1031, 50_021] {
             for case in 0..12 {
                 let pick = |on, value| if on { value } else { 0.0 };
@@ -166,7 +166,7 @@ fn draws_are_those_of_the_reference() {
                     min_p: pick(case % 5 == 3, f64::from(rng.uniform()) * 0.1),
                     ..Sampling::GREEDY
                 };
-                // As the device reads it.
+                // Rounded as the device reads it.
                 let s = Sampling {
                     temperature: f64::from(s.temperature as f32),
                     top_p: f64::from(s.top_p as f32),
@@ -191,7 +191,7 @@ fn draws_are_those_of_the_reference() {
                 for (r, z) in z.iter().enumerate() {
                     n += 1;
                     let z = to_f64(z);
-                    // Where rounding decides what is kept or which score leads, either result is right.
+                    // If rounding decides which tokens are kept or which score is the largest, either result is right.
                     let top_p = |f: f64| if s.top_p < 1.0 { (s.top_p * f).min(1.0) } else { 1.0 };
                     let nudged = |f: f64| Sampling { top_p: top_p(f), min_p: s.min_p * f, ..s };
                     let floors = [1.0, 1.0 - 1e-5, 1.0 + 1e-5].map(|f| exact::smallest_kept(&z, nudged(f)));
@@ -227,7 +227,7 @@ fn the_seed_decides() {
         let differ = |s: &Sampling| draw(&gpu, &z, s).iter().zip(&first).filter(|(a, b)| a != b).count();
         assert!(differ(&Sampling { seed: PLAIN.seed + 1, ..PLAIN }) > 150, "another seed");
         assert!(differ(&Sampling { seed: PLAIN.seed + (1 << 32), ..PLAIN }) > 150, "its high word");
-        // Nothing else in the batch matters.
+        // The rest of the batch does not matter.
         assert_eq!(draw(&gpu, &z[..1], &PLAIN), first[..1], "alone");
     }
 }

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 
 use proptest::prelude::*;
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::{Checkpoint, Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Request};
+use wginfer::engine::{Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Request};
 use wginfer::tasks::{
     self, Answer, Classification, DocumentOptions, Input, Label, Progress, TaskError, Window, answer,
     classify, exact_match, perplexity, prompt_logprob_rows, split, summarize, windows,
@@ -100,7 +101,7 @@ fn with_demo(test: impl FnOnce(&mut Engine)) {
     static ENGINE: OnceLock<Option<Mutex<Engine>>> = OnceLock::new();
     let engine = ENGINE.get_or_init(|| {
         let gpu = common::exact()?;
-        let demo = Checkpoint::demo().expect("checkpoint");
+        let demo = ModelFiles::demo().expect("checkpoint");
         Some(Mutex::new(Engine::load(&gpu, demo, options(), &mut |_| {}).expect("engine")))
     });
     if let Some(engine) = engine {
@@ -113,12 +114,12 @@ fn plain(test: impl FnOnce(&mut Engine)) {
     let Some(gpu) = common::exact() else { return };
     let dir: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
     let options = EngineOptions { kv_dtype: Dtype::F32, ..options() };
-    let checkpoint = Checkpoint::open(&dir).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&dir).expect("checkpoint");
     test(&mut Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect("engine"));
 }
 
 fn tokenizer() -> Tokenizer {
-    Checkpoint::demo().expect("checkpoint").tokenizer.expect("tokenizer")
+    ModelFiles::demo().expect("checkpoint").tokenizer.expect("tokenizer")
 }
 
 fn go_on(_: Progress) -> ControlFlow<()> {
@@ -656,7 +657,7 @@ fn empty_and_impossible_requests_are_named() {
         assert!(error.to_string().contains("document is empty"), "{error}");
     });
     let Some(gpu) = common::gpu() else { return };
-    let checkpoint = Checkpoint::demo().expect("checkpoint");
+    let checkpoint = ModelFiles::demo().expect("checkpoint");
     let mut engine = Engine::load(
         &gpu,
         checkpoint,

@@ -5,19 +5,20 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use wginfer::text::{ChatTemplate, Message, StreamDecoder, TextError, Tokenizer};
+use wginfer::checkpoint::{CheckpointError, open_tokenizer};
+use wginfer::text::{ChatTemplate, Message, StreamDecoder, TextError, Tokenizer, TokenizerFiles};
 
 fn here() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A folder of reference data that not every machine has; says so where it is absent.
+/// A folder of reference data that not every machine has; prints a line if it is absent.
 fn shared(test: &str, folder: &str) -> Option<PathBuf> {
     let path = here().join("../shared").join(folder);
     if path.is_dir() {
         return Some(path);
     }
-    // Not `eprintln!`: the test harness would swallow the line of a test that passes.
+    // Not `eprintln!`: the test harness captures its output for tests that pass.
     let line = format!("{test}: skipped, `{}` is absent\n", path.display());
     std::io::stderr().write_all(line.as_bytes()).unwrap();
     None
@@ -43,7 +44,17 @@ fn golden_tokenizer_bytes() -> Vec<u8> {
 }
 
 fn golden_tokenizer() -> Tokenizer {
-    Tokenizer::from_parts(&golden_tokenizer_bytes(), None, None, None, None).unwrap()
+    tokenizer_of(&golden_tokenizer_bytes(), TokenizerFiles::default()).unwrap()
+}
+
+/// A tokenizer of `json` and what `others` has beside it.
+fn tokenizer_of(json: &[u8], others: TokenizerFiles<'_>) -> Result<Tokenizer, TextError> {
+    Tokenizer::from_files(&TokenizerFiles { tokenizer: json, ..others })
+}
+
+/// A `tokenizer_config.json` and nothing else.
+fn config_only(config: &str) -> TokenizerFiles<'_> {
+    TokenizerFiles { tokenizer_config: Some(config.as_bytes()), ..TokenizerFiles::default() }
 }
 
 /// Texts whose characters take two to four bytes, join, combine, or are spelled in byte tokens.
@@ -81,7 +92,7 @@ fn assert_streams(tokenizer: &Tokenizer, ids: &[u32], what: &str) {
     }
 }
 
-/// A deterministic generator; its ids are garbage for any tokenizer, which is the point.
+/// A deterministic generator of ids that make no sensible text.
 fn random_ids(seed: u64, n: usize, vocab_size: usize) -> Vec<u32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -100,7 +111,7 @@ fn reference_tokenizations() {
     let Some(folder) = shared("reference_tokenizations", "golden/tokenizers") else { return };
     let mut n_cases = 0;
     for dir in sorted(&folder) {
-        let tokenizer = Tokenizer::open(&dir).unwrap();
+        let tokenizer = open_tokenizer(&dir).unwrap();
         for case in json_file(&dir.join("cases.json")).as_array().unwrap() {
             let (text, ids) = (case["text"].as_str().unwrap(), ids_of(&case["ids"]));
             assert_eq!(tokenizer.encode(text, false).unwrap(), ids, "{}: {text:?}", dir.display());
@@ -128,7 +139,7 @@ fn beginning_of_text_follows_the_post_processor() {
     let Some(dir) = shared("beginning_of_text_follows_the_post_processor", "models/stories260k") else {
         return;
     };
-    let tokenizer = Tokenizer::open(&dir).unwrap();
+    let tokenizer = open_tokenizer(&dir).unwrap();
     assert_eq!(tokenizer.bos(), Some(1));
     assert_eq!(tokenizer.eos(), [2]);
     let golden = json_file(&dir.join("golden.json"));
@@ -156,7 +167,7 @@ fn padding_and_truncation_of_training_do_not_apply() {
     else {
         return;
     };
-    let tokenizer = Tokenizer::open(&dir).unwrap();
+    let tokenizer = open_tokenizer(&dir).unwrap();
     let short = tokenizer.encode("hello", true).unwrap();
     assert_eq!(short, [101, 7592, 102]);
     assert_eq!(tokenizer.encode(&"hello ".repeat(700), true).unwrap().len(), 702);
@@ -170,7 +181,7 @@ fn add_bos_token_counts_where_no_post_processor_does() {
     let token = plain.id_to_token(special).unwrap();
     for (add, expected) in [(true, Some(special)), (false, None)] {
         let config = json!({ "bos_token": token, "add_bos_token": add }).to_string();
-        let tokenizer = Tokenizer::from_parts(&json, Some(config.as_bytes()), None, None, None).unwrap();
+        let tokenizer = tokenizer_of(&json, config_only(&config)).unwrap();
         assert_eq!(tokenizer.bos(), Some(special));
         let ids: Vec<u32> = expected.into_iter().chain(plain.encode("abc", false).unwrap()).collect();
         assert_eq!(tokenizer.encode("abc", true).unwrap(), ids);
@@ -188,14 +199,12 @@ fn ends_of_text_are_the_union_of_all_files() {
         let config = json!({ "eos_token": eos, "bos_token": null }).to_string();
         let generation = json!({ "eos_token_id": [7, 5, special] }).to_string();
         let model = json!({ "eos_token_id": 5, "bos_token_id": 3 }).to_string();
-        let tokenizer = Tokenizer::from_parts(
-            &json,
-            Some(config.as_bytes()),
-            Some(generation.as_bytes()),
-            Some(model.as_bytes()),
-            None,
-        )
-        .unwrap();
+        let files = TokenizerFiles {
+            generation_config: Some(generation.as_bytes()),
+            config: Some(model.as_bytes()),
+            ..config_only(&config)
+        };
+        let tokenizer = tokenizer_of(&json, files).unwrap();
         assert_eq!(tokenizer.eos(), [special, 7, 5]);
         assert_eq!(tokenizer.bos(), Some(3));
     }
@@ -228,8 +237,7 @@ fn a_token_named_special_in_the_config_becomes_special() {
     let id = plain.encode("a", false).unwrap()[0];
     assert!(!plain.is_special(id));
     let config = json!({ "eos_token": "a", "pad_token": "no such token" }).to_string();
-    let tokenizer =
-        Tokenizer::from_parts(&golden_tokenizer_bytes(), Some(config.as_bytes()), None, None, None).unwrap();
+    let tokenizer = tokenizer_of(&golden_tokenizer_bytes(), config_only(&config)).unwrap();
     assert!(tokenizer.is_special(id));
     assert_eq!(tokenizer.eos(), [id]);
     assert_eq!(tokenizer.vocab_size(), plain.vocab_size());
@@ -254,7 +262,7 @@ fn byte_fallback_tokenizer(decoder: Value) -> Tokenizer {
         "model": { "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
             "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "vocab": vocab, "merges": [] },
     });
-    Tokenizer::from_parts(json.to_string().as_bytes(), None, None, None, None).unwrap()
+    tokenizer_of(json.to_string().as_bytes(), TokenizerFiles::default()).unwrap()
 }
 
 fn llama_decoder() -> Value {
@@ -282,7 +290,7 @@ fn streaming_equals_decoding_at_once() {
             assert_streams(tokenizer, &tokenizer.encode(text, false).unwrap(), text);
         }
         for seed in 0..300 {
-            // A few ids beyond the vocabulary, which decoding leaves out.
+            // A few ids beyond the vocabulary, which decoding omits.
             let ids = random_ids(seed, 1 + seed as usize % 70, tokenizer.vocab_size() + 3);
             assert_streams(tokenizer, &ids, &format!("tokenizer {i}, seed {seed}"));
             let mostly_words: Vec<u32> =
@@ -298,7 +306,7 @@ fn streaming_with_every_shared_tokenizer() {
         let Some(folder) = shared("streaming_with_every_shared_tokenizer", folder) else { continue };
         let mut n = 0;
         for dir in sorted(&folder).into_iter().filter(|dir| dir.join("tokenizer.json").exists()) {
-            let tokenizer = Tokenizer::open(&dir).unwrap();
+            let tokenizer = open_tokenizer(&dir).unwrap();
             for text in TEXTS {
                 assert_streams(&tokenizer, &tokenizer.encode(text, true).unwrap(), text);
             }
@@ -312,7 +320,7 @@ fn streaming_with_every_shared_tokenizer() {
     }
 }
 
-/// The comparison above would not notice a decoder that returns everything at the end, or a naive one if no text were hard.
+/// The comparison above does not notice a decoder that returns everything at the end, nor, without hard texts, a naive one.
 #[test]
 fn pieces_come_early_and_whole() {
     let tokenizer = golden_tokenizer();
@@ -328,7 +336,7 @@ fn pieces_come_early_and_whole() {
     assert!(pieces.iter().filter(|piece| !piece.is_empty()).count() > 5);
     assert_eq!(decoder.finish().unwrap(), "");
 
-    // Each ASCII token comes out at once, spaces included, and a finished decoder starts afresh.
+    // Each ASCII token comes out at once, spaces included, and a finished decoder can be reused.
     for id in tokenizer.encode("plain words", false).unwrap() {
         assert_eq!(decoder.push(id).unwrap(), tokenizer.decode(&[id], false).unwrap());
     }
@@ -354,7 +362,7 @@ fn byte_tokens_wait_for_the_rest_of_their_run() {
 
 #[test]
 fn garbage_does_not_accumulate() {
-    // Continuation bytes alone never form a character; each comes out as a replacement character one token later.
+    // Continuation bytes by themselves form no character; each comes out as a replacement character one token later.
     let tokenizer = golden_tokenizer();
     let text = "é".to_string();
     let last = *tokenizer.encode(&text, false).unwrap().last().unwrap();
@@ -429,7 +437,7 @@ fn qwen3_tools_and_thinking() {
 
 #[test]
 fn templates_render_as_in_python() {
-    // (template, what Jinja2 gives with transformers' settings)
+    // (template, output of Jinja2 with transformers' settings)
     let cases = [
         ("{{ bos_token }}{{ eos_token }}|", "<s>|"),
         (
@@ -523,7 +531,8 @@ fn where_the_template_comes_from() {
     let json = golden_tokenizer_bytes();
     let with = |config: Value, file: Option<&str>| {
         let config = config.to_string();
-        Tokenizer::from_parts(&json, Some(config.as_bytes()), None, None, file).unwrap().chat_template()
+        let files = TokenizerFiles { chat_template_jinja: file.map(str::as_bytes), ..config_only(&config) };
+        tokenizer_of(&json, files).unwrap().chat_template()
     };
     let text = |template: ChatTemplate| template.render(&[Message::user("x")], false, &Map::new()).unwrap();
     let list = json!({ "chat_template": [
@@ -534,7 +543,7 @@ fn where_the_template_comes_from() {
     assert_eq!(text(with(json!({ "chat_template": "config" }), None).unwrap()), "config");
 
     assert_eq!(with(json!({}), None).unwrap_err(), TextError::NoChatTemplate);
-    assert!(TextError::NoChatTemplate.hint().unwrap().contains("`generate`"));
+    assert!(TextError::NoChatTemplate.hint().unwrap().contains("tuned for conversation"));
     let named = with(json!({ "chat_template": [{ "name": "rag", "template": "" }] }), None).unwrap_err();
     assert_eq!(named, TextError::NoDefaultTemplate { found: vec!["rag".into()] });
     assert!(matches!(
@@ -549,7 +558,7 @@ fn template_files_of_a_folder() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
     let text = || {
-        let template = Tokenizer::open(dir.path()).unwrap().chat_template().unwrap();
+        let template = open_tokenizer(dir.path()).unwrap().chat_template().unwrap();
         template.render(&[], false, &Map::new()).unwrap()
     };
     std::fs::write(dir.path().join("tokenizer.json"), golden_tokenizer_bytes()).unwrap();
@@ -566,15 +575,20 @@ fn template_files_of_a_folder() {
 #[test]
 fn broken_files_are_errors_that_name_them() {
     let good = golden_tokenizer_bytes();
-    let error = Tokenizer::from_parts(b"{ not json", None, None, None, None).unwrap_err();
+    let error = tokenizer_of(b"{ not json", TokenizerFiles::default()).unwrap_err();
     assert!(error.to_string().starts_with("`tokenizer.json` is not valid: expected "), "{error}");
     assert!(matches!(&error, TextError::File { file, .. } if file == "tokenizer.json"));
     for (bad, file) in
         [("[1, 2]", "tokenizer_config.json"), ("{", "generation_config.json"), ("7", "config.json")]
     {
         let part = |name: &str| (name == file).then_some(bad.as_bytes());
-        let parts = (part("tokenizer_config.json"), part("generation_config.json"), part("config.json"));
-        let error = Tokenizer::from_parts(&good, parts.0, parts.1, parts.2, None).unwrap_err();
+        let files = TokenizerFiles {
+            tokenizer_config: part("tokenizer_config.json"),
+            generation_config: part("generation_config.json"),
+            config: part("config.json"),
+            ..TokenizerFiles::default()
+        };
+        let error = tokenizer_of(&good, files).unwrap_err();
         assert!(matches!(&error, TextError::File { file: named, .. } if named == file), "{error:?}");
     }
     for bad in [
@@ -582,10 +596,12 @@ fn broken_files_are_errors_that_name_them() {
         r#"{ "eos_token_id": [1, -2] }"#,
         r#"{ "eos_token_id": 4294967296 }"#,
     ] {
-        let error = Tokenizer::from_parts(&good, None, None, Some(bad.as_bytes()), None).unwrap_err();
+        let error =
+            tokenizer_of(&good, TokenizerFiles { config: Some(bad.as_bytes()), ..TokenizerFiles::default() })
+                .unwrap_err();
         assert!(matches!(&error, TextError::Field { field: "eos_token_id", .. }), "{error:?}");
     }
-    let error = Tokenizer::from_parts(&good, Some(br#"{ "bos_token": 5 }"#), None, None, None).unwrap_err();
+    let error = tokenizer_of(&good, config_only(r#"{ "bos_token": 5 }"#)).unwrap_err();
     assert_eq!(
         error.to_string(),
         "field `bos_token` of `tokenizer_config.json`: expected a token, or an object with its `content`, found `5`"
@@ -593,24 +609,25 @@ fn broken_files_are_errors_that_name_them() {
 }
 
 #[test]
-fn absent_and_unreadable_files() {
+fn absent_files() {
     let dir = tempfile::tempdir().unwrap();
-    let error = Tokenizer::open(dir.path()).unwrap_err();
+    let open = || match open_tokenizer(dir.path()) {
+        Err(CheckpointError::Text(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    let error = open();
     assert_eq!(error, TextError::NoTokenizer { dir: dir.path().to_path_buf(), found: vec![] });
     assert!(error.hint().unwrap().contains("whole checkpoint"));
 
     for name in ["vocab.json", "merges.txt"] {
         std::fs::write(dir.path().join(name), "").unwrap();
     }
-    let error = Tokenizer::open(dir.path()).unwrap_err();
+    let error = open();
     assert!(
         error.to_string().ends_with("expected `tokenizer.json`, found `vocab.json`, `merges.txt`"),
         "{error}"
     );
     assert!(error.hint().unwrap().contains("save_pretrained"));
-
-    std::fs::create_dir(dir.path().join("tokenizer.json")).unwrap();
-    assert!(matches!(Tokenizer::open(dir.path()), Err(TextError::Read { .. })));
 }
 
 #[test]
@@ -620,7 +637,7 @@ fn every_golden_checkpoint_opens() {
         if !dir.join("tokenizer.json").exists() {
             continue;
         }
-        let tokenizer = Tokenizer::open(&dir).unwrap();
+        let tokenizer = open_tokenizer(&dir).unwrap();
         for text in TEXTS {
             let ids = tokenizer.encode(text, false).unwrap();
             assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);

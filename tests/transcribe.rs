@@ -13,8 +13,9 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 use wginfer::audio::{AudioError, AudioReader};
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::{Checkpoint, Engine, EngineOptions};
+use wginfer::engine::{Engine, EngineOptions};
 use wginfer::tasks::transcribe::{
     Heard, Segment, SpeechTask, TranscribeError, TranscribeOptions, Transcriber, Transcript,
 };
@@ -57,7 +58,7 @@ struct Hearing {
 impl Hearing {
     fn new(dir: &Path, options: TranscribeOptions) -> Option<Hearing> {
         let gpu = common::gpu()?;
-        let checkpoint = Checkpoint::open(dir).expect("a checkpoint");
+        let checkpoint = ModelFiles::open(dir).expect("a checkpoint");
         let transcriber = Transcriber::new(&checkpoint, options).expect("a speech model");
         let options = EngineOptions { kv_dtype: Dtype::F32, ..EngineOptions::default() };
         let options = transcriber.engine_options(options);
@@ -509,7 +510,7 @@ fn what_was_heard_before_a_break_is_told() {
 
 #[test]
 fn models_and_languages_that_do_not_go() {
-    let new = |dir: &Path, options| Transcriber::new(&Checkpoint::open(dir).expect("a checkpoint"), options);
+    let new = |dir: &Path, options| Transcriber::new(&ModelFiles::open(dir).expect("a checkpoint"), options);
     let default = TranscribeOptions::default;
     let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
     let error = new(&llama, default()).expect_err("it is deaf");

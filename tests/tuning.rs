@@ -1,4 +1,4 @@
-//! Choices of variants that were measured: that they are kept, read, used where they can be and never trusted
+//! Measured choices of variants are kept, read, and used where they can be, but never trusted
 //! further.
 
 mod common;
@@ -12,7 +12,7 @@ use wginfer::dtype::Dtype;
 use wginfer::gpu::{Gpu, GpuOptions, Product, Recorder, Tensor, Tuning};
 use wginfer::ops::{self, Act, Input, Rows};
 
-/// What the library said, all tests together.
+/// The log of all tests.
 struct Log(Mutex<Vec<String>>);
 
 static LOG: Log = Log(Mutex::new(Vec::new()));
@@ -36,7 +36,7 @@ fn listen() {
     log::set_max_level(log::LevelFilter::Warn);
 }
 
-/// The warnings that have `word` in them.
+/// The warnings that contain `word`.
 fn heard(word: &str) -> Vec<String> {
     let all = LOG.0.lock().expect("no test fails in here");
     all.iter().filter(|line| line.contains(word)).cloned().collect()
@@ -54,7 +54,7 @@ fn product(operation: &'static str, is_prompt: bool) -> Product {
     Product { operation, is_prompt, dtype: Dtype::F16, n_out: N[0], n_in: N[1] }
 }
 
-/// The kernels that a product of 3 rows that decode and 70 of a prompt takes.
+/// The kernels of a product of 3 decode rows and 70 prompt rows.
 fn kernels(gpu: &Gpu) -> Vec<&'static str> {
     let (w, _) = upload(gpu, Dtype::F16, N, &vec![0.5; N[0] * N[1]]);
     let (x, y) = (filled(gpu, [73, N[1]], 1.0), filled(gpu, [73, N[0]], 0.0));
@@ -85,7 +85,7 @@ fn a_kept_choice_is_used() {
     assert_eq!(kernels(&open(&dir, "").expect("as before")), expected);
     assert_eq!(kernels(&open(&dir, "tuning").expect("as before")), by_default, "switched off");
     assert_eq!(Tuning::read(&gpu, ops::tunable()), tuning);
-    // What was measured with all capabilities says nothing about the device without.
+    // A measurement with all capabilities is not valid for the device without them.
     let less = open(&dir, "f16").expect("as before");
     assert_ne!(Tuning::path(&less, ops::tunable()), Some(path));
     assert!(Tuning::read(&less, ops::tunable()).is_empty());
@@ -102,7 +102,7 @@ fn what_cannot_be_used_is_named_and_defaults_run() {
     let Some(gpu) = open(&dir, "") else { return };
     let by_default = kernels(&gpu);
     let mut tuning = Tuning::default();
-    // Rows that decode never take F16 inputs, and few devices can.
+    // Decode rows never take F16 inputs, and few devices can.
     tuning.set(product("linear", false), Some("coop small"));
     tuning.set(product("linear", true), Some("few"));
     let path = tuning.save(&gpu, ops::tunable()).expect("it can be kept");
@@ -126,7 +126,7 @@ fn what_cannot_be_used_is_named_and_defaults_run() {
 
 type Launch<'a> = dyn Fn(&mut Recorder, &Tensor, Rows) + 'a;
 
-/// Whatever is chosen, a row's result is the same to the bit whatever other rows are in the batch, and right.
+/// For every choice, a row's result is right, and has the same bits in every batch.
 #[test]
 fn rows_do_not_depend_on_the_batch_whatever_is_chosen() {
     let gpus = [common::gpu(), common::portable(), common::hardware(), common::coop()];
@@ -194,7 +194,7 @@ fn rows_do_not_depend_on_the_batch_whatever_is_chosen() {
     }
 }
 
-/// Small, one with norms of heads and a gate, one with layer norms and without.
+/// Two small models: one with norms of heads and a gate, one with layer norms and no gate.
 const CONFIGS: [&str; 2] = [
     r#"{"model_type": "qwen3", "hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 2,
     "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 203,
@@ -205,7 +205,7 @@ const CONFIGS: [&str; 2] = [
 
 #[test]
 fn tuning_measures_every_product_once() {
-    // As if it were hardware: then the default is seldom the best on software devices.
+    // As if it were hardware: on a software device, those defaults are rarely the best.
     let Some(gpu) = common::hardware() else { return };
     let shapes = CONFIGS.map(|config| {
         let file = tempfile::Builder::new().suffix(".json").tempfile().expect("a file");
@@ -236,7 +236,7 @@ fn tuning_measures_every_product_once() {
     let n_others = report.rows.iter().filter(|row| row.chosen != row.default).count();
     assert_eq!(report.tuning.len(), n_others);
 
-    // What is wrong is never chosen, however fast it is.
+    // A wrong variant is never chosen, however fast it is.
     options.models.truncate(1);
     options.perturbation = 3.0;
     let report = bench::tune(&gpu, &options, "a test".into(), &mut |_| {}).expect("a report");

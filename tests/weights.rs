@@ -1,4 +1,4 @@
-//! Checkpoints as they come: types, shards, both forms of config, and files that are broken.
+//! Checkpoints of every form: types, shards, both forms of config, and broken files.
 
 mod common;
 
@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype as Stored, TensorView};
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::{Checkpoint, Engine, EngineOptions, Event, Logits, Request};
+use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request};
 use wginfer::gpu::{Gpu, GpuOptions};
 use wginfer::weights::Weights;
 
@@ -18,7 +19,7 @@ fn golden(model: &str) -> PathBuf {
 
 type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// A tensor of a checkpoint that is to be written: name, shape with values, and the type on disk.
+/// A tensor of a checkpoint to write: name, shape with values, and the type on disk.
 type Part<'a> = (&'a String, &'a (Vec<usize>, Vec<f32>), Stored);
 
 /// The tensors of an F32 checkpoint.
@@ -75,7 +76,7 @@ fn logits_in(gpu: &Gpu, dir: &Path, quantize: Option<Dtype>) -> Vec<Vec<f32>> {
         ctx: Some(64),
         ..Default::default()
     };
-    let checkpoint = Checkpoint::open(dir).expect("checkpoint");
+    let checkpoint = ModelFiles::open(dir).expect("checkpoint");
     let mut engine = Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("engine");
     let ids = vec![5, 301, 17, 99, 4, 230, 11];
     engine.submit(Request { logits: Some(Logits::All), ..Request::new(ids) }).expect("submit");
@@ -92,7 +93,7 @@ fn logits_in(gpu: &Gpu, dir: &Path, quantize: Option<Dtype>) -> Vec<Vec<f32>> {
 }
 
 fn load_error(gpu: &Gpu, dir: &Path) -> String {
-    let checkpoint = match Checkpoint::open(dir) {
+    let checkpoint = match ModelFiles::open(dir) {
         Ok(checkpoint) => checkpoint,
         Err(error) => return error.to_string(),
     };
@@ -157,8 +158,8 @@ fn quantised_weights_are_their_values() {
             let wide = logits(&gpu, folder(model, &parts).path());
             let found = logits_in(&gpu, &golden(model), Some(dtype));
             let (error, loss) = (far(&found, &wide), far(&wide, &original));
-            // A device may round a few weights to the other side, and find another scale where the search for one
-            // has several as good as equal.
+            // A device may round a few weights to the other side, or choose another scale if the search finds
+            // several that are almost equally good.
             let most = if dtype == Dtype::Q4_K { 1e-2 } else { 2e-3 };
             assert!(error <= most, "{model} {dtype}: {error} of the largest logit");
             assert!(
@@ -177,7 +178,7 @@ fn decode(stored: Stored, data: &[u8]) -> Vec<f32> {
     }
 }
 
-/// What the loader makes of a tensor, back in F32.
+/// A loaded tensor, decoded to F32.
 fn dequantised(name: &str, shape: &[usize], values: &[f32], dtype: Dtype) -> Vec<f32> {
     let [n_rows, n_cols] = *shape else { return values.to_vec() };
     if name.contains("wpe") {
@@ -233,9 +234,9 @@ fn large_tables_are_bound_in_ranges_of_rows() {
     let options = GpuOptions { max_binding_bytes: Some(64 << 10), ..Default::default() };
     let Some(small) = common::open(&options) else { return };
     assert!(logits(&small, &dir) == logits(&whole, &dir));
-    // What cannot be cut is an error, not a panic.
+    // A tensor that cannot be split is an error, not a panic.
     let options = EngineOptions { max_rows: 4000, ..Default::default() };
-    let checkpoint = Checkpoint::open(&dir).expect("checkpoint");
+    let checkpoint = ModelFiles::open(&dir).expect("checkpoint");
     let error = Engine::load(&small, checkpoint, options, &mut |_| {}).expect_err("too large").to_string();
     assert!(error.contains("in one piece, this device allows 65536"), "{error}");
 }
@@ -317,12 +318,12 @@ fn tensors_that_do_not_fit_are_named() {
     let error = load_error(&gpu, folder("llama", &wrong).path());
     assert!(error.contains(&format!("`{name}` has type `I32`, expected one of `F32`")), "{error}");
 
-    // What nobody asks for is listed, and the rest loads.
+    // Unused tensors are listed, and the rest loads.
     let extra = "model.layers.9.extra.weight".to_string();
     let tensor = (vec![3], vec![1.0, 2.0, 3.0]);
     let more = [&all[..], &[(&extra, &tensor, Stored::F32)]].concat();
     let dir = folder("llama", &more);
-    let checkpoint = Checkpoint::open(dir.path()).expect("checkpoint");
+    let checkpoint = ModelFiles::open(dir.path()).expect("checkpoint");
     let engine = Engine::load(&gpu, checkpoint, EngineOptions::default(), &mut |_| {}).expect("engine");
     assert_eq!(engine.unused_tensors(), [extra]);
 }
@@ -340,7 +341,7 @@ fn broken_files_are_errors() {
         assert!(error.contains("is not a valid checkpoint"), "{cut}: {error}");
         assert!(error.contains(&format!("{cut} bytes")), "it says how long the file is: {error}");
     }
-    // A header that lies about sizes, about its own length, or that is no JSON.
+    // A header with wrong sizes, with a wrong length, or that is not JSON.
     let header = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
     let text = std::str::from_utf8(&bytes[8..8 + header]).expect("utf-8");
     for (from, to) in [("384", "999"), ("\"F32\"", "\"F16\""), ("[0,", "[9,"), ("{", "[")] {
@@ -354,6 +355,7 @@ fn broken_files_are_errors() {
         assert!(open(&file).is_err(), "header of {length} bytes");
     }
     let empty = tempfile::tempdir().expect("a folder");
-    let error = Weights::open(empty.path()).expect_err("empty").to_string();
+    std::fs::copy(golden("llama").join("config.json"), empty.path().join("config.json")).expect("copy");
+    let error = ModelFiles::open(empty.path()).err().expect("no weights").to_string();
     assert!(error.contains("has no `model.safetensors`"), "{error}");
 }

@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use wginfer::audio::{AudioReader, MelFrames};
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{
-    Checkpoint, ClipId, Engine, EngineOptions, Event, Logits, Request, Sampling, SpeechRequest, SpeechRules,
+    ClipId, Engine, EngineOptions, Event, Logits, Request, Sampling, SpeechRequest, SpeechRules,
     TimestampRules,
 };
 use wginfer::gpu::{Gpu, GpuOptions, Recorder, Tensor};
 use wginfer::models::{self, AudioShape, Loader};
-use wginfer::weights::Weights;
 
-/// What lies at `../shared`, or a word about it.
+/// A path in `../shared`; prints a line if it is absent.
 fn shared(path: &str) -> Option<PathBuf> {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(path);
     if found.exists() {
@@ -66,23 +66,24 @@ fn error(found: &BTreeMap<usize, Vec<f32>>, expected: &BTreeMap<usize, Vec<f32>>
     worst / scale
 }
 
-/// What the encoder of a checkpoint makes of a golden file's recording.
+/// The encoder's output for a golden file's recording.
 fn check_encoder(gpu: &Gpu, dir: &Path, bound: f32) {
     let golden = golden(dir);
     let config = std::fs::read_to_string(dir.join("config.json")).expect("config.json");
     let architecture = models::open(&config).expect("a config");
     let audio = architecture.shape().audio.expect("it hears");
     let Some(features) = features(&golden, &audio) else { return };
-    let weights = Weights::open(dir).expect("weights");
-    let mut loader = Loader::new(gpu, &weights, None);
+    let weights = ModelFiles::open(dir).expect("a checkpoint").weights;
+    let mut loader = Loader::new(gpu, weights, None);
     let encoder = architecture.load_audio_encoder(&mut loader).expect("an encoder").expect("it hears");
-    loader.upload(&mut |_| {}).expect("upload");
+    loader.finish().run(gpu, &mut |_| {}).expect("upload");
     let features =
         Tensor::from_f32(gpu, "features", [audio.n_frames, audio.n_mels], &features).expect("it fits");
     let mut rec = Recorder::new(gpu).expect("a recorder");
-    encoder.embed(&mut rec, &features, 0);
-    (0..audio.attention.len()).for_each(|i| encoder.layer(i, &mut rec));
-    let rows = encoder.rows(&mut rec).clone();
+    let mut scratch = encoder.scratch(gpu).expect("a scratch");
+    encoder.embed(&mut rec, &features, 0, &mut scratch);
+    (0..audio.attention.len()).for_each(|i| encoder.layer(i, &mut rec, &mut scratch));
+    let rows = encoder.rows(&mut rec, &mut scratch);
     gpu.submit(rec.finish().expect("kernels compile")).expect("submit");
     gpu.wait().expect("the device works");
     let row = |r: &usize| {
@@ -110,7 +111,7 @@ fn encoders_hear_what_the_reference_hears() {
         if let Some(gpu) = common::exact() {
             check_encoder(&gpu, &dir, bound);
         }
-        // Products and attention of F16 cost a factor of ten.
+        // F16 products and attention have ten times the tolerance.
         if let Some(gpu) = common::hardware() {
             check_encoder(&gpu, &dir, if gpu.caps().f16_products() { 10.0 * bound } else { bound });
         }
@@ -120,15 +121,15 @@ fn encoders_hear_what_the_reference_hears() {
     }
 }
 
-/// An engine on a golden checkpoint, what the reference says, and a clip of its recording.
+/// An engine on a golden checkpoint, the reference's results, and a clip of its recording.
 fn engine(
     gpu: &Gpu,
     dir: &Path,
     options: EngineOptions,
 ) -> Option<(Engine, Golden, ClipId, serde_json::Value)> {
     let golden = golden(dir);
-    let checkpoint = Checkpoint::open(dir).expect("a checkpoint");
-    let generation = checkpoint.generation.clone();
+    let checkpoint = ModelFiles::open(dir).expect("a checkpoint");
+    let generation = checkpoint.generation.json.clone();
     let mut engine = Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("an engine");
     assert_eq!(engine.unused_tensors(), &[] as &[String]);
     let audio = engine.shape().audio.clone().expect("it hears");
@@ -194,7 +195,7 @@ fn transcript(
         match event {
             Event::Token { token, logprobs, .. } => {
                 let logprobs = logprobs.expect("they were asked for");
-                // Greedy: what was chosen is the best of what was allowed.
+                // Greedy: the chosen token is the best of the allowed ones.
                 assert_eq!(logprobs.chosen, logprobs.top[0]);
                 tokens.push(token);
             }
@@ -211,7 +212,7 @@ fn check(options: &GpuOptions, folder: &str) {
     let options =
         EngineOptions { kv_dtype: Dtype::F32, logits: true, max_logprobs: 1, ..EngineOptions::default() };
     let Some((mut engine, golden, clip, generation)) = engine(&gpu, &dir, options) else { return };
-    // Products of F16 cost a factor of ten, and may choose another token.
+    // F16 products have ten times the tolerance, and may choose another token.
     let is_exact = !gpu.caps().f16_products();
     let bound = if is_exact { 1e-3 } else { 1e-2 };
     let all = logits(&mut engine, &golden.decoder_input_ids, clip, Logits::All);
@@ -226,7 +227,7 @@ fn check(options: &GpuOptions, folder: &str) {
     }
     assert_eq!(all.iter().map(|row| argmax(row)).collect::<Vec<_>>(), golden.argmax, "{folder}");
 
-    // What the decoder is begun with, without the words that the golden file feeds after it.
+    // The decoder's prompt, without the words that the golden file feeds after it.
     let multilingual = generation["is_multilingual"].as_bool().expect("a flag");
     let prompt = &golden.decoder_input_ids[..if multilingual { 4 } else { 2 }];
     if let Some(expected) = golden.detected_language_id {
@@ -239,7 +240,7 @@ fn check(options: &GpuOptions, folder: &str) {
     let expected = &golden.greedy_without_timestamps;
     let found = transcript(&mut engine, prompt, clip, &generation, false, expected.len());
     assert_eq!(&found, expected, "{folder}");
-    // The reference goes on to the next window where the last timestamp of this one is: what it has of this one is
+    // The reference begins the next window at the last timestamp of this one: its text of this window is
     // the beginning of ours.
     let no_timestamps = prompt.len() - 1;
     let found = transcript(&mut engine, &prompt[..no_timestamps], clip, &generation, true, 100);
@@ -276,12 +277,12 @@ fn english_with_the_variants_of_hardware() {
     check(&options, "golden/whisper-en");
 }
 
-/// A trained model of spoken numbers, small enough to come along.
+/// A small trained model of a few spoken words.
 fn words_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/whisper-words")
 }
 
-/// An engine on it, with features of two recordings and what it writes of each, by itself.
+/// An engine on that model, with the features of two recordings and its transcript of each by itself.
 struct Words {
     engine: Engine,
     features: [Vec<f32>; 2],
@@ -291,8 +292,8 @@ struct Words {
 
 impl Words {
     fn new(gpu: &Gpu, options: EngineOptions) -> Words {
-        let checkpoint = Checkpoint::open(&words_folder()).expect("a checkpoint");
-        let generation = checkpoint.generation.clone();
+        let checkpoint = ModelFiles::open(&words_folder()).expect("a checkpoint");
+        let generation = checkpoint.generation.json.clone();
         let engine = Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("an engine");
         let audio = engine.shape().audio.clone().expect("it hears");
         let features = ["en.flac", "de.flac"].map(|name| {
@@ -322,7 +323,7 @@ impl Words {
         Words { engine, features, prompt, rules }
     }
 
-    /// A request to go on from what was written of a clip.
+    /// A request that continues the transcript of a clip.
     fn request(&self, clip: ClipId, written: &[u32]) -> Request {
         Request {
             sampling: Sampling::greedy(),
@@ -332,7 +333,7 @@ impl Words {
         }
     }
 
-    /// What is written of clips that are heard side by side, and the tokens of their prompts found in the cache.
+    /// The transcripts of clips in one batch, and the prompt tokens found in the cache.
     fn write(&mut self, clips: &[ClipId], begun: &[u32], budget: Option<Duration>) -> Vec<(Vec<u32>, usize)> {
         let requests: Vec<_> = clips
             .iter()
@@ -380,14 +381,14 @@ fn clips_side_by_side_and_in_slices_are_heard_as_alone() {
         });
         assert!(alone[0].len() > 8 && alone[1].len() > 8 && alone[0] != alone[1], "{alone:?}");
 
-        // Three sequences, two of which hear the same.
+        // Three sequences, two of them with the same clip.
         let clips = [&de, &en].map(|features| words.engine.listen(features).expect("a clip"));
         let written = words.write(&[clips[1], clips[0], clips[1]], &[], None);
         for ((tokens, _), expected) in written.iter().zip([&alone[0], &alone[1], &alone[0]]) {
             assert_eq!(tokens, expected);
         }
-        // Who goes on from what was written finds it in the cache; who hears the same sound as another clip
-        // does not: what was heard is part of what keys and values depend on.
+        // A request that continues a transcript finds it in the cache; one with the same samples as another clip
+        // does not, because keys and values depend on the clip.
         let (begun, rest) = alone[0].split_at(15);
         let again = words.write(&[clips[1]], begun, None).swap_remove(0);
         assert_eq!((again.0.as_slice(), again.1), (rest, words.prompt.len() + begun.len() - 1));
@@ -404,7 +405,7 @@ fn clips_side_by_side_and_in_slices_are_heard_as_alone() {
     }
 }
 
-/// A listener in the middle of a prompt shows what its rows attend to: weights that sum to one.
+/// Requested attention weights of rows inside a prompt sum to one.
 #[test]
 fn alignments_are_weights() {
     let Some(gpu) = common::gpu() else { return };
@@ -477,13 +478,13 @@ fn requests_and_clips_that_do_not_fit_are_refused() {
     assert!(error.to_string().contains("expected one that is kept"), "{error}");
 
     let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
-    let checkpoint = Checkpoint::open(&llama).expect("a checkpoint");
+    let checkpoint = ModelFiles::open(&llama).expect("a checkpoint");
     let mut engine =
         Engine::load(&gpu, checkpoint, EngineOptions::default(), &mut |_| {}).expect("an engine");
     let error = engine.listen(&features).expect_err("it hears nothing");
     assert_eq!(error.to_string(), "`llama` is a language model: it hears nothing");
     let heads = EngineOptions { alignment_heads: vec![[9, 0]], ..EngineOptions::default() };
-    let checkpoint = Checkpoint::open(&words_folder()).expect("a checkpoint");
+    let checkpoint = ModelFiles::open(&words_folder()).expect("a checkpoint");
     let error = Engine::load(&gpu, checkpoint, heads, &mut |_| {}).expect_err("three layers").to_string();
     assert!(error.contains("layer 9, head 0"), "{error}");
 }

@@ -1,6 +1,6 @@
-//! Whether what a kernel computed is right.
+//! Compares a kernel's outputs with the reference.
 
-/// A sample of outputs beside what the reference says.
+/// A sample of outputs, and the reference's values.
 #[derive(Clone, Debug, Default)]
 pub struct Check {
     got: Vec<f64>,
@@ -14,18 +14,18 @@ pub struct Check {
 const C: f64 = 4.0;
 
 impl Check {
-    /// For sums of `n_terms` F32 values: they may differ by `C · eps · sqrt(n_terms) · scale` times the largest.
+    /// For sums of `n_terms` F32 values: the tolerance is `C · eps · sqrt(n_terms) · scale` times the largest value.
     pub(super) fn f32(n_terms: usize, scale: f64) -> Check {
         Check { eps: f64::from(f32::EPSILON), n_terms, scale, ..Check::default() }
     }
 
-    /// For values that are stored in F16 or BF16.
+    /// For values stored in F16 or BF16.
     pub(super) fn rounded_to(self, eps: f64) -> Check {
         Check { eps, ..self }
     }
 
-    /// For products whose factors are rounded to F16, as cooperative matrices want them: those errors are each
-    /// relative to a term, and cancel where the terms do.
+    /// For products whose factors are rounded to F16, as on cooperative matrices. These errors are relative to a term, and
+    /// cancel like the terms.
     pub(super) fn of_f16_inputs(self) -> Check {
         Check { n_terms: 1, ..self }.rounded_to(half::f16::EPSILON.to_f64())
     }
@@ -37,12 +37,12 @@ impl Check {
 
     pub(super) fn extend(&mut self, got: &[f64], want: &[f64]) {
         self.got.extend_from_slice(got);
-        // What is missing is wrong.
+        // A missing value counts as wrong.
         self.want.extend((0..got.len()).map(|i| want.get(i).copied().unwrap_or(f64::NAN)));
     }
 
-    /// The largest error in units of what may differ; infinite where there is no number or nothing to compare.
-    /// `perturbation` is added to one output, in the same units, to see that it would be noticed.
+    /// The largest error in units of the tolerance. Infinite if a value is NaN or there is nothing to compare.
+    /// `perturbation`, in the same units, is added to one output, to test that an error is noticed.
     pub(super) fn error(&self, perturbation: f64) -> f64 {
         let largest = self.want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
         let allowed = C * self.eps * (self.n_terms.max(1) as f64).sqrt() * self.scale * largest;

@@ -1,21 +1,21 @@
-//! Runs side by side.
+//! Comparison of runs.
 
 use serde::Serialize;
 
 use super::{BenchError, Report};
 
-/// What one run says of a row.
+/// One run's value of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Value {
-    /// Microseconds for kernels, tokens a second for models.
+    /// Microseconds for kernels, tokens per second for models.
     pub value: f64,
-    /// Where the spread begins.
+    /// Lower end of the spread.
     pub low: f64,
-    /// Where it ends.
+    /// Upper end of the spread.
     pub high: f64,
     /// How many times faster than the first run.
     pub speedup: Option<f64>,
-    /// Whether the spread does not meet that of the first run: faster or slower by more than chance.
+    /// Whether the spreads of this run and of the first do not overlap: a difference beyond chance.
     pub is_outside: bool,
     /// Whether the outputs were right.
     pub is_right: bool,
@@ -26,7 +26,7 @@ pub struct Value {
 pub struct ComparedRow {
     /// What was measured.
     pub label: String,
-    /// By each run, none where it has no such row.
+    /// The value of each run; `None` if it has no such row.
     pub values: Vec<Option<Value>>,
 }
 
@@ -35,7 +35,7 @@ pub struct ComparedRow {
 pub struct Comparison {
     /// Names of the runs.
     pub names: Vec<String>,
-    /// Where each ran.
+    /// The adapter of each run.
     pub adapters: Vec<String>,
     /// `µs` (less is better) or `tokens/s` (more is better).
     pub unit: &'static str,
@@ -43,10 +43,10 @@ pub struct Comparison {
     pub rows: Vec<ComparedRow>,
 }
 
-/// Deviations from the mean that a model's spread reaches.
+/// A model's spread, in standard deviations on each side of the mean.
 const SIGMAS: f64 = 2.0;
 
-/// Puts named reports side by side, against the first.
+/// Joins named reports in one table, relative to the first.
 ///
 /// # Errors
 /// [`BenchError::Parameter`] if there are fewer than two, [`BenchError::Kinds`] if they are of different kinds.
@@ -90,7 +90,7 @@ pub fn compare(reports: &[(String, Report)]) -> Result<Comparison, BenchError> {
     })
 }
 
-/// A report's name with the type of its weights, which one may want to compare.
+/// A report's name, with the type of a model's weights, because runs may differ in it.
 fn named(name: &str, report: &Report) -> String {
     match report {
         Report::Kernels(_) => name.to_string(),

@@ -1,4 +1,4 @@
-//! Runs the cases.
+//! Measures every case.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,25 +16,24 @@ use crate::gpu::{Gpu, GpuError, Recorder};
 pub struct KernelOptions {
     /// Models.
     pub shapes: Vec<Shape>,
-    /// A part of the label of the cases that are wanted; all without.
+    /// Words that a case's label must contain. Default: all cases.
     pub filter: Option<String>,
     /// Types of weights.
     pub dtypes: Vec<Dtype>,
-    /// Rows of the batch: up to 32 decode, more are a prompt's.
+    /// Rows of the batch: up to 32 are decode rows, more are prompt rows.
     pub n_rows: Vec<usize>,
-    /// Time for a row.
+    /// Time for a row of the report.
     pub budget: Duration,
-    /// What a single run may take: cases that are expected to take longer are left out, so that a run of all ends.
+    /// Longest single run: cases that are expected to take longer are skipped, so that the whole finishes.
     pub longest_run: Duration,
-    /// Bytes that the copies of weights and caches shall exceed: twice the device's cache or more.
+    /// Size in bytes that the copies of weights and caches exceed together: at least twice the device's cache.
     pub rotate_bytes: u64,
-    /// Added to one output of each case before it is checked, in units of what rounding explains: to see that the
-    /// check would notice.
+    /// Added to one output of each case before the check, in units of the tolerance, to test that the check notices it.
     pub perturbation: f64,
 }
 
 impl KernelOptions {
-    /// All types and rows at `shapes`, a fifth of a second a row.
+    /// All types and numbers of rows at `shapes`, with 200 ms per row of the report.
     pub fn new(shapes: Vec<Shape>) -> KernelOptions {
         KernelOptions {
             shapes,
@@ -49,7 +48,7 @@ impl KernelOptions {
         }
     }
 
-    /// A first look: one type, three numbers of rows, smaller buffers.
+    /// A quick overview: one type, three numbers of rows, smaller buffers.
     pub fn quick(shapes: Vec<Shape>) -> KernelOptions {
         KernelOptions {
             dtypes: vec![Dtype::F16],
@@ -79,21 +78,21 @@ impl KernelOptions {
     }
 }
 
-/// How far a run has come.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress<'a> {
     /// Cases done.
     pub n_done: usize,
-    /// Cases in all.
+    /// Total number of cases.
     pub n_total: usize,
-    /// The one that comes next.
+    /// The label of the next case.
     pub next: &'a str,
 }
 
-/// Every row is held against the limits, so each has the time of a few.
+/// Rows' worth of time for each limit: every row is compared with them.
 const LIMIT_ROWS: u32 = 4;
 
-/// Measures the device's limits and then every case that the filter leaves; `command` goes into the report.
+/// Measures the device's limits and then every case that the filter matches. `command` goes into the report.
 ///
 /// # Errors
 /// [`BenchError::NoKernel`], [`BenchError::Parameter`], [`BenchError::Gpu`].
@@ -110,7 +109,7 @@ pub fn kernels(
     let mut timer = Timer::new(gpu)?;
     let mut report =
         KernelReport { meta: Meta::new(gpu, command), limits, rows: Vec::new(), skipped: Vec::new() };
-    // By how much the same variant exceeded the limit with fewer rows.
+    // Time of the same variant with fewer rows, divided by the least time.
     let mut slowness: HashMap<String, f64> = HashMap::new();
     for (i, case) in cases.iter().enumerate() {
         let label = case.label();
@@ -137,7 +136,7 @@ pub fn kernels(
     Ok(report)
 }
 
-/// The cases that the filter leaves, those that share weights together.
+/// The cases that the filter matches; cases that share weights are adjacent.
 fn list(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<Case>, BenchError> {
     let mut cases = Vec::new();
     for shape in &options.shapes {
@@ -155,7 +154,7 @@ fn list(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<Case>, BenchError> {
                 of_shape.extend(work.cases());
             }
         }
-        // Stable: rows and variants keep their order within one matrix of weights.
+        // A stable sort: rows and variants keep their order within one matrix of weights.
         let mut order: HashMap<(&str, String, Dtype), usize> = HashMap::new();
         let place = |name: &str| operations().iter().position(|known| *known == name).unwrap_or(0);
         for case in &of_shape {
@@ -192,7 +191,7 @@ fn measure(
 ) -> Result<KernelRow, BenchError> {
     let mut rec = Recorder::new(gpu)?;
     let variants = rec.variants(|rec| prepared.launch(rec, 0));
-    let is_default = prepared.unasked(&mut rec).is_none_or(|unasked| unasked == variants);
+    let is_default = prepared.default_variants(&mut rec).is_none_or(|default| default == variants);
     gpu.compile(&variants)?;
     let dispatched: Vec<String> = variants.iter().map(name_of).collect();
     let samples = timer.samples(&mut rec, &|rec, i| prepared.launch(rec, i), options.budget)?;
@@ -219,7 +218,7 @@ fn measure(
     })
 }
 
-/// The kernel's file, and how its lanes fold values if they do.
+/// The kernel's name, and the part that reduces values, if it has one.
 fn name_of(variant: &crate::gpu::Variant) -> String {
     let fold = variant.parts().find_map(|part| part.name.strip_prefix("reduce_"));
     fold.map_or(variant.kernel.name.to_string(), |fold| format!("{}/{fold}", variant.kernel.name))

@@ -1,13 +1,12 @@
-//! Layer 5: measurement. How fast the kernels and a whole model are on this device, as a share of what the device
-//! can do, and how two runs compare.
+//! Layer 5: benchmarks. Times of kernels and of whole models on this device, as a share of the device's limits, and the
+//! comparison of two runs.
 //!
-//! [`kernels`] times every operation of a forward pass at the shapes of named models and checks the outputs
-//! while it is at it; [`model`] times prompts and answers end to end, with random weights if need be; [`tune`]
-//! chooses among the variants of products. All measure [`Limits`] first, in the same run. [`compare`] puts [`Report`]s
-//! side by side.
+//! [`kernels`] times every operation of a forward pass at the shapes of named models, and checks the outputs. [`model`]
+//! times prompts and answers end to end, if needed with random weights. [`tune`] chooses among the variants of products.
+//! All measure the device's [`Limits`] first, in the same run. [`compare`] joins [`Report`]s in one table.
 //!
-//! Weights and caches are rotated over copies that together exceed the device's cache, because in a forward pass
-//! every layer has its own. Activations are not: there they come out of the operation before.
+//! Runs rotate through copies of weights and KV caches that together exceed the device's cache, because in a forward pass
+//! every layer has its own. Activations are not rotated: in a forward pass the operation before has just written them.
 
 mod cases;
 mod check;
@@ -34,6 +33,7 @@ pub use shapes::{SHAPES, Shape};
 pub use timer::{Clock, Launch, Timer};
 pub use tune::{TuneCandidate, TuneOptions, TuneReport, TuneRow, tune};
 
+use crate::checkpoint::CheckpointError;
 use crate::dtype::Dtype;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
@@ -42,19 +42,19 @@ use crate::models::ModelError;
 /// The types of weights that are measured.
 pub const WEIGHTS: &[Dtype] = &Dtype::WEIGHTS;
 
-/// What can go wrong on the way to a report.
+/// An error of a benchmark.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BenchError {
     /// Neither a named shape nor a file.
     #[error("shape `{found}` is not known, these are: {known}")]
     UnknownShape {
-        /// What was asked for.
+        /// The requested shape.
         found: String,
-        /// The named ones.
+        /// The named shapes.
         known: String,
     },
-    /// A filter that leaves nothing.
+    /// The filter matches no case.
     #[error("no kernel matches `{found}`, these are: {known}")]
     NoKernel {
         /// The filter.
@@ -77,10 +77,10 @@ pub enum BenchError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file is no report.
+    /// A file is not a report.
     #[error("`{name}` is no report of a benchmark: {message}")]
     NoReport {
         /// The file.
@@ -100,7 +100,7 @@ pub enum BenchError {
         /// Kind of the other.
         found: &'static str,
     },
-    /// The model of a shape.
+    /// A shape's model is not supported.
     #[error("`{name}`: {source}")]
     Model {
         /// The shape.
@@ -108,6 +108,9 @@ pub enum BenchError {
         /// What is wrong.
         source: ModelError,
     },
+    /// Opening a model, or the config of a shape.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -117,7 +120,7 @@ pub enum BenchError {
 }
 
 impl BenchError {
-    /// What the user can do about it.
+    /// Advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {
             BenchError::UnknownShape { .. } => {
@@ -129,6 +132,7 @@ impl BenchError {
             BenchError::NoReport { .. } => Some("`Report` as JSON is one".into()),
             BenchError::Kinds { .. } => Some("compare reports of kernels, or reports of models".into()),
             BenchError::Model { source, .. } => source.hint(),
+            BenchError::Checkpoint(e) => e.hint(),
             BenchError::Engine(e) => e.hint(),
             BenchError::Gpu(e) => e.hint(),
             _ => None,

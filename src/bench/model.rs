@@ -1,4 +1,4 @@
-//! A model end to end, through the engine as everybody uses it.
+//! A model end to end, through the engine's public API.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use super::shapes::{n_encoder, n_multiplied};
 use super::stats::{mean_and_sigma, quantile, sorted};
 use super::{BenchError, Limits, Meta, ModelReport, ModelRow, ModelSummary, limits};
+use crate::checkpoint::{CheckpointError, ModelFiles};
 use crate::dtype::Dtype;
 use crate::engine::{
-    Checkpoint, ClipId, Engine, EngineError, EngineOptions, Event, KvPages, PAGE_SIZE, Request, Sampling,
-    SpeechRequest,
+    ClipId, Engine, EngineOptions, Event, PAGE_SIZE, Request, Sampling, SpeechRequest, page_bytes,
 };
 use crate::gpu::{Gpu, GpuOptions};
 use crate::models::ModelShape;
@@ -17,21 +17,21 @@ use crate::models::ModelShape;
 /// What to measure, and how often.
 #[derive(Clone, Debug)]
 pub struct ModelOptions {
-    /// Tokens of prompts: a test `pp…` each.
+    /// Tokens of prompts, each a test `pp…`.
     pub prompts: Vec<usize>,
-    /// Tokens of answers: a test `tg…` each.
+    /// Tokens of answers, each a test `tg…`.
     pub answers: Vec<usize>,
-    /// Prompts with answers: a test `pp…+tg…` each.
+    /// Prompts with answers, each a test `pp…+tg…`.
     pub both: Vec<(usize, usize)>,
     /// Positions in the cache before a test.
     pub depths: Vec<usize>,
-    /// Sequences at a time.
+    /// Numbers of sequences in a batch.
     pub batches: Vec<usize>,
     /// Repetitions of each test.
     pub n_repetitions: usize,
-    /// Rows of a step: prompts are computed in chunks of so many.
+    /// Most rows per step: prompts are computed in chunks of this size.
     pub max_rows: usize,
-    /// Type that matrices are quantised to while loading; as they are without.
+    /// Type that matrices are quantised to while loading. Default: as stored.
     pub quantize: Option<Dtype>,
     /// Type of the cache.
     pub kv_dtype: Dtype,
@@ -54,7 +54,7 @@ impl Default for ModelOptions {
     }
 }
 
-/// A prompt, an answer, or both, of several sequences at a time.
+/// A prompt, an answer, or both, of a batch of sequences.
 #[derive(Clone, Copy, Debug)]
 struct Test {
     n_prompt: usize,
@@ -80,7 +80,7 @@ impl Test {
         Test { n_prompt, n_answer, depth, ..self }
     }
 
-    /// Positions of a sequence: an answer alone needs a token to begin with, and a draw after the last one a place.
+    /// Positions of a sequence. An answer needs at least one token before it, and the last draw one position after it.
     fn n_positions(&self) -> usize {
         self.depth + self.n_prompt.max(1) + self.n_answer + 1
     }
@@ -101,7 +101,7 @@ impl ModelOptions {
         let prompts = self.prompts.iter().map(|p| (*p, 0));
         let answers = self.answers.iter().map(|n| (0, *n));
         let mut tests = Vec::new();
-        // None of one kind is how a user leaves it out.
+        // A user leaves a kind out with 0 tokens.
         for (n_prompt, n_answer) in
             prompts.chain(answers).chain(self.both.iter().copied()).filter(|t| *t != (0, 0))
         {
@@ -118,19 +118,19 @@ impl ModelOptions {
 
 /// Time for each of the device's limits.
 const LIMITS_BUDGET: Duration = Duration::from_millis(200);
-/// Bytes that the copy moves, beyond any cache.
+/// Bytes that the copy moves: more than any cache holds.
 const COPY_BYTES: u64 = 256 << 20;
 
-/// Loads what `open` gives twice, the first time with no compiled kernels kept, and measures; `progress` hears what
-/// is being done, `command` goes into the report.
+/// Loads the model that `open` returns twice, the first time with an empty cache of compiled kernels, and measures it.
+/// `progress` gets a description of each step; `command` goes into the report.
 ///
-/// Prompts are random token ids. What a repetition shares with the one before is `depth` alone.
+/// Prompts are random token ids. Repetitions share only the first `depth` tokens.
 ///
 /// # Errors
 /// [`BenchError::Parameter`], [`BenchError::Engine`], [`BenchError::Gpu`].
 pub fn model(
     gpu: &GpuOptions,
-    open: &dyn Fn() -> Result<Checkpoint, EngineError>,
+    open: &dyn Fn() -> Result<ModelFiles, CheckpointError>,
     options: &ModelOptions,
     command: String,
     progress: &mut dyn FnMut(&str),
@@ -138,7 +138,7 @@ pub fn model(
     let mut tests = options.tests()?;
     let shape = open()?.architecture.shape();
     if shape.audio.is_some() {
-        // What writes down what it hears writes no more than was learned.
+        // A speech model's positions are limited to those it was trained on.
         tests.iter_mut().for_each(|test| *test = test.within(shape.max_seq_len));
     }
     let most = |f: fn(&Test) -> usize| tests.iter().map(f).max().unwrap_or(1);
@@ -147,7 +147,7 @@ pub fn model(
         max_seqs: most(|t| t.batch),
         max_rows: options.max_rows,
         quantize: options.quantize,
-        // Twice what a test needs, so that what was before it is not forgotten while it runs.
+        // Twice what a test needs, so that the `depth` tokens before it are not evicted.
         kv_tokens: Some(2 * most(|t| t.batch * t.n_positions().next_multiple_of(PAGE_SIZE))),
         kv_dtype: options.kv_dtype,
         ..EngineOptions::default()
@@ -157,17 +157,17 @@ pub fn model(
     progress("limits of the device");
     let cold_gpu = Gpu::open(&gpu_options)?;
     let limits = limits(&cold_gpu, COPY_BYTES, LIMITS_BUDGET)?;
-    progress("loading, kernels compiled afresh");
+    progress("loading with an empty kernel cache");
     let cold = Engine::load(&cold_gpu, open()?, engine_options.clone(), &mut |_| {})?.compile_time();
     drop(cold_gpu);
 
-    progress("loading, kernels compiled before");
+    progress("loading with compiled kernels");
     let gpu = Gpu::open(&gpu_options)?;
-    let checkpoint = open()?;
-    let random = checkpoint.weights.random_dtype();
-    let file = (checkpoint.weights.n_params() as u64, stored_dtype(&checkpoint));
+    let files = open()?;
+    let random = files.weights.random_dtype();
+    let stored = (files.weights.n_params() as u64, stored_dtype(&files));
     let begin = Instant::now();
-    let mut engine = Engine::load(&gpu, checkpoint, engine_options, &mut |_| {})?;
+    let mut engine = Engine::load(&gpu, files, engine_options, &mut |_| {})?;
     gpu.submit([])?;
     gpu.wait()?;
     let load = begin.elapsed();
@@ -175,7 +175,7 @@ pub fn model(
     let embedding = if shape.ties_embeddings { 0.0 } else { head };
     let (n_params, dtype) = match random {
         Some(dtype) => ((n_encoder(&shape) + layers + head + embedding) as u64, dtype.to_string()),
-        None => file,
+        None => stored,
     };
     let dtype = options.quantize.map_or(dtype, |dtype| dtype.to_string());
     let weights_bytes = engine.weights_bytes();
@@ -189,7 +189,7 @@ pub fn model(
         let features: Vec<f32> = (0..audio.n_frames * audio.n_mels)
             .map(|_| random_ids.draw(1)[0] as f32 / shape.vocab_size as f32 - 0.5)
             .collect();
-        // Once unmeasured.
+        // A warm-up.
         hear(&mut engine, &features)?;
         let runs = (0..options.n_repetitions).map(|_| hear(&mut engine, &features));
         let runs = runs.collect::<Result<Vec<_>, _>>()?;
@@ -233,16 +233,16 @@ pub fn model(
     })
 }
 
-/// The type that most bytes of a checkpoint have.
-fn stored_dtype(checkpoint: &Checkpoint) -> String {
+/// The type of most bytes of a checkpoint.
+fn stored_dtype(files: &ModelFiles) -> String {
     let mut bytes = std::collections::BTreeMap::<&str, usize>::new();
-    for entry in checkpoint.weights.entries() {
+    for entry in files.weights.entries() {
         *bytes.entry(&entry.dtype).or_default() += entry.n_bytes;
     }
     bytes.into_iter().max_by_key(|(_, n)| *n).map_or_else(String::new, |(name, _)| name.to_string())
 }
 
-/// A folder for compiled kernels that is gone afterwards.
+/// A folder for compiled kernels that is removed on drop.
 struct TemporaryFolder(PathBuf);
 
 impl TemporaryFolder {
@@ -254,12 +254,12 @@ impl TemporaryFolder {
 
 impl Drop for TemporaryFolder {
     fn drop(&mut self) {
-        // Where it never came to be, or cannot be removed, the system clears it away.
+        // If it does not exist or cannot be removed, the system's cleaning of temporary files handles it.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-/// Token ids that never repeat (SplitMix64, Steele et al. 2014).
+/// Random token ids (SplitMix64, Steele et al. 2014).
 struct Ids {
     state: u64,
     vocab_size: u64,
@@ -283,11 +283,11 @@ struct Run {
     n_tokens: usize,
     seconds: f64,
     first_token_ms: f64,
-    /// Milliseconds from token to token.
+    /// Milliseconds between consecutive tokens.
     gaps_ms: Vec<f64>,
 }
 
-/// Lets the encoder hear a clip once.
+/// Runs the audio encoder once.
 fn hear(engine: &mut Engine, features: &[f32]) -> Result<Run, BenchError> {
     let n_tokens = engine.shape().audio.as_ref().map_or(0, |audio| audio.n_positions);
     let begin = Instant::now();
@@ -309,10 +309,10 @@ fn repeat(
 ) -> Result<Vec<Run>, BenchError> {
     let before: Vec<Vec<u32>> = (0..test.batch).map(|_| ids.draw(test.depth)).collect();
     if test.depth > 0 {
-        // What the tests find in the cache.
+        // Fills the cache with what the tests find there.
         answer(engine, &before, clip, 1)?;
     }
-    // Once unmeasured, as llama-bench does.
+    // A warm-up, as in llama-bench.
     once(engine, test, clip, &before, ids)?;
     (0..n_repetitions).map(|_| once(engine, test, clip, &before, ids)).collect()
 }
@@ -326,7 +326,7 @@ fn once(
 ) -> Result<Run, BenchError> {
     let prompt = |before: &Vec<u32>| [before.clone(), ids.draw(test.n_prompt.max(1))].concat();
     let prompts: Vec<Vec<u32>> = before.iter().map(prompt).collect();
-    // The prompt's pass draws the first token; the others are decoded.
+    // The prompt's last step draws the first token; decode steps draw the others.
     let arrived = answer(engine, &prompts, clip, test.n_answer + 1)?;
     let all = || arrived.times.iter().flatten().copied();
     let firsts = || arrived.times.iter().filter_map(|times| times.first().copied());
@@ -336,14 +336,14 @@ fn once(
     let gaps_ms: Vec<f64> = arrived.times.iter().flat_map(gaps).collect();
     let (n_tokens, seconds) = match (test.n_prompt, test.n_answer) {
         (_, 0) => (arrived.n_computed, last),
-        // From the first token on: what came before is a prompt's.
+        // From the first token on: the time before belongs to the prompt.
         (0, _) => (gaps_ms.len(), last - first),
         _ => (arrived.n_computed + gaps_ms.len(), last),
     };
     Ok(Run { n_tokens, seconds, first_token_ms: first * 1e3, gaps_ms })
 }
 
-/// When tokens arrived, in seconds after the requests were submitted, and how many rows prompts had to compute.
+/// Arrival times of tokens, in seconds after the requests were submitted, and the number of prompt rows computed.
 struct Arrived {
     times: Vec<Vec<f64>>,
     n_computed: usize,
@@ -388,8 +388,8 @@ fn answer(
     Ok(arrived)
 }
 
-/// The least time that a test could take at the device's limits, and whether memory is why: the weights once a
-/// step of a prompt and once a token, the cache of each sequence besides.
+/// The least time in seconds of a test at the device's limits, and whether memory is the limit. Counts the weights once for
+/// the prompt and once per token, and the cache of each sequence.
 fn least_seconds(
     model: &ModelShape,
     test: &Test,
@@ -399,7 +399,7 @@ fn least_seconds(
 ) -> (f64, bool) {
     let [layers, head] = n_multiplied(model);
     let batch = test.batch as f64;
-    let kv_bytes = (KvPages::page_bytes(model, kv_dtype) / PAGE_SIZE) as f64;
+    let kv_bytes = (page_bytes(model, kv_dtype) / PAGE_SIZE) as f64;
     let pass = |n_rows: f64, pos: f64, n_heads: f64| {
         let flops = 2.0 * n_rows * layers + 2.0 * n_heads * head;
         limits.least_us(flops, (layers + head) * bytes_per_param + batch * pos * kv_bytes)
@@ -442,7 +442,7 @@ fn row(
     }
 }
 
-/// Most memory that this process had, as Linux tells in kibibytes.
+/// Peak memory of this process. Only Linux reports it.
 fn peak_host_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,14 +1,14 @@
-//! What a run leaves behind, as it is written to a file.
+//! Reports, as they are written to files.
 
 use serde::{Deserialize, Serialize};
 
 use super::{BenchError, Limits};
 use crate::gpu::Gpu;
 
-/// The `wgpu` that is linked; a test compares it with `Cargo.lock`.
+/// The version of the linked `wgpu`. A test compares it with `Cargo.lock`.
 pub const WGPU_VERSION: &str = "30.0.1";
 
-/// Under which circumstances rows were measured.
+/// The circumstances of a measurement.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
     /// Name of this program.
@@ -19,7 +19,7 @@ pub struct Meta {
     pub wgpu_version: String,
     /// Day and time in UTC, ISO 8601.
     pub date: String,
-    /// The command that was given.
+    /// The command line.
     pub command: String,
     /// The device.
     pub adapter: String,
@@ -30,7 +30,7 @@ pub struct Meta {
 }
 
 impl Meta {
-    /// Those of this moment and device.
+    /// The circumstances of this moment and device.
     pub fn new(gpu: &Gpu, command: String) -> Meta {
         let info = gpu.info();
         let now = jiff::Timestamp::now().round(jiff::Unit::Second);
@@ -52,40 +52,40 @@ impl Meta {
 pub struct KernelRow {
     /// The operation.
     pub kernel: String,
-    /// What was dispatched for it.
+    /// The dispatched variant.
     pub variant: String,
-    /// Whether this variant runs unless another is asked for.
+    /// Whether this variant is the default.
     pub is_default: bool,
-    /// Model, and what of it.
+    /// The model, and its part.
     pub shape: String,
-    /// Type of weights or cache; F32 where there are only activations.
+    /// Type of weights or cache; F32 if there are only activations.
     pub dtype: String,
     /// Rows of the batch.
     pub n_rows: usize,
-    /// Microseconds a run: the median of the samples.
+    /// Microseconds per run: the median of the samples.
     pub us: f64,
-    /// Their 10th percentile.
+    /// The 10th percentile.
     pub us_low: f64,
-    /// Their 90th percentile.
+    /// The 90th percentile.
     pub us_high: f64,
     /// Samples.
     pub n_samples: usize,
-    /// Billions of operations a second.
+    /// GFLOP/s.
     pub gflops: f64,
-    /// Billions of bytes a second.
+    /// GB/s.
     pub gbps: f64,
-    /// How near to the limit, in percent. Above 100 where the cache helps.
+    /// Share of the limit in percent. Above 100 if the device's cache helps.
     pub percent: f64,
     /// `memory` or `arithmetic`: which limit.
     pub limit: String,
-    /// The largest error of the sample of outputs, in units of what rounding explains; none where it is no number.
+    /// The largest error of the sample of outputs, in units of the tolerance; `None` if it is not finite.
     pub error: Option<f64>,
     /// Whether the outputs are right.
     pub is_right: bool,
 }
 
 impl KernelRow {
-    /// What a row of another run must share to be compared.
+    /// The key that a row of another run must share to be compared.
     pub fn key(&self) -> String {
         format!("{} · {} · {} · {} · {} rows", self.kernel, self.variant, self.shape, self.dtype, self.n_rows)
     }
@@ -100,7 +100,7 @@ pub struct KernelReport {
     pub limits: Limits,
     /// Measurements.
     pub rows: Vec<KernelRow>,
-    /// What would have taken too long, or did not fit, each with the reason.
+    /// Cases that would have taken too long or did not fit, each with the reason.
     pub skipped: Vec<String>,
 }
 
@@ -113,24 +113,24 @@ pub struct ModelRow {
     pub depth: usize,
     /// Sequences at a time.
     pub batch: usize,
-    /// Tokens a second, of all sequences together: the mean over repetitions.
+    /// Tokens per second of all sequences together: the mean over repetitions.
     pub tokens_per_second: f64,
-    /// Their standard deviation.
+    /// Standard deviation of the tokens per second.
     pub sigma: f64,
     /// Repetitions.
     pub n_repetitions: usize,
-    /// How near to the limit, in percent.
+    /// Share of the limit in percent.
     pub percent: f64,
     /// `memory` or `arithmetic`: which limit.
     pub limit: String,
     /// Milliseconds to the first token, mean.
     pub time_to_first_token_ms: f64,
-    /// Milliseconds from token to token of a sequence: 50th, 95th and 99th percentile; none for prompts alone.
+    /// Milliseconds between the tokens of a sequence: 50th, 95th and 99th percentile. `None` for prompts.
     pub time_per_output_token_ms: Option<[f64; 3]>,
 }
 
 impl ModelRow {
-    /// The test with depth and batch, where they are not 0 and 1.
+    /// The test, with the depth if it is not 0 and the batch if it is not 1.
     pub fn label(&self) -> String {
         let mut label = self.test.clone();
         if self.depth > 0 {
@@ -143,14 +143,14 @@ impl ModelRow {
     }
 }
 
-/// What was measured, and what it took.
+/// The measured model, its loading and its memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelSummary {
-    /// Where it came from.
+    /// The folder, or the name of the shape.
     pub name: String,
     /// Architecture.
     pub architecture: String,
-    /// Type of the weights: that of most of them, or what they were quantised to.
+    /// Type of most of the weights, or the type that they were quantised to.
     pub dtype: String,
     /// Type of the cache.
     pub kv_dtype: String,
@@ -160,18 +160,18 @@ pub struct ModelSummary {
     pub n_params: u64,
     /// Bytes of weights in device memory.
     pub weights_bytes: u64,
-    /// Milliseconds from the opened checkpoint to an engine whose weights are in device memory, with pipelines compiled
-    /// before: compilation runs meanwhile.
+    /// Milliseconds from the opened checkpoint to an engine with its weights in device memory, with pipelines in the cache;
+    /// compilation runs in parallel.
     pub load_ms: f64,
-    /// Milliseconds that pipelines took to compile with nothing in our cache. The driver may keep one of its own.
+    /// Milliseconds to compile all pipelines with an empty cache. The driver may have its own cache.
     pub compile_cold_ms: f64,
-    /// The same with what the first time left in the cache.
+    /// The same with the cache that the first compilation left.
     pub compile_warm_ms: f64,
-    /// Most bytes of device memory allocated at a time.
+    /// Peak of allocated device memory, in bytes.
     pub peak_device_bytes: u64,
-    /// Most bytes of host memory of this process so far, where the system tells.
+    /// Peak host memory of this process in bytes, if the system reports it.
     pub peak_host_bytes: Option<u64>,
-    /// What is inside the times besides the model: said in words.
+    /// What the times include besides the model, in words.
     pub times_include: String,
 }
 
@@ -188,7 +188,7 @@ pub struct ModelReport {
     pub rows: Vec<ModelRow>,
 }
 
-/// Either kind.
+/// A report of either kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Report {
@@ -199,7 +199,7 @@ pub enum Report {
 }
 
 impl Report {
-    /// Reads what was written as JSON; `name` is for messages.
+    /// Reads a report from JSON; `name` is for messages.
     ///
     /// # Errors
     /// [`BenchError::NoReport`].

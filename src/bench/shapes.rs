@@ -1,13 +1,15 @@
-//! Named models: their configs without their weights.
+//! Named model shapes: configs without weights.
 
 use std::path::Path;
 
 use super::BenchError;
-use crate::models::{self, ModelShape};
+use crate::checkpoint::{self, ModelFiles};
+use crate::dtype::Dtype;
+use crate::models::{self, ModelKind, ModelShape};
 
 macro_rules! shapes {
     ($($name:literal),* $(,)?) => {
-        /// The models that have a name here, each with its `config.json`.
+        /// The named shapes, each with its `config.json`.
         pub const SHAPES: &[(&str, &str)] =
             &[$(($name, include_str!(concat!("../../assets/shapes/", $name, ".json")))),*];
     };
@@ -37,34 +39,33 @@ pub struct Shape {
     pub name: String,
     /// Its `config.json`.
     pub config_json: String,
-    /// What that says.
+    /// The model's shape.
     pub model: ModelShape,
 }
 
 impl Shape {
-    /// The shape of that name, or of the `config.json` (or the folder with one) at that path.
+    /// The shape of that name, or of the `config.json` at that path (a file, or a folder with one).
     ///
     /// # Errors
-    /// [`BenchError::UnknownShape`], [`BenchError::Io`], [`BenchError::Model`].
+    /// [`BenchError::UnknownShape`], [`BenchError::Checkpoint`], [`BenchError::Model`].
     pub fn open(name: &str) -> Result<Shape, BenchError> {
         let known = SHAPES.iter().find(|(known, _)| *known == name);
         let (name, config_json) = match known {
             Some((name, config)) => (name.to_string(), config.to_string()),
             None => {
                 let path = Path::new(name);
-                let path = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
                 if !path.exists() {
                     let known: Vec<String> = SHAPES.iter().map(|(name, _)| format!("`{name}`")).collect();
                     return Err(BenchError::UnknownShape { found: name.into(), known: known.join(", ") });
                 }
-                let config = std::fs::read_to_string(&path);
-                let config = config.map_err(|source| BenchError::Io { path: path.clone(), source })?;
-                (name.to_string(), config)
+                (name.to_string(), checkpoint::read_config(path)?)
             }
         };
         let architecture =
             models::open(&config_json).map_err(|source| BenchError::Model { name: name.clone(), source })?;
-        Ok(Shape { model: architecture.shape(), name, config_json })
+        let model = architecture.shape();
+        ModelFiles::random(&name, &config_json, Dtype::F32)?.expect(ModelKind::Decoder)?;
+        Ok(Shape { name, config_json, model })
     }
 }
 
@@ -84,12 +85,12 @@ pub(super) fn layer_matrices(model: &ModelShape, layer: usize) -> Vec<Matrix> {
     all
 }
 
-/// Elements of all matrices that a clip's rows are multiplied with: the encoder's, and those that make keys and values
-/// for the decoder.
+/// Elements of all matrices that multiply a clip's rows: the encoder's, and those for the decoder's cross-attention keys
+/// and values.
 pub(super) fn n_encoder(model: &ModelShape) -> f64 {
     let Some(audio) = &model.audio else { return 0.0 };
     let hidden = model.hidden_size;
-    // A row comes of two frames.
+    // Two frames give one row.
     let convolutions = 2 * 3 * audio.n_mels * hidden + 3 * hidden * hidden;
     let layer = 4 * hidden * hidden + 2 * hidden * audio.intermediate_size;
     let cross = model.n_layers() * 2 * hidden * hidden;
@@ -101,7 +102,7 @@ pub(super) fn head(model: &ModelShape) -> Matrix {
     ("head", model.vocab_size, model.hidden_size)
 }
 
-/// Elements of all matrices that a decoding row is multiplied with: layers, and head.
+/// Elements of all matrices that multiply a decode row: those of the layers, and the head.
 pub(super) fn n_multiplied(model: &ModelShape) -> [f64; 2] {
     let elements = |(_, n_out, n_in): Matrix| n_out as f64 * n_in as f64;
     let layers = (0..model.n_layers()).flat_map(|i| layer_matrices(model, i)).map(elements).sum();

@@ -1,6 +1,6 @@
-//! Numbers about numbers.
+//! Statistics.
 
-/// The value that a share `q` of `sorted` does not exceed; 0 if there is none.
+/// The `q`-quantile of `sorted`; 0 if it is empty.
 pub(super) fn quantile(sorted: &[f64], q: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     sorted.get((q * last as f64).round() as usize).copied().unwrap_or(0.0)
@@ -11,7 +11,7 @@ pub(super) fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values
 }
 
-/// Mean and standard deviation (of a sample, over n − 1; 0 for one value).
+/// Mean and standard deviation of a sample (divided by n − 1; 0 for one value).
 pub(super) fn mean_and_sigma(values: &[f64]) -> (f64, f64) {
     let n = values.len().max(1) as f64;
     let mean = values.iter().sum::<f64>() / n;

@@ -1,4 +1,4 @@
-//! Timing what a recorder records.
+//! Times recordings.
 
 use std::time::{Duration, Instant};
 
@@ -7,19 +7,18 @@ use serde::{Deserialize, Serialize};
 use super::stats::sorted;
 use crate::gpu::{Gpu, GpuError, ReadbackRing, Recorder, Tensor};
 
-/// What a time was read from.
+/// The clock of a measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
     /// Timestamps that the device writes before and after the work.
     Device,
-    /// The host's clock around submission and wait, for devices without timestamps: it includes what the
-    /// submission costs.
+    /// The host's clock around submission and wait, for devices without timestamps. Includes the cost of the submission.
     Host,
 }
 
 impl Clock {
-    /// The word.
+    /// `device` or `host`.
     pub fn as_str(self) -> &'static str {
         match self {
             Clock::Device => "device",
@@ -28,19 +27,19 @@ impl Clock {
     }
 }
 
-/// Records one run of what is timed; the number says which run, for those that rotate buffers.
+/// Records one run. The number of the run selects the buffers if they rotate.
 pub type Launch<'a> = dyn Fn(&mut Recorder, usize) + 'a;
 
-/// Most runs in one recording.
+/// Most runs per recording.
 const MOST_RUNS: usize = 1024;
-/// Most samples: more do not change a median.
+/// Most samples: more do not change the median.
 const MOST_SAMPLES: usize = 200;
 
-/// Runs what is recorded and says how long it took, on a device of our own.
+/// Measures the time of recordings, on a device of our own.
 pub struct Timer {
     gpu: Gpu,
     ring: ReadbackRing,
-    /// Something to read back, so that the timestamps come along.
+    /// A word to read back, because timestamps are read back with results.
     word: Tensor,
     next_run: usize,
 }
@@ -55,12 +54,12 @@ impl Timer {
         Ok(Timer { gpu: gpu.clone(), ring, word: gpu.dummy()?, next_run: 0 })
     }
 
-    /// What it reads.
+    /// The clock that it reads.
     pub fn clock(&self) -> Clock {
         if self.gpu.caps().timestamps { Clock::Device } else { Clock::Host }
     }
 
-    /// Milliseconds that `n_runs` runs in one recording take.
+    /// Milliseconds of `n_runs` runs in one recording.
     ///
     /// # Errors
     /// [`GpuError`].
@@ -80,7 +79,7 @@ impl Timer {
         Ok(arrived.and_then(|a| a.device_ms).filter(|ms| *ms > 0.0).unwrap_or(host_ms))
     }
 
-    /// Microseconds a run, sorted: samples of several runs each for about `budget`, at least two.
+    /// Sorted samples of the microseconds per run, at least two, measured for about `budget`.
     pub(super) fn samples(
         &mut self,
         rec: &mut Recorder,
@@ -90,7 +89,7 @@ impl Timer {
         let begin = Instant::now();
         // The first run warms caches and clocks.
         let first_ms = self.time(rec, launch, 1)?;
-        // About sixteen samples, each long enough that the ends of a recording do not show.
+        // About sixteen samples, each long enough to make the overhead of a recording negligible.
         let n_runs =
             (budget.as_secs_f64() * 1e3 / 16.0 / first_ms.max(1e-4)).clamp(1.0, MOST_RUNS as f64) as usize;
         let mut us = Vec::new();

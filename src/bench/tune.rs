@@ -1,4 +1,4 @@
-//! Which variant of each product is the fastest on this device.
+//! Finds the fastest variant of each product on this device.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,24 +15,23 @@ use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Product, Recorder, Tuning, Variant};
 use crate::ops;
 
-/// What to tune for, and for how long.
+/// What to tune, and for how long.
 #[derive(Clone, Debug)]
 pub struct TuneOptions {
-    /// Models, each with the types that its matrices have, or shall have.
+    /// Models, each with the types of its matrices after loading.
     pub models: Vec<(Shape, Vec<Dtype>)>,
-    /// Time for a product.
+    /// Time per product.
     pub budget: Duration,
-    /// Rows of a prompt: fewer where that would take too long.
+    /// Rows of a prompt; fewer if that would take too long.
     pub n_prompt: usize,
-    /// Bytes that the copies of weights shall exceed: twice the device's cache or more.
+    /// Size in bytes that the copies of weights exceed together: at least twice the device's cache.
     pub rotate_bytes: u64,
-    /// Added to one output of each variant before it is checked, in units of what rounding explains: to see that the
-    /// check would notice.
+    /// Added to one output of each variant before the check, in units of the tolerance, to test that the check notices it.
     pub perturbation: f64,
 }
 
 impl TuneOptions {
-    /// For `models`, with as many rows of a prompt as the engine computes at a time.
+    /// For `models`, with prompts of the engine's default [`max_rows`](crate::engine::EngineOptions::max_rows).
     pub fn new(models: Vec<(Shape, Vec<Dtype>)>) -> TuneOptions {
         TuneOptions {
             models,
@@ -55,60 +54,60 @@ impl TuneOptions {
     }
 }
 
-/// One variant at one product.
+/// One measured variant of a product.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TuneCandidate {
     /// Its name.
     pub variant: String,
-    /// Microseconds a run: the median of the samples; none where it was wrong, or does not compile.
+    /// Microseconds per run: the median of the samples. `None` if it is wrong or does not compile.
     pub us: Option<f64>,
-    /// Their 10th percentile.
+    /// The 10th percentile.
     pub us_low: f64,
-    /// Their 90th percentile.
+    /// The 90th percentile.
     pub us_high: f64,
     /// Samples.
     pub n_samples: usize,
-    /// What is wrong with it, if anything is: then it is not chosen.
+    /// Its fault, if there is one. Such a variant is not chosen.
     pub fault: Option<String>,
 }
 
-/// One product, and what was chosen for it.
+/// One product, and the choice for it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TuneRow {
     /// The operation.
     pub operation: String,
-    /// Model, and what of it.
+    /// The model, and its part.
     pub shape: String,
     /// Type of weights.
     pub dtype: String,
-    /// Whether the rows are a prompt's; else they decode.
+    /// Whether the rows are a prompt's or decode rows.
     pub is_prompt: bool,
-    /// Rows that it was measured with.
+    /// Number of rows in the measurement.
     pub n_rows: usize,
-    /// The variant that runs without a choice.
+    /// The default variant.
     pub default: String,
-    /// The variant that runs from now on.
+    /// The variant that later runs use.
     pub chosen: String,
     /// Microseconds of the default.
     pub default_us: Option<f64>,
     /// Microseconds of the chosen one.
     pub chosen_us: Option<f64>,
-    /// How near the chosen one is to the limit, in percent.
+    /// The chosen variant's share of the limit, in percent.
     pub percent: Option<f64>,
     /// `memory` or `arithmetic`: which limit.
     pub limit: String,
-    /// All that were measured, the default first.
+    /// All measured variants, the default first.
     pub candidates: Vec<TuneCandidate>,
 }
 
 impl TuneRow {
-    /// How many times faster the chosen one is.
+    /// Time of the default divided by that of the chosen variant.
     pub fn speedup(&self) -> Option<f64> {
         Some(self.default_us? / self.chosen_us?)
     }
 }
 
-/// What was chosen.
+/// The choices.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TuneReport {
     /// Circumstances.
@@ -117,28 +116,28 @@ pub struct TuneReport {
     pub limits: Limits,
     /// Products.
     pub rows: Vec<TuneRow>,
-    /// What would have taken too long, or did not fit, each with the reason.
+    /// Products that would have taken too long or did not fit, each with the reason.
     pub skipped: Vec<String>,
-    /// The choices of before with those of now over them.
+    /// The kept choices, updated with the new ones.
     #[serde(skip)]
     pub tuning: Tuning,
 }
 
-/// Shortest prompt that is measured: whole tiles.
+/// Shortest measured prompt: whole tiles.
 const LEAST_PROMPT: usize = 64;
-/// A variant this near to the limit ends the search: what is left is less than what another could be ahead by.
+/// A variant that reaches this share of the limit ends the search, because another could hardly be faster.
 const NEAR_THE_LIMIT: f64 = 0.9;
-/// Another variant must be so many times faster than the default: less is lost again on another day.
+/// Least speedup over the default: smaller ones are not reproducible.
 const WORTH_IT: f64 = 1.05;
-/// Variants that are so many times slower than the best are not measured further.
+/// Variants slower than the best by this factor are not measured further.
 const HOPELESS: f64 = 2.0;
-/// Rounds before anything is decided.
+/// Rounds before a decision.
 const LEAST_ROUNDS: usize = 3;
-/// A product whose single run is expected to take so many times its budget is left out.
+/// A product is skipped if a single run is expected to take this many times the budget.
 const TOO_LONG: f64 = 4.0;
 
-/// Measures the variants of every product of the models, for rows that decode and for a prompt's, and chooses;
-/// `command` goes into the report. A device that is opened after [`Tuning::save`] takes the choices.
+/// Measures the variants of every product of the models, for decode rows and for prompt rows, and chooses the fastest.
+/// `command` goes into the report. Devices that are opened after [`Tuning::save`] use the choices.
 ///
 /// # Errors
 /// [`BenchError::Parameter`], [`BenchError::Gpu`].
@@ -182,8 +181,8 @@ pub fn tune(
     Ok(report)
 }
 
-/// A product, with as many rows as it is measured with, and with another number at which the choice must not be a
-/// loss: it cannot depend on how many there are.
+/// A product with the measured number of rows, and with another number of rows for which the choice must not be slower:
+/// the choice cannot depend on the number of rows.
 struct Todo {
     product: Product,
     long: Case,
@@ -202,7 +201,7 @@ struct Tuner<'a> {
 struct Candidate {
     name: &'static str,
     tuning: Arc<Tuning>,
-    /// Runs a sample.
+    /// Runs per sample.
     n_runs: usize,
     us: Vec<f64>,
     fault: Option<String>,
@@ -220,7 +219,7 @@ impl Candidate {
 }
 
 impl Tuner<'_> {
-    /// Each product once, with rows that decode and then with a prompt's.
+    /// Each product once, with decode rows and then with prompt rows.
     fn products(&self) -> Vec<Todo> {
         let mut all = Vec::new();
         let mut seen = HashSet::new();
@@ -236,7 +235,7 @@ impl Tuner<'_> {
                     rotate_bytes: self.options.rotate_bytes,
                 })
             };
-            // Fewer rows of a prompt where they take long: variants fare alike, above a few tiles.
+            // Fewer prompt rows if they take long: above a few tiles, the ratios between variants hardly change.
             let share_us = self.options.budget.as_secs_f64() * 1e6 / 16.0;
             let fits = |n: &usize| with(*n).iter().all(|(_, case)| self.least_us(case) <= share_us);
             let lengths = std::iter::successors(Some(self.options.n_prompt), |n| Some(n / 2));
@@ -257,7 +256,7 @@ impl Tuner<'_> {
         self.limits.least_us(case.cost.flops, case.cost.bytes).0
     }
 
-    /// Measures a product's variants; the choice is none where the default stays.
+    /// Measures a product's variants. The choice is `None` if the default stays.
     fn choose(&mut self, todo: &Todo) -> Result<(TuneRow, Option<&'static str>), BenchError> {
         let prepared = todo.long.prepare(&mut self.pool)?;
         let mut rec = Recorder::new(self.gpu)?;
@@ -309,7 +308,7 @@ impl Tuner<'_> {
         Ok((row, choice))
     }
 
-    /// Those of `names` that dispatch something else than the ones before, compiled and checked.
+    /// Those of `names` that dispatch other kernels than the ones before, compiled and checked.
     fn candidates(
         &mut self,
         rec: &mut Recorder,
@@ -333,7 +332,7 @@ impl Tuner<'_> {
                     let error = prepared.error(self.gpu, rec, self.options.perturbation)?;
                     (error > 1.0).then(|| format!("wrong by {error:.1} times rounding"))
                 }
-                // The others may do.
+                // Others may compile.
                 Err(error @ GpuError::Compile { .. }) => Some(error.to_string()),
                 Err(error) => return Err(error.into()),
             };
@@ -350,7 +349,7 @@ impl Tuner<'_> {
         Ok(candidates)
     }
 
-    /// Samples in rounds, each candidate in turn, so that what else the machine does hits all alike.
+    /// Samples in rounds, each candidate in turn, so that other load on the machine affects all of them equally.
     fn race(
         &mut self,
         rec: &mut Recorder,
@@ -364,7 +363,7 @@ impl Tuner<'_> {
         let launch = |rec: &mut Recorder, i: usize| prepared.launch(rec, i);
         for c in candidates.iter_mut().filter(|c| !c.is_out) {
             rec.set_tuning(Some(c.tuning.clone()));
-            // The first run warms caches and clocks, the second says how many make a sample.
+            // The first run warms caches and clocks; the second gives the number of runs per sample.
             self.timer.time(rec, &launch, 1)?;
             let ms = self.timer.time(rec, &launch, 1)?;
             c.n_runs = (sample_ms / ms.max(1e-4)).clamp(1.0, 1024.0) as usize;
@@ -375,7 +374,7 @@ impl Tuner<'_> {
         for c in candidates.iter_mut().filter(|c| !c.is_out) {
             c.is_out = c.median() > 2.0 * HOPELESS * first;
         }
-        // The default is needed to the end: others are held against it.
+        // The default stays to the end, because others are compared with it.
         candidates[0].is_out = candidates[0].fault.is_some();
         for c in candidates.iter_mut().filter(|c| !c.is_out) {
             c.us.clear();
@@ -420,7 +419,7 @@ impl Tuner<'_> {
             rec.set_tuning(Some(c.tuning.clone()));
             rec.rehearse(|rec| prepared.launch(rec, 0))?;
         }
-        // The choices of the last one, which is `best`, are still set.
+        // The tuning of the last one, which is `best`, is still set.
         if prepared.error(self.gpu, rec, self.options.perturbation)? > 1.0 {
             return Ok(false);
         }

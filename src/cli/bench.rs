@@ -8,8 +8,8 @@ use wginfer::bench::{
     self, BenchError, Comparison, KernelOptions, KernelReport, KernelRow, Limits, Meta, ModelOptions,
     ModelReport, ModelRow, Report, Shape,
 };
+use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
-use wginfer::engine::Checkpoint;
 use wginfer::gpu::{Gpu, GpuOptions};
 
 use super::args::{
@@ -219,7 +219,7 @@ fn model(args: &BenchModelArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let open = || match &shape {
         Some(shape) => {
             let drawn = if dtype.is_quantised() { Dtype::F16 } else { dtype };
-            Checkpoint::random(&shape.name, &shape.config_json, drawn)
+            ModelFiles::random(&shape.name, &shape.config_json, drawn)
         }
         None => args.model.reopen(),
     };

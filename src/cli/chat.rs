@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use wginfer::engine::{Engine, EngineError, EngineOptions, FinishReason};
+use wginfer::engine::{Engine, EngineError, EngineOptions, FinishReason, Sampling};
 use wginfer::tasks::{Chat, Reply};
 
 use super::args::ChatArgs;
@@ -23,7 +23,7 @@ Ctrl-C stops an answer.";
 pub fn run(args: &ChatArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let checkpoint = args.model.open()?;
     let vocab_size = checkpoint.architecture.shape().vocab_size;
-    let sampling = args.sampling.over(&checkpoint.sampling);
+    let sampling = args.sampling.over(&Sampling::from(&checkpoint.generation));
     sampling.check(vocab_size)?;
     if args.max_tokens == Some(0) {
         return Err(Failure::usage("`max_tokens` is 0, expected at least 1"));

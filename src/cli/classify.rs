@@ -4,13 +4,13 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use serde::Serialize;
-use wginfer::engine::{Checkpoint, EncoderCheckpoint, Engine, EngineError, EngineOptions, Output, Usage};
-use wginfer::models::Problem;
+use wginfer::checkpoint::ModelFiles;
+use wginfer::engine::{Engine, EngineOptions, Output, Usage};
+use wginfer::models::{ModelKind, Problem};
 use wginfer::tasks::{self, COSINE_TEMPERATURE, Classification, Encodings, Input, Label};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
-use super::model::Opened;
 use super::watch::watch;
 use super::{embed, prompt};
 
@@ -107,9 +107,10 @@ pub fn run(args: &ClassifyArgs, out: &mut dyn Write) -> Result<(), Failure> {
         )));
     }
     let labels = args.labels.read()?;
-    let (mut classified, texts) = match args.model.open_any()? {
-        Opened::Decoder(checkpoint) => by_language_model(args, checkpoint, &labels)?,
-        Opened::Encoder(checkpoint) => by_encoder(args, checkpoint, &labels)?,
+    let checkpoint = args.model.open_any()?;
+    let (mut classified, texts) = match checkpoint.kind() {
+        ModelKind::Decoder => by_language_model(args, checkpoint, &labels)?,
+        ModelKind::Encoder => by_encoder(args, checkpoint, &labels)?,
     };
     let n_labels = classified.first().map_or(0, |c| c.labels.len());
     let usage = tasks::total(classified.iter().map(|c| c.usage));
@@ -162,7 +163,7 @@ fn no_labels(who: &str) -> Failure {
 
 fn by_language_model(
     args: &ClassifyArgs,
-    checkpoint: Checkpoint,
+    checkpoint: ModelFiles,
     labels: &[Label],
 ) -> Result<Classified, Failure> {
     if labels.is_empty() {
@@ -176,13 +177,9 @@ fn by_language_model(
 }
 
 /// By its head, if the model has one, or else by the likeness between texts and labels.
-fn by_encoder(
-    args: &ClassifyArgs,
-    checkpoint: EncoderCheckpoint,
-    labels: &[Label],
-) -> Result<Classified, Failure> {
+fn by_encoder(args: &ClassifyArgs, checkpoint: ModelFiles, labels: &[Label]) -> Result<Classified, Failure> {
     checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
-    let head = checkpoint.architecture.labels().map_err(EngineError::from)?;
+    let head = checkpoint.labels.clone();
     let usage = |encodings: &Encodings, i: usize| {
         let prompt_tokens = encodings.n_tokens[i];
         Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() }
@@ -230,7 +227,7 @@ fn by_encoder(
 }
 
 /// An engine that gives the log-probabilities of prompts.
-pub fn load(checkpoint: Checkpoint, device: &DeviceArgs) -> Result<Engine, Failure> {
+pub fn load(checkpoint: ModelFiles, device: &DeviceArgs) -> Result<Engine, Failure> {
     checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
     let vocab_size = checkpoint.architecture.shape().vocab_size;
     let prompt_logprobs = tasks::prompt_logprob_rows(vocab_size);

@@ -7,7 +7,8 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 use serde::Serialize;
-use wginfer::engine::{EmbeddingConfig, EngineError, Output, TextEncoder};
+use wginfer::checkpoint::EmbeddingConfig;
+use wginfer::engine::{EngineError, Output, TextEncoder};
 use wginfer::tasks::{self, Encodings, TaskError};
 
 use super::args::{self, DeviceArgs, ModelArg};
@@ -96,7 +97,7 @@ pub fn run(args: &EmbedArgs, out: &mut dyn Write) -> Result<(), Failure> {
         true => prompt::lines(args.file.as_deref(), args.jsonl)?,
         false => args.texts.clone(),
     };
-    let prefix = args.prefix(&checkpoint.embedding)?;
+    let prefix = args.prefix(&checkpoint.embedding.clone().unwrap_or_default())?;
     if let Err(error) = &checkpoint.tokenizer {
         return Err(error.clone().into());
     }

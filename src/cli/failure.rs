@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use wginfer::audio::AudioError;
 use wginfer::bench::BenchError;
+use wginfer::checkpoint::CheckpointError;
 use wginfer::engine::EngineError;
 use wginfer::gpu::GpuError;
 use wginfer::models::{ModelError, ModelKind};
@@ -68,6 +69,7 @@ fn in_flags(error: &wginfer::Error) -> Option<&'static str> {
         Error::Weights(e) => of_weights(e),
         Error::Text(e) => of_text(e),
         Error::Model(e) => of_model(e),
+        Error::Checkpoint(e) => of_checkpoint(e),
         Error::Engine(e) => of_engine(e),
         Error::Transcribe(TranscribeError::NotSpeech { .. }) => {
             Some("a language model continues text: use `wginfer generate` or `wginfer chat`")
@@ -82,6 +84,7 @@ fn in_flags(error: &wginfer::Error) -> Option<&'static str> {
             Some("compare what `bench kernels` wrote, or what `bench model` wrote")
         }
         Error::Bench(BenchError::Model { source, .. }) => of_model(source),
+        Error::Bench(BenchError::Checkpoint(e)) => of_checkpoint(e),
         Error::Bench(BenchError::Engine(e)) => of_engine(e),
         Error::Bench(BenchError::Gpu(e)) => of_gpu(e),
         _ => None,
@@ -97,6 +100,7 @@ fn of_engine(error: &EngineError) -> Option<&'static str> {
         EngineError::NotFinite { .. } => {
             Some("the weights hold values that are no numbers, or too large for `--kv-type f16`")
         }
+        EngineError::Checkpoint(e) => of_checkpoint(e),
         EngineError::Text(e) => of_text(e),
         EngineError::Model(e) => of_model(e),
         EngineError::Weights(e) => of_weights(e),
@@ -105,14 +109,23 @@ fn of_engine(error: &EngineError) -> Option<&'static str> {
     }
 }
 
-fn of_model(error: &ModelError) -> Option<&'static str> {
+fn of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
     match error {
-        ModelError::WrongKind { kind: ModelKind::Encoder, .. } => {
+        CheckpointError::WrongKind { kind: ModelKind::Encoder, .. } => {
             Some("use `wginfer embed` or `wginfer classify`")
         }
-        ModelError::WrongKind { kind: ModelKind::Decoder, .. } => {
+        CheckpointError::WrongKind { kind: ModelKind::Decoder, .. } => {
             Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here")
         }
+        CheckpointError::Text(e) => of_text(e),
+        CheckpointError::Model(e) => of_model(e),
+        CheckpointError::Weights(e) => of_weights(e),
+        _ => None,
+    }
+}
+
+fn of_model(error: &ModelError) -> Option<&'static str> {
+    match error {
         ModelError::Weights(e) => of_weights(e),
         _ => None,
     }
@@ -166,6 +179,19 @@ impl From<wginfer::Error> for Failure {
             ) => Failure::Usage { message, hint },
             _ => Failure::Failed { message, hint },
         }
+    }
+}
+
+impl From<CheckpointError> for Failure {
+    fn from(error: CheckpointError) -> Self {
+        let hint = match &error {
+            CheckpointError::HubName { name } => {
+                Some(format!("`hf download {name} --local-dir DIR` fetches it; then give `--model DIR`"))
+            }
+            _ => None,
+        };
+        let failure = Failure::from(wginfer::Error::from(error));
+        hint.into_iter().fold(failure, Failure::with_hint)
     }
 }
 

@@ -45,7 +45,7 @@ struct AnswerJson<'a> {
 
 pub fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let checkpoint = args.model.open()?;
-    let sampling = args.sampling.over(&checkpoint.sampling);
+    let sampling = args.sampling.over(&Sampling::from(&checkpoint.generation));
     sampling.check(checkpoint.architecture.shape().vocab_size)?;
     let text = match &args.token_ids {
         Some(_) => None,

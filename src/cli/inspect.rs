@@ -5,16 +5,16 @@ use std::io::Write;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use wginfer::checkpoint::{EmbeddingConfig, ModelFiles};
 use wginfer::dtype::{BLOCK, Dtype};
-use wginfer::engine::{Checkpoint, EncoderCheckpoint, EngineError, KvPages, PAGE_SIZE};
-use wginfer::models::{AudioShape, ModelShape, Problem};
+use wginfer::engine::{PAGE_SIZE, Sampling, page_bytes};
+use wginfer::models::{AudioShape, ModelKind, ModelShape, Problem};
 use wginfer::ops::{Attention, KvLayer};
 use wginfer::text::{TextError, Tokenizer};
 use wginfer::weights::Weights;
 
 use super::args::InspectArgs;
 use super::failure::Failure;
-use super::model::Opened;
 use super::{format, sampling};
 
 /// Tokens for which the cache's size is told.
@@ -138,9 +138,10 @@ struct TokenizerRow {
 }
 
 pub fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let report = match args.model.open_any()? {
-        Opened::Decoder(checkpoint) => Report::of(&checkpoint, args.tensors),
-        Opened::Encoder(checkpoint) => Report::of_encoder(&checkpoint, args.tensors)?,
+    let checkpoint = args.model.open_any()?;
+    let report = match checkpoint.kind() {
+        ModelKind::Decoder => Report::of(&checkpoint, args.tensors),
+        ModelKind::Encoder => Report::of_encoder(&checkpoint, args.tensors),
     };
     if args.json {
         serde_json::to_writer_pretty(&mut *out, &report)?;
@@ -150,15 +151,15 @@ pub fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 impl Report {
-    fn of(checkpoint: &Checkpoint, with_tensors: bool) -> Report {
+    fn of(checkpoint: &ModelFiles, with_tensors: bool) -> Report {
         let shape = checkpoint.architecture.shape();
         // A page holds `PAGE_SIZE` positions, and a thousand are no whole number of pages.
-        let kv_bytes = |dtype| KvPages::page_bytes(&shape, dtype) * KV_TOKENS / PAGE_SIZE;
+        let kv_bytes = |dtype| page_bytes(&shape, dtype) * KV_TOKENS / PAGE_SIZE;
         let has_blocks = shape.attention.iter().all(|a| a.head_dim.is_multiple_of(BLOCK));
         let number = |text: &str| {
             text.parse::<u64>().map(Value::from).or_else(|_| text.parse::<f64>().map(Value::from))
         };
-        let sampling = sampling::values(&checkpoint.sampling)
+        let sampling = sampling::values(&Sampling::from(&checkpoint.generation))
             .into_iter()
             .map(|(name, value)| (name.to_string(), number(&value).unwrap_or(Value::Null)));
         Report {
@@ -178,11 +179,9 @@ impl Report {
         }
     }
 
-    fn of_encoder(checkpoint: &EncoderCheckpoint, with_tensors: bool) -> Result<Report, Failure> {
+    fn of_encoder(checkpoint: &ModelFiles, with_tensors: bool) -> Report {
         let shape = checkpoint.architecture.shape();
-        let labels = checkpoint.architecture.labels().map_err(EngineError::from)?;
-        let config = &checkpoint.embedding;
-        let embedding = EmbeddingRow {
+        let row = |config: &EmbeddingConfig| EmbeddingRow {
             width: config.width(shape.hidden_size),
             pooling: config.pooling.iter().map(|pooling| pooling.name().to_string()).collect(),
             n_dense: config.dense.len(),
@@ -191,9 +190,10 @@ impl Report {
             prompts: config.prompts.keys().cloned().collect(),
             declared: config.is_declared,
         };
-        Ok(Report {
+        let labels = checkpoint.labels.clone();
+        Report {
             classifier: labels.map(|l| ClassifierRow { problem: l.problem, labels: l.names }),
-            embedding: Some(embedding),
+            embedding: checkpoint.embedding.as_ref().map(row),
             ..Report::common(
                 &checkpoint.name,
                 &shape,
@@ -201,7 +201,7 @@ impl Report {
                 &checkpoint.tokenizer,
                 with_tensors,
             )
-        })
+        }
     }
 
     /// What is told of any model.

@@ -5,14 +5,14 @@
 use std::io::Write;
 
 use serde::Serialize;
-use wginfer::engine::{
-    Checkpoint, EncoderCheckpoint, Engine, EngineError, EngineOptions, Event, Logits, Output, Request,
-};
+use wginfer::checkpoint::ModelFiles;
+use wginfer::engine::{Engine, EngineError, EngineOptions, Event, Logits, Output, Request};
+use wginfer::models::ModelKind;
 use wginfer::tasks;
 
 use super::args::LogitsArgs;
 use super::failure::Failure;
-use super::model::{self, Opened};
+use super::model;
 use super::{format, prompt};
 
 #[derive(Serialize)]
@@ -22,17 +22,18 @@ struct LogitsJson<'a, T: Serialize> {
 }
 
 pub fn run(args: &LogitsArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    match args.model.open_any()? {
-        Opened::Decoder(checkpoint) => of_tokens(args, checkpoint, out),
-        Opened::Encoder(checkpoint) => of_labels(args, checkpoint, out),
+    let checkpoint = args.model.open_any()?;
+    match checkpoint.kind() {
+        ModelKind::Decoder => of_tokens(args, checkpoint, out),
+        ModelKind::Encoder => of_labels(args, checkpoint, out),
     }
 }
 
-fn of_labels(args: &LogitsArgs, checkpoint: EncoderCheckpoint, out: &mut dyn Write) -> Result<(), Failure> {
+fn of_labels(args: &LogitsArgs, checkpoint: ModelFiles, out: &mut dyn Write) -> Result<(), Failure> {
     if args.all {
         return Err(Failure::usage("`--all` is for language models: a classifier has one row of logits"));
     }
-    if checkpoint.architecture.labels().map_err(EngineError::from)?.is_none() {
+    if checkpoint.labels.is_none() {
         let message = format!("`{}` has no classification head", checkpoint.name);
         return Err(Failure::failed(message).with_hint("`wginfer embed` gives its embeddings"));
     }
@@ -63,7 +64,7 @@ fn of_labels(args: &LogitsArgs, checkpoint: EncoderCheckpoint, out: &mut dyn Wri
     Ok(())
 }
 
-fn of_tokens(args: &LogitsArgs, checkpoint: Checkpoint, out: &mut dyn Write) -> Result<(), Failure> {
+fn of_tokens(args: &LogitsArgs, checkpoint: ModelFiles, out: &mut dyn Write) -> Result<(), Failure> {
     let ids = match (&args.token_ids, &args.text) {
         (Some(ids), _) => ids.clone(),
         (None, text) => prompt::encode(&checkpoint, text.as_deref().unwrap_or_default())?,

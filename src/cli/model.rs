@@ -1,12 +1,10 @@
 //! Finding a model, opening a device, loading the one onto the other.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use wginfer::engine::{
-    Checkpoint, EncoderCheckpoint, EncoderOptions, Engine, EngineError, EngineOptions, Event, RequestId,
-    TextEncoder,
-};
+use wginfer::checkpoint::{CheckpointError, ModelFiles, Source};
+use wginfer::engine::{EncoderOptions, Engine, EngineOptions, Event, RequestId, TextEncoder};
 use wginfer::gpu::{Gpu, GpuOptions};
 use wginfer::models::ModelKind;
 
@@ -18,92 +16,48 @@ use super::terminal;
 /// Environment variable for the folder that keeps compiled kernels and what tuning chose.
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
 
-const LAYOUT: &str =
-    "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`";
-
-/// A model of either kind.
-pub enum Opened {
-    Decoder(Checkpoint),
-    Encoder(EncoderCheckpoint),
-}
-
 impl ModelArg {
+    /// The name that was given, if one was.
+    fn name(&self) -> Option<&OsStr> {
+        self.model.as_deref().filter(|model| !model.is_empty())
+    }
+
     /// Opens the model that was asked for, whatever it is made for, or the one in the binary.
-    pub fn open_any(&self) -> Result<Opened, Failure> {
-        if let Some(path) = self.path() {
-            check(path)?;
-            if Checkpoint::kind(path)? == ModelKind::Encoder {
-                return Ok(Opened::Encoder(EncoderCheckpoint::open(path)?));
-            }
+    pub fn open_any(&self) -> Result<ModelFiles, Failure> {
+        if self.name().is_none() {
+            log::info!(
+                "no model given: using the demonstration model in the binary (`--model` or `WGINFER_MODEL` chooses \
+                 another)"
+            );
         }
-        Ok(Opened::Decoder(self.open()?))
+        Ok(self.reopen()?)
+    }
+
+    /// Opens the model that writes that was asked for, or the one in the binary.
+    pub fn open(&self) -> Result<ModelFiles, Failure> {
+        let files = self.open_any()?;
+        files.expect(ModelKind::Decoder)?;
+        Ok(files)
     }
 
     /// Opens the encoder that was asked for.
-    pub fn open_encoder(&self) -> Result<EncoderCheckpoint, Failure> {
-        let Some(path) = self.path() else {
+    pub fn open_encoder(&self) -> Result<ModelFiles, Failure> {
+        if self.name().is_none() {
             let message = "no model given, and the demonstration model in the binary has no embeddings";
             let hint =
                 "give the folder of a sentence-embedding model, such as all-MiniLM-L6-v2: `--model DIR`";
             return Err(Failure::failed(message).with_hint(hint));
-        };
-        check(path)?;
-        Ok(EncoderCheckpoint::open(path)?)
-    }
-
-    fn path(&self) -> Option<&Path> {
-        self.model.as_deref().filter(|model| !model.is_empty()).map(Path::new)
-    }
-
-    /// Opens the model that was asked for, or the one in the binary.
-    pub fn open(&self) -> Result<Checkpoint, Failure> {
-        match self.path() {
-            Some(path) => {
-                check(path)?;
-                Ok(Checkpoint::open(path)?)
-            }
-            None => {
-                log::info!(
-                    "no model given: using the demonstration model in the binary (`--model` or \
-                     `WGINFER_MODEL` chooses another)"
-                );
-                Ok(Checkpoint::demo()?)
-            }
         }
+        let files = self.open_any()?;
+        files.expect(ModelKind::Encoder)?;
+        Ok(files)
     }
 
-    /// The same once more, without a word.
-    pub fn reopen(&self) -> Result<Checkpoint, EngineError> {
-        match self.path() {
-            Some(path) => Checkpoint::open(path),
-            None => Checkpoint::demo(),
-        }
+    /// As [`ModelArg::open_any`], without a word.
+    pub fn reopen(&self) -> Result<ModelFiles, CheckpointError> {
+        let source = self.name().map_or(Ok(Source::Demo), Source::parse)?;
+        ModelFiles::from_source(&source)
     }
-}
-
-/// Says what is wrong with a path that is not a folder.
-fn check(path: &Path) -> Result<(), Failure> {
-    let name = path.display();
-    let failed = |message| Err(Failure::failed(message).with_hint(LAYOUT));
-    if path.is_dir() {
-        return Ok(());
-    }
-    if path.extension() == Some(OsStr::new("gguf")) {
-        return failed(format!("`{name}` is a GGUF file, which is not supported yet"));
-    }
-    if path.exists() {
-        return failed(format!("`{name}` is not a folder"));
-    }
-    let text = path.to_string_lossy();
-    let parts: Vec<&str> = text.split('/').collect();
-    let is_hub_name = parts.len() == 2
-        && parts.iter().all(|p| !p.is_empty() && !p.starts_with(['.', '~']) && !p.contains('\\'));
-    if is_hub_name {
-        let message = format!("there is no folder `{name}`, and names on the hub are not supported yet");
-        let hint = format!("`hf download {name} --local-dir DIR` fetches it; then give `--model DIR`");
-        return Err(Failure::failed(message).with_hint(hint));
-    }
-    failed(format!("there is no folder `{name}`"))
 }
 
 impl DeviceArgs {
@@ -124,7 +78,7 @@ impl DeviceArgs {
     }
 
     /// Opens the device and loads an encoder.
-    pub fn load_encoder(&self, checkpoint: EncoderCheckpoint) -> Result<TextEncoder, Failure> {
+    pub fn load_encoder(&self, checkpoint: ModelFiles) -> Result<TextEncoder, Failure> {
         let options = EncoderOptions {
             ctx: self.ctx,
             quantize: self.quantize.map(Quantize::dtype),
@@ -142,7 +96,7 @@ impl DeviceArgs {
     }
 
     /// Opens the device and loads the model.
-    pub fn load(&self, checkpoint: Checkpoint, options: EngineOptions) -> Result<Engine, Failure> {
+    pub fn load(&self, checkpoint: ModelFiles, options: EngineOptions) -> Result<Engine, Failure> {
         let gpu = self.open()?;
         let bar = terminal::bar("loading", checkpoint.weights.n_bytes() as u64);
         let engine = Engine::load(&gpu, checkpoint, self.options(options), &mut |progress| {

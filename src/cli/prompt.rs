@@ -3,7 +3,8 @@
 use std::io::{IsTerminal, Read};
 use std::path::Path;
 
-use wginfer::engine::{Checkpoint, EngineError};
+use wginfer::checkpoint::ModelFiles;
+use wginfer::engine::EngineError;
 
 use super::failure::Failure;
 
@@ -99,7 +100,7 @@ pub fn utf8(bytes: Vec<u8>, from: &str) -> Result<String, Failure> {
 }
 
 /// The token ids of `text`, with what the model expects around it.
-pub fn encode(checkpoint: &Checkpoint, text: &str) -> Result<Vec<u32>, Failure> {
+pub fn encode(checkpoint: &ModelFiles, text: &str) -> Result<Vec<u32>, Failure> {
     let tokenizer = checkpoint.tokenizer.as_ref().map_err(|e| {
         let failure = Failure::from(e.clone());
         match e.hint() {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::checkpoint::CheckpointError;
 use crate::gpu::GpuError;
 use crate::models::ModelError;
 use crate::text::TextError;
@@ -11,14 +12,6 @@ use crate::weights::WeightsError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// A file of the model could not be read.
-    #[error("`{}` cannot be read: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: std::io::Error,
-    },
     /// A file of the model is not what it should be.
     #[error("`{}`: {message}", path.display())]
     Config {
@@ -58,6 +51,28 @@ pub enum EngineError {
         /// The context's.
         expected: usize,
     },
+    /// As many requests wait as [`EngineOptions::max_waiting`](super::EngineOptions::max_waiting) allows.
+    #[error("{waiting} requests wait already, expected fewer")]
+    Busy {
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// The prompt alone does not fit the cache.
+    #[error("the prompt has {found} tokens, the cache holds {expected}")]
+    CacheTooSmall {
+        /// Its tokens.
+        found: usize,
+        /// The cache's positions.
+        expected: usize,
+    },
+    /// [`Loading::finish`](super::Loading::finish) was called too early.
+    #[error("the model is not loaded yet: {done_bytes} of {total_bytes} bytes are on the device")]
+    NotLoaded {
+        /// Uploaded so far.
+        done_bytes: usize,
+        /// In the checkpoint.
+        total_bytes: usize,
+    },
     /// The tokenizer makes tokens that the model does not have.
     #[error("the tokenizer has {tokenizer} tokens, the model {model}: they do not belong together")]
     TokenizerMismatch {
@@ -91,6 +106,9 @@ pub enum EngineError {
         /// What does not go.
         problem: &'static str,
     },
+    /// A model that was opened is not what is needed.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// Text.
     #[error(transparent)]
     Text(#[from] TextError),
@@ -114,10 +132,6 @@ impl EngineError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            EngineError::Io { path, .. } if path.ends_with("config.json") => Some(
-                "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
-                    .into(),
-            ),
             EngineError::Speech { problem: NEEDS_CLIP, .. } => {
                 Some("`tasks::transcribe` drives a speech model".into())
             }
@@ -125,6 +139,10 @@ impl EngineError {
             EngineError::PromptTooLong { .. } => {
                 Some("shorten the prompt, or raise `EngineOptions::ctx`".into())
             }
+            EngineError::CacheTooSmall { .. } => {
+                Some("shorten the prompt, or raise `EngineOptions::kv_tokens`".into())
+            }
+            EngineError::Busy { .. } => Some("submit it again when others have ended".into()),
             EngineError::NotFinite { .. } => Some(
                 "the weights hold values that are no numbers, or too large for `EngineOptions::kv_dtype`"
                     .into(),
@@ -135,6 +153,7 @@ impl EngineError {
             EngineError::TokenizerMismatch { .. } => {
                 Some("`tokenizer.json` may belong to another model than the weights".into())
             }
+            EngineError::Checkpoint(e) => e.hint(),
             EngineError::Text(e) => e.hint(),
             EngineError::Model(e) => e.hint(),
             EngineError::Weights(e) => e.hint(),

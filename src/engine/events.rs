@@ -1,5 +1,6 @@
 //! What a request is and what comes of it.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -41,6 +42,10 @@ pub struct Request {
     /// Log-probabilities of the prompt's own tokens from this position on, instead of text: 4 bytes a token come
     /// back, and what stands before the position is shared with other prompts as usual.
     pub prompt_logprobs: Option<usize>,
+    /// Ranges of the prompt that this model generated earlier, such as the answers of a conversation. They are computed
+    /// as they were then, so that the same request gives the same bits whether the cache still has them or not; tokens
+    /// outside are a prompt's. Default: none.
+    pub generated: Vec<Range<usize>>,
 }
 
 /// What a model that hears shall listen to, and how it writes that down.
@@ -67,6 +72,7 @@ impl Request {
             logits: None,
             speech: None,
             prompt_logprobs: None,
+            generated: Vec::new(),
         }
     }
 

@@ -5,17 +5,20 @@ use crate::dtype::Dtype;
 /// How large an engine is built. Everything is allocated then, nothing later.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Positions of a sequence; what the model was made for, at most 4,096, without.
+    /// Context length in tokens. Default: the model's maximum, capped at 4096.
     pub ctx: Option<usize>,
     /// Sequences at a time.
     pub max_seqs: usize,
     /// Rows of one step: prompts are computed in chunks of so many.
     pub max_rows: usize,
-    /// Positions that the cache holds for all sequences together; `max_seqs` times `ctx`, within what a
-    /// binding can span, without.
+    /// Requests that wait for a place; beyond them [`Engine::submit`](super::Engine::submit) answers
+    /// [`EngineError::Busy`](super::EngineError::Busy).
+    pub max_waiting: usize,
+    /// Positions that the cache holds for all sequences together. Default: `max_seqs` times `ctx`, within what a
+    /// binding can span. With fewer, the youngest sequence is computed again later where the others need its room.
     pub kv_tokens: Option<usize>,
-    /// Type that matrices are quantised to while they are loaded: `Q8_0`, `Q4_0` or `Q4_K`; as they are stored
-    /// without. The embedding and the head, which weigh most in the result, become `Q8_0`.
+    /// Type that matrices are quantised to while they are loaded: `Q8_0`, `Q4_0` or `Q4_K`. The embedding and the head,
+    /// which weigh most in the result, become `Q8_0`. Default: as they are stored.
     pub quantize: Option<Dtype>,
     /// Type of the cache, `F32`, `F16` or `Q8_0`.
     pub kv_dtype: Dtype,
@@ -35,19 +38,13 @@ pub struct EngineOptions {
     pub run_ahead: bool,
 }
 
-impl EngineOptions {
-    /// Rows of one step that get logits.
-    pub(super) fn max_sampled(&self) -> usize {
-        self.max_seqs.max(self.prompt_logprobs)
-    }
-}
-
 impl Default for EngineOptions {
     fn default() -> Self {
         EngineOptions {
             ctx: None,
             max_seqs: 8,
             max_rows: 256,
+            max_waiting: 4096,
             kv_tokens: None,
             quantize: None,
             kv_dtype: Dtype::F16,

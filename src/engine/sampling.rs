@@ -1,5 +1,6 @@
 //! How the next token is chosen, under OpenAI's names.
 
+use crate::checkpoint::GenerationConfig;
 use crate::ops::{SamplingRecord, SpeechRecord};
 
 use super::EngineError;
@@ -43,6 +44,24 @@ impl Default for Sampling {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             seed: None,
+        }
+    }
+}
+
+/// What a model's makers recommend.
+impl From<&GenerationConfig> for Sampling {
+    fn from(config: &GenerationConfig) -> Self {
+        let off = Sampling::default();
+        Sampling {
+            temperature: match config.do_sample {
+                Some(false) => 0.0,
+                _ => config.temperature.unwrap_or(off.temperature),
+            },
+            top_k: config.top_k.unwrap_or(off.top_k),
+            top_p: config.top_p.unwrap_or(off.top_p),
+            min_p: config.min_p.unwrap_or(off.min_p),
+            repetition_penalty: config.repetition_penalty.unwrap_or(off.repetition_penalty),
+            ..off
         }
     }
 }

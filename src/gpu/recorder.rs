@@ -188,6 +188,11 @@ impl Recorder {
         self.blocks.clear();
     }
 
+    /// Forgets what binds `tensor`, so that its memory is free once nobody else has it and what is recorded has finished.
+    pub(crate) fn forget(&mut self, tensor: &Tensor) {
+        self.bind_groups.retain(|(_, bound), _| bound.iter().all(|(id, _)| *id != tensor.id()));
+    }
+
     /// Records a copy of `size` bytes between tensors.
     pub fn copy(&mut self, from: &Tensor, from_offset: u64, to: &Tensor, to_offset: u64, size: u64) {
         if self.rehearsal.is_none() {

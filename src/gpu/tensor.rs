@@ -21,7 +21,7 @@ pub struct Tensor {
 struct Inner {
     id: u64,
     label: String,
-    buffer: Buffer,
+    buffer: Arc<Buffer>,
     n_rows: usize,
     n_cols: usize,
     stride: usize,
@@ -97,7 +97,7 @@ impl Tensor {
             inner: Arc::new(Inner {
                 id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
                 label: label.to_string(),
-                buffer,
+                buffer: Arc::new(buffer),
                 n_rows,
                 n_cols,
                 stride,
@@ -105,6 +105,23 @@ impl Tensor {
                 rows_per_binding,
             }),
         })
+    }
+
+    /// The same memory, or its start, as a tensor of another shape and type that one binding spans.
+    ///
+    /// # Panics
+    /// If it is too large.
+    pub(crate) fn reshaped(&self, [n_rows, n_cols]: [usize; 2], dtype: Dtype) -> Tensor {
+        let stride = n_cols.next_multiple_of(ROW_ALIGN);
+        let (label, buffer, id) = (self.inner.label.clone(), self.inner.buffer.clone(), self.inner.id);
+        assert!(
+            (dtype.bytes(stride) * n_rows) as u64 <= buffer.size(),
+            "{self:?} as {n_rows} rows of {n_cols}"
+        );
+        let rows_per_binding = n_rows.max(1);
+        Tensor {
+            inner: Arc::new(Inner { id, label, buffer, n_rows, n_cols, stride, dtype, rows_per_binding }),
+        }
     }
 
     /// Allocates an `F32` tensor with `data`, `[n_rows, n_cols]` row by row.

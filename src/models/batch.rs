@@ -17,9 +17,12 @@ pub struct Capacity {
 }
 
 impl Capacity {
+    /// Nothing.
+    pub(super) const NONE: Capacity = Capacity { max_rows: 0, max_seqs: 0, max_sampled: 0, max_seq_len: 0 };
+
     /// For activations of which no row decodes or gets logits over the vocabulary.
     pub(super) fn without_logits(self) -> Capacity {
-        Capacity { max_seqs: 1, max_sampled: 1, ..self }
+        Capacity { max_seqs: 0, max_sampled: 0, ..self }
     }
 }
 

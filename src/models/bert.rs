@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::blocks::{ClassificationHead, HeadNames, LabelKeys, PostNormEncoder, PostNormKeys, PostNormNames};
-use super::{Capacity, Encoder, EncoderArchitecture, Labels, Loader, ModelError, ModelShape};
+use super::{Architecture, Labels, Loader, Model, ModelError, ModelKind, ModelShape};
 use crate::ops::{Act, Attention, Pooling};
 
 /// The keys of `config.json` that BERT and RoBERTa share.
@@ -46,6 +46,7 @@ impl Config {
             Attention { n_heads, n_kv_heads, head_dim, scale, causal: false, window: None, softcap: None };
         ModelShape {
             architecture,
+            kind: ModelKind::Encoder,
             hidden_size: self.hidden_size,
             vocab_size: self.vocab_size,
             max_seq_len: self.max_position_embeddings,
@@ -83,7 +84,7 @@ impl Config {
     }
 }
 
-impl EncoderArchitecture for Config {
+impl Architecture for Config {
     fn shape(&self) -> ModelShape {
         Config::shape(self, "bert")
     }
@@ -92,20 +93,20 @@ impl EncoderArchitecture for Config {
         self.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Encoder>, ModelError> {
+    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let keys = self.keys(0)?;
         let root = if loader.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
-        let head = match EncoderArchitecture::labels(self)? {
+        let head = match Architecture::labels(self)? {
             None => None,
             Some(labels) => {
                 let dense = format!("{root}pooler.dense");
                 let names = HeadNames { dense: &dense, dense_bias: true, norm: None, out: "classifier" };
                 let sizes = [self.hidden_size, labels.names.len()];
                 let (pooling, act) = (Pooling::First, Act::Tanh);
-                Some(ClassificationHead::load(loader, names, pooling, act, sizes, capacity.max_seqs)?)
+                Some(ClassificationHead::load(loader, names, pooling, act, sizes)?)
             }
         };
-        let (shape, names) = (EncoderArchitecture::shape(self), PostNormNames::bert(root));
-        Ok(Box::new(PostNormEncoder::load(loader, &shape, keys, &names, head, capacity)?))
+        let (shape, names) = (Architecture::shape(self), PostNormNames::bert(root));
+        Ok(Box::new(PostNormEncoder::load(loader, &shape, keys, &names, head, max_seq_len)?))
     }
 }

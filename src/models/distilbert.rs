@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::blocks::{ClassificationHead, HeadNames, LabelKeys, PostNormEncoder, PostNormKeys, PostNormNames};
-use super::{Capacity, Encoder, EncoderArchitecture, Labels, Loader, ModelError, ModelShape};
+use super::{Architecture, Labels, Loader, Model, ModelError, ModelKind, ModelShape};
 use crate::ops::{Act, Attention, Pooling};
 
 #[derive(Deserialize)]
@@ -23,7 +23,7 @@ pub struct Config {
 /// The epsilon of the norms, which the config does not say.
 const EPS: f32 = 1e-12;
 
-impl EncoderArchitecture for Config {
+impl Architecture for Config {
     fn shape(&self) -> ModelShape {
         let (n_heads, n_kv_heads) = (self.n_heads, self.n_heads);
         let head_dim = self.dim / n_heads.max(1);
@@ -32,6 +32,7 @@ impl EncoderArchitecture for Config {
             Attention { n_heads, n_kv_heads, head_dim, scale, causal: false, window: None, softcap: None };
         ModelShape {
             architecture: "distilbert",
+            kind: ModelKind::Encoder,
             hidden_size: self.dim,
             vocab_size: self.vocab_size,
             max_seq_len: self.max_position_embeddings,
@@ -49,7 +50,7 @@ impl EncoderArchitecture for Config {
         self.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Encoder>, ModelError> {
+    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let keys = PostNormKeys {
             act: super::blocks::act("activation", &self.activation)?,
             eps: EPS,
@@ -67,16 +68,16 @@ impl EncoderArchitecture for Config {
             mlp: ["ffn.lin1", "ffn.lin2"],
             norm: "output_layer_norm",
         };
-        let head = match EncoderArchitecture::labels(self)? {
+        let head = match Architecture::labels(self)? {
             None => None,
             Some(labels) => {
                 let (dense, out) = ("pre_classifier", "classifier");
                 let names = HeadNames { dense, dense_bias: true, norm: None, out };
                 let sizes = [self.dim, labels.names.len()];
                 let (pooling, act) = (Pooling::First, Act::Relu);
-                Some(ClassificationHead::load(loader, names, pooling, act, sizes, capacity.max_seqs)?)
+                Some(ClassificationHead::load(loader, names, pooling, act, sizes)?)
             }
         };
-        Ok(Box::new(PostNormEncoder::load(loader, &self.shape(), keys, &names, head, capacity)?))
+        Ok(Box::new(PostNormEncoder::load(loader, &self.shape(), keys, &names, head, max_seq_len)?))
     }
 }

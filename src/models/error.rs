@@ -1,6 +1,5 @@
 //! What can go wrong from a config to a model in device memory.
 
-use super::ModelKind;
 use crate::weights::WeightsError;
 
 /// What can be wrong with a model's description.
@@ -20,17 +19,6 @@ pub enum ModelError {
         found: String,
         /// Those that run.
         known: String,
-    },
-    /// An architecture of the other kind.
-    #[error("`{found}` is {}", match kind {
-        ModelKind::Decoder => "a model that writes: it has no embeddings or labels",
-        ModelKind::Encoder => "an encoder: it classifies and embeds, it does not write",
-    })]
-    WrongKind {
-        /// `model_type` in the config.
-        found: String,
-        /// What it is.
-        kind: ModelKind,
     },
     /// The architecture is known, this variety of it is not.
     #[error("`config.json`: `{key}` is `{found}`, expected {expected}")]
@@ -58,10 +46,6 @@ impl ModelError {
     pub fn hint(&self) -> Option<String> {
         match self {
             ModelError::Weights(error) => error.hint(),
-            ModelError::WrongKind { kind: ModelKind::Encoder, .. } => {
-                Some("`engine::TextEncoder` runs it".into())
-            }
-            ModelError::WrongKind { kind: ModelKind::Decoder, .. } => Some("`engine::Engine` runs it".into()),
             _ => None,
         }
     }

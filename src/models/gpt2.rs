@@ -3,9 +3,9 @@
 
 use serde::Deserialize;
 
-use super::blocks::{Activations, LayerNorm, Mlp, SelfAttention, Widths};
-use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelShape};
-use crate::gpu::{Recorder, Tensor};
+use super::blocks::{LayerNorm, Mlp, SelfAttention};
+use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelKind, ModelShape, Scratch};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{self, Act, Attention, Lookup, Rows};
 
 #[derive(Deserialize)]
@@ -43,12 +43,12 @@ struct Layer {
 }
 
 struct Gpt2 {
+    shape: ModelShape,
     wte: Tensor,
     wpe: Tensor,
     layers: Vec<Layer>,
     ln_f: LayerNorm,
     head: Tensor,
-    a: Activations,
 }
 
 impl Architecture for Config {
@@ -64,6 +64,7 @@ impl Architecture for Config {
         };
         ModelShape {
             architecture: "gpt2",
+            kind: ModelKind::Decoder,
             hidden_size: self.n_embd,
             vocab_size: self.vocab_size,
             max_seq_len: self.n_positions,
@@ -77,20 +78,19 @@ impl Architecture for Config {
         }
     }
 
-    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError> {
-        if capacity.max_seq_len > self.n_positions {
+    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+        if max_seq_len > self.n_positions {
             return Err(ModelError::Unsupported {
                 key: "n_positions",
                 found: self.n_positions.to_string(),
-                expected: format!("at least the context of {}: positions are learned", capacity.max_seq_len),
+                expected: format!("at least the context of {max_seq_len}: positions are learned"),
             });
         }
-        let shape = self.shape();
+        let shape = ModelShape { max_seq_len, ..self.shape() };
         let (n, n_inner) = (self.n_embd, self.n_inner.unwrap_or(4 * self.n_embd));
         let act: Act = super::blocks::act("activation_function", &self.activation_function)?;
         // The original checkpoints were saved without their head, and so without the prefix.
         let root = if loader.has("transformer.wte.weight") { "transformer." } else { "" };
-        let gpu = loader.gpu().clone();
         let wte = loader.table(&format!("{root}wte.weight"), [self.vocab_size, n])?;
         let wpe = loader.as_stored(&format!("{root}wpe.weight"), [self.n_positions, n])?;
         let eps = self.layer_norm_epsilon;
@@ -127,31 +127,33 @@ impl Architecture for Config {
         } else {
             loader.table("lm_head.weight", [self.vocab_size, n])?
         };
-        let widths = Widths { up: n_inner, intermediate: n_inner };
-        let a = Activations::new(&gpu, &shape, widths, capacity)?;
-        Ok(Box::new(Gpt2 { wte, wpe, layers, ln_f, head, a }))
+        Ok(Box::new(Gpt2 { shape, wte, wpe, layers, ln_f, head }))
     }
 }
 
 impl Model for Gpt2 {
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>) {
-        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.wte, 1.0, &self.a.x, b.n);
-        ops::embed(rec, Lookup::AddPosition, b.rows, b.tokens, &self.wpe, 1.0, &self.a.x, b.n);
+    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
+        Scratch::new(gpu, &self.shape, capacity)
     }
 
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>) {
-        let (layer, a, n_rows) = (&self.layers[i], &self.a, b.n.count());
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.wte, 1.0, &s.a.x, b.n);
+        ops::embed(rec, Lookup::AddPosition, b.rows, b.tokens, &self.wpe, 1.0, &s.a.x, b.n);
+    }
+
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        let (layer, a, n_rows) = (&self.layers[i], &s.a, b.n.count());
         layer.ln_1.record(rec, &a.x, &a.h, n_rows);
         layer.attention.record(i, rec, b, (&a.h).into(), a);
         layer.ln_2.record(rec, &a.x, &a.h, n_rows);
         layer.mlp.record(rec, b, (&a.h).into(), a);
     }
 
-    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>) -> &Tensor {
-        let (a, LayerNorm { w, b: bias, eps }) = (&self.a, &self.ln_f);
+    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+        let (a, LayerNorm { w, b: bias, eps }) = (&s.a, &self.ln_f);
         ops::layer_norm(rec, &a.x, w, bias, Some(b.sampled), *eps, &a.last, b.n_sampled);
         let n = Rows { n_decode: b.n_sampled, n_prompt: 0 };
         ops::linear(rec, &a.last, &self.head, None, false, &a.logits, n);
-        &a.logits
+        a.logits.clone()
     }
 }

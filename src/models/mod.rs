@@ -1,8 +1,8 @@
 //! Layer 3: architectures. One architecture is one file, an architecture is three recordings.
 //!
 //! A file here reads like the paper: the config with Hugging Face's keys, the weights by their names, then
-//! `embed`, `layer` and `logits`. It names no wgpu type, no file format and no quantised type. A [`Model`] writes token
-//! by token; an [`Encoder`] reads whole texts.
+//! `embed`, `layer` and `logits`. It names no wgpu type, no file format and no quantised type. A [`Model`] is weights,
+//! which never change; what its recordings write is a [`Scratch`].
 
 mod batch;
 mod bert;
@@ -17,22 +17,26 @@ mod modernbert;
 mod qwen2;
 mod qwen3;
 mod roberta;
+mod scratch;
+mod upload;
 mod whisper;
 
 use serde::de::DeserializeOwned;
 
-use crate::gpu::{Caps, Recorder, Tensor};
+use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{Attention, KvLayer};
 pub use batch::{Alignment, Batch, Capacity, Clips};
 pub use error::ModelError;
-pub use loader::{Loader, Progress};
+pub use loader::Loader;
+pub use scratch::{Activations, AudioScratch, LabelScratch, Scratch};
+pub use upload::{Progress, Upload};
 
 /// What a model is made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelKind {
-    /// It writes token by token: a [`Model`].
+    /// It generates token by token: [`Model::logits`].
     Decoder,
-    /// It reads whole texts: an [`Encoder`].
+    /// It reads whole texts: [`Model::rows`].
     Encoder,
 }
 
@@ -41,6 +45,8 @@ pub enum ModelKind {
 pub struct ModelShape {
     /// `model_type` in the config.
     pub architecture: &'static str,
+    /// What it is made for.
+    pub kind: ModelKind,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Logits a row.
@@ -87,69 +93,111 @@ impl ModelShape {
     }
 }
 
-/// A model in device memory, with its activations. The recordings of one model run one after the other.
+/// A model's weights in device memory: they never change, and several engines may share them. Whatever a recording
+/// writes is in the [`Scratch`] that is passed in.
+///
+/// A decoder has `logits`, an encoder has `rows`; [`ModelShape::kind`] says which one a model is.
 pub trait Model: Send + Sync {
-    /// Records the residual stream's start: one row for each row of the batch.
-    fn embed(&self, rec: &mut Recorder, batch: &Batch<'_>);
+    /// Allocates what recordings write, for batches up to `capacity`.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    ///
+    /// # Panics
+    /// If `capacity` has longer sequences than the model was loaded for.
+    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError>;
+    /// Records the start of the residual stream: one row for each row of the batch.
+    fn embed(&self, rec: &mut Recorder, batch: &Batch<'_>, s: &mut Scratch);
     /// Records layer `i` on the residual stream.
-    fn layer(&self, i: usize, rec: &mut Recorder, batch: &Batch<'_>);
+    fn layer(&self, i: usize, rec: &mut Recorder, batch: &Batch<'_>, s: &mut Scratch);
     /// Records the logits `[max_sampled, vocab_size]` F32 of the rows that `batch.sampled` names, and returns
     /// where they will be.
-    fn logits(&self, rec: &mut Recorder, batch: &Batch<'_>) -> &Tensor;
-    /// What hears in it, if it does: its recordings run one after the other with those of the model.
+    ///
+    /// # Panics
+    /// If the model is an encoder.
+    fn logits(&self, _rec: &mut Recorder, _batch: &Batch<'_>, _s: &mut Scratch) -> Tensor {
+        panic!("an encoder has no logits over the vocabulary")
+    }
+    /// Records what is left after the last layer, and returns where the batch's rows will be:
+    /// `[max_rows, hidden_size]` F32. The batch holds whole sequences, all of their rows those of prompts, and its `ends`
+    /// are set.
+    ///
+    /// # Panics
+    /// If the model is a decoder.
+    fn rows(&self, _rec: &mut Recorder, _batch: &Batch<'_>, _s: &mut Scratch) -> Tensor {
+        panic!("a decoder has logits, not rows")
+    }
+    /// Records the classification head on what [`Model::rows`] left, `n_seqs` sequences whose rows `spans`
+    /// `[n_seqs, 2]` names as (first row, rows), and returns where the logits will be: `[max_seqs, n_labels]` F32. `None`
+    /// if the checkpoint has no head.
+    fn classify(
+        &self,
+        _rec: &mut Recorder,
+        _spans: &Tensor,
+        _n_seqs: usize,
+        _s: &mut Scratch,
+    ) -> Option<Tensor> {
+        None
+    }
+    /// The audio encoder, if the model has one.
     fn audio_encoder(&self) -> Option<&dyn AudioEncoder> {
         None
     }
-    /// Records the keys and values that the layers' cross-attention takes from the encoder's last clip, into the
+    /// Records the keys and values that the layers' cross-attention takes from the audio encoder's last clip, into the
     /// `pages` `[1, _]` of that clip.
-    fn attend_to(&self, _rec: &mut Recorder, _pages: &Tensor, _page_size: usize, _kv: &[KvLayer]) {}
+    fn attend_to(
+        &self,
+        _rec: &mut Recorder,
+        _pages: &Tensor,
+        _page_size: usize,
+        _kv: &[KvLayer],
+        _s: &mut Scratch,
+    ) {
+    }
 }
 
-/// What turns a clip's features into rows that a decoder attends to.
+/// The weights of an audio encoder: a clip's features become rows that a decoder attends to.
 pub trait AudioEncoder: Send + Sync {
-    /// Records the residual stream's start from the clip's features, `[_, n_mels]` F32 from row `first` on.
-    fn embed(&self, rec: &mut Recorder, features: &Tensor, first: usize);
+    /// Allocates what its recordings write, for an encoder that was loaded without its decoder: the scratch of a whole
+    /// model includes it.
+    ///
+    /// # Errors
+    /// As [`Model::scratch`].
+    fn scratch(&self, gpu: &Gpu) -> Result<Scratch, GpuError>;
+    /// Records the start of the residual stream from the clip's features, `[_, n_mels]` F32 from row `first` on.
+    fn embed(&self, rec: &mut Recorder, features: &Tensor, first: usize, s: &mut Scratch);
     /// Records layer `i` on it.
-    fn layer(&self, i: usize, rec: &mut Recorder);
+    fn layer(&self, i: usize, rec: &mut Recorder, s: &mut Scratch);
     /// Records the last norm, and returns where the clip's rows will be: `[n_positions, hidden_size]` F32.
-    fn rows(&self, rec: &mut Recorder) -> &Tensor;
+    fn rows(&self, rec: &mut Recorder, s: &mut Scratch) -> Tensor;
 }
 
 /// A parsed `config.json`: what a model is before its weights are there.
 pub trait Architecture: Send + Sync {
     /// Its shape.
     fn shape(&self) -> ModelShape;
-    /// Loads the weights.
+    /// The labels of its classification head, if it has one.
     ///
     /// # Errors
-    /// [`ModelError::Weights`].
-    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError>;
-    /// Loads what hears alone, if the model hears.
+    /// [`ModelError::Config`], [`ModelError::Unsupported`].
+    fn labels(&self) -> Result<Option<Labels>, ModelError> {
+        Ok(None)
+    }
+    /// Loads the weights, for sequences of up to `max_seq_len` positions.
     ///
     /// # Errors
-    /// [`ModelError::Weights`].
+    /// [`ModelError::Weights`], [`ModelError::Unsupported`].
+    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError>;
+    /// Loads the audio encoder without its decoder, if the model has one.
+    ///
+    /// # Errors
+    /// As [`Architecture::load`].
     fn load_audio_encoder(
         &self,
         _loader: &mut Loader<'_>,
     ) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
         Ok(None)
     }
-}
-
-/// A text encoder in device memory, with its activations. A batch holds whole sequences, all of their rows those of
-/// prompts; its `ends` are set. The recordings of one encoder run one after the other.
-pub trait Encoder: Send + Sync {
-    /// Records the stream's start: one row for each row of the batch.
-    fn embed(&self, rec: &mut Recorder, batch: &Batch<'_>);
-    /// Records layer `i` on the stream.
-    fn layer(&self, i: usize, rec: &mut Recorder, batch: &Batch<'_>);
-    /// Records what is left after the last layer, and returns where the batch's rows will be:
-    /// `[max_rows, hidden_size]` F32.
-    fn rows(&self, rec: &mut Recorder, batch: &Batch<'_>) -> &Tensor;
-    /// Records the classification head on what [`Encoder::rows`] left, `n_seqs` sequences whose rows `spans`
-    /// `[n_seqs, 2]` names as (first row, rows), and returns where the logits will be: `[max_seqs, n_labels]` F32. `None`
-    /// if the checkpoint has no head.
-    fn logits(&self, rec: &mut Recorder, spans: &Tensor, n_seqs: usize) -> Option<&Tensor>;
 }
 
 /// What a classification head tells apart.
@@ -192,53 +240,23 @@ impl Labels {
     }
 }
 
-/// A parsed `config.json` of an encoder: what it is before its weights are there.
-pub trait EncoderArchitecture: Send + Sync {
-    /// Its shape.
-    fn shape(&self) -> ModelShape;
-    /// The labels of its classification head, if it has one.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`], [`ModelError::Unsupported`].
-    fn labels(&self) -> Result<Option<Labels>, ModelError>;
-    /// Loads the weights.
-    ///
-    /// # Errors
-    /// [`ModelError::Weights`], [`ModelError::Unsupported`].
-    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Encoder>, ModelError>;
-}
-
-type Parsed<A> = Result<Box<A>, ModelError>;
-
 /// How a config is read.
-enum Parse {
-    Decoder(fn(&str) -> Parsed<dyn Architecture>),
-    Encoder(fn(&str) -> Parsed<dyn EncoderArchitecture>),
-}
-
-impl Parse {
-    fn kind(&self) -> ModelKind {
-        match self {
-            Parse::Decoder(_) => ModelKind::Decoder,
-            Parse::Encoder(_) => ModelKind::Encoder,
-        }
-    }
-}
+type Parse = fn(&str) -> Result<Box<dyn Architecture>, ModelError>;
 
 /// Every architecture by its `model_type`.
 static ARCHITECTURES: &[(&str, Parse)] = &[
-    ("bert", Parse::Encoder(|json| Ok(Box::new(parse::<bert::Config>(json)?)))),
-    ("camembert", Parse::Encoder(|json| Ok(Box::new(parse::<roberta::Config>(json)?)))),
-    ("distilbert", Parse::Encoder(|json| Ok(Box::new(parse::<distilbert::Config>(json)?)))),
-    ("gpt2", Parse::Decoder(|json| Ok(Box::new(parse::<gpt2::Config>(json)?)))),
-    ("llama", Parse::Decoder(|json| Ok(Box::new(parse::<llama::Config>(json)?)))),
-    ("mistral", Parse::Decoder(|json| Ok(Box::new(parse::<mistral::Config>(json)?)))),
-    ("modernbert", Parse::Encoder(|json| Ok(Box::new(parse::<modernbert::Config>(json)?)))),
-    ("qwen2", Parse::Decoder(|json| Ok(Box::new(parse::<qwen2::Config>(json)?)))),
-    ("qwen3", Parse::Decoder(|json| Ok(Box::new(parse::<qwen3::Config>(json)?)))),
-    ("roberta", Parse::Encoder(|json| Ok(Box::new(parse::<roberta::Config>(json)?)))),
-    ("whisper", Parse::Decoder(|json| Ok(Box::new(parse::<whisper::Config>(json)?)))),
-    ("xlm-roberta", Parse::Encoder(|json| Ok(Box::new(parse::<roberta::Config>(json)?)))),
+    ("bert", parse::<bert::Config>),
+    ("camembert", parse::<roberta::Config>),
+    ("distilbert", parse::<distilbert::Config>),
+    ("gpt2", parse::<gpt2::Config>),
+    ("llama", parse::<llama::Config>),
+    ("mistral", parse::<mistral::Config>),
+    ("modernbert", parse::<modernbert::Config>),
+    ("qwen2", parse::<qwen2::Config>),
+    ("qwen3", parse::<qwen3::Config>),
+    ("roberta", parse::<roberta::Config>),
+    ("whisper", parse::<whisper::Config>),
+    ("xlm-roberta", parse::<roberta::Config>),
 ];
 
 /// The `model_type`s that run.
@@ -253,11 +271,14 @@ struct Header {
     quantization_config: Option<serde_json::Value>,
 }
 
-/// How a `config.json` is to be read, and its `model_type`.
-fn recognise(config_json: &str) -> Result<(&'static Parse, String), ModelError> {
-    let header: Header = parse(config_json)?;
-    let known = ARCHITECTURES.iter().find(|(name, _)| *name == header.model_type);
-    let Some((_, parse)) = known else {
+/// Reads the `config.json` of a model of any kind.
+///
+/// # Errors
+/// [`ModelError::UnknownArchitecture`], [`ModelError::Config`] names a key that is missing, [`ModelError::Unsupported`]
+/// one whose value does not run.
+pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
+    let header: Header = read(config_json)?;
+    let Some((_, parse)) = ARCHITECTURES.iter().find(|(name, _)| *name == header.model_type) else {
         let known = architectures().iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
         return Err(ModelError::UnknownArchitecture { found: header.model_type, known });
     };
@@ -266,59 +287,20 @@ fn recognise(config_json: &str) -> Result<(&'static Parse, String), ModelError> 
         let expected = "weights in F32, F16 or BF16".into();
         return Err(ModelError::Unsupported { key: "quantization_config", found, expected });
     }
-    Ok((parse, header.model_type))
+    let architecture = parse(config_json)?;
+    check(&architecture.shape())?;
+    architecture.labels()?;
+    Ok(architecture)
 }
 
-/// What the model of a `config.json` is made for.
-///
-/// # Errors
-/// [`ModelError::UnknownArchitecture`], [`ModelError::Config`], [`ModelError::Unsupported`].
-pub fn kind(config_json: &str) -> Result<ModelKind, ModelError> {
-    Ok(recognise(config_json)?.0.kind())
-}
-
-/// Reads the `config.json` of a language model.
-///
-/// # Errors
-/// [`ModelError::UnknownArchitecture`], [`ModelError::WrongKind`], [`ModelError::Config`] names a key that is missing,
-/// [`ModelError::Unsupported`] one whose value does not run.
-pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
-    match recognise(config_json)? {
-        (Parse::Decoder(parse), _) => {
-            let architecture = parse(config_json)?;
-            check(&architecture.shape())?;
-            Ok(architecture)
-        }
-        (other, found) => Err(ModelError::WrongKind { found, kind: other.kind() }),
-    }
-}
-
-/// Reads the `config.json` of an encoder.
-///
-/// # Errors
-/// As [`open`].
-pub fn open_encoder(config_json: &str) -> Result<Box<dyn EncoderArchitecture>, ModelError> {
-    match recognise(config_json)? {
-        (Parse::Encoder(parse), _) => {
-            let architecture = parse(config_json)?;
-            let shape = architecture.shape();
-            check(&shape)?;
-            if let Some(a) = shape.attention.iter().find(|a| a.n_heads * a.head_dim != shape.hidden_size) {
-                return Err(ModelError::Unsupported {
-                    key: "num_attention_heads",
-                    found: a.n_heads.to_string(),
-                    expected: format!("a divisor of the hidden size {}", shape.hidden_size),
-                });
-            }
-            architecture.labels()?;
-            Ok(architecture)
-        }
-        (other, found) => Err(ModelError::WrongKind { found, kind: other.kind() }),
-    }
-}
-
-fn parse<C: DeserializeOwned>(json: &str) -> Result<C, ModelError> {
+fn read<C: DeserializeOwned>(json: &str) -> Result<C, ModelError> {
     serde_json::from_str(json).map_err(|e| ModelError::Config { message: e.to_string() })
+}
+
+fn parse<C: Architecture + DeserializeOwned + 'static>(
+    json: &str,
+) -> Result<Box<dyn Architecture>, ModelError> {
+    Ok(Box::new(read::<C>(json)?))
 }
 
 /// What the kernels need of any shape.
@@ -348,6 +330,11 @@ fn check(shape: &ModelShape) -> Result<(), ModelError> {
         if a.n_kv_heads == 0 || a.n_heads % a.n_kv_heads != 0 {
             let expected = format!("a divisor of the {} attention heads", a.n_heads);
             return no("num_key_value_heads", a.n_kv_heads.to_string(), &expected);
+        }
+        // The output of attention has the width of the residual stream in every encoder so far.
+        if shape.kind == ModelKind::Encoder && a.n_heads * a.head_dim != shape.hidden_size {
+            let expected = format!("a divisor of the hidden size {}", shape.hidden_size);
+            return no("num_attention_heads", a.n_heads.to_string(), &expected);
         }
     }
     Ok(())

@@ -4,11 +4,12 @@
 use serde::Deserialize;
 
 use super::blocks::{
-    Activations, ClassificationHead, HeadNames, LabelKeys, LayerNorm, Mlp, Rope, RopeScaling, SelfAttention,
-    Widths,
+    ClassificationHead, HeadNames, LabelKeys, LayerNorm, Mlp, Rope, RopeScaling, SelfAttention,
 };
-use super::{Batch, Capacity, Encoder, EncoderArchitecture, Labels, Loader, ModelError, ModelShape};
-use crate::gpu::{Recorder, Tensor};
+use super::{
+    Architecture, Batch, Capacity, Labels, Loader, Model, ModelError, ModelKind, ModelShape, Scratch,
+};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{self, Attention, Lookup, Pooling};
 
 #[derive(Deserialize)]
@@ -97,12 +98,12 @@ struct Layer {
 }
 
 struct ModernBert {
+    shape: ModelShape,
     words: Tensor,
     norm: LayerNorm,
     layers: Vec<Layer>,
     final_norm: LayerNorm,
     head: Option<ClassificationHead>,
-    a: Activations,
 }
 
 impl Config {
@@ -127,7 +128,7 @@ impl Config {
     }
 }
 
-impl EncoderArchitecture for Config {
+impl Architecture for Config {
     fn shape(&self) -> ModelShape {
         let (n_heads, n_kv_heads) = (self.num_attention_heads, self.num_attention_heads);
         let head_dim = self.hidden_size / n_heads.max(1);
@@ -142,6 +143,7 @@ impl EncoderArchitecture for Config {
         };
         ModelShape {
             architecture: "modernbert",
+            kind: ModelKind::Encoder,
             hidden_size: self.hidden_size,
             vocab_size: self.vocab_size,
             max_seq_len: self.max_position_embeddings,
@@ -159,7 +161,7 @@ impl EncoderArchitecture for Config {
         self.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Encoder>, ModelError> {
+    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         if self.local_attention < 2 {
             return Err(ModelError::Unsupported {
                 key: "local_attention",
@@ -167,7 +169,7 @@ impl EncoderArchitecture for Config {
                 expected: "at least 2".into(),
             });
         }
-        let shape = self.shape();
+        let shape = ModelShape { max_seq_len, ..self.shape() };
         let (n, n_inner, eps) = (self.hidden_size, self.intermediate_size, self.norm_eps);
         let act = super::blocks::act("hidden_activation", &self.hidden_activation)?;
         let root = if loader.has("model.embeddings.tok_embeddings.weight") { "model." } else { "" };
@@ -180,7 +182,7 @@ impl EncoderArchitecture for Config {
         };
         let table = |layers| {
             let rope = self.rope(layers);
-            rope.table(&gpu, n / self.num_attention_heads, self.max_position_embeddings, capacity.max_seq_len)
+            rope.table(&gpu, n / self.num_attention_heads, self.max_position_embeddings, max_seq_len)
         };
         let (full, sliding) = (table(LayerType::FullAttention)?, table(LayerType::SlidingAttention)?);
         let words = loader.table(&format!("{root}embeddings.tok_embeddings.weight"), [self.vocab_size, n])?;
@@ -217,7 +219,7 @@ impl EncoderArchitecture for Config {
             });
         }
         let final_norm = norm(loader, "final_norm")?;
-        let head = match EncoderArchitecture::labels(self)? {
+        let head = match self.labels()? {
             None => None,
             Some(labels) => {
                 let names = HeadNames {
@@ -239,27 +241,33 @@ impl EncoderArchitecture for Config {
                 };
                 let act = super::blocks::act("classifier_activation", &self.classifier_activation)?;
                 let sizes = [n, labels.names.len()];
-                Some(ClassificationHead::load(loader, names, pooling, act, sizes, capacity.max_seqs)?)
+                Some(ClassificationHead::load(loader, names, pooling, act, sizes)?)
             }
         };
         // The head of pretraining.
         for name in ["head.", "decoder."] {
             loader.ignore(name);
         }
-        let widths = Widths { up: 2 * n_inner, intermediate: n_inner };
-        let a = Activations::new(&gpu, &shape, widths, capacity.without_logits())?;
-        Ok(Box::new(ModernBert { words, norm: embedding_norm, layers, final_norm, head, a }))
+        Ok(Box::new(ModernBert { shape, words, norm: embedding_norm, layers, final_norm, head }))
     }
 }
 
-impl Encoder for ModernBert {
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>) {
-        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.words, 1.0, &self.a.h, b.n);
-        self.norm.record(rec, &self.a.h, &self.a.x, b.n.count());
+impl Model for ModernBert {
+    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
+        let head = self.head.as_ref().map(|head| head.scratch(gpu, capacity.max_seqs));
+        Ok(Scratch {
+            labels: head.transpose()?,
+            ..Scratch::new(gpu, &self.shape, capacity.without_logits())?
+        })
     }
 
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>) {
-        let (layer, a, n_rows) = (&self.layers[i], &self.a, b.n.count());
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.words, 1.0, &s.a.h, b.n);
+        self.norm.record(rec, &s.a.h, &s.a.x, b.n.count());
+    }
+
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        let (layer, a, n_rows) = (&self.layers[i], &s.a, b.n.count());
         let input = match &layer.attention_norm {
             None => &a.x,
             Some(norm) => {
@@ -272,12 +280,13 @@ impl Encoder for ModernBert {
         layer.mlp.record(rec, b, (&a.h).into(), a);
     }
 
-    fn rows(&self, rec: &mut Recorder, b: &Batch<'_>) -> &Tensor {
-        self.final_norm.record(rec, &self.a.x, &self.a.h, b.n.count());
-        &self.a.h
+    fn rows(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+        self.final_norm.record(rec, &s.a.x, &s.a.h, b.n.count());
+        s.a.h.clone()
     }
 
-    fn logits(&self, rec: &mut Recorder, spans: &Tensor, n_seqs: usize) -> Option<&Tensor> {
-        self.head.as_ref().map(|head| head.record(rec, &self.a.h, spans, n_seqs))
+    fn classify(&self, rec: &mut Recorder, spans: &Tensor, n_seqs: usize, s: &mut Scratch) -> Option<Tensor> {
+        let (head, labels) = (self.head.as_ref()?, s.labels.as_ref()?);
+        Some(head.record(rec, &s.a.h, spans, n_seqs, labels))
     }
 }

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::blocks::{Decoder, DecoderKeys, Variety};
-use super::{Architecture, Capacity, Loader, Model, ModelError, ModelShape};
+use super::{Architecture, Loader, Model, ModelError, ModelShape};
 
 #[derive(Deserialize)]
 pub struct Config {
@@ -40,8 +40,8 @@ impl Architecture for Config {
         self.keys.shape("qwen2", |i| self.window.of_layer(i))
     }
 
-    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let variety = Variety { qkv_bias: true, ..Variety::default() };
-        Ok(Box::new(Decoder::load(loader, &self.shape(), &self.keys, variety, capacity)?))
+        Ok(Box::new(Decoder::load(loader, &self.shape(), &self.keys, variety, max_seq_len)?))
     }
 }

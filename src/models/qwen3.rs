@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use super::blocks::{Decoder, DecoderKeys, Variety};
 use super::qwen2::Window;
-use super::{Architecture, Capacity, Loader, Model, ModelError, ModelShape};
+use super::{Architecture, Loader, Model, ModelError, ModelShape};
 
 #[derive(Deserialize)]
 pub struct Config {
@@ -27,13 +27,13 @@ impl Architecture for Config {
         ModelShape { has_head_norm: true, ..keys.shape("qwen3", |i| self.window.of_layer(i)) }
     }
 
-    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let variety = Variety {
             qkv_bias: self.attention_bias,
             out_bias: self.attention_bias,
             mlp_bias: false,
             head_norm: true,
         };
-        Ok(Box::new(Decoder::load(loader, &self.shape(), &self.keys, variety, capacity)?))
+        Ok(Box::new(Decoder::load(loader, &self.shape(), &self.keys, variety, max_seq_len)?))
     }
 }

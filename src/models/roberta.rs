@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use super::blocks::{ClassificationHead, HeadNames, PostNormEncoder, PostNormNames};
-use super::{Capacity, Encoder, EncoderArchitecture, Labels, Loader, ModelError, ModelShape, bert};
+use super::{Architecture, Labels, Loader, Model, ModelError, ModelShape, bert};
 use crate::ops::{Act, Pooling};
 
 #[derive(Deserialize)]
@@ -26,7 +26,7 @@ impl Config {
     }
 }
 
-impl EncoderArchitecture for Config {
+impl Architecture for Config {
     fn shape(&self) -> ModelShape {
         let max_seq_len = self.bert.max_position_embeddings.saturating_sub(self.first_position());
         ModelShape { max_seq_len, ..self.bert.shape("roberta") }
@@ -36,7 +36,7 @@ impl EncoderArchitecture for Config {
         self.bert.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Encoder>, ModelError> {
+    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let keys = self.bert.keys(self.first_position())?;
         let root = if loader.has("roberta.embeddings.word_embeddings.weight") { "roberta." } else { "" };
         let head = match self.labels()? {
@@ -46,10 +46,10 @@ impl EncoderArchitecture for Config {
                 let names = HeadNames { dense, dense_bias: true, norm: None, out };
                 let sizes = [self.bert.hidden_size, labels.names.len()];
                 let (pooling, act) = (Pooling::First, Act::Tanh);
-                Some(ClassificationHead::load(loader, names, pooling, act, sizes, capacity.max_seqs)?)
+                Some(ClassificationHead::load(loader, names, pooling, act, sizes)?)
             }
         };
         let names = PostNormNames::bert(root);
-        Ok(Box::new(PostNormEncoder::load(loader, &self.shape(), keys, &names, head, capacity)?))
+        Ok(Box::new(PostNormEncoder::load(loader, &self.shape(), keys, &names, head, max_seq_len)?))
     }
 }

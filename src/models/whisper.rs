@@ -4,12 +4,13 @@
 
 use serde::Deserialize;
 
-use super::blocks::{Activations, LayerNorm, Mlp, SelfAttention, Widths, act};
+use super::blocks::{LayerNorm, Mlp, SelfAttention, act};
 use super::{
-    Architecture, AudioEncoder, AudioShape, Batch, Capacity, Clips, Loader, Model, ModelError, ModelShape,
+    Activations, Architecture, AudioEncoder, AudioScratch, AudioShape, Batch, Capacity, Clips, Loader, Model,
+    ModelError, ModelKind, ModelShape, Scratch,
 };
 use crate::dtype::Dtype;
-use crate::gpu::{Recorder, Tensor};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{self, Act, Attention, AttentionPlan, KvLayer, Lookup, Places, Rows};
 
 #[derive(Deserialize)]
@@ -72,6 +73,7 @@ impl Architecture for Config {
         let cross = self.attention(self.decoder_attention_heads, false);
         ModelShape {
             architecture: "whisper",
+            kind: ModelKind::Decoder,
             hidden_size: self.d_model,
             vocab_size: self.vocab_size,
             max_seq_len: self.max_target_positions,
@@ -92,16 +94,15 @@ impl Architecture for Config {
         }
     }
 
-    fn load(&self, loader: &mut Loader<'_>, capacity: Capacity) -> Result<Box<dyn Model>, ModelError> {
-        if capacity.max_seq_len > self.max_target_positions {
+    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+        if max_seq_len > self.max_target_positions {
             return Err(ModelError::Unsupported {
                 key: "max_target_positions",
                 found: self.max_target_positions.to_string(),
-                expected: format!("at least the context of {}: positions are learned", capacity.max_seq_len),
+                expected: format!("at least the context of {max_seq_len}: positions are learned"),
             });
         }
         let (n, act) = (self.d_model, self.act()?);
-        let gpu = loader.gpu().clone();
         let root = root(loader);
         let encoder = Encoder::load(self, &root, loader)?;
         let tokens = loader.table(&format!("{root}decoder.embed_tokens.weight"), [self.vocab_size, n])?;
@@ -132,12 +133,8 @@ impl Architecture for Config {
         } else {
             loader.table("proj_out.weight", [self.vocab_size, n])?
         };
-        let widths = Widths { up: self.decoder_ffn_dim, intermediate: self.decoder_ffn_dim };
-        // Partial sums are for the longer of what was written and what was heard.
-        let most = capacity.max_seq_len.max(self.max_source_positions);
-        let a = Activations::new(&gpu, &self.shape(), widths, Capacity { max_seq_len: most, ..capacity })?;
-        let kv = Tensor::zeros(&gpu, "clip kv", [self.max_source_positions, 2 * n], Dtype::F32)?;
-        Ok(Box::new(Whisper { encoder, tokens, positions, layers, norm, head, a, kv }))
+        let shape = ModelShape { max_seq_len, ..self.shape() };
+        Ok(Box::new(Whisper { shape, encoder, tokens, positions, layers, norm, head }))
     }
 
     fn load_audio_encoder(
@@ -185,9 +182,12 @@ struct EncoderLayer {
     mlp: Mlp,
 }
 
-/// What hears. One clip at a time fills a device: it has 1,500 rows.
+/// The audio encoder. One clip at a time fills a device: it has 1,500 rows.
 struct Encoder {
+    /// Of its layers alone.
+    shape: ModelShape,
     act: Act,
+    n_mels: usize,
     n_positions: usize,
     /// Three frames wide, weights and bias.
     conv1: (Tensor, Tensor),
@@ -195,23 +195,17 @@ struct Encoder {
     positions: Tensor,
     layers: Vec<EncoderLayer>,
     norm: LayerNorm,
-    a: Activations,
-    /// What the convolutions see: `[n_frames, 3·n_mels]`, `[n_positions, 3·d_model]`.
-    unfolded: [Tensor; 2],
-    /// What the first one gives, before the activation and after: `[n_frames, d_model]`.
-    frames: [Tensor; 2],
-    /// The tables of a batch of one sequence, and its keys and values, which layers use in turn.
+    /// The tables of a batch of one sequence.
     rows: Tensor,
     blocks: Tensor,
     pages: Tensor,
     ends: Tensor,
-    kv: Vec<KvLayer>,
 }
 
 impl Encoder {
     fn load(config: &Config, root: &str, loader: &mut Loader<'_>) -> Result<Self, ModelError> {
         let n = config.d_model;
-        let (n_positions, n_frames) = (config.max_source_positions, 2 * config.max_source_positions);
+        let n_positions = config.max_source_positions;
         let gpu = loader.gpu().clone();
         let attention = config.attention(config.encoder_attention_heads, false);
         let act = config.act()?;
@@ -239,12 +233,12 @@ impl Encoder {
         let norm = LayerNorm::load(loader, &format!("{root}encoder.layer_norm"), n, true, EPS)?;
 
         // A model of the encoder's layers alone, whose rows are those of one prompt.
-        let shape =
-            ModelShape { attention: vec![attention; config.encoder_layers], vocab_size: 1, ..config.shape() };
-        let widths = Widths { up: config.encoder_ffn_dim, intermediate: config.encoder_ffn_dim };
-        let capacity =
-            Capacity { max_rows: n_positions, max_seqs: 1, max_sampled: 1, max_seq_len: n_positions };
-        let tensor = |label: &str, shape| Tensor::zeros(&gpu, label, shape, Dtype::F32);
+        let shape = ModelShape {
+            attention: vec![attention; config.encoder_layers],
+            intermediate_size: config.encoder_ffn_dim,
+            max_seq_len: n_positions,
+            ..config.shape()
+        };
         let table = |label: &str, shape, data: &[u32]| Tensor::from_u32(&gpu, label, shape, data);
         let rows: Vec<u32> = (0..n_positions as u32).flat_map(|pos| [0, pos]).collect();
         let most = attention.block_rows(gpu.caps());
@@ -254,30 +248,41 @@ impl Encoder {
             .collect();
         let n_pages = n_positions.div_ceil(PAGE_SIZE);
         let pages: Vec<u32> = (0..n_pages as u32).collect();
-        let kv = KvLayer::new(&gpu, 0, n_pages, n * PAGE_SIZE, Dtype::F32)?;
         Ok(Encoder {
+            shape,
             act,
+            n_mels: config.num_mel_bins,
             n_positions,
             conv1,
             conv2,
             positions,
             layers,
             norm,
-            a: Activations::new(&gpu, &shape, widths, capacity)?,
-            unfolded: [
-                tensor("unfolded mel", [n_frames, 3 * config.num_mel_bins])?,
-                tensor("unfolded frames", [n_positions, 3 * n])?,
-            ],
-            frames: [tensor("frames", [n_frames, n])?, tensor("active frames", [n_frames, n])?],
             rows: table("clip rows", [n_positions, 2], &rows)?,
             blocks: table("clip blocks", [blocks.len() / 2, 2], &blocks)?,
             pages: table("encoder pages", [1, n_pages], &pages)?,
             ends: table("clip end", [1, 1], &[n_positions as u32])?,
-            kv: vec![kv; config.encoder_layers],
         })
     }
 
-    fn batch(&self) -> Batch<'_> {
+    fn audio_scratch(&self, gpu: &Gpu) -> Result<AudioScratch, GpuError> {
+        let (n, n_positions, n_frames) = (self.shape.hidden_size, self.n_positions, 2 * self.n_positions);
+        let capacity = Capacity { max_rows: n_positions, max_seq_len: n_positions, ..Capacity::NONE };
+        let tensor = |label: &str, shape| Tensor::zeros(gpu, label, shape, Dtype::F32);
+        let kv = KvLayer::new(gpu, 0, self.pages.n_cols(), n * PAGE_SIZE, Dtype::F32)?;
+        Ok(AudioScratch {
+            a: Activations::new(gpu, &self.shape, capacity)?,
+            unfolded: [
+                tensor("unfolded mel", [n_frames, 3 * self.n_mels])?,
+                tensor("unfolded frames", [n_positions, 3 * n])?,
+            ],
+            frames: [tensor("frames", [n_frames, n])?, tensor("active frames", [n_frames, n])?],
+            kv: vec![kv; self.layers.len()],
+            cross_kv: tensor("clip kv", [n_positions, 2 * n])?,
+        })
+    }
+
+    fn batch<'a>(&'a self, kv: &'a [KvLayer]) -> Batch<'a> {
         Batch {
             n: prompt(self.n_positions),
             n_sampled: 0,
@@ -292,7 +297,7 @@ impl Encoder {
             ends: Some(&self.ends),
             clips: None,
             sampled: &self.ends,
-            kv: &self.kv,
+            kv,
         }
     }
 }
@@ -301,11 +306,20 @@ fn prompt(n_rows: usize) -> Rows {
     Rows { n_decode: 0, n_prompt: n_rows }
 }
 
+/// An audio encoder's part of a scratch.
+fn audio(s: &Scratch) -> &AudioScratch {
+    s.audio.as_ref().expect("the scratch is of a model with an audio encoder")
+}
+
 impl AudioEncoder for Encoder {
-    fn embed(&self, rec: &mut Recorder, features: &Tensor, first: usize) {
-        let (a, [mel, frames]) = (&self.a, &self.unfolded);
+    fn scratch(&self, gpu: &Gpu) -> Result<Scratch, GpuError> {
+        let audio = Some(self.audio_scratch(gpu)?);
+        Ok(Scratch { audio, ..Scratch::new(gpu, &self.shape, Capacity::NONE)? })
+    }
+
+    fn embed(&self, rec: &mut Recorder, features: &Tensor, first: usize, s: &mut Scratch) {
+        let AudioScratch { a, unfolded: [mel, frames], frames: [before, active], .. } = audio(s);
         let n_frames = 2 * self.n_positions;
-        let [before, active] = &self.frames;
         let (w, b) = &self.conv1;
         ops::unfold(rec, features, first, n_frames, 1, mel);
         ops::gate_up(rec, self.act, mel.into(), w, Some(b), before, active, prompt(n_frames));
@@ -316,17 +330,19 @@ impl AudioEncoder for Encoder {
         ops::embed(rec, Lookup::AddPosition, rows, rows, &self.positions, 1.0, &a.x, n);
     }
 
-    fn layer(&self, i: usize, rec: &mut Recorder) {
-        let (layer, a, batch) = (&self.layers[i], &self.a, self.batch());
+    fn layer(&self, i: usize, rec: &mut Recorder, s: &mut Scratch) {
+        let (layer, AudioScratch { a, kv, .. }) = (&self.layers[i], audio(s));
+        let batch = self.batch(kv);
         layer.attention_norm.record(rec, &a.x, &a.h, self.n_positions);
         layer.attention.record(i, rec, &batch, (&a.h).into(), a);
         layer.mlp_norm.record(rec, &a.x, &a.h, self.n_positions);
         layer.mlp.record(rec, &batch, (&a.h).into(), a);
     }
 
-    fn rows(&self, rec: &mut Recorder) -> &Tensor {
-        self.norm.record(rec, &self.a.x, &self.a.h, self.n_positions);
-        &self.a.h
+    fn rows(&self, rec: &mut Recorder, s: &mut Scratch) -> Tensor {
+        let a = &audio(s).a;
+        self.norm.record(rec, &a.x, &a.h, self.n_positions);
+        a.h.clone()
     }
 }
 
@@ -397,25 +413,32 @@ struct DecoderLayer {
 }
 
 struct Whisper {
+    shape: ModelShape,
     encoder: Encoder,
     tokens: Tensor,
     positions: Tensor,
     layers: Vec<DecoderLayer>,
     norm: LayerNorm,
     head: Tensor,
-    a: Activations,
-    /// A layer's keys and values of a clip on their way to its pages: `[n_positions, 2·d_model]`.
-    kv: Tensor,
 }
 
 impl Model for Whisper {
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>) {
-        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.tokens, 1.0, &self.a.x, b.n);
-        ops::embed(rec, Lookup::AddPosition, b.rows, b.tokens, &self.positions, 1.0, &self.a.x, b.n);
+    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
+        let audio = Some(self.encoder.audio_scratch(gpu)?);
+        // Partial sums are for the longer of text and clip.
+        let most = capacity.max_seq_len.max(self.encoder.n_positions);
+        assert!(capacity.max_seq_len <= self.shape.max_seq_len, "loaded for {}", self.shape.max_seq_len);
+        let shape = ModelShape { max_seq_len: most, ..self.shape.clone() };
+        Ok(Scratch { audio, ..Scratch::new(gpu, &shape, Capacity { max_seq_len: most, ..capacity })? })
     }
 
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>) {
-        let (layer, a, n_rows) = (&self.layers[i], &self.a, b.n.count());
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.tokens, 1.0, &s.a.x, b.n);
+        ops::embed(rec, Lookup::AddPosition, b.rows, b.tokens, &self.positions, 1.0, &s.a.x, b.n);
+    }
+
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        let (layer, a, n_rows) = (&self.layers[i], &s.a, b.n.count());
         layer.attention_norm.record(rec, &a.x, &a.h, n_rows);
         layer.attention.record(i, rec, b, (&a.h).into(), a);
         layer.cross_norm.record(rec, &a.x, &a.h, n_rows);
@@ -424,27 +447,35 @@ impl Model for Whisper {
         layer.mlp.record(rec, b, (&a.h).into(), a);
     }
 
-    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>) -> &Tensor {
-        let (a, LayerNorm { w, b: bias, eps }) = (&self.a, &self.norm);
+    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+        let (a, LayerNorm { w, b: bias, eps }) = (&s.a, &self.norm);
         ops::layer_norm(rec, &a.x, w, bias, Some(b.sampled), *eps, &a.last, b.n_sampled);
         let n = Rows { n_decode: b.n_sampled, n_prompt: 0 };
         ops::linear(rec, &a.last, &self.head, None, false, &a.logits, n);
-        &a.logits
+        a.logits.clone()
     }
 
     fn audio_encoder(&self) -> Option<&dyn AudioEncoder> {
         Some(&self.encoder)
     }
 
-    fn attend_to(&self, rec: &mut Recorder, pages: &Tensor, page_size: usize, kv: &[KvLayer]) {
-        let heard = self.encoder.rows(rec);
+    fn attend_to(
+        &self,
+        rec: &mut Recorder,
+        pages: &Tensor,
+        page_size: usize,
+        kv: &[KvLayer],
+        s: &mut Scratch,
+    ) {
+        let heard = self.encoder.rows(rec, s);
+        let cross_kv = &audio(s).cross_kv;
         let n = self.encoder.n_positions;
         let places = Places { rows: &self.encoder.rows, pages, page_size };
         for (layer, cache) in self.layers.iter().zip(kv) {
             let CrossAttention { shape, kv: w, kv_bias, .. } = &layer.cross;
-            ops::linear(rec, heard, w, Some(kv_bias), false, &self.kv, prompt(n));
+            ops::linear(rec, &heard, w, Some(kv_bias), false, cross_kv, prompt(n));
             let heads = [0, shape.n_kv_heads, shape.head_dim];
-            ops::rope_append(rec, places, &self.kv, None, heads, &self.a.q, cache, 0..n);
+            ops::rope_append(rec, places, cross_kv, None, heads, &s.a.q, cache, 0..n);
         }
     }
 }

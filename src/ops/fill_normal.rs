@@ -1,6 +1,8 @@
 //! Random weights.
 
-use super::kernel;
+use std::ops::Range;
+
+use super::{assert_rows, kernel};
 use crate::dtype::Dtype;
 use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
@@ -24,6 +26,22 @@ kernel!(FILL_NORMAL, "fill_normal", Params, [ReadWrite]);
 /// # Panics
 /// If `w` has another type.
 pub fn fill_normal(rec: &mut Recorder, w: &Tensor, seed: u32, mean: f32, scale: f32) {
+    fill_normal_rows(rec, w, 0..w.n_rows(), seed, mean, scale);
+}
+
+/// Fills `rows` of `w` with the values that [`fill_normal`] gives them.
+///
+/// # Panics
+/// If `w` is of another type, or if a binding may not begin with the first of the rows.
+pub fn fill_normal_rows(
+    rec: &mut Recorder,
+    w: &Tensor,
+    rows: Range<usize>,
+    seed: u32,
+    mean: f32,
+    scale: f32,
+) {
+    assert_rows("fill_normal", w, rows.end);
     let (dtype, per_vec4) = match w.dtype() {
         Dtype::F32 => (0, 4),
         Dtype::F16 => (1, 8),
@@ -32,7 +50,16 @@ pub fn fill_normal(rec: &mut Recorder, w: &Tensor, seed: u32, mean: f32, scale: 
     };
     let lanes = super::PORTABLE_LANES;
     let variant = Variant::new(&FILL_NORMAL).set("WG", lanes).set("TYPE", dtype);
-    for range in w.ranges() {
+    for mut range in w.ranges() {
+        range.rows = range.rows.start.max(rows.start)..range.rows.end.min(rows.end);
+        if range.rows.is_empty() {
+            continue;
+        }
+        let (first, align) = (range.rows.start, rec.gpu().caps().storage_align as usize);
+        assert!(
+            (first * w.row_bytes()).is_multiple_of(align),
+            "fill_normal: row {first} of {w:?} is not aligned"
+        );
         let params = Params {
             seed,
             row0: range.rows.start as u32,

@@ -38,7 +38,7 @@ pub use attention::{Attention, AttentionPlan};
 pub use attention_weights::attention_weights;
 pub use count_prompt::count_prompt;
 pub use embed::{Lookup, embed};
-pub use fill_normal::fill_normal;
+pub use fill_normal::{fill_normal, fill_normal_rows};
 pub use gate::{Act, gate};
 pub use gate_up::gate_up;
 pub use head_norm::{HeadNorm, head_norm};

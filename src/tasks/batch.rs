@@ -26,7 +26,7 @@ impl Submit for Engine {
     type Request = Request;
 
     fn has_room(&self, n_out: usize) -> bool {
-        n_out < MOST_OUT
+        n_out < MOST_OUT && Engine::has_room(self)
     }
 
     fn submit(&mut self, request: Request) -> Result<RequestId, EngineError> {

@@ -159,6 +159,7 @@ impl Chat {
             sampling: self.sampling.clone(),
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
+            generated: prompt.generated.clone(),
             ..Request::new(prompt.ids.clone())
         })?;
         Ok(Pending { id, prompt, answer: Said::default(), n_dropped })
@@ -271,7 +272,7 @@ impl Task for Chat {
             }
         };
         self.stale.iter().for_each(|id| engine.cancel(*id));
-        if matches!(self.turn, Turn::Said) {
+        if matches!(self.turn, Turn::Said) && engine.has_room() {
             self.turn = match self.submit(engine) {
                 Ok(pending) => Turn::Pending(pending),
                 Err(error) => {

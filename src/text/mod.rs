@@ -12,7 +12,7 @@ mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
 pub use stream::StreamDecoder;
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Tokenizer, TokenizerFiles};
 
 use std::path::PathBuf;
 
@@ -20,14 +20,6 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TextError {
-    /// A file is there but cannot be read.
-    #[error("cannot read `{}`: {reason}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's message.
-        reason: String,
-    },
     /// A folder has no `tokenizer.json`.
     #[error("no tokenizer in `{}`: expected `tokenizer.json`, found {}", dir.display(), listed(found))]
     NoTokenizer {

@@ -1,7 +1,6 @@
 //! `tokenizer.json` and the files beside it that name special tokens.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -17,10 +16,28 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
 const CHAT_TEMPLATE: &str = "chat_template.json";
+const CHAT_TEMPLATE_JINJA: &str = "chat_template.jinja";
 
 /// The fields of `tokenizer_config.json` that name one special token.
 const NAMED_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+
+/// The contents of the files that a tokenizer is made of; `None` stands for a file that does not exist.
+#[derive(Clone, Copy, Default)]
+pub struct TokenizerFiles<'a> {
+    /// `tokenizer.json`.
+    pub tokenizer: &'a [u8],
+    /// `tokenizer_config.json`: the names of the special tokens.
+    pub tokenizer_config: Option<&'a [u8]>,
+    /// `generation_config.json`: ids of the tokens that end a text.
+    pub generation_config: Option<&'a [u8]>,
+    /// `config.json`: the same, from earlier versions of the library that wrote it.
+    pub config: Option<&'a [u8]>,
+    /// `chat_template.jinja`: wins over the other two places of a chat template.
+    pub chat_template_jinja: Option<&'a [u8]>,
+    /// `chat_template.json`: wins over `chat_template` in `tokenizer_config.json`.
+    pub chat_template_json: Option<&'a [u8]>,
+}
 
 /// A checkpoint's tokenizer; cheap to clone.
 #[derive(Clone)]
@@ -39,51 +56,17 @@ struct Inner {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of the checkpoint in the folder `dir` (Hugging Face layout).
-    ///
-    /// # Errors
-    /// No `tokenizer.json`, a file that cannot be read, or one that does not hold what it should.
-    pub fn open(dir: &Path) -> Result<Self, TextError> {
-        let Some(tokenizer) = read(dir, TOKENIZER)? else {
-            let others = [
-                "tokenizer.model",
-                "spiece.model",
-                "tiktoken.model",
-                "vocab.json",
-                "merges.txt",
-                "vocab.txt",
-            ];
-            let found = others.iter().filter(|name| dir.join(name).exists()).map(|name| name.to_string());
-            return Err(TextError::NoTokenizer { dir: dir.to_path_buf(), found: found.collect() });
-        };
-        let template = match read(dir, "chat_template.jinja")? {
-            Some(bytes) => Some(utf8(bytes, "chat_template.jinja")?),
-            None => match read(dir, CHAT_TEMPLATE)? {
-                Some(bytes) => find_template(&object(Some(&bytes), CHAT_TEMPLATE)?, CHAT_TEMPLATE)?,
-                None => None,
-            },
-        };
-        Self::from_parts(
-            &tokenizer,
-            read(dir, TOKENIZER_CONFIG)?.as_deref(),
-            read(dir, GENERATION_CONFIG)?.as_deref(),
-            read(dir, CONFIG)?.as_deref(),
-            template.as_deref(),
-        )
-    }
-
-    /// Builds a tokenizer from the contents of the files that [`Tokenizer::open`] reads.
+    /// Builds a tokenizer from the contents of its files.
     ///
     /// # Errors
     /// A file that does not hold what its name promises.
-    pub fn from_parts(
-        tokenizer_json: &[u8],
-        tokenizer_config: Option<&[u8]>,
-        generation_config: Option<&[u8]>,
-        config: Option<&[u8]>,
-        chat_template_jinja: Option<&str>,
-    ) -> Result<Self, TextError> {
-        let mut hf = tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(|e| TextError::File {
+    pub fn from_files(files: &TokenizerFiles<'_>) -> Result<Self, TextError> {
+        let template = match (files.chat_template_jinja, files.chat_template_json) {
+            (Some(bytes), _) => Some(utf8(bytes, CHAT_TEMPLATE_JINJA)?.to_string()),
+            (None, Some(bytes)) => find_template(&object(Some(bytes), CHAT_TEMPLATE)?, CHAT_TEMPLATE)?,
+            (None, None) => None,
+        };
+        let mut hf = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(|e| TextError::File {
             file: TOKENIZER.into(),
             expected: "a tokenizer in the format of the `tokenizers` library",
             found: e.to_string(),
@@ -93,9 +76,9 @@ impl Tokenizer {
         let whole = hf.with_padding(None).with_truncation(None).map(|_| ());
         whole.map_err(|e| TextError::Encode { n_bytes: 0, reason: e.to_string() })?;
 
-        let tokenizer_config = object(tokenizer_config, TOKENIZER_CONFIG)?;
-        let generation_config = object(generation_config, GENERATION_CONFIG)?;
-        let config = object(config, CONFIG)?;
+        let tokenizer_config = object(files.tokenizer_config, TOKENIZER_CONFIG)?;
+        let generation_config = object(files.generation_config, GENERATION_CONFIG)?;
+        let config = object(files.config, CONFIG)?;
 
         let special_tokens = named_tokens(&tokenizer_config)?;
         mark_special(&mut hf, special_tokens.values());
@@ -118,8 +101,8 @@ impl Tokenizer {
         let add_bos = tokenizer_config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
         let prepend = if add_bos && hf.get_post_processor().is_none() { named_bos } else { None };
 
-        let chat_template = match chat_template_jinja {
-            Some(source) => Ok(source.to_string()),
+        let chat_template = match template {
+            Some(source) => Ok(source),
             None => match find_template(&tokenizer_config, TOKENIZER_CONFIG) {
                 Ok(source) => source.ok_or(TextError::NoChatTemplate),
                 Err(e) => Err(e),
@@ -272,18 +255,8 @@ fn has_byte_fallback(decoder: &DecoderWrapper) -> bool {
     }
 }
 
-/// Reads `dir/name`, or nothing where there is no such file.
-fn read(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, TextError> {
-    let path = dir.join(name);
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(TextError::Read { path, reason: e.to_string() }),
-    }
-}
-
-fn utf8(bytes: Vec<u8>, file: &str) -> Result<String, TextError> {
-    String::from_utf8(bytes).map_err(|e| TextError::File {
+fn utf8<'a>(bytes: &'a [u8], file: &str) -> Result<&'a str, TextError> {
+    std::str::from_utf8(bytes).map_err(|e| TextError::File {
         file: file.into(),
         expected: "UTF-8 text",
         found: e.to_string(),

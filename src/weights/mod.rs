@@ -6,6 +6,8 @@
 mod safetensors;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::dtype::Dtype;
@@ -22,12 +24,6 @@ pub enum WeightsError {
         path: PathBuf,
         /// The system's words.
         source: std::io::Error,
-    },
-    /// The folder has no weights.
-    #[error("`{}` has no `model.safetensors` and no `model.safetensors.index.json`", dir.display())]
-    NoWeights {
-        /// The folder.
-        dir: PathBuf,
     },
     /// A file is not what it says it is.
     #[error("`{}` is not a valid checkpoint: {message}", path.display())]
@@ -72,10 +68,6 @@ impl WeightsError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            WeightsError::NoWeights { .. } => Some(
-                "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
-                    .into(),
-            ),
             WeightsError::Format { .. } => Some("the file may be incomplete: download it again".into()),
             WeightsError::Missing { .. } | WeightsError::Shape { .. } => {
                 Some("`config.json` and the weights may belong to different models".into())
@@ -131,23 +123,30 @@ impl Data {
 }
 
 impl Weights {
-    /// Opens the safetensors of a folder in Hugging Face layout: `model.safetensors`, or the files that
-    /// `model.safetensors.index.json` names. They are mapped; nothing is read but headers.
+    /// Maps safetensors files that are open already; nothing is read but headers. The paths are for messages.
     ///
     /// # Errors
-    /// [`WeightsError::NoWeights`], [`WeightsError::Io`], [`WeightsError::Format`].
-    pub fn open(dir: &Path) -> Result<Weights, WeightsError> {
+    /// [`WeightsError::Io`], [`WeightsError::Format`].
+    pub fn map(files: &[(PathBuf, File)]) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
-        for path in safetensors::files(dir)? {
-            let io = |source| WeightsError::Io { path: path.clone(), source };
-            let file = std::fs::File::open(&path).map_err(io)?;
+        for (path, file) in files {
             // SAFETY: the map is read-only; someone who shortens the file while we run can only kill us,
             // as with every mapped checkpoint.
             #[allow(unsafe_code)]
-            let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-            weights.add(&path, Data::Mapped(map))?;
+            let map = unsafe { memmap2::Mmap::map(file) };
+            let map = map.map_err(|source| WeightsError::Io { path: path.clone(), source })?;
+            weights.add(path, Data::Mapped(map))?;
         }
         Ok(weights)
+    }
+
+    /// The names of the files, beside it, that the index at `path` (`model.safetensors.index.json`) spreads a checkpoint
+    /// over.
+    ///
+    /// # Errors
+    /// [`WeightsError::Format`].
+    pub fn shards(path: &Path, index_json: &[u8]) -> Result<BTreeSet<String>, WeightsError> {
+        safetensors::shards(path, index_json)
     }
 
     /// Opens one safetensors file that is in memory already.

@@ -1,30 +1,25 @@
 //! The safetensors format: a length, a JSON header, bytes.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path};
 
 use super::{Entry, WeightsError};
 
-/// The files of a checkpoint folder.
-pub(super) fn files(dir: &Path) -> Result<Vec<PathBuf>, WeightsError> {
-    let single = dir.join("model.safetensors");
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    let index = dir.join("model.safetensors.index.json");
-    if !index.is_file() {
-        return Err(WeightsError::NoWeights { dir: dir.to_path_buf() });
-    }
-    let text = std::fs::read(&index).map_err(|source| WeightsError::Io { path: index.clone(), source })?;
-    let format = |message: String| WeightsError::Format { path: index.clone(), message };
-    let json: serde_json::Value = serde_json::from_slice(&text).map_err(|e| format(e.to_string()))?;
+/// The names of the files that the index at `path` (`model.safetensors.index.json`) spreads a checkpoint over.
+pub(super) fn shards(path: &Path, json: &[u8]) -> Result<BTreeSet<String>, WeightsError> {
+    let format = |message: String| WeightsError::Format { path: path.to_path_buf(), message };
+    let json: serde_json::Value = serde_json::from_slice(json).map_err(|e| format(e.to_string()))?;
     let map = json["weight_map"].as_object().ok_or_else(|| format("no `weight_map`".into()))?;
     let names: BTreeSet<&str> = map.values().filter_map(|v| v.as_str()).collect();
     // A name with a path in it could reach outside the folder.
-    if let Some(odd) = names.iter().find(|n| Path::new(n).components().count() != 1 || **n == "..") {
+    let is_plain = |name: &str| {
+        let mut parts = Path::new(name).components();
+        matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+    };
+    if let Some(odd) = names.iter().find(|name| !is_plain(name)) {
         return Err(format(format!("`{odd}` is not the name of a file in the folder")));
     }
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+    Ok(names.into_iter().map(str::to_string).collect())
 }
 
 /// The tensors of one file, whose header the library checks against the file's length.

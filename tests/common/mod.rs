@@ -1,4 +1,4 @@
-//! What the tests on a device share: the device, random data and the comparison with the reference.
+//! Shared by the tests on a device: the device, random data, the comparison with the reference.
 #![allow(dead_code)] // each test binary uses its own part of this
 
 #[path = "../../src/bench/reference/mod.rs"]
@@ -11,10 +11,10 @@ use half::{bf16, f16};
 use wginfer::dtype::Dtype;
 use wginfer::gpu::{Gpu, GpuError, GpuOptions, Recorder, Tensor};
 
-/// Set to `1`, tests that need a device are skipped where there is none, and say so.
+/// If set to `1`, tests that need a device are skipped if there is none, and print that.
 const SKIP_ENV: &str = "WGINFER_SKIP_GPU_TESTS";
 
-/// Writes a line that the test harness does not swallow, as it does `eprintln!`'s.
+/// Writes a line to standard error that the test harness does not capture, unlike `eprintln!`'s.
 pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
@@ -22,7 +22,7 @@ pub fn say(line: &str) {
 /// Opens a device. `None` if there is no adapter and the environment allows to skip.
 ///
 /// # Panics
-/// If there is no adapter and it does not.
+/// If there is no adapter and the environment does not allow to skip.
 pub fn open(options: &GpuOptions) -> Option<Gpu> {
     match Gpu::open(options) {
         Ok(gpu) => Some(gpu),
@@ -37,30 +37,30 @@ pub fn open(options: &GpuOptions) -> Option<Gpu> {
     }
 }
 
-/// The device as it is. One device serves all tests of a binary.
+/// The device with all its capabilities. All tests of a binary share it.
 pub fn gpu() -> Option<Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     match GPU.get_or_init(|| open(&GpuOptions::default())) {
         Some(gpu) => Some(gpu.clone()),
-        None => open(&GpuOptions::default()), // says which test is skipped
+        None => open(&GpuOptions::default()), // prints which test is skipped
     }
 }
 
-/// The device without its subgroups, so that the portable variants run.
+/// The device without subgroups, so that the portable variants run.
 pub fn portable() -> Option<Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     let options = GpuOptions { disable: "subgroups".into(), ..GpuOptions::default() };
     GPU.get_or_init(|| open(&options)).clone()
 }
 
-/// The device as if it were hardware, so that the variants that no software device runs are tested there.
+/// The device as if it were hardware, to test the variants that no software device runs by default.
 pub fn hardware() -> Option<Gpu> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
     let options = GpuOptions { disable: "software".into(), ..GpuOptions::default() };
     GPU.get_or_init(|| open(&options)).clone()
 }
 
-/// The device as if it were hardware, if it has cooperative matrices; says so if it has none that kernels can use.
+/// The device as if it were hardware, if it has cooperative matrices that kernels can use; prints a line if not.
 pub fn coop() -> Option<Gpu> {
     let gpu = hardware()?;
     if gpu.caps().coop_tile().is_none() {
@@ -71,7 +71,7 @@ pub fn coop() -> Option<Gpu> {
     Some(gpu)
 }
 
-/// The device with products of F32, for what is compared with another implementation's F32.
+/// The device with F32 products, for comparisons with another implementation in F32.
 pub fn exact() -> Option<Gpu> {
     open(&GpuOptions { f32_products: true, ..GpuOptions::default() })
 }
@@ -89,7 +89,7 @@ pub fn run(gpu: &Gpu, record: impl FnOnce(&mut Recorder)) {
     gpu.wait().expect("the device works");
 }
 
-/// SplitMix64 (Steele et al. 2014): small, and the same everywhere.
+/// SplitMix64 (Steele et al. 2014): small, and the same on every platform.
 pub struct Rng(u64);
 
 impl Rng {
@@ -115,7 +115,7 @@ impl Rng {
         (self.bits() >> 40) as f32 / (1u64 << 24) as f32
     }
 
-    /// About normal, never beyond ±6: the sum of twelve uniforms.
+    /// Approximately normal, within ±6: the sum of twelve uniforms.
     pub fn normal(&mut self) -> f32 {
         (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
     }
@@ -163,12 +163,12 @@ pub fn upload(gpu: &Gpu, dtype: Dtype, [n_rows, n_cols]: [usize; 2], data: &[f32
     (tensor, rounded)
 }
 
-/// Quantises on the device, and decodes what it made; a test of its own holds that against ggml's rules.
+/// Quantises on the device and decodes the result. Another test compares that with ggml's rules.
 fn quantised(gpu: &Gpu, tensor: Tensor, data: &[f32]) -> (Tensor, Vec<f32>) {
     let n_cols = tensor.n_cols();
     for (view, rows) in tensor.ranges().zip(tensor.ranges().map(|view| view.rows)) {
         let piece = &data[rows.start * n_cols..rows.end * n_cols];
-        // Where bindings are narrow, a row at a time.
+        // Row by row, for narrow bindings.
         let step = if tensor.ranges().count() > 1 { 1 } else { view.rows.len() };
         for (i, part) in piece.chunks(step * n_cols).enumerate() {
             let n = part.len() / n_cols;
@@ -205,7 +205,7 @@ pub fn zeros(gpu: &Gpu, shape: [usize; 2], dtype: Dtype) -> Tensor {
     Tensor::zeros(gpu, "test", shape, dtype).expect("it fits")
 }
 
-/// A tensor filled with a value that shows where it was not overwritten, padding left at zero.
+/// A tensor filled with a value that marks elements that were not overwritten; the padding is zero.
 pub fn filled(gpu: &Gpu, shape: [usize; 2], value: f32) -> Tensor {
     tensor_f32(gpu, shape, &vec![value; shape[0] * shape[1]])
 }
@@ -230,7 +230,7 @@ pub fn assert_padding_is_zero(gpu: &Gpu, tensor: &Tensor) {
     }
 }
 
-/// What a result may differ by: `C · eps · sqrt(n_terms) · scale`. Rounding errors of a sum grow like a
+/// The allowed error of a result: `C · eps · sqrt(n_terms) · scale`. Rounding errors of a sum grow like a
 /// random walk; `scale` is the size of what is rounded.
 #[derive(Clone, Copy, Debug)]
 pub struct Tolerance {
@@ -264,7 +264,7 @@ fn compare(got: &[f32], want: &[f64], tolerance: f64) -> Result<(), String> {
     if got.len() != want.len() {
         return Err(format!("{} values, expected {}", got.len(), want.len()));
     }
-    // NaN is never within.
+    // NaN is never within the tolerance.
     let within = |i: &usize| (f64::from(got[*i]) - want[*i]).abs() <= tolerance;
     let wrong: Vec<usize> = (0..got.len()).filter(|i| !within(i)).collect();
     if wrong.is_empty() {
@@ -276,8 +276,8 @@ fn compare(got: &[f32], want: &[f64], tolerance: f64) -> Result<(), String> {
     Err(format!("{n} of {all} differ by more than {tolerance:e}: {first}"))
 }
 
-/// Asserts that `got` is `want` within the tolerance; that `want` is not trivial; and that the comparison
-/// finds a single element moved by three tolerances.
+/// Asserts that `got` equals `want` within the tolerance, that `want` is not trivial, and that the comparison
+/// notices a single element moved by three tolerances.
 #[track_caller]
 pub fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: Tolerance) {
     let allowed = tolerance.value();

@@ -18,7 +18,7 @@ pub struct Done {
     pub err: String,
 }
 
-/// The program with the arguments in `line`, apart at spaces, and none of the user's settings.
+/// The program with the arguments in `line`, separated by spaces, without the user's settings.
 pub fn wginfer(line: &str) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wginfer"));
     command.args(line.split_whitespace());
@@ -29,7 +29,7 @@ pub fn wginfer(line: &str) -> Run {
 }
 
 impl Run {
-    /// One more argument, spaces and all.
+    /// One more argument, which may contain spaces.
     pub fn arg(mut self, arg: impl AsRef<std::ffi::OsStr>) -> Run {
         self.command.arg(arg);
         self
@@ -51,7 +51,7 @@ impl Run {
 
     pub fn spawn(mut self) -> Child {
         let mut child = self.command.spawn().expect("the program starts");
-        // Who does not read to the end closes the pipe, which is no matter here.
+        // A program that does not read to the end closes the pipe; that is no error here.
         let _ = child.stdin.take().expect("a pipe").write_all(&self.stdin);
         child
     }
@@ -94,7 +94,7 @@ impl Run {
         assert!(rest.len() <= 1 && rest.iter().all(|l| l.starts_with("hint: ")), "{}", done.err);
     }
 
-    /// Fails with code 2, as the parser of arguments says it, and nothing on standard output.
+    /// Fails with code 2 in the parser of arguments, with nothing on standard output.
     #[track_caller]
     pub fn fails_to_parse(self) {
         let done = self.done();

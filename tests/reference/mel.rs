@@ -6,7 +6,7 @@ const N_FFT: usize = 400;
 const HOP: usize = 160;
 const RATE: f64 = 16000.0;
 
-/// What a test may get wrong on purpose.
+/// Deliberate errors, for tests of the comparison.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Fault {
     None,
@@ -34,7 +34,7 @@ pub fn log_mel(samples: &[f32], n_mels: usize, n_frames: usize, fault: Fault) ->
             for i in 0..N_FFT {
                 let hann = 0.5 - 0.5 * (2.0 * PI * i as f64 / period as f64).cos();
                 let x = hann * sample((t * hop + i) as i64 - N_FFT as i64 / 2);
-                // Reduced first: the angle stays exact.
+                // Reduced first, so that the angle is exact.
                 let angle = 2.0 * PI * ((i * k) % N_FFT) as f64 / N_FFT as f64;
                 re += x * angle.cos();
                 im -= x * angle.sin();

@@ -1,4 +1,4 @@
-//! What a layer does with the cache: append to it, attend over it.
+//! Operations on the KV cache: append and attention.
 
 use super::super::check::Check;
 use super::super::reference as exact;
@@ -8,7 +8,7 @@ use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{self, Attention, AttentionPlan, KvLayer, Places, Rotary};
 
-/// Positions of the sequences that decode: a short conversation, a long one.
+/// Positions of the sequences with decode rows: a short and a long conversation.
 const CONTEXTS: [usize; 2] = [512, 4096];
 
 /// The type of cache that goes with a type of weights.
@@ -30,7 +30,7 @@ fn pages(pool: &Pool<'_>, n_seqs: usize, n_positions: usize) -> Result<Tensor, G
     pool.table("pages", [n_seqs, per_seq], &table)
 }
 
-/// A cache of `n_pages` pages of `width` keys and values, about normal.
+/// A cache of `n_pages` pages of `width` approximately normal keys and values.
 fn cache(
     pool: &Pool<'_>,
     [n_pages, width]: [usize; 2],
@@ -161,7 +161,7 @@ pub(super) fn attention(work: &Workload<'_>) -> Vec<Case> {
         cases.push(attend(work, *a, work.n_rows, dtype));
         return cases;
     }
-    // A context that the model does not reach, or that all rows together have no room for, is cut.
+    // A context beyond the model's, or too large for all rows together, is cut.
     let most = (work.rotate_bytes as usize / position_bytes / work.n_rows).max(PAGE_SIZE);
     let mut contexts: Vec<usize> = CONTEXTS
         .iter()

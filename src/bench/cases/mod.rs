@@ -1,8 +1,8 @@
-//! What is measured: every operation of a forward pass, as a table of cases.
+//! The measured cases: every operation of a forward pass.
 //!
 //! An operation is one entry of [`OPERATIONS`]: a function that lists its cases for a model, a number of rows and a
-//! weight type. A case says what it costs without touching the device; preparing it allocates, and gives what
-//! records one run, what sets its inputs back, and what holds its outputs against the reference.
+//! weight type. A case knows its cost without the device. Preparing it allocates buffers, and gives functions that record
+//! one run, reset its inputs, and compare its outputs with the reference.
 
 mod attention;
 pub(super) mod products;
@@ -21,13 +21,13 @@ use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor, Variant};
 use crate::models::ModelShape;
 use crate::ops::Rows;
 
-/// Rows that decode at most: more are a prompt's.
+/// Most decode rows: more rows are a prompt's.
 pub(super) const MOST_DECODE: usize = 32;
 
 /// Lists an operation's cases.
 type List = fn(&Workload<'_>) -> Vec<Case>;
 
-/// Every operation by its name.
+/// Every operation, by name.
 const OPERATIONS: &[(&str, List)] = &[
     ("unfold", speech::unfold),
     ("embed", rows::embed),
@@ -55,20 +55,20 @@ pub fn operations() -> Vec<&'static str> {
     OPERATIONS.iter().map(|(name, _)| *name).collect()
 }
 
-/// What cases are listed for.
+/// A model, number of rows and type to list cases for.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload<'a> {
-    /// What the device can do: which variants there are.
+    /// The device's capabilities, which decide the variants.
     pub caps: &'a Caps,
     /// The model.
     pub shape: &'a Shape,
-    /// Rows of the batch: up to 32 decode, more are a prompt's.
+    /// Rows of the batch: up to 32 are decode rows, more are prompt rows.
     pub n_rows: usize,
-    /// Type of weights; of the cache if it can be.
+    /// Type of weights, and of the cache if it can have that type.
     pub dtype: Dtype,
-    /// Whether this is the first type: operations without weights are measured with it alone.
+    /// Whether this is the first type. Operations without weights are measured only with it.
     pub is_first_dtype: bool,
-    /// Bytes that the copies of weights and caches shall exceed.
+    /// Size in bytes that the copies of weights and caches exceed together.
     pub rotate_bytes: u64,
 }
 
@@ -119,36 +119,36 @@ fn rows_of(n_rows: usize) -> Rows {
     }
 }
 
-/// What one run takes at least.
+/// The least work of one run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cost {
     /// Additions and multiplications.
     pub flops: f64,
-    /// Bytes read and written once.
+    /// Bytes, if everything is read and written once.
     pub bytes: f64,
 }
 
 type Prepare = dyn Fn(&mut Pool<'_>) -> Result<Prepared, GpuError>;
 
-/// One thing to measure.
+/// One case to measure.
 pub struct Case {
     /// The operation.
     pub kernel: &'static str,
-    /// The variant, where the operation lets one choose; else what it dispatches says.
+    /// The variant, if the operation lets the caller choose one.
     pub variant: Option<String>,
-    /// Model, and what of it.
+    /// The model, and its part.
     pub shape: String,
-    /// Type of weights or cache; F32 where there are only activations.
+    /// Type of weights or cache; F32 if there are only activations.
     pub dtype: Dtype,
     /// Rows of the batch.
     pub n_rows: usize,
-    /// What a run takes.
+    /// The work of a run.
     pub cost: Cost,
     prepare: Box<Prepare>,
 }
 
 impl Case {
-    /// Allocates and fills what a run needs.
+    /// Allocates and fills the buffers of a run.
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`], [`GpuError::TooLarge`], [`GpuError::Compile`].
@@ -156,7 +156,7 @@ impl Case {
         (self.prepare)(pool)
     }
 
-    /// What a filter is held against.
+    /// The label that a filter searches.
     pub fn label(&self) -> String {
         let variant = self.variant.as_deref().unwrap_or("");
         format!("{} {variant} {} {} {} rows", self.kernel, self.shape, self.dtype, self.n_rows)
@@ -171,8 +171,8 @@ pub struct Prepared {
     launch: Box<Launch<'static>>,
     reset: Box<Reset>,
     verify: Box<Verify>,
-    /// The operation as a model records it, where the case takes a variant of its own.
-    unasked: Option<Box<Launch<'static>>>,
+    /// The operation as a model records it, if the case forces a variant.
+    default: Option<Box<Launch<'static>>>,
 }
 
 impl Prepared {
@@ -184,37 +184,37 @@ impl Prepared {
             launch: Box::new(launch),
             reset: Box::new(|_| {}),
             verify: Box::new(verify),
-            unasked: None,
+            default: None,
         }
     }
 
-    /// Says what a model would record.
-    fn instead_of(self, unasked: impl Fn(&mut Recorder, usize) + 'static) -> Prepared {
-        Prepared { unasked: Some(Box::new(unasked)), ..self }
+    /// Sets what a model records instead.
+    fn with_default(self, default: impl Fn(&mut Recorder, usize) + 'static) -> Prepared {
+        Prepared { default: Some(Box::new(default)), ..self }
     }
 
-    /// The variants that a model would run, where the case takes one of its own.
-    pub fn unasked(&self, rec: &mut Recorder) -> Option<Vec<Variant>> {
-        self.unasked.as_ref().map(|launch| rec.variants(|rec| launch(rec, 0)))
+    /// The variants that a model runs by default, if the case forces one.
+    pub fn default_variants(&self, rec: &mut Recorder) -> Option<Vec<Variant>> {
+        self.default.as_ref().map(|launch| rec.variants(|rec| launch(rec, 0)))
     }
 
-    /// Sets back before the checked run what runs change.
+    /// Sets a function that resets, before the checked run, what runs change.
     fn reset(self, reset: impl Fn(&mut Recorder) + 'static) -> Prepared {
         Prepared { reset: Box::new(reset), ..self }
     }
 
-    /// Records run number `i`; consecutive runs take other weights.
+    /// Records run number `i`. Consecutive runs use other copies of the weights.
     pub fn launch(&self, rec: &mut Recorder, i: usize) {
         (self.launch)(rec, i);
     }
 
-    /// Runs once from fresh inputs and compares a sample of the outputs with the reference: the largest error,
-    /// in units of what rounding explains. Above 1 the kernel is wrong.
+    /// Runs once from fresh inputs and compares a sample of the outputs with the reference. Returns the largest error in
+    /// units of the tolerance: above 1 the kernel is wrong.
     ///
     /// # Errors
     /// [`GpuError`].
     pub fn error(&self, gpu: &Gpu, rec: &mut Recorder, perturbation: f64) -> Result<f64, GpuError> {
-        // Cooperative matrices, whose parts say so, round what they multiply.
+        // Kernels on cooperative matrices, whose parts enable f16, round their factors.
         let variants = rec.variants(|rec| self.launch(rec, 0));
         let takes_f16 = variants.iter().flat_map(|v| v.parts()).any(|part| part.enables.contains(&"f16"));
         (self.reset)(rec);
@@ -235,11 +235,11 @@ pub struct Pool<'a> {
     kept_bytes: u64,
 }
 
-/// Copies at most: so many small ones are never in a cache's way.
+/// Most copies. With so many small ones, a cache does not matter.
 const MOST_COPIES: u64 = 64;
 
 impl<'a> Pool<'a> {
-    /// An empty one. Copies of weights shall exceed `rotate_bytes` together.
+    /// An empty pool. Copies of weights exceed `rotate_bytes` together.
     pub fn new(gpu: &'a Gpu, rotate_bytes: u64) -> Pool<'a> {
         Pool { gpu, rotate_bytes, kept: HashMap::new(), kept_bytes: 0 }
     }
@@ -249,16 +249,16 @@ impl<'a> Pool<'a> {
         self.gpu
     }
 
-    /// Copies of a tensor of so many bytes.
+    /// The number of copies of a tensor of `bytes`.
     fn n_copies(&self, bytes: u64) -> usize {
         self.rotate_bytes.div_ceil(bytes.max(1)).clamp(1, MOST_COPIES) as usize
     }
 
-    /// Weights, about normal with deviation `scale`: as many tensors as exceed the cache. The same ones as last
-    /// time if they are still there: nobody writes to them.
+    /// Approximately normal weights with standard deviation `scale`, in as many copies as exceed the cache. Reuses kept
+    /// tensors, because nothing writes to weights.
     fn weights(&mut self, shape: [usize; 2], dtype: Dtype, scale: f32) -> Result<Vec<Tensor>, GpuError> {
         let n = self.n_copies((shape[0] * dtype.bytes(shape[1])) as u64);
-        // What is not asked for any more makes room.
+        // Drops kept tensors that are probably not used again.
         if !self.kept.contains_key(&(shape[0], shape[1], dtype, 0)) && self.kept_bytes > 2 * self.rotate_bytes
         {
             self.kept.clear();
@@ -279,7 +279,7 @@ impl<'a> Pool<'a> {
         Ok(copies)
     }
 
-    /// A tensor of its own, filled.
+    /// A new tensor with random values.
     fn draw(
         &self,
         label: &str,
@@ -305,12 +305,12 @@ impl<'a> Pool<'a> {
         Ok(tensor)
     }
 
-    /// Activations, about normal.
+    /// Approximately normal activations.
     fn activations(&self, label: &str, shape: [usize; 2], seed: u32) -> Result<Tensor, GpuError> {
         self.draw(label, shape, Dtype::F32, seed, 0.0, 1.0)
     }
 
-    /// Room for outputs.
+    /// A tensor for outputs.
     fn output(&self, shape: [usize; 2]) -> Result<Tensor, GpuError> {
         Tensor::zeros(self.gpu, "output", shape, Dtype::F32)
     }
@@ -321,7 +321,7 @@ impl<'a> Pool<'a> {
     }
 }
 
-/// Forgets what an output held.
+/// Clears an output.
 fn clear(rec: &mut Recorder, output: &Tensor) {
     rec.clear(output, 0, output.size_bytes());
 }
@@ -337,7 +337,7 @@ fn scattered(i: usize, n: usize) -> u32 {
     ((i as u64 * 2_654_435_761) % n.max(1) as u64) as u32
 }
 
-/// The values of one row of a tensor, in any type that a reference can read.
+/// The values of one row of a tensor of any type.
 fn values(gpu: &Gpu, tensor: &Tensor, row: usize) -> Result<Vec<f64>, GpuError> {
     let words = gpu.read_row(tensor, row)?;
     let mut values: Vec<f64> = match tensor.dtype() {

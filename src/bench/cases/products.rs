@@ -12,7 +12,7 @@ use crate::ops::{self, Act, Attention, Input, KvLayer, LinearVariant, Places, Rm
 pub(super) fn linear(work: &Workload<'_>) -> Vec<Case> {
     let mut matrices = shapes::layer_matrices(work.model(), 0);
     if work.n_rows <= MOST_DECODE {
-        // Few rows of a prompt get logits.
+        // Only few rows of a prompt get logits.
         matrices.push(shapes::head(work.model()));
     }
     let mut cases = Vec::new();
@@ -35,7 +35,7 @@ fn product(work: &Workload<'_>, (name, n_out, n_in): Matrix, variant: Option<Lin
         let y = pool.output([n_rows, n_out])?;
         let (first, x2, y2, y3) = (weights[0].clone(), x.clone(), y.clone(), y.clone());
         let model = (weights[0].clone(), x.clone(), y.clone());
-        let unasked = move |rec: &mut Recorder, _: usize| {
+        let default = move |rec: &mut Recorder, _: usize| {
             let (w, x, y) = &model;
             ops::linear(rec, x, w, None, false, y, n);
         };
@@ -57,12 +57,12 @@ fn product(work: &Workload<'_>, (name, n_out, n_in): Matrix, variant: Option<Lin
             }
             Ok(check)
         };
-        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)).instead_of(unasked))
+        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)).with_default(default))
     })
 }
 
-/// The products of a model whose variants measurements may choose, as models record them, each with its key: the
-/// head for rows that decode alone.
+/// The products of a model whose variants measurements may choose, as models record them, each with its key. The head
+/// only has decode rows.
 pub(in super::super) fn tunable(work: &Workload<'_>) -> Vec<(Product, Case)> {
     let model = work.model();
     let is_prompt = work.n_rows > MOST_DECODE;
@@ -76,7 +76,7 @@ pub(in super::super) fn tunable(work: &Workload<'_>) -> Vec<(Product, Case)> {
         let dtype = if name == "head" && work.dtype.is_quantised() { Dtype::Q8_0 } else { work.dtype };
         let work = Workload { dtype, ..*work };
         let (operation, case) = match (name, model.attention.first()) {
-            // Where heads are normalised in between, the projection is a product like others.
+            // If heads are normalised in between, the projection is a plain product.
             ("qkv", Some(a)) if !model.has_head_norm => ("qkv", projection(&work, a)),
             ("gate_up" | "up", _) => ("gate_up", feed_forward(&work)),
             _ => ("linear", product(&work, matrix, None)),
@@ -89,7 +89,7 @@ pub(in super::super) fn tunable(work: &Workload<'_>) -> Vec<(Product, Case)> {
 /// Epsilon of the norms.
 const EPS: f32 = 1e-5;
 
-/// What a fused product reads: its weights once, its rows, what it writes.
+/// The cost of a fused product: its weights once, its input rows, its outputs.
 fn cost(n_rows: usize, n_in: usize, n_out: usize, n_written: usize, dtype: Dtype) -> Cost {
     Cost {
         flops: 2.0 * (n_rows * n_out) as f64 * n_in as f64,
@@ -97,7 +97,7 @@ fn cost(n_rows: usize, n_in: usize, n_out: usize, n_written: usize, dtype: Dtype
     }
 }
 
-/// Norm, projection, rotation and the way into an F16 cache: of queries alone, which the reference sees.
+/// Norm, projection, rotation and append to an F16 cache. The check compares only the queries.
 pub(super) fn qkv(work: &Workload<'_>) -> Vec<Case> {
     let a = work.model().attention.first().filter(|a| !work.model().has_layer_norm && a.n_heads > 0);
     a.map(|a| projection(work, a)).into_iter().collect()
@@ -115,7 +115,7 @@ fn projection(work: &Workload<'_>, a: &Attention) -> Case {
         let norm = RmsNorm { w: pool.draw("g", [1, n_in], Dtype::F32, 2, 1.0, 0.1)?, eps: EPS, offset: 0.0 };
         let (h, room, q) =
             (pool.output([n_rows, n_in])?, pool.output([n_rows, n_out])?, pool.output([n_rows, n_q])?);
-        // Each row has a page of its own, and its first place.
+        // Each row has its own page, and the first slot of it.
         let ids: Vec<u32> = (0..n_rows as u32).collect();
         let places: Vec<u32> = ids.iter().flat_map(|r| [*r, 0]).collect();
         let (rows, pages) =

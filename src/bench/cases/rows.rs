@@ -14,7 +14,7 @@ pub(super) fn embed(work: &Workload<'_>) -> Vec<Case> {
     let (n_table, hidden) = (work.model().vocab_size, work.model().hidden_size);
     let cost = Cost { flops: 0.0, bytes: (n_rows * (dtype.bytes(hidden) + 4 * hidden)) as f64 };
     vec![work.case("embed", format!("{n_table}×{hidden}"), dtype, cost, move |pool| {
-        // One table of that size is beyond any cache; other tokens each time reach all of it.
+        // One table of that size exceeds any cache, and changing tokens reach all of it.
         const PROMPTS: usize = 16;
         let table = pool.weights([n_table, hidden], dtype, 1.0)?.swap_remove(0);
         let places: Vec<[u32; 2]> = (0..n_rows as u32).map(|r| [0, r]).collect();

@@ -1,4 +1,4 @@
-//! Operations of models that hear.
+//! Operations of speech models.
 
 use super::super::check::Check;
 use super::super::reference as exact;
@@ -8,7 +8,7 @@ use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, Recorder};
 use crate::ops::{self, AttentionPlan, KvLayer, Rows, SpeechRecord};
 
-/// What the encoder's second convolution sees of a clip, whatever the number of rows is: listed with prompts.
+/// The input of the encoder's second convolution for a clip, whatever the number of rows: listed with prompts.
 pub(super) fn unfold(work: &Workload<'_>) -> Vec<Case> {
     let Some(audio) = work.model().audio.as_ref().filter(|_| work.n_rows > MOST_DECODE) else {
         return Vec::new();
@@ -23,7 +23,7 @@ pub(super) fn unfold(work: &Workload<'_>) -> Vec<Case> {
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(1, 1.0);
             for t in some(n_rows, 4) {
-                // The rows that it sees, and what is before the first one.
+                // The rows of its window, or zeros before the first row.
                 let rows = (0..3).map(|k| (stride * t + k).checked_sub(1).filter(|row| *row < n_in));
                 let row = |row: Option<usize>| match row {
                     Some(row) => values(gpu, &x2, row),

@@ -1,4 +1,4 @@
-//! Operations over the vocabulary: what follows the logits.
+//! Operations over the vocabulary, after the logits.
 
 use bytemuck::Zeroable;
 
@@ -9,10 +9,10 @@ use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder};
 use crate::ops::{self, SamplingRecord};
 
-/// The best tokens that `top_k` looks for, as many as OpenAI's API gives at most for chats.
+/// Tokens that `top_k` finds: the most that OpenAI's API allows for chats.
 const BEST: usize = 20;
 
-/// Rows get logits one a sequence, so there are as many as decode at most.
+/// Each sequence has one row with logits, so there are at most as many as decode rows.
 fn cases(work: &Workload<'_>, case: impl FnOnce(usize) -> Vec<Case>) -> Vec<Case> {
     if work.n_rows > MOST_DECODE || !work.is_first_dtype { Vec::new() } else { case(work.model().vocab_size) }
 }
@@ -46,7 +46,7 @@ pub(super) fn token_logprob(work: &Workload<'_>) -> Vec<Case> {
             let (index, places) = places(n_rows);
             let index = pool.table("index", [1, n_rows], &index)?;
             let rows = pool.table("rows", [n_rows, 2], &places)?;
-            // What follows position 5 of sequence r.
+            // The token after position 5 of sequence r.
             let next = move |r: usize| scattered(r + 1, n);
             let tokens: Vec<u32> = (0..16 * n_rows).map(|i| next(i / 16)).collect();
             let tokens = pool.table("tokens", [n_rows, 16], &tokens)?;
@@ -96,7 +96,7 @@ pub(super) fn top_k(work: &Workload<'_>) -> Vec<Case> {
     })
 }
 
-/// Tables that say that row r of the logits is row r of the batch and belongs to sequence r, at position 5.
+/// Tables by which row r of the logits is row r of the batch and belongs to sequence r, at position 5.
 pub(super) fn places(n_rows: usize) -> (Vec<u32>, Vec<u32>) {
     ((0..n_rows as u32).collect(), (0..n_rows as u32).flat_map(|r| [r, 5]).collect())
 }
@@ -106,7 +106,7 @@ pub(super) fn penalize(work: &Workload<'_>) -> Vec<Case> {
     cases(work, |n| {
         let cost = Cost { flops: 4.0 * (n_rows * n) as f64, bytes: (12 * n_rows * n) as f64 };
         vec![work.case("penalize", format!("{n}"), Dtype::F32, cost, move |pool| {
-            // Penalties that can be taken off again and again without running out of numbers.
+            // Penalties that can be applied many times without overflow.
             let record = SamplingRecord {
                 repetition_penalty: 1.0,
                 presence_penalty: 0.5,
@@ -162,7 +162,7 @@ pub(super) fn sample(work: &Workload<'_>) -> Vec<Case> {
 
 fn draw(work: &Workload<'_>, n: usize, name: &str, s: exact::Sampling) -> Case {
     let n_rows = work.n_rows;
-    // The logits once; filters look more often, which is their cost to justify.
+    // Counts one read of the logits; filters read them more often.
     let cost = Cost { flops: (n_rows * n) as f64, bytes: (4 * n_rows * n) as f64 };
     work.case("sample", format!("{n} {name}"), Dtype::F32, cost, move |pool| {
         let record = SamplingRecord {
@@ -188,13 +188,13 @@ fn draw(work: &Workload<'_>, n: usize, name: &str, s: exact::Sampling) -> Case {
             ops::sample(rec, &index, &sampling, &z, &rows, &tokens, &counts, &chosen, &filters, n_rows);
         };
         let verify = move |gpu: &Gpu| {
-            // Tokens are right or wrong, except where the first two are as good as equal.
+            // Tokens are right or wrong, except if the first two are almost equal.
             let mut check = Check::f32(1, 1.0);
             let got = values(gpu, &chosen2, 0)?;
             for r in some(n_rows, 4) {
                 let (token, lead) = exact::sample(&values(gpu, &z2, r)?, s, 5);
                 let got = if lead > 1e-3 { got[r] } else { token as f64 };
-                // Plus one, so that token 0 is not nothing.
+                // Plus one, so that token 0 is not zero.
                 check.push(got + 1.0, token as f64 + 1.0);
             }
             Ok(check)

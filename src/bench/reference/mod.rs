@@ -7,7 +7,7 @@
 
 pub mod quant;
 
-/// Row `id` of `table` [n_table, hidden], zeros for a token that is not in it.
+/// Row `id` of `table` [n_table, hidden], or zeros if `id` is outside the table.
 pub fn embed(table: &[Vec<f64>], id: u32, scale: f64) -> Vec<f64> {
     match table.get(id as usize) {
         Some(row) => row.iter().map(|x| scale * x).collect(),
@@ -15,14 +15,14 @@ pub fn embed(table: &[Vec<f64>], id: u32, scale: f64) -> Vec<f64> {
     }
 }
 
-/// `x` [n] over its root mean square, times `w + offset` [n].
+/// `x` [n] divided by its root mean square, times `w + offset` [n].
 pub fn rms_norm(x: &[f64], w: &[f64], eps: f64, offset: f64) -> Vec<f64> {
     let mean_square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     let scale = 1.0 / (mean_square + eps).sqrt();
     x.iter().zip(w).map(|(x, w)| x * scale * (w + offset)).collect()
 }
 
-/// `x` [n] less its mean, over its standard deviation, times `w` [n] plus `b` [n].
+/// `x` [n] minus its mean, divided by its standard deviation, times `w` [n] plus `b` [n].
 pub fn layer_norm(x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<f64> {
     let n = x.len() as f64;
     let mean = x.iter().sum::<f64>() / n;
@@ -54,7 +54,7 @@ pub fn head_norm(
     qkv.chunks(q_w.len()).enumerate().flat_map(head).collect()
 }
 
-/// One head `x` [head_dim] turned by `angles` [n_rot / 2]: pairs (i, i + n_rot/2), or (2i, 2i + 1) if interleaved.
+/// One head `x` [head_dim] rotated by `angles` [n_rot / 2]: pairs (i, i + n_rot/2), or (2i, 2i + 1) if interleaved.
 pub fn rope(x: &[f64], angles: &[f64], interleaved: bool) -> Vec<f64> {
     let mut y = x.to_vec();
     for (i, angle) in angles.iter().enumerate() {
@@ -65,7 +65,7 @@ pub fn rope(x: &[f64], angles: &[f64], interleaved: bool) -> Vec<f64> {
     y
 }
 
-/// What decides how a query attends.
+/// The parameters of attention.
 #[derive(Clone, Copy)]
 pub struct Attention {
     pub n_heads: usize,
@@ -111,7 +111,7 @@ pub fn relu(x: f64) -> f64 {
     x.max(0.0)
 }
 
-/// The rows of a text, `x` [n, hidden], in one: as `how` says in the words of sentence-transformers.
+/// The rows `x` [n, hidden] of a text pooled to one row; `how` has sentence-transformers' names.
 pub fn pool(how: &str, x: &[Vec<f64>]) -> Vec<f64> {
     let n = x.len() as f64;
     let sum = |i: usize| x.iter().map(|row| row[i]).sum::<f64>();
@@ -163,10 +163,10 @@ pub fn token_logprob(z: &[f64], token: usize) -> f64 {
     log_softmax(z)[token]
 }
 
-/// Columns of the `k` largest, the largest first, among equals the smaller column first.
+/// Columns of the `k` largest, largest first; on a tie, the smaller column first.
 pub fn top_k(x: &[f64], k: usize) -> Vec<usize> {
     let mut columns: Vec<usize> = (0..x.len()).collect();
-    columns.sort_by(|&a, &b| x[b].total_cmp(&x[a])); // stable
+    columns.sort_by(|&a, &b| x[b].total_cmp(&x[a])); // a stable sort
     columns.truncate(k);
     columns
 }
@@ -198,8 +198,8 @@ impl Sampling {
     };
 }
 
-/// Logits `z` [n_vocab] after penalties and biases; `prompt` [n_vocab] says what the prompt holds, `counts`
-/// [n_vocab] how often each token was drawn.
+/// Logits `z` [n_vocab] after penalties and biases. `prompt` [n_vocab] marks the prompt's tokens, `counts` [n_vocab] is how
+/// often each token was drawn.
 pub fn penalize(z: &[f64], s: Sampling, prompt: &[bool], counts: &[u32], bias: &[(usize, f64)]) -> Vec<f64> {
     let mut z = z.to_vec();
     for t in 0..z.len() {
@@ -216,7 +216,7 @@ pub fn penalize(z: &[f64], s: Sampling, prompt: &[bool], counts: &[u32], bias: &
     z
 }
 
-/// The smallest logit that may be drawn: top-k, of those top-p, of those min-p; ties with the last are kept.
+/// The smallest logit that may be drawn, after top-k, then top-p, then min-p. Ties with the last one are kept.
 pub fn smallest_kept(z: &[f64], s: Sampling) -> f64 {
     let mut sorted: Vec<f64> = z.iter().copied().filter(|z| *z > f64::NEG_INFINITY).collect();
     sorted.sort_by(|a, b| b.total_cmp(a));
@@ -240,7 +240,7 @@ pub fn smallest_kept(z: &[f64], s: Sampling) -> f64 {
     by_count.max(by_mass).max(top + s.temperature * s.min_p.ln()).min(top)
 }
 
-/// The probabilities that tokens are drawn with.
+/// The probabilities of tokens after the filters.
 pub fn distribution(z: &[f64], s: Sampling) -> Vec<f64> {
     let floor = smallest_kept(z, s);
     let t = if s.temperature == 0.0 { 1.0 } else { s.temperature };
@@ -248,7 +248,7 @@ pub fn distribution(z: &[f64], s: Sampling) -> Vec<f64> {
     softmax(&kept)
 }
 
-/// The token drawn at `pos`, and by how much its noisy score leads the next.
+/// The token drawn at `pos`, and the lead of its noisy score over the next one.
 pub fn sample(z: &[f64], s: Sampling, pos: u32) -> (usize, f64) {
     let floor = smallest_kept(z, s);
     let noisy = |t: usize| match z[t] {
@@ -289,8 +289,8 @@ pub fn pcg4d(words: [u32; 4]) -> [u32; 4] {
     [x, y, z, w]
 }
 
-/// What a convolution over rows, three wide and padded by one, sees at output `t`: `x` [n_rows][n_channels] becomes
-/// [n_channels, 3].
+/// The input [n_channels, 3] of output `t` of a convolution over the rows of `x` [n_rows][n_channels], of width 3 and
+/// padded by one.
 pub fn unfold(x: &[Vec<f64>], stride: usize, t: usize) -> Vec<f64> {
     let row = |k: usize| (stride * t + k).checked_sub(1).and_then(|r| x.get(r));
     (0..x[0].len()).flat_map(|c| (0..3).map(move |k| row(k).map_or(0.0, |r| r[c]))).collect()
@@ -302,7 +302,7 @@ pub fn attention_weights(scale: f64, q: &[f64], keys: &[Vec<f64>]) -> Vec<f64> {
     softmax(&keys.iter().map(score).collect::<Vec<_>>())
 }
 
-/// What a transcript may go on with.
+/// The rules for the next token of a transcript.
 #[derive(Clone, Debug)]
 pub struct SpeechRules {
     pub end: usize,
@@ -310,7 +310,7 @@ pub struct SpeechRules {
     pub timestamps: Option<TimestampRules>,
 }
 
-/// How timestamps are drawn.
+/// The rules for timestamps.
 #[derive(Clone, Copy, Debug)]
 pub struct TimestampRules {
     pub first: usize,
@@ -359,8 +359,8 @@ pub fn speech_rules(z: &[f64], generated: &[usize], rules: &SpeechRules) -> Vec<
     z
 }
 
-/// Element (`row`, `col`) of random weights: four bytes of the hash pcg4d of (seed, row, col / 4), summed, as a
-/// normal variable with this mean and deviation.
+/// Element (`row`, `col`) of random weights: the sum of four bytes of the hash pcg4d of (seed, row, col / 4), scaled to this
+/// mean and standard deviation.
 pub fn fill_normal(seed: u32, row: u32, col: u32, mean: f64, scale: f64) -> f64 {
     let bits = pcg4d([seed, row, col / 4, 0])[col as usize % 4];
     let sum: u32 = bits.to_le_bytes().into_iter().map(u32::from).sum();

@@ -7,7 +7,7 @@ fn f16(x: f32) -> f32 {
     half::f16::from_f32(x).to_f32()
 }
 
-/// A row of values after quantising to the type of that name, a multiple of 32 of them (256 for Q4_K).
+/// A row of values after quantising to the type `name`. The length is a multiple of 32 (256 for Q4_K).
 pub fn round(dtype: &str, x: &[f32]) -> Vec<f32> {
     match dtype {
         "Q8_0" => x.chunks(32).flat_map(q8_0).collect(),
@@ -68,7 +68,7 @@ fn qkx2(x: &[f32]) -> (f32, f32) {
     let mut best = error(&quants(15.0 / (high - low), low), scale, min);
     let (w, wx) = (sum(&|_| 1.0), sum(&|i| x[i]));
     for step in 0..=20 {
-        // From the best minimum so far.
+        // Starts from the best minimum so far.
         let q = quants((-1.0 + 0.1 * step as f32 + 15.0) / (high - min), min);
         let (l, l2, xl) = (
             total(&|i| weight[i] * q[i]),
@@ -91,7 +91,7 @@ fn qkx2(x: &[f32]) -> (f32, f32) {
     (scale, -min)
 }
 
-/// The first `n` values of a row as the device has it: the quants of all blocks, then 16 bytes a superblock.
+/// The first `n` values of a row in the device's layout: the quants of all blocks, then 16 bytes per superblock.
 pub fn decode(dtype: &str, row: &[u8], n: usize) -> Vec<f32> {
     let n_blocks = n.div_ceil(32);
     let block_bytes = if dtype == "Q8_0" { 32 } else { 16 };
@@ -101,7 +101,7 @@ pub fn decode(dtype: &str, row: &[u8], n: usize) -> Vec<f32> {
         let (b, e) = (i / 32, i % 32);
         let block = &row[b * block_bytes..][..block_bytes];
         let (s, j) = (b / 8 * 16, b % 8);
-        // A word's low halves are four elements, its high halves the next four.
+        // The low nibbles of a word are four elements, the high nibbles the next four.
         let quant = || f32::from((block[e / 8 * 4 + e % 4] >> (e % 8 / 4 * 4)) & 15);
         match dtype {
             "Q8_0" => half(s + 2 * j) * f32::from(block[e] as i8),

@@ -1,8 +1,8 @@
 //! Whole texts of a batch, row after row, and their tables on the device.
 
-use super::super::{PAGE_SIZE, RequestId};
-use super::{Output, Waiting};
+use super::Output;
 use crate::dtype::Dtype;
+use crate::engine::{PAGE_SIZE, RequestId};
 use crate::gpu::{Gpu, GpuError, Tensor};
 
 /// What one forward pass computes. No row is padding: the rows of one text follow those of the one before.
@@ -10,7 +10,7 @@ use crate::gpu::{Gpu, GpuError, Tensor};
 /// A text's keys and values lie in pages of its own, one after the other, and it is named by its first page: so page `i`
 /// of the text that is named `s` is `s + i`, and one table that says so serves every batch.
 #[derive(Debug, Default)]
-pub(super) struct Plan {
+pub(super) struct TextBatch {
     pub ids: Vec<RequestId>,
     pub output: Output,
     /// (first page of its text, position) of each row.
@@ -23,18 +23,20 @@ pub(super) struct Plan {
     pub ends: Vec<u32>,
     /// (first row, rows) of each text.
     pub spans: Vec<[u32; 2]>,
+    /// Values of a result, and what they are padded to, once it is recorded.
+    pub width: [usize; 2],
 }
 
-impl Plan {
+impl TextBatch {
     /// Adds a text, whose attention is computed in blocks of `block_rows` rows.
-    pub fn push(&mut self, text: &Waiting, block_rows: usize) {
-        let (first_row, first_page, n) = (self.rows.len(), self.tokens.len(), text.token_ids.len());
-        self.ids.push(text.id);
+    pub fn push(&mut self, id: RequestId, token_ids: &[u32], block_rows: usize) {
+        let (first_row, first_page, n) = (self.rows.len(), self.tokens.len(), token_ids.len());
+        self.ids.push(id);
         self.rows.extend((0..n as u32).map(|pos| [first_page as u32, pos]));
         for at in (0..n).step_by(block_rows) {
             self.blocks.push([(first_row + at) as u32, block_rows.min(n - at) as u32]);
         }
-        for tokens in text.token_ids.chunks(PAGE_SIZE) {
+        for tokens in token_ids.chunks(PAGE_SIZE) {
             let mut page = [0; PAGE_SIZE];
             page[..tokens.len()].copy_from_slice(tokens);
             self.tokens.push(page);
@@ -78,11 +80,11 @@ impl Tables {
         })
     }
 
-    pub fn write(&self, gpu: &Gpu, plan: &Plan) {
-        self.rows.write(gpu, 0, bytemuck::cast_slice(&plan.rows));
-        self.blocks.write(gpu, 0, bytemuck::cast_slice(&plan.blocks));
-        self.tokens.write(gpu, 0, bytemuck::cast_slice(&plan.tokens));
-        self.ends.write(gpu, 0, bytemuck::cast_slice(&plan.ends));
-        self.spans.write(gpu, 0, bytemuck::cast_slice(&plan.spans));
+    pub fn write(&self, gpu: &Gpu, batch: &TextBatch) {
+        self.rows.write(gpu, 0, bytemuck::cast_slice(&batch.rows));
+        self.blocks.write(gpu, 0, bytemuck::cast_slice(&batch.blocks));
+        self.tokens.write(gpu, 0, bytemuck::cast_slice(&batch.tokens));
+        self.ends.write(gpu, 0, bytemuck::cast_slice(&batch.ends));
+        self.spans.write(gpu, 0, bytemuck::cast_slice(&batch.spans));
     }
 }

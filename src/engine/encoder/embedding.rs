@@ -1,9 +1,9 @@
 //! From rows to embeddings: pooling, products, length 1.
 
-use super::EmbeddingConfig;
+use crate::checkpoint::EmbeddingConfig;
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder, Tensor};
-use crate::models::{Loader, ModelError};
+use crate::models::{Loader, ModelError, Upload};
 use crate::ops::{self, Act, Pooling, RmsNorm, Rows};
 
 /// The modules after the encoder, with room for their results.
@@ -29,21 +29,21 @@ struct Dense {
 const EPS: f32 = 1e-24;
 
 impl Embedding {
-    /// Loads the products and allocates.
+    /// Checks and allocates; the weights of the products follow with the uploads.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
-    pub fn load(
+    pub fn plan(
         gpu: &Gpu,
         config: &EmbeddingConfig,
         hidden_size: usize,
         max_seqs: usize,
-    ) -> Result<Embedding, ModelError> {
+    ) -> Result<(Embedding, Vec<Upload>), ModelError> {
         let rows = |label: &str, width| Tensor::zeros(gpu, label, [max_seqs, width], Dtype::F32);
-        let mut dense = Vec::with_capacity(config.dense.len());
+        let (mut dense, mut uploads) = (Vec::new(), Vec::new());
         for module in &config.dense {
             let (n_out, n_in) = (module.out_features, module.in_features);
-            let mut loader = Loader::new(gpu, &module.weights, None);
+            let mut loader = Loader::new(gpu, module.weights.clone(), None);
             dense.push(Dense {
                 w: loader.matrix("linear.weight", [n_out, n_in])?,
                 bias: module.bias.then(|| loader.vector("linear.bias", n_out)).transpose()?,
@@ -51,7 +51,7 @@ impl Embedding {
                 up: rows("dense up", n_out)?,
                 y: rows("dense", n_out)?,
             });
-            loader.upload(&mut |_| {})?;
+            uploads.push(loader.finish());
         }
         let width = config.width(hidden_size);
         let normalize = match config.normalize {
@@ -64,12 +64,12 @@ impl Embedding {
             }
         };
         let pooled = rows("pooled", config.pooling.len() * hidden_size)?;
-        Ok(Embedding { pooling: config.pooling.clone(), pooled, dense, normalize })
+        Ok((Embedding { pooling: config.pooling.clone(), pooled, dense, normalize }, uploads))
     }
 
     /// Records the embeddings `[max_seqs, width]` F32 of `n_seqs` texts, whose rows of `x` `spans` names, and returns
     /// where they will be.
-    pub fn record(&self, rec: &mut Recorder, x: &Tensor, spans: &Tensor, n_seqs: usize) -> &Tensor {
+    pub fn record(&self, rec: &mut Recorder, x: &Tensor, spans: &Tensor, n_seqs: usize) -> Tensor {
         let n = Rows { n_decode: n_seqs, n_prompt: 0 };
         for (i, pooling) in self.pooling.iter().enumerate() {
             ops::pool(rec, *pooling, spans, x, &self.pooled, i * x.n_cols(), n_seqs);
@@ -83,10 +83,10 @@ impl Embedding {
             last = y;
         }
         match &self.normalize {
-            None => last,
+            None => last.clone(),
             Some((norm, y)) => {
                 ops::rms_norm(rec, last, norm, None, y, 0..n_seqs);
-                y
+                y.clone()
             }
         }
     }

@@ -1,8 +1,7 @@
 //! Self-attention with its projections.
 
-use super::Activations;
 use crate::gpu::{Recorder, Tensor};
-use crate::models::{Batch, Loader, ModelError};
+use crate::models::{Activations, Batch, Loader, ModelError};
 use crate::ops::{self, Attention, HeadNorm, Input, Rotary};
 
 /// Names and options of the four projections, relative to a layer's prefix.

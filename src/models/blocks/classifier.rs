@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::LayerNorm;
-use crate::dtype::Dtype;
-use crate::gpu::{Recorder, Tensor};
-use crate::models::{Labels, Loader, ModelError, Problem};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::models::{LabelScratch, Labels, Loader, ModelError, Problem};
 use crate::ops::{self, Act, Pooling, Rows};
 
 /// The keys of `config.json` that describe a classification head.
@@ -87,17 +86,10 @@ pub struct ClassificationHead {
     norm: Option<LayerNorm>,
     out: Tensor,
     out_bias: Tensor,
-    /// `[max_seqs, hidden_size]`: pooled, what goes into the activation, what comes out of it, normalised.
-    pooled: Tensor,
-    up: Tensor,
-    activated: Tensor,
-    normed: Tensor,
-    /// `[max_seqs, n_labels]`.
-    logits: Tensor,
 }
 
 impl ClassificationHead {
-    /// Loads it, for up to `max_seqs` sequences.
+    /// Loads it.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
@@ -107,11 +99,8 @@ impl ClassificationHead {
         pooling: Pooling,
         act: Act,
         [hidden_size, n_labels]: [usize; 2],
-        max_seqs: usize,
     ) -> Result<Self, ModelError> {
         let n = hidden_size;
-        let gpu = loader.gpu().clone();
-        let rows = |label: &str, width| Tensor::zeros(&gpu, label, [max_seqs, width], Dtype::F32);
         let name = |layer: &str, part: &str| format!("{layer}.{part}");
         Ok(ClassificationHead {
             pooling,
@@ -128,29 +117,39 @@ impl ClassificationHead {
             },
             out: loader.as_stored(&name(names.out, "weight"), [n_labels, n])?,
             out_bias: loader.vector(&name(names.out, "bias"), n_labels)?,
-            pooled: rows("pooled", n)?,
-            up: rows("head up", n)?,
-            activated: rows("head act", n)?,
-            normed: rows("head norm", n)?,
-            logits: rows("label logits", n_labels)?,
         })
+    }
+
+    /// Allocates what it writes for up to `max_seqs` sequences.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    pub fn scratch(&self, gpu: &Gpu, max_seqs: usize) -> Result<LabelScratch, GpuError> {
+        LabelScratch::new(gpu, self.dense.n_rows(), self.out.n_rows(), max_seqs)
     }
 
     /// Records the logits `[max_seqs, n_labels]` F32 of `n_seqs` sequences, whose rows of `x` are in `spans`
     /// `[n_seqs, 2]`, and returns where they will be.
-    pub fn record(&self, rec: &mut Recorder, x: &Tensor, spans: &Tensor, n_seqs: usize) -> &Tensor {
+    pub fn record(
+        &self,
+        rec: &mut Recorder,
+        x: &Tensor,
+        spans: &Tensor,
+        n_seqs: usize,
+        s: &LabelScratch,
+    ) -> Tensor {
         let n = Rows { n_decode: n_seqs, n_prompt: 0 };
-        ops::pool(rec, self.pooling, spans, x, &self.pooled, 0, n_seqs);
-        let (input, bias) = ((&self.pooled).into(), self.dense_bias.as_ref());
-        ops::gate_up(rec, self.act, input, &self.dense, bias, &self.up, &self.activated, n);
+        ops::pool(rec, self.pooling, spans, x, &s.pooled, 0, n_seqs);
+        let (input, bias) = ((&s.pooled).into(), self.dense_bias.as_ref());
+        ops::gate_up(rec, self.act, input, &self.dense, bias, &s.up, &s.act, n);
         let last = match &self.norm {
             Some(norm) => {
-                norm.record(rec, &self.activated, &self.normed, n_seqs);
-                &self.normed
+                norm.record(rec, &s.act, &s.normed, n_seqs);
+                &s.normed
             }
-            None => &self.activated,
+            None => &s.act,
         };
-        ops::linear(rec, last, &self.out, Some(&self.out_bias), false, &self.logits, n);
-        &self.logits
+        ops::linear(rec, last, &self.out, Some(&self.out_bias), false, &s.logits, n);
+        s.logits.clone()
     }
 }

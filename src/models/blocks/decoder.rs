@@ -2,9 +2,9 @@
 
 use serde::Deserialize;
 
-use super::{Activations, Mlp, Projections, Rope, SelfAttention, Widths};
-use crate::gpu::{Recorder, Tensor};
-use crate::models::{Batch, Capacity, Loader, Model, ModelError, ModelShape};
+use super::{Mlp, Projections, Rope, SelfAttention};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::models::{Batch, Capacity, Loader, Model, ModelError, ModelKind, ModelShape, Scratch};
 use crate::ops::{self, Act, Attention, Input, Lookup, RmsNorm, Rows};
 
 /// The keys of `config.json` that the descendants have in common.
@@ -54,6 +54,7 @@ impl DecoderKeys {
         };
         ModelShape {
             architecture,
+            kind: ModelKind::Decoder,
             hidden_size: self.hidden_size,
             vocab_size: self.vocab_size,
             max_seq_len: self.max_position_embeddings,
@@ -93,11 +94,11 @@ pub struct DecoderLayer {
 /// The whole.
 #[derive(Debug)]
 pub struct Decoder {
+    shape: ModelShape,
     embed: Tensor,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     head: Tensor,
-    a: Activations,
 }
 
 /// The activation that a config names.
@@ -122,13 +123,13 @@ impl Decoder {
         shape: &ModelShape,
         keys: &DecoderKeys,
         variety: Variety,
-        capacity: Capacity,
+        max_seq_len: usize,
     ) -> Result<Self, ModelError> {
         let hidden = shape.hidden_size;
         let act = act("hidden_act", keys.hidden_act.as_deref().unwrap_or("silu"))?;
         let head_dim = shape.attention[0].head_dim;
         let gpu = loader.gpu().clone();
-        let rotary = keys.rope.table(&gpu, head_dim, shape.max_seq_len, capacity.max_seq_len)?;
+        let rotary = keys.rope.table(&gpu, head_dim, shape.max_seq_len, max_seq_len)?;
         let norm = |loader: &mut Loader<'_>, name: &str| -> Result<RmsNorm, ModelError> {
             Ok(RmsNorm { w: loader.vector(name, hidden)?, eps: keys.rms_norm_eps, offset: 0.0 })
         };
@@ -157,29 +158,32 @@ impl Decoder {
         } else {
             loader.table("lm_head.weight", [shape.vocab_size, hidden])?
         };
-        let widths = Widths { up: 2 * keys.intermediate_size, intermediate: keys.intermediate_size };
-        let a = Activations::new(&gpu, shape, widths, capacity)?;
-        Ok(Decoder { embed, layers, norm, head, a })
+        let shape = ModelShape { max_seq_len, ..shape.clone() };
+        Ok(Decoder { shape, embed, layers, norm, head })
     }
 }
 
 impl Model for Decoder {
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>) {
-        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.embed, 1.0, &self.a.x, b.n);
+    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
+        Scratch::new(gpu, &self.shape, capacity)
     }
 
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>) {
-        let (layer, a) = (&self.layers[i], &self.a);
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.embed, 1.0, &s.a.x, b.n);
+    }
+
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        let (layer, a) = (&self.layers[i], &s.a);
         let input = |norm| Input { x: &a.x, norm: Some((norm, &a.h)) };
         layer.attention.record(i, rec, b, input(&layer.attention_norm), a);
         layer.mlp.record(rec, b, input(&layer.mlp_norm), a);
     }
 
-    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>) -> &Tensor {
-        let a = &self.a;
+    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+        let a = &s.a;
         ops::rms_norm(rec, &a.x, &self.norm, Some(b.sampled), &a.last, 0..b.n_sampled);
         let n = Rows { n_decode: b.n_sampled, n_prompt: 0 };
         ops::linear(rec, &a.last, &self.head, None, false, &a.logits, n);
-        &a.logits
+        a.logits.clone()
     }
 }

@@ -1,8 +1,7 @@
 //! The feed-forward part of a layer.
 
-use super::Activations;
 use crate::gpu::{Recorder, Tensor};
-use crate::models::{Batch, Loader, ModelError};
+use crate::models::{Activations, Batch, Loader, ModelError};
 use crate::ops::{self, Act, Input};
 
 /// `down(act(gate(h)) · up(h))`, or `down(act(up(h)))` where there is no gate.

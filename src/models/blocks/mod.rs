@@ -1,6 +1,5 @@
 //! What architectures are made of.
 
-mod activations;
 mod attention;
 mod classifier;
 mod decoder;
@@ -9,7 +8,6 @@ mod mlp;
 mod post_norm;
 mod rope;
 
-pub use activations::{Activations, Widths};
 pub use attention::{Projections, SelfAttention};
 pub use classifier::{ClassificationHead, HeadNames, LabelKeys};
 pub(super) use decoder::act;

@@ -1,8 +1,8 @@
 //! The encoder that BERT's descendants share: attention, add, norm, feed-forward, add, norm (Devlin et al. 2019).
 
-use super::{Activations, ClassificationHead, LayerNorm, Mlp, SelfAttention, Widths};
-use crate::gpu::{Recorder, Tensor};
-use crate::models::{Batch, Capacity, Encoder, Loader, ModelError, ModelShape};
+use super::{ClassificationHead, LayerNorm, Mlp, SelfAttention};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::models::{Batch, Capacity, Loader, Model, ModelError, ModelShape, Scratch};
 use crate::ops::{self, Act, Lookup};
 
 /// What the weights are called, after `root`.
@@ -62,6 +62,7 @@ struct Layer {
 /// The whole, with a classification head or without.
 #[derive(Debug)]
 pub struct PostNormEncoder {
+    shape: ModelShape,
     first_position: usize,
     words: Tensor,
     positions: Tensor,
@@ -69,7 +70,6 @@ pub struct PostNormEncoder {
     norm: LayerNorm,
     layers: Vec<Layer>,
     head: Option<ClassificationHead>,
-    a: Activations,
 }
 
 impl PostNormEncoder {
@@ -83,10 +83,9 @@ impl PostNormEncoder {
         keys: PostNormKeys,
         names: &PostNormNames<'_>,
         head: Option<ClassificationHead>,
-        capacity: Capacity,
+        max_seq_len: usize,
     ) -> Result<Self, ModelError> {
         let (n, n_inner, eps, root) = (shape.hidden_size, shape.intermediate_size, keys.eps, names.root);
-        let gpu = loader.gpu().clone();
         let table = |part: &str| format!("{root}embeddings.{part}_embeddings.weight");
         let words = loader.table(&table("word"), [shape.vocab_size, n])?;
         let positions = loader.as_stored(&table("position"), [keys.n_positions, n])?;
@@ -131,38 +130,46 @@ impl PostNormEncoder {
         for name in ["cls.", "lm_head.", "vocab_"] {
             loader.ignore(name);
         }
-        let widths = Widths { up: n_inner, intermediate: n_inner };
-        let a = Activations::new(&gpu, shape, widths, capacity.without_logits())?;
+        let shape = ModelShape { max_seq_len, ..shape.clone() };
         let first_position = keys.first_position;
-        Ok(PostNormEncoder { first_position, words, positions, types, norm, layers, head, a })
+        Ok(PostNormEncoder { shape, first_position, words, positions, types, norm, layers, head })
     }
 }
 
-impl Encoder for PostNormEncoder {
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>) {
-        let h = &self.a.h;
+impl Model for PostNormEncoder {
+    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
+        let head = self.head.as_ref().map(|head| head.scratch(gpu, capacity.max_seqs));
+        Ok(Scratch {
+            labels: head.transpose()?,
+            ..Scratch::new(gpu, &self.shape, capacity.without_logits())?
+        })
+    }
+
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        let h = &s.a.h;
         let mut look_up = |lookup, table| ops::embed(rec, lookup, b.rows, b.tokens, table, 1.0, h, b.n);
         look_up(Lookup::Token, &self.words);
         look_up(Lookup::AddPositionAfter(self.first_position), &self.positions);
         if let Some(types) = &self.types {
             look_up(Lookup::AddRow(0), types);
         }
-        self.norm.record(rec, h, &self.a.x, b.n.count());
+        self.norm.record(rec, h, &s.a.x, b.n.count());
     }
 
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>) {
-        let (layer, a, n_rows) = (&self.layers[i], &self.a, b.n.count());
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        let (layer, a, n_rows) = (&self.layers[i], &s.a, b.n.count());
         layer.attention.record(i, rec, b, (&a.x).into(), a);
         layer.attention_norm.record(rec, &a.x, &a.h, n_rows);
         layer.mlp.record_onto(rec, b, (&a.h).into(), a, &a.h);
         layer.mlp_norm.record(rec, &a.h, &a.x, n_rows);
     }
 
-    fn rows(&self, _: &mut Recorder, _: &Batch<'_>) -> &Tensor {
-        &self.a.x
+    fn rows(&self, _: &mut Recorder, _: &Batch<'_>, s: &mut Scratch) -> Tensor {
+        s.a.x.clone()
     }
 
-    fn logits(&self, rec: &mut Recorder, spans: &Tensor, n_seqs: usize) -> Option<&Tensor> {
-        self.head.as_ref().map(|head| head.record(rec, &self.a.x, spans, n_seqs))
+    fn classify(&self, rec: &mut Recorder, spans: &Tensor, n_seqs: usize, s: &mut Scratch) -> Option<Tensor> {
+        let (head, labels) = (self.head.as_ref()?, s.labels.as_ref()?);
+        Some(head.record(rec, &s.a.x, spans, n_seqs, labels))
     }
 }

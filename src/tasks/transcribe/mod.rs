@@ -26,7 +26,8 @@ pub use options::{SpeechTask, TranscribeOptions};
 pub use transcription::Transcription;
 
 use crate::audio::{AudioError, AudioReader};
-use crate::engine::{Checkpoint, Engine, EngineError, EngineOptions};
+use crate::checkpoint::ModelFiles;
+use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::ops::Attention;
 use crate::tasks::{Engines, run};
 use crate::text::{TextError, Tokenizer};
@@ -184,14 +185,14 @@ impl Transcriber {
     /// # Errors
     /// A model that does not hear, a tokenizer without the tokens that it needs, a language that it does not know, an
     /// option that is out of its range.
-    pub fn new(checkpoint: &Checkpoint, options: TranscribeOptions) -> Result<Transcriber, TranscribeError> {
-        let shape = checkpoint.architecture.shape();
+    pub fn new(files: &ModelFiles, options: TranscribeOptions) -> Result<Transcriber, TranscribeError> {
+        let shape = files.architecture.shape();
         let Some(sound) = &shape.audio else {
             return Err(TranscribeError::NotSpeech { architecture: shape.architecture });
         };
         options.check()?;
-        let tokenizer = checkpoint.tokenizer.as_ref().map_err(Clone::clone)?.clone();
-        let tokens = SpeechTokens::new(checkpoint, &tokenizer)?;
+        let tokenizer = files.tokenizer.as_ref().map_err(Clone::clone)?.clone();
+        let tokens = SpeechTokens::new(files, &tokenizer)?;
         let language = match &options.language {
             Some(language) => tokens.language(language)?,
             None => None,
@@ -199,7 +200,7 @@ impl Transcriber {
         if !tokens.can(options.task) {
             return Err(TranscribeError::NoTranslation);
         }
-        let alignment_heads = alignment_heads(&checkpoint.generation, &sound.cross_attention)?;
+        let alignment_heads = alignment_heads(&files.generation.json, &sound.cross_attention)?;
         Ok(Transcriber(Arc::new(Plan { tokens, tokenizer, options, language, alignment_heads })))
     }
 

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use super::languages::{self, LANGUAGES};
 use super::{SpeechTask, TranscribeError};
-use crate::engine::{Checkpoint, SpeechRules, TimestampRules};
+use crate::checkpoint::ModelFiles;
+use crate::engine::{SpeechRules, TimestampRules};
 use crate::text::Tokenizer;
 
 /// Vocabulary from which on a checkpoint that does not say so is multilingual (`is_multilingual` of
@@ -44,9 +45,9 @@ pub(super) struct SpeechTokens {
 impl SpeechTokens {
     /// # Errors
     /// [`TranscribeError::Token`] names the first that is missing.
-    pub fn new(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> Result<SpeechTokens, TranscribeError> {
-        let generation = &checkpoint.generation;
-        let vocab_size = checkpoint.architecture.shape().vocab_size;
+    pub fn new(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<SpeechTokens, TranscribeError> {
+        let generation = &files.generation.json;
+        let vocab_size = files.architecture.shape().vocab_size;
         let id = |name: &str| tokenizer.token_to_id(name).filter(|id| (*id as usize) < vocab_size);
         let need = |name: &'static str| id(name).ok_or(TranscribeError::Token { name });
         let list = |key: &str| generation.get(key).and_then(Value::as_array).map(|ids| numbers(ids));

@@ -1,36 +1,19 @@
-//! What lies in an encoder's folder, opened but not loaded; among it what sentence-transformers wrote of how rows become
-//! an embedding.
+//! What sentence-transformers wrote of how the rows of a text become its embedding.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Component, Path};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::super::EngineError;
-use super::super::checkpoint::config;
-use crate::models::{self, EncoderArchitecture};
+use super::CheckpointError;
+use super::files::{Files, Kind, in_folder, optional};
 use crate::ops::{Act, Pooling};
-use crate::text::{TextError, Tokenizer};
 use crate::weights::Weights;
 
-/// An encoder's folder in Hugging Face layout: architecture, weights (mapped), tokenizer (if there is one), and how its
-/// rows become an embedding.
-pub struct EncoderCheckpoint {
-    /// Where it came from, for messages.
-    pub name: String,
-    /// From `config.json`.
-    pub architecture: Box<dyn EncoderArchitecture>,
-    /// The tensors.
-    pub weights: Weights,
-    /// The tokenizer, or why there is none.
-    pub tokenizer: Result<Tokenizer, TextError>,
-    /// From `modules.json` and the files beside it.
-    pub embedding: EmbeddingConfig,
-}
-
 /// How the rows of a text become its embedding: the modules of sentence-transformers (Reimers & Gurevych 2019).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct EmbeddingConfig {
     /// Pooled in these ways, one beside the other.
     pub pooling: Vec<Pooling>,
@@ -50,11 +33,14 @@ pub struct EmbeddingConfig {
     pub is_declared: bool,
 }
 
+/// Modules that a model may list: more than any has, few enough for each to open files of its own.
+const MOST_MODULES: usize = 16;
+
 /// A product with an activation after the pooling.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct DenseModule {
     /// `linear.weight`, `linear.bias`.
-    pub weights: Weights,
+    pub weights: Arc<Weights>,
     /// Values that go in.
     pub in_features: usize,
     /// Values that come out.
@@ -63,24 +49,6 @@ pub struct DenseModule {
     pub bias: bool,
     /// None where it is the identity.
     pub act: Option<Act>,
-}
-
-impl EncoderCheckpoint {
-    /// Opens a folder.
-    ///
-    /// # Errors
-    /// [`EngineError::Model`], [`EngineError::Config`] and [`EngineError::Weights`] say what is wrong with which file.
-    pub fn open(dir: &Path) -> Result<EncoderCheckpoint, EngineError> {
-        let architecture = models::open_encoder(&config(dir)?)?;
-        let embedding = EmbeddingConfig::open(dir, architecture.shape().hidden_size)?;
-        Ok(EncoderCheckpoint {
-            name: dir.display().to_string(),
-            architecture,
-            weights: Weights::open(dir)?,
-            tokenizer: Tokenizer::open(dir),
-            embedding,
-        })
-    }
 }
 
 /// An entry of `modules.json`.
@@ -148,38 +116,52 @@ fn yes() -> bool {
     true
 }
 
-impl EmbeddingConfig {
-    fn open(dir: &Path, hidden_size: usize) -> Result<EmbeddingConfig, EngineError> {
-        let transformer: TransformerConfig =
-            read(&dir.join("sentence_bert_config.json"))?.unwrap_or_default();
-        let prompts: PromptConfig = read(&dir.join("config_sentence_transformers.json"))?.unwrap_or_default();
-        let mut config = EmbeddingConfig {
-            pooling: Vec::new(),
+/// The mean of all tokens, with length 1: what sentence-transformers does where there is no `modules.json`.
+impl Default for EmbeddingConfig {
+    fn default() -> Self {
+        EmbeddingConfig {
+            pooling: vec![Pooling::Mean],
             dense: Vec::new(),
-            normalize: false,
+            normalize: true,
+            max_seq_length: None,
+            do_lower_case: false,
+            prompts: BTreeMap::new(),
+            default_prompt_name: None,
+            is_declared: false,
+        }
+    }
+}
+
+impl EmbeddingConfig {
+    /// Reads the files of a model whose rows have `hidden_size`.
+    pub(super) fn read(files: Files<'_>, hidden_size: usize) -> Result<EmbeddingConfig, CheckpointError> {
+        let transformer: TransformerConfig =
+            optional(json(files, "sentence_bert_config.json"))?.unwrap_or_default();
+        let prompts: PromptConfig =
+            optional(json(files, "config_sentence_transformers.json"))?.unwrap_or_default();
+        let unasked = EmbeddingConfig {
             max_seq_length: transformer.max_seq_length,
             do_lower_case: transformer.do_lower_case,
             prompts: prompts.prompts,
             default_prompt_name: prompts.default_prompt_name,
-            is_declared: true,
+            ..EmbeddingConfig::default()
         };
-        let path = dir.join("modules.json");
-        let Some(modules) = read::<Vec<Module>>(&path)? else {
-            return Ok(EmbeddingConfig {
-                pooling: vec![Pooling::Mean],
-                normalize: true,
-                is_declared: false,
-                ..config
-            });
-        };
-        let wrong = |message| Err(EngineError::Config { path: path.clone(), message });
+        const MODULES: &str = "modules.json";
+        let Some(modules) = optional(json::<Vec<Module>>(files, MODULES))? else { return Ok(unasked) };
+        let mut config =
+            EmbeddingConfig { pooling: Vec::new(), normalize: false, is_declared: true, ..unasked };
+        let wrong = |message: String| Err(CheckpointError::config(&files.path(MODULES), message));
+        if modules.len() > MOST_MODULES {
+            return wrong(format!("{} modules, expected at most {MOST_MODULES}", modules.len()));
+        }
         let mut width = hidden_size;
         for module in &modules {
             // A name with a path in it could reach outside the folder.
-            if std::path::Path::new(&module.path).components().count() > 1 || module.path == ".." {
+            let mut parts = Path::new(&module.path).components();
+            if !matches!((parts.next(), parts.next()), (None | Some(Component::Normal(_)), None)) {
                 return wrong(format!("`path` is `{}`, expected a folder beside it", module.path));
             }
-            let folder = dir.join(&module.path);
+            let folder = module.path.as_str();
             // The packages moved between versions, the classes did not.
             let class = module.r#type.rsplit('.').next().unwrap_or_default();
             match class {
@@ -188,15 +170,14 @@ impl EmbeddingConfig {
                 }
                 "Transformer" if module.path.is_empty() && config.pooling.is_empty() => {}
                 "Transformer" => {
-                    let path = &module.path;
-                    return wrong(format!("`Transformer` is in `{path}`, expected it first, in no folder"));
+                    return wrong(format!("`Transformer` is in `{folder}`, expected it first, in no folder"));
                 }
                 "Pooling" if config.pooling.is_empty() => {
-                    config.pooling = pooling(&folder, hidden_size)?;
+                    config.pooling = pooling(files, folder, hidden_size)?;
                     width = config.pooling.len() * hidden_size;
                 }
                 "Dense" if !config.pooling.is_empty() => {
-                    let dense = DenseModule::open(&folder, width)?;
+                    let dense = DenseModule::read(files, folder, width)?;
                     width = dense.out_features;
                     config.dense.push(dense);
                 }
@@ -222,10 +203,10 @@ impl EmbeddingConfig {
 }
 
 /// The ways of a `Pooling` module, in the order in which sentence-transformers puts them side by side.
-fn pooling(folder: &Path, hidden_size: usize) -> Result<Vec<Pooling>, EngineError> {
-    let path = folder.join("config.json");
-    let config: PoolingConfig = need(&path)?;
-    let wrong = |message| Err(EngineError::Config { path: path.clone(), message });
+fn pooling(files: Files<'_>, folder: &str, hidden_size: usize) -> Result<Vec<Pooling>, CheckpointError> {
+    let name = in_folder(folder, "config.json");
+    let config: PoolingConfig = json(files, &name)?;
+    let wrong = |message: String| Err(CheckpointError::config(&files.path(&name), message));
     if let Some(found) = config.word_embedding_dimension.filter(|n| *n != hidden_size) {
         let message =
             format!("`word_embedding_dimension` is {found}, expected {hidden_size} as in the model");
@@ -268,10 +249,10 @@ fn pooling(folder: &Path, hidden_size: usize) -> Result<Vec<Pooling>, EngineErro
 }
 
 impl DenseModule {
-    fn open(folder: &Path, width: usize) -> Result<DenseModule, EngineError> {
-        let path = folder.join("config.json");
-        let config: DenseConfig = need(&path)?;
-        let wrong = |message| Err(EngineError::Config { path: path.clone(), message });
+    fn read(files: Files<'_>, folder: &str, width: usize) -> Result<DenseModule, CheckpointError> {
+        let name = in_folder(folder, "config.json");
+        let config: DenseConfig = json(files, &name)?;
+        let wrong = |message: String| Err(CheckpointError::config(&files.path(&name), message));
         if config.in_features != width {
             return wrong(format!("`in_features` is {}, expected {width}", config.in_features));
         }
@@ -291,23 +272,13 @@ impl DenseModule {
             }
         };
         let DenseConfig { in_features, out_features, bias, .. } = config;
-        Ok(DenseModule { weights: Weights::open(folder)?, in_features, out_features, bias, act })
+        let weights = files.weights(folder)?.into();
+        Ok(DenseModule { weights, in_features, out_features, bias, act })
     }
 }
 
-/// A JSON file, `None` if it is not there.
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, EngineError> {
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(EngineError::Io { path: path.into(), source }),
-    };
-    let parsed = serde_json::from_slice(&text);
-    parsed.map(Some).map_err(|e| EngineError::Config { path: path.into(), message: e.to_string() })
-}
-
-/// A JSON file that must be there.
-fn need<T: DeserializeOwned>(path: &Path) -> Result<T, EngineError> {
-    let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-    read(path)?.ok_or(EngineError::Io { path: path.into(), source: missing })
+/// A JSON file.
+fn json<T: DeserializeOwned>(files: Files<'_>, name: &str) -> Result<T, CheckpointError> {
+    let text = files.read(name, Kind::Settings)?;
+    serde_json::from_slice(&text).map_err(|e| CheckpointError::config(&files.path(name), e))
 }

@@ -1,0 +1,254 @@
+//! Layer 3: models, opened but not loaded.
+//!
+//! A [`Source`] becomes [`ModelFiles`]: whatever container a model came in, these are its parts. [`Source::parse`] decides
+//! what a name is, `files` reads. A new container is a variant of [`Source`] with a function that makes [`ModelFiles`]
+//! of it.
+
+mod embedding;
+mod error;
+mod files;
+mod generation;
+mod source;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use embedding::{DenseModule, EmbeddingConfig};
+pub use error::CheckpointError;
+use files::{Files, Kind, optional};
+pub use generation::GenerationConfig;
+pub use source::Source;
+
+use crate::dtype::Dtype;
+use crate::models::{self, Architecture, Labels, ModelKind, ModelShape};
+use crate::text::{TextError, Tokenizer, TokenizerFiles};
+use crate::weights::Weights;
+
+/// An opened model: everything that it is made of, and nothing of it in device memory.
+pub struct ModelFiles {
+    /// Where it came from, for messages.
+    pub name: String,
+    /// `config.json`.
+    pub config: String,
+    /// What that says.
+    pub architecture: Box<dyn Architecture>,
+    /// The tensors; of a folder they are mapped, not read.
+    pub weights: Arc<Weights>,
+    /// The tokenizer with its chat template, or why there is none.
+    pub tokenizer: Result<Tokenizer, TextError>,
+    /// `generation_config.json`.
+    pub generation: GenerationConfig,
+    /// How rows become an embedding: `modules.json` and the files that it names. `Some` for encoders.
+    pub embedding: Option<EmbeddingConfig>,
+    /// What the classification head tells apart, if there is one.
+    pub labels: Option<Labels>,
+}
+
+/// Something that a model can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ability {
+    /// Continue a text.
+    Generate,
+    /// Turn speech into text.
+    Hear,
+    /// Turn a text into a vector.
+    Embed,
+    /// Give the labels of its own classification head their probabilities.
+    Classify,
+}
+
+impl Ability {
+    /// A verb.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ability::Generate => "generate",
+            Ability::Hear => "transcribe",
+            Ability::Embed => "embed",
+            Ability::Classify => "classify",
+        }
+    }
+}
+
+/// The demonstration model's files.
+macro_rules! demo {
+    ($($file:literal),* $(,)?) => {
+        Files::Embedded(&[$(($file, include_bytes!(concat!("../../assets/demo/", $file)))),*])
+    };
+}
+
+const DEMO: Files<'static> = demo!(
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+);
+
+/// Vocabularies in formats that are not read, for the message that `tokenizer.json` is missing.
+const OTHER_TOKENIZERS: [&str; 6] =
+    ["tokenizer.model", "spiece.model", "tiktoken.model", "vocab.json", "merges.txt", "vocab.txt"];
+
+const CONFIG: &str = "config.json";
+const GENERATION_CONFIG: &str = "generation_config.json";
+
+impl ModelFiles {
+    /// Opens what is at `path`, whatever container that is.
+    ///
+    /// # Errors
+    /// Those of [`Source::parse`] and [`ModelFiles::from_source`].
+    pub fn open(path: &Path) -> Result<ModelFiles, CheckpointError> {
+        ModelFiles::from_source(&Source::parse(path)?)
+    }
+
+    /// Opens the demonstration model in the binary, [`Source::Demo`].
+    ///
+    /// # Errors
+    /// [`CheckpointError`], if these files are not what they should be.
+    pub fn demo() -> Result<ModelFiles, CheckpointError> {
+        ModelFiles::from_source(&Source::Demo)
+    }
+
+    /// Opens a source.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] says what is wrong with which file.
+    pub fn from_source(source: &Source) -> Result<ModelFiles, CheckpointError> {
+        match source {
+            Source::Folder(dir) => ModelFiles::read(dir.display().to_string(), Files::Folder(dir)),
+            Source::Demo => ModelFiles::read("demonstration model".to_string(), DEMO),
+        }
+    }
+
+    /// A model of the shape that `config_json` describes, with random weights that are drawn on the device at load,
+    /// matrices in `dtype`: for measurements. It has no tokenizer, and needs a device of our own.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Model`] says what is wrong with the config, [`CheckpointError::RandomDtype`] that nothing is
+    /// drawn in `dtype`.
+    pub fn random(name: &str, config_json: &str, dtype: Dtype) -> Result<ModelFiles, CheckpointError> {
+        if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            return Err(CheckpointError::RandomDtype { found: dtype });
+        }
+        let architecture = models::open(config_json)?;
+        let embedding = (architecture.shape().kind == ModelKind::Encoder).then(EmbeddingConfig::default);
+        let labels = architecture.labels()?;
+        Ok(ModelFiles {
+            name: name.to_string(),
+            config: config_json.to_string(),
+            architecture,
+            weights: Weights::random(dtype).into(),
+            tokenizer: Err(TextError::NoTokenizer { dir: name.into(), found: Vec::new() }),
+            generation: GenerationConfig::default(),
+            embedding,
+            labels,
+        })
+    }
+
+    /// Reads files in Hugging Face layout, each once.
+    fn read(name: String, files: Files<'_>) -> Result<ModelFiles, CheckpointError> {
+        let config = text(&files.path(CONFIG), files.read(CONFIG, Kind::Settings)?.into_owned())?;
+        let architecture = models::open(&config)?;
+        let generation_json = optional(files.read(GENERATION_CONFIG, Kind::Settings))?;
+        let parse = |json: &[u8]| GenerationConfig::parse(&files.path(GENERATION_CONFIG), json);
+        let generation = generation_json.as_deref().map(parse).transpose()?.unwrap_or_default();
+        let ModelShape { kind, hidden_size, .. } = architecture.shape();
+        let embedding = match kind {
+            ModelKind::Decoder => None,
+            ModelKind::Encoder => Some(EmbeddingConfig::read(files, hidden_size)?),
+        };
+        let labels = architecture.labels()?;
+        let weights = files.weights("")?.into();
+        let tokenizer = match tokenizer(files, Some(config.as_bytes()), generation_json.as_deref()) {
+            Ok(tokenizer) => Ok(tokenizer),
+            Err(CheckpointError::Text(error)) => Err(error),
+            Err(other) => return Err(other),
+        };
+        Ok(ModelFiles { name, config, architecture, weights, tokenizer, generation, embedding, labels })
+    }
+
+    /// What the model is made for.
+    pub fn kind(&self) -> ModelKind {
+        self.architecture.shape().kind
+    }
+
+    /// What the model can do.
+    pub fn abilities(&self) -> Vec<Ability> {
+        match self.kind() {
+            ModelKind::Decoder if self.architecture.shape().audio.is_some() => vec![Ability::Hear],
+            ModelKind::Decoder => vec![Ability::Generate],
+            ModelKind::Encoder if self.labels.is_some() => vec![Ability::Embed, Ability::Classify],
+            ModelKind::Encoder => vec![Ability::Embed],
+        }
+    }
+
+    /// Whether the model can do something.
+    pub fn can(&self, ability: Ability) -> bool {
+        self.abilities().contains(&ability)
+    }
+
+    /// Refuses a model of the other kind.
+    ///
+    /// # Errors
+    /// [`CheckpointError::WrongKind`] says what the model can do.
+    pub fn expect(&self, kind: ModelKind) -> Result<(), CheckpointError> {
+        if self.kind() == kind {
+            return Ok(());
+        }
+        let architecture = self.architecture.shape().architecture;
+        Err(CheckpointError::WrongKind { architecture, kind: self.kind(), can: self.abilities() })
+    }
+}
+
+/// Opens the tokenizer of a folder that may hold nothing else.
+///
+/// # Errors
+/// [`CheckpointError::Text`] if there is none, or a file does not hold what it should; otherwise what keeps a file from
+/// being read.
+pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
+    let files = Files::Folder(dir);
+    let config = optional(files.read(CONFIG, Kind::Settings))?;
+    let generation = optional(files.read(GENERATION_CONFIG, Kind::Settings))?;
+    tokenizer(files, config.as_deref(), generation.as_deref())
+}
+
+/// Reads a `config.json`: the file at `path`, or the one in the folder there.
+///
+/// # Errors
+/// What keeps the file from being read.
+pub fn read_config(path: &Path) -> Result<String, CheckpointError> {
+    let path = if path.is_dir() { path.join(CONFIG) } else { path.to_path_buf() };
+    text(&path, files::read(&path, Kind::Settings)?)
+}
+
+/// Reads what a tokenizer is made of besides `config.json` and `generation_config.json`.
+fn tokenizer(
+    files: Files<'_>,
+    config: Option<&[u8]>,
+    generation_config: Option<&[u8]>,
+) -> Result<Tokenizer, CheckpointError> {
+    let Some(tokenizer) = optional(files.read("tokenizer.json", Kind::Tokenizer))? else {
+        let dir = files.path("");
+        let found = OTHER_TOKENIZERS.into_iter().filter(|name| dir.join(name).exists());
+        let found = found.map(str::to_string).collect();
+        return Err(TextError::NoTokenizer { dir, found }.into());
+    };
+    let tokenizer_config = optional(files.read("tokenizer_config.json", Kind::Settings))?;
+    let jinja = optional(files.read("chat_template.jinja", Kind::Template))?;
+    let template = match jinja {
+        Some(_) => None,
+        None => optional(files.read("chat_template.json", Kind::Template))?,
+    };
+    Ok(Tokenizer::from_files(&TokenizerFiles {
+        tokenizer: &tokenizer,
+        tokenizer_config: tokenizer_config.as_deref(),
+        generation_config,
+        config,
+        chat_template_jinja: jinja.as_deref(),
+        chat_template_json: template.as_deref(),
+    })?)
+}
+
+/// The contents of the file at `path` as text.
+fn text(path: &Path, bytes: Vec<u8>) -> Result<String, CheckpointError> {
+    String::from_utf8(bytes).map_err(|e| CheckpointError::config(path, e))
+}

@@ -1,0 +1,387 @@
+//! From files to an engine: everything is allocated at once, then weights are uploaded in slices while kernels compile.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::model::page_width;
+use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
+use super::scheduler::{Admission, ClipTable, Limits, PAGE_SIZE, Scheduler, Step};
+use super::stepper::{Kind, Machine, Size, Source, Stepper};
+use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, RequestId, Sampling};
+use crate::checkpoint::ModelFiles;
+use crate::dtype::{BLOCK, Dtype};
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
+use crate::models::{Capacity, ModelError, ModelKind, ModelShape, Progress, Upload};
+use crate::ops::{KvLayer, Rows};
+
+/// Longest context that is allocated by default: models are made for 128 K and more, few machines are.
+pub(super) const DEFAULT_CTX: usize = 4096;
+
+/// Bytes of a piece of weights, and most pieces of a slice: the driver keeps a copy of each until it was submitted, and
+/// two slices can be in flight.
+const PIECE: usize = 4 << 20;
+const MOST_PIECES: usize = 8;
+
+/// An engine whose weights are on their way. It is driven like the engine itself: [`Loading::advance`] in a host's frame
+/// loop until [`Loading::is_done`], then [`Loading::finish`]; or [`Loading::wait`] on a device of our own.
+pub struct Loading<E> {
+    gpu: Gpu,
+    uploads: Uploads,
+    stepper: Stepper<usize>,
+    compiler: JoinHandle<Result<Duration, GpuError>>,
+    /// Makes the engine of the time that compiling took.
+    finish: Box<dyn FnOnce(Duration) -> E + Send>,
+}
+
+/// Weights on their way.
+struct Uploads(Vec<Upload>);
+
+impl<E> Loading<E> {
+    /// Begins to compile `variants`; `finish` makes the engine when all is there.
+    pub(super) fn new(
+        gpu: &Gpu,
+        uploads: Vec<Upload>,
+        variants: Vec<Variant>,
+        finish: impl FnOnce(Duration) -> E + Send + 'static,
+    ) -> Result<Self, EngineError> {
+        let compiler = gpu.clone();
+        let compile = move || {
+            let begin = Instant::now();
+            compiler.compile(&variants).map(|()| begin.elapsed())
+        };
+        Ok(Loading {
+            gpu: gpu.clone(),
+            uploads: Uploads(uploads),
+            stepper: Stepper::new(gpu, 4, true)?,
+            compiler: std::thread::spawn(compile),
+            finish: Box::new(finish),
+        })
+    }
+
+    /// Bytes so far, and in all.
+    pub fn progress(&self) -> Progress {
+        let mut sum = Progress { done_bytes: 0, total_bytes: 0 };
+        for progress in self.uploads.0.iter().map(Upload::progress) {
+            sum.done_bytes += progress.done_bytes;
+            sum.total_bytes += progress.total_bytes;
+        }
+        sum
+    }
+
+    /// Whether [`Loading::finish`] has nothing to wait for.
+    pub fn is_done(&self) -> bool {
+        self.uploads.is_done() && self.stepper.is_idle() && self.compiler.is_finished()
+    }
+
+    /// Records uploads for about `budget` of the device's time, and returns what the host has to submit. Never waits.
+    ///
+    /// # Errors
+    /// [`EngineError::Gpu`], [`EngineError::Model`].
+    pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
+        self.stepper.advance(&mut self.uploads, budget)
+    }
+
+    /// The engine. Waits for kernels that still compile, on a thread of their own.
+    ///
+    /// # Errors
+    /// [`EngineError::NotLoaded`] while weights are on their way; [`EngineError::Gpu`] names a kernel that does not
+    /// compile.
+    pub fn finish(self) -> Result<E, EngineError> {
+        if !self.uploads.is_done() || !self.stepper.is_idle() {
+            let Progress { done_bytes, total_bytes } = self.progress();
+            return Err(EngineError::NotLoaded { done_bytes, total_bytes });
+        }
+        let died = |_| Err(GpuError::Device { message: "the compiler's thread died".into() });
+        let compile_time = self.compiler.join().unwrap_or_else(died)?;
+        Ok((self.finish)(compile_time))
+    }
+
+    /// Uploads what is left and returns the engine; `progress` hears of the weights on their way. On an adopted device
+    /// this works only where nothing has to be quantised: uploads wait for the host's next submission then.
+    ///
+    /// # Errors
+    /// Those of [`Loading::advance`] and [`Loading::finish`]; [`GpuError::Adopted`] if the host has to submit.
+    pub fn wait(mut self, progress: &mut dyn FnMut(Progress)) -> Result<E, EngineError> {
+        if self.gpu.is_owned() {
+            while !self.uploads.is_done() || !self.stepper.is_idle() {
+                self.stepper.pump(&mut self.uploads)?;
+                progress(self.progress());
+            }
+        } else {
+            for upload in &mut self.uploads.0 {
+                upload.run(&self.gpu, progress).map_err(ModelError::from)?;
+            }
+        }
+        self.finish()
+    }
+}
+
+impl Uploads {
+    fn is_done(&self) -> bool {
+        self.0.iter().all(Upload::is_done)
+    }
+}
+
+impl Machine for Uploads {
+    /// The upload that it is part of.
+    type Work = usize;
+
+    fn next(&mut self) -> Option<usize> {
+        self.0.iter().position(|upload| !upload.is_done())
+    }
+
+    fn size(&self, upload: &usize) -> Size {
+        let Progress { done_bytes, total_bytes } = self.0[*upload].progress();
+        let n_pieces = total_bytes.saturating_sub(done_bytes).div_ceil(PIECE);
+        Size { kind: Kind::Upload, n_layers: n_pieces.clamp(1, MOST_PIECES), n_units: 1 }
+    }
+
+    fn record(
+        &mut self,
+        rec: &mut Recorder,
+        upload: &mut usize,
+        pieces: Range<usize>,
+    ) -> Result<Vec<Source>, EngineError> {
+        self.0[*upload].record(rec, pieces.len() * PIECE).map_err(ModelError::from)?;
+        Ok(Vec::new())
+    }
+
+    fn landed(&mut self, _: usize, _: &[u8]) {}
+}
+
+impl Engine {
+    /// Loads a model and allocates everything; `progress` hears of the weights on their way.
+    ///
+    /// On an adopted device uploads wait for the host's next submission, and the driver keeps a copy of each until
+    /// then: [`Engine::loading`] keeps these copies few.
+    ///
+    /// # Errors
+    /// [`EngineError`] names the file, tensor or limit.
+    pub fn load(
+        gpu: &Gpu,
+        files: ModelFiles,
+        options: EngineOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Engine, EngineError> {
+        Engine::loading(gpu, files, options)?.wait(progress)
+    }
+
+    /// The same in slices. Names, shapes and limits are checked and everything is allocated here.
+    ///
+    /// # Errors
+    /// As [`Engine::load`].
+    pub fn loading(
+        gpu: &Gpu,
+        files: ModelFiles,
+        options: EngineOptions,
+    ) -> Result<Loading<Engine>, EngineError> {
+        let shape = files.architecture.shape();
+        let ctx = options.ctx.unwrap_or(shape.max_seq_len.min(DEFAULT_CTX));
+        let options = EngineOptions { ctx: Some(ctx), ..options };
+        // Asked first, so that a context beyond all bounds fails before anything is allocated for it.
+        let sizes = Sizes::new(gpu, &shape, &options)?;
+        let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Decoder, ctx, options.quantize)?;
+        let (mut engine, variants) = Engine::build(gpu, Arc::new(model), &options, sizes)?;
+        Loading::new(gpu, vec![upload], variants, |compile_time| {
+            engine.compile_time = compile_time;
+            engine
+        })
+    }
+
+    /// Another engine on a model that is loaded already, on the same device: with activations, cache and requests of its
+    /// own. [`EngineOptions::quantize`] has no effect here.
+    ///
+    /// # Errors
+    /// [`EngineError::Parameter`] if the context is longer than the one that the model was loaded for;
+    /// [`EngineError::Gpu`].
+    pub fn new(gpu: &Gpu, model: &Arc<LoadedModel>, options: EngineOptions) -> Result<Engine, EngineError> {
+        let ctx = options.ctx.unwrap_or(model.max_seq_len);
+        if ctx > model.max_seq_len {
+            let expected = "at most the context that the model was loaded for";
+            return Err(EngineError::Parameter { name: "ctx", found: ctx.to_string(), expected });
+        }
+        let options = EngineOptions { ctx: Some(ctx), ..options };
+        let sizes = Sizes::new(gpu, &model.shape, &options)?;
+        let (mut engine, variants) = Engine::build(gpu, model.clone(), &options, sizes)?;
+        let begin = Instant::now();
+        gpu.compile(&variants)?;
+        engine.compile_time = begin.elapsed();
+        Ok(engine)
+    }
+
+    /// Allocates everything, and says which variants its steps use.
+    fn build(
+        gpu: &Gpu,
+        model: Arc<LoadedModel>,
+        options: &EngineOptions,
+        sizes: Sizes,
+    ) -> Result<(Engine, Vec<Variant>), EngineError> {
+        let shape = &model.shape;
+        let Sizes { capacity, n_pages, seq_pages, max_logprobs, prompt_logprobs } = sizes;
+        let Capacity { max_rows, max_seqs, max_sampled, max_seq_len: ctx } = capacity;
+        let kv = shape.attention.iter().enumerate();
+        let kv = kv.map(|(i, a)| KvLayer::new(gpu, i, n_pages, page_width(a), options.kv_dtype));
+        let clips = shape.audio.as_ref().map(|audio| {
+            let n_places = at_least_one("max_clips", options.max_clips)?;
+            let table = ClipTable::new(n_places, [audio.n_frames, audio.n_mels]);
+            let heads = &options.alignment_heads;
+            let clips = Clips::new(gpu, audio, n_places, capacity, options.kv_dtype, heads)?;
+            Ok::<_, EngineError>((table, clips))
+        });
+        let (clip_table, clips) = clips.transpose()?.unzip();
+        let mut runner = Runner {
+            gpu: gpu.clone(),
+            model: model.weights.clone(),
+            scratch: model.weights.scratch(gpu, capacity)?,
+            kv: kv.collect::<Result<_, GpuError>>()?,
+            steps: StepTables::new(gpu, max_rows, max_sampled)?,
+            slots: SlotTables::new(gpu, max_seqs, ctx, seq_pages, shape.vocab_size)?,
+            results: Results::new(gpu, capacity, shape.vocab_size, max_logprobs)?,
+            clips,
+        };
+        let mut read_bytes = runner.results.step_bytes();
+        if options.logits {
+            read_bytes +=
+                (max_sampled * Dtype::F32.bytes(shape.vocab_size.next_multiple_of(ROW_ALIGN))) as u64;
+        }
+        if let Some(clips) = runner.clips.as_ref().filter(|clips| clips.weights.is_some()) {
+            read_bytes += (max_rows * 4 * clips.alignment_width()) as u64;
+        }
+        let mut stepper = Stepper::new(gpu, read_bytes, options.run_ahead)?;
+        let variants = stepper.recorder().variants(|rec| rehearse(&mut runner, rec, sizes));
+        let limits = Limits {
+            architecture: shape.architecture,
+            vocab_size: shape.vocab_size,
+            ctx,
+            n_pages,
+            max_seqs,
+            max_rows,
+            max_sampled,
+            max_waiting: options.max_waiting,
+            block_rows: shape.attention.iter().map(|a| a.block_rows(gpu.caps())).min().unwrap_or(1),
+            max_logprobs,
+            has_logits: options.logits,
+            has_prompt_logprobs: prompt_logprobs > 0,
+            has_alignment: runner.clips.as_ref().is_some_and(|clips| clips.weights.is_some()),
+            prefix_cache: options.prefix_cache,
+        };
+        let (tokenizer, end_tokens) = (model.tokenizer().cloned(), model.end_tokens());
+        let scheduler = Scheduler::new(limits, clip_table, tokenizer, end_tokens);
+        let machine = Decoding { scheduler, runner };
+        let (gpu, compile_time) = (gpu.clone(), Duration::ZERO);
+        Ok((Engine { gpu, model, machine, stepper, compile_time }, variants))
+    }
+}
+
+/// How large an engine is built.
+#[derive(Clone, Copy)]
+struct Sizes {
+    capacity: Capacity,
+    /// Of the cache, and of one sequence at most.
+    n_pages: usize,
+    seq_pages: usize,
+    max_logprobs: usize,
+    prompt_logprobs: usize,
+}
+
+impl Sizes {
+    /// Checks options against a model and a device; their `ctx` is set.
+    fn new(gpu: &Gpu, shape: &ModelShape, options: &EngineOptions) -> Result<Sizes, EngineError> {
+        let wrong = |found: Dtype, expected| {
+            Err(EngineError::Parameter { name: "kv_dtype", found: found.to_string(), expected })
+        };
+        if !KvLayer::DTYPES.contains(&options.kv_dtype) {
+            return wrong(options.kv_dtype, "`F32`, `F16` or `Q8_0`");
+        }
+        if options.kv_dtype == Dtype::Q8_0 && shape.attention.iter().any(|a| a.head_dim % BLOCK != 0) {
+            return wrong(options.kv_dtype, "`F32` or `F16`: heads are no multiple of 32 wide");
+        }
+        let ctx = at_least_one("ctx", options.ctx.unwrap_or(shape.max_seq_len))?;
+        if ctx > shape.max_seq_len {
+            log::warn!("a context of {ctx} is longer than the {} the model was made for", shape.max_seq_len);
+        }
+        let max_seqs = at_least_one("max_seqs", options.max_seqs)?;
+        // A step has room for one row of each sequence that decodes and for some of a prompt besides.
+        let max_rows = at_least_one("max_rows", options.max_rows)?.max(max_seqs + 1);
+        let prompt_logprobs = options.prompt_logprobs.min(max_rows);
+        let max_sampled = max_seqs.max(prompt_logprobs);
+        let seq_pages = ctx.div_ceil(PAGE_SIZE);
+        let page_bytes = shape.attention.iter().map(|a| KvLayer::bytes(options.kv_dtype, page_width(a)));
+        let largest = page_bytes.max().unwrap_or(1).max(1);
+        let limit_bytes = gpu.caps().max_binding_bytes.min(gpu.caps().max_buffer_bytes);
+        let bindable = limit_bytes as usize / largest;
+        if seq_pages > bindable {
+            let bytes = (seq_pages as u64).saturating_mul(largest as u64);
+            return Err(GpuError::TooLarge { what: "key cache 0".into(), bytes, limit_bytes }.into());
+        }
+        let n_pages = match options.kv_tokens {
+            Some(n) => at_least_one("kv_tokens", n)?.div_ceil(PAGE_SIZE),
+            None => max_seqs.saturating_mul(seq_pages),
+        };
+        Ok(Sizes {
+            capacity: Capacity { max_rows, max_seqs, max_sampled, max_seq_len: ctx },
+            n_pages: n_pages.min(bindable),
+            seq_pages,
+            max_logprobs: options.max_logprobs.min(shape.vocab_size),
+            prompt_logprobs,
+        })
+    }
+}
+
+pub(super) fn at_least_one(name: &'static str, n: usize) -> Result<usize, EngineError> {
+    let expected = "at least 1";
+    if n > 0 { Ok(n) } else { Err(EngineError::Parameter { name, found: n.to_string(), expected }) }
+}
+
+/// Records every kind of step that an engine takes, so that their variants are known.
+fn rehearse(runner: &mut Runner, rec: &mut Recorder, sizes: Sizes) {
+    let Sizes { capacity: Capacity { max_rows, max_seqs, max_seq_len, .. }, max_logprobs, .. } = sizes;
+    // Every number of rows up to the most that shares weights.
+    let counts =
+        |most: usize| (0..).map(|i| 1 << i).take_while(move |n| *n < 2 * most).map(move |n| most.min(n));
+    let id = RequestId(0);
+    let counted = Admission {
+        slot: 0,
+        tokens: vec![0],
+        n_prompt: 1,
+        pages: Vec::new(),
+        sampling: Sampling { presence_penalty: 1.0, ..Sampling::default() },
+        seed: 0,
+        clip: None,
+    };
+    let step = |n_decode: usize, n_prompt: usize| Step {
+        admitted: vec![counted.clone()],
+        n: Rows { n_decode, n_prompt },
+        blocks: vec![[0, 1]; n_decode + 1],
+        sampled: vec![0; n_decode],
+        draws: vec![id; n_decode],
+        penalizes: true,
+        rules: true,
+        aligned: vec![(id, 0, 0)],
+        logprobs: (max_logprobs > 0).then_some(max_logprobs),
+        ..Step::default()
+    };
+    // With a prompt in the step and without. Of a prompt's rows those that do not fill a group share weights in fewer,
+    // with the row that decodes or without it; large products take large tiles.
+    let decode = counts(max_seqs).map(|n| step(n, 0));
+    let prompt = [1, 2, 3, 7, 15, max_rows - 1].map(|n| step(1, n.min(max_rows - 1)));
+    // Every number of rows that shares the head's weights, beyond those of the rows that decode.
+    let scores = counts(sizes.prompt_logprobs).map(|n| Step {
+        n: Rows { n_decode: 0, n_prompt: n },
+        blocks: vec![[0, 1]],
+        sampled: vec![0; n],
+        scores: vec![(id, 1); n],
+        ..Step::default()
+    });
+    let steps: Vec<Step> = decode.chain(prompt).chain(scores).collect();
+    let (n_layers, n_heard) = (runner.n_layers(), runner.clips.as_ref().map_or(0, Clips::n_layers));
+    runner.hear(rec, 0, 0..n_heard);
+    for mut step in steps {
+        for longest in [1, max_seq_len] {
+            step.longest = longest;
+            runner.record(rec, &step, 0..n_layers);
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! A model in device memory, which several engines on one device can share.
+
+use std::sync::Arc;
+
+use super::scheduler::PAGE_SIZE;
+use super::{EngineError, Sampling};
+use crate::checkpoint::ModelFiles;
+use crate::dtype::Dtype;
+use crate::gpu::Gpu;
+use crate::models::{Labels, Loader, Model, ModelKind, ModelShape, Upload, check_device};
+use crate::ops::{Attention, KvLayer};
+use crate::text::{TextError, Tokenizer};
+
+/// A model in device memory: weights that never change, and what was beside them in the checkpoint. Each engine on it
+/// has activations, cache and sequences of its own.
+pub struct LoadedModel {
+    pub(super) name: String,
+    pub(super) shape: ModelShape,
+    pub(super) weights: Arc<dyn Model>,
+    /// Positions that a sequence may have.
+    pub(super) max_seq_len: usize,
+    pub(super) tokenizer: Result<Tokenizer, TextError>,
+    pub(super) labels: Option<Labels>,
+    pub(super) unused_tensors: Vec<String>,
+    pub(super) weights_bytes: u64,
+    sampling: Sampling,
+}
+
+impl LoadedModel {
+    /// Checks and allocates a model for sequences of `max_seq_len` positions; its weights follow with the upload.
+    ///
+    /// # Errors
+    /// [`EngineError`] names the file, tensor or limit.
+    pub(super) fn plan(
+        gpu: &Gpu,
+        files: ModelFiles,
+        kind: ModelKind,
+        max_seq_len: usize,
+        quantize: Option<Dtype>,
+    ) -> Result<(LoadedModel, Upload), EngineError> {
+        files.expect(kind)?;
+        let shape = files.architecture.shape();
+        check_device(&shape, gpu.caps())?;
+        match files.tokenizer.as_ref().map(Tokenizer::vocab_size) {
+            Ok(found) if found > shape.vocab_size => {
+                return Err(EngineError::TokenizerMismatch { tokenizer: found, model: shape.vocab_size });
+            }
+            _ => {}
+        }
+        if let Some(found) = quantize.filter(|dtype| !dtype.is_quantised()) {
+            let (found, expected) = (found.to_string(), "`Q8_0`, `Q4_0` or `Q4_K`");
+            return Err(EngineError::Parameter { name: "quantize", found, expected });
+        }
+        let mut loader = Loader::new(gpu, files.weights.clone(), quantize);
+        let weights = files.architecture.load(&mut loader, max_seq_len)?;
+        let model = LoadedModel {
+            name: files.name,
+            weights: weights.into(),
+            max_seq_len,
+            tokenizer: files.tokenizer,
+            labels: files.labels,
+            unused_tensors: loader.unused().into_iter().map(str::to_string).collect(),
+            weights_bytes: loader.device_bytes(),
+            sampling: Sampling::from(&files.generation),
+            shape,
+        };
+        Ok((model, loader.finish()))
+    }
+
+    /// The tokenizer, if the checkpoint has one.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref().ok()
+    }
+
+    /// The sampling that the model's makers recommend.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
+    /// The model's shape.
+    pub fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    /// Tokens that end a text.
+    pub(super) fn end_tokens(&self) -> Vec<u32> {
+        let mut tokens = self.tokenizer().map(|t| t.eos().to_vec()).unwrap_or_default();
+        tokens.retain(|token| (*token as usize) < self.shape.vocab_size);
+        tokens
+    }
+}
+
+impl std::fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LoadedModel").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Keys, or values, of one layer's page.
+pub(super) fn page_width(attention: &Attention) -> usize {
+    attention.n_kv_heads * PAGE_SIZE * attention.head_dim
+}
+
+/// Bytes that a page of [`PAGE_SIZE`] positions takes in the caches of all layers.
+pub fn page_bytes(shape: &ModelShape, dtype: Dtype) -> usize {
+    shape.attention.iter().map(|a| 2 * KvLayer::bytes(dtype, page_width(a))).sum()
+}

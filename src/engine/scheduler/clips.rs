@@ -1,0 +1,145 @@
+//! Clips of sound: which wait, which have a place on the device, and who listens.
+
+use super::pages::Node;
+use crate::engine::EngineError;
+
+/// Names a clip of sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClipId(pub u64);
+
+/// Where a clip is on the device.
+pub(in crate::engine) type ClipPlace = usize;
+
+/// A clip that the audio encoder is to run over.
+#[derive(Debug)]
+pub(in crate::engine) struct Clip {
+    pub id: ClipId,
+    pub place: ClipPlace,
+    /// `[n_frames, n_mels]`. Empty once they are uploaded.
+    pub features: Vec<f32>,
+}
+
+/// The clips of an engine, in the order they came.
+#[derive(Debug)]
+pub(in crate::engine) struct ClipTable {
+    n_frames: usize,
+    n_mels: usize,
+    n_places: usize,
+    free: Vec<ClipPlace>,
+    clips: Vec<Entry>,
+    next_id: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: ClipId,
+    /// Until it has a place.
+    features: Vec<f32>,
+    /// Where it is, and where its sequences' prefixes begin in the cache: what was heard is part of what keys and values
+    /// depend on.
+    place: Option<(ClipPlace, Node)>,
+    /// Requests that have not ended, and recordings that have not finished.
+    n_users: usize,
+    forgotten: bool,
+}
+
+impl ClipTable {
+    /// Room for `n_places` clips of `n_frames` frames.
+    pub fn new(n_places: usize, [n_frames, n_mels]: [usize; 2]) -> Self {
+        let free = (0..n_places).rev().collect();
+        ClipTable { n_frames, n_mels, n_places, free, clips: Vec::new(), next_id: 1 }
+    }
+
+    /// Queues a clip: features `[n_frames, n_mels]`.
+    pub fn listen(&mut self, features: &[f32]) -> Result<ClipId, EngineError> {
+        let (n_frames, n_mels) = (self.n_frames, self.n_mels);
+        if features.len() != n_frames * n_mels {
+            return Err(EngineError::Clip {
+                found: format!("{} values", features.len()),
+                expected: format!("{n_frames} frames of {n_mels}"),
+            });
+        }
+        if let Some(at) = features.iter().position(|value| !value.is_finite()) {
+            return Err(EngineError::Clip {
+                found: format!("{} in frame {}", features[at], at / n_mels),
+                expected: "finite numbers".into(),
+            });
+        }
+        let n_kept = self.clips.iter().filter(|clip| !clip.forgotten).count();
+        if n_kept >= self.n_places {
+            return Err(EngineError::Clip {
+                found: format!("no place: {n_kept} are kept"),
+                expected: "one of them to be forgotten, or more places".into(),
+            });
+        }
+        let id = ClipId(self.next_id);
+        self.next_id += 1;
+        let features = features.to_vec();
+        self.clips.push(Entry { id, features, place: None, n_users: 0, forgotten: false });
+        Ok(id)
+    }
+
+    /// Drops the clip once no request that names it is left.
+    pub fn forget(&mut self, id: ClipId) {
+        if let Some(clip) = self.find(id) {
+            clip.forgotten = true;
+        }
+        self.tidy();
+    }
+
+    fn find(&mut self, id: ClipId) -> Option<&mut Entry> {
+        self.clips.iter_mut().find(|clip| clip.id == id)
+    }
+
+    fn tidy(&mut self) {
+        let free = &mut self.free;
+        self.clips.retain(|clip| {
+            let stays = !clip.forgotten || clip.n_users > 0;
+            if let (false, Some((place, _))) = (stays, clip.place) {
+                free.push(place);
+            }
+            stays
+        });
+    }
+
+    /// Whether requests may name the clip.
+    pub fn knows(&self, id: ClipId) -> bool {
+        self.clips.iter().any(|clip| clip.id == id && !clip.forgotten)
+    }
+
+    /// Whether a clip is to be heard.
+    pub fn has_waiting(&self) -> bool {
+        self.clips.iter().any(|clip| clip.place.is_none())
+    }
+
+    /// Gives the next waiting clip a place, if there is one; the recording of its encoder uses it. `root` is a prefix
+    /// of its own.
+    pub fn admit(&mut self, root: impl FnOnce() -> Node) -> Option<Clip> {
+        let place = *self.free.last()?;
+        let clip = self.clips.iter_mut().find(|clip| clip.place.is_none())?;
+        self.free.pop();
+        clip.place = Some((place, root()));
+        clip.n_users += 1;
+        Some(Clip { id: clip.id, place, features: std::mem::take(&mut clip.features) })
+    }
+
+    /// A request names it.
+    pub fn hold(&mut self, id: ClipId) {
+        if let Some(clip) = self.find(id) {
+            clip.n_users += 1;
+        }
+    }
+
+    /// The request has ended, or the encoder's recording has finished.
+    pub fn release(&mut self, id: ClipId) {
+        if let Some(clip) = self.find(id) {
+            clip.n_users -= 1;
+        }
+        self.tidy();
+    }
+
+    /// Where the clip is, and where prefixes of its sequences begin in the cache, once it has a place.
+    pub fn place(&self, id: ClipId) -> Option<(ClipPlace, Node)> {
+        self.clips.iter().find(|clip| clip.id == id).and_then(|clip| clip.place)
+    }
+}

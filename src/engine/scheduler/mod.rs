@@ -1,0 +1,475 @@
+//! Which request's rows the next step computes, and what becomes of the results: plain data, no device.
+//!
+//! Requests are served in the order they came. A sequence is admitted when a slot is free and the cache has room for
+//! its prompt; pages for what it generates are taken as it needs them. When none is left, the youngest running sequence
+//! is preempted: it gives its pages up once nothing of it is in flight, waits at its place in the order, and is
+//! computed again later, every token by the kind of row that computed it first, so to the same bits.
+//!
+//! The contract with the runner is a [`Step`] (or a [`Clip`]) one way and [`StepResults`] the other. Steps are planned
+//! before the results of earlier ones have arrived: the token that a step draws is read on the device by the next, so
+//! the scheduler learns of it late and only looks for the end.
+
+mod clips;
+mod pages;
+mod sequence;
+mod step;
+mod submit;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+pub use clips::ClipId;
+pub(in crate::engine) use clips::{Clip, ClipPlace, ClipTable};
+pub use pages::PAGE_SIZE;
+use pages::{PageTable, Prefix, Published, ROOT, Token};
+use sequence::{Sequence, Wanted};
+use step::Row;
+pub(in crate::engine) use step::{Admission, PageEntry, Step, StepResults};
+
+use super::{EngineError, Event, FinishReason, Logprobs, RequestId};
+use crate::text::Tokenizer;
+
+/// How large the runner's tables are, and what the scheduler may ask of it.
+#[derive(Clone, Debug)]
+pub(super) struct Limits {
+    /// `model_type` of the model, for messages.
+    pub architecture: &'static str,
+    pub vocab_size: usize,
+    /// Positions of a sequence.
+    pub ctx: usize,
+    /// Pages of the cache.
+    pub n_pages: usize,
+    /// Sequences at a time, and single rows of a step.
+    pub max_seqs: usize,
+    /// Rows of a step.
+    pub max_rows: usize,
+    /// Rows of a step that get logits.
+    pub max_sampled: usize,
+    /// Requests that wait.
+    pub max_waiting: usize,
+    /// Prompt rows of an attention block.
+    pub block_rows: usize,
+    pub max_logprobs: usize,
+    pub has_logits: bool,
+    pub has_prompt_logprobs: bool,
+    pub has_alignment: bool,
+    pub prefix_cache: bool,
+}
+
+/// Waiting sequences that may be passed over because a running one computes their prefix: looking costs time.
+const LOOK_AHEAD: usize = 32;
+
+/// What comes next.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// A forward pass over a batch.
+    Step(Box<Step>),
+    /// The audio encoder over a clip.
+    Clip(Box<Clip>),
+}
+
+/// Requests, sequences, pages and events of one engine.
+pub(super) struct Scheduler {
+    limits: Limits,
+    tokenizer: Option<Tokenizer>,
+    end_tokens: Vec<u32>,
+    pages: PageTable,
+    /// Of a model that hears.
+    clips: Option<ClipTable>,
+    free_slots: Vec<usize>,
+    /// In the order they came, those that were preempted among them.
+    waiting: BTreeMap<RequestId, Sequence>,
+    running: Vec<Sequence>,
+    events: Vec<Event>,
+    next_id: u64,
+}
+
+impl Scheduler {
+    pub fn new(
+        limits: Limits,
+        clips: Option<ClipTable>,
+        tokenizer: Option<Tokenizer>,
+        end_tokens: Vec<u32>,
+    ) -> Self {
+        Scheduler {
+            tokenizer,
+            end_tokens,
+            pages: PageTable::new(limits.n_pages),
+            clips,
+            free_slots: (0..limits.max_seqs).rev().collect(),
+            waiting: BTreeMap::new(),
+            running: Vec::new(),
+            events: Vec::new(),
+            next_id: 1,
+            limits,
+        }
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Queues a clip of sound for the audio encoder.
+    pub fn listen(&mut self, features: &[f32]) -> Result<ClipId, EngineError> {
+        let architecture = self.limits.architecture;
+        let problem = super::error::HEARS_NOTHING;
+        self.clips.as_mut().ok_or(EngineError::Speech { architecture, problem })?.listen(features)
+    }
+
+    /// Drops the clip once no request that names it is left.
+    pub fn forget(&mut self, clip: ClipId) {
+        self.clips.iter_mut().for_each(|clips| clips.forget(clip));
+    }
+
+    /// Ends a request: at once if it waits, else before its next step. Its last event comes all the same.
+    pub fn cancel(&mut self, id: RequestId) {
+        if let Some(mut sequence) = self.waiting.remove(&id) {
+            sequence.finished = Some(FinishReason::Cancelled);
+            self.end(sequence);
+        } else if let Some(sequence) = self.running.iter_mut().find(|s| s.id == id) {
+            sequence.finished.get_or_insert(FinishReason::Cancelled);
+            self.retire();
+        }
+    }
+
+    /// Whether nothing waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty()
+            && self.running.is_empty()
+            && self.clips.as_ref().is_none_or(|clips| !clips.has_waiting())
+    }
+
+    /// Events since the last call.
+    pub fn events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Decides what comes next: a clip if one waits and has room, else a step.
+    pub fn next(&mut self) -> Option<Work> {
+        let (clips, pages) = (&mut self.clips, &mut self.pages);
+        if let Some(clip) = clips.as_mut().and_then(|clips| clips.admit(|| pages.new_root())) {
+            return Some(Work::Clip(Box::new(clip)));
+        }
+        self.plan().map(|step| Work::Step(Box::new(step)))
+    }
+
+    /// Decides what the next step computes, and admits sequences that find room.
+    fn plan(&mut self) -> Option<Step> {
+        self.retire();
+        let mut step = Step::default();
+        let mut batch = Batch::default();
+        // Pages go to the oldest first. The rows of what decodes stand in the order of slots, so that a step that
+        // continues as the last one did differs from it in nothing.
+        self.running.sort_by_key(|s| s.id);
+        for i in 0..self.running.len() {
+            if self.running[i].decodes() && self.provide(i, &mut step) {
+                batch.add_next(&mut self.running[i]);
+            }
+        }
+        batch.single.sort_by_key(|row| row.slot);
+        // Then what is fed. The oldest takes what there is, less a page's worth for each of the younger ones: so a long
+        // prompt is not slowed down by short ones, nor do they wait until it ends.
+        let unfed: Vec<usize> =
+            (0..self.running.len()).filter(|i| !self.running[*i].unfed().is_empty()).collect();
+        let has_candidate = !self.free_slots.is_empty() && !self.waiting.is_empty();
+        for (k, i) in unfed.iter().enumerate() {
+            let n_younger = unfed.len() - 1 - k + usize::from(has_candidate);
+            let left = self.limits.max_rows - batch.n_rows();
+            let n = left.saturating_sub(n_younger * PAGE_SIZE).max(PAGE_SIZE.min(left));
+            self.feed(*i, n, &mut batch, &mut step);
+        }
+        while batch.n_rows() < self.limits.max_rows && self.admit(&mut step) {
+            let n = self.limits.max_rows - batch.n_rows();
+            self.feed(self.running.len() - 1, n, &mut batch, &mut step);
+        }
+        // What the others left.
+        for i in unfed {
+            let n = self.limits.max_rows - batch.n_rows();
+            self.feed(i, n, &mut batch, &mut step);
+        }
+        if batch.n_rows() == 0 {
+            debug_assert!(step.admitted.is_empty() && step.pages.is_empty(), "who is admitted has rows");
+            return None;
+        }
+        step.assemble(&batch.single, &batch.prompt, self.limits.block_rows);
+        let drawing = |id: &RequestId| self.running.iter().find(|s| s.id == *id);
+        for s in step.draws.iter().filter_map(drawing) {
+            step.penalizes |= s.request.sampling.penalizes();
+            step.rules |= s.request.speech.as_ref().is_some_and(|speech| speech.rules.is_some());
+            step.logprobs = step.logprobs.max(s.request.logprobs);
+        }
+        step.members = batch.members;
+        Some(step)
+    }
+
+    /// Records up to `n` rows of what running sequence `i` was fed, in order, as far as there are pages, room for
+    /// single rows and room for logits.
+    fn feed(&mut self, i: usize, n: usize, batch: &mut Batch, step: &mut Step) {
+        let Limits { max_seqs, max_sampled, prefix_cache, .. } = self.limits;
+        let mut n_left = n;
+        for pos in self.running[i].unfed() {
+            let (token, wanted) = (self.running[i].tokens[pos], self.running[i].wanted(pos));
+            let is_full = n_left == 0
+                || token.is_generated() && batch.single.len() == max_seqs
+                || wanted.is_sampled() && batch.n_sampled == max_sampled;
+            if is_full || !self.provide(i, step) {
+                break;
+            }
+            n_left -= 1;
+            batch.add(&mut self.running[i], wanted, token.is_generated());
+        }
+        let s = &mut self.running[i];
+        if prefix_cache && n_left < n {
+            self.pages.publish(&mut s.published, &s.pages, &s.tokens[..s.n_recorded]);
+        }
+    }
+
+    /// Makes sure that the next row of running sequence `i` has a page. If none is left, the youngest of those that came
+    /// later is preempted: its pages come back once nothing of it is in flight. If `i` is the youngest itself, it waits.
+    fn provide(&mut self, i: usize, step: &mut Step) -> bool {
+        let Sequence { slot, n_recorded, .. } = self.running[i];
+        let index = n_recorded / PAGE_SIZE;
+        if index < self.running[i].pages.len() {
+            return true;
+        }
+        let page = loop {
+            if let Some(page) = self.pages.take() {
+                break page;
+            }
+            if self.running.iter().any(|s| !s.is_active() && s.n_in_flight > 0) {
+                return false; // pages are on their way
+            }
+            let mut younger = self.running.iter_mut().skip(i + 1).filter(|s| s.is_active());
+            let Some(youngest) = younger.next_back() else { return false };
+            youngest.is_preempted = true;
+            if youngest.n_in_flight == 0 {
+                let (published, pages) = youngest.give_up_pages();
+                self.vacate(published, &pages);
+            }
+        };
+        self.running[i].pages.push(page);
+        match step.admitted.iter_mut().find(|admission| admission.slot == slot) {
+            Some(admission) => admission.pages.push(page),
+            None => step.pages.push(PageEntry { slot, index, page }),
+        }
+        true
+    }
+
+    /// Gives the next waiting sequence a slot and the pages of its prefix, if there is room for the rest of it.
+    fn admit(&mut self, step: &mut Step) -> bool {
+        let Some(slot) = self.free_slots.last().copied() else { return false };
+        let Some((id, prefix, root)) = self.candidate() else { return false };
+        let Some(mut s) = self.waiting.remove(&id) else { return false };
+        self.free_slots.pop();
+        self.pages.share(&prefix);
+        s.admit(slot, root, prefix);
+        let clips = self.clips.as_ref();
+        let clip = s.request.speech.as_ref().and_then(|speech| {
+            let (place, _) = clips?.place(speech.clip)?;
+            Some((place, speech.rules.clone()))
+        });
+        step.admitted.push(Admission {
+            slot,
+            tokens: s.tokens.iter().map(|token| token.id()).collect(),
+            n_prompt: s.n_prompt(),
+            pages: s.pages.clone(),
+            sampling: s.request.sampling.clone(),
+            seed: s.seed,
+            clip,
+        });
+        self.running.push(s);
+        true
+    }
+
+    /// The waiting sequence that comes next, what the cache has of it, and where its prefixes begin; `None` if nobody
+    /// waits or the next one has no room.
+    fn candidate(&self) -> Option<(RequestId, Prefix, u64)> {
+        let mut n_looked_at = 0;
+        for s in self.waiting.values() {
+            // Who listens to a clip that has no place yet lets others pass.
+            let root = match (&s.request.speech, &self.clips) {
+                (Some(speech), Some(clips)) => match clips.place(speech.clip) {
+                    Some((_, root)) => root,
+                    None => continue,
+                },
+                _ => ROOT,
+            };
+            let n_shareable = if self.limits.prefix_cache { s.n_shareable() } else { 0 };
+            let prefix = self.pages.find(root, &s.tokens[..n_shareable]);
+            if n_looked_at < LOOK_AHEAD && self.is_being_computed(s, n_shareable, &prefix, root) {
+                n_looked_at += 1;
+                continue;
+            }
+            // Room for all that is known of it, and so that nobody is preempted at once, for what the others were
+            // promised and a page for each to write on.
+            let running = self.running.iter().filter(|s| s.is_active());
+            let promised: usize = running.map(|s| s.n_pages_to_feed() + 1).sum();
+            let own = Step::n_pages(s.tokens.len()) - prefix.pages.len();
+            let available = self.pages.n_available() - prefix.n_idle;
+            return (own + promised <= available).then_some((s.id, prefix, root));
+        }
+        None
+    }
+
+    /// Whether a running sequence is about to compute more of what `s` needs than the cache has: it is worth waiting
+    /// for.
+    fn is_being_computed(&self, s: &Sequence, n_shareable: usize, prefix: &Prefix, root: u64) -> bool {
+        let wanted = &s.tokens[..n_shareable.saturating_sub(1)];
+        self.running.iter().filter(|other| other.root == root && !other.unfed().is_empty()).any(|other| {
+            let end = other.unfed().end.min(other.tokens.len());
+            let n_same = wanted.iter().zip(&other.tokens[..end]).take_while(|(a, b)| a == b).count();
+            n_same / PAGE_SIZE * PAGE_SIZE > prefix.n_tokens
+        })
+    }
+
+    /// Hands a clip's place on: its encoder has finished.
+    pub fn clip_landed(&mut self, clip: ClipId) {
+        self.clips.iter_mut().for_each(|clips| clips.release(clip));
+    }
+
+    /// Hands a step's results to its sequences.
+    pub fn step_landed(&mut self, step: &Step, results: StepResults) {
+        for s in self.running.iter_mut().filter(|s| step.members.contains(&s.id)) {
+            s.n_in_flight -= 1;
+        }
+        let mut logprobs = results.logprobs.into_iter();
+        for (id, token) in step.draws.iter().zip(results.tokens) {
+            let logprobs = logprobs.next();
+            let Some(s) = self.running.iter_mut().find(|s| s.id == *id) else { continue };
+            let Some(token) = token else {
+                if s.finished.is_none() {
+                    let position = s.tokens.len() - 1;
+                    s.fail(EngineError::NotFinite { position }, &mut self.events);
+                }
+                continue;
+            };
+            let logprobs = s.request.logprobs.zip(logprobs).map(|(k, [mut top, mut sampled_top])| {
+                top.truncate(1 + k);
+                sampled_top.truncate(1 + k);
+                let (chosen, sampled) = (top.remove(0), sampled_top.remove(0));
+                Logprobs { chosen, top, sampled, sampled_top }
+            });
+            let ends = s.request.stop_tokens.as_ref().unwrap_or(&self.end_tokens).contains(&token);
+            s.arrived(token, ends, logprobs, &mut self.events);
+        }
+        for ((id, position, _), weights) in step.aligned.iter().zip(results.alignments) {
+            let Some(s) = unfinished(&mut self.running, *id) else { continue };
+            s.n_aligned = position + 1;
+            self.events.push(Event::Alignment { id: *id, position: *position, weights });
+        }
+        for ((id, position), values) in step.logits.iter().zip(results.logits) {
+            let Some(s) = unfinished(&mut self.running, *id) else { continue };
+            if !values.iter().all(|v| v.is_finite()) {
+                s.fail(EngineError::NotFinite { position: *position }, &mut self.events);
+                continue;
+            }
+            s.n_reported = position + 1;
+            if position + 1 == s.n_prompt() {
+                s.finished = Some(FinishReason::Length);
+            }
+            self.events.push(Event::Logits { id: *id, position: *position, values });
+        }
+        self.scored(&step.scores, &results.scores);
+        self.retire();
+    }
+
+    /// Hands log-probabilities of prompts' tokens to their sequences, those of one sequence in one event.
+    fn scored(&mut self, tokens: &[(RequestId, usize)], values: &[f32]) {
+        let mut values = values.iter();
+        for tokens in tokens.chunk_by(|a, b| a.0 == b.0) {
+            let (id, position) = tokens[0];
+            let logprobs: Vec<f32> = values.by_ref().take(tokens.len()).copied().collect();
+            let Some(s) = unfinished(&mut self.running, id) else { continue };
+            if let Some(at) = logprobs.iter().position(|p| !p.is_finite()) {
+                s.fail(EngineError::NotFinite { position: position + at - 1 }, &mut self.events);
+                continue;
+            }
+            let end = position + logprobs.len();
+            s.n_reported = end - 1;
+            if end == s.n_prompt() {
+                s.finished = Some(FinishReason::Length);
+            }
+            self.events.push(Event::PromptLogprobs { id, position, logprobs });
+        }
+    }
+
+    /// Takes slot and pages of sequences that are finished or preempted and have nothing in flight.
+    fn retire(&mut self) {
+        let mut i = 0;
+        while i < self.running.len() {
+            if self.running[i].is_active() || self.running[i].n_in_flight > 0 {
+                i += 1;
+                continue;
+            }
+            let mut s = self.running.swap_remove(i);
+            let (published, pages) = s.give_up_pages();
+            // What a failed sequence computed is not to be found again.
+            self.vacate(published.filter(|_| !s.failed), &pages);
+            self.free_slots.push(s.slot);
+            if s.finished.is_some() {
+                self.end(s);
+            } else {
+                s.is_preempted = false;
+                self.waiting.insert(s.id, s);
+            }
+        }
+    }
+
+    /// Releases a sequence's pages; what they hold can be found again if they were published.
+    fn vacate(&mut self, leaves: Option<(Published, Vec<Token>)>, pages: &[u32]) {
+        if let (Some((published, tokens)), true) = (leaves, self.limits.prefix_cache) {
+            self.pages.leave(published, pages, &tokens);
+        }
+        self.pages.release(pages);
+    }
+
+    /// Says how a sequence ended.
+    fn end(&mut self, mut s: Sequence) {
+        if let (Some(clips), Some(speech)) = (&mut self.clips, &s.request.speech) {
+            clips.release(speech.clip);
+        }
+        self.events.extend(s.done());
+    }
+}
+
+fn unfinished(running: &mut [Sequence], id: RequestId) -> Option<&mut Sequence> {
+    running.iter_mut().find(|s| s.id == id && s.finished.is_none())
+}
+
+/// The rows of a step while it is planned.
+#[derive(Default)]
+struct Batch {
+    single: Vec<Row>,
+    prompt: Vec<Row>,
+    n_sampled: usize,
+    members: Vec<RequestId>,
+}
+
+impl Batch {
+    fn n_rows(&self) -> usize {
+        self.single.len() + self.prompt.len()
+    }
+
+    /// Records the next row of a sequence.
+    fn add(&mut self, s: &mut Sequence, wanted: Wanted, is_single: bool) {
+        if self.members.last() != Some(&s.id) && !self.members.contains(&s.id) {
+            self.members.push(s.id);
+            s.n_in_flight += 1;
+        }
+        let row = Row { id: s.id, slot: s.slot, pos: s.n_recorded, wanted };
+        if is_single {
+            self.single.push(row)
+        } else {
+            self.prompt.push(row)
+        }
+        self.n_sampled += usize::from(wanted.is_sampled());
+        s.n_recorded += 1;
+        s.n_drawn += usize::from(wanted.draw);
+    }
+
+    /// Records the row of the token that the last one draws.
+    fn add_next(&mut self, s: &mut Sequence) {
+        self.add(s, Wanted { draw: true, ..Wanted::default() }, true);
+    }
+}

@@ -1,0 +1,280 @@
+//! One request on its way through the scheduler.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use super::pages::{Node, PAGE_SIZE, Prefix, Published, ROOT, Token};
+use crate::engine::EngineError;
+use crate::engine::events::{Event, FinishReason, Logits, Logprobs, Request, RequestId, Timings, Usage};
+use crate::text::StreamDecoder;
+
+/// A request, its place on the device, and what came back so far.
+///
+/// Its rows come in two phases: first those of `fed` tokens, which are known when it is admitted (the prompt, and after
+/// a preemption what was generated before it), then one row a step for each token that the step before draws.
+pub(in crate::engine) struct Sequence {
+    pub id: RequestId,
+    pub request: Request,
+    pub seed: u64,
+    /// Prompt, then what was generated and has arrived.
+    pub tokens: Vec<Token>,
+    /// Row of the device's tables, while it runs.
+    pub slot: usize,
+    pub pages: Vec<u32>,
+    /// Where its prefixes begin in the cache.
+    pub root: Node,
+    pub published: Published,
+    /// Tokens of the prompt that were found in the cache when it was first admitted.
+    pub n_cached: usize,
+    /// Tokens whose ids were written to the device's table at admission.
+    pub n_fed: usize,
+    /// Positions whose keys and values are recorded.
+    pub n_recorded: usize,
+    /// Draws recorded, those that have arrived included.
+    pub n_drawn: usize,
+    /// Most draws: `max_tokens`, or what context and cache hold.
+    pub most: usize,
+    /// Steps recorded and not arrived yet.
+    pub n_in_flight: usize,
+    /// Set once no more steps are recorded.
+    pub finished: Option<FinishReason>,
+    /// It gives its pages up once nothing of it is in flight, and waits again.
+    pub is_preempted: bool,
+    pub failed: bool,
+    /// Positions of the prompt whose logits or log-probabilities have been reported.
+    pub n_reported: usize,
+    /// Positions of the prompt whose attention to a clip has been reported.
+    pub n_aligned: usize,
+    end_logprobs: Option<Logprobs>,
+    decoder: Option<StreamDecoder>,
+    /// Text that may be the beginning of a stop text.
+    held: String,
+    submitted: Instant,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    gaps_ms: Vec<f64>,
+}
+
+/// What a row is computed for, beside its keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Wanted {
+    pub draw: bool,
+    pub logits: bool,
+    pub score: bool,
+    pub alignment: bool,
+}
+
+impl Wanted {
+    /// Whether the row gets logits.
+    pub fn is_sampled(self) -> bool {
+        self.draw || self.logits || self.score
+    }
+}
+
+impl Sequence {
+    pub fn new(
+        id: RequestId,
+        request: Request,
+        seed: u64,
+        most: usize,
+        decoder: Option<StreamDecoder>,
+    ) -> Self {
+        let mut tokens: Vec<Token> = request.prompt.iter().map(|id| Token::prompt(*id)).collect();
+        for range in &request.generated {
+            tokens[range.clone()].iter_mut().for_each(|token| *token = Token::generated(token.id()));
+        }
+        Sequence {
+            id,
+            seed,
+            tokens,
+            slot: 0,
+            pages: Vec::new(),
+            root: ROOT,
+            published: Published::default(),
+            n_cached: 0,
+            n_fed: 0,
+            n_recorded: 0,
+            n_drawn: 0,
+            most,
+            n_in_flight: 0,
+            finished: None,
+            is_preempted: false,
+            failed: false,
+            n_reported: 0,
+            n_aligned: 0,
+            end_logprobs: None,
+            decoder,
+            held: String::new(),
+            submitted: Instant::now(),
+            admitted: None,
+            first_token: None,
+            last_token: None,
+            gaps_ms: Vec::new(),
+            request,
+        }
+    }
+
+    /// Gives it a slot, and the pages of what the cache has of it after `root`.
+    pub fn admit(&mut self, slot: usize, root: Node, prefix: Prefix) {
+        (self.slot, self.root, self.pages) = (slot, root, prefix.pages);
+        self.published = Published { node: root, n_pages: 0 };
+        self.n_recorded = prefix.n_tokens;
+        self.n_fed = self.tokens.len();
+        self.n_drawn = self.tokens.len() - self.n_prompt();
+        if self.admitted.is_none() {
+            self.n_cached = prefix.n_tokens;
+            self.admitted = Some(Instant::now());
+        }
+    }
+
+    /// Gives its pages up, and says what they hold. Nothing of it is in flight.
+    pub fn give_up_pages(&mut self) -> (Option<(Published, Vec<Token>)>, Vec<u32>) {
+        // Steps drawn ahead of a late stop wrote beyond the last token that counts; what is published ends before it.
+        let n = self.n_recorded.min(self.tokens.len());
+        let pages = std::mem::take(&mut self.pages);
+        let leaves = (!pages.is_empty()).then(|| (self.published, self.tokens[..n].to_vec()));
+        self.n_recorded = 0;
+        (leaves, pages)
+    }
+
+    pub fn n_prompt(&self) -> usize {
+        self.request.prompt.len()
+    }
+
+    /// Whether steps may compute rows of it.
+    pub fn is_active(&self) -> bool {
+        self.finished.is_none() && !self.is_preempted
+    }
+
+    /// Positions of fed tokens that are to be recorded.
+    pub fn unfed(&self) -> Range<usize> {
+        // What a prompt's last token leads to is no part of the prompt's probability.
+        let end = self.n_fed - usize::from(self.request.prompt_logprobs.is_some());
+        if self.is_active() { self.n_recorded..end.max(self.n_recorded) } else { 0..0 }
+    }
+
+    /// Whether the next step has a row for the token that the last one draws.
+    pub fn decodes(&self) -> bool {
+        self.is_active() && self.n_recorded >= self.n_fed && self.n_drawn > 0 && self.n_drawn < self.most
+    }
+
+    /// Pages that it needs until all that is fed has been computed, beyond those that it has.
+    pub fn n_pages_to_feed(&self) -> usize {
+        self.unfed().end.div_ceil(PAGE_SIZE).saturating_sub(self.pages.len())
+    }
+
+    /// What the row at fed position `pos` is computed for.
+    pub fn wanted(&self, pos: usize) -> Wanted {
+        let is_new = pos >= self.n_reported;
+        Wanted {
+            draw: self.request.writes() && pos + 1 == self.n_fed,
+            logits: match self.request.logits {
+                Some(Logits::All) => is_new,
+                Some(Logits::Last) => pos + 1 == self.n_prompt(),
+                None => false,
+            },
+            score: is_new && self.request.prompt_logprobs.is_some_and(|from| pos + 1 >= from),
+            alignment: self.aligns() && pos >= self.n_aligned && pos < self.n_prompt(),
+        }
+    }
+
+    /// Tokens whose rows need not be computed where their keys and values are in the cache: all but those whose
+    /// results are wanted.
+    pub fn n_shareable(&self) -> usize {
+        let all = if self.aligns() { self.n_aligned } else { self.tokens.len() };
+        let all = match self.request.logits {
+            Some(Logits::All) => all.min(self.n_reported),
+            _ => all,
+        };
+        // A token's log-probability needs the row before it computed.
+        let from = self.request.prompt_logprobs.map(|from| from.max(self.n_reported + 1));
+        from.map_or(all, |from| all.min(from))
+    }
+
+    /// Whether the prompt's rows should report what they attend to.
+    fn aligns(&self) -> bool {
+        self.request.speech.as_ref().is_some_and(|speech| speech.alignment)
+    }
+
+    /// Takes in a token that arrived; `ends` says whether it is an end token.
+    pub fn arrived(&mut self, token: u32, ends: bool, logprobs: Option<Logprobs>, events: &mut Vec<Event>) {
+        if self.finished.is_some() {
+            return; // drawn ahead of a stop that was found late
+        }
+        let now = Instant::now();
+        match self.last_token {
+            Some(last) => self.gaps_ms.push((now - last).as_secs_f64() * 1e3),
+            None => self.first_token = Some(now),
+        }
+        self.last_token = Some(now);
+        self.tokens.push(Token::generated(token));
+        if ends {
+            self.finished = Some(FinishReason::Stop);
+            self.end_logprobs = logprobs;
+            return;
+        }
+        let piece = match self.decoder.as_mut().map(|d| d.push(token)) {
+            Some(Ok(piece)) => piece,
+            Some(Err(error)) => {
+                self.fail(EngineError::Text(error), events);
+                return;
+            }
+            None => String::new(),
+        };
+        let text = self.release(&piece);
+        events.push(Event::Token { id: self.id, token, text, logprobs });
+        if self.finished.is_none() && self.tokens.len() - self.n_prompt() >= self.most {
+            self.finished = Some(FinishReason::Length);
+        }
+    }
+
+    /// Adds `piece` to the held text and returns what cannot belong to a stop text; finishes at a stop text.
+    fn release(&mut self, piece: &str) -> String {
+        self.held.push_str(piece);
+        let stops = || self.request.stop.iter().filter(|s| !s.is_empty());
+        if let Some(at) = stops().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.finished = Some(FinishReason::Stop);
+            self.decoder = None; // nothing follows a stop text
+            self.held.truncate(at);
+            return std::mem::take(&mut self.held);
+        }
+        let is_open = |at: &usize| stops().any(|stop| stop.starts_with(&self.held[*at..]));
+        let keep = self.held.char_indices().map(|(at, _)| at).find(is_open).unwrap_or(self.held.len());
+        let kept = self.held.split_off(keep);
+        std::mem::replace(&mut self.held, kept)
+    }
+
+    pub fn fail(&mut self, error: EngineError, events: &mut Vec<Event>) {
+        self.finished = Some(FinishReason::Stop);
+        self.failed = true;
+        events.push(Event::Failed { id: self.id, error });
+    }
+
+    /// The last event, once nothing is in flight; nothing after a failure, which was one.
+    pub fn done(&mut self) -> Option<Event> {
+        let finish_reason = self.finished?;
+        if self.failed {
+            return None;
+        }
+        let mut text = std::mem::take(&mut self.held);
+        text.push_str(&self.decoder.as_mut().and_then(|d| d.finish().ok()).unwrap_or_default());
+        let n_generated = self.tokens.len() - self.n_prompt();
+        let usage = Usage {
+            prompt_tokens: self.n_prompt(),
+            completion_tokens: n_generated,
+            total_tokens: self.tokens.len(),
+            cached_tokens: self.n_cached,
+        };
+        let since = |t: Option<Instant>| t.map_or(self.submitted.elapsed(), |t| t - self.submitted);
+        let timings = Timings::new(
+            since(self.admitted),
+            since(self.first_token),
+            &self.gaps_ms,
+            self.n_prompt() - self.n_cached,
+            self.submitted.elapsed(),
+        );
+        let end_logprobs = self.end_logprobs.take();
+        Some(Event::Done { id: self.id, text, finish_reason, end_logprobs, usage, timings })
+    }
+}

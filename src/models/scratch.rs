@@ -1,0 +1,144 @@
+//! What recordings write: the buffers of forward passes, apart from the weights that they share.
+
+use super::{Capacity, ModelShape};
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, GpuError, Tensor};
+use crate::ops::{Attention, KvLayer};
+
+/// Everything that the recordings of a model write, made by [`Model::scratch`](super::Model::scratch). Each engine has
+/// its own; the weights are shared.
+///
+/// A recording borrows it mutably: what two recordings write to one scratch must run one after the other.
+#[derive(Debug)]
+pub struct Scratch {
+    pub(super) a: Activations,
+    /// If the model has a classification head.
+    pub(super) labels: Option<LabelScratch>,
+    /// If the model has an audio encoder.
+    pub(super) audio: Option<AudioScratch>,
+}
+
+impl Scratch {
+    /// The activations of the layers of `shape`.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    ///
+    /// # Panics
+    /// If sequences may become longer than the positions that `shape` names.
+    pub(super) fn new(gpu: &Gpu, shape: &ModelShape, capacity: Capacity) -> Result<Scratch, GpuError> {
+        Ok(Scratch { a: Activations::new(gpu, shape, capacity)?, labels: None, audio: None })
+    }
+}
+
+/// The buffers that layers use in turn. One buffer an activation, because a device refuses one buffer for reading and
+/// for writing in one dispatch. F32, `[max_rows, width]`, the padding is and stays zero.
+#[derive(Debug)]
+pub struct Activations {
+    /// The residual stream: `[max_rows, hidden_size]`.
+    pub x: Tensor,
+    /// Normalised: `[max_rows, hidden_size]`.
+    pub h: Tensor,
+    /// Queries, keys and values: `[max_rows, (n_heads + 2·n_kv_heads)·head_dim]`.
+    pub qkv: Tensor,
+    /// Rotated queries: `[max_rows, n_heads·head_dim]`.
+    pub q: Tensor,
+    /// The output of attention: `[max_rows, n_heads·head_dim]`.
+    pub o: Tensor,
+    /// Before the activation function: `[max_rows, intermediate_size]`, twice that where there is a gate.
+    pub up: Tensor,
+    /// After it: `[max_rows, intermediate_size]`.
+    pub act: Tensor,
+    /// Partial sums of split attention.
+    pub partial: Tensor,
+    /// Normalised rows that get logits: `[max_sampled, hidden_size]`.
+    pub last: Tensor,
+    /// `[max_sampled, vocab_size]`.
+    pub logits: Tensor,
+}
+
+impl Activations {
+    /// Allocates all of them.
+    ///
+    /// # Errors
+    /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    ///
+    /// # Panics
+    /// If sequences may become longer than the positions that `shape` names.
+    pub(super) fn new(gpu: &Gpu, shape: &ModelShape, capacity: Capacity) -> Result<Self, GpuError> {
+        let Capacity { max_rows, max_seqs, max_sampled, max_seq_len } = capacity;
+        assert!(
+            max_seq_len <= shape.max_seq_len,
+            "a scratch for {max_seq_len} positions of a model that was loaded for {}",
+            shape.max_seq_len
+        );
+        let most = |f: &dyn Fn(&Attention) -> usize| shape.attention.iter().map(f).max().unwrap_or(0);
+        let rows = |label: &str, width| Tensor::zeros(gpu, label, [max_rows, width], Dtype::F32);
+        let n_inner = shape.intermediate_size;
+        let partial = most(&|a| a.partial_shape(max_seqs, max_seq_len)[1]);
+        Ok(Activations {
+            x: rows("x", shape.hidden_size)?,
+            h: rows("h", shape.hidden_size)?,
+            qkv: rows("qkv", most(&|a| (a.n_heads + 2 * a.n_kv_heads) * a.head_dim))?,
+            q: rows("q", most(&|a| a.n_heads * a.head_dim))?,
+            o: rows("o", most(&|a| a.n_heads * a.head_dim))?,
+            up: rows("up", if shape.has_gate { 2 * n_inner } else { n_inner })?,
+            act: rows("act", n_inner)?,
+            partial: Tensor::zeros(gpu, "partial", [1, partial], Dtype::F32)?,
+            last: Tensor::zeros(gpu, "last", [max_sampled, shape.hidden_size], Dtype::F32)?,
+            logits: Tensor::zeros(gpu, "logits", [max_sampled, shape.vocab_size], Dtype::F32)?,
+        })
+    }
+}
+
+/// The buffers of a classification head, `[max_seqs, hidden_size]` F32 but the logits.
+#[derive(Debug)]
+pub struct LabelScratch {
+    /// One row of each sequence's rows.
+    pub pooled: Tensor,
+    /// Before the activation function.
+    pub up: Tensor,
+    /// After it.
+    pub act: Tensor,
+    /// Normalised, if the head has a norm.
+    pub normed: Tensor,
+    /// `[max_seqs, n_labels]`.
+    pub logits: Tensor,
+}
+
+impl LabelScratch {
+    /// Allocates all of them.
+    ///
+    /// # Errors
+    /// As [`Scratch::new`].
+    pub(super) fn new(
+        gpu: &Gpu,
+        hidden_size: usize,
+        n_labels: usize,
+        max_seqs: usize,
+    ) -> Result<Self, GpuError> {
+        let rows = |label: &str, width| Tensor::zeros(gpu, label, [max_seqs, width], Dtype::F32);
+        Ok(LabelScratch {
+            pooled: rows("pooled", hidden_size)?,
+            up: rows("head up", hidden_size)?,
+            act: rows("head act", hidden_size)?,
+            normed: rows("head norm", hidden_size)?,
+            logits: rows("label logits", n_labels)?,
+        })
+    }
+}
+
+/// The buffers of an audio encoder: of one clip.
+#[derive(Debug)]
+pub struct AudioScratch {
+    /// Of its layers; in `h` its output, the clip's rows.
+    pub a: Activations,
+    /// What the convolutions multiply: `[n_frames, 3·n_mels]`, `[n_positions, 3·hidden_size]`.
+    pub unfolded: [Tensor; 2],
+    /// The first one's output, before the activation function and after: `[n_frames, hidden_size]`.
+    pub frames: [Tensor; 2],
+    /// Keys and values of the clip, which the layers use in turn.
+    pub kv: Vec<KvLayer>,
+    /// Keys and values for a layer of the decoder, on their way to the clip's pages: `[n_positions, 2·hidden_size]`.
+    pub cross_kv: Tensor,
+}

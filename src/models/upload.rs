@@ -1,0 +1,360 @@
+//! Weights on their way to the device: in pieces, resumable, whoever submits.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::{bf16, f16};
+
+use crate::dtype::Dtype;
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Tensor};
+use crate::ops;
+use crate::weights::{Entry, Weights, WeightsError};
+
+/// Bytes of weights in device memory so far, and in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Uploaded, or in the checkpoint and not needed.
+    pub done_bytes: usize,
+    /// In the checkpoint.
+    pub total_bytes: usize,
+}
+
+/// Most bytes of one write.
+const PIECE: usize = 4 << 20;
+/// Most bytes that one recording quantises: [`N_STAGES`] of them stay in device memory while weights are quantised.
+const STAGED_PIECE: usize = 3 << 20;
+/// Two recordings that wait or run, and the one that is being made.
+const N_STAGES: usize = 3;
+/// Bytes of a slice of [`Upload::run`].
+const SLICE: usize = 8 << 20;
+
+/// The content of a [`Loader`](super::Loader)'s tensors, which [`Upload::record`] brings to the device slice by slice.
+///
+/// A piece that keeps its type is written to the queue and needs no recording. A piece that is quantised is written to
+/// a stage, from which a recorded dispatch reads it; random values are recorded dispatches.
+pub struct Upload {
+    weights: Arc<Weights>,
+    /// Tensors that are not complete. The first is, up to row `row`.
+    items: VecDeque<Item>,
+    row: usize,
+    progress: Progress,
+    stages: Stages,
+}
+
+/// A tensor that waits for its content.
+pub(super) struct Item {
+    pub tensor: Tensor,
+    /// Type of what is written; if the tensor is quantised, of what is quantised.
+    pub written: Dtype,
+    pub source: Source,
+}
+
+pub(super) enum Source {
+    /// Matrices one below the other, with the types they are stored in.
+    Stacked(Vec<(Entry, Dtype)>),
+    /// Vectors one after the other, with their lengths; zeros where there is no entry.
+    Vectors(Vec<(Option<(Entry, Dtype)>, usize)>),
+    /// Stored as `[n_cols, n_rows]`.
+    Transposed(Entry),
+    /// About normal, with this mean and deviation.
+    Random { seed: u32, mean: f32, scale: f32 },
+}
+
+impl Upload {
+    pub(super) fn new(gpu: &Gpu, weights: Arc<Weights>, items: Vec<Item>) -> Upload {
+        let n_bytes: usize = items.iter().map(Item::n_bytes).sum();
+        let total_bytes = weights.n_bytes().max(n_bytes);
+        // Small models need less than a whole stage, and a stage is one binding.
+        let most = STAGED_PIECE.min(gpu.caps().max_binding_bytes as usize);
+        let staged = items.iter().filter(|item| item.is_staged());
+        let stage_bytes = staged.map(|item| item.piece(0, most).len() * item.row_bytes()).max().unwrap_or(0);
+        Upload {
+            weights,
+            items: items.into(),
+            row: 0,
+            progress: Progress { done_bytes: total_bytes - n_bytes, total_bytes },
+            stages: Stages { tensors: Vec::new(), n_bytes: stage_bytes, n_used: 0 },
+        }
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
+    /// Whether everything was written or recorded. It is in device memory once the last recording has finished.
+    pub fn is_done(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Writes and records the next pieces, each of 4 MiB at most: about `n_bytes` of them, at least one. Fewer when
+    /// what is quantised has filled a stage or few parameter blocks are left.
+    ///
+    /// What one call recorded is one recording: it is finished ([`Recorder::finish`]) and submitted before what the
+    /// next call records. The caller:
+    /// - has at most two earlier recordings that were not submitted, or stages would be overwritten before they are
+    ///   read;
+    /// - submits even if nothing was recorded, and waits for earlier slices now and then: the driver keeps a copy of
+    ///   what was written until the submission after it has finished, so three slices under way are `3 · n_bytes` of
+    ///   host memory;
+    /// - resets the recorder ([`Recorder::reset_params`]) when its parameters are low and nothing is in flight.
+    ///
+    /// # Errors
+    /// [`WeightsError::Gpu`] if there is no memory for a stage; the same call may be tried again.
+    pub fn record(&mut self, rec: &mut Recorder, n_bytes: usize) -> Result<(), WeightsError> {
+        let goal = self.progress.done_bytes.saturating_add(n_bytes);
+        let mut n_staged = 0;
+        while let Some(item) = self.items.front() {
+            if item.is_staged() {
+                if n_staged == 1 {
+                    break;
+                }
+                n_staged += 1;
+            }
+            let rows = item.piece(self.row, self.stages.n_bytes);
+            item.record(rec, &self.weights, &mut self.stages, rows.clone())?;
+            self.progress.done_bytes += item.piece_bytes(rows.clone());
+            self.row = rows.end;
+            if rows.end == item.tensor.n_rows() {
+                self.items.pop_front();
+                self.row = 0;
+            }
+            if self.progress.done_bytes >= goal || rec.params_are_low() {
+                break;
+            }
+        }
+        if self.items.is_empty() {
+            self.stages.free(rec);
+        }
+        Ok(())
+    }
+
+    /// Uploads everything, and waits for it on a device of our own; `progress` hears of each slice.
+    ///
+    /// On an adopted device writes wait for the host's next submission, and the driver keeps a copy of each until then:
+    /// a host that submits from `progress` (even nothing) keeps these copies few.
+    ///
+    /// # Errors
+    /// [`WeightsError::Gpu`]; [`GpuError::Adopted`] where weights are quantised or random on an adopted device, whose
+    /// host submits what [`Upload::record`] records.
+    pub fn run(&mut self, gpu: &Gpu, progress: &mut dyn FnMut(Progress)) -> Result<(), WeightsError> {
+        if self.items.iter().any(Item::is_recorded) {
+            gpu.check_owned()?;
+        }
+        let mut rec = Recorder::new(gpu)?;
+        let mut last = None;
+        while !self.is_done() {
+            self.record(&mut rec, SLICE)?;
+            let buffer = rec.finish()?;
+            if gpu.is_owned() {
+                let submission = gpu.submit(buffer)?;
+                if let Some(before) = last.replace(submission) {
+                    gpu.wait_for(before)?;
+                }
+                if rec.params_are_low() {
+                    gpu.wait()?;
+                    rec.reset_params();
+                }
+            }
+            progress(self.progress);
+        }
+        if gpu.is_owned() {
+            gpu.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Item {
+    /// Bytes of what it is made of, or of what is drawn.
+    pub fn n_bytes(&self) -> usize {
+        match &self.source {
+            Source::Stacked(entries) => entries.iter().map(|(e, _)| e.n_bytes).sum(),
+            Source::Vectors(parts) => parts.iter().flat_map(|(e, _)| e).map(|(e, _)| e.n_bytes).sum(),
+            Source::Transposed(entry) => entry.n_bytes,
+            Source::Random { .. } => self.piece_bytes(0..self.tensor.n_rows()),
+        }
+    }
+
+    /// Whether it goes through a stage.
+    fn is_staged(&self) -> bool {
+        self.tensor.dtype() != self.written
+    }
+
+    /// Whether it needs dispatches.
+    fn is_recorded(&self) -> bool {
+        self.is_staged() || matches!(self.source, Source::Random { .. })
+    }
+
+    /// Bytes of a row of what is written, padding included.
+    fn row_bytes(&self) -> usize {
+        self.written.bytes(self.tensor.n_cols().next_multiple_of(ROW_ALIGN))
+    }
+
+    /// The piece that begins with row `row`: in one entry and one binding.
+    fn piece(&self, row: usize, stage_bytes: usize) -> Range<usize> {
+        let n_rows = self.tensor.n_rows();
+        let most = if self.is_staged() { stage_bytes } else { PIECE };
+        let most = match most / self.row_bytes().max(1) {
+            // Drawn in place, a piece is a binding: four rows, each a multiple of 64 bytes, keep to any device's alignment.
+            n if self.is_recorded() && !self.is_staged() => (n / 4 * 4).max(4),
+            n => n.max(1),
+        };
+        let binding = self.tensor.ranges().find(|view| view.rows.contains(&row));
+        let end = binding.map_or(n_rows, |view| view.rows.end);
+        let end = match &self.source {
+            Source::Stacked(entries) => {
+                let (first, entry, _) = part(entries, row);
+                end.min(first + entry.shape[0])
+            }
+            _ => end,
+        };
+        row..(row + most).min(end)
+    }
+
+    /// Bytes of what `rows` are made of, or of what is drawn.
+    fn piece_bytes(&self, rows: Range<usize>) -> usize {
+        let n_cols = self.tensor.n_cols();
+        match &self.source {
+            Source::Stacked(entries) => rows.len() * part(entries, rows.start).2.bytes(n_cols),
+            Source::Vectors(_) => self.n_bytes(),
+            Source::Transposed(_) => rows.len() * self.written.bytes(n_cols),
+            Source::Random { .. } => rows.len() * self.tensor.row_bytes(),
+        }
+    }
+
+    /// Writes or records one piece.
+    fn record(
+        &self,
+        rec: &mut Recorder,
+        weights: &Weights,
+        stages: &mut Stages,
+        rows: Range<usize>,
+    ) -> Result<(), GpuError> {
+        let stage = match self.is_staged() {
+            true => Some(stages.next(rec.gpu(), [rows.len(), self.tensor.n_cols()], self.written)?),
+            false => None,
+        };
+        let (to, row) = stage.as_ref().map_or((&self.tensor, rows.start), |stage| (stage, 0));
+        if let Source::Random { seed, mean, scale } = self.source {
+            // Rows of a stage count from 0 in every piece.
+            let seed = seed.wrapping_add((rows.start - row) as u32);
+            ops::fill_normal_rows(rec, to, row..row + rows.len(), seed, mean, scale);
+        } else {
+            to.write(rec.gpu(), row, &self.content(weights, rows.clone()));
+            self.release(weights, rows.clone());
+        }
+        if let Some(stage) = &stage {
+            ops::quantize(rec, stage, &self.tensor, rows.start, rows.len());
+        }
+        Ok(())
+    }
+
+    /// What is written for `rows`, with the padding of all rows but a vector's.
+    fn content<'a>(&self, weights: &'a Weights, rows: Range<usize>) -> Cow<'a, [u8]> {
+        let (n_rows, n_cols, row_bytes) = (self.tensor.n_rows(), self.tensor.n_cols(), self.row_bytes());
+        match &self.source {
+            Source::Stacked(entries) => {
+                let (first, entry, stored) = part(entries, rows.start);
+                let stored_bytes = stored.bytes(n_cols);
+                let piece =
+                    &weights.bytes(entry)[(rows.start - first) * stored_bytes..][..rows.len() * stored_bytes];
+                if stored == self.written && stored_bytes == row_bytes {
+                    return piece.into();
+                }
+                let mut padded = vec![0; rows.len() * row_bytes];
+                for (from, to) in piece.chunks(stored_bytes).zip(padded.chunks_mut(row_bytes)) {
+                    match stored == self.written {
+                        true => to[..stored_bytes].copy_from_slice(from),
+                        false => to[..4 * n_cols].copy_from_slice(bytemuck::cast_slice(&widen(stored, from))),
+                    }
+                }
+                padded.into()
+            }
+            Source::Transposed(entry) => {
+                let (bytes, size) = (weights.bytes(entry), self.written.bytes(1));
+                let mut piece = vec![0; rows.len() * row_bytes];
+                for c in 0..n_cols {
+                    let column = &bytes[(c * n_rows + rows.start) * size..][..rows.len() * size];
+                    for (r, element) in column.chunks(size).enumerate() {
+                        piece[r * row_bytes + c * size..][..size].copy_from_slice(element);
+                    }
+                }
+                piece.into()
+            }
+            Source::Vectors(parts) => {
+                let mut values = Vec::with_capacity(n_cols);
+                for (entry, n) in parts {
+                    match entry {
+                        Some((entry, stored)) => values.extend(widen(*stored, weights.bytes(entry))),
+                        None => values.resize(values.len() + n, 0.0),
+                    }
+                }
+                bytemuck::cast_slice(&values).to_vec().into()
+            }
+            Source::Random { .. } => Cow::default(),
+        }
+    }
+
+    /// Lets go of the pages that `rows` were read from.
+    fn release(&self, weights: &Weights, rows: Range<usize>) {
+        match &self.source {
+            Source::Stacked(entries) => {
+                let (first, entry, stored) = part(entries, rows.start);
+                let row_bytes = stored.bytes(self.tensor.n_cols());
+                weights.release(entry, (rows.start - first) * row_bytes..(rows.end - first) * row_bytes);
+            }
+            // Each piece reads from all pages.
+            Source::Transposed(entry) if rows.end == self.tensor.n_rows() => {
+                weights.release(entry, 0..entry.n_bytes)
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The entry that row `row` of a stack is in, its first row and its type.
+fn part(entries: &[(Entry, Dtype)], row: usize) -> (usize, &Entry, Dtype) {
+    let mut first = 0;
+    for (entry, dtype) in entries {
+        if row < first + entry.shape[0] {
+            return (first, entry, *dtype);
+        }
+        first += entry.shape[0];
+    }
+    unreachable!("row {row} of a stack of {first}")
+}
+
+/// Where pieces wait to be quantised, used in turn.
+struct Stages {
+    tensors: Vec<Tensor>,
+    /// Of each.
+    n_bytes: usize,
+    n_used: usize,
+}
+
+impl Stages {
+    fn next(&mut self, gpu: &Gpu, shape: [usize; 2], dtype: Dtype) -> Result<Tensor, GpuError> {
+        let at = self.n_used % N_STAGES;
+        if at == self.tensors.len() {
+            self.tensors.push(Tensor::zeros(gpu, "weights to quantise", [1, self.n_bytes / 4], Dtype::U32)?);
+        }
+        self.n_used += 1;
+        Ok(self.tensors[at].reshaped(shape, dtype))
+    }
+
+    /// Gives the memory back, as soon as what is recorded has finished.
+    fn free(&mut self, rec: &mut Recorder) {
+        self.tensors.drain(..).for_each(|stage| rec.forget(&stage));
+    }
+}
+
+fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+    }
+}
