@@ -122,7 +122,11 @@ fn whisper() -> PathBuf {
 }
 
 fn demo(gpu: &Gpu) -> Engine {
-    let options = EngineOptions { prompt_logprobs: 64, ..EngineOptions::default() };
+    demo_with(gpu, EngineOptions::default())
+}
+
+fn demo_with(gpu: &Gpu, options: EngineOptions) -> Engine {
+    let options = EngineOptions { prompt_logprobs: 64, ..options };
     Engine::load(gpu, ModelFiles::demo().expect("checkpoint"), options, &mut |_| {}).expect("engine")
 }
 
@@ -496,6 +500,30 @@ fn tasks_share_an_engine_and_each_gets_what_it_gets_alone() {
     assert_eq!(replies, expected_replies);
 }
 
+#[test]
+fn tasks_wait_for_room_in_a_full_queue() {
+    let (Some(mut own), Some(gpu)) = (own(), common::exact()) else { return };
+    let expected_labels = tasks::classify(&mut own, &inputs(), &labels(), &mut go_on).expect("labels");
+    let expected_reply =
+        chat(&own).ask(&mut own, &message(), |_| ControlFlow::Continue(())).expect("a reply").text;
+    let options = EngineOptions { max_seqs: 2, max_waiting: 2, ..EngineOptions::default() };
+    let mut engine = demo_with(&gpu, options);
+    let (mut classify, mut talk) = (classify_task(&engine), chat(&engine));
+    talk.say(&message());
+    let mut n_full = 0;
+    while !(talk.is_done() && classify.is_done()) {
+        classify.advance(&mut Engines::from(&mut engine));
+        n_full += usize::from(!engine.has_room());
+        talk.advance(&mut Engines::from(&mut engine));
+        let mut events = engine.pump().expect("it runs").into();
+        talk.observe(&mut events);
+        classify.observe(&mut events);
+    }
+    assert!(n_full > 2, "{n_full} rounds without room");
+    same_labels(&classify.finish().expect("labels"), &expected_labels);
+    assert_eq!(talk.finish().expect("a reply").text, expected_reply);
+}
+
 // --- an early end ---
 
 /// Some steps of a task, then the end.
@@ -601,6 +629,10 @@ fn a_transcription_ends_early_and_the_engine_goes_on() {
         begin(&mut task, &mut engine, n_steps);
         let transcript = cancel(&mut task, &mut engine).expect("what was heard");
         assert_eq!(transcript.segments, []);
+    }
+    // Dropped: the engine has one place for a clip, and it is free again.
+    for n_steps in [1, 3, 8] {
+        begin(&mut begun(&engine), &mut engine, n_steps);
     }
     let mut whole = begun(&engine);
     let transcript = tasks::run(&mut whole, &mut Engines::from(&mut engine), |_| ControlFlow::Continue(()));

@@ -33,7 +33,7 @@ use crate::engine::{Encoded, Engine, EngineError, Event, RequestId, TextEncoder}
 /// ```
 ///
 /// Several tasks can share an engine: `advance` each of them, then hand the same [`Events`] to each. A task takes its
-/// own events and leaves the others. A task that is dropped half way is not heard any more, but what it has submitted
+/// own events and leaves the others. Where the engine's queue is full, the tasks that are advanced first get the room. A task that is dropped half way is not heard any more, but what it has submitted
 /// runs to its end: [`Task::cancel`] it first to stop that.
 pub trait Task {
     /// The result.

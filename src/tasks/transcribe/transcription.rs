@@ -394,7 +394,7 @@ impl Stretch {
         };
         let (from, n_mels) = (self.seek - self.start, sound.n_mels);
         let clip = engine.listen(&self.features[from * n_mels..(from + sound.n_frames) * n_mels])?;
-        self.window = Some(Window::new(clip, history, language));
+        self.window = Some(Window::new(engine, clip, history, language));
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! One window's way from sound to words: attempts at rising temperatures until one is good enough.
 
+use std::sync::Arc;
+
 use miniz_oxide::deflate::compress_to_vec_zlib;
 
 use super::beam::{self, BeamSearch, Hypothesis};
@@ -35,6 +37,8 @@ pub(super) struct Decoded {
 /// A window that is being decoded. When all requests of `batch` are done, [`Window::proceed`] goes on.
 pub(super) struct Window {
     clip: ClipId,
+    /// The engine forgets the clip when this is dropped with the window.
+    _owner: Arc<()>,
     /// Earlier text, with what begins it, before `<|startoftranscript|>`.
     history: Vec<u32>,
     language: Option<Language>,
@@ -84,9 +88,12 @@ pub(super) enum Step {
 
 impl Window {
     /// A window on `clip`, in `language` if that is known or the model knows one alone, after `history`.
-    pub fn new(clip: ClipId, history: Vec<u32>, language: Option<Language>) -> Window {
+    pub fn new(engine: &mut Engine, clip: ClipId, history: Vec<u32>, language: Option<Language>) -> Window {
+        let owner = Arc::new(());
+        engine.forget_with(clip, Arc::downgrade(&owner));
         Window {
             clip,
+            _owner: owner,
             history,
             language,
             stage: Stage::New,
