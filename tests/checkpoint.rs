@@ -192,10 +192,10 @@ fn a_model_says_what_it_can_do() {
 
     let whisper = ModelFiles::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/whisper-words"))
         .expect("a model");
-    assert_eq!(whisper.abilities(), [Ability::Hear]);
+    assert_eq!(whisper.abilities(), [Ability::Transcribe]);
     assert!(whisper.expect(ModelKind::Decoder).is_ok());
     let error = whisper.expect(ModelKind::Encoder).expect_err("it writes");
-    assert_eq!(error.to_string(), "`whisper` is a model that writes: it can transcribe");
+    assert_eq!(error.to_string(), "`whisper` is a decoder: it can transcribe");
     assert!(whisper.generation.json.is_object());
 
     let demo = ModelFiles::demo().expect("a model");

@@ -383,6 +383,29 @@ fn logits_are_those_of_the_reference() {
     assert!(error(&numbers(&rows[rows.len() - 1])) < 1e-3);
     // Another position's are others.
     assert!(error(&numbers(&rows[0])) > 1e-2);
+
+    // The best of them, in order, with their share of all.
+    let best = |json: &Value| -> Vec<usize> {
+        json.as_array()
+            .expect("a list")
+            .iter()
+            .map(|t| t["token_id"].as_u64().expect("an id") as usize)
+            .collect()
+    };
+    let three = run("--top 3");
+    assert_eq!((three.get("logits"), best(&three["top"]).len()), (None, 3), "{three}");
+    let mut by_logit: Vec<usize> = (0..last.len()).collect();
+    by_logit.sort_by(|a, b| last[*b].total_cmp(&last[*a]));
+    assert_eq!(best(&three["top"]), by_logit[..3]);
+    let first = &three["top"][0];
+    assert_eq!(first["logit"], got["logits"][by_logit[0]]);
+    assert!(first["token"].is_string(), "{first}");
+    let sum: f64 = last.iter().map(|z| (z - last[by_logit[0]]).exp()).sum();
+    // Logits are written in as few digits as tell F32 apart.
+    assert!((first["probability"].as_f64().expect("a number") - 1.0 / sum).abs() < 1e-6, "{first}");
+    let all_best = run("--top 3 --all");
+    let lists = all_best["top"].as_array().expect("a list of lists");
+    assert_eq!((lists.len(), &lists[lists.len() - 1]), (rows.len(), &three["top"]));
 }
 
 #[test]
@@ -541,6 +564,27 @@ fn chat_through_a_pipe() {
 }
 
 #[test]
+fn chat_as_json_lines() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let script = b"Who are you?\n/set top_p 2\nAnd who am I?\n";
+    let line = "chat --max-tokens 12 --temperature 0";
+    let plain = wginfer(line).stdin(script).out();
+    let done = wginfer(&format!("{line} --json")).stdin(script).succeeds();
+    let replies: Vec<Value> =
+        done.out.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect();
+    assert_eq!(replies.len(), 2, "{}", done.out);
+    let texts = replies.iter().map(|reply| format!("{}\n", reply["text"].as_str().expect("a text")));
+    assert_eq!(texts.collect::<String>(), plain);
+    assert!(["length", "stop"].contains(&replies[0]["finish_reason"].as_str().expect("a reason")));
+    assert_eq!(replies[1]["n_dropped"], 0);
+    assert!(replies[1]["usage"]["prompt_tokens"].as_u64() > replies[0]["usage"]["prompt_tokens"].as_u64());
+    assert!(replies[1]["timings"]["time_to_first_token_ms"].as_f64() > Some(0.0), "{}", replies[1]);
+    assert!(done.err.contains("`top_p` is 2"), "{}", done.err);
+}
+
+#[test]
 fn chat_drops_what_does_not_fit() {
     if common::gpu().is_none() {
         return;
@@ -571,7 +615,7 @@ fn kinds_of_models_are_told_apart() {
     for command in ["generate a", "chat", "bench model"] {
         wginfer(command).model(&encoder).fails(1, "`bert` is an encoder");
     }
-    wginfer("embed a").model(&decoder).fails(1, "`llama` is a model that writes");
+    wginfer("embed a").model(&decoder).fails(1, "`llama` is a decoder");
     wginfer("embed a").fails(1, "no model given");
     wginfer("logits --all --token-ids 1").model(&encoder).fails(2, "`--all`");
 }
@@ -596,6 +640,14 @@ fn logits_of_a_classifier() {
     let table = wginfer("logits --token-ids 5,178,225 --top 2").model(&golden("bert-classifier")).out();
     let lines: Vec<&str> = table.lines().collect();
     assert!(lines.len() == 3 && lines[0].ends_with("probability") && lines[1].ends_with('%'), "{table}");
+    let best =
+        wginfer("logits --token-ids 5,178,225 --top 2 --json").model(&golden("bert-classifier")).json();
+    let best = best["top"].as_array().expect("a list");
+    assert_eq!(best.len(), 2);
+    for (row, line) in best.iter().zip(&lines[1..]) {
+        assert!(line.starts_with(row["label"].as_str().expect("a name")), "{row}: {line}");
+        assert!(row["logit"].is_number() && row["probability"].as_f64() <= Some(1.0), "{row}");
+    }
     wginfer("logits --token-ids 5,384").model(&golden("bert-classifier")).fails(1, "token 384 at position 1");
     let dir = copy_of("bert-classifier");
     change_config(dir.path(), |c| drop(c.insert("architectures".into(), serde_json::json!(["BertModel"]))));
@@ -661,7 +713,9 @@ fn vectors_in_every_format() {
     assert_eq!(lines[0], ["#", "text", "1", "2", "3"]);
     assert_eq!((lines[1][2], lines[1][4], lines[2][3]), ("1.000", "1.000", "1.000"));
     assert_eq!(lines[1][3], lines[2][2]);
-    let json = embed("embed --similarity --format json one two").json();
+    assert_eq!(embed("embed --json one two").json(), json);
+    embed("embed --json --format csv one").fails_to_parse();
+    let json = embed("embed --similarity --json one two").json();
     let cosine: f32 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();
     assert!((json["similarity"][0][1].as_f64().expect("a number") - f64::from(cosine)).abs() < 1e-5);
     // A prefix is part of the text.
@@ -715,8 +769,9 @@ fn bench_kernels_in_every_format() {
         wginfer(&format!("bench kernels --quick --time-ms 2 --rows 1,33 {flags} --shape")).arg(dir.path())
     };
     let svg = dir.path().join("roof.svg");
-    let report = run("--format json").arg("--plot").arg(&svg).json();
+    let report = run("--json").arg("--plot").arg(&svg).json();
     assert_eq!(report["kind"], "kernels");
+    run("--json --format csv").fails_to_parse();
     let meta = &report["meta"];
     for key in ["adapter", "driver", "backend", "wgpu_version", "version", "date", "command"] {
         assert!(meta[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {meta}");
@@ -745,7 +800,7 @@ fn bench_model_with_random_weights_and_with_a_file() {
     let dir = tiny_shape();
     let tests = "-p 20 -n 4 --pg 5,3 -r 2 -b 1,2 -d 0,16";
     let svg = dir.path().join("bars.svg");
-    let report = wginfer(&format!("bench model {tests} --type bf16 --format json --shape"))
+    let report = wginfer(&format!("bench model {tests} --type bf16 --json --shape"))
         .arg(dir.path())
         .arg("--plot")
         .arg(&svg)
@@ -777,7 +832,7 @@ fn bench_compare_reads_what_bench_writes() {
     let table = wginfer("bench compare").arg(&a).arg(&b).arg("--plot").arg(&svg).out();
     assert!(table.contains("times faster") && table.lines().count() == 4, "{table}");
     assert!(fs::read_to_string(&svg).expect("it was drawn").contains("<rect"));
-    let json = wginfer("bench compare --format json").arg(&m).arg(&m).json();
+    let json = wginfer("bench compare --json").arg(&m).arg(&m).json();
     assert_eq!(json["rows"][0]["values"][1]["speedup"], 1.0);
     wginfer("bench compare").arg(&a).arg(&m).fails(1, "model rows");
 }
@@ -940,8 +995,5 @@ fn answer_with_an_embedder() {
     let (n_again, n_chosen) = asked(&ask(true));
     assert_eq!((n, n_all), (n_again, n));
     assert!(n_chosen < n, "{n_chosen} of {n} pieces were asked");
-    wginfer("answer why --embedder")
-        .arg(golden("llama"))
-        .stdin(b"text")
-        .fails(1, "`llama` is a model that writes");
+    wginfer("answer why --embedder").arg(golden("llama")).stdin(b"text").fails(1, "`llama` is a decoder");
 }

@@ -6,9 +6,8 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use wginfer::checkpoint::ModelFiles;
-use wginfer::engine::{EncoderOptions, EngineError, Output, TextEncoder};
+use wginfer::engine::{EncoderOptions, Engine, EngineError, EngineOptions, Output, TextEncoder};
 use wginfer::gpu::{Gpu, GpuError, GpuOptions};
-use wginfer::models::ModelKind;
 use wginfer::tasks;
 
 const CLASSIFIERS: [&str; 4] =
@@ -489,12 +488,6 @@ fn what_a_folder_can_get_wrong_is_named() {
     modules(serde_json::json!([module("Pooling", "../..")]), serde_json::json!({}), "`path` is `../..`");
     modules(serde_json::json!({ "a": 1 }), serde_json::json!({}), "modules.json");
 
-    let error = open(&folder("llama")).expect(ModelKind::Encoder).expect_err("a language model").to_string();
-    assert_eq!(error, "`llama` is a model that writes: it can generate");
-    let error =
-        open(&folder("bert-classifier")).expect(ModelKind::Decoder).expect_err("an encoder").to_string();
-    assert_eq!(error, "`bert` is an encoder: it can embed and classify");
-
     let dir = copy(&folder("roberta-classifier"));
     let path = dir.path().join("model.safetensors");
     let bytes = std::fs::read(&path).expect("it is there");
@@ -502,6 +495,13 @@ fn what_a_folder_can_get_wrong_is_named() {
     assert!(opened(dir.path()).contains("is not a valid checkpoint"));
 
     let Some(gpu) = common::gpu() else { return };
+    let bert = open(&folder("bert-classifier"));
+    let error = Engine::load(&gpu, bert, EngineOptions::default(), &mut |_| {}).expect_err("an encoder");
+    assert_eq!(error.to_string(), "`bert` is an encoder: it can embed and classify");
+    let llama = open(&folder("llama"));
+    let error =
+        TextEncoder::load(&gpu, llama, EncoderOptions::default(), &mut |_| {}).expect_err("a decoder");
+    assert_eq!(error.to_string(), "`llama` is a decoder: it can generate");
     let loaded = |dir: &Path, options: EncoderOptions, what: &str| {
         let error = TextEncoder::load(&gpu, open(dir), options, &mut |_| {}).expect_err("it is refused");
         assert!(error.to_string().contains(what), "{error}");

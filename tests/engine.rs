@@ -4,104 +4,17 @@
 mod common;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use common::requests::{
+    all_logits, f32_options, folder, host, load, prompt, run, scores, seeded, take, write,
+};
 use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{
-    Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Logprobs, PAGE_SIZE, Request, RequestId,
-    Sampling, Usage,
+    Engine, EngineError, EngineOptions, Event, FinishReason, Logits, PAGE_SIZE, Request, RequestId, Sampling,
 };
 use wginfer::gpu::{Counts, Gpu, GpuError};
-
-fn folder(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model)
-}
-
-fn load(gpu: &Gpu, model: &str, options: EngineOptions) -> Engine {
-    let checkpoint = ModelFiles::open(&folder(model)).expect("checkpoint");
-    Engine::load(gpu, checkpoint, options, &mut |_| {}).expect("engine")
-}
-
-fn f32_options() -> EngineOptions {
-    EngineOptions { kv_dtype: Dtype::F32, logits: true, max_seqs: 4, ..EngineOptions::default() }
-}
-
-/// What became of a request.
-#[derive(Default, Debug, Clone, PartialEq)]
-struct Outcome {
-    tokens: Vec<u32>,
-    text: String,
-    logits: Vec<Vec<f32>>,
-    logprobs: Vec<Logprobs>,
-    first_score: Option<usize>,
-    scores: Vec<f32>,
-    usage: Usage,
-    finish_reason: Option<FinishReason>,
-    error: Option<String>,
-}
-
-fn take(outcomes: &mut HashMap<RequestId, Outcome>, event: Event) {
-    match event {
-        Event::Token { id, token, text, logprobs } => {
-            let o = outcomes.entry(id).or_default();
-            o.tokens.push(token);
-            o.text.push_str(&text);
-            o.logprobs.extend(logprobs);
-        }
-        Event::Logits { id, position, values } => {
-            let o = outcomes.entry(id).or_default();
-            o.logits.push(values);
-            assert!(position >= o.logits.len() - 1);
-        }
-        Event::Alignment { .. } => panic!("nobody asked for what rows attend to"),
-        Event::PromptLogprobs { id, position, logprobs } => {
-            let o = outcomes.entry(id).or_default();
-            o.first_score.get_or_insert(position);
-            assert_eq!(position, o.first_score.unwrap_or(0) + o.scores.len(), "in order, without a gap");
-            o.scores.extend(logprobs);
-        }
-        Event::Done { id, text, finish_reason, usage, .. } => {
-            let o = outcomes.entry(id).or_default();
-            o.text.push_str(&text);
-            assert_eq!(o.finish_reason.replace(finish_reason), None, "a request ends once");
-            o.usage = usage;
-        }
-        Event::Failed { id, error } => {
-            outcomes.entry(id).or_default().error = Some(error.to_string());
-        }
-    }
-}
-
-/// Runs requests together and returns what became of each, in order.
-fn run(engine: &mut Engine, requests: Vec<Request>) -> Vec<Outcome> {
-    let ids: Vec<_> = requests.into_iter().map(|r| engine.submit(r).expect("submit")).collect();
-    let mut outcomes = HashMap::new();
-    engine.run(|event| take(&mut outcomes, event)).expect("run");
-    ids.iter().map(|id| outcomes.remove(id).unwrap_or_default()).collect()
-}
-
-fn all_logits(prompt: &[u32]) -> Request {
-    Request { logits: Some(Logits::All), ..Request::new(prompt.to_vec()) }
-}
-
-fn write(prompt: &[u32], n: usize, sampling: Sampling) -> Request {
-    Request { sampling, max_tokens: Some(n), stop_tokens: Some(vec![]), ..Request::new(prompt.to_vec()) }
-}
-
-fn prompt(seed: u64, n: usize) -> Vec<u32> {
-    let mut rng = common::Rng::new(seed);
-    (0..n).map(|_| rng.below(384) as u32).collect()
-}
-
-fn seeded(seed: u64) -> Sampling {
-    Sampling { seed: Some(seed), ..Sampling::default() }
-}
-
-fn scores(prompt: &[u32], from: usize) -> Request {
-    Request { prompt_logprobs: Some(from), ..Request::new(prompt.to_vec()) }
-}
 
 #[test]
 fn logprobs_of_prompts_are_those_of_their_logits() {
@@ -523,16 +436,7 @@ fn weights_that_are_no_numbers_are_an_error_of_their_request() {
 #[test]
 fn a_guest_never_submits_and_a_host_gets_the_same_text() {
     let Some(own) = common::gpu() else { return };
-    let instance = wginfer::wgpu::Instance::default();
-    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect("an adapter");
-    let (features, limits) = Gpu::required(&adapter);
-    let (device, queue) = pollster::block_on(adapter.request_device(&wginfer::wgpu::DeviceDescriptor {
-        required_features: features,
-        required_limits: limits,
-        ..Default::default()
-    }))
-    .expect("a device");
-    let guest = Gpu::adopt(device.clone(), queue.clone()).expect("large enough");
+    let (guest, queue) = host();
     let mut engine = load(&guest, "llama", f32_options());
     let ids = prompt(90, 37);
     let id = engine.submit(write(&ids, 20, seeded(7))).expect("submit");
@@ -559,7 +463,9 @@ fn a_guest_never_submits_and_a_host_gets_the_same_text() {
     let alone = run(&mut load(&own, "llama", f32_options()), vec![write(&ids, 20, seeded(7))]).remove(0);
     assert_eq!(outcomes[&id].tokens, alone.tokens);
 
-    // A device that is too small is told so.
+    // A device that is too small is refused by name.
+    let instance = wginfer::wgpu::Instance::default();
+    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect("an adapter");
     let (device, queue) = pollster::block_on(adapter.request_device(&wginfer::wgpu::DeviceDescriptor {
         required_limits: wginfer::wgpu::Limits::downlevel_webgl2_defaults(),
         ..Default::default()
@@ -567,6 +473,80 @@ fn a_guest_never_submits_and_a_host_gets_the_same_text() {
     .expect("a device");
     let error = Gpu::adopt(device, queue).expect_err("too small").to_string();
     assert!(error.contains("max_storage_buffers_per_shader_stage"), "{error}");
+}
+
+#[test]
+fn a_guest_loads_in_slices_and_quantises() {
+    let Some(own) = common::gpu() else { return };
+    let (guest, queue) = host();
+    let ids = prompt(91, 30);
+    for quantize in [None, Some(Dtype::Q8_0), Some(Dtype::Q4_K)] {
+        let options = EngineOptions { quantize, ..f32_options() };
+        let files = ModelFiles::open(&folder("llama")).expect("a checkpoint");
+        let mut loading = Engine::loading(&guest, files, options.clone()).expect("it fits");
+        let built = guest.counts();
+        let (mut n_frames, mut last) = (0, 0);
+        while !loading.is_done() {
+            queue.submit(loading.advance(Duration::ZERO).expect("advance"));
+            let progress = loading.progress();
+            assert!(progress.done_bytes >= last && progress.done_bytes <= progress.total_bytes);
+            (n_frames, last) = (n_frames + 1, progress.done_bytes);
+            assert!(n_frames < 100_000, "it gets on");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        assert_eq!(loading.progress().done_bytes, loading.progress().total_bytes);
+        assert!(n_frames > 1, "{quantize:?}: in slices");
+        assert_eq!(guest.counts().submissions, built.submissions, "the queue is the host's");
+        let mut engine = loading.finish().expect("all is there");
+        let id = engine.submit(write(&ids, 12, seeded(3))).expect("submit");
+        let mut outcomes = HashMap::new();
+        while !engine.is_idle() {
+            queue.submit(engine.advance(Duration::from_millis(2)).expect("advance"));
+            engine.events().expect("events").into_iter().for_each(|e| take(&mut outcomes, e));
+        }
+        let alone = run(&mut load(&own, "llama", options), vec![write(&ids, 12, seeded(3))]).remove(0);
+        assert_eq!(outcomes[&id].tokens, alone.tokens, "{quantize:?}");
+    }
+    // Who asks too early hears how far it is.
+    let files = ModelFiles::open(&folder("llama")).expect("a checkpoint");
+    let loading = Engine::loading(&guest, files, f32_options()).expect("it fits");
+    assert!(
+        matches!(loading.finish(), Err(EngineError::NotLoaded { done_bytes, total_bytes }) if done_bytes < total_bytes)
+    );
+    // What has to be submitted cannot be waited for.
+    let files = ModelFiles::open(&folder("llama")).expect("a checkpoint");
+    let options = EngineOptions { quantize: Some(Dtype::Q8_0), ..f32_options() };
+    let error = Engine::load(&guest, files, options, &mut |_| {}).expect_err("the host submits");
+    assert!(error.to_string().contains("adopted") || matches!(error, EngineError::Model(_)), "{error}");
+}
+
+#[test]
+fn engines_share_the_weights_of_a_model() {
+    let Some(gpu) = common::open(&Default::default()) else { return };
+    let mut first = load(&gpu, "qwen3", f32_options());
+    let before = gpu.counts().live_bytes;
+    let options = EngineOptions { ctx: Some(64), max_seqs: 2, ..f32_options() };
+    let mut second = Engine::new(&gpu, first.model(), options.clone()).expect("another engine");
+    let with_both = gpu.counts().live_bytes;
+    let alone = load(&gpu, "qwen3", options);
+    let own = gpu.counts().live_bytes - with_both;
+    assert!(with_both - before + alone.weights_bytes() <= own, "it has no weights of its own");
+    // Steps of both in turn, neither of which waits for the other.
+    let request = |seed| write(&prompt(seed, 20), 15, seeded(seed));
+    let ids = [first.submit(request(1)).expect("submit"), second.submit(request(2)).expect("submit")];
+    let mut outcomes = [HashMap::new(), HashMap::new()];
+    while !(first.is_idle() && second.is_idle()) {
+        for (engine, outcomes) in [&mut first, &mut second].into_iter().zip(&mut outcomes) {
+            engine.pump().expect("pump").into_iter().for_each(|e| take(outcomes, e));
+        }
+    }
+    for (i, seed) in [(0, 1), (1, 2)] {
+        let want = run(&mut load(&gpu, "qwen3", f32_options()), vec![request(seed)]).remove(0);
+        assert_eq!(outcomes[i][&ids[i]].tokens, want.tokens);
+    }
+    let longer = EngineOptions { ctx: Some(first.ctx() + 1), ..f32_options() };
+    let error = Engine::new(&gpu, first.model(), longer).expect_err("longer than it was loaded for");
+    assert!(error.to_string().contains("ctx"), "{error}");
 }
 
 #[test]

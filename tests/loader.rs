@@ -20,7 +20,7 @@ const FILE: [(&str, Stored, &[usize]); 12] = [
     ("f32", Stored::F32, &[37, 50]),
     ("f16", Stored::F16, &[129, 96]),
     ("bf16", Stored::BF16, &[70, 33]),
-    // 5.4 MB: two pieces.
+    // 5.4 MB: two pieces, three where it is quantised.
     ("large", Stored::F16, &[5000, 544]),
     ("q", Stored::F16, &[20, 72]),
     ("k", Stored::F32, &[10, 72]),
@@ -212,7 +212,7 @@ fn slices_of_any_size_and_late_ones_leave_the_same_bytes() {
             (tensors.iter().map(|t| host.read(t)).collect::<Vec<_>>(), n_slices)
         };
         for n_bytes in [1, 4 << 20, usize::MAX] {
-            for (host, n_late) in [(&own, 0), (&guest, 0), (&guest, 1), (&guest, 2)] {
+            for (host, n_late) in [(&own, 0), (&guest, 0), (&guest, 1)] {
                 let (found, n_slices) = bytes(host, n_bytes, n_late);
                 for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
                     assert!(
@@ -221,14 +221,15 @@ fn slices_of_any_size_and_late_ones_leave_the_same_bytes() {
                     );
                 }
                 match (n_bytes, quantize) {
-                    (1, _) => assert_eq!(n_slices, N_PIECES, "a piece a slice"),
+                    (1, None) => assert_eq!(n_slices, N_PIECES, "a piece a slice"),
+                    (1, Some(_)) => assert_eq!(n_slices, N_PIECES + 1, "a piece a slice"),
                     (usize::MAX, None) => assert_eq!(n_slices, 1, "what needs no stage comes at once"),
-                    _ => assert!(n_slices <= N_PIECES),
+                    _ => assert!(n_slices <= N_PIECES + 1),
                 }
             }
         }
         // The comparison sees a stage that is overwritten before it is read: of more slices than may be late.
-        let (found, _) = bytes(&guest, usize::MAX, N_PIECES);
+        let (found, _) = bytes(&guest, usize::MAX, N_PIECES + 1);
         assert_eq!(found == expected, quantize.is_none(), "{quantize:?}: all slices late");
     }
     assert_eq!(guest.gpu.counts().submissions, 0, "the queue is the host's");
@@ -263,7 +264,7 @@ fn planning_uploads_nothing_and_progress_counts_to_the_end() {
     assert_eq!(last, weights.n_bytes());
     let done = gpu.counts();
     assert_eq!(done.live_bytes, planned.live_bytes, "stages are given back");
-    assert!(done.peak_bytes - planned.live_bytes <= 9 << 20, "three stages of 3 MiB");
+    assert!(done.peak_bytes - planned.live_bytes <= 4 << 20, "two stages of 2 MiB");
 }
 
 #[test]
@@ -315,7 +316,7 @@ fn random_weights_are_the_same_in_any_slices() {
                 let n_zeros = words.iter().filter(|word| **word == 0).count();
                 assert!(n_zeros < words.len() / 4, "{dtype} {quantize:?}: they are drawn");
             }
-            for (host, n_bytes, n_late) in [(&own, 1, 0), (&guest, 1, 2), (&guest, usize::MAX, 1)] {
+            for (host, n_bytes, n_late) in [(&own, 1, 0), (&guest, 1, 1), (&guest, usize::MAX, 1)] {
                 let found = drawn(host, n_bytes, n_late);
                 assert!(found == expected, "{dtype} {quantize:?}, {n_bytes} bytes, {n_late} late");
             }

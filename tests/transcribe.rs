@@ -623,7 +623,7 @@ fn every_format_says_the_same() {
         (seconds(cells[0]), seconds(cells[1]), cells[2].to_string())
     });
     near(&rows.collect::<Vec<_>>(), "tsv");
-    let json: Value = serde_json::from_str(&run("--format json --word-timestamps")).expect("JSON");
+    let json: Value = serde_json::from_str(&run("--json --word-timestamps")).expect("JSON");
     assert_eq!((&json["task"], &json["language"]), (&"transcribe".into(), &"english".into()));
     assert_eq!(json["text"], lines.join(" "));
     assert_eq!(

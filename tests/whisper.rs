@@ -453,7 +453,7 @@ fn requests_and_clips_that_do_not_fit_are_refused() {
     };
     let speech = |clip, rules, alignment| Some(SpeechRequest { clip, rules, alignment });
     let plain = Request::new(words.prompt.clone());
-    refuse(&mut words, plain.clone(), "`whisper` writes down what it hears");
+    refuse(&mut words, plain.clone(), "`whisper` is a speech model");
     refuse(&mut words, Request { speech: speech(ClipId(77), None, false), ..plain.clone() }, "clip 77");
     let aligned = Request { speech: speech(clip, None, true), ..plain.clone() };
     refuse(&mut words, aligned, "alignment_heads");
@@ -465,7 +465,7 @@ fn requests_and_clips_that_do_not_fit_are_refused() {
         refuse(&mut words, Request { speech: speech(clip, Some(rules), false), ..plain.clone() }, part);
     }
     let error = words.engine.listen(&features).expect_err("one place").to_string();
-    assert!(error.contains("no place: 1 are kept"), "{error}");
+    assert!(error.contains("no place: 1 clips are kept"), "{error}");
     words.engine.forget(clip);
     let error = words.engine.listen(&features[1..]).expect_err("a value is missing").to_string();
     assert!(error.contains("79999 values") && error.contains("1000 frames of 80"), "{error}");
@@ -481,8 +481,8 @@ fn requests_and_clips_that_do_not_fit_are_refused() {
     let checkpoint = ModelFiles::open(&llama).expect("a checkpoint");
     let mut engine =
         Engine::load(&gpu, checkpoint, EngineOptions::default(), &mut |_| {}).expect("an engine");
-    let error = engine.listen(&features).expect_err("it hears nothing");
-    assert_eq!(error.to_string(), "`llama` is a language model: it hears nothing");
+    let error = engine.listen(&features).expect_err("it has no audio encoder");
+    assert_eq!(error.to_string(), "`llama` is a language model: it has no audio encoder");
     let heads = EngineOptions { alignment_heads: vec![[9, 0]], ..EngineOptions::default() };
     let checkpoint = ModelFiles::open(&words_folder()).expect("a checkpoint");
     let error = Engine::load(&gpu, checkpoint, heads, &mut |_| {}).expect_err("three layers").to_string();

@@ -190,8 +190,8 @@ pub fn model(
             .map(|_| random_ids.draw(1)[0] as f32 / shape.vocab_size as f32 - 0.5)
             .collect();
         // A warm-up.
-        hear(&mut engine, &features)?;
-        let runs = (0..options.n_repetitions).map(|_| hear(&mut engine, &features));
+        encode_clip(&mut engine, &features)?;
+        let runs = (0..options.n_repetitions).map(|_| encode_clip(&mut engine, &features));
         let runs = runs.collect::<Result<Vec<_>, _>>()?;
         let n = n_encoder(&shape);
         let least_us = limits.least_us(2.0 * audio.n_positions as f64 * n, n * bytes_per_param);
@@ -288,7 +288,7 @@ struct Run {
 }
 
 /// Runs the audio encoder once.
-fn hear(engine: &mut Engine, features: &[f32]) -> Result<Run, BenchError> {
+fn encode_clip(engine: &mut Engine, features: &[f32]) -> Result<Run, BenchError> {
     let n_tokens = engine.shape().audio.as_ref().map_or(0, |audio| audio.n_positions);
     let begin = Instant::now();
     let clip = engine.listen(features)?;

@@ -1,4 +1,4 @@
-//! What sentence-transformers wrote of how the rows of a text become its embedding.
+//! From rows to an embedding: the files that sentence-transformers writes beside a model.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -15,25 +15,25 @@ use crate::weights::Weights;
 /// How the rows of a text become its embedding: the modules of sentence-transformers (Reimers & Gurevych 2019).
 #[derive(Clone, Debug)]
 pub struct EmbeddingConfig {
-    /// Pooled in these ways, one beside the other.
+    /// Pooling modes; their results are put side by side.
     pub pooling: Vec<Pooling>,
-    /// Products after that, in order.
+    /// Products after the pooling, in order.
     pub dense: Vec<DenseModule>,
     /// The result has length 1.
     pub normalize: bool,
-    /// Tokens of a text; what the model was made for without.
+    /// Maximum number of tokens of a text. Default: the model's maximum.
     pub max_seq_length: Option<usize>,
     /// Texts are put into lower case first.
     pub do_lower_case: bool,
-    /// What is put before a text, by name, such as `query`.
+    /// Prefixes of texts by name, such as `query`.
     pub prompts: BTreeMap<String, String>,
-    /// Which of them unasked.
+    /// Name of the prompt to use by default.
     pub default_prompt_name: Option<String>,
-    /// Whether there was a `modules.json`: without one the mean is taken and normalised.
+    /// Whether there was a `modules.json`. Default: the mean of all tokens, normalised.
     pub is_declared: bool,
 }
 
-/// Modules that a model may list: more than any has, few enough for each to open files of its own.
+/// Maximum number of modules: published models have three to five, and each opens files of its own.
 const MOST_MODULES: usize = 16;
 
 /// A product with an activation after the pooling.
@@ -41,13 +41,13 @@ const MOST_MODULES: usize = 16;
 pub struct DenseModule {
     /// `linear.weight`, `linear.bias`.
     pub weights: Arc<Weights>,
-    /// Values that go in.
+    /// Width of its input.
     pub in_features: usize,
-    /// Values that come out.
+    /// Width of its output.
     pub out_features: usize,
     /// Whether there is a bias.
     pub bias: bool,
-    /// None where it is the identity.
+    /// The activation; `None` is the identity.
     pub act: Option<Act>,
 }
 
@@ -139,7 +139,7 @@ impl EmbeddingConfig {
             optional(json(files, "sentence_bert_config.json"))?.unwrap_or_default();
         let prompts: PromptConfig =
             optional(json(files, "config_sentence_transformers.json"))?.unwrap_or_default();
-        let unasked = EmbeddingConfig {
+        let common = EmbeddingConfig {
             max_seq_length: transformer.max_seq_length,
             do_lower_case: transformer.do_lower_case,
             prompts: prompts.prompts,
@@ -147,9 +147,9 @@ impl EmbeddingConfig {
             ..EmbeddingConfig::default()
         };
         const MODULES: &str = "modules.json";
-        let Some(modules) = optional(json::<Vec<Module>>(files, MODULES))? else { return Ok(unasked) };
+        let Some(modules) = optional(json::<Vec<Module>>(files, MODULES))? else { return Ok(common) };
         let mut config =
-            EmbeddingConfig { pooling: Vec::new(), normalize: false, is_declared: true, ..unasked };
+            EmbeddingConfig { pooling: Vec::new(), normalize: false, is_declared: true, ..common };
         let wrong = |message: String| Err(CheckpointError::config(&files.path(MODULES), message));
         if modules.len() > MOST_MODULES {
             return wrong(format!("{} modules, expected at most {MOST_MODULES}", modules.len()));

@@ -1,5 +1,6 @@
-//! What can go wrong from a model's name to an opened model.
+//! The error of opening a model.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::Ability;
@@ -7,17 +8,17 @@ use crate::models::{ModelError, ModelKind};
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
-/// What can go wrong from a model's name to an opened model.
+/// An error in opening a model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// There is nothing at the path.
+    /// The path does not exist.
     #[error("there is no folder `{}`", path.display())]
     NoFolder {
         /// The path.
         path: PathBuf,
     },
-    /// The path names something else.
+    /// The path is not that of a folder.
     #[error("`{}` is not a folder", path.display())]
     NotAFolder {
         /// The path.
@@ -29,7 +30,7 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
     },
-    /// `owner/name`.
+    /// A name on the hub, `owner/name`.
     #[error("there is no folder `{name}`, and names on the hub are not supported yet")]
     HubName {
         /// The name.
@@ -40,10 +41,10 @@ pub enum CheckpointError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's message.
         source: std::io::Error,
     },
-    /// A file's name belongs to something that holds no bytes.
+    /// A folder, pipe, socket or device has the name of a file.
     #[error("`{}` cannot be read: it is {found}, expected a regular file", path.display())]
     NotAFile {
         /// The path.
@@ -56,12 +57,12 @@ pub enum CheckpointError {
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size, or what was read of it.
+        /// Its size, or the number of bytes that were read.
         found_bytes: u64,
-        /// The limit of its kind.
+        /// The limit for files of its kind.
         limit_bytes: u64,
     },
-    /// A file does not hold what it should.
+    /// The content of a file is wrong.
     #[error("`{}`: {message}", path.display())]
     Config {
         /// The file.
@@ -75,23 +76,23 @@ pub enum CheckpointError {
         /// The folder.
         dir: PathBuf,
     },
-    /// Random weights of a type that cannot be drawn.
+    /// Random weights cannot be drawn in this type.
     #[error("`dtype` is {found}, expected `F32`, `F16` or `BF16`, which can be quantised at load")]
     RandomDtype {
         /// The type.
         found: crate::dtype::Dtype,
     },
-    /// A model of the other kind than is needed.
+    /// A decoder where an encoder is needed, or the other way round.
     #[error("`{architecture}` is {}: it can {}", match kind {
-        ModelKind::Decoder => "a model that writes",
+        ModelKind::Decoder => "a decoder",
         ModelKind::Encoder => "an encoder",
     }, listed(can))]
     WrongKind {
         /// `model_type` in the config.
         architecture: &'static str,
-        /// What the model is.
+        /// The model's kind.
         kind: ModelKind,
-        /// What it can do.
+        /// Its abilities.
         can: Vec<Ability>,
     },
     /// `config.json`.
@@ -100,17 +101,16 @@ pub enum CheckpointError {
     /// The tensors.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// The tokenizer, where it alone was asked for.
+    /// The tokenizer, from [`open_tokenizer`](super::open_tokenizer) only.
     #[error(transparent)]
     Text(#[from] TextError),
 }
 
-/// What a folder must hold.
 const LAYOUT: &str =
     "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`";
 
 impl CheckpointError {
-    /// `path` does not hold what it should.
+    /// An error in the content of the file at `path`.
     pub(super) fn config(path: &Path, message: impl ToString) -> CheckpointError {
         CheckpointError::Config { path: path.to_path_buf(), message: message.to_string() }
     }
@@ -120,7 +120,12 @@ impl CheckpointError {
         use CheckpointError::*;
         match self {
             NoFolder { .. } | NotAFolder { .. } | Gguf { .. } | NoWeights { .. } => Some(LAYOUT.into()),
-            Io { path, .. } if path.ends_with("config.json") => Some(LAYOUT.into()),
+            Io { path, source } if path.ends_with("config.json") && source.kind() == ErrorKind::NotFound => {
+                Some(LAYOUT.into())
+            }
+            TooLarge { .. } | NotAFile { .. } => {
+                Some("the folder may be damaged: download the model again".into())
+            }
             HubName { name } => {
                 Some(format!("`hf download {name} --local-dir DIR` fetches it; then open the folder `DIR`"))
             }

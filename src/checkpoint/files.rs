@@ -15,17 +15,16 @@ pub(super) enum Files<'a> {
     Embedded(&'static [(&'static str, &'static [u8])]),
 }
 
-/// What a file that is read into memory holds: that bounds its size.
+/// The content of a file that is read into memory; it bounds the size.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
-    /// A few settings. The largest have the names of 20 thousand labels, or the special tokens of a large vocabulary:
-    /// about 1 MB.
+    /// Settings in JSON. The names of 20 thousand labels, or the special tokens of a large vocabulary, take about 1 MB.
     Settings,
     /// `tokenizer.json`. A vocabulary of 256 thousand tokens takes 33 MB.
     Tokenizer,
-    /// A chat template: up to tens of KB.
+    /// A chat template. Long ones take tens of KB.
     Template,
-    /// Which shard has which tensor. 92 thousand tensors (an expert's matrices are three) take 9 MB.
+    /// The shard of each tensor. An entry takes about 100 bytes, and a model of many experts has 100 thousand tensors.
     Index,
 }
 
@@ -40,14 +39,14 @@ impl Kind {
     }
 }
 
-/// What is in a file.
+/// The content of a file.
 pub(super) type Bytes = Cow<'static, [u8]>;
 
 impl Files<'_> {
-    /// What messages call the file `name`, which may be in a folder of its own: `1_Pooling/config.json`.
+    /// The path of a file, for messages. The name may have a folder in it: `1_Pooling/config.json`.
     pub fn path(self, name: &str) -> PathBuf {
         match self {
-            // A path that ends in a separator reads badly.
+            // Joined with an empty name it would end in a separator.
             Files::Folder(dir) if name.is_empty() => dir.to_path_buf(),
             Files::Folder(dir) => dir.join(name),
             Files::Embedded(_) => name.into(),
@@ -58,14 +57,17 @@ impl Files<'_> {
     pub fn read(self, name: &str, kind: Kind) -> Result<Bytes, CheckpointError> {
         match self {
             Files::Folder(dir) => Ok(read(&dir.join(name), kind)?.into()),
-            Files::Embedded(_) => Ok(self.embedded(name)?.into()),
+            Files::Embedded(files) => Ok(embedded(files, name)?.into()),
         }
     }
 
-    /// The tensors in `folder`, or beside the other files if that is empty.
+    /// Opens the tensors in `folder`; an empty name is the folder of the other files.
     pub fn weights(self, folder: &str) -> Result<Weights, CheckpointError> {
         let single = in_folder(folder, "model.safetensors");
-        let Files::Folder(dir) = self else { return Ok(Weights::from_bytes(self.embedded(&single)?)?) };
+        let dir = match self {
+            Files::Folder(dir) => dir,
+            Files::Embedded(files) => return Ok(Weights::from_bytes(embedded(files, &single)?)?),
+        };
         let open = |name: &str| {
             let path = dir.join(name);
             open(&path).map(|file| (path, file))
@@ -81,22 +83,21 @@ impl Files<'_> {
         let files = names.iter().map(|name| open(&in_folder(folder, name)));
         Ok(Weights::map(&files.collect::<Result<Vec<_>, _>>()?)?)
     }
-
-    /// A file in the binary.
-    pub fn embedded(self, name: &str) -> Result<&'static [u8], CheckpointError> {
-        let files = if let Files::Embedded(files) = self { files } else { &[] };
-        let file = files.iter().find(|(known, _)| *known == name);
-        let missing = || CheckpointError::Io { path: name.into(), source: ErrorKind::NotFound.into() };
-        file.map(|(_, bytes)| *bytes).ok_or_else(missing)
-    }
 }
 
-/// The name of the file `name` in `folder`, which is empty for those that are in none.
+/// A file in the binary.
+fn embedded(files: &[(&'static str, &'static [u8])], name: &str) -> Result<&'static [u8], CheckpointError> {
+    let file = files.iter().find(|(known, _)| *known == name);
+    let missing = || CheckpointError::Io { path: name.into(), source: ErrorKind::NotFound.into() };
+    file.map(|(_, bytes)| *bytes).ok_or_else(missing)
+}
+
+/// The name of a file in `folder`; an empty name is the folder of the model itself.
 pub(super) fn in_folder(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_string() } else { format!("{folder}/{name}") }
 }
 
-/// `None` instead of the error that there is no such file.
+/// Turns the error that a file does not exist into `None`.
 pub(super) fn optional<T>(result: Result<T, CheckpointError>) -> Result<Option<T>, CheckpointError> {
     match result {
         Err(CheckpointError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
@@ -116,29 +117,29 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Vec<u8>, CheckpointError> 
     let n_bytes = file.metadata().map_err(io)?.len();
     check(n_bytes)?;
     let mut bytes = Vec::with_capacity(n_bytes as usize);
-    // One byte more than is allowed, so that more than was announced is noticed.
+    // One byte beyond the limit: a file may hold more than its size says, those of `/proc` do.
     file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(io)?;
     check(bytes.len() as u64)?;
     Ok(bytes)
 }
 
-/// Opens the file at `path`, or the one that a link there leads to.
+/// Opens the regular file at `path`. Links are followed.
 pub(super) fn open(path: &Path) -> Result<File, CheckpointError> {
     let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
     let check = |metadata: Metadata| match not_a_file(&metadata) {
         Some(found) => Err(CheckpointError::NotAFile { path: path.to_path_buf(), found }),
         None => Ok(()),
     };
-    // Before it is opened: opening a pipe waits for someone who writes to it.
+    // Checked before it is opened: opening a pipe waits until somebody writes to it.
     check(std::fs::metadata(path).map_err(io)?)?;
     log::trace!("opening `{}`", path.display());
     let file = File::open(path).map_err(io)?;
-    // The same once more, of what was opened: the path may lead elsewhere by now.
+    // Checked again: the path may have been given to something else in between.
     check(file.metadata().map_err(io)?)?;
     Ok(file)
 }
 
-/// What is there, unless it is a regular file.
+/// What a path leads to, unless that is a regular file.
 fn not_a_file(metadata: &Metadata) -> Option<&'static str> {
     if metadata.is_file() {
         return None;

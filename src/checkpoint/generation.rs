@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::CheckpointError;
 
-/// `generation_config.json`: what the model's makers recommend. A key that is absent there is `None` here.
+/// `generation_config.json`: the sampling that the model's authors recommend. A key that is absent is `None`.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub struct GenerationConfig {
@@ -23,7 +23,7 @@ pub struct GenerationConfig {
     pub min_p: Option<f32>,
     /// Divides or multiplies the logits of tokens that were there before.
     pub repetition_penalty: Option<f32>,
-    /// The whole file, for those who know more of its keys; null if there is none.
+    /// The whole file, with the keys of a speech model; null if there is no file.
     #[serde(skip)]
     pub json: Value,
 }

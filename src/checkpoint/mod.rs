@@ -1,8 +1,8 @@
 //! Layer 3: models, opened but not loaded.
 //!
-//! A [`Source`] becomes [`ModelFiles`]: whatever container a model came in, these are its parts. [`Source::parse`] decides
-//! what a name is, `files` reads. A new container is a variant of [`Source`] with a function that makes [`ModelFiles`]
-//! of it.
+//! A [`Source`] becomes [`ModelFiles`], the parts of a model whatever container it came in. [`Source::parse`] decides what
+//! a name is; `files` reads and checks every file. A new container is a variant of [`Source`] and a function that makes
+//! [`ModelFiles`] of it.
 
 mod embedding;
 mod error;
@@ -24,36 +24,36 @@ use crate::models::{self, Architecture, Labels, ModelKind, ModelShape};
 use crate::text::{TextError, Tokenizer, TokenizerFiles};
 use crate::weights::Weights;
 
-/// An opened model: everything that it is made of, and nothing of it in device memory.
+/// An opened model: all its parts, none of them in device memory yet.
 pub struct ModelFiles {
-    /// Where it came from, for messages.
+    /// The folder's path or the name of the demonstration model, for messages.
     pub name: String,
     /// `config.json`.
     pub config: String,
-    /// What that says.
+    /// The architecture that `config` describes.
     pub architecture: Box<dyn Architecture>,
-    /// The tensors; of a folder they are mapped, not read.
+    /// The tensors. Those of a folder are mapped into memory.
     pub weights: Arc<Weights>,
-    /// The tokenizer with its chat template, or why there is none.
+    /// The tokenizer with its chat template, or the reason why it is missing.
     pub tokenizer: Result<Tokenizer, TextError>,
     /// `generation_config.json`.
     pub generation: GenerationConfig,
-    /// How rows become an embedding: `modules.json` and the files that it names. `Some` for encoders.
+    /// `modules.json` and the files that it names: from rows to an embedding. `Some` for every encoder.
     pub embedding: Option<EmbeddingConfig>,
-    /// What the classification head tells apart, if there is one.
+    /// The labels of the classification head, if there is one.
     pub labels: Option<Labels>,
 }
 
-/// Something that a model can do.
+/// A task that a model can do itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ability {
     /// Continue a text.
     Generate,
-    /// Turn speech into text.
-    Hear,
+    /// Transcribe speech.
+    Transcribe,
     /// Turn a text into a vector.
     Embed,
-    /// Give the labels of its own classification head their probabilities.
+    /// Compute the probabilities of the labels of its own classification head.
     Classify,
 }
 
@@ -62,7 +62,7 @@ impl Ability {
     pub fn name(self) -> &'static str {
         match self {
             Ability::Generate => "generate",
-            Ability::Hear => "transcribe",
+            Ability::Transcribe => "transcribe",
             Ability::Embed => "embed",
             Ability::Classify => "classify",
         }
@@ -84,7 +84,7 @@ const DEMO: Files<'static> = demo!(
     "tokenizer_config.json",
 );
 
-/// Vocabularies in formats that are not read, for the message that `tokenizer.json` is missing.
+/// Vocabularies in other formats: the message that `tokenizer.json` is missing names those that are there.
 const OTHER_TOKENIZERS: [&str; 6] =
     ["tokenizer.model", "spiece.model", "tiktoken.model", "vocab.json", "merges.txt", "vocab.txt"];
 
@@ -92,7 +92,7 @@ const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 
 impl ModelFiles {
-    /// Opens what is at `path`, whatever container that is.
+    /// Opens the model at `path`, in any container that [`Source`] knows.
     ///
     /// # Errors
     /// Those of [`Source::parse`] and [`ModelFiles::from_source`].
@@ -166,15 +166,15 @@ impl ModelFiles {
         Ok(ModelFiles { name, config, architecture, weights, tokenizer, generation, embedding, labels })
     }
 
-    /// What the model is made for.
+    /// Whether the model is a decoder or an encoder.
     pub fn kind(&self) -> ModelKind {
         self.architecture.shape().kind
     }
 
-    /// What the model can do.
+    /// Everything that the model can do.
     pub fn abilities(&self) -> Vec<Ability> {
         match self.kind() {
-            ModelKind::Decoder if self.architecture.shape().audio.is_some() => vec![Ability::Hear],
+            ModelKind::Decoder if self.architecture.shape().audio.is_some() => vec![Ability::Transcribe],
             ModelKind::Decoder => vec![Ability::Generate],
             ModelKind::Encoder if self.labels.is_some() => vec![Ability::Embed, Ability::Classify],
             ModelKind::Encoder => vec![Ability::Embed],
@@ -186,7 +186,7 @@ impl ModelFiles {
         self.abilities().contains(&ability)
     }
 
-    /// Refuses a model of the other kind.
+    /// Returns an error if the model is of the other kind.
     ///
     /// # Errors
     /// [`CheckpointError::WrongKind`] says what the model can do.
@@ -199,11 +199,11 @@ impl ModelFiles {
     }
 }
 
-/// Opens the tokenizer of a folder that may hold nothing else.
+/// Opens the tokenizer of a folder that need not hold a whole model.
 ///
 /// # Errors
-/// [`CheckpointError::Text`] if there is none, or a file does not hold what it should; otherwise what keeps a file from
-/// being read.
+/// [`CheckpointError::Text`] if `tokenizer.json` is missing or the content of a file is wrong; [`CheckpointError::Io`],
+/// [`CheckpointError::NotAFile`] or [`CheckpointError::TooLarge`] if a file cannot be read.
 pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
     let files = Files::Folder(dir);
     let config = optional(files.read(CONFIG, Kind::Settings))?;
@@ -214,13 +214,14 @@ pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
 /// Reads a `config.json`: the file at `path`, or the one in the folder there.
 ///
 /// # Errors
-/// What keeps the file from being read.
+/// [`CheckpointError::Io`], [`CheckpointError::NotAFile`] or [`CheckpointError::TooLarge`] if it cannot be read,
+/// [`CheckpointError::Config`] if it is not UTF-8.
 pub fn read_config(path: &Path) -> Result<String, CheckpointError> {
     let path = if path.is_dir() { path.join(CONFIG) } else { path.to_path_buf() };
     text(&path, files::read(&path, Kind::Settings)?)
 }
 
-/// Reads what a tokenizer is made of besides `config.json` and `generation_config.json`.
+/// Reads the files of a tokenizer other than `config.json` and `generation_config.json`, and builds it.
 fn tokenizer(
     files: Files<'_>,
     config: Option<&[u8]>,

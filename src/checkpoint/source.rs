@@ -1,11 +1,11 @@
-//! Where a model comes from.
+//! The places that a model can come from, and the names that users give them.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 
-/// Where a model comes from.
+/// A place that a model can come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A folder in Hugging Face layout.

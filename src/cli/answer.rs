@@ -17,9 +17,10 @@ const EXAMPLES: &str = "Examples:
 The passage that the answer rests on follows it, with its lines in the document. The answer is greedy unless
 `--temperature` or another flag says otherwise.";
 
+/// Answer a question from a document, and quote what the answer rests on
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct AnswerArgs {
+pub struct Args {
     /// The question
     question: String,
 
@@ -31,7 +32,7 @@ pub struct AnswerArgs {
     document: DocumentArgs,
 }
 
-pub fn run(args: &AnswerArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     if args.question.trim().is_empty() {
         return Err(tasks::TaskError::Empty { what: "question" }.into());
     }

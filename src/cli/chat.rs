@@ -5,22 +5,67 @@ use std::ops::ControlFlow;
 
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use wginfer::engine::{Engine, EngineError, EngineOptions, FinishReason, Sampling};
+use serde::Serialize;
+use wginfer::engine::{Engine, EngineError, EngineOptions, FinishReason, Sampling, Timings, Usage};
 use wginfer::tasks::{Chat, Reply};
 
-use super::args::ChatArgs;
+use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
 use super::interrupt::{self, Writing};
-use super::{format, prompt, sampling, terminal};
+use super::sampling::{self, SamplingArgs};
+use super::{format, json, prompt, terminal};
 
-const HELP: &str = "/system TEXT       what the assistant shall be or do; without TEXT, nothing
+const EXAMPLES: &str = "Examples:
+  wginfer chat
+  wginfer chat --model ~/models/SmolLM2-360M-Instruct --system \"Answer in one sentence.\"
+  printf '/set temperature 0\\nWhat is a tide?\\n' | wginfer chat --quiet
+  printf 'What is a tide?\\nWhy?\\n' | wginfer chat --json | jq .text";
+
+/// Hold a conversation, with the model's own chat template
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// What the assistant should be or do
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+
+    /// Most tokens of an answer. Default: what the context holds
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+
+    /// Write an object for each answer, in a line of its own, when it is complete
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+
+    #[command(flatten)]
+    model: ModelArg,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// One answer as `--json` writes it.
+#[derive(Serialize)]
+struct ReplyJson<'a> {
+    text: &'a str,
+    finish_reason: FinishReason,
+    usage: Usage,
+    timings: Timings,
+    /// The oldest messages that were dropped for want of context.
+    n_dropped: usize,
+}
+
+const HELP: &str = "/system [TEXT]     what the assistant should be or do. Default: nothing
 /reset             forget the conversation
-/set NAME VALUE    a sampling parameter, such as `/set temperature 0.3`; without, show all
+/set [NAME VALUE]  a sampling parameter, such as `/set temperature 0.3`. Default: show all
 /help              this
 /exit              leave, as does Ctrl-D
 Ctrl-C stops an answer.";
 
-pub fn run(args: &ChatArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let checkpoint = args.model.open()?;
     let vocab_size = checkpoint.architecture.shape().vocab_size;
     let sampling = args.sampling.over(&Sampling::from(&checkpoint.generation));
@@ -36,7 +81,7 @@ pub fn run(args: &ChatArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let mut engine =
         args.device.load(checkpoint, EngineOptions { max_seqs: 1, ..EngineOptions::default() })?;
     interrupt::init()?;
-    let mut input = Input::open(out)?;
+    let mut input = if args.json { Input::Plain } else { Input::open(out)? };
     loop {
         let Some(line) = input.line()? else { return Ok(()) };
         let line = line.trim();
@@ -48,7 +93,7 @@ pub fn run(args: &ChatArgs, out: &mut dyn Write) -> Result<(), Failure> {
                     terminal::error(&failure);
                 }
             }
-            None => say(&mut chat, &mut engine, line, out)?,
+            None => say(&mut chat, &mut engine, line, args.json, out)?,
         }
     }
 }
@@ -89,13 +134,19 @@ fn obey(chat: &mut Chat, command: &str, vocab_size: usize) -> Result<(), Failure
     Ok(())
 }
 
-/// Says `line` to the model and writes the answer as it comes.
-fn say(chat: &mut Chat, engine: &mut Engine, line: &str, out: &mut dyn Write) -> Result<(), Failure> {
+/// Says `line` to the model and writes the answer as it comes, or as an object.
+fn say(
+    chat: &mut Chat,
+    engine: &mut Engine,
+    line: &str,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
     let writing = Writing::begin();
     let mut written: Result<(), std::io::Error> = Ok(());
     let mut ends_line = false;
     let reply = chat.ask(engine, line, |text| {
-        if !text.is_empty() && written.is_ok() {
+        if !as_json && !text.is_empty() && written.is_ok() {
             written = write!(out, "{text}").and_then(|()| out.flush());
             ends_line = text.ends_with('\n');
         }
@@ -108,7 +159,11 @@ fn say(chat: &mut Chat, engine: &mut Engine, line: &str, out: &mut dyn Write) ->
     written?;
     match reply {
         Ok(reply) => {
-            if !ends_line {
+            if as_json {
+                let Reply { text, finish_reason, usage, timings, n_dropped } = &reply;
+                let (finish_reason, usage, timings) = (*finish_reason, *usage, *timings);
+                json::line(&ReplyJson { text, finish_reason, usage, timings, n_dropped: *n_dropped }, out)?;
+            } else if !ends_line {
                 writeln!(out)?;
             }
             out.flush()?;

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 use wginfer::checkpoint::ModelFiles;
-use wginfer::engine::{Engine, EngineOptions, Output, Usage};
+use wginfer::engine::{Output, Usage};
 use wginfer::models::{ModelKind, Problem};
 use wginfer::tasks::{self, COSINE_TEMPERATURE, Classification, Encodings, Input, Label};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
+use super::labels::{LabelArgs, load};
 use super::watch::watch;
-use super::{embed, prompt};
+use super::{encode, json, prompt};
 
 const EXAMPLES: &str = "Examples:
   wginfer classify \"Mia lost her ball and cried.\" --labels happy,sad,afraid,angry
@@ -24,10 +25,11 @@ fits: a label's score is the mean log-probability of its tokens as the answer, l
 compares: a label's score is the cosine between the text and the label's description, or its name, over 0.05.
 Probabilities are the softmax of the scores.";
 
+/// Say which label a text has, and how probable each is
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct ClassifyArgs {
-    /// The texts; from standard input without
+pub struct Args {
+    /// The texts. Default: standard input
     #[arg(conflicts_with = "file", value_name = "TEXT")]
     texts: Vec<String>,
 
@@ -42,7 +44,7 @@ pub struct ClassifyArgs {
     #[command(flatten)]
     labels: LabelArgs,
 
-    /// Show only the K most probable labels; all for one text, one for each of several without
+    /// Number of labels to print per text. Default: all for one text, the best for several
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
     top: Option<u32>,
 
@@ -61,36 +63,6 @@ pub struct ClassifyArgs {
     device: DeviceArgs,
 }
 
-/// Which labels there are.
-#[derive(clap::Args)]
-pub struct LabelArgs {
-    /// Labels with commas between, each with `: DESCRIPTION` behind it if that helps; may be given several times
-    #[arg(long, value_name = "LABELS", value_delimiter = ',', conflicts_with = "labels_file")]
-    labels: Vec<String>,
-
-    /// Labels from a file, one a line: descriptions may have commas there
-    #[arg(long, value_name = "FILE")]
-    labels_file: Option<PathBuf>,
-}
-
-impl LabelArgs {
-    /// The labels; none if none were given.
-    pub fn read(&self) -> Result<Vec<Label>, Failure> {
-        match &self.labels_file {
-            None => Ok(self.labels.iter().map(|label| Label::parse(label)).collect()),
-            Some(path) => {
-                let text = prompt::text(None, Some(path))?;
-                let lines = text.lines().filter(|line| !line.trim().is_empty());
-                let labels: Vec<Label> = lines.map(Label::parse).collect();
-                match labels.is_empty() {
-                    true => Err(Failure::failed(format!("{} has no labels", prompt::name(Some(path))))),
-                    false => Ok(labels),
-                }
-            }
-        }
-    }
-}
-
 /// One text's labels as `--json` writes them.
 #[derive(Serialize)]
 struct TextJson<'a> {
@@ -99,7 +71,7 @@ struct TextJson<'a> {
     classification: &'a Classification,
 }
 
-pub fn run(args: &ClassifyArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     if !(0.0..=1.0).contains(&args.threshold) {
         return Err(Failure::usage(format!(
             "`threshold` is {}, expected a number from 0 to 1",
@@ -128,8 +100,7 @@ pub fn run(args: &ClassifyArgs, out: &mut dyn Write) -> Result<(), Failure> {
     if args.json {
         let all: Vec<TextJson<'_>> =
             results.map(|(text, classification)| TextJson { text, classification }).collect();
-        serde_json::to_writer_pretty(&mut *out, &all)?;
-        writeln!(out)?;
+        json::write(&all, out)?;
     } else {
         for (text, classification) in results {
             // One text is known to who asks; several are told apart.
@@ -161,11 +132,7 @@ fn no_labels(who: &str) -> Failure {
     Failure::usage("no labels given").with_hint(hint)
 }
 
-fn by_language_model(
-    args: &ClassifyArgs,
-    checkpoint: ModelFiles,
-    labels: &[Label],
-) -> Result<Classified, Failure> {
+fn by_language_model(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<Classified, Failure> {
     if labels.is_empty() {
         return Err(no_labels("a language model"));
     }
@@ -177,7 +144,7 @@ fn by_language_model(
 }
 
 /// By its head, if the model has one, or else by the likeness between texts and labels.
-fn by_encoder(args: &ClassifyArgs, checkpoint: ModelFiles, labels: &[Label]) -> Result<Classified, Failure> {
+fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<Classified, Failure> {
     checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
     let head = checkpoint.labels.clone();
     let usage = |encodings: &Encodings, i: usize| {
@@ -197,7 +164,7 @@ fn by_encoder(args: &ClassifyArgs, checkpoint: ModelFiles, labels: &[Label]) -> 
             }
             let texts = texts(args)?;
             let mut encoder = args.device.load_encoder(checkpoint)?;
-            let encodings = embed::encode(&mut encoder, &texts, "", Output::Logits)?;
+            let encodings = encode::encode(&mut encoder, &texts, "", Output::Logits)?;
             let classify = |(i, logits): (usize, &Vec<f32>)| {
                 let probabilities = head.probabilities(logits).unwrap_or_default();
                 let probabilities = probabilities.into_iter().map(f64::from);
@@ -214,7 +181,7 @@ fn by_encoder(args: &ClassifyArgs, checkpoint: ModelFiles, labels: &[Label]) -> 
             let meant: Vec<&String> =
                 labels.iter().map(|label| label.description.as_ref().unwrap_or(&label.name)).collect();
             let named = tasks::encode(&mut encoder, &meant, Output::Embedding, &mut |_| {})?;
-            let encodings = embed::encode(&mut encoder, &texts, "", Output::Embedding)?;
+            let encodings = encode::encode(&mut encoder, &texts, "", Output::Embedding)?;
             let classify = |(i, scores): (usize, Vec<f64>)| {
                 let names = labels.iter().map(|label| label.name.as_str());
                 Classification::new(names, &scores, usage(&encodings, i))
@@ -226,16 +193,8 @@ fn by_encoder(args: &ClassifyArgs, checkpoint: ModelFiles, labels: &[Label]) -> 
     Ok(classified)
 }
 
-/// An engine that gives the log-probabilities of prompts.
-pub fn load(checkpoint: ModelFiles, device: &DeviceArgs) -> Result<Engine, Failure> {
-    checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
-    let vocab_size = checkpoint.architecture.shape().vocab_size;
-    let prompt_logprobs = tasks::prompt_logprob_rows(vocab_size);
-    device.load(checkpoint, EngineOptions { prompt_logprobs, ..EngineOptions::default() })
-}
-
 /// The texts, without empty lines.
-fn texts(args: &ClassifyArgs) -> Result<Vec<String>, Failure> {
+fn texts(args: &Args) -> Result<Vec<String>, Failure> {
     if !args.texts.is_empty() {
         return Ok(args.texts.clone());
     }

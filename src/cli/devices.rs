@@ -5,19 +5,25 @@ use std::io::Write;
 use serde_json::{Value, json};
 use wginfer::gpu::{AdapterSummary, Gpu, GpuError};
 
-use super::args::DevicesArgs;
 use super::failure::Failure;
-use super::format;
+use super::{format, json};
 
-pub fn run(args: &DevicesArgs, out: &mut dyn Write) -> Result<(), Failure> {
+/// List the GPUs and what they can do
+#[derive(clap::Args)]
+pub struct Args {
+    /// Write an array of objects
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let adapters = Gpu::adapters();
     if adapters.is_empty() {
         return Err(GpuError::NoAdapter.into());
     }
     if args.json {
         let all: Vec<Value> = adapters.iter().map(object).collect();
-        serde_json::to_writer_pretty(&mut *out, &all)?;
-        return Ok(writeln!(out)?);
+        return json::write(&all, out);
     }
     adapters.iter().try_for_each(|adapter| write(out, adapter))
 }

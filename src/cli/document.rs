@@ -8,22 +8,22 @@ use wginfer::tasks::{DocumentOptions, Observer, TaskError};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
-use super::prompt;
 use super::sampling::SamplingArgs;
 use super::watch::watch;
+use super::{json, prompt};
 
 /// Which document, and how it is worked.
 #[derive(clap::Args)]
 pub struct DocumentArgs {
-    /// The document, text or Markdown; standard input without, or with `-`
+    /// The document, text or Markdown; `-` is standard input. Default: standard input
     #[arg(long, short, value_name = "DOCUMENT")]
     file: Option<PathBuf>,
 
-    /// Most tokens of the result; 256, and a quarter of the context, without
+    /// Most tokens of the result. Default: 256, at most a quarter of the context
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
 
-    /// Most tokens of a piece of the document; a twelfth of the context, from 64 to 1024, without
+    /// Most tokens of a piece of the document. Default: a twelfth of the context, from 64 to 1024
     #[arg(long, value_name = "N")]
     piece_tokens: Option<usize>,
 
@@ -90,8 +90,7 @@ impl DocumentArgs {
         }
         let result = result?;
         if self.json {
-            serde_json::to_writer_pretty(&mut *out, &result)?;
-            writeln!(out)?;
+            json::write(&result, out)?;
         }
         Ok(out.flush().map(|()| result)?)
     }

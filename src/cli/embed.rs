@@ -3,18 +3,18 @@
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::ValueEnum;
 use serde::Serialize;
 use wginfer::checkpoint::EmbeddingConfig;
-use wginfer::engine::{EngineError, Output, TextEncoder};
-use wginfer::tasks::{self, Encodings, TaskError};
+use wginfer::engine::Output;
+use wginfer::tasks::{self, Encodings};
 
-use super::args::{self, DeviceArgs, ModelArg};
+use super::args::{DeviceArgs, ModelArg};
+use super::encode::encode;
 use super::failure::Failure;
-use super::table::Table;
-use super::{prompt, terminal};
+use super::prompt;
+use super::table::{Format, Table};
 
 const EXAMPLES: &str = "Examples:
   wginfer embed -m ~/models/all-MiniLM-L6-v2 \"A cat sits on the mat.\"
@@ -22,47 +22,52 @@ const EXAMPLES: &str = "Examples:
   wginfer embed -m ~/models/all-MiniLM-L6-v2 --similarity \"a cat\" \"a kitten\" \"a bridge\"
   wginfer embed -m ~/models/e5-small-v2 --prefix \"query: \" \"how tall is a giraffe\"";
 
+/// Turn texts into vectors whose angles tell how alike they are
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct EmbedArgs {
-    /// The texts, each by itself; from standard input, a line each, without
+pub struct Args {
+    /// The texts, each by itself. Default: standard input, a line each
     #[arg(conflicts_with = "file")]
-    pub texts: Vec<String>,
+    texts: Vec<String>,
 
     /// Read the texts from a file, a line each; `-` is standard input
     #[arg(long, short, value_name = "FILE")]
-    pub file: Option<PathBuf>,
+    file: Option<PathBuf>,
 
     /// Lines are JSON objects, whose `text` is the text
     #[arg(long, conflicts_with = "texts")]
-    pub jsonl: bool,
+    jsonl: bool,
 
     /// How vectors are written: `json` is an array of objects, `csv` a line of numbers each, `npy` a NumPy array of
     /// float32
     #[arg(long, value_name = "FORMAT")]
-    pub format: Option<EmbedFormat>,
+    format: Option<EmbedFormat>,
+
+    /// As `--format json`
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
 
     /// Write to a file, not to standard output
     #[arg(long, short, value_name = "FILE")]
-    pub output: Option<PathBuf>,
+    output: Option<PathBuf>,
 
     /// Write the cosines between all texts instead of their vectors: a table, or in the format that is given
     #[arg(long)]
-    pub similarity: bool,
+    similarity: bool,
 
     /// Put this before each text, as models such as E5 want it
     #[arg(long, value_name = "TEXT", conflicts_with = "prompt_name", allow_hyphen_values = true)]
-    pub prefix: Option<String>,
+    prefix: Option<String>,
 
     /// Put before each text what the model calls so, such as `query`
     #[arg(long, value_name = "NAME")]
-    pub prompt_name: Option<String>,
+    prompt_name: Option<String>,
 
     #[command(flatten)]
-    pub model: ModelArg,
+    model: ModelArg,
 
     #[command(flatten)]
-    pub device: DeviceArgs,
+    device: DeviceArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -86,7 +91,7 @@ struct SimilarityJson<'a> {
     similarity: &'a [Vec<f32>],
 }
 
-pub fn run(args: &EmbedArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let to_terminal = args.output.is_none() && std::io::stdout().is_terminal();
     if args.format == Some(EmbedFormat::Npy) && to_terminal {
         let hint = "give `--output FILE`, or redirect standard output";
@@ -118,51 +123,12 @@ pub fn run(args: &EmbedArgs, out: &mut dyn Write) -> Result<(), Failure> {
     }
 }
 
-/// Runs texts through an encoder, `prefix` before each, and says how it went.
-pub fn encode(
-    encoder: &mut TextEncoder,
-    texts: &[String],
-    prefix: &str,
-    output: Output,
-) -> Result<Encodings, Failure> {
-    let n = texts.len();
-    let n_empty = texts.iter().filter(|text| text.trim().is_empty()).count();
-    if n_empty > 0 {
-        log::warn!("{n_empty} of {} {} empty", counted(n), if n_empty == 1 { "is" } else { "are" });
+impl Args {
+    /// The format that was asked for, if one was.
+    fn format(&self) -> Option<EmbedFormat> {
+        if self.json { Some(EmbedFormat::Json) } else { self.format }
     }
-    let begin = Instant::now();
-    let bar = terminal::texts("computing", n);
-    let prefixed: Vec<String> = texts.iter().map(|text| format!("{prefix}{text}")).collect();
-    let encodings = tasks::encode(encoder, &prefixed, output, &mut |n_done| bar.set_position(n_done as u64));
-    terminal::finish(&bar);
-    if let Err(TaskError::Engine(EngineError::EmptyPrompt)) = encodings {
-        // Most tokenizers put something around even an empty text.
-        let is_empty = |text: &String| encoder.tokenize(text).is_ok_and(|(ids, _)| ids.is_empty());
-        let i = prefixed.iter().position(is_empty).unwrap_or(0);
-        return Err(Failure::failed(format!("text {} of {n} has no tokens", i + 1)));
-    }
-    let encodings = encodings?;
-    let (n_texts, n_tokens) = encodings.cut();
-    if n_texts > 0 {
-        let (ctx, most) = (encoder.ctx(), encoder.shape().max_seq_len);
-        let more = if ctx < most { format!("; `--ctx` may be up to {most}") } else { String::new() };
-        log::warn!("{n_texts} of {} cut to {ctx} tokens, {n_tokens} tokens lost{more}", counted(n));
-    }
-    let seconds = begin.elapsed().as_secs_f64();
-    let n_tokens: usize = encodings.n_tokens.iter().sum();
-    log::info!(
-        "{} · {n_tokens} tokens in {seconds:.2} s · {:.0} tok/s",
-        counted(n),
-        n_tokens as f64 / seconds
-    );
-    Ok(encodings)
-}
 
-fn counted(n: usize) -> String {
-    if n == 1 { "1 text".to_string() } else { format!("{n} texts") }
-}
-
-impl EmbedArgs {
     /// What is put before each text.
     fn prefix(&self, config: &EmbeddingConfig) -> Result<String, Failure> {
         if let Some(prefix) = &self.prefix {
@@ -181,7 +147,7 @@ impl EmbedArgs {
 
     fn write(&self, texts: &[String], encodings: &Encodings, out: &mut dyn Write) -> Result<(), Failure> {
         if !self.similarity {
-            return match self.format.unwrap_or(EmbedFormat::Json) {
+            return match self.format().unwrap_or(EmbedFormat::Json) {
                 EmbedFormat::Json => json(texts, encodings, out),
                 EmbedFormat::Csv => csv(&encodings.values, out),
                 EmbedFormat::Npy => npy(&encodings.values, out),
@@ -190,7 +156,7 @@ impl EmbedArgs {
         let vectors = &encodings.values;
         let row = |a: &Vec<f32>| vectors.iter().map(|b| tasks::cosine(a, b)).collect();
         let similarity: Vec<Vec<f32>> = vectors.iter().map(row).collect();
-        match self.format {
+        match self.format() {
             None => table(texts, &similarity, out),
             Some(EmbedFormat::Json) => {
                 serde_json::to_writer(&mut *out, &SimilarityJson { texts, similarity: &similarity })?;
@@ -250,5 +216,5 @@ fn table(texts: &[String], similarity: &[Vec<f32>], out: &mut dyn Write) -> Resu
         let cells = row.iter().map(|cosine| format!("{cosine:.3}"));
         table.push([(i + 1).to_string(), shown].into_iter().chain(cells).collect());
     }
-    table.write(args::Format::Table, out)
+    table.write(Format::Table, out)
 }

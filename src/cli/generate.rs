@@ -1,18 +1,77 @@
 //! `wginfer generate`: continue a text.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use wginfer::engine::{
     Engine, EngineOptions, Event, FinishReason, Logprobs, PAGE_SIZE, Request, RequestId, Sampling, Timings,
     TokenLogprob, Usage,
 };
 use wginfer::text::Tokenizer;
 
-use super::args::GenerateArgs;
+use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
-use super::{format, interrupt, model, prompt};
+use super::sampling::SamplingArgs;
+use super::{format, interrupt, json, model, prompt};
+
+const EXAMPLES: &str = "Examples:
+  wginfer generate \"Once upon a time\"
+  echo \"Once upon a time\" | wginfer generate --max-tokens 50 --temperature 0.8 --seed 7
+  wginfer generate -f prompt.txt --stop \"The end\"
+  wginfer generate \"Once upon a time\" --n 3 --json
+  wginfer generate \"Once upon a time\" --max-tokens 8 --explain";
+
+/// Continue a text
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The text to continue. Default: standard input
+    #[arg(conflicts_with_all = ["file", "token_ids"])]
+    prompt: Option<String>,
+
+    /// Read the prompt from a file; `-` is standard input
+    #[arg(long, short, value_name = "FILE", conflicts_with = "token_ids")]
+    file: Option<PathBuf>,
+
+    /// Token ids instead of text, with commas between
+    #[arg(long, value_name = "IDS", value_delimiter = ',')]
+    token_ids: Option<Vec<u32>>,
+
+    /// Most tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_tokens: usize,
+
+    /// Text that ends the answer and is not part of it; may be given several times
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    stop: Vec<String>,
+
+    /// Answers, in one batch; with a seed, each following one has the next seed
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    n: u32,
+
+    /// Leave the prompt out of the text and write only what follows it, as `--json` does
+    #[arg(long)]
+    no_echo: bool,
+
+    /// A line for each token: its probability and the best five, before and after temperature and filters
+    #[arg(long)]
+    explain: bool,
+
+    /// Write an object with text, token ids, finish reason, usage and timings; an array with `--n`
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    sampling: SamplingArgs,
+
+    #[command(flatten)]
+    model: ModelArg,
+
+    #[command(flatten)]
+    device: DeviceArgs,
+}
 
 /// Alternatives that `--explain` shows.
 const N_BEST: usize = 5;
@@ -43,7 +102,7 @@ struct AnswerJson<'a> {
     logprobs: Option<Vec<Value>>,
 }
 
-pub fn run(args: &GenerateArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let checkpoint = args.model.open()?;
     let sampling = args.sampling.over(&Sampling::from(&checkpoint.generation));
     sampling.check(checkpoint.architecture.shape().vocab_size)?;
@@ -221,10 +280,9 @@ impl Writer<'_> {
             let all: Vec<AnswerJson<'_>> =
                 self.answers.iter().map(|a| a.json(tokenizer, self.explain)).collect();
             match &all[..] {
-                [one] => serde_json::to_writer_pretty(&mut *self.out, one)?,
-                all => serde_json::to_writer_pretty(&mut *self.out, all)?,
+                [one] => json::write(one, self.out)?,
+                all => json::write(&all, self.out)?,
             }
-            writeln!(self.out)?;
         }
         self.out.flush()?;
         Ok(self.answers)
@@ -238,10 +296,10 @@ impl Answer {
             None => (None, Usage::default(), Timings::default()),
         };
         let text_of = |id| tokenizer.and_then(|t| t.id_to_token(id));
-        let entry = |t: &TokenLogprob| json!({ "token_id": t.token, "token": text_of(t.token), "logprob": t.logprob });
+        let entry = |t: &TokenLogprob| serde_json::json!({ "token_id": t.token, "token": text_of(t.token), "logprob": t.logprob });
         let list = |top: &[TokenLogprob]| drawable(top).map(entry).collect::<Vec<_>>();
         let step = |l: &Logprobs| {
-            json!({
+            serde_json::json!({
                 "token_id": l.chosen.token,
                 "token": text_of(l.chosen.token),
                 "logprob": l.chosen.logprob,

@@ -13,9 +13,29 @@ use wginfer::ops::{Attention, KvLayer};
 use wginfer::text::{TextError, Tokenizer};
 use wginfer::weights::Weights;
 
-use super::args::InspectArgs;
+use super::args::ModelArg;
 use super::failure::Failure;
-use super::{format, sampling};
+use super::{format, json, sampling};
+
+const EXAMPLES: &str = "Examples:
+  wginfer inspect
+  wginfer inspect -m ~/models/SmolLM2-360M-Instruct --tensors";
+
+/// Show what a model holds and needs, without a GPU
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+
+    /// Write an object
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    model: ModelArg,
+}
 
 /// Tokens for which the cache's size is told.
 const KV_TOKENS: usize = 1000;
@@ -137,15 +157,14 @@ struct TokenizerRow {
     chat_template: bool,
 }
 
-pub fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let checkpoint = args.model.open_any()?;
     let report = match checkpoint.kind() {
         ModelKind::Decoder => Report::of(&checkpoint, args.tensors),
         ModelKind::Encoder => Report::of_encoder(&checkpoint, args.tensors),
     };
     if args.json {
-        serde_json::to_writer_pretty(&mut *out, &report)?;
-        return Ok(writeln!(out)?);
+        return json::write(&report, out);
     }
     report.write(out)
 }

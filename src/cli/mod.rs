@@ -1,20 +1,28 @@
-//! Layer 6: the command line. Standard output carries the result alone; everything else is said through
-//! `log`, whose lines `terminal` writes to standard error.
+//! Layer 6: the command line. Standard output carries the result only; everything else goes through `log`, whose lines
+//! `terminal` writes to standard error.
+//!
+//! A command is a file with its arguments (`Args`) and what it does (`run`), and a line in the table below. What
+//! commands share is in files that import no command.
 
 mod answer;
 mod args;
 mod bench;
 mod chat;
 mod classify;
+mod completions;
 mod devices;
 mod document;
 mod embed;
+mod encode;
 mod failure;
 mod format;
 mod generate;
 mod inspect;
 mod interrupt;
+mod json;
+mod labels;
 mod logits;
+mod measure;
 mod model;
 mod plot;
 mod prompt;
@@ -30,15 +38,81 @@ mod watch;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, Subcommand};
 
-use args::{Args, Command};
 use failure::Failure;
+
+/// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (wgpu 30.0.1)");
+
+const EXAMPLES: &str = "Examples:
+  wginfer generate \"Once upon a time\"
+  wginfer chat --model ~/models/SmolLM2-360M-Instruct
+  wginfer transcribe --model ~/models/whisper-small talk.mp3
+  wginfer answer -f story.txt \"Who found the ball?\"
+  wginfer embed --model ~/models/all-MiniLM-L6-v2 --similarity \"a cat\" \"a kitten\"
+  wginfer devices
+
+MODEL is a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`.
+Without one, the small demonstration model in the binary runs.";
+
+/// Run language models, Whisper and text encoders on any GPU
+#[derive(Parser)]
+#[command(name = "wginfer", version = VERSION, about, after_help = EXAMPLES, max_term_width = 100)]
+struct Program {
+    #[command(subcommand)]
+    command: Command,
+
+    /// Say nothing but errors
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Say more on standard error
+    #[arg(long, short, global = true)]
+    verbose: bool,
+}
+
+/// Makes the subcommands of their files.
+macro_rules! commands {
+    ($($name:ident($file:ident),)+) => {
+        #[derive(Subcommand)]
+        enum Command {
+            $($name(Box<$file::Args>),)+
+            Completions(completions::Args),
+        }
+
+        impl Command {
+            fn run(&self, out: &mut dyn Write) -> Result<(), Failure> {
+                match self {
+                    $(Command::$name(args) => $file::run(args, out),)+
+                    Command::Completions(args) => completions::run(args, Program::command(), out),
+                }
+            }
+        }
+    };
+}
+
+// In the order of the help.
+commands! {
+    Generate(generate),
+    Chat(chat),
+    Answer(answer),
+    Summarize(summarize),
+    Classify(classify),
+    Score(score),
+    Embed(embed),
+    Transcribe(transcribe),
+    Logits(logits),
+    Inspect(inspect),
+    Devices(devices),
+    Bench(bench),
+    Tune(tune),
+}
 
 /// Parses the arguments, runs the command and says how it went: 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
+    let program = match Program::try_parse() {
+        Ok(program) => program,
         Err(shown) => {
             // Help and version come this way too. Where they cannot be printed nobody reads them.
             let _ = shown.print();
@@ -46,40 +120,15 @@ pub fn main() -> ExitCode {
         }
     };
     hush_device_select();
-    terminal::init(args.quiet, args.verbose);
-    match run(&args) {
+    terminal::init(program.quiet, program.verbose);
+    let mut out = std::io::stdout().lock();
+    match program.command.run(&mut out).and_then(|()| Ok(out.flush()?)) {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
         Err(failure) => {
             terminal::error(&failure);
             failure.exit_code()
         }
     }
-}
-
-fn run(args: &Args) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    match &args.command {
-        Command::Generate(args) => generate::run(args, &mut out)?,
-        Command::Chat(args) => chat::run(args, &mut out)?,
-        Command::Embed(args) => embed::run(args, &mut out)?,
-        Command::Transcribe(args) => transcribe::run(args, &mut out)?,
-        Command::Answer(args) => answer::run(args, &mut out)?,
-        Command::Summarize(args) => summarize::run(args, &mut out)?,
-        Command::Classify(args) => classify::run(args, &mut out)?,
-        Command::Score(args) => score::run(args, &mut out)?,
-        Command::Logits(args) => logits::run(args, &mut out)?,
-        Command::Inspect(args) => inspect::run(args, &mut out)?,
-        Command::Devices(args) => devices::run(args, &mut out)?,
-        Command::Bench(command) => bench::run(command, &mut out)?,
-        Command::Tune(args) => tune::run(args, &mut out)?,
-        Command::Completions { shell } => {
-            // Into memory first: the generator panics where it cannot write.
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Args::command(), "wginfer", &mut script);
-            out.write_all(&script)?;
-        }
-    }
-    Ok(out.flush()?)
 }
 
 /// Mesa's Vulkan layer that orders devices asks the desktop which one it uses, and without a desktop complains
@@ -98,3 +147,39 @@ fn hush_device_select() {
 
 #[cfg(not(target_os = "linux"))]
 fn hush_device_select() {}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn definitions_are_consistent() {
+        super::Program::command().debug_assert();
+    }
+
+    /// Every result that a program could read can be had as JSON.
+    #[test]
+    fn every_command_has_json() {
+        fn leaves(command: &clap::Command, all: &mut Vec<clap::Command>) {
+            match command.has_subcommands() {
+                true => command.get_subcommands().for_each(|command| leaves(command, all)),
+                false => all.push(command.clone()),
+            }
+        }
+        let mut all = Vec::new();
+        leaves(&super::Program::command(), &mut all);
+        assert!(all.len() > 14);
+        let has_json = |c: &clap::Command| c.get_arguments().any(|arg| arg.get_long() == Some("json"));
+        let lack: Vec<&str> = all.iter().filter(|c| !has_json(c)).map(|c| c.get_name()).collect();
+        assert_eq!(lack, ["completions"]);
+    }
+
+    #[test]
+    fn version_names_the_wgpu_in_use() {
+        let lock = include_str!("../../Cargo.lock");
+        let (_, entry) = lock.split_once("name = \"wgpu\"\nversion = \"").expect("wgpu is locked");
+        let (version, _) = entry.split_once('"').expect("a version");
+        assert!(super::VERSION.ends_with(&format!("(wgpu {version})")), "{} is locked", version);
+        assert_eq!(wginfer::bench::WGPU_VERSION, version, "what reports say");
+    }
+}

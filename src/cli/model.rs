@@ -17,12 +17,12 @@ use super::terminal;
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
 
 impl ModelArg {
-    /// The name that was given, if one was.
+    /// The name of the model, if one was given.
     fn name(&self) -> Option<&OsStr> {
         self.model.as_deref().filter(|model| !model.is_empty())
     }
 
-    /// Opens the model that was asked for, whatever it is made for, or the one in the binary.
+    /// Opens a model of any kind. Default: the demonstration model, which a line on standard error says.
     pub fn open_any(&self) -> Result<ModelFiles, Failure> {
         if self.name().is_none() {
             log::info!(
@@ -33,14 +33,14 @@ impl ModelArg {
         Ok(self.reopen()?)
     }
 
-    /// Opens the model that writes that was asked for, or the one in the binary.
+    /// As [`ModelArg::open_any`], for a decoder only.
     pub fn open(&self) -> Result<ModelFiles, Failure> {
         let files = self.open_any()?;
         files.expect(ModelKind::Decoder)?;
         Ok(files)
     }
 
-    /// Opens the encoder that was asked for.
+    /// Opens an encoder; there is no default.
     pub fn open_encoder(&self) -> Result<ModelFiles, Failure> {
         if self.name().is_none() {
             let message = "no model given, and the demonstration model in the binary has no embeddings";
@@ -53,7 +53,7 @@ impl ModelArg {
         Ok(files)
     }
 
-    /// As [`ModelArg::open_any`], without a word.
+    /// As [`ModelArg::open_any`], without the line.
     pub fn reopen(&self) -> Result<ModelFiles, CheckpointError> {
         let source = self.name().map_or(Ok(Source::Demo), Source::parse)?;
         ModelFiles::from_source(&source)
@@ -68,9 +68,8 @@ impl DeviceArgs {
     }
 
     fn open(&self) -> Result<Gpu, Failure> {
-        let select = self.gpu.clone().filter(|name| !name.is_empty());
         Ok(Gpu::open(&GpuOptions {
-            select,
+            select: self.gpu.name(),
             f32_products: self.precision == Precision::F32,
             cache_dir: cache_dir(),
             ..GpuOptions::default()

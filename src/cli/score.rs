@@ -9,10 +9,10 @@ use wginfer::engine::{Engine, Usage};
 use wginfer::tasks::{self, Input, Label};
 
 use super::args::{DeviceArgs, ModelArg};
-use super::classify::{LabelArgs, load};
 use super::failure::Failure;
-use super::prompt;
+use super::labels::{LabelArgs, load};
 use super::watch::watch;
+use super::{json, prompt};
 
 const EXAMPLES: &str = "Examples:
   wginfer score -m ~/models/SmolLM2-360M -f wiki.txt --ctx 2048 --stride 512
@@ -28,10 +28,11 @@ A `.jsonl` file has one object a line:
   {\"text\": ..., \"label\": ...}     the most probable label (as `classify` finds it) is right; the labels
   {\"prompt\": ..., \"label\": ...}   are those in the field `labels`, or those of `--labels`";
 
+/// Measure how well a model knows a text, or how often its answers are right
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct ScoreArgs {
-    /// The text, or a `.jsonl` file of prompts and answers; standard input without, or with `-`
+pub struct Args {
+    /// The text, or a `.jsonl` file of prompts and answers; `-` is standard input. Default: standard input
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
 
@@ -39,7 +40,7 @@ pub struct ScoreArgs {
     #[arg(long)]
     jsonl: bool,
 
-    /// Tokens from one window's beginning to the next one's; half the context without
+    /// Tokens from one window's beginning to the next one's. Default: half the context
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
 
@@ -100,7 +101,7 @@ struct AccuracyJson<'a> {
     results: Vec<ItemJson<'a>>,
 }
 
-pub fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let labels = args.labels.read()?;
     let (text, from) = (prompt::text(None, args.file.as_deref())?, prompt::name(args.file.as_deref()));
     if text.trim().is_empty() {
@@ -122,8 +123,7 @@ pub fn run(args: &ScoreArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let mut engine = load(args.model.open()?, &args.device)?;
     let found = watch(|_| Ok(()), |on| tasks::perplexity(&mut engine, &text, args.stride, on))?;
     if args.json {
-        serde_json::to_writer_pretty(&mut *out, &found)?;
-        writeln!(out)?;
+        json::write(&found, out)?;
     } else {
         writeln!(out, "perplexity     {:.4}", found.perplexity)?;
         writeln!(out, "bits per byte  {:.4}", found.bits_per_byte)?;
@@ -178,12 +178,7 @@ fn items(text: &str, from: &str, labels: &[Label]) -> Result<Vec<Item>, Failure>
     prompt::objects(text, from)?.into_iter().map(parse).collect()
 }
 
-fn accuracy(
-    args: &ScoreArgs,
-    engine: &mut Engine,
-    items: &[Item],
-    out: &mut dyn Write,
-) -> Result<(), Failure> {
+fn accuracy(args: &Args, engine: &mut Engine, items: &[Item], out: &mut dyn Write) -> Result<(), Failure> {
     // Lines with the same labels are one batch.
     let mut by_labels: BTreeMap<&[Label], Vec<usize>> = BTreeMap::new();
     let mut free = Vec::new();
@@ -243,7 +238,7 @@ fn accuracy(
             found,
             is_right,
         });
-        let json = AccuracyJson {
+        let accuracy = AccuracyJson {
             accuracy,
             right,
             items: n_items,
@@ -252,8 +247,7 @@ fn accuracy(
             usage,
             results: results.collect(),
         };
-        serde_json::to_writer_pretty(&mut *out, &json)?;
-        writeln!(out)?;
+        json::write(&accuracy, out)?;
     } else {
         for (name, share) in [("exact match", exact), ("label accuracy", labelled)] {
             if let Some((share, right, n)) = share {

@@ -13,10 +13,11 @@ const EXAMPLES: &str = "Examples:
 
 The summary is greedy unless `--temperature` or another flag says otherwise.";
 
+/// Sum a document up
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct SummarizeArgs {
-    /// About how many words; without, a sentence for each piece of the document, and 100 words at most
+pub struct Args {
+    /// About how many words. Default: a sentence for each piece of the document, 100 words at most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     words: Option<u32>,
 
@@ -24,7 +25,7 @@ pub struct SummarizeArgs {
     document: DocumentArgs,
 }
 
-pub fn run(args: &SummarizeArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let text = args.document.read()?;
     let words = args.words.map(|n| n as usize);
     let summary =

@@ -2,8 +2,18 @@
 
 use std::io::Write;
 
-use super::args::Format;
+use clap::ValueEnum;
+
 use super::failure::Failure;
+
+/// How a table is written, or as JSON what it shows.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Table,
+    Md,
+    Csv,
+    Json,
+}
 
 /// Rows under headers. Columns whose header begins with a blank hold numbers and stand to the right.
 pub struct Table {

@@ -29,45 +29,50 @@ const EXAMPLES: &str = "Examples:
 
 Segments are written as they come, JSON at the end. Ctrl-C stops, and leaves what was written a valid file.";
 
+/// Write down speech
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub struct TranscribeArgs {
+pub struct Args {
     /// Sound files, or videos with sound; `-` is raw PCM from standard input
     #[arg(required = true)]
-    pub audio: Vec<PathBuf>,
+    audio: Vec<PathBuf>,
 
-    /// Language that is spoken, as `en` or `english`; detected without
+    /// Language that is spoken, as `en` or `english`. Default: detected
     #[arg(long, value_name = "LANGUAGE")]
-    pub language: Option<String>,
+    language: Option<String>,
 
     /// Write English, whatever is spoken
     #[arg(long)]
-    pub translate: bool,
+    translate: bool,
 
     /// Find out when each word is said: segments begin and end with their words, and JSON lists the words
     #[arg(long)]
-    pub word_timestamps: bool,
+    word_timestamps: bool,
 
     /// One segment a window, without asking the model for times
     #[arg(long)]
-    pub no_timestamps: bool,
+    no_timestamps: bool,
 
     /// How the transcript is written; `json` is OpenAI's `verbose_json`
     #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Output")]
-    pub format: OutputFormat,
+    format: OutputFormat,
+
+    /// As `--format json`
+    #[arg(long, conflicts_with = "format", help_heading = "Output")]
+    json: bool,
 
     /// Write to this file instead of standard output
     #[arg(long, short, value_name = "FILE", conflicts_with = "output_dir", help_heading = "Output")]
-    pub output: Option<PathBuf>,
+    output: Option<PathBuf>,
 
     /// Write a file for each recording into this folder, named as the recording
     #[arg(long, value_name = "DIR", help_heading = "Output")]
-    pub output_dir: Option<PathBuf>,
+    output_dir: Option<PathBuf>,
 
     /// Write the token ids of the first window alone, greedily chosen, whatever they are worth
-    #[arg(long, help_heading = "Output", conflicts_with_all = ["format", "output", "output_dir", "word_timestamps",
+    #[arg(long, help_heading = "Output", conflicts_with_all = ["format", "json", "output", "output_dir", "word_timestamps",
         "beam_size", "batch_size", "vad"])]
-    pub token_ids: bool,
+    token_ids: bool,
 
     /// Temperature of the first attempt
     #[arg(
@@ -77,7 +82,7 @@ pub struct TranscribeArgs {
         allow_negative_numbers = true,
         help_heading = "Decoding"
     )]
-    pub temperature: f32,
+    temperature: f32,
 
     /// Added for each further attempt, up to 1, while an answer is bad; 0 makes no further attempt
     #[arg(
@@ -87,7 +92,7 @@ pub struct TranscribeArgs {
         allow_negative_numbers = true,
         help_heading = "Decoding"
     )]
-    pub temperature_increment_on_fallback: f32,
+    temperature_increment_on_fallback: f32,
 
     /// A window's text that compresses better repeats itself, and is bad
     #[arg(
@@ -97,11 +102,11 @@ pub struct TranscribeArgs {
         allow_negative_numbers = true,
         help_heading = "Decoding"
     )]
-    pub compression_ratio_threshold: f64,
+    compression_ratio_threshold: f64,
 
     /// A window's text with a lower mean log-probability is bad
     #[arg(long, value_name = "X", default_value_t = -1.0, allow_negative_numbers = true, help_heading = "Decoding")]
-    pub logprob_threshold: f64,
+    logprob_threshold: f64,
 
     /// A window that is no speech with a higher probability is silent, unless its text is good
     #[arg(
@@ -111,15 +116,15 @@ pub struct TranscribeArgs {
         allow_negative_numbers = true,
         help_heading = "Decoding"
     )]
-    pub no_speech_threshold: f64,
+    no_speech_threshold: f64,
 
     /// Texts among which the best is chosen at temperatures above 0
     #[arg(long, value_name = "N", default_value_t = 5, help_heading = "Decoding")]
-    pub best_of: usize,
+    best_of: usize,
 
-    /// Beams of a beam search at temperature 0; greedy without
+    /// Beams of a beam search at temperature 0. Default: greedy
     #[arg(long, value_name = "N", help_heading = "Decoding")]
-    pub beam_size: Option<usize>,
+    beam_size: Option<usize>,
 
     /// A beam search ends with this many times as many texts as it has beams
     #[arg(
@@ -130,36 +135,36 @@ pub struct TranscribeArgs {
         allow_negative_numbers = true,
         help_heading = "Decoding"
     )]
-    pub patience: f32,
+    patience: f32,
 
-    /// Exponent from 0 to 1 of the length that texts are compared by; their mean log-probability without
+    /// Exponent from 0 to 1 of the length that texts are compared by. Default: their mean log-probability
     #[arg(long, value_name = "ALPHA", allow_negative_numbers = true, help_heading = "Decoding")]
-    pub length_penalty: Option<f32>,
+    length_penalty: Option<f32>,
 
-    /// Most tokens of a window; half the model's context without
+    /// Most tokens of a window. Default: half the model's context
     #[arg(long, value_name = "N", help_heading = "Decoding")]
-    pub max_tokens: Option<usize>,
+    max_tokens: Option<usize>,
 
     /// Text to go on from, for names and spelling
     #[arg(long, value_name = "TEXT", help_heading = "Decoding")]
-    pub initial_prompt: Option<String>,
+    initial_prompt: Option<String>,
 
     /// Decode each window without the text before it
     #[arg(long, help_heading = "Decoding")]
-    pub no_condition_on_previous_text: bool,
+    no_condition_on_previous_text: bool,
 
     /// Another seed gives other text at temperatures above 0
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Decoding")]
-    pub seed: u64,
+    seed: u64,
 
     /// Windows that are decoded side by side; with more than 1 the recording is cut where it is quiet, and no window
     /// knows the text before it
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Recording")]
-    pub batch_size: usize,
+    batch_size: usize,
 
     /// Skip what is too quiet to be speech, judged by its energy; Whisper itself, as without this, hears all
     #[arg(long, help_heading = "Recording")]
-    pub vad: bool,
+    vad: bool,
 
     /// Seconds to pass over
     #[arg(
@@ -169,30 +174,30 @@ pub struct TranscribeArgs {
         allow_negative_numbers = true,
         help_heading = "Recording"
     )]
-    pub offset: f64,
+    offset: f64,
 
-    /// Seconds to hear; all without
+    /// Seconds to transcribe. Default: all
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "Recording")]
-    pub duration: Option<f64>,
+    duration: Option<f64>,
 
-    /// Of raw PCM: samples a second, 16000 without
+    /// Of raw PCM: samples a second. Default: 16000
     #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u32).range(1_000..=768_000),
         help_heading = "Recording")]
-    pub sample_rate: Option<u32>,
+    sample_rate: Option<u32>,
 
-    /// Of raw PCM: channels, 1 without
+    /// Of raw PCM: channels. Default: 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Recording")]
-    pub channels: Option<u16>,
+    channels: Option<u16>,
 
-    /// Of raw PCM: how a sample is written, s16le without
+    /// Of raw PCM: how a sample is written. Default: s16le
     #[arg(long, value_name = "FORMAT", help_heading = "Recording")]
-    pub sample_format: Option<SampleFormat>,
+    sample_format: Option<SampleFormat>,
 
     #[command(flatten)]
-    pub model: ModelArg,
+    model: ModelArg,
 
     #[command(flatten)]
-    pub device: DeviceArgs,
+    device: DeviceArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -232,7 +237,7 @@ struct Figures {
     is_cancelled: bool,
 }
 
-pub fn run(args: &TranscribeArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let outputs = args.outputs()?;
     if args.model.model.as_deref().is_none_or(|model| model.is_empty()) {
         let hint = "a folder in Hugging Face layout, such as `hf download openai/whisper-small` fetches";
@@ -289,7 +294,12 @@ fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Failure {
     Failure::failed(format!("`{}` cannot be written: {error}", path.display()))
 }
 
-impl TranscribeArgs {
+impl Args {
+    /// How the transcript is written.
+    fn format(&self) -> OutputFormat {
+        if self.json { OutputFormat::Json } else { self.format }
+    }
+
     fn options(&self) -> TranscribeOptions {
         let (first, increment) = (self.temperature, self.temperature_increment_on_fallback);
         let mut temperatures = vec![first];
@@ -339,7 +349,7 @@ impl TranscribeArgs {
         }
         if n > 1
             && (self.output.is_some()
-                || (self.output_dir.is_none() && self.format != OutputFormat::Text && !self.token_ids))
+                || (self.output_dir.is_none() && self.format() != OutputFormat::Text && !self.token_ids))
         {
             let message = format!("{n} recordings make {n} files, expected `--output-dir`");
             return Err(Failure::usage(message));
@@ -351,7 +361,7 @@ impl TranscribeArgs {
             let stem = if is_stdin(path) { Some("stdin".as_ref()) } else { path.file_stem() };
             let mut name = stem.unwrap_or(path.as_os_str()).to_os_string();
             name.push(".");
-            name.push(self.format.library().extension());
+            name.push(self.format().library().extension());
             let output = Some(dir.join(name));
             if outputs.contains(&output) {
                 let message =
@@ -381,7 +391,7 @@ impl TranscribeArgs {
 
 /// Writes one recording's transcript as it comes.
 fn transcribe(
-    args: &TranscribeArgs,
+    args: &Args,
     transcriber: &Transcriber,
     engine: &mut Engine,
     reader: AudioReader,
@@ -389,7 +399,7 @@ fn transcribe(
     cannot_write: &dyn Fn(std::io::Error) -> Failure,
 ) -> Result<Figures, Failure> {
     let begin = Instant::now();
-    let mut writer = TranscriptWriter::new(out, args.format.library()).map_err(cannot_write)?;
+    let mut writer = TranscriptWriter::new(out, args.format().library()).map_err(cannot_write)?;
     let mut transcription = transcriber.begin(engine, reader)?;
     let bar = terminal::seconds(transcription.duration());
     let writing = Writing::begin();
@@ -429,7 +439,7 @@ fn tell<W: Write>(
     heard: Heard,
     writer: &mut TranscriptWriter<W>,
     bar: &ProgressBar,
-    args: &TranscribeArgs,
+    args: &Args,
     segments: &mut Vec<Segment>,
     figures: &mut Figures,
 ) -> std::io::Result<()> {
@@ -440,7 +450,7 @@ fn tell<W: Write>(
         Heard::Segment(segment) => {
             bar.suspend(|| writer.segment(&segment))?;
             // The other formats have forgotten it by now, and a recording may be long.
-            if args.format == OutputFormat::Json {
+            if args.format() == OutputFormat::Json {
                 segments.push(segment);
             }
         }

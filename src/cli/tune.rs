@@ -8,11 +8,67 @@ use wginfer::dtype::Dtype;
 use wginfer::gpu::{Gpu, GpuOptions, Tuning};
 use wginfer::ops;
 
-use super::args::{Format, Quantize, TuneArgs};
-use super::bench::{command_line, describe, number, select, with_steps};
+use super::args::{GpuArg, ModelArg, Quantize, WeightType};
 use super::failure::Failure;
-use super::model;
-use super::table::Table;
+use super::measure::{command_line, describe, number, with_steps};
+use super::table::{Format, Table};
+use super::{json, model};
+
+const EXAMPLES: &str = "Examples:
+  wginfer tune -m ~/models/SmolLM2-360M-Instruct
+  wginfer tune -m ~/models/SmolLM2-360M-Instruct --quantize Q8_0 --dry-run
+  wginfer tune --shape llama-3.2-1b --shape qwen3-0.6b --type f16,Q4_K
+  wginfer tune --forget
+
+Nothing needs tuning: without it variants are chosen by what the device can do. Measured are the
+products with weights, with one row that decodes and with a prompt's. Another variant is chosen
+where it is right and faster by more than 5 % and than the spread. The choices are kept in the cache folder
+(`WGINFER_CACHE_DIR`) for this adapter, driver and version; `WGINFER_DISABLE=tuning` leaves them unused.";
+
+/// Measure which variants of kernels are the fastest on this device, and keep the choice for later runs
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArg,
+
+    /// A named model or the path of a `config.json` instead of a model, may be given several times
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    shape: Vec<String>,
+
+    /// Types of the shapes' matrices, with commas between. Default: F16
+    #[arg(
+        long = "type",
+        value_name = "TYPES",
+        value_delimiter = ',',
+        requires = "shape",
+        ignore_case = true
+    )]
+    dtype: Vec<WeightType>,
+
+    /// Tune for a model that is quantised to this type while loading. Default: as it is stored
+    #[arg(long, value_name = "TYPE", ignore_case = true, conflicts_with = "shape")]
+    quantize: Option<Quantize>,
+
+    /// Milliseconds for each product
+    #[arg(long, value_name = "MS")]
+    time_ms: Option<u64>,
+
+    /// Write an object with all that was measured
+    #[arg(long)]
+    json: bool,
+
+    /// Measure and keep nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Remove what is kept for this device instead
+    #[arg(long, conflicts_with_all = ["shape", "dtype", "quantize", "time_ms", "json", "dry_run"])]
+    forget: bool,
+
+    #[command(flatten)]
+    gpu: GpuArg,
+}
 
 /// What `--json` writes.
 #[derive(Serialize)]
@@ -23,11 +79,11 @@ struct Output<'a> {
     report: &'a TuneReport,
 }
 
-pub fn run(args: &TuneArgs, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     // What is wrong with the model is said before the device is opened.
     let models = if args.forget { Vec::new() } else { models(args)? };
     let options =
-        GpuOptions { select: select(&args.gpu), cache_dir: model::cache_dir(), ..GpuOptions::default() };
+        GpuOptions { select: args.gpu.name(), cache_dir: model::cache_dir(), ..GpuOptions::default() };
     let gpu = Gpu::open(&options)?;
     if args.forget {
         return forget(&gpu);
@@ -52,8 +108,7 @@ pub fn run(args: &TuneArgs, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let kept_in = if args.dry_run { None } else { keep(&gpu, &report.tuning) };
     if args.json {
-        serde_json::to_writer_pretty(&mut *out, &Output { kept_in, report: &report })?;
-        writeln!(out)?;
+        json::write(&Output { kept_in, report: &report }, out)?;
     } else {
         table(&report.rows).write(Format::Table, out)?;
     }
@@ -66,7 +121,7 @@ pub fn run(args: &TuneArgs, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 /// The models that were asked for, with the types of their matrices.
-fn models(args: &TuneArgs) -> Result<Vec<(Shape, Vec<Dtype>)>, Failure> {
+fn models(args: &Args) -> Result<Vec<(Shape, Vec<Dtype>)>, Failure> {
     if !args.shape.is_empty() {
         let dtypes = args.dtype.iter().map(|dtype| dtype.dtype());
         let dtypes = if args.dtype.is_empty() { vec![Dtype::F16] } else { dtypes.collect() };

@@ -1,4 +1,4 @@
-//! What can go wrong from opening a model to the last token.
+//! The error of the engine.
 
 use std::path::PathBuf;
 
@@ -8,11 +8,11 @@ use crate::models::ModelError;
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
-/// What can go wrong from opening a model to the last token.
+/// An error of the engine.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// A file of the model is not what it should be.
+    /// A file of the model is invalid.
     #[error("`{}`: {message}", path.display())]
     Config {
         /// The file.
@@ -43,7 +43,7 @@ pub enum EngineError {
         /// Size of the vocabulary.
         vocab_size: usize,
     },
-    /// The prompt does not fit the context.
+    /// The prompt is longer than the context.
     #[error("the prompt has {found} tokens, the context holds {expected}")]
     PromptTooLong {
         /// Its length.
@@ -57,7 +57,7 @@ pub enum EngineError {
         /// Requests that wait.
         waiting: usize,
     },
-    /// The prompt alone does not fit the cache.
+    /// The prompt is larger than the KV cache.
     #[error("the prompt has {found} tokens, the cache holds {expected}")]
     CacheTooSmall {
         /// Its tokens.
@@ -73,7 +73,7 @@ pub enum EngineError {
         /// In the checkpoint.
         total_bytes: usize,
     },
-    /// The tokenizer makes tokens that the model does not have.
+    /// The tokenizer has tokens that the model does not have.
     #[error("the tokenizer has {tokenizer} tokens, the model {model}: they do not belong together")]
     TokenizerMismatch {
         /// The tokenizer's.
@@ -81,13 +81,13 @@ pub enum EngineError {
         /// The model's.
         model: usize,
     },
-    /// The model computed something that is no number.
+    /// The model computed logits that are not finite.
     #[error("the logits after position {position} are not finite")]
     NotFinite {
         /// Position of the last token.
         position: usize,
     },
-    /// An encoder computed something that is no number.
+    /// An encoder computed values that are not finite.
     #[error("the output of the model is not finite")]
     OutputNotFinite,
     /// A clip has the wrong form.
@@ -95,18 +95,18 @@ pub enum EngineError {
     Clip {
         /// What it has.
         found: String,
-        /// What the model hears.
+        /// What the audio encoder expects.
         expected: String,
     },
-    /// A request and its model do not go together.
+    /// A request with a clip for a language model, or one without a clip for a speech model.
     #[error("`{architecture}` {problem}")]
     Speech {
         /// The model's architecture.
         architecture: &'static str,
-        /// What does not go.
+        /// What does not fit.
         problem: &'static str,
     },
-    /// A model that was opened is not what is needed.
+    /// Opening the model.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// Text.
@@ -123,32 +123,32 @@ pub enum EngineError {
     Gpu(#[from] GpuError),
 }
 
-/// A model that hears was given text alone.
-pub(super) const NEEDS_CLIP: &str = "writes down what it hears: it does not go on from text alone";
-/// A language model was given sound.
-pub(super) const HEARS_NOTHING: &str = "is a language model: it hears nothing";
+/// A speech model got only text.
+pub(super) const NEEDS_CLIP: &str = "is a speech model: it transcribes clips, and cannot continue a text";
+/// A language model got a clip.
+pub(super) const NO_AUDIO_ENCODER: &str = "is a language model: it has no audio encoder";
 
 impl EngineError {
-    /// What the user can do about it.
+    /// Advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {
             EngineError::Speech { problem: NEEDS_CLIP, .. } => {
                 Some("`tasks::transcribe` drives a speech model".into())
             }
-            EngineError::Speech { problem: HEARS_NOTHING, .. } => Some("open a Whisper model".into()),
+            EngineError::Speech { problem: NO_AUDIO_ENCODER, .. } => Some("open a Whisper model".into()),
             EngineError::PromptTooLong { .. } => {
                 Some("shorten the prompt, or raise `EngineOptions::ctx`".into())
             }
             EngineError::CacheTooSmall { .. } => {
                 Some("shorten the prompt, or raise `EngineOptions::kv_tokens`".into())
             }
-            EngineError::Busy { .. } => Some("submit it again when others have ended".into()),
+            EngineError::Busy { .. } => Some("submit it again when other requests have ended".into()),
             EngineError::NotFinite { .. } => Some(
-                "the weights hold values that are no numbers, or too large for `EngineOptions::kv_dtype`"
+                "the weights contain values that are not finite, or too large for `EngineOptions::kv_dtype`"
                     .into(),
             ),
             EngineError::OutputNotFinite => {
-                Some("the weights hold values that are no numbers, or the checkpoint is damaged".into())
+                Some("the weights contain values that are not finite, or the checkpoint is damaged".into())
             }
             EngineError::TokenizerMismatch { .. } => {
                 Some("`tokenizer.json` may belong to another model than the weights".into())

@@ -1,4 +1,4 @@
-//! What a request is and what comes of it.
+//! Requests and their events.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -7,55 +7,55 @@ use serde::Serialize;
 
 use super::{ClipId, EngineError, Sampling, SpeechRules};
 
-/// Names a request.
+/// The id of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// Which positions' logits a request wants instead of text.
+/// The positions whose logits a request returns instead of text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logits {
-    /// Those of the last token.
+    /// The last token.
     Last,
-    /// Those of every token.
+    /// Every token.
     All,
 }
 
-/// A prompt and how to go on from it.
+/// A prompt, and how to continue it.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Tokens to generate at most; as many as the context holds without.
+    /// Most tokens to generate. Default: as many as fit in the context.
     pub max_tokens: Option<usize>,
-    /// Texts that end the answer; they are not part of it.
+    /// Texts that end the answer. They are not part of it.
     pub stop: Vec<String>,
-    /// Tokens that end the answer; those of the checkpoint without.
+    /// Tokens that end the answer. Default: the checkpoint's.
     pub stop_tokens: Option<Vec<u32>>,
-    /// Log-probabilities of the chosen token and of this many best ones, for each token.
+    /// For each token, the log-probabilities of the chosen one and of this many best ones.
     pub logprobs: Option<usize>,
-    /// Logits instead of text: nothing is generated.
+    /// Logits instead of text. Nothing is generated.
     pub logits: Option<Logits>,
-    /// What a model that hears shall listen to, and how it writes that down.
+    /// For a speech model, the clip to transcribe and the rules of the transcript.
     pub speech: Option<SpeechRequest>,
-    /// Log-probabilities of the prompt's own tokens from this position on, instead of text: 4 bytes a token come
-    /// back, and what stands before the position is shared with other prompts as usual.
+    /// Log-probabilities of the prompt's own tokens from this position on, instead of text. Reads back 4 bytes per token.
+    /// The part before the position is shared with other prompts as usual.
     pub prompt_logprobs: Option<usize>,
-    /// Ranges of the prompt that this model generated earlier, such as the answers of a conversation. They are computed
-    /// as they were then, so that the same request gives the same bits whether the cache still has them or not; tokens
-    /// outside are a prompt's. Default: none.
+    /// Ranges of the prompt that this model generated earlier, such as the answers of a conversation. They are computed as
+    /// generated tokens again, so that the same request gives the same bits whether the cache still has them or not. Tokens
+    /// outside are computed as a prompt. Default: none.
     pub generated: Vec<Range<usize>>,
 }
 
-/// What a model that hears shall listen to, and how it writes that down.
+/// For a speech model, the clip to transcribe and the rules of the transcript.
 #[derive(Clone, Debug)]
 pub struct SpeechRequest {
     /// From [`Engine::listen`](super::Engine::listen).
     pub clip: ClipId,
-    /// What may be drawn; anything without.
+    /// The rules for the next token. Default: any token may follow.
     pub rules: Option<SpeechRules>,
-    /// Show what the prompt's rows attend to in the clip: [`Event::Alignment`].
+    /// Whether to report the attention of the prompt's rows to the clip: [`Event::Alignment`].
     pub alignment: bool,
 }
 
@@ -87,7 +87,7 @@ impl Request {
 pub struct TokenLogprob {
     /// The token.
     pub token: u32,
-    /// The logarithm of its probability; the most negative finite number if it cannot be drawn.
+    /// The natural logarithm of its probability; the most negative finite number if it cannot be drawn.
     pub logprob: f32,
 }
 
@@ -104,20 +104,20 @@ pub struct Logprobs {
     pub sampled_top: Vec<TokenLogprob>,
 }
 
-/// Why an answer ended, in OpenAI's words.
+/// Why an answer ended, with OpenAI's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
     /// An end token or a stop text.
     Stop,
-    /// `max_tokens`, or the context is full.
+    /// `max_tokens` was reached, or context or cache are full.
     Length,
     /// Cancelled by the caller.
     Cancelled,
 }
 
 impl FinishReason {
-    /// The word.
+    /// The name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
@@ -127,20 +127,20 @@ impl FinishReason {
     }
 }
 
-/// Token counts, in OpenAI's words.
+/// Token counts, with OpenAI's names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens generated, an end token included.
+    /// Generated tokens, including an end token.
     pub completion_tokens: usize,
     /// Both.
     pub total_tokens: usize,
-    /// Tokens of the prompt whose keys and values were in the cache already.
+    /// Tokens of the prompt whose keys and values were found in the cache.
     pub cached_tokens: usize,
 }
 
-/// How long a request took. Measured where results arrive at the host.
+/// Times of a request, measured when results arrive at the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Timings {
     /// From submission to the first token.
@@ -149,9 +149,9 @@ pub struct Timings {
     pub time_per_output_token_median_ms: f64,
     /// 95th percentile of the times between tokens.
     pub time_per_output_token_p95_ms: f64,
-    /// Prompt tokens computed a second, until the first token.
+    /// Computed prompt tokens per second, until the first token.
     pub prompt_tokens_per_second: f64,
-    /// Tokens a second after the first one.
+    /// Tokens per second after the first one.
     pub decode_tokens_per_second: f64,
     /// From submission to the end.
     pub total_ms: f64,
@@ -185,30 +185,30 @@ impl Timings {
     }
 }
 
-/// What happened to a request.
+/// An event of a request.
 #[derive(Debug)]
 pub enum Event {
-    /// A token was generated. End tokens are not reported.
+    /// A token was generated. There is no event for an end token.
     Token {
         /// The request.
         id: RequestId,
         /// The token.
         token: u32,
-        /// Text that became certain with it: never a part of a character or of a possible stop text.
+        /// The text that became certain with it. It never contains a part of a character, or of a possible stop text.
         text: String,
-        /// If the request asked for them.
+        /// Log-probabilities, if the request asked for them.
         logprobs: Option<Logprobs>,
     },
-    /// Logits that the request asked for.
+    /// Logits, if the request asked for them.
     Logits {
         /// The request.
         id: RequestId,
-        /// Position of the token that they follow.
+        /// Position of the token before the one that they predict.
         position: usize,
         /// `[vocab_size]`.
         values: Vec<f32>,
     },
-    /// What a row of the prompt attends to in the clip, if the request asked for it.
+    /// The attention of a prompt row to the clip, if the request asked for it.
     Alignment {
         /// The request.
         id: RequestId,
@@ -218,31 +218,31 @@ pub enum Event {
         /// `[n_heads, n_positions]`.
         weights: Vec<f32>,
     },
-    /// Log-probabilities of some of the prompt's tokens, in their order; a prompt's come in several events.
+    /// Log-probabilities of some of the prompt's tokens, in order. A prompt has one or more of these events.
     PromptLogprobs {
         /// The request.
         id: RequestId,
-        /// Position of the first of them.
+        /// Position of the first one.
         position: usize,
-        /// The natural logarithm of each one's probability after the tokens before it.
+        /// The natural logarithm of each token's probability, given the tokens before it.
         logprobs: Vec<f32>,
     },
     /// The request is done.
     Done {
         /// The request.
         id: RequestId,
-        /// Text that was held back until now.
+        /// The text that was held back until now.
         text: String,
         /// Why.
         finish_reason: FinishReason,
-        /// Of the end token, if one ended the answer and log-probabilities were asked for.
+        /// Log-probabilities of the end token, if one ended the answer and the request asked for them.
         end_logprobs: Option<Logprobs>,
         /// Token counts.
         usage: Usage,
         /// Times.
         timings: Timings,
     },
-    /// The request failed; others go on.
+    /// The request failed. Other requests continue.
     Failed {
         /// The request.
         id: RequestId,
@@ -252,7 +252,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The request that it is about.
+    /// The request.
     pub fn request(&self) -> RequestId {
         match self {
             Event::Token { id, .. }

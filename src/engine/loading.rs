@@ -1,4 +1,4 @@
-//! From files to an engine: everything is allocated at once, then weights are uploaded in slices while kernels compile.
+//! Loading: everything is allocated first, then weights are uploaded in slices while kernels compile.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,30 +16,30 @@ use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
 use crate::models::{Capacity, ModelError, ModelKind, ModelShape, Progress, Upload};
 use crate::ops::{KvLayer, Rows};
 
-/// Longest context that is allocated by default: models are made for 128 K and more, few machines are.
+/// Longest default context in tokens: models allow 128 K and more, for which few machines have the memory.
 pub(super) const DEFAULT_CTX: usize = 4096;
 
-/// Bytes of a piece of weights, and most pieces of a slice: the driver keeps a copy of each until it was submitted, and
-/// two slices can be in flight.
+/// Bytes of a piece of weights, and most pieces per slice: the driver keeps a copy of each piece until it has been
+/// submitted, and two slices can be in flight.
 const PIECE: usize = 4 << 20;
 const MOST_PIECES: usize = 8;
 
-/// An engine whose weights are on their way. It is driven like the engine itself: [`Loading::advance`] in a host's frame
-/// loop until [`Loading::is_done`], then [`Loading::finish`]; or [`Loading::wait`] on a device of our own.
+/// An engine whose weights are being uploaded. A guest calls [`Loading::advance`] in its frame loop until
+/// [`Loading::is_done`], then [`Loading::finish`]. On a device of our own, [`Loading::wait`] does all that.
 pub struct Loading<E> {
     gpu: Gpu,
     uploads: Uploads,
     stepper: Stepper<usize>,
     compiler: JoinHandle<Result<Duration, GpuError>>,
-    /// Makes the engine of the time that compiling took.
+    /// Makes the engine; gets the time to compile.
     finish: Box<dyn FnOnce(Duration) -> E + Send>,
 }
 
-/// Weights on their way.
+/// The uploads that are not finished.
 struct Uploads(Vec<Upload>);
 
 impl<E> Loading<E> {
-    /// Begins to compile `variants`; `finish` makes the engine when all is there.
+    /// Starts to compile `variants`. `finish` makes the engine when everything is done.
     pub(super) fn new(
         gpu: &Gpu,
         uploads: Vec<Upload>,
@@ -60,7 +60,7 @@ impl<E> Loading<E> {
         })
     }
 
-    /// Bytes so far, and in all.
+    /// Bytes uploaded, and the total.
     pub fn progress(&self) -> Progress {
         let mut sum = Progress { done_bytes: 0, total_bytes: 0 };
         for progress in self.uploads.0.iter().map(Upload::progress) {
@@ -70,12 +70,12 @@ impl<E> Loading<E> {
         sum
     }
 
-    /// Whether [`Loading::finish`] has nothing to wait for.
+    /// Whether [`Loading::finish`] returns the engine without waiting.
     pub fn is_done(&self) -> bool {
         self.uploads.is_done() && self.stepper.is_idle() && self.compiler.is_finished()
     }
 
-    /// Records uploads for about `budget` of the device's time, and returns what the host has to submit. Never waits.
+    /// Records uploads for about `budget` of device time, and returns the command buffers to submit. Never waits.
     ///
     /// # Errors
     /// [`EngineError::Gpu`], [`EngineError::Model`].
@@ -83,11 +83,10 @@ impl<E> Loading<E> {
         self.stepper.advance(&mut self.uploads, budget)
     }
 
-    /// The engine. Waits for kernels that still compile, on a thread of their own.
+    /// Returns the engine. Waits for the thread that compiles kernels.
     ///
     /// # Errors
-    /// [`EngineError::NotLoaded`] while weights are on their way; [`EngineError::Gpu`] names a kernel that does not
-    /// compile.
+    /// [`EngineError::NotLoaded`] if uploads are not finished; [`EngineError::Gpu`] with a kernel that does not compile.
     pub fn finish(self) -> Result<E, EngineError> {
         if !self.uploads.is_done() || !self.stepper.is_idle() {
             let Progress { done_bytes, total_bytes } = self.progress();
@@ -98,11 +97,12 @@ impl<E> Loading<E> {
         Ok((self.finish)(compile_time))
     }
 
-    /// Uploads what is left and returns the engine; `progress` hears of the weights on their way. On an adopted device
-    /// this works only where nothing has to be quantised: uploads wait for the host's next submission then.
+    /// Uploads the rest and returns the engine. Calls `progress` for each piece. On an adopted device, uploads are queued for
+    /// the host's next submission, which works only if nothing has to be quantised.
     ///
     /// # Errors
-    /// Those of [`Loading::advance`] and [`Loading::finish`]; [`GpuError::Adopted`] if the host has to submit.
+    /// Those of [`Loading::advance`] and [`Loading::finish`]; [`GpuError::Adopted`] if only the host's submissions could
+    /// complete it.
     pub fn wait(mut self, progress: &mut dyn FnMut(Progress)) -> Result<E, EngineError> {
         if self.gpu.is_owned() {
             while !self.uploads.is_done() || !self.stepper.is_idle() {
@@ -125,7 +125,7 @@ impl Uploads {
 }
 
 impl Machine for Uploads {
-    /// The upload that it is part of.
+    /// Index of the upload.
     type Work = usize;
 
     fn next(&mut self) -> Option<usize> {
@@ -152,13 +152,13 @@ impl Machine for Uploads {
 }
 
 impl Engine {
-    /// Loads a model and allocates everything; `progress` hears of the weights on their way.
+    /// Loads a model and allocates everything. Calls `progress` during the upload of weights.
     ///
-    /// On an adopted device uploads wait for the host's next submission, and the driver keeps a copy of each until
-    /// then: [`Engine::loading`] keeps these copies few.
+    /// On an adopted device, uploads are queued for the host's next submission, and the driver keeps a copy of each until
+    /// then. [`Engine::loading`] keeps fewer copies.
     ///
     /// # Errors
-    /// [`EngineError`] names the file, tensor or limit.
+    /// [`EngineError`] with the file, tensor or limit.
     pub fn load(
         gpu: &Gpu,
         files: ModelFiles,
@@ -168,7 +168,7 @@ impl Engine {
         Engine::loading(gpu, files, options)?.wait(progress)
     }
 
-    /// The same in slices. Names, shapes and limits are checked and everything is allocated here.
+    /// Starts to load a model in slices. This call checks names, shapes and limits, and allocates everything.
     ///
     /// # Errors
     /// As [`Engine::load`].
@@ -180,7 +180,7 @@ impl Engine {
         let shape = files.architecture.shape();
         let ctx = options.ctx.unwrap_or(shape.max_seq_len.min(DEFAULT_CTX));
         let options = EngineOptions { ctx: Some(ctx), ..options };
-        // Asked first, so that a context beyond all bounds fails before anything is allocated for it.
+        // Checked first, so that a context beyond all limits fails before anything is allocated.
         let sizes = Sizes::new(gpu, &shape, &options)?;
         let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Decoder, ctx, options.quantize)?;
         let (mut engine, variants) = Engine::build(gpu, Arc::new(model), &options, sizes)?;
@@ -190,8 +190,8 @@ impl Engine {
         })
     }
 
-    /// Another engine on a model that is loaded already, on the same device: with activations, cache and requests of its
-    /// own. [`EngineOptions::quantize`] has no effect here.
+    /// Builds another engine on a loaded model, on the same device, with its own activations, KV cache and requests. Ignores
+    /// [`EngineOptions::quantize`].
     ///
     /// # Errors
     /// [`EngineError::Parameter`] if the context is longer than the one that the model was loaded for;
@@ -211,7 +211,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Allocates everything, and says which variants its steps use.
+    /// Allocates everything. Returns the variants that its steps use, too.
     fn build(
         gpu: &Gpu,
         model: Arc<LoadedModel>,
@@ -275,19 +275,20 @@ impl Engine {
     }
 }
 
-/// How large an engine is built.
+/// The sizes of an engine.
 #[derive(Clone, Copy)]
 struct Sizes {
     capacity: Capacity,
-    /// Of the cache, and of one sequence at most.
+    /// Pages of the cache.
     n_pages: usize,
+    /// Most pages of one sequence.
     seq_pages: usize,
     max_logprobs: usize,
     prompt_logprobs: usize,
 }
 
 impl Sizes {
-    /// Checks options against a model and a device; their `ctx` is set.
+    /// Checks `options`, whose `ctx` is set, against a model and a device.
     fn new(gpu: &Gpu, shape: &ModelShape, options: &EngineOptions) -> Result<Sizes, EngineError> {
         let wrong = |found: Dtype, expected| {
             Err(EngineError::Parameter { name: "kv_dtype", found: found.to_string(), expected })
@@ -296,14 +297,17 @@ impl Sizes {
             return wrong(options.kv_dtype, "`F32`, `F16` or `Q8_0`");
         }
         if options.kv_dtype == Dtype::Q8_0 && shape.attention.iter().any(|a| a.head_dim % BLOCK != 0) {
-            return wrong(options.kv_dtype, "`F32` or `F16`: heads are no multiple of 32 wide");
+            return wrong(options.kv_dtype, "`F32` or `F16`: the head size is not a multiple of 32");
         }
         let ctx = at_least_one("ctx", options.ctx.unwrap_or(shape.max_seq_len))?;
         if ctx > shape.max_seq_len {
-            log::warn!("a context of {ctx} is longer than the {} the model was made for", shape.max_seq_len);
+            log::warn!(
+                "a context of {ctx} tokens is longer than the model's maximum of {}",
+                shape.max_seq_len
+            );
         }
         let max_seqs = at_least_one("max_seqs", options.max_seqs)?;
-        // A step has room for one row of each sequence that decodes and for some of a prompt besides.
+        // A step holds one row of each sequence that decodes, and at least one prompt row.
         let max_rows = at_least_one("max_rows", options.max_rows)?.max(max_seqs + 1);
         let prompt_logprobs = options.prompt_logprobs.min(max_rows);
         let max_sampled = max_seqs.max(prompt_logprobs);
@@ -335,10 +339,10 @@ pub(super) fn at_least_one(name: &'static str, n: usize) -> Result<usize, Engine
     if n > 0 { Ok(n) } else { Err(EngineError::Parameter { name, found: n.to_string(), expected }) }
 }
 
-/// Records every kind of step that an engine takes, so that their variants are known.
+/// Records every kind of step of an engine, to collect their variants.
 fn rehearse(runner: &mut Runner, rec: &mut Recorder, sizes: Sizes) {
     let Sizes { capacity: Capacity { max_rows, max_seqs, max_seq_len, .. }, max_logprobs, .. } = sizes;
-    // Every number of rows up to the most that shares weights.
+    // Every number of rows up to the largest group that shares one read of the weights.
     let counts =
         |most: usize| (0..).map(|i| 1 << i).take_while(move |n| *n < 2 * most).map(move |n| most.min(n));
     let id = RequestId(0);
@@ -363,11 +367,11 @@ fn rehearse(runner: &mut Runner, rec: &mut Recorder, sizes: Sizes) {
         logprobs: (max_logprobs > 0).then_some(max_logprobs),
         ..Step::default()
     };
-    // With a prompt in the step and without. Of a prompt's rows those that do not fill a group share weights in fewer,
-    // with the row that decodes or without it; large products take large tiles.
+    // Steps with and without a prompt. Prompt rows that do not fill a group share reads in a smaller one, with or without the
+    // decode row; large products take large tiles.
     let decode = counts(max_seqs).map(|n| step(n, 0));
     let prompt = [1, 2, 3, 7, 15, max_rows - 1].map(|n| step(1, n.min(max_rows - 1)));
-    // Every number of rows that shares the head's weights, beyond those of the rows that decode.
+    // Every number of rows that share reads of the head's weights, beyond the numbers of decode rows.
     let scores = counts(sizes.prompt_logprobs).map(|n| Step {
         n: Rows { n_decode: 0, n_prompt: n },
         blocks: vec![[0, 1]],
@@ -376,8 +380,8 @@ fn rehearse(runner: &mut Runner, rec: &mut Recorder, sizes: Sizes) {
         ..Step::default()
     });
     let steps: Vec<Step> = decode.chain(prompt).chain(scores).collect();
-    let (n_layers, n_heard) = (runner.n_layers(), runner.clips.as_ref().map_or(0, Clips::n_layers));
-    runner.hear(rec, 0, 0..n_heard);
+    let (n_layers, n_audio_layers) = (runner.n_layers(), runner.clips.as_ref().map_or(0, Clips::n_layers));
+    runner.encode_clip(rec, 0, 0..n_audio_layers);
     for mut step in steps {
         for longest in [1, max_seq_len] {
             step.longest = longest;

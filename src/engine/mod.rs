@@ -1,14 +1,14 @@
-//! Layer 4: the resumable machine that turns requests into command buffers and results into events.
+//! Layer 4: the resumable engine, from requests to command buffers, and from results to events.
 //!
-//! Nothing here waits unless [`Engine::run`] or [`Engine::pump`] is asked to. A guest calls [`Engine::advance`] once a
-//! frame, submits what it gets, and reads [`Engine::events`].
+//! Only [`Engine::run`] and [`Engine::pump`] wait. A guest calls [`Engine::advance`] once per frame, submits the command
+//! buffers that it returns, and reads [`Engine::events`].
 //!
-//! - `scheduler`: requests, sequences, the page table, what the next step computes: plain data, no device.
-//! - `runner`: the model with its tables on the device: records a step, reads its results.
-//! - `stepper`: cuts what is recorded into slices within a budget, and takes in what comes back.
-//! - `loading`: a model on its way to the device, on the same stepper.
+//! - `scheduler`: requests, sequences, the page table, and what the next step computes. Plain data, no device.
+//! - `runner`: the model with its tables on the device. Records a step and reads its results.
+//! - `stepper`: cuts recordings into slices within a budget, and handles results.
+//! - `loading`: the upload of a model to the device, on the same stepper.
 //!
-//! [`TextEncoder`] puts encoders, which read a text in one pass, on the same stepper.
+//! [`TextEncoder`] runs encoders, which read a text in one pass, on the same stepper.
 
 mod encoder;
 mod error;
@@ -43,24 +43,24 @@ use runner::{Clips, Runner};
 use scheduler::{Scheduler, Work};
 use stepper::{Kind, Machine, Size, Source, Stepper};
 
-/// Runs requests on one model.
+/// Runs requests on one model, in one batch.
 pub struct Engine {
     gpu: Gpu,
     model: Arc<LoadedModel>,
     machine: Decoding,
     stepper: Stepper<Work>,
-    /// How long its pipelines took to compile.
+    /// Time to compile the pipelines.
     compile_time: Duration,
 }
 
-/// What an engine's steps are made by: the one decides, the other records.
+/// The two halves of an engine: the scheduler decides, the runner records.
 struct Decoding {
     scheduler: Scheduler,
     runner: Runner,
 }
 
 impl Engine {
-    /// Where the model came from.
+    /// The model's name, for messages: the folder that it was loaded from.
     pub fn name(&self) -> &str {
         &self.model.name
     }
@@ -70,7 +70,7 @@ impl Engine {
         &self.model.shape
     }
 
-    /// The model in device memory, for another engine on it.
+    /// The model in device memory, to build another engine on it ([`Engine::new`]).
     pub fn model(&self) -> &Arc<LoadedModel> {
         &self.model
     }
@@ -85,57 +85,57 @@ impl Engine {
         self.model.tokenizer()
     }
 
-    /// Positions that a sequence may have.
+    /// Context length in tokens.
     pub fn ctx(&self) -> usize {
         self.machine.scheduler.limits().ctx
     }
 
-    /// Positions that the cache holds for all sequences together.
+    /// Capacity of the KV cache in tokens, for all sequences together.
     pub fn kv_tokens(&self) -> usize {
         self.machine.scheduler.limits().n_pages * PAGE_SIZE
     }
 
-    /// Tensors of the checkpoint that the architecture did not ask for.
+    /// Tensors of the checkpoint that the architecture does not use.
     pub fn unused_tensors(&self) -> &[String] {
         &self.model.unused_tensors
     }
 
-    /// Bytes that its weights take in device memory.
+    /// Bytes of the weights in device memory.
     pub fn weights_bytes(&self) -> u64 {
         self.model.weights_bytes
     }
 
-    /// How long its pipelines took to compile, while weights were uploaded.
+    /// Time to compile the pipelines. Compilation runs in parallel with the upload of weights.
     pub fn compile_time(&self) -> Duration {
         self.compile_time
     }
 
-    /// Queues a request. Its events carry the id.
+    /// Queues a request, and returns the id that its events have.
     ///
     /// # Errors
-    /// [`EngineError::Busy`] where [`EngineOptions::max_waiting`] requests wait already;
-    /// [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::CacheTooSmall`],
-    /// [`EngineError::TokenRange`], [`EngineError::Parameter`]. Nothing was queued then.
+    /// [`EngineError::Busy`] if [`EngineOptions::max_waiting`] requests wait already; [`EngineError::EmptyPrompt`],
+    /// [`EngineError::PromptTooLong`], [`EngineError::CacheTooSmall`], [`EngineError::TokenRange`],
+    /// [`EngineError::Parameter`]. After an error, nothing has been queued.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, EngineError> {
         self.machine.scheduler.submit(request)
     }
 
-    /// Whether [`Engine::submit`] takes another request now.
+    /// Whether [`Engine::submit`] accepts another request now.
     pub fn has_room(&self) -> bool {
         self.machine.scheduler.has_room()
     }
 
-    /// Queues a clip of sound for the audio encoder: its log-mel features `[n_frames, n_mels]` of the
-    /// [`AudioShape`](crate::models::AudioShape), row by row. Requests may name it at once.
+    /// Queues an audio clip for the audio encoder: log-mel features `[n_frames, n_mels]` (sizes in
+    /// [`AudioShape`](crate::models::AudioShape)), row by row. Requests may refer to the clip immediately.
     ///
     /// # Errors
-    /// [`EngineError::Speech`] if the model does not hear, [`EngineError::Clip`] if the features have another form or all
-    /// places ([`EngineOptions::max_clips`]) are taken.
+    /// [`EngineError::Speech`] if the model has no audio encoder; [`EngineError::Clip`] if the features have another size or
+    /// are not finite, or [`EngineOptions::max_clips`] clips are kept already.
     pub fn listen(&mut self, features: &[f32]) -> Result<ClipId, EngineError> {
         self.machine.scheduler.listen(features)
     }
 
-    /// Gives the clip's place back once the requests that name it have ended; no other may name it.
+    /// Drops a clip once the requests that refer to it have ended. New requests may not refer to it.
     pub fn forget(&mut self, clip: ClipId) {
         self.machine.scheduler.forget(clip);
     }
@@ -146,20 +146,20 @@ impl Engine {
         self.machine.scheduler.forget_with(clip, owner);
     }
 
-    /// Ends a request: at once if it waits, else before its next step. Its last event comes all the same.
+    /// Cancels a request: immediately if it waits, else before its next step. Its last event still comes.
     pub fn cancel(&mut self, id: RequestId) {
         self.machine.scheduler.cancel(id);
     }
 
-    /// Whether nothing waits, runs or is on its way back.
+    /// Whether no request waits or runs, and no result is in flight.
     pub fn is_idle(&self) -> bool {
         self.machine.scheduler.is_idle() && self.stepper.is_idle()
     }
 
-    /// Records work for about `budget` of the device's time, at least one layer, and returns it for
-    /// submission, in order. Empty when two slices are in flight already or there is nothing to do. Never waits.
+    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit, in
+    /// order. Empty if two slices are in flight already or there is nothing to do. Never waits.
     ///
-    /// Everything returned must be submitted: later recordings build on it.
+    /// All of them must be submitted, because later recordings depend on them.
     ///
     /// # Errors
     /// [`EngineError::Gpu`].
@@ -167,7 +167,7 @@ impl Engine {
         self.stepper.advance(&mut self.machine, budget)
     }
 
-    /// What happened since the last call. Never waits.
+    /// The events since the last call. Never waits.
     ///
     /// # Errors
     /// [`EngineError::Gpu`] if the device is lost.
@@ -176,18 +176,18 @@ impl Engine {
         Ok(self.machine.scheduler.events())
     }
 
-    /// Submits the next slices to our own queue, and waits for the oldest in flight if there was nothing to
-    /// submit. Returns the events; the engine is idle once [`Engine::is_idle`] says so.
+    /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit, and
+    /// returns the events. Call it until [`Engine::is_idle`].
     ///
     /// # Errors
-    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host
-    /// submits: nothing was recorded then.
+    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the host
+    /// submits. In that case nothing has been recorded.
     pub fn pump(&mut self) -> Result<Vec<Event>, EngineError> {
         self.stepper.pump(&mut self.machine)?;
         Ok(self.machine.scheduler.events())
     }
 
-    /// Runs until nothing is left to do.
+    /// Runs until all requests have ended, and passes each event to `on_event`.
     ///
     /// # Errors
     /// As [`Engine::pump`].
@@ -235,7 +235,7 @@ impl Machine for Decoding {
                 if let (0, Some(clips)) = (layers.start, &self.runner.clips) {
                     clips.upload(&self.runner.gpu, clip.place, &std::mem::take(&mut clip.features));
                 }
-                self.runner.hear(rec, clip.place, layers);
+                self.runner.encode_clip(rec, clip.place, layers);
                 Vec::new()
             }
         })

@@ -1,4 +1,4 @@
-//! A model in device memory, which several engines on one device can share.
+//! A model in device memory. Several engines on one device can share it.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::models::{Labels, Loader, Model, ModelKind, ModelShape, Upload, check_
 use crate::ops::{Attention, KvLayer};
 use crate::text::{TextError, Tokenizer};
 
-/// A model in device memory: weights that never change, and what was beside them in the checkpoint. Each engine on it
-/// has activations, cache and sequences of its own.
+/// A model in device memory: weights, which never change, tokenizer, labels and settings. Each engine on it has its own
+/// activations, KV cache and sequences.
 pub struct LoadedModel {
     pub(super) name: String,
     pub(super) shape: ModelShape,
     pub(super) weights: Arc<dyn Model>,
-    /// Positions that a sequence may have.
+    /// Longest sequence in tokens.
     pub(super) max_seq_len: usize,
     pub(super) tokenizer: Result<Tokenizer, TextError>,
     pub(super) labels: Option<Labels>,
@@ -27,10 +27,10 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Checks and allocates a model for sequences of `max_seq_len` positions; its weights follow with the upload.
+    /// Checks and allocates a model for sequences of up to `max_seq_len` tokens. The returned upload fills its weights.
     ///
     /// # Errors
-    /// [`EngineError`] names the file, tensor or limit.
+    /// [`EngineError`] with the file, tensor or limit.
     pub(super) fn plan(
         gpu: &Gpu,
         files: ModelFiles,
@@ -72,7 +72,7 @@ impl LoadedModel {
         self.tokenizer.as_ref().ok()
     }
 
-    /// The sampling that the model's makers recommend.
+    /// The sampling parameters that the model's authors recommend.
     pub fn sampling(&self) -> &Sampling {
         &self.sampling
     }
@@ -82,7 +82,7 @@ impl LoadedModel {
         &self.shape
     }
 
-    /// Tokens that end a text.
+    /// The tokens that end a text.
     pub(super) fn end_tokens(&self) -> Vec<u32> {
         let mut tokens = self.tokenizer().map(|t| t.eos().to_vec()).unwrap_or_default();
         tokens.retain(|token| (*token as usize) < self.shape.vocab_size);
@@ -96,12 +96,12 @@ impl std::fmt::Debug for LoadedModel {
     }
 }
 
-/// Keys, or values, of one layer's page.
+/// Elements of the keys (or of the values) in a page of one layer.
 pub(super) fn page_width(attention: &Attention) -> usize {
     attention.n_kv_heads * PAGE_SIZE * attention.head_dim
 }
 
-/// Bytes that a page of [`PAGE_SIZE`] positions takes in the caches of all layers.
+/// Bytes of a page of [`PAGE_SIZE`] positions in the caches of all layers.
 pub fn page_bytes(shape: &ModelShape, dtype: Dtype) -> usize {
     shape.attention.iter().map(|a| 2 * KvLayer::bytes(dtype, page_width(a))).sum()
 }

@@ -1,40 +1,40 @@
-//! How large an engine is built.
+//! Sizes and settings of an engine.
 
 use crate::dtype::Dtype;
 
-/// How large an engine is built. Everything is allocated then, nothing later.
+/// Sizes and settings of an engine. All device memory is allocated when it is built.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// Context length in tokens. Default: the model's maximum, capped at 4096.
     pub ctx: Option<usize>,
-    /// Sequences at a time.
+    /// Most sequences that run at once.
     pub max_seqs: usize,
-    /// Rows of one step: prompts are computed in chunks of so many.
+    /// Most rows per step: prompts are computed in chunks of this size.
     pub max_rows: usize,
-    /// Requests that wait for a place; beyond them [`Engine::submit`](super::Engine::submit) answers
+    /// Most waiting requests. Beyond that, [`Engine::submit`](super::Engine::submit) returns
     /// [`EngineError::Busy`](super::EngineError::Busy).
     pub max_waiting: usize,
-    /// Positions that the cache holds for all sequences together. Default: `max_seqs` times `ctx`, within what a
-    /// binding can span. With fewer, the youngest sequence is computed again later where the others need its room.
+    /// Capacity of the KV cache in tokens, for all sequences together. Default: `max_seqs` times `ctx`, limited by the size
+    /// of a binding. If the cache is full, the youngest sequence gives way and is computed again later.
     pub kv_tokens: Option<usize>,
-    /// Type that matrices are quantised to while they are loaded: `Q8_0`, `Q4_0` or `Q4_K`. The embedding and the head,
-    /// which weigh most in the result, become `Q8_0`. Default: as they are stored.
+    /// Type that matrices are quantised to while loading: `Q8_0`, `Q4_0` or `Q4_K`. The embedding and the head, which affect
+    /// the result most, become `Q8_0`. Default: as stored.
     pub quantize: Option<Dtype>,
-    /// Type of the cache, `F32`, `F16` or `Q8_0`.
+    /// Type of the KV cache: `F32`, `F16` or `Q8_0`.
     pub kv_dtype: Dtype,
-    /// Most log-probabilities that a request may ask for.
+    /// Most log-probabilities per token that a request may ask for.
     pub max_logprobs: usize,
-    /// Requests may ask for logits.
+    /// Whether requests may ask for logits.
     pub logits: bool,
-    /// Clips that a model that hears keeps at a time.
+    /// Most audio clips that a speech model keeps at once.
     pub max_clips: usize,
-    /// (layer, head) of the decoder's heads whose attention to a clip requests may ask for.
+    /// (layer, head) of the decoder's heads whose attention to a clip requests may ask for, for word timestamps.
     pub alignment_heads: Vec<[usize; 2]>,
-    /// Positions of prompts whose log-probabilities one step computes at most; with 0 requests may not ask for them.
+    /// Most prompt positions per step whose log-probabilities are computed. If 0, requests may not ask for them.
     pub prompt_logprobs: usize,
-    /// Share prefixes between sequences.
+    /// Whether sequences share the pages of common prefixes.
     pub prefix_cache: bool,
-    /// Record steps before the results of earlier ones have arrived.
+    /// Whether steps are recorded before the results of earlier ones have arrived.
     pub run_ahead: bool,
 }
 

@@ -1,34 +1,33 @@
-//! How the next token is chosen, under OpenAI's names.
+//! Sampling parameters, with OpenAI's names.
 
 use crate::checkpoint::GenerationConfig;
 use crate::ops::{SamplingRecord, SpeechRecord};
 
 use super::EngineError;
 
-/// Entries that a bias list may have.
+/// Most entries of [`Sampling::logit_bias`].
 pub const MAX_BIAS: usize = 1024;
 
-/// Sampling parameters of one request. The formulas stand in `shaders/sample.wgsl` and
-/// `shaders/penalize.wgsl`.
+/// Sampling parameters of one request. The formulas are in `shaders/sample.wgsl` and `shaders/penalize.wgsl`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// 0 takes the most probable token; 1 leaves the model's probabilities as they are.
     pub temperature: f32,
     /// Only the `top_k` most probable tokens; 0 is off.
     pub top_k: u32,
-    /// Only the fewest most probable tokens that hold `top_p` of the mass; 1 is off.
+    /// Only the fewest most probable tokens that hold `top_p` of the probability; 1 is off.
     pub top_p: f32,
     /// Only tokens with at least `min_p` times the largest probability; 0 is off.
     pub min_p: f32,
-    /// Divides or multiplies the logits of tokens in prompt and output; 1 is off.
+    /// Lowers the logits of tokens in prompt and output: divides positive ones, multiplies negative ones; 1 is off.
     pub repetition_penalty: f32,
-    /// Taken off the logits of tokens in the output; 0 is off.
+    /// Subtracted from the logits of tokens in the output; 0 is off.
     pub presence_penalty: f32,
-    /// Taken off the logits of tokens in the output, times their count; 0 is off.
+    /// Subtracted from the logits of tokens in the output, times their count; 0 is off.
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens.
     pub logit_bias: Vec<(u32, f32)>,
-    /// The same seed gives the same text; without one, each request draws its own.
+    /// The same seed gives the same text. Default: a random seed for each request.
     pub seed: Option<u64>,
 }
 
@@ -48,7 +47,7 @@ impl Default for Sampling {
     }
 }
 
-/// What a model's makers recommend.
+/// The sampling parameters that the model's authors recommend.
 impl From<&GenerationConfig> for Sampling {
     fn from(config: &GenerationConfig) -> Self {
         let off = Sampling::default();
@@ -66,39 +65,40 @@ impl From<&GenerationConfig> for Sampling {
     }
 }
 
-/// What a transcript may go on with, as Whisper was trained to write. The rules stand in `shaders/speech_rules.wgsl`.
+/// The rules for the next token of a transcript, in the format that Whisper was trained on. They are in
+/// `shaders/speech_rules.wgsl`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpeechRules {
-    /// Tokens before the first that is generated: the request's prompt, or less of it if the rest is a transcript's
-    /// beginning.
+    /// Tokens before the first generated one: the request's prompt, or less if the prompt ends with the beginning of a
+    /// transcript.
     pub prompt_len: usize,
     /// The token that ends a transcript.
     pub end: u32,
     /// Tokens that may not come first, at most 4.
     pub suppress_first: Vec<u32>,
-    /// How timestamps are drawn; nothing is forbidden for their sake without.
+    /// The rules for timestamps. Default: none.
     pub timestamps: Option<TimestampRules>,
 }
 
-/// How timestamps are drawn.
+/// The rules for timestamps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimestampRules {
-    /// The timestamp of zero; the others follow it, to the end of the vocabulary.
+    /// The timestamp 0.00. All later tokens of the vocabulary are timestamps too.
     pub first: u32,
-    /// The token that says that there are none.
+    /// The token for "no timestamps", which is forbidden.
     pub no_timestamps: u32,
-    /// The highest one that may come first, counted from zero.
+    /// The latest timestamp that may come first, counted from `first`. Default: any.
     pub max_initial: Option<u32>,
 }
 
 impl SpeechRules {
-    /// Tokens in `suppress_first` at most.
+    /// Most tokens in `suppress_first`.
     const MOST_FIRST: usize = 4;
 
-    /// Checks them for a prompt of `n_prompt` tokens.
+    /// Checks the rules for a prompt of `n_prompt` tokens.
     ///
     /// # Errors
-    /// [`EngineError::Parameter`] names what is out of its range.
+    /// [`EngineError::Parameter`].
     pub(super) fn check(&self, n_prompt: usize, vocab_size: usize) -> Result<(), EngineError> {
         let wrong = |name, found: String, expected| Err(EngineError::Parameter { name, found, expected });
         if self.prompt_len == 0 || self.prompt_len > n_prompt {
@@ -135,7 +135,7 @@ impl SpeechRules {
 }
 
 impl Sampling {
-    /// The most probable token, always.
+    /// Always the most probable token.
     pub fn greedy() -> Self {
         Sampling { temperature: 0.0, ..Default::default() }
     }
@@ -143,7 +143,7 @@ impl Sampling {
     /// Checks every parameter against its range.
     ///
     /// # Errors
-    /// [`EngineError::Parameter`] names it.
+    /// [`EngineError::Parameter`] with the first one that is out of its range.
     pub fn check(&self, vocab_size: usize) -> Result<(), EngineError> {
         let range = |name, value: f32, low: f32, high: f32, expected| {
             let fits = value.is_finite() && value >= low && value <= high;
@@ -190,7 +190,7 @@ impl Sampling {
     }
 
     pub(super) fn record(&self, seed: u64) -> SamplingRecord {
-        // Below this, 1 / temperature times a logit's distance could overflow; the draw is greedy by then.
+        // Below 1e-4, a difference of logits divided by the temperature could overflow, and the draw is greedy anyway.
         let temperature = if self.temperature < 1e-4 { 0.0 } else { self.temperature };
         SamplingRecord {
             seed_low: seed as u32,

@@ -1,8 +1,8 @@
-//! The resumable machine under everything that is recorded layer by layer: steps of an engine, clips of sound, batches
-//! of texts, weights on their way to the device.
+//! The stepper runs everything that is recorded layer by layer: steps of an engine, audio clips, batches of texts, uploads
+//! of weights.
 //!
-//! A [`Machine`] decides what comes next and records it; the [`Stepper`] cuts that to a budget, keeps at most two slices
-//! in flight, and takes in what comes back. Nothing here waits unless [`Stepper::pump`] is asked to.
+//! A [`Machine`] decides what comes next and records it. The [`Stepper`] cuts that to a budget, keeps at most two slices in
+//! flight, and passes results back. Only [`Stepper::pump`] waits.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -11,50 +11,50 @@ use super::EngineError;
 use crate::dtype::Dtype;
 use crate::gpu::{Flight, Gpu, GpuError, Landed, MOST_IN_FLIGHT, Recorder, Tensor};
 
-/// Time that [`Stepper::pump`] gives a submission: longer ones starve a desktop's compositor.
+/// Device time per submission of [`Stepper::pump`]: longer submissions starve a desktop's compositor.
 pub(super) const SLICE: Duration = Duration::from_millis(20);
 
-/// What is recorded, layer by layer.
+/// A source of work that is recorded layer by layer.
 pub(super) trait Machine {
-    /// Some work, from its planning to its results.
+    /// One unit of work, from its planning to its results.
     type Work;
-    /// Decides what comes next; `None` if there is nothing to do.
+    /// Decides what comes next. `None` if there is nothing to do.
     fn next(&mut self) -> Option<Self::Work>;
-    /// How large it is.
+    /// The size of some work.
     fn size(&self, work: &Self::Work) -> Size;
-    /// Records some of its layers, what comes before the first and what follows the last. Returns the bytes that the
-    /// host should read once they have run: none unless the last layer is among them.
+    /// Records some layers of the work; with the first layer also what comes before it, with the last what follows. Returns
+    /// the byte ranges to read back, which are none before the last layer.
     ///
     /// # Errors
-    /// What cannot be recorded: the machine is of no use then.
+    /// A failed recording, after which the machine is unusable.
     fn record(
         &mut self,
         rec: &mut Recorder,
         work: &mut Self::Work,
         layers: Range<usize>,
     ) -> Result<Vec<Source>, EngineError>;
-    /// Takes in the results of work whose last layer has run.
+    /// Handles the results of work whose last layer has run.
     fn landed(&mut self, work: Self::Work, bytes: &[u8]);
 }
 
-/// A byte range that the host should read: tensor, offset, bytes.
+/// A byte range to read back: tensor, offset, bytes.
 pub(super) type Source = (Tensor, u64, u64);
 
-/// What the time of some work depends on.
+/// The size of some work, on which its time depends.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size {
     pub kind: Kind,
     pub n_layers: usize,
-    /// What the time of a layer is proportional to.
+    /// The time of a layer is proportional to this.
     pub n_units: usize,
 }
 
-/// Kinds of work, whose times are learned apart.
+/// Kinds of work. Each has its own moving average of times.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Kind {
-    /// A step of single rows: reading the weights takes most of its time, however many there are.
+    /// A step of single rows: reading the weights takes most of the time, whatever their number.
     Decode,
-    /// A step with rows of prompts; a unit is a row.
+    /// A step with prompt rows; a unit is a row.
     Prompt,
     /// The audio encoder over a clip.
     Clip,
@@ -66,7 +66,7 @@ pub(super) enum Kind {
 
 const N_KINDS: usize = 5;
 
-/// Part of some work that was recorded and has not come back.
+/// A recorded part of some work, in flight.
 struct Slice<W> {
     /// The work that it completes.
     done: Option<W>,
@@ -80,17 +80,18 @@ pub(super) struct Stepper<W> {
     gpu: Gpu,
     rec: Recorder,
     flight: Flight<Slice<W>>,
-    /// What is being recorded, and the layer that comes next.
+    /// The work that is being recorded, and its next layer.
     recording: Option<(W, usize)>,
-    /// Moving averages: milliseconds a layer and unit of each kind.
+    /// Moving averages for each kind: milliseconds per layer and unit.
     ms: [f64; N_KINDS],
-    /// What is read where nothing else is: it only says that the slice has run.
+    /// A word to read back if there is nothing else, so that the end of a slice is noticed.
     mark: Tensor,
     most_in_flight: usize,
 }
 
 impl<W> Stepper<W> {
-    /// For work that reads back up to `max_bytes` at a time. With `run_ahead` a slice is recorded while another runs.
+    /// A stepper for work that reads back up to `max_bytes` at a time. With `run_ahead`, a slice is recorded while another one
+    /// runs.
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`].
@@ -100,7 +101,7 @@ impl<W> Stepper<W> {
             rec: Recorder::new(gpu)?,
             flight: Flight::new(gpu, max_bytes.max(4))?,
             recording: None,
-            // First guesses, high enough for one layer a slice until something was measured.
+            // Initial guesses, so high that a slice has one layer until something has been measured.
             ms: [SLICE.as_secs_f64() * 1e3; N_KINDS],
             mark: Tensor::zeros(gpu, "mark", [1, 1], Dtype::U32)?,
             most_in_flight: if run_ahead { MOST_IN_FLIGHT } else { 1 },
@@ -111,16 +112,16 @@ impl<W> Stepper<W> {
         &mut self.rec
     }
 
-    /// Whether nothing is being recorded or on its way back.
+    /// Whether nothing is being recorded or in flight.
     pub fn is_idle(&self) -> bool {
         self.recording.is_none() && self.flight.is_empty()
     }
 
-    /// Records work for about `budget` of the device's time, at least one layer, and returns it for submission, in
-    /// order. Empty when the most slices are in flight or there is nothing to do. Never waits.
+    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit, in
+    /// order. Empty if no more slices may be in flight or there is nothing to do. Never waits.
     ///
     /// # Errors
-    /// The device's, and those of [`Machine::record`].
+    /// Those of the device and of [`Machine::record`].
     pub fn advance<M: Machine<Work = W>>(
         &mut self,
         machine: &mut M,
@@ -152,7 +153,7 @@ impl<W> Stepper<W> {
             let last = first.saturating_add((left_ms / layer_ms).max(1.0) as usize).min(n_layers);
             left_ms -= (last - first) as f64 * layer_ms;
             if !self.gpu.is_owned() {
-                // A guest sees results once a frame: only the device knows how long they took.
+                // A guest looks for results once per frame, so only the device can measure their time.
                 self.rec.start_timing();
             }
             let mut sources = machine.record(&mut self.rec, &mut work, first..last)?;
@@ -171,15 +172,15 @@ impl<W> Stepper<W> {
         Ok(buffers)
     }
 
-    /// Takes in what has come back. Never waits.
+    /// Handles results that have arrived. Never waits.
     ///
     /// # Errors
-    /// The device is lost.
+    /// [`GpuError::Lost`].
     pub fn collect<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), EngineError> {
         self.gpu.poll()?;
         while let Some(Landed { content: slice, bytes, ms }) = self.flight.land()? {
             if slice.n > 0 {
-                // The first guess is meant to be wrong: measured values replace it quickly.
+                // A large weight for new values, because the initial guess is far off.
                 let average = &mut self.ms[slice.kind as usize];
                 *average += (ms / slice.n as f64 - *average) * 0.5;
             }
@@ -190,11 +191,11 @@ impl<W> Stepper<W> {
         Ok(())
     }
 
-    /// Submits the next slices to our own queue, or waits for the oldest in flight if there is nothing to submit, and
-    /// takes in what has come back.
+    /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit, and
+    /// handles results that have arrived.
     ///
     /// # Errors
-    /// [`GpuError::Adopted`] on an adopted device, whose host submits; else those of [`Stepper::advance`].
+    /// [`GpuError::Adopted`] on an adopted device, where only the host submits; those of [`Stepper::advance`].
     pub fn pump<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), EngineError> {
         self.gpu.check_owned()?;
         let buffers = self.advance(machine, SLICE)?;

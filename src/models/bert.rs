@@ -93,7 +93,7 @@ impl Architecture for Config {
         self.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let keys = self.keys(0)?;
         let root = if loader.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
         let head = match Architecture::labels(self)? {

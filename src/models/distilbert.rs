@@ -50,7 +50,7 @@ impl Architecture for Config {
         self.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let keys = PostNormKeys {
             act: super::blocks::act("activation", &self.activation)?,
             eps: EPS,

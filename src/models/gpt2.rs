@@ -78,7 +78,7 @@ impl Architecture for Config {
         }
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         if max_seq_len > self.n_positions {
             return Err(ModelError::Unsupported {
                 key: "n_positions",
@@ -94,9 +94,8 @@ impl Architecture for Config {
         let wte = loader.table(&format!("{root}wte.weight"), [self.vocab_size, n])?;
         let wpe = loader.as_stored(&format!("{root}wpe.weight"), [self.n_positions, n])?;
         let eps = self.layer_norm_epsilon;
-        let norm = |loader: &mut Loader<'_>, name: &str| {
-            LayerNorm::load(loader, &format!("{root}{name}"), n, true, eps)
-        };
+        let norm =
+            |loader: &mut Loader, name: &str| LayerNorm::load(loader, &format!("{root}{name}"), n, true, eps);
         let mut layers = Vec::with_capacity(self.n_layer);
         for (i, attention) in shape.attention.iter().enumerate() {
             let name = |part: &str| format!("{root}h.{i}.{part}");

@@ -21,7 +21,7 @@ impl Architecture for Config {
         self.keys.shape("llama", |_| None)
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let variety = Variety {
             qkv_bias: self.attention_bias,
             out_bias: self.attention_bias,

@@ -13,8 +13,8 @@ use crate::weights::{Entry, Weights, WeightsError};
 ///
 /// Tensors are allocated when they are asked for, and filled by the [`Upload`] that [`Loader::finish`] returns: all
 /// names, shapes and types are checked before anything is uploaded.
-pub struct Loader<'a> {
-    gpu: &'a Gpu,
+pub struct Loader {
+    gpu: Gpu,
     weights: Arc<Weights>,
     quantize: Option<Dtype>,
     taken: HashSet<String>,
@@ -23,15 +23,15 @@ pub struct Loader<'a> {
     n_bytes: usize,
 }
 
-impl<'a> Loader<'a> {
+impl Loader {
     /// A loader onto one device, which quantises matrices to `quantize`.
-    pub fn new(gpu: &'a Gpu, weights: Arc<Weights>, quantize: Option<Dtype>) -> Self {
-        Loader { gpu, weights, quantize, taken: HashSet::new(), items: Vec::new(), n_bytes: 0 }
+    pub fn new(gpu: &Gpu, weights: Arc<Weights>, quantize: Option<Dtype>) -> Self {
+        Loader { gpu: gpu.clone(), weights, quantize, taken: HashSet::new(), items: Vec::new(), n_bytes: 0 }
     }
 
     /// The device.
     pub fn gpu(&self) -> &Gpu {
-        self.gpu
+        &self.gpu
     }
 
     /// Whether the checkpoint has the tensor.
@@ -152,7 +152,7 @@ impl<'a> Loader<'a> {
 
     /// What was asked for, ready to be uploaded.
     pub fn finish(self) -> Upload {
-        Upload::new(self.gpu, self.weights, self.items)
+        Upload::new(&self.gpu, self.weights, self.items)
     }
 
     fn stacked(
@@ -182,7 +182,7 @@ impl<'a> Loader<'a> {
         written: Dtype,
         source: Source,
     ) -> Result<Tensor, WeightsError> {
-        let tensor = Tensor::weights(self.gpu, name, shape, dtype)?;
+        let tensor = Tensor::weights(&self.gpu, name, shape, dtype)?;
         let item = Item { tensor: tensor.clone(), written, source };
         self.n_bytes += item.n_bytes();
         self.items.push(item);

@@ -187,15 +187,12 @@ pub trait Architecture: Send + Sync {
     ///
     /// # Errors
     /// [`ModelError::Weights`], [`ModelError::Unsupported`].
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError>;
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError>;
     /// Loads the audio encoder without its decoder, if the model has one.
     ///
     /// # Errors
     /// As [`Architecture::load`].
-    fn load_audio_encoder(
-        &self,
-        _loader: &mut Loader<'_>,
-    ) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
+    fn load_audio_encoder(&self, _loader: &mut Loader) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
         Ok(None)
     }
 }

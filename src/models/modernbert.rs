@@ -161,7 +161,7 @@ impl Architecture for Config {
         self.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         if self.local_attention < 2 {
             return Err(ModelError::Unsupported {
                 key: "local_attention",
@@ -174,10 +174,10 @@ impl Architecture for Config {
         let act = super::blocks::act("hidden_activation", &self.hidden_activation)?;
         let root = if loader.has("model.embeddings.tok_embeddings.weight") { "model." } else { "" };
         let gpu = loader.gpu().clone();
-        let norm = |loader: &mut Loader<'_>, name: &str| {
+        let norm = |loader: &mut Loader, name: &str| {
             LayerNorm::load(loader, &format!("{root}{name}"), n, self.norm_bias, eps)
         };
-        let bias = |loader: &mut Loader<'_>, has: bool, name: &str, n: usize| {
+        let bias = |loader: &mut Loader, has: bool, name: &str, n: usize| {
             has.then(|| loader.vector(name, n)).transpose()
         };
         let table = |layers| {

@@ -40,7 +40,7 @@ impl Architecture for Config {
         self.keys.shape("qwen2", |i| self.window.of_layer(i))
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let variety = Variety { qkv_bias: true, ..Variety::default() };
         Ok(Box::new(Decoder::load(loader, &self.shape(), &self.keys, variety, max_seq_len)?))
     }

@@ -27,7 +27,7 @@ impl Architecture for Config {
         ModelShape { has_head_norm: true, ..keys.shape("qwen3", |i| self.window.of_layer(i)) }
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let variety = Variety {
             qkv_bias: self.attention_bias,
             out_bias: self.attention_bias,

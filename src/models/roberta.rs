@@ -36,7 +36,7 @@ impl Architecture for Config {
         self.bert.labels.labels()
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let keys = self.bert.keys(self.first_position())?;
         let root = if loader.has("roberta.embeddings.word_embeddings.weight") { "roberta." } else { "" };
         let head = match self.labels()? {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use half::{bf16, f16};
 
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Tensor};
+use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor};
 use crate::ops;
 use crate::weights::{Entry, Weights, WeightsError};
 
@@ -23,10 +23,10 @@ pub struct Progress {
 
 /// Most bytes of one write.
 const PIECE: usize = 4 << 20;
-/// Most bytes that one recording quantises: [`N_STAGES`] of them stay in device memory while weights are quantised.
-const STAGED_PIECE: usize = 3 << 20;
-/// Two recordings that wait or run, and the one that is being made.
-const N_STAGES: usize = 3;
+/// Most bytes that one recording quantises. Stages of this size stay in device memory while weights are quantised.
+const STAGED_PIECE: usize = 2 << 20;
+/// One stage for each recording that can wait or run at a time, the one that is being made included.
+const N_STAGES: usize = MOST_IN_FLIGHT;
 /// Bytes of a slice of [`Upload::run`].
 const SLICE: usize = 8 << 20;
 
@@ -94,11 +94,10 @@ impl Upload {
     ///
     /// What one call recorded is one recording: it is finished ([`Recorder::finish`]) and submitted before what the
     /// next call records. The caller:
-    /// - has at most two earlier recordings that were not submitted, or stages would be overwritten before they are
-    ///   read;
+    /// - has at most one earlier recording that was not submitted, or stages would be overwritten before they are read;
     /// - submits even if nothing was recorded, and waits for earlier slices now and then: the driver keeps a copy of
-    ///   what was written until the submission after it has finished, so three slices under way are `3 · n_bytes` of
-    ///   host memory;
+    ///   what was written until the submission after it has finished, so two slices under way are `2 · n_bytes` of host
+    ///   memory;
     /// - resets the recorder ([`Recorder::reset_params`]) when its parameters are low and nothing is in flight.
     ///
     /// # Errors

@@ -57,13 +57,13 @@ impl Config {
         act("activation_function", &self.activation_function)
     }
 
-    fn encoder(&self, loader: &mut Loader<'_>) -> Result<Encoder, ModelError> {
+    fn encoder(&self, loader: &mut Loader) -> Result<Encoder, ModelError> {
         Encoder::load(self, &root(loader), loader)
     }
 }
 
 /// What names begin with: checkpoints of the bare model have no prefix.
-fn root(loader: &Loader<'_>) -> String {
+fn root(loader: &Loader) -> String {
     let has_prefix = loader.has("model.encoder.conv1.weight");
     if has_prefix { "model.".into() } else { String::new() }
 }
@@ -94,7 +94,7 @@ impl Architecture for Config {
         }
     }
 
-    fn load(&self, loader: &mut Loader<'_>, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         if max_seq_len > self.max_target_positions {
             return Err(ModelError::Unsupported {
                 key: "max_target_positions",
@@ -115,7 +115,7 @@ impl Architecture for Config {
         let mut layers = Vec::with_capacity(self.decoder_layers);
         for i in 0..self.decoder_layers {
             let prefix = format!("{root}decoder.layers.{i}");
-            let norm = |loader: &mut Loader<'_>, part: &str| {
+            let norm = |loader: &mut Loader, part: &str| {
                 LayerNorm::load(loader, &format!("{prefix}.{part}"), n, true, EPS)
             };
             layers.push(DecoderLayer {
@@ -137,17 +137,14 @@ impl Architecture for Config {
         Ok(Box::new(Whisper { shape, encoder, tokens, positions, layers, norm, head }))
     }
 
-    fn load_audio_encoder(
-        &self,
-        loader: &mut Loader<'_>,
-    ) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
+    fn load_audio_encoder(&self, loader: &mut Loader) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
         Ok(Some(Box::new(self.encoder(loader)?)))
     }
 }
 
 /// `q_proj`, `k_proj` (which has no bias) and `v_proj` as one matrix, and `out_proj`.
 fn self_attention(
-    loader: &mut Loader<'_>,
+    loader: &mut Loader,
     prefix: &str,
     shape: Attention,
     n: usize,
@@ -165,7 +162,7 @@ fn self_attention(
     })
 }
 
-fn mlp(loader: &mut Loader<'_>, prefix: &str, act: Act, [n, n_inner]: [usize; 2]) -> Result<Mlp, ModelError> {
+fn mlp(loader: &mut Loader, prefix: &str, act: Act, [n, n_inner]: [usize; 2]) -> Result<Mlp, ModelError> {
     Ok(Mlp {
         act,
         up: loader.matrix(&format!("{prefix}.fc1.weight"), [n_inner, n])?,
@@ -203,7 +200,7 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn load(config: &Config, root: &str, loader: &mut Loader<'_>) -> Result<Self, ModelError> {
+    fn load(config: &Config, root: &str, loader: &mut Loader) -> Result<Self, ModelError> {
         let n = config.d_model;
         let n_positions = config.max_source_positions;
         let gpu = loader.gpu().clone();
@@ -220,7 +217,7 @@ impl Encoder {
         let mut layers = Vec::with_capacity(config.encoder_layers);
         for i in 0..config.encoder_layers {
             let prefix = format!("{root}encoder.layers.{i}");
-            let norm = |loader: &mut Loader<'_>, part: &str| {
+            let norm = |loader: &mut Loader, part: &str| {
                 LayerNorm::load(loader, &format!("{prefix}.{part}"), n, true, EPS)
             };
             layers.push(EncoderLayer {
@@ -359,7 +356,7 @@ struct CrossAttention {
 }
 
 impl CrossAttention {
-    fn load(loader: &mut Loader<'_>, prefix: &str, shape: Attention, n: usize) -> Result<Self, ModelError> {
+    fn load(loader: &mut Loader, prefix: &str, shape: Attention, n: usize) -> Result<Self, ModelError> {
         let name = |part: &str| format!("{prefix}.{part}");
         Ok(CrossAttention {
             shape,

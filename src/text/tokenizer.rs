@@ -1,4 +1,4 @@
-//! `tokenizer.json` and the files beside it that name special tokens.
+//! The tokenizer: `tokenizer.json`, and the other files that name special tokens.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const CHAT_TEMPLATE_JINJA: &str = "chat_template.jinja";
 const NAMED_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
 
-/// The contents of the files that a tokenizer is made of; `None` stands for a file that does not exist.
+/// The contents of a tokenizer's files; `None` is a file that does not exist.
 #[derive(Clone, Copy, Default)]
 pub struct TokenizerFiles<'a> {
     /// `tokenizer.json`.
@@ -31,15 +31,15 @@ pub struct TokenizerFiles<'a> {
     pub tokenizer_config: Option<&'a [u8]>,
     /// `generation_config.json`: ids of the tokens that end a text.
     pub generation_config: Option<&'a [u8]>,
-    /// `config.json`: the same, from earlier versions of the library that wrote it.
+    /// `config.json`: the same ids, as earlier versions of transformers wrote them.
     pub config: Option<&'a [u8]>,
-    /// `chat_template.jinja`: wins over the other two places of a chat template.
+    /// `chat_template.jinja`: takes precedence over the other two places of a chat template.
     pub chat_template_jinja: Option<&'a [u8]>,
-    /// `chat_template.json`: wins over `chat_template` in `tokenizer_config.json`.
+    /// `chat_template.json`: takes precedence over `chat_template` in `tokenizer_config.json`.
     pub chat_template_json: Option<&'a [u8]>,
 }
 
-/// A checkpoint's tokenizer; cheap to clone.
+/// A checkpoint's tokenizer. Cheap to clone.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
@@ -47,11 +47,11 @@ struct Inner {
     hf: tokenizers::Tokenizer,
     bos: Option<u32>,
     eos: Vec<u32>,
-    /// The token to put in front where no post-processor would.
+    /// The token to add at the start of a text if there is no post-processor.
     prepend: Option<u32>,
     byte_fallback: bool,
     special_tokens: BTreeMap<String, String>,
-    /// Compiled on demand only: a broken template must not keep a model from continuing text.
+    /// Compiled only on demand, so that a model with a broken template can still continue text.
     chat_template: Result<String, TextError>,
 }
 
@@ -59,7 +59,7 @@ impl Tokenizer {
     /// Builds a tokenizer from the contents of its files.
     ///
     /// # Errors
-    /// A file that does not hold what its name promises.
+    /// [`TextError::File`] or [`TextError::Field`] for a file with invalid contents.
     pub fn from_files(files: &TokenizerFiles<'_>) -> Result<Self, TextError> {
         let template = match (files.chat_template_jinja, files.chat_template_json) {
             (Some(bytes), _) => Some(utf8(bytes, CHAT_TEMPLATE_JINJA)?.to_string()),
@@ -71,8 +71,7 @@ impl Tokenizer {
             expected: "a tokenizer in the format of the `tokenizers` library",
             found: e.to_string(),
         })?;
-        // A file may carry the padding and truncation of its last training run; a prompt is never cut or
-        // filled.
+        // A file may contain the padding and truncation of its last training run. Prompts are never truncated or padded.
         let whole = hf.with_padding(None).with_truncation(None).map(|_| ());
         whole.map_err(|e| TextError::Encode { n_bytes: 0, reason: e.to_string() })?;
 
@@ -112,24 +111,24 @@ impl Tokenizer {
         Ok(Self(Arc::new(Inner { hf, bos, eos, prepend, byte_fallback, special_tokens, chat_template })))
     }
 
-    /// Turns `text` into ids; special tokens written in it become themselves, as a rendered chat needs.
+    /// Turns `text` into ids. The names of special tokens in it become these tokens, as a rendered chat needs.
     ///
-    /// With `add_special`, the tokens that the model expects around a text are added (a beginning-of-text
-    /// token, say). A rendered chat template brings its own: pass `false`.
+    /// With `add_special`, adds the tokens that the model expects around a text, such as a beginning-of-text token. Pass
+    /// `false` for a rendered chat template, which contains them.
     ///
     /// # Errors
-    /// A text that the tokenizer cannot split.
+    /// [`TextError::Encode`] for a text that the tokenizer cannot split.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
         let encoding = self.0.hf.encode_fast(text, add_special).map_err(|e| cannot_encode(text, e))?;
         let prepend = if add_special { self.0.prepend } else { None };
         Ok(prepend.into_iter().chain(encoding.get_ids().iter().copied()).collect())
     }
 
-    /// As [`Tokenizer::encode`] with what the model expects around a text, in at most `max_tokens` ids: text is cut at
-    /// its end, never the tokens around it. Returns the ids, and how many of the text's were cut.
+    /// As [`Tokenizer::encode`] with `add_special`, in at most `max_tokens` ids: cuts the end of the text, never the tokens
+    /// around it. Returns the ids, and how many of the text's ids were cut.
     ///
     /// # Errors
-    /// A text that the tokenizer cannot split.
+    /// [`TextError::Encode`] for a text that the tokenizer cannot split.
     pub fn encode_cut(&self, text: &str, max_tokens: usize) -> Result<(Vec<u32>, usize), TextError> {
         let hf = &self.0.hf;
         let mut encoding = hf.encode_fast(text, false).map_err(|e| cannot_encode(text, e))?;
@@ -138,22 +137,22 @@ impl Tokenizer {
         let n_cut = encoding.len().saturating_sub(room);
         if n_cut > 0 {
             encoding.truncate(room, 0, TruncationDirection::Right);
-            // What was cut is kept there, to be wrapped in the same way.
+            // `truncate` keeps the rest there, and `post_process` would process it too.
             encoding.take_overflowing();
         }
         let encoding = hf.post_process(encoding, None, true).map_err(|e| cannot_encode(text, e))?;
         Ok((self.0.prepend.into_iter().chain(encoding.get_ids().iter().copied()).collect(), n_cut))
     }
 
-    /// Turns `text` into ids, taking special tokens written in it as ordinary characters, and adding none.
+    /// Turns `text` into ids. Adds no special tokens, and treats their names in the text as ordinary characters.
     ///
-    /// For text from a stranger: `<|im_end|>` in it ends no message.
+    /// For text from untrusted sources: `<|im_end|>` in it does not end a message.
     ///
     /// # Errors
-    /// A text that the tokenizer cannot split.
+    /// [`TextError::Encode`] for a text that the tokenizer cannot split.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        // The library's own switch for this is a setting of the whole tokenizer, so its three steps are
-        // called one by one, without the search for added tokens that comes before them.
+        // The library's switch for this is a setting of the whole tokenizer. So this calls its three steps one by one, and
+        // leaves out the search for added tokens before them.
         let hf = &self.0.hf;
         let encode = || {
             let mut normalized = NormalizedString::from(text);
@@ -170,39 +169,36 @@ impl Tokenizer {
         Ok(encode().map_err(|e| cannot_encode(text, e))?.get_ids().to_vec())
     }
 
-    /// Turns `ids` into text, without special tokens if `skip_special`; ids outside the vocabulary give
-    /// nothing.
+    /// Turns `ids` into text. Omits special tokens if `skip_special`, and always ids outside the vocabulary.
     ///
     /// # Errors
-    /// Ids that the tokenizer's decoder refuses.
+    /// [`TextError::Decode`] for ids that the tokenizer's decoder refuses.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
         let text = self.0.hf.decode(ids, skip_special);
         text.map_err(|e| TextError::Decode { n_tokens: ids.len(), reason: e.to_string() })
     }
 
-    /// The number of tokens, special ones included; a model's embedding may have more rows.
+    /// The number of tokens, including special ones. A model's embedding may have more rows.
     pub fn vocab_size(&self) -> usize {
         self.0.hf.get_vocab_size(true)
     }
 
-    /// The token that begins a text, if the checkpoint names one; whether [`Tokenizer::encode`] adds it is
-    /// another matter.
+    /// The beginning-of-text token, if the checkpoint names one. [`Tokenizer::encode`] may or may not add it.
     pub fn bos(&self) -> Option<u32> {
         self.0.bos
     }
 
-    /// The tokens that end a text: those of `tokenizer_config.json`, `generation_config.json` and
-    /// `config.json` together.
+    /// The tokens that end a text, from `tokenizer_config.json`, `generation_config.json` and `config.json`.
     pub fn eos(&self) -> &[u32] {
         &self.0.eos
     }
 
-    /// The id of `token`, written as in the vocabulary.
+    /// The id of `token`, spelled as in the vocabulary.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.0.hf.token_to_id(token)
     }
 
-    /// The token of `id`, written as in the vocabulary.
+    /// The token of `id`, spelled as in the vocabulary.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.0.hf.id_to_token(id)
     }
@@ -212,10 +208,10 @@ impl Tokenizer {
         self.id_to_token(id).is_some_and(|token| self.0.hf.get_added_vocabulary().is_special_token(&token))
     }
 
-    /// The checkpoint's chat template, compiled.
+    /// Compiles the checkpoint's chat template.
     ///
     /// # Errors
-    /// There is none, or it is not valid Jinja.
+    /// [`TextError::NoChatTemplate`], [`TextError::NoDefaultTemplate`], [`TextError::TemplateSyntax`].
     pub fn chat_template(&self) -> Result<ChatTemplate, TextError> {
         let source = self.0.chat_template.as_ref().map_err(Clone::clone)?;
         ChatTemplate::new(source, self.0.special_tokens.clone())
@@ -263,7 +259,7 @@ fn utf8<'a>(bytes: &'a [u8], file: &str) -> Result<&'a str, TextError> {
     })
 }
 
-/// Parses a JSON object; an absent file is an empty one.
+/// Parses a JSON object. An absent file gives an empty one.
 fn object(bytes: Option<&[u8]>, file: &str) -> Result<serde_json::Map<String, Value>, TextError> {
     let invalid = |found| TextError::File { file: file.into(), expected: "a JSON object", found };
     match bytes.map(serde_json::from_slice) {
@@ -274,7 +270,7 @@ fn object(bytes: Option<&[u8]>, file: &str) -> Result<serde_json::Map<String, Va
     }
 }
 
-/// A JSON value in an error message: itself where it is short, its type otherwise.
+/// A JSON value in an error message: the value if it is short, else its type.
 fn describe(value: &Value) -> String {
     match value {
         Value::Array(items) => format!("a list of {}", items.len()),
@@ -284,7 +280,7 @@ fn describe(value: &Value) -> String {
     }
 }
 
-/// The special tokens that `tokenizer_config.json` names, as strings or as objects with `content`.
+/// The special tokens in `tokenizer_config.json`, which are strings or objects with `content`.
 fn named_tokens(config: &serde_json::Map<String, Value>) -> Result<BTreeMap<String, String>, TextError> {
     let mut tokens = BTreeMap::new();
     for field in NAMED_TOKENS {
@@ -300,10 +296,10 @@ fn named_tokens(config: &serde_json::Map<String, Value>) -> Result<BTreeMap<Stri
     Ok(tokens)
 }
 
-/// Makes tokens special that `tokenizer_config.json` names but `tokenizer.json` has as ordinary ones.
+/// Marks tokens as special that `tokenizer_config.json` names but `tokenizer.json` has as ordinary ones.
 fn mark_special<'a>(hf: &mut tokenizers::Tokenizer, tokens: impl Iterator<Item = &'a String>) {
     let missing: Vec<AddedToken> = tokens
-        // Only what the vocabulary has: a new id would lie outside the model's embedding.
+        // Only tokens of the vocabulary: a new id would be outside the model's embedding.
         .filter(|token| {
             hf.token_to_id(token).is_some_and(|id| !hf.get_added_tokens_decoder().contains_key(&id))
         })
@@ -334,7 +330,7 @@ fn token_ids(
     }
 }
 
-/// The field `chat_template`: a template, or a list of named ones of which `default` is taken.
+/// The field `chat_template`: a template, or a list of named ones from which `default` is taken.
 fn find_template(config: &serde_json::Map<String, Value>, file: &str) -> Result<Option<String>, TextError> {
     match config.get("chat_template") {
         None | Some(Value::Null) => Ok(None),

@@ -1,7 +1,7 @@
-//! Layer 2: checkpoints and their way into device memory.
+//! Layer 2: containers of tensors.
 //!
-//! [`Weights`] is an open checkpoint: names, shapes and bytes, mapped and not read. A model's loader makes
-//! tensors of them.
+//! [`Weights`] is an open container: names, shapes and bytes, mapped into memory. The loader of models makes device tensors
+//! from it.
 
 mod safetensors;
 
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::dtype::Dtype;
 use crate::gpu::GpuError;
 
-/// What can be wrong with a checkpoint.
+/// An error in a checkpoint's tensors.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightsError {
@@ -22,10 +22,10 @@ pub enum WeightsError {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's words.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file is not what it says it is.
+    /// A file is not valid.
     #[error("`{}` is not a valid checkpoint: {message}", path.display())]
     Format {
         /// The file.
@@ -33,15 +33,15 @@ pub enum WeightsError {
         /// What is wrong.
         message: String,
     },
-    /// A tensor that the architecture needs is not there.
+    /// A tensor that the architecture needs is missing.
     #[error("tensor `{name}` is missing; the checkpoint has {found}")]
     Missing {
         /// Its name.
         name: String,
-        /// How many there are, and one that is alike.
+        /// The number of tensors, and a similar name.
         found: String,
     },
-    /// A tensor has another shape than the config says.
+    /// A tensor's shape does not match the config.
     #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
     Shape {
         /// Its name.
@@ -59,13 +59,13 @@ pub enum WeightsError {
         /// In the file.
         found: String,
     },
-    /// The device refused.
+    /// A device error.
     #[error(transparent)]
     Gpu(#[from] GpuError),
 }
 
 impl WeightsError {
-    /// What the user can do about it.
+    /// Advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {
             WeightsError::Format { .. } => Some("the file may be incomplete: download it again".into()),
@@ -123,15 +123,15 @@ impl Data {
 }
 
 impl Weights {
-    /// Maps safetensors files that are open already; nothing is read but headers. The paths are for messages.
+    /// Maps open safetensors files and reads only their headers. The paths are for messages.
     ///
     /// # Errors
     /// [`WeightsError::Io`], [`WeightsError::Format`].
     pub fn map(files: &[(PathBuf, File)]) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
         for (path, file) in files {
-            // SAFETY: the map is read-only; someone who shortens the file while we run can only kill us,
-            // as with every mapped checkpoint.
+            // SAFETY: the map is read-only. Shortening the file during the run only kills the process, as with every mapped
+            // checkpoint.
             #[allow(unsafe_code)]
             let map = unsafe { memmap2::Mmap::map(file) };
             let map = map.map_err(|source| WeightsError::Io { path: path.clone(), source })?;
@@ -140,8 +140,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// The names of the files, beside it, that the index at `path` (`model.safetensors.index.json`) spreads a checkpoint
-    /// over.
+    /// The names of the shards that the index at `path` (`model.safetensors.index.json`) lists.
     ///
     /// # Errors
     /// [`WeightsError::Format`].
@@ -149,7 +148,7 @@ impl Weights {
         safetensors::shards(path, index_json)
     }
 
-    /// Opens one safetensors file that is in memory already.
+    /// Opens a safetensors file in memory.
     ///
     /// # Errors
     /// [`WeightsError::Format`].
@@ -159,13 +158,13 @@ impl Weights {
         Ok(weights)
     }
 
-    /// No checkpoint: whatever tensor is asked for, the loader draws it on the device, matrices in `dtype`. For
-    /// measurements, which need a model's shape and not its knowledge.
+    /// Random weights instead of a checkpoint: the loader generates each tensor on the device, with matrices in `dtype`. For
+    /// benchmarks, which need only a model's shape.
     pub fn random(dtype: Dtype) -> Weights {
         Weights { random: Some(dtype), ..Weights::default() }
     }
 
-    /// The type of random matrices, where there is no checkpoint.
+    /// The type of random matrices; `None` for a checkpoint.
     pub(crate) fn random_dtype(&self) -> Option<Dtype> {
         self.random
     }
@@ -202,18 +201,18 @@ impl Weights {
         self.entries.iter().map(|e| e.shape.iter().product::<usize>()).sum()
     }
 
-    /// Lets the system take back the memory that a range of a tensor's bytes was read into: the file still has
-    /// them, and a large model must not fill the host's memory on its way to the device.
+    /// Lets the system reclaim the memory of a range of a tensor's bytes, so that loading a large model does not fill the
+    /// host's memory.
     pub(crate) fn release(&self, entry: &Entry, range: std::ops::Range<usize>) {
         #[cfg(unix)]
         if let Data::Mapped(map) = &self.files[entry.file] {
-            // SAFETY: the map is shared and never written: its pages are read from the file again if need be.
+            // SAFETY: the map is shared and never written, so its pages can be read from the file again.
             #[allow(unsafe_code)]
             let released = unsafe {
                 let advice = memmap2::UncheckedAdvice::DontNeed;
                 map.unchecked_advise_range(advice, entry.start + range.start, range.len())
             };
-            // A system that keeps the pages is as right as one that does not.
+            // This is only advice: an error does not matter.
             let _ = released;
         }
         #[cfg(not(unix))]

@@ -1,11 +1,11 @@
-//! The safetensors format: a length, a JSON header, bytes.
+//! The safetensors format: a length, a JSON header, the tensors' bytes.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
 
 use super::{Entry, WeightsError};
 
-/// The names of the files that the index at `path` (`model.safetensors.index.json`) spreads a checkpoint over.
+/// The names of the shards that the index at `path` (`model.safetensors.index.json`) lists.
 pub(super) fn shards(path: &Path, json: &[u8]) -> Result<BTreeSet<String>, WeightsError> {
     let format = |message: String| WeightsError::Format { path: path.to_path_buf(), message };
     let json: serde_json::Value = serde_json::from_slice(json).map_err(|e| format(e.to_string()))?;
@@ -22,7 +22,7 @@ pub(super) fn shards(path: &Path, json: &[u8]) -> Result<BTreeSet<String>, Weigh
     Ok(names.into_iter().map(str::to_string).collect())
 }
 
-/// The tensors of one file, whose header the library checks against the file's length.
+/// The tensors of one file. The `safetensors` library compares the header with the file's length.
 pub(super) fn entries(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Entry>, WeightsError> {
     let format = |message: String| WeightsError::Format { path: path.to_path_buf(), message };
     let (header, metadata) = safetensors::SafeTensors::read_metadata(bytes)

@@ -3,6 +3,7 @@
 
 #[path = "../../src/bench/reference/mod.rs"]
 pub mod reference;
+pub mod requests;
 
 use std::io::Write;
 use std::sync::OnceLock;

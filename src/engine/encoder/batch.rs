@@ -1,14 +1,14 @@
-//! Whole texts of a batch, row after row, and their tables on the device.
+//! A batch of whole texts, and its tables on the device.
 
 use super::Output;
 use crate::dtype::Dtype;
 use crate::engine::{PAGE_SIZE, RequestId};
 use crate::gpu::{Gpu, GpuError, Tensor};
 
-/// What one forward pass computes. No row is padding: the rows of one text follow those of the one before.
+/// The texts of one forward pass, one after the other, with no padding between them.
 ///
-/// A text's keys and values lie in pages of its own, one after the other, and it is named by its first page: so page `i`
-/// of the text that is named `s` is `s + i`, and one table that says so serves every batch.
+/// A text's keys and values are in consecutive pages of its own. The number of the first one identifies the text, so that
+/// page `i` of text `s` is `s + i`, and one constant page table serves every batch.
 #[derive(Debug, Default)]
 pub(super) struct TextBatch {
     pub ids: Vec<RequestId>,
@@ -19,16 +19,16 @@ pub(super) struct TextBatch {
     pub blocks: Vec<[u32; 2]>,
     /// Token ids, by page and position in it.
     pub tokens: Vec<[u32; PAGE_SIZE]>,
-    /// Positions of the text that begins with the page, by page.
+    /// For each page, the length of the text that begins with it.
     pub ends: Vec<u32>,
     /// (first row, rows) of each text.
     pub spans: Vec<[u32; 2]>,
-    /// Values of a result, and what they are padded to, once it is recorded.
+    /// Length of a result, and its padded length, once it is recorded.
     pub width: [usize; 2],
 }
 
 impl TextBatch {
-    /// Adds a text, whose attention is computed in blocks of `block_rows` rows.
+    /// Adds a text; its attention has blocks of `block_rows` rows.
     pub fn push(&mut self, id: RequestId, token_ids: &[u32], block_rows: usize) {
         let (first_row, first_page, n) = (self.rows.len(), self.tokens.len(), token_ids.len());
         self.ids.push(id);
@@ -47,13 +47,13 @@ impl TextBatch {
     }
 }
 
-/// Pages that texts of `max_rows` rows together need at most.
+/// Most pages that texts of `max_rows` rows in total need.
 pub(super) fn n_pages(max_rows: usize, max_seqs: usize) -> usize {
     max_rows / PAGE_SIZE + max_seqs.min(max_rows)
 }
 
-/// The tables of one batch. There is a set for each batch that can be under way, so that they are written directly:
-/// nothing in flight reads them.
+/// The tables of one batch. There is a set for each batch that can be in flight, so they can be written directly: nothing in
+/// flight reads them.
 pub(super) struct Tables {
     /// `[max_rows, 2]`.
     pub rows: Tensor,

@@ -1,4 +1,4 @@
-//! From rows to embeddings: pooling, products, length 1.
+//! From rows to embeddings: pooling, products, normalisation.
 
 use crate::checkpoint::EmbeddingConfig;
 use crate::dtype::Dtype;
@@ -6,13 +6,13 @@ use crate::gpu::{Gpu, Recorder, Tensor};
 use crate::models::{Loader, ModelError, Upload};
 use crate::ops::{self, Act, Pooling, RmsNorm, Rows};
 
-/// The modules after the encoder, with room for their results.
+/// The modules after the encoder, with tensors for their results.
 pub(super) struct Embedding {
     pooling: Vec<Pooling>,
     /// `[max_seqs, ways·hidden_size]`.
     pooled: Tensor,
     dense: Vec<Dense>,
-    /// What makes the length 1, and room for the result.
+    /// A norm that scales to length 1, and a tensor for the result.
     normalize: Option<(RmsNorm, Tensor)>,
 }
 
@@ -20,16 +20,16 @@ struct Dense {
     w: Tensor,
     bias: Option<Tensor>,
     act: Option<Act>,
-    /// `[max_seqs, out_features]`: what goes into the activation, what comes out.
+    /// `[max_seqs, out_features]`: input of the activation, and output.
     up: Tensor,
     y: Tensor,
 }
 
-/// Added to the square of a vector's length before it divides, so that zeros stay zeros: the square of torch's epsilon.
+/// Added to the squared length before the division, so that zeros stay zeros: the square of torch's epsilon.
 const EPS: f32 = 1e-24;
 
 impl Embedding {
-    /// Checks and allocates; the weights of the products follow with the uploads.
+    /// Checks and allocates. The returned uploads fill the weights of the products.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
@@ -67,8 +67,8 @@ impl Embedding {
         Ok((Embedding { pooling: config.pooling.clone(), pooled, dense, normalize }, uploads))
     }
 
-    /// Records the embeddings `[max_seqs, width]` F32 of `n_seqs` texts, whose rows of `x` `spans` names, and returns
-    /// where they will be.
+    /// Records the embeddings of `n_seqs` texts, whose rows of `x` are in `spans`, and returns their tensor `[max_seqs, width]`
+    /// F32.
     pub fn record(&self, rec: &mut Recorder, x: &Tensor, spans: &Tensor, n_seqs: usize) -> Tensor {
         let n = Rows { n_decode: n_seqs, n_prompt: 0 };
         for (i, pooling) in self.pooling.iter().enumerate() {

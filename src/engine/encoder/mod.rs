@@ -1,6 +1,6 @@
-//! The resumable machine for encoders: texts in, embeddings or the logits of a classification head out.
+//! The resumable engine for encoders: from texts to embeddings, or to the logits of a classification head.
 //!
-//! A batch holds whole texts, as many of those that wait as there is room for, in the order they came.
+//! A batch has whole texts: as many of the waiting ones as fit, in their order.
 
 mod batch;
 mod embedding;
@@ -22,16 +22,16 @@ use crate::text::Tokenizer;
 use batch::{Tables, TextBatch};
 use embedding::Embedding;
 
-/// How large a [`TextEncoder`] is built. Everything is allocated then, nothing later.
+/// Sizes and settings of a [`TextEncoder`]. All device memory is allocated when it is built.
 #[derive(Clone, Debug)]
 pub struct EncoderOptions {
-    /// Tokens of a text; what the model was made for, at most 4,096, without.
+    /// Longest text in tokens. Default: the model's maximum, capped at 4096.
     pub ctx: Option<usize>,
-    /// Texts of a batch.
+    /// Most texts in a batch.
     pub max_seqs: usize,
-    /// Tokens of a batch; at least one text's.
+    /// Most tokens in a batch; at least `ctx`.
     pub max_rows: usize,
-    /// Type that matrices are quantised to while they are loaded: `Q8_0`, `Q4_0` or `Q4_K`; as they are stored without.
+    /// Type that matrices are quantised to while loading: `Q8_0`, `Q4_0` or `Q4_K`. Default: as stored.
     pub quantize: Option<Dtype>,
 }
 
@@ -41,22 +41,22 @@ impl Default for EncoderOptions {
     }
 }
 
-/// What is wanted of a text.
+/// The output for a text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Output {
-    /// Its embedding.
+    /// The embedding.
     #[default]
     Embedding,
     /// The logits of the classification head.
     Logits,
 }
 
-/// A result.
+/// The result of a text.
 #[derive(Debug)]
 pub struct Encoded {
-    /// Whose.
+    /// The id that [`TextEncoder::submit`] returned.
     pub id: RequestId,
-    /// The embedding, or one logit a label; [`EngineError::OutputNotFinite`] if that is no number.
+    /// The embedding, or one logit per label; [`EngineError::OutputNotFinite`] if a value is not finite.
     pub values: Result<Vec<f32>, EngineError>,
 }
 
@@ -67,8 +67,8 @@ struct Waiting {
     output: Output,
 }
 
-/// Runs texts through one encoder. Like [`Engine`](super::Engine) it never waits unless [`TextEncoder::run`] or
-/// [`TextEncoder::pump`] is asked to; a guest calls [`TextEncoder::advance`] and reads [`TextEncoder::events`].
+/// Runs texts through one encoder. As in [`Engine`](super::Engine), only [`TextEncoder::run`] and [`TextEncoder::pump`]
+/// wait; a guest calls [`TextEncoder::advance`] and reads [`TextEncoder::events`].
 pub struct TextEncoder {
     gpu: Gpu,
     model: Arc<LoadedModel>,
@@ -79,9 +79,9 @@ pub struct TextEncoder {
     says_mean: bool,
 }
 
-/// What batches of texts are made by: the texts that wait, and the model with its tables.
+/// The waiting texts, and the model with its tables.
 struct Encoding {
-    /// In the order they came.
+    /// In the order of submission.
     waiting: BTreeMap<RequestId, Waiting>,
     events: Vec<Encoded>,
     max_seqs: usize,
@@ -91,22 +91,22 @@ struct Encoding {
     encoder: Arc<dyn Model>,
     scratch: Scratch,
     embedding: Embedding,
-    /// One cache, the same for all layers: each reads what it wrote itself, and no other does.
+    /// The same cache for all layers: each layer reads only what it has written itself.
     kv: Vec<KvLayer>,
-    /// Page `i` of the text that is named `s` is `s + i`: `[n_pages, 1]`.
+    /// `[n_pages, 1]`: page `i` of text `s` is `s + i`.
     pages: Tensor,
-    /// One for each batch that can be under way, taken in turn.
+    /// One for each batch that can be in flight, used in turn.
     tables: [Tables; MOST_IN_FLIGHT],
-    /// The tables of the batch that was begun last.
+    /// Index of the tables of the latest batch.
     current: usize,
 }
 
 impl TextEncoder {
-    /// Loads a model and allocates everything; `progress` hears of the weights on their way. On an adopted device
-    /// as [`Engine::load`](super::Engine::load).
+    /// Loads a model and allocates everything. Calls `progress` during the upload of weights. For an adopted device see
+    /// [`Engine::load`](super::Engine::load).
     ///
     /// # Errors
-    /// [`EngineError`] names the file, tensor or limit.
+    /// [`EngineError`] with the file, tensor or limit.
     pub fn load(
         gpu: &Gpu,
         files: ModelFiles,
@@ -116,7 +116,7 @@ impl TextEncoder {
         TextEncoder::loading(gpu, files, options)?.wait(progress)
     }
 
-    /// The same in slices. Names, shapes and limits are checked and everything is allocated here.
+    /// Starts to load a model in slices. This call checks names, shapes and limits, and allocates everything.
     ///
     /// # Errors
     /// As [`TextEncoder::load`].
@@ -170,7 +170,7 @@ impl TextEncoder {
         Loading::new(gpu, uploads, variants, |_| encoder)
     }
 
-    /// Where the model came from.
+    /// The model's name, for messages: the folder that it was loaded from.
     pub fn name(&self) -> &str {
         &self.model.name
     }
@@ -190,12 +190,11 @@ impl TextEncoder {
         self.model.tokenizer()
     }
 
-    /// Turns a text into the ids that [`TextEncoder::submit`] takes, as the model expects them: in lower case if it
-    /// wants that, with the tokens around it, cut to the model's length. Returns the ids, and how many of the text's were
-    /// cut.
+    /// Turns a text into the ids for [`TextEncoder::submit`]: in lower case if the model expects that, with the tokens around
+    /// it, cut to [`TextEncoder::ctx`]. Returns the ids, and how many of the text's ids were cut.
     ///
     /// # Errors
-    /// [`EngineError::Text`]: there is no tokenizer, or it cannot split the text.
+    /// [`EngineError::Text`] if there is no tokenizer, or it cannot split the text.
     pub fn tokenize(&self, text: &str) -> Result<(Vec<u32>, usize), EngineError> {
         let tokenizer = self.model.tokenizer.as_ref().map_err(Clone::clone)?;
         let text = match self.config.do_lower_case {
@@ -210,41 +209,41 @@ impl TextEncoder {
         self.model.labels.as_ref()
     }
 
-    /// How rows become embeddings.
+    /// The modules that turn rows into embeddings.
     pub fn embedding(&self) -> &EmbeddingConfig {
         &self.config
     }
 
-    /// Values of an embedding.
+    /// Length of an embedding.
     pub fn embedding_width(&self) -> usize {
         self.config.width(self.model.shape.hidden_size)
     }
 
-    /// Tokens that a text may have, those around it included.
+    /// Longest text in tokens, including those around it.
     pub fn ctx(&self) -> usize {
         self.model.max_seq_len
     }
 
-    /// Texts that a batch holds.
+    /// Most texts in a batch.
     pub fn max_seqs(&self) -> usize {
         self.machine.max_seqs
     }
 
-    /// Tensors of the checkpoint that the architecture did not ask for.
+    /// Tensors of the checkpoint that the architecture does not use.
     pub fn unused_tensors(&self) -> &[String] {
         &self.model.unused_tensors
     }
 
-    /// Bytes that its matrices take in device memory.
+    /// Bytes of the weights in device memory.
     pub fn weights_bytes(&self) -> u64 {
         self.model.weights_bytes
     }
 
-    /// Queues a text. Its result carries the id.
+    /// Queues a text, and returns the id that its result has.
     ///
     /// # Errors
-    /// [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::TokenRange`],
-    /// [`EngineError::Parameter`] if the checkpoint has no classification head: nothing was queued then.
+    /// [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::TokenRange`];
+    /// [`EngineError::Parameter`] if the checkpoint has no classification head. After an error, nothing has been queued.
     pub fn submit(&mut self, token_ids: Vec<u32>, output: Output) -> Result<RequestId, EngineError> {
         let (vocab_size, ctx) = (self.model.shape.vocab_size, self.ctx());
         if token_ids.is_empty() {
@@ -261,10 +260,7 @@ impl TextEncoder {
             return Err(EngineError::Parameter { name: "output", found: "`Logits`".into(), expected });
         }
         if output == Output::Embedding && std::mem::take(&mut self.says_mean) {
-            log::info!(
-                "`{}` has no `modules.json`: taking the mean of all tokens, with length 1",
-                self.name()
-            );
+            log::info!("`{}` has no `modules.json`: using mean pooling and normalisation", self.name());
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
@@ -272,20 +268,20 @@ impl TextEncoder {
         Ok(id)
     }
 
-    /// Takes back a text that waits; the result of one whose batch has begun still comes.
+    /// Cancels a waiting text. If its batch has begun, the result still comes.
     pub fn cancel(&mut self, id: RequestId) {
         self.machine.waiting.remove(&id);
     }
 
-    /// Whether nothing waits, runs or is on its way back.
+    /// Whether no text waits or runs, and no result is in flight.
     pub fn is_idle(&self) -> bool {
         self.machine.waiting.is_empty() && self.stepper.is_idle()
     }
 
-    /// Records work for about `budget` of the device's time, at least one layer, and returns it for submission, in
-    /// order. Empty when two slices are in flight already or there is nothing to do. Never waits.
+    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit, in
+    /// order. Empty if two slices are in flight already or there is nothing to do. Never waits.
     ///
-    /// Everything returned must be submitted: later recordings build on it.
+    /// All of them must be submitted, because later recordings depend on them.
     ///
     /// # Errors
     /// [`EngineError::Gpu`].
@@ -293,7 +289,7 @@ impl TextEncoder {
         self.stepper.advance(&mut self.machine, budget)
     }
 
-    /// Results that have come since the last call, in no order. Never waits.
+    /// The results since the last call, in no particular order. Never waits.
     ///
     /// # Errors
     /// [`EngineError::Gpu`] if the device is lost.
@@ -302,18 +298,18 @@ impl TextEncoder {
         Ok(std::mem::take(&mut self.machine.events))
     }
 
-    /// Submits the next slices to our own queue, and waits for the oldest in flight if there was nothing to submit.
-    /// Returns results; all have come once [`TextEncoder::is_idle`] says so.
+    /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit, and
+    /// returns results. Call it until [`TextEncoder::is_idle`].
     ///
     /// # Errors
-    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host
-    /// submits: nothing was recorded then.
+    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the host
+    /// submits. In that case nothing has been recorded.
     pub fn pump(&mut self) -> Result<Vec<Encoded>, EngineError> {
         self.stepper.pump(&mut self.machine)?;
         Ok(std::mem::take(&mut self.machine.events))
     }
 
-    /// Runs until nothing is left to do.
+    /// Runs until all texts are done, and passes each result to `on_result`.
     ///
     /// # Errors
     /// As [`TextEncoder::pump`].
@@ -329,7 +325,7 @@ impl TextEncoder {
 impl Machine for Encoding {
     type Work = TextBatch;
 
-    /// The texts of the next batch: those at the front that want the same, as many as there is room for.
+    /// The texts of the next batch: as many from the front as fit and want the same output.
     fn next(&mut self) -> Option<TextBatch> {
         let (_, first) = self.waiting.first_key_value()?;
         let mut batch = TextBatch { output: first.output, ..TextBatch::default() };
@@ -355,7 +351,7 @@ impl Machine for Encoding {
         layers: Range<usize>,
     ) -> Result<Vec<Source>, EngineError> {
         if layers.start == 0 {
-            // At most one slice is in flight, of the batch before: nothing reads the tables of the one before that.
+            // At most one slice is in flight, of the previous batch, so nothing reads the tables of the batch before that.
             self.current = (self.current + 1) % self.tables.len();
             self.tables[self.current].write(&self.gpu, texts);
         }
@@ -383,7 +379,7 @@ impl Machine for Encoding {
 }
 
 impl Encoding {
-    /// Every variant that batches of this encoder use: few rows share weights in fewer, large products take large tiles.
+    /// Every variant that batches of this encoder use: few rows share reads in smaller groups, large products take large tiles.
     fn variants(&mut self, rec: &mut Recorder, has_head: bool) -> Vec<Variant> {
         let outputs = if has_head { &[Output::Embedding, Output::Logits][..] } else { &[Output::Embedding] };
         let (max_seqs, max_rows, n_layers) = (self.max_seqs, self.max_rows, self.kv.len());
@@ -403,7 +399,7 @@ impl Encoding {
         })
     }
 
-    /// Records some layers of a batch; after the last, returns where its results will be, one row a text.
+    /// Records some layers of a batch. After the last one, returns the tensor of its results, one row per text.
     fn layers(&mut self, rec: &mut Recorder, texts: &TextBatch, layers: Range<usize>) -> Option<Tensor> {
         let Tables { rows, blocks, tokens, ends, spans } = &self.tables[self.current];
         let batch = Batch {

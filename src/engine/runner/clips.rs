@@ -1,4 +1,4 @@
-//! Sound in device memory: the features of clips, what the audio encoder made of them, and who listens.
+//! Audio clips in device memory: their features, and the decoder's cross-attention keys and values.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor};
 use crate::models::{self, Alignment, AudioShape, Capacity, Model, Scratch};
 use crate::ops::{KvLayer, SpeechRecord};
 
-/// Places for clips, and the tables by which sequences find theirs.
+/// Places for clips, and the tables by which sequences find their clip.
 pub(in crate::engine) struct Clips {
     shape: AudioShape,
     /// Features of each place, one below the other: `[places · n_frames, n_mels]`.
@@ -18,15 +18,15 @@ pub(in crate::engine) struct Clips {
     places: Vec<Tensor>,
     /// Keys and values of each layer's cross-attention, pages of all places.
     kv: Vec<KvLayer>,
-    /// Pages of the clip that each slot hears: `[max_seqs, _]`.
+    /// Pages of each slot's clip: `[max_seqs, _]`.
     pages: Tensor,
-    /// Keys of the clip that each slot hears: `[1, max_seqs]`.
+    /// Number of keys of each slot's clip: `[1, max_seqs]`.
     ends: Tensor,
     /// [`SpeechRecord`]s: `[max_seqs, 12]`.
     pub rules: Tensor,
-    /// (layer, head) of each head that reports its weights.
+    /// (layer, head) of each alignment head.
     heads: Vec<[usize; 2]>,
-    /// Their weights: `[max_rows, heads · n_positions]`.
+    /// The alignment heads' attention weights: `[max_rows, heads · n_positions]`.
     pub weights: Option<Tensor>,
 }
 
@@ -92,7 +92,7 @@ impl Clips {
         self.features.write(gpu, place * self.shape.n_frames, bytemuck::cast_slice(&padded));
     }
 
-    /// Writes what the sequence of a slot hears and follows. Nothing in flight touches the slot.
+    /// Sets the clip and the rules of a slot's sequence. Nothing in flight uses the slot.
     pub fn write(&self, gpu: &Gpu, slot: usize, place: ClipPlace, rules: &SpeechRecord) {
         let per_clip = self.pages.n_cols() as u32;
         let first = place as u32 * per_clip;
@@ -101,7 +101,7 @@ impl Clips {
         self.rules.write(gpu, slot, bytemuck::bytes_of(rules));
     }
 
-    /// What a batch hears.
+    /// The clips of a batch.
     pub fn batch(&self, aligns: bool) -> models::Clips<'_> {
         let weights = self.weights.as_ref().filter(|_| aligns);
         models::Clips {
@@ -113,7 +113,7 @@ impl Clips {
         }
     }
 
-    /// Heads that report their weights, times positions.
+    /// Number of alignment heads, times positions.
     pub fn alignment_width(&self) -> usize {
         self.heads.len() * self.shape.n_positions
     }
@@ -123,8 +123,8 @@ impl Clips {
         self.shape.attention.len()
     }
 
-    /// Records some layers of the audio encoder over the clip at a place: the beginning before the first one, and what
-    /// the decoder attends to after the last.
+    /// Records some layers of the audio encoder over the clip at `place`; before the first layer its embedding, after the last
+    /// one the decoder's keys and values.
     pub fn record(
         &self,
         rec: &mut Recorder,

@@ -1,4 +1,4 @@
-//! The model with its tables on the device: records what the scheduler planned, and reads what came of it.
+//! The runner: the model with its tables on the device. Records the steps that the scheduler plans, and reads their results.
 
 mod clips;
 mod tables;
@@ -17,7 +17,7 @@ use crate::models::{Batch, Model, Scratch};
 use crate::ops::{self, KvLayer, NOT_A_TOKEN, SpeechRecord};
 use bytemuck::Zeroable;
 
-/// A model, its activations, its cache and the tables of its sequences.
+/// A model with its activations, KV cache and the tables of its sequences.
 pub(super) struct Runner {
     pub gpu: Gpu,
     pub model: Arc<dyn Model>,
@@ -27,7 +27,7 @@ pub(super) struct Runner {
     pub steps: StepTables,
     pub slots: SlotTables,
     pub results: Results,
-    /// If the model hears.
+    /// If the model has an audio encoder.
     pub clips: Option<Clips>,
 }
 
@@ -37,7 +37,7 @@ impl Runner {
         self.kv.len()
     }
 
-    /// Records some layers of a step: the writing of its tables before the first, logits and draws after the last.
+    /// Records some layers of a step: before the first layer the update of its tables, after the last one logits and draws.
     pub fn step(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<Source> {
         if layers.start == 0 {
             self.write(step);
@@ -46,7 +46,7 @@ impl Runner {
         self.record(rec, step, layers)
     }
 
-    /// The same without the tables.
+    /// Records some layers of a step, but not its tables.
     pub fn record(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<Source> {
         let batch = batch(&self.kv, &self.steps, &self.slots, self.clips.as_ref(), step);
         if layers.start == 0 {
@@ -62,15 +62,15 @@ impl Runner {
         self.draw(rec, step, logits)
     }
 
-    /// Records some layers of the audio encoder over the clip at a place, and what its decoder attends to after the last.
-    pub fn hear(&mut self, rec: &mut Recorder, place: usize, layers: Range<usize>) {
+    /// Records some layers of the audio encoder over the clip at `place`, and after the last one the decoder's keys and values.
+    pub fn encode_clip(&mut self, rec: &mut Recorder, place: usize, layers: Range<usize>) {
         if let Some(clips) = &self.clips {
             clips.record(rec, &*self.model, &mut self.scratch, place, layers);
         }
     }
 
-    /// Writes the slots of admitted sequences, which nothing in flight touches, and page entries beyond the positions in
-    /// flight: no recording that waits reads either.
+    /// Writes the slots of admitted sequences, which nothing in flight uses, and page entries beyond the positions in flight.
+    /// No pending recording reads either.
     fn write(&self, step: &Step) {
         for admission in &step.admitted {
             self.admit(admission);
@@ -96,8 +96,8 @@ impl Runner {
         tables.bias.write(gpu, *slot, bytemuck::cast_slice(&bias));
     }
 
-    /// Records draws from `logits`; returns the byte ranges that the host should read: tokens, then log-probabilities,
-    /// then logits, then log-probabilities of prompts' tokens, then what rows attend to.
+    /// Records draws from `logits`. Returns the byte ranges to read back: tokens, log-probabilities, logits, log-probabilities
+    /// of prompts' tokens, alignments.
     fn draw(&self, rec: &mut Recorder, step: &Step, logits: Option<Tensor>) -> Vec<Source> {
         let n_draws = step.draws.len();
         let Runner { steps, slots, results, .. } = self;
@@ -120,7 +120,7 @@ impl Runner {
                     ops::penalize(rec, rows, index, sampling, &slots.bias, counts, &z, n_draws);
                 }
             };
-            // A transcript's probabilities are those among the tokens that may follow.
+            // For transcripts, log-probabilities are among the allowed tokens, so the rules come first.
             if let Some(clips) = &self.clips {
                 penalize(rec);
                 if step.rules {
@@ -159,7 +159,7 @@ impl Runner {
         sources
     }
 
-    /// Adds the rows of the alignment that the host should read.
+    /// Adds the rows of the alignment to read back.
     fn aligned(&self, step: &Step, sources: &mut Vec<Source>) {
         let Some((clips, weights)) = self.clips.as_ref().and_then(|c| Some((c, c.weights.as_ref()?))) else {
             return;
@@ -170,7 +170,7 @@ impl Runner {
         }
     }
 
-    /// Reads what [`Runner::step`] asked for.
+    /// Parses the bytes that [`Runner::step`] asked for.
     pub fn results(&self, step: &Step, bytes: &[u8]) -> StepResults {
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&bytes[..bytes.len() / 4 * 4]);
         let mut words = &words[..];
@@ -203,7 +203,7 @@ impl Runner {
     }
 }
 
-/// A step's rows as the model sees them.
+/// A step as the model's batch.
 fn batch<'a>(
     kv: &'a [KvLayer],
     steps: &'a StepTables,

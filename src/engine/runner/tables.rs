@@ -1,4 +1,4 @@
-//! The tables of a step, of slots and of results on the device.
+//! The device's tables of steps, slots and results.
 
 use crate::dtype::Dtype;
 use crate::engine::sampling::MAX_BIAS;
@@ -7,13 +7,12 @@ use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::models::Capacity;
 use crate::ops::SamplingRecord;
 
-/// The tables that change with the step. What the device holds is mirrored here, so that a step that continues
-/// as the last one did uploads nothing.
+/// The tables that change with each step. The host keeps a mirror of them, so that a step like the last one uploads nothing.
 pub(in crate::engine) struct StepTables {
     pub rows: Tensor,
     pub blocks: Tensor,
     pub sampled: Tensor,
-    /// Where uploads wait for their turn in the recording: an earlier recording may not have run yet.
+    /// Uploads go here first and are copied by the recording, because earlier recordings may not have run yet.
     staging: Tensor,
     next: usize,
     mirror: Mirror,
@@ -26,7 +25,7 @@ struct Mirror {
     sampled: Vec<u32>,
 }
 
-/// Steps that can be in flight or being recorded at a time, and so uploads.
+/// Uploads that can be pending at once: more than the steps in flight and in recording.
 const STAGES: usize = 4;
 
 impl StepTables {
@@ -42,7 +41,7 @@ impl StepTables {
         })
     }
 
-    /// Records the upload of what differs from the device's tables.
+    /// Records the upload of tables that differ from the device's.
     pub fn upload(&mut self, gpu: &Gpu, rec: &mut Recorder, step: &Step) {
         let stage = self.next * self.staging.row_bytes();
         let max_rows = self.rows.n_rows();
@@ -65,15 +64,15 @@ impl StepTables {
         mirror.rows.clone_from(&step.rows);
         mirror.blocks.clone_from(&step.blocks);
         mirror.sampled.clone_from(&step.sampled);
-        // The draw moves its rows one position on.
+        // The draw advances the positions of its rows.
         for row in &step.sampled[..step.draws.len()] {
             mirror.rows[*row as usize][1] += 1;
         }
     }
 }
 
-/// The tables in which each slot has a row. A slot's rows are written when a sequence is admitted to it, while
-/// nothing in flight reads them; pages are appended beyond the positions in flight.
+/// The tables with a row for each slot. A slot's rows are written when a sequence is admitted to it, while nothing in flight
+/// reads them. Pages are appended beyond the positions in flight.
 pub(in crate::engine) struct SlotTables {
     /// Ids: `[max_seqs, ctx]`.
     pub tokens: Tensor,
@@ -83,7 +82,7 @@ pub(in crate::engine) struct SlotTables {
     pub sampling: Tensor,
     /// Biases: `[max_seqs, 2·MAX_BIAS]`.
     pub bias: Tensor,
-    /// How often each token was seen: `[max_seqs, vocab_size]`.
+    /// Counts of tokens, for penalties: `[max_seqs, vocab_size]`.
     pub counts: Tensor,
 }
 
@@ -106,11 +105,11 @@ impl SlotTables {
     }
 }
 
-/// Where a step leaves its results.
+/// The results of a step.
 pub(in crate::engine) struct Results {
-    /// Tokens drawn: `[1, max_seqs]`.
+    /// Drawn tokens: `[1, max_seqs]`.
     pub chosen: Tensor,
-    /// What temperature and filters did: `[max_seqs, 2]`.
+    /// `1 / temperature` and the smallest kept logit of each row: `[max_seqs, 2]`.
     pub filters: Tensor,
     /// If requests may ask for log-probabilities.
     pub logprobs: Option<LogprobTables>,
@@ -147,7 +146,7 @@ impl Results {
         })
     }
 
-    /// Bytes that a step reads back at most, besides logits and alignments.
+    /// Most bytes that a step reads back, besides logits and alignments.
     pub fn step_bytes(&self) -> u64 {
         let logprobs = self.logprobs.as_ref().map_or(0, |l| 2 * l.top.size_bytes());
         self.chosen.size_bytes() + logprobs + self.scores.size_bytes()

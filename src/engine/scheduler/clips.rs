@@ -1,27 +1,27 @@
-//! Clips of sound: which wait, which have a place on the device, and who listens.
+//! Audio clips: which ones wait, which ones have a place on the device, and which requests use them.
 
 use std::sync::Weak;
 
 use super::pages::Node;
 use crate::engine::EngineError;
 
-/// Names a clip of sound.
+/// The id of an audio clip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClipId(pub u64);
 
-/// Where a clip is on the device.
+/// Index of a clip's place on the device.
 pub(in crate::engine) type ClipPlace = usize;
 
-/// A clip that the audio encoder is to run over.
+/// A clip for the audio encoder.
 #[derive(Debug)]
 pub(in crate::engine) struct Clip {
     pub id: ClipId,
     pub place: ClipPlace,
-    /// `[n_frames, n_mels]`. Empty once they are uploaded.
+    /// `[n_frames, n_mels]`. Empty after the upload.
     pub features: Vec<f32>,
 }
 
-/// The clips of an engine, in the order they came.
+/// The clips of an engine, in their order.
 #[derive(Debug)]
 pub(in crate::engine) struct ClipTable {
     n_frames: usize,
@@ -35,12 +35,11 @@ pub(in crate::engine) struct ClipTable {
 #[derive(Debug)]
 struct Entry {
     id: ClipId,
-    /// Until it has a place.
+    /// Empty once it has a place.
     features: Vec<f32>,
-    /// Where it is, and where its sequences' prefixes begin in the cache: what was heard is part of what keys and values
-    /// depend on.
+    /// Its place, and the root of its sequences' prefixes: keys and values depend on the clip.
     place: Option<(ClipPlace, Node)>,
-    /// Requests that have not ended, and recordings that have not finished.
+    /// Number of requests that have not ended, plus one while the audio encoder runs.
     n_users: usize,
     forgotten: bool,
     /// The clip is forgotten once this is dropped.
@@ -48,7 +47,7 @@ struct Entry {
 }
 
 impl ClipTable {
-    /// Room for `n_places` clips of `n_frames` frames.
+    /// A table of `n_places` clips of `n_frames` frames.
     pub fn new(n_places: usize, [n_frames, n_mels]: [usize; 2]) -> Self {
         let free = (0..n_places).rev().collect();
         ClipTable { n_frames, n_mels, n_places, free, clips: Vec::new(), next_id: 1 }
@@ -76,8 +75,8 @@ impl ClipTable {
         let n_kept = self.clips.iter().filter(|clip| !clip.forgotten).count();
         if n_kept >= self.n_places {
             return Err(EngineError::Clip {
-                found: format!("no place: {n_kept} are kept"),
-                expected: "one of them to be forgotten, or more places".into(),
+                found: format!("no place: {n_kept} clips are kept"),
+                expected: "fewer than `EngineOptions::max_clips`".into(),
             });
         }
         let id = ClipId(self.next_id);
@@ -87,7 +86,7 @@ impl ClipTable {
         Ok(id)
     }
 
-    /// Drops the clip once no request that names it is left.
+    /// Drops the clip once no request refers to it.
     pub fn forget(&mut self, id: ClipId) {
         if let Some(clip) = self.find(id) {
             clip.forgotten = true;
@@ -117,18 +116,18 @@ impl ClipTable {
         });
     }
 
-    /// Whether requests may name the clip.
+    /// Whether requests may refer to the clip.
     pub fn knows(&self, id: ClipId) -> bool {
         self.clips.iter().any(|clip| clip.id == id && !clip.forgotten)
     }
 
-    /// Whether a clip is to be heard.
+    /// Whether a clip waits for the audio encoder.
     pub fn has_waiting(&self) -> bool {
         self.clips.iter().any(|clip| clip.place.is_none())
     }
 
-    /// Gives the next waiting clip a place, if there is one; the recording of its encoder uses it. `root` is a prefix
-    /// of its own.
+    /// Gives the next waiting clip a place, if one is free, and `root` as the root of its prefixes. The audio encoder counts
+    /// as a user.
     pub fn admit(&mut self, root: impl FnOnce() -> Node) -> Option<Clip> {
         let place = *self.free.last()?;
         let clip = self.clips.iter_mut().find(|clip| clip.place.is_none())?;
@@ -138,14 +137,14 @@ impl ClipTable {
         Some(Clip { id: clip.id, place, features: std::mem::take(&mut clip.features) })
     }
 
-    /// A request names it.
+    /// A request refers to it.
     pub fn hold(&mut self, id: ClipId) {
         if let Some(clip) = self.find(id) {
             clip.n_users += 1;
         }
     }
 
-    /// The request has ended, or the encoder's recording has finished.
+    /// A request has ended, or the audio encoder has finished.
     pub fn release(&mut self, id: ClipId) {
         if let Some(clip) = self.find(id) {
             clip.n_users -= 1;
@@ -153,7 +152,7 @@ impl ClipTable {
         self.tidy();
     }
 
-    /// Where the clip is, and where prefixes of its sequences begin in the cache, once it has a place.
+    /// The clip's place and the root of its sequences' prefixes, once it has a place.
     pub fn place(&self, id: ClipId) -> Option<(ClipPlace, Node)> {
         self.clips.iter().find(|clip| clip.id == id).and_then(|clip| clip.place)
     }

@@ -1,13 +1,13 @@
-//! Which request's rows the next step computes, and what becomes of the results: plain data, no device.
+//! The scheduler: which rows the next step computes, and what its results mean. Plain data, no device.
 //!
-//! Requests are served in the order they came. A sequence is admitted when a slot is free and the cache has room for
-//! its prompt; pages for what it generates are taken as it needs them. When none is left, the youngest running sequence
-//! is preempted: it gives its pages up once nothing of it is in flight, waits at its place in the order, and is
-//! computed again later, every token by the kind of row that computed it first, so to the same bits.
+//! Requests are served in their order. A sequence is admitted when a slot is free and the cache has pages for its prompt. It
+//! takes pages for generated tokens as it needs them. When no page is left, the youngest running sequence is preempted: it
+//! releases its pages once nothing of it is in flight, waits at its place in the order, and is computed again later, every
+//! token with the kind of row that computed it first, and so to the same bits.
 //!
-//! The contract with the runner is a [`Step`] (or a [`Clip`]) one way and [`StepResults`] the other. Steps are planned
-//! before the results of earlier ones have arrived: the token that a step draws is read on the device by the next, so
-//! the scheduler learns of it late and only looks for the end.
+//! The contract with the runner is a [`Step`] (or a [`Clip`]) in one direction and [`StepResults`] in the other. Steps are
+//! planned before the results of earlier ones have arrived: the device reads the token that a step draws in the next step,
+//! so the scheduler gets it late, and needs it only to find the end of a text.
 
 mod clips;
 mod pages;
@@ -31,25 +31,25 @@ pub(in crate::engine) use step::{Admission, PageEntry, Step, StepResults};
 use super::{EngineError, Event, FinishReason, Logprobs, RequestId};
 use crate::text::Tokenizer;
 
-/// How large the runner's tables are, and what the scheduler may ask of it.
+/// The sizes of the runner's tables, and the outputs that it supports.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
     /// `model_type` of the model, for messages.
     pub architecture: &'static str,
     pub vocab_size: usize,
-    /// Positions of a sequence.
+    /// Most positions of a sequence.
     pub ctx: usize,
     /// Pages of the cache.
     pub n_pages: usize,
-    /// Sequences at a time, and single rows of a step.
+    /// Most running sequences, and single rows of a step.
     pub max_seqs: usize,
-    /// Rows of a step.
+    /// Most rows of a step.
     pub max_rows: usize,
-    /// Rows of a step that get logits.
+    /// Most rows of a step that get logits.
     pub max_sampled: usize,
-    /// Requests that wait.
+    /// Most waiting requests.
     pub max_waiting: usize,
-    /// Prompt rows of an attention block.
+    /// Most prompt rows of an attention block.
     pub block_rows: usize,
     pub max_logprobs: usize,
     pub has_logits: bool,
@@ -58,10 +58,10 @@ pub(super) struct Limits {
     pub prefix_cache: bool,
 }
 
-/// Waiting sequences that may be passed over because a running one computes their prefix: looking costs time.
+/// Most waiting sequences that are passed over because a running one computes their prefix, which bounds the search.
 const LOOK_AHEAD: usize = 32;
 
-/// What comes next.
+/// The next work of the runner.
 #[derive(Debug)]
 pub(super) enum Work {
     /// A forward pass over a batch.
@@ -76,10 +76,10 @@ pub(super) struct Scheduler {
     tokenizer: Option<Tokenizer>,
     end_tokens: Vec<u32>,
     pages: PageTable,
-    /// Of a model that hears.
+    /// If the model has an audio encoder.
     clips: Option<ClipTable>,
     free_slots: Vec<usize>,
-    /// In the order they came, those that were preempted among them.
+    /// In the order of submission, including preempted sequences.
     waiting: BTreeMap<RequestId, Sequence>,
     running: Vec<Sequence>,
     events: Vec<Event>,
@@ -111,14 +111,14 @@ impl Scheduler {
         &self.limits
     }
 
-    /// Queues a clip of sound for the audio encoder.
+    /// Queues a clip for the audio encoder.
     pub fn listen(&mut self, features: &[f32]) -> Result<ClipId, EngineError> {
         let architecture = self.limits.architecture;
-        let problem = super::error::HEARS_NOTHING;
+        let problem = super::error::NO_AUDIO_ENCODER;
         self.clips.as_mut().ok_or(EngineError::Speech { architecture, problem })?.listen(features)
     }
 
-    /// Drops the clip once no request that names it is left.
+    /// Drops the clip once no request refers to it.
     pub fn forget(&mut self, clip: ClipId) {
         self.clips.iter_mut().for_each(|clips| clips.forget(clip));
     }
@@ -128,7 +128,7 @@ impl Scheduler {
         self.clips.iter_mut().for_each(|clips| clips.forget_with(clip, owner.clone()));
     }
 
-    /// Ends a request: at once if it waits, else before its next step. Its last event comes all the same.
+    /// Cancels a request: immediately if it waits, else before its next step. Its last event still comes.
     pub fn cancel(&mut self, id: RequestId) {
         if let Some(mut sequence) = self.waiting.remove(&id) {
             sequence.finished = Some(FinishReason::Cancelled);
@@ -139,7 +139,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether nothing waits or runs.
+    /// Whether no request or clip waits or runs.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty()
             && self.running.is_empty()
@@ -151,7 +151,7 @@ impl Scheduler {
         std::mem::take(&mut self.events)
     }
 
-    /// Decides what comes next: a clip if one waits and has room, else a step.
+    /// Decides what comes next: a clip if one waits and has a place, else a step.
     pub fn next(&mut self) -> Option<Work> {
         let (clips, pages) = (&mut self.clips, &mut self.pages);
         if let Some(clip) = clips.as_mut().and_then(|clips| clips.admit(|| pages.new_root())) {
@@ -160,13 +160,12 @@ impl Scheduler {
         self.plan().map(|step| Work::Step(Box::new(step)))
     }
 
-    /// Decides what the next step computes, and admits sequences that find room.
+    /// Decides what the next step computes, and admits sequences that fit.
     fn plan(&mut self) -> Option<Step> {
         self.retire();
         let mut step = Step::default();
         let mut batch = Batch::default();
-        // Pages go to the oldest first. The rows of what decodes stand in the order of slots, so that a step that
-        // continues as the last one did differs from it in nothing.
+        // The oldest sequences get pages first. Decode rows are in the order of slots, so that steady steps have equal tables.
         self.running.sort_by_key(|s| s.id);
         for i in 0..self.running.len() {
             if self.running[i].decodes() && self.provide(i, &mut step) {
@@ -174,8 +173,8 @@ impl Scheduler {
             }
         }
         batch.single.sort_by_key(|row| row.slot);
-        // Then what is fed. The oldest takes what there is, less a page's worth for each of the younger ones: so a long
-        // prompt is not slowed down by short ones, nor do they wait until it ends.
+        // Then fed tokens. The oldest sequence takes the remaining rows, except a page's worth for each younger one. So short
+        // prompts do not slow down a long one, and do not wait for its end.
         let unfed: Vec<usize> =
             (0..self.running.len()).filter(|i| !self.running[*i].unfed().is_empty()).collect();
         let has_candidate = !self.free_slots.is_empty() && !self.waiting.is_empty();
@@ -189,13 +188,13 @@ impl Scheduler {
             let n = self.limits.max_rows - batch.n_rows();
             self.feed(self.running.len() - 1, n, &mut batch, &mut step);
         }
-        // What the others left.
+        // The rows that are left over.
         for i in unfed {
             let n = self.limits.max_rows - batch.n_rows();
             self.feed(i, n, &mut batch, &mut step);
         }
         if batch.n_rows() == 0 {
-            debug_assert!(step.admitted.is_empty() && step.pages.is_empty(), "who is admitted has rows");
+            debug_assert!(step.admitted.is_empty() && step.pages.is_empty(), "an admitted sequence has rows");
             return None;
         }
         step.assemble(&batch.single, &batch.prompt, self.limits.block_rows);
@@ -209,8 +208,8 @@ impl Scheduler {
         Some(step)
     }
 
-    /// Records up to `n` rows of what running sequence `i` was fed, in order, as far as there are pages, room for
-    /// single rows and room for logits.
+    /// Adds up to `n` rows of fed tokens of running sequence `i`, in order, until pages, single rows or rows with logits run
+    /// out.
     fn feed(&mut self, i: usize, n: usize, batch: &mut Batch, step: &mut Step) {
         let Limits { max_seqs, max_sampled, prefix_cache, .. } = self.limits;
         let mut n_left = n;
@@ -231,8 +230,8 @@ impl Scheduler {
         }
     }
 
-    /// Makes sure that the next row of running sequence `i` has a page. If none is left, the youngest of those that came
-    /// later is preempted: its pages come back once nothing of it is in flight. If `i` is the youngest itself, it waits.
+    /// Makes sure that the next row of running sequence `i` has a page. If none is left, preempts the youngest of the sequences
+    /// that came later, whose pages are released once nothing of it is in flight. If `i` is the youngest, it waits.
     fn provide(&mut self, i: usize, step: &mut Step) -> bool {
         let Sequence { slot, n_recorded, .. } = self.running[i];
         let index = n_recorded / PAGE_SIZE;
@@ -244,7 +243,7 @@ impl Scheduler {
                 break page;
             }
             if self.running.iter().any(|s| !s.is_active() && s.n_in_flight > 0) {
-                return false; // pages are on their way
+                return false; // pages will be released soon
             }
             let mut younger = self.running.iter_mut().skip(i + 1).filter(|s| s.is_active());
             let Some(youngest) = younger.next_back() else { return false };
@@ -262,7 +261,7 @@ impl Scheduler {
         true
     }
 
-    /// Gives the next waiting sequence a slot and the pages of its prefix, if there is room for the rest of it.
+    /// Gives the next waiting sequence a slot and the cached pages of its prefix, if there are pages for the rest.
     fn admit(&mut self, step: &mut Step) -> bool {
         let Some(slot) = self.free_slots.last().copied() else { return false };
         let Some((id, prefix, root)) = self.candidate() else { return false };
@@ -288,12 +287,12 @@ impl Scheduler {
         true
     }
 
-    /// The waiting sequence that comes next, what the cache has of it, and where its prefixes begin; `None` if nobody
-    /// waits or the next one has no room.
+    /// The next waiting sequence, its cached prefix, and the root of its prefixes. `None` if none waits or the next one does
+    /// not fit.
     fn candidate(&self) -> Option<(RequestId, Prefix, u64)> {
         let mut n_looked_at = 0;
         for s in self.waiting.values() {
-            // Who listens to a clip that has no place yet lets others pass.
+            // A sequence whose clip has no place yet is passed over.
             let root = match (&s.request.speech, &self.clips) {
                 (Some(speech), Some(clips)) => match clips.place(speech.clip) {
                     Some((_, root)) => root,
@@ -307,8 +306,8 @@ impl Scheduler {
                 n_looked_at += 1;
                 continue;
             }
-            // Room for all that is known of it, and so that nobody is preempted at once, for what the others were
-            // promised and a page for each to write on.
+            // Requires pages for all its known tokens, and, so that nothing is preempted immediately, for the tokens that
+            // running sequences have not computed yet, plus one page each to continue.
             let running = self.running.iter().filter(|s| s.is_active());
             let promised: usize = running.map(|s| s.n_pages_to_feed() + 1).sum();
             let own = Step::n_pages(s.tokens.len()) - prefix.pages.len();
@@ -318,8 +317,7 @@ impl Scheduler {
         None
     }
 
-    /// Whether a running sequence is about to compute more of what `s` needs than the cache has: it is worth waiting
-    /// for.
+    /// Whether a running sequence is about to compute more of `s`'s prefix than the cache has, so that waiting saves work.
     fn is_being_computed(&self, s: &Sequence, n_shareable: usize, prefix: &Prefix, root: u64) -> bool {
         let wanted = &s.tokens[..n_shareable.saturating_sub(1)];
         self.running.iter().filter(|other| other.root == root && !other.unfed().is_empty()).any(|other| {
@@ -329,12 +327,12 @@ impl Scheduler {
         })
     }
 
-    /// Hands a clip's place on: its encoder has finished.
+    /// The audio encoder has finished a clip.
     pub fn clip_landed(&mut self, clip: ClipId) {
         self.clips.iter_mut().for_each(|clips| clips.release(clip));
     }
 
-    /// Hands a step's results to its sequences.
+    /// Passes a step's results to its sequences.
     pub fn step_landed(&mut self, step: &Step, results: StepResults) {
         for s in self.running.iter_mut().filter(|s| step.members.contains(&s.id)) {
             s.n_in_flight -= 1;
@@ -380,7 +378,7 @@ impl Scheduler {
         self.retire();
     }
 
-    /// Hands log-probabilities of prompts' tokens to their sequences, those of one sequence in one event.
+    /// Passes log-probabilities of prompts' tokens to their sequences, those of one sequence in one event.
     fn scored(&mut self, tokens: &[(RequestId, usize)], values: &[f32]) {
         let mut values = values.iter();
         for tokens in tokens.chunk_by(|a, b| a.0 == b.0) {
@@ -400,7 +398,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes slot and pages of sequences that are finished or preempted and have nothing in flight.
+    /// Releases slots and pages of sequences that are finished or preempted and have nothing in flight.
     fn retire(&mut self) {
         let mut i = 0;
         while i < self.running.len() {
@@ -410,7 +408,7 @@ impl Scheduler {
             }
             let mut s = self.running.swap_remove(i);
             let (published, pages) = s.give_up_pages();
-            // What a failed sequence computed is not to be found again.
+            // Pages of a failed sequence are not shared.
             self.vacate(published.filter(|_| !s.failed), &pages);
             self.free_slots.push(s.slot);
             if s.finished.is_some() {
@@ -422,7 +420,7 @@ impl Scheduler {
         }
     }
 
-    /// Releases a sequence's pages; what they hold can be found again if they were published.
+    /// Releases a sequence's pages. Later prefixes find their contents if they are published.
     fn vacate(&mut self, leaves: Option<(Published, Vec<Token>)>, pages: &[u32]) {
         if let (Some((published, tokens)), true) = (leaves, self.limits.prefix_cache) {
             self.pages.leave(published, pages, &tokens);
@@ -430,7 +428,7 @@ impl Scheduler {
         self.pages.release(pages);
     }
 
-    /// Says how a sequence ended.
+    /// Reports the end of a sequence.
     fn end(&mut self, mut s: Sequence) {
         if let (Some(clips), Some(speech)) = (&mut self.clips, &s.request.speech) {
             clips.release(speech.clip);
@@ -457,7 +455,7 @@ impl Batch {
         self.single.len() + self.prompt.len()
     }
 
-    /// Records the next row of a sequence.
+    /// Adds the next row of a sequence.
     fn add(&mut self, s: &mut Sequence, wanted: Wanted, is_single: bool) {
         if self.members.last() != Some(&s.id) && !self.members.contains(&s.id) {
             self.members.push(s.id);
@@ -474,7 +472,7 @@ impl Batch {
         s.n_drawn += usize::from(wanted.draw);
     }
 
-    /// Records the row of the token that the last one draws.
+    /// Adds the row of the token that the last row draws.
     fn add_next(&mut self, s: &mut Sequence) {
         self.add(s, Wanted { draw: true, ..Wanted::default() }, true);
     }

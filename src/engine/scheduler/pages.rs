@@ -1,14 +1,14 @@
-//! The page table of the KV cache: which pages are free, who uses the others, and what they hold.
+//! The page table of the KV cache: free pages, users of pages, and their contents.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Positions a page. A prefix is shared in whole pages, so small pages share more; 16 are still 4 KiB of
-/// keys in F16 for 8 heads of 16, enough for full cache lines.
+/// Positions per page. Prefixes are shared in whole pages, so small pages share more; 16 positions still have 4 KiB of F16
+/// keys for 8 heads of 16, enough for full cache lines.
 pub const PAGE_SIZE: usize = 16;
 
-/// A token and the kind of row that computes its keys and values. The kinds go through different kernels, whose sums
-/// differ in their last bits, so the kind is part of what a page holds: what is found again has the bits that computing
-/// it anew would give.
+/// A token, with the kind of row that computes its keys and values. The kinds go through different kernels, whose sums differ
+/// in their last bits. So the kind is part of a page's identity: a page that is found has the same bits as one that is
+/// computed again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::engine) struct Token(u32);
 
@@ -16,7 +16,7 @@ impl Token {
     /// Vocabularies are smaller than 2^28 (`models::open` checks it), so the highest bit is free.
     const GENERATED: u32 = 1 << 31;
 
-    /// A token of a prompt, computed as one of many rows.
+    /// A token of a prompt, computed as a prompt row.
     pub fn prompt(id: u32) -> Self {
         Token(id)
     }
@@ -35,24 +35,24 @@ impl Token {
     }
 }
 
-/// A page's content, all tokens before it included: a number that is never given twice.
+/// The identity of a page's content, including all tokens before it: a number that is never used twice.
 pub(in crate::engine) type Node = u64;
 
 /// The content before the first page.
 pub(in crate::engine) const ROOT: Node = 0;
 
-/// What a full page holds: the content before it, and its tokens.
+/// The content of a full page: the node before it, and its tokens.
 type Content = (Node, [Token; PAGE_SIZE]);
 
-/// Who uses the pages, and what they hold.
+/// The page table.
 #[derive(Debug)]
 pub(in crate::engine) struct PageTable {
     free: Vec<u32>,
     pages: Vec<Page>,
-    /// Full pages by what they hold.
+    /// Full pages by content.
     known: HashMap<Content, u32>,
-    /// Pages that a finished sequence left partly filled, by the node before; the next turn of a conversation
-    /// continues in them.
+    /// Pages that a finished sequence left partly filled, by the node before them. The next turn of a conversation continues in
+    /// them.
     unfinished: HashMap<Node, (u32, Vec<Token>)>,
     /// Known and unfinished pages that no sequence uses, least recently used first.
     idle: BTreeMap<u64, u32>,
@@ -68,19 +68,19 @@ struct Page {
     idle_since: u64,
 }
 
-/// A prefix that is in the cache.
+/// A cached prefix.
 #[derive(Debug, Default, PartialEq)]
 pub(in crate::engine) struct Prefix {
-    /// Its pages; the last one may be partly filled.
+    /// Its pages. The last one may be partly filled.
     pub pages: Vec<u32>,
-    /// Tokens that they hold.
+    /// Tokens in these pages.
     pub n_tokens: usize,
     /// Pages among them that no sequence uses.
     pub n_idle: usize,
     is_unfinished: bool,
 }
 
-/// How far a sequence's pages are known: the node after the last of them, and how many there are.
+/// The published pages of a sequence: the node after the last one, and their number.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(in crate::engine) struct Published {
     pub node: Node,
@@ -99,12 +99,12 @@ impl PageTable {
         }
     }
 
-    /// Pages that can be taken: those that are free, and those that hold what nobody uses.
+    /// Pages that can be taken: free ones, and those that no sequence uses.
     pub fn n_available(&self) -> usize {
         self.free.len() + self.idle.len()
     }
 
-    /// The beginning of sequences that share nothing with those that have another one.
+    /// A new root. Sequences with different roots share no pages.
     pub fn new_root(&mut self) -> Node {
         self.clock += 1;
         self.clock
@@ -121,7 +121,7 @@ impl PageTable {
             found.pages.push(*page);
         }
         found.n_tokens = found.pages.len() * PAGE_SIZE;
-        // What follows may be at the beginning of a page that nobody continues.
+        // The rest may be the beginning of an unfinished page.
         if let Some((page, begun)) = self.unfinished.get(&node) {
             let n_same = begun.iter().zip(&usable[found.n_tokens..]).take_while(|(a, b)| a == b).count();
             if n_same > 0 {
@@ -148,7 +148,7 @@ impl PageTable {
         }
     }
 
-    /// Takes a page that nobody uses: a free one, else the least recently used.
+    /// Takes a page that no sequence uses: a free one, else the least recently used.
     pub fn take(&mut self) -> Option<u32> {
         let page = match self.free.pop() {
             Some(page) => page,
@@ -162,7 +162,7 @@ impl PageTable {
         Some(page)
     }
 
-    /// Nobody finds the page's content any more.
+    /// Makes the page's content unknown.
     fn forget(&mut self, page: u32) {
         let state = &mut self.pages[page as usize];
         if let Some(content) = state.known_as.take() {
@@ -173,8 +173,8 @@ impl PageTable {
         }
     }
 
-    /// Makes the full pages of a sequence known beyond those of `published`, so that others share them. `tokens` are
-    /// those whose keys and values are written once everything recorded so far is done.
+    /// Publishes the full pages of a sequence beyond those in `published`, so that others can share them. `tokens` are those
+    /// whose keys and values have been recorded.
     pub fn publish(&mut self, published: &mut Published, pages: &[u32], tokens: &[Token]) {
         let full = tokens.as_chunks::<PAGE_SIZE>().0;
         for (page, tokens) in pages.iter().zip(full).skip(published.n_pages) {
@@ -192,12 +192,12 @@ impl PageTable {
         }
     }
 
-    /// Publishes what a sequence leaves behind: its full pages, and the one that it was filling.
+    /// Publishes the pages of a sequence that ends: full ones, and the last, partly filled one.
     pub fn leave(&mut self, mut published: Published, pages: &[u32], tokens: &[Token]) {
         self.publish(&mut published, pages, tokens);
         let (full, rest) = tokens.as_chunks::<PAGE_SIZE>();
         if let (Some(page), false) = (pages.get(full.len()), rest.is_empty()) {
-            // The latest conversation wins: it is the likeliest to continue.
+            // The latest one replaces an older one: its conversation is the most likely to continue.
             let node = published.node;
             if let Some((old, _)) = self.unfinished.insert(node, (*page, rest.to_vec())) {
                 self.pages[old as usize].unfinished_after = None;
@@ -207,7 +207,7 @@ impl PageTable {
         }
     }
 
-    /// Frees a page that lost its content while nobody used it.
+    /// Frees a page that lost its content while no sequence used it.
     fn tidy(&mut self, page: u32) {
         let state = &self.pages[page as usize];
         let holds_nothing = state.known_as.is_none() && state.unfinished_after.is_none();
@@ -216,8 +216,7 @@ impl PageTable {
         }
     }
 
-    /// Gives a sequence's pages back. Those whose content is known keep it until they are needed, later pages going
-    /// first.
+    /// Releases a sequence's pages. Pages with known content keep it until they are needed; later pages are reused first.
     pub fn release(&mut self, pages: &[u32]) {
         for page in pages.iter().rev() {
             let state = &mut self.pages[*page as usize];
@@ -235,10 +234,10 @@ impl PageTable {
         }
     }
 
-    /// Checks that every page is in one state only, and has as many users as `sequences` say.
+    /// Checks that every page is in exactly one state, and that its number of users matches `sequences`.
     ///
     /// # Panics
-    /// If one is not.
+    /// If a page violates this.
     #[cfg(test)]
     pub fn check<'a>(&self, sequences: impl Iterator<Item = &'a [u32]>) {
         let mut n_users = vec![0; self.pages.len()];

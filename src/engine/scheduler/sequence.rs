@@ -1,4 +1,4 @@
-//! One request on its way through the scheduler.
+//! A sequence: one request in the scheduler.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -8,37 +8,37 @@ use crate::engine::EngineError;
 use crate::engine::events::{Event, FinishReason, Logits, Logprobs, Request, RequestId, Timings, Usage};
 use crate::text::StreamDecoder;
 
-/// A request, its place on the device, and what came back so far.
+/// A request, its place on the device, and its results so far.
 ///
-/// Its rows come in two phases: first those of `fed` tokens, which are known when it is admitted (the prompt, and after
-/// a preemption what was generated before it), then one row a step for each token that the step before draws.
+/// Its rows come in two phases: first those of fed tokens, which are known at admission (the prompt, and after a preemption
+/// the tokens generated before), then one row per step, for the token that the previous step draws.
 pub(in crate::engine) struct Sequence {
     pub id: RequestId,
     pub request: Request,
     pub seed: u64,
-    /// Prompt, then what was generated and has arrived.
+    /// The prompt, then generated tokens that have arrived.
     pub tokens: Vec<Token>,
-    /// Row of the device's tables, while it runs.
+    /// Its row of the device's tables, while it runs.
     pub slot: usize,
     pub pages: Vec<u32>,
-    /// Where its prefixes begin in the cache.
+    /// The root of its prefixes in the cache.
     pub root: Node,
     pub published: Published,
     /// Tokens of the prompt that were found in the cache when it was first admitted.
     pub n_cached: usize,
     /// Tokens whose ids were written to the device's table at admission.
     pub n_fed: usize,
-    /// Positions whose keys and values are recorded.
+    /// Positions whose keys and values have been recorded.
     pub n_recorded: usize,
-    /// Draws recorded, those that have arrived included.
+    /// Recorded draws, including those that have arrived.
     pub n_drawn: usize,
-    /// Most draws: `max_tokens`, or what context and cache hold.
+    /// Most draws: `max_tokens`, or the limit of context and cache.
     pub most: usize,
-    /// Steps recorded and not arrived yet.
+    /// Its steps in flight.
     pub n_in_flight: usize,
     /// Set once no more steps are recorded.
     pub finished: Option<FinishReason>,
-    /// It gives its pages up once nothing of it is in flight, and waits again.
+    /// It releases its pages once nothing of it is in flight, and waits again.
     pub is_preempted: bool,
     pub failed: bool,
     /// Positions of the prompt whose logits or log-probabilities have been reported.
@@ -47,7 +47,7 @@ pub(in crate::engine) struct Sequence {
     pub n_aligned: usize,
     end_logprobs: Option<Logprobs>,
     decoder: Option<StreamDecoder>,
-    /// Text that may be the beginning of a stop text.
+    /// Text held back because it may be the beginning of a stop text.
     held: String,
     submitted: Instant,
     admitted: Option<Instant>,
@@ -56,7 +56,7 @@ pub(in crate::engine) struct Sequence {
     gaps_ms: Vec<f64>,
 }
 
-/// What a row is computed for, beside its keys and values.
+/// What a row is computed for, besides its keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Wanted {
     pub draw: bool,
@@ -115,7 +115,7 @@ impl Sequence {
         }
     }
 
-    /// Gives it a slot, and the pages of what the cache has of it after `root`.
+    /// Gives it a slot, and the pages of its cached prefix after `root`.
     pub fn admit(&mut self, slot: usize, root: Node, prefix: Prefix) {
         (self.slot, self.root, self.pages) = (slot, root, prefix.pages);
         self.published = Published { node: root, n_pages: 0 };
@@ -128,9 +128,9 @@ impl Sequence {
         }
     }
 
-    /// Gives its pages up, and says what they hold. Nothing of it is in flight.
+    /// Gives up its pages, and returns them with their contents. Nothing of it is in flight.
     pub fn give_up_pages(&mut self) -> (Option<(Published, Vec<Token>)>, Vec<u32>) {
-        // Steps drawn ahead of a late stop wrote beyond the last token that counts; what is published ends before it.
+        // Steps recorded before a stop was found wrote beyond the last token. That part is not published.
         let n = self.n_recorded.min(self.tokens.len());
         let pages = std::mem::take(&mut self.pages);
         let leaves = (!pages.is_empty()).then(|| (self.published, self.tokens[..n].to_vec()));
@@ -147,9 +147,9 @@ impl Sequence {
         self.finished.is_none() && !self.is_preempted
     }
 
-    /// Positions of fed tokens that are to be recorded.
+    /// Positions of fed tokens that have not been recorded.
     pub fn unfed(&self) -> Range<usize> {
-        // What a prompt's last token leads to is no part of the prompt's probability.
+        // The prediction after the last token is not part of the prompt's probability.
         let end = self.n_fed - usize::from(self.request.prompt_logprobs.is_some());
         if self.is_active() { self.n_recorded..end.max(self.n_recorded) } else { 0..0 }
     }
@@ -159,7 +159,7 @@ impl Sequence {
         self.is_active() && self.n_recorded >= self.n_fed && self.n_drawn > 0 && self.n_drawn < self.most
     }
 
-    /// Pages that it needs until all that is fed has been computed, beyond those that it has.
+    /// Pages that it still needs for all fed tokens.
     pub fn n_pages_to_feed(&self) -> usize {
         self.unfed().end.div_ceil(PAGE_SIZE).saturating_sub(self.pages.len())
     }
@@ -179,28 +179,27 @@ impl Sequence {
         }
     }
 
-    /// Tokens whose rows need not be computed where their keys and values are in the cache: all but those whose
-    /// results are wanted.
+    /// Tokens whose rows need not be computed if their keys and values are cached: all but those whose results are needed.
     pub fn n_shareable(&self) -> usize {
         let all = if self.aligns() { self.n_aligned } else { self.tokens.len() };
         let all = match self.request.logits {
             Some(Logits::All) => all.min(self.n_reported),
             _ => all,
         };
-        // A token's log-probability needs the row before it computed.
+        // A token's log-probability is a result of the row before it.
         let from = self.request.prompt_logprobs.map(|from| from.max(self.n_reported + 1));
         from.map_or(all, |from| all.min(from))
     }
 
-    /// Whether the prompt's rows should report what they attend to.
+    /// Whether the request asks for the prompt rows' attention to the clip.
     fn aligns(&self) -> bool {
         self.request.speech.as_ref().is_some_and(|speech| speech.alignment)
     }
 
-    /// Takes in a token that arrived; `ends` says whether it is an end token.
+    /// Handles a token that has arrived; `ends` is whether it is an end token.
     pub fn arrived(&mut self, token: u32, ends: bool, logprobs: Option<Logprobs>, events: &mut Vec<Event>) {
         if self.finished.is_some() {
-            return; // drawn ahead of a stop that was found late
+            return; // drawn before the stop was found
         }
         let now = Instant::now();
         match self.last_token {
@@ -229,7 +228,7 @@ impl Sequence {
         }
     }
 
-    /// Adds `piece` to the held text and returns what cannot belong to a stop text; finishes at a stop text.
+    /// Adds `piece` to the held text, and returns the part that cannot belong to a stop text. Finishes at a stop text.
     fn release(&mut self, piece: &str) -> String {
         self.held.push_str(piece);
         let stops = || self.request.stop.iter().filter(|s| !s.is_empty());
@@ -251,7 +250,7 @@ impl Sequence {
         events.push(Event::Failed { id: self.id, error });
     }
 
-    /// The last event, once nothing is in flight; nothing after a failure, which was one.
+    /// The last event, once nothing is in flight. `None` after a failure, which has had its event.
     pub fn done(&mut self) -> Option<Event> {
         let finish_reason = self.finished?;
         if self.failed {

@@ -1,4 +1,4 @@
-//! What the scheduler asks of the runner, and what it gets back: plain data, the whole contract between the two.
+//! The contract between scheduler and runner: plain data.
 
 use super::clips::ClipPlace;
 use super::pages::PAGE_SIZE;
@@ -8,48 +8,48 @@ use crate::ops::Rows;
 /// One forward pass over a batch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(in crate::engine) struct Step {
-    /// Sequences that get a slot with this step. Nothing in flight touches the slot.
+    /// Sequences that get a slot with this step. Nothing in flight uses the slot.
     pub admitted: Vec<Admission>,
-    /// Pages that running sequences get, beyond the positions in flight.
+    /// Pages for running sequences, beyond the positions in flight.
     pub pages: Vec<PageEntry>,
-    /// How many of `rows` are computed one by one, as generated tokens, and how many as those of prompts.
+    /// How many of `rows` are computed as generated tokens (single rows), and how many as prompt rows.
     pub n: Rows,
     /// (slot, position) of each row: single rows first.
     pub rows: Vec<[u32; 2]>,
-    /// (first row, rows) of each attention block: one for each single row, then those of prompts.
+    /// (first row, rows) of each attention block: one for each single row, then those of prompt rows.
     pub blocks: Vec<[u32; 2]>,
-    /// Rows that get logits: first those that draw, then those that only want logits, then those whose next token
-    /// gets its log-probability.
+    /// Rows that get logits: first those that draw, then those whose logits are reported, then those whose next token's
+    /// log-probability is reported.
     pub sampled: Vec<u32>,
     /// Requests that draw, in the order of `sampled`.
     pub draws: Vec<RequestId>,
-    /// Requests and positions that want logits, in the order of the next ones of `sampled`.
+    /// Requests and positions whose logits are reported, in the order of the next rows of `sampled`.
     pub logits: Vec<(RequestId, usize)>,
-    /// Requests and positions of tokens that get their log-probabilities, in the order of the rest of `sampled`.
+    /// Requests and positions of tokens whose log-probabilities are reported, in the order of the rest of `sampled`.
     pub scores: Vec<(RequestId, usize)>,
-    /// Requests, positions and rows that report what they attend to in a clip.
+    /// Requests, positions and rows whose attention to a clip is reported.
     pub aligned: Vec<(RequestId, usize, usize)>,
     /// Requests that have rows.
     pub members: Vec<RequestId>,
     /// Positions of the longest sequence that has a single row.
     pub longest: usize,
-    /// Some row's logits are changed before the draw.
+    /// Whether some row has penalties or biases.
     pub penalizes: bool,
-    /// Some row follows rules of speech.
+    /// Whether some row follows the rules of a transcript.
     pub rules: bool,
-    /// Most log-probabilities that a row wants.
+    /// The largest number of log-probabilities that a row's request asks for.
     pub logprobs: Option<usize>,
 }
 
-/// A sequence that gets a slot: what the slot's rows of the tables hold from now on.
+/// A sequence that gets a slot: the new contents of the slot's rows of the tables.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::engine) struct Admission {
     pub slot: usize,
-    /// Ids of the prompt, and of what was generated before a preemption.
+    /// Ids of the prompt, and of tokens generated before a preemption.
     pub tokens: Vec<u32>,
-    /// How many of them are the prompt's.
+    /// Tokens of the prompt.
     pub n_prompt: usize,
-    /// Pages that it has; more follow as [`PageEntry`]s.
+    /// Its first pages. More follow as [`PageEntry`]s.
     pub pages: Vec<u32>,
     pub sampling: Sampling,
     pub seed: u64,
@@ -65,12 +65,12 @@ pub(in crate::engine) struct PageEntry {
     pub page: u32,
 }
 
-/// What a step left, in the order of its lists.
+/// The results of a step, in the order of its lists.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(in crate::engine) struct StepResults {
-    /// Of `draws`; `None` where the logits were not finite.
+    /// Of `draws`; `None` if the logits are not finite.
     pub tokens: Vec<Option<u32>>,
-    /// Of `draws`, where log-probabilities were wanted: the chosen token and the best ones, before the filters and after.
+    /// Of `draws`, if log-probabilities are needed: the chosen token and the best ones, before and after the filters.
     pub logprobs: Vec<[Vec<TokenLogprob>; 2]>,
     /// Of `logits`.
     pub logits: Vec<Vec<f32>>,
@@ -90,7 +90,7 @@ pub(super) struct Row {
 }
 
 impl Step {
-    /// Puts the rows together: single ones, then those of prompts in attention blocks of at most `block_rows`.
+    /// Fills the step from its rows: single ones, then prompt rows in attention blocks of at most `block_rows`.
     pub(super) fn assemble(&mut self, single: &[Row], prompt: &[Row], block_rows: usize) {
         self.n = Rows { n_decode: single.len(), n_prompt: prompt.len() };
         let mut rows: Vec<(u32, &Row)> = (0..).zip(single.iter().chain(prompt)).collect();
@@ -99,7 +99,7 @@ impl Step {
             self.sampled.push(*i);
             self.draws.push(row.id);
         }
-        // What is reported of a prompt comes in the order of its positions, whichever kinds its rows are of.
+        // Reports about a prompt are in the order of positions, whatever the kinds of its rows.
         rows.sort_by_key(|(_, row)| (row.id, row.pos));
         for (i, row) in rows.iter().filter(|(_, row)| row.wanted.logits) {
             self.sampled.push(*i);
@@ -115,7 +115,7 @@ impl Step {
         self.longest = single.iter().map(|row| row.pos + 1).max().unwrap_or(0);
         self.blocks = (0..single.len() as u32).map(|row| [row, 1]).collect();
         let mut first = single.len();
-        // A block's rows are those of one sequence, one position after the other.
+        // A block has consecutive positions of one sequence.
         for run in prompt.chunk_by(|a, b| a.slot == b.slot && a.pos + 1 == b.pos) {
             for block in run.chunks(block_rows) {
                 self.blocks.push([first as u32, block.len() as u32]);
@@ -124,7 +124,7 @@ impl Step {
         }
     }
 
-    /// Pages that positions before `end` take.
+    /// Pages for the positions before `end`.
     pub(super) fn n_pages(end: usize) -> usize {
         end.div_ceil(PAGE_SIZE)
     }

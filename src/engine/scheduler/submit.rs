@@ -1,11 +1,11 @@
-//! What a request must be like to be queued.
+//! Checks and queues a request.
 
 use std::hash::{BuildHasher, Hasher};
 
 use super::pages::PAGE_SIZE;
 use super::sequence::Sequence;
 use super::{Limits, Scheduler};
-use crate::engine::error::{HEARS_NOTHING, NEEDS_CLIP};
+use crate::engine::error::{NEEDS_CLIP, NO_AUDIO_ENCODER};
 use crate::engine::{EngineError, Request, RequestId};
 use crate::text::{StreamDecoder, Tokenizer};
 
@@ -20,7 +20,7 @@ impl Scheduler {
         let n = request.prompt.len();
         let most = match request.writes() {
             false => 0,
-            // The last token that is drawn is never computed, so it needs no room in the cache.
+            // The last drawn token is never computed, so it needs no place in the cache.
             true => request.max_tokens.unwrap_or(usize::MAX).min(ctx - n).min(n_pages * PAGE_SIZE - n + 1),
         };
         let id = RequestId(self.next_id);
@@ -67,18 +67,18 @@ impl Scheduler {
             return wrong("logprobs", found, expected);
         }
         if request.logits.is_some() && !self.limits.has_logits {
-            return wrong("logits", "asked for".into(), "an engine built with `EngineOptions::logits`");
+            return wrong("logits", "set".into(), "an engine built with `EngineOptions::logits`");
         }
         if let Some(from) = request.prompt_logprobs {
             if !self.limits.has_prompt_logprobs {
                 let expected = "an engine built with `EngineOptions::prompt_logprobs`";
-                return wrong("prompt_logprobs", "asked for".into(), expected);
+                return wrong("prompt_logprobs", "set".into(), expected);
             }
             if request.logits.is_some() {
-                return wrong("prompt_logprobs", "asked for with `logits`".into(), "one of the two");
+                return wrong("prompt_logprobs", "set with `logits`".into(), "one of the two");
             }
             if from == 0 || from >= n {
-                let expected = "a position of the prompt behind its first token";
+                let expected = "a position of the prompt after its first token";
                 return wrong("prompt_logprobs", from.to_string(), expected);
             }
         }
@@ -98,22 +98,22 @@ impl Scheduler {
                 speech.rules.iter().try_for_each(|rules| rules.check(n, vocab_size))
             }
             (clips, _) => {
-                let problem = if clips.is_some() { NEEDS_CLIP } else { HEARS_NOTHING };
+                let problem = if clips.is_some() { NEEDS_CLIP } else { NO_AUDIO_ENCODER };
                 Err(EngineError::Speech { architecture: self.limits.architecture, problem })
             }
         }
     }
 }
 
-/// A decoder that knows how the prompt ends, because decoders in the manner of SentencePiece drop a space at the
-/// beginning of a text, and the answer is none. After a special token (a chat's turn) it is one.
+/// A decoder with the end of the prompt as context. SentencePiece decoders drop a space at the beginning of a text, and an
+/// answer is not the beginning of a text, except after a special token (a turn of a chat).
 fn decoder_after(tokenizer: &Tokenizer, prompt: &[u32]) -> StreamDecoder {
-    /// Tokens that a character or a space may depend on.
+    /// Tokens that may affect a character or a space after them.
     const CONTEXT: usize = 8;
     let mut decoder = StreamDecoder::new(tokenizer, true);
     let n_text = prompt.iter().rev().take(CONTEXT).take_while(|t| !tokenizer.is_special(**t)).count();
     for token in &prompt[prompt.len() - n_text..] {
-        // What the prompt says is known; ids that do not decode say nothing about the answer.
+        // The prompt's text is not needed; ids that do not decode do not affect the answer.
         let _ = decoder.push(*token);
     }
     decoder
@@ -121,7 +121,7 @@ fn decoder_after(tokenizer: &Tokenizer, prompt: &[u32]) -> StreamDecoder {
 
 /// A seed that differs from request to request and from run to run.
 fn random_seed(id: RequestId) -> u64 {
-    // The standard library keys its hash maps from the system's randomness.
+    // The standard library seeds its hash maps with the system's randomness.
     let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.write_u64(id.0);
     hasher.finish()

@@ -1,10 +1,9 @@
-//! The rules of scheduling on thousands of random schedules, against a runner that is not there.
+//! The rules of scheduling on thousands of random schedules, with a fake runner.
 //!
-//! The fake runner keeps what a device would: tables, pages, clips. Its "keys" are hashes of a token, the kind of its row
-//! and the key before it, so a page that holds anything else than what its sequence computed is found at the next row
-//! that reads it; its draws are hashes of keys. What a request gives alone is computed beside it in a few lines, and
-//! every schedule must give the same. Tables are written when a step is recorded, and rows run when it lands, as late as
-//! the test likes: so a write under a step in flight is found, too.
+//! The fake runner keeps the state of a device: tables, pages, clips. Its "keys" are hashes of a token, the kind of its row
+//! and the key before it, so the next row that reads a wrong page finds it. Its draws are hashes of keys. A few lines compute
+//! what a request gives by itself, and every schedule must give the same. Tables are written when a step is recorded, and rows
+//! run when it lands, as late as the test likes, so a write under a step in flight is found too.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -108,7 +107,7 @@ fn alone(request: &Request, ctx: usize, kv_tokens: usize) -> Outcome {
 struct Device {
     /// The key of each position, page by page.
     pages: Vec<[u64; PAGE_SIZE]>,
-    /// Clip that was heard at each place.
+    /// The encoded clip at each place.
     places: Vec<Option<ClipId>>,
     slots: Vec<Slot>,
 }
@@ -150,7 +149,7 @@ impl Device {
             let slot = &self.slots[slot];
             let at = |pos: usize| (slot.pages[pos / PAGE_SIZE] as usize, pos % PAGE_SIZE);
             let before = match pos {
-                0 => slot.place.map_or(0, |place| mix(self.places[place].expect("heard").0, 1)),
+                0 => slot.place.map_or(0, |place| mix(self.places[place].expect("encoded").0, 1)),
                 _ => self.pages[at(pos - 1).0][at(pos - 1).1],
             };
             let (page, offset) = at(pos);

@@ -42,7 +42,7 @@ impl SelfAttention {
     /// # Errors
     /// [`ModelError::Weights`].
     pub fn load(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader,
         names: &Projections<'_>,
         shape: Attention,
         hidden_size: usize,

@@ -94,7 +94,7 @@ impl ClassificationHead {
     /// # Errors
     /// [`ModelError::Weights`].
     pub fn load(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader,
         names: HeadNames<'_>,
         pooling: Pooling,
         act: Act,

@@ -119,7 +119,7 @@ impl Decoder {
     /// # Errors
     /// [`ModelError::Unsupported`], [`ModelError::Weights`].
     pub fn load(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader,
         shape: &ModelShape,
         keys: &DecoderKeys,
         variety: Variety,
@@ -130,7 +130,7 @@ impl Decoder {
         let head_dim = shape.attention[0].head_dim;
         let gpu = loader.gpu().clone();
         let rotary = keys.rope.table(&gpu, head_dim, shape.max_seq_len, max_seq_len)?;
-        let norm = |loader: &mut Loader<'_>, name: &str| -> Result<RmsNorm, ModelError> {
+        let norm = |loader: &mut Loader, name: &str| -> Result<RmsNorm, ModelError> {
             Ok(RmsNorm { w: loader.vector(name, hidden)?, eps: keys.rms_norm_eps, offset: 0.0 })
         };
         let embed = loader.table("model.embed_tokens.weight", [shape.vocab_size, hidden])?;

@@ -21,13 +21,7 @@ impl LayerNorm {
     ///
     /// # Errors
     /// [`ModelError::Weights`].
-    pub fn load(
-        loader: &mut Loader<'_>,
-        name: &str,
-        n: usize,
-        bias: bool,
-        eps: f32,
-    ) -> Result<Self, ModelError> {
+    pub fn load(loader: &mut Loader, name: &str, n: usize, bias: bool, eps: f32) -> Result<Self, ModelError> {
         let (weight, old) = (format!("{name}.weight"), format!("{name}.gamma"));
         let is_old = !loader.has(&weight) && loader.has(&old);
         let w = loader.vector(if is_old { &old } else { &weight }, n)?;

@@ -25,7 +25,7 @@ impl Mlp {
     /// # Errors
     /// [`ModelError::Weights`].
     pub fn load_gated(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader,
         prefix: &str,
         act: Act,
         [hidden_size, intermediate_size]: [usize; 2],

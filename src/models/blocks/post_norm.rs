@@ -78,7 +78,7 @@ impl PostNormEncoder {
     /// # Errors
     /// [`ModelError::Weights`].
     pub fn load(
-        loader: &mut Loader<'_>,
+        loader: &mut Loader,
         shape: &ModelShape,
         keys: PostNormKeys,
         names: &PostNormNames<'_>,

@@ -1,0 +1,97 @@
+//! What the commands that measure share: how reports are written, and what is said beside them.
+
+use std::path::PathBuf;
+
+use wginfer::bench::{self, BenchError, Limits, Meta};
+
+use super::failure::Failure;
+use super::table::Format;
+use super::terminal;
+
+/// How a report is written.
+#[derive(clap::Args)]
+pub struct FormatArgs {
+    /// How standard output is written; `json` is what `bench compare` reads
+    #[arg(long, value_name = "FORMAT", default_value = "table")]
+    format: Format,
+
+    /// As `--format json`
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+
+    /// Draw a picture, too
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+}
+
+impl FormatArgs {
+    /// How the report is written.
+    pub fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.format }
+    }
+
+    /// Refuses a picture that is no SVG before hours are spent on it.
+    pub fn check(&self) -> Result<(), Failure> {
+        match &self.plot {
+            Some(path) if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("svg")) => {
+                let message = format!("`{}` is no SVG file", path.display());
+                Err(Failure::usage(message).with_hint("give a name that ends with `.svg`"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The command as it was given, for the report.
+pub fn command_line() -> String {
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    std::iter::once("wginfer".to_string()).chain(args).collect::<Vec<_>>().join(" ")
+}
+
+/// Shows how far a measurement has come while it runs.
+pub fn with_steps<T>(
+    measure: impl FnOnce(&mut dyn FnMut(bench::Progress<'_>)) -> Result<T, BenchError>,
+) -> Result<T, BenchError> {
+    let bar = terminal::steps();
+    let result = measure(&mut |p| {
+        bar.set_length(p.n_total as u64);
+        bar.set_position(p.n_done as u64);
+        bar.set_message(p.next.to_string());
+    });
+    terminal::finish(&bar);
+    result
+}
+
+/// Says what the numbers were measured on, against what, and what was left out.
+pub fn describe(meta: &Meta, limits: &Limits, skipped: &[String]) {
+    log::info!(
+        "{} {}, wgpu {}; {}, {}, {}",
+        meta.program,
+        meta.version,
+        meta.wgpu_version,
+        meta.adapter,
+        meta.driver,
+        meta.backend
+    );
+    log::info!(
+        "limits: copy {} GB/s, multiply-add {} GFLOP/s (F32); times by the {} clock",
+        number(limits.copy_gbps),
+        number(limits.fma_gflops),
+        limits.clock.as_str(),
+    );
+    for skipped in skipped {
+        log::info!("left out: {skipped}");
+    }
+}
+
+/// Three digits that count.
+pub fn number(x: f64) -> String {
+    let digits = if x == 0.0 || x.abs() >= 100.0 {
+        0
+    } else if x.abs() >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{x:.digits$}")
+}
