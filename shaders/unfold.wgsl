@@ -1,4 +1,4 @@
-// unfold (im2col): y[t, 3c + k] = x[first + stride·t + k − 1, c], or zero if that row is outside the n_in rows of x.
+// unfold: im2col, y[t, 3c + k] = x[first + stride·t + k − 1, c], or zero if that row is outside the n_in rows of x.
 // A convolution of width 3 over rows, padded by one, is the product of y with its weights [n_out, n_channels, 3] as a
 // matrix [n_out, 3·n_channels].
 // One invocation: one element of y.

@@ -16,8 +16,8 @@ pub enum Dtype {
     Q8_0,
     /// ggml's blocks of 32: `d·(q − 8)` with an F16 `d` and 4-bit `q`. 4.5 bits per element.
     Q4_0,
-    /// ggml's superblocks of 256: `d·s·q − m·t` for each block of 32, with F16 `d` and `m`, 6-bit `s` and `t`, 4-bit `q`.
-    /// 4.5 bits per element. Unlike in ggml, the last superblock of a row may have fewer than 8 blocks.
+    /// ggml's superblocks of 256: `d·s·q − m·t` for each block of 32, with F16 `d` and `m`, 6-bit `s` and `t`, 4-bit
+    /// `q`. 4.5 bits per element. Unlike in ggml, the last superblock of a row may have fewer than 8 blocks.
     Q4_K,
 }
 
@@ -34,8 +34,8 @@ impl Dtype {
     /// The quantised types.
     pub const QUANTISED: [Dtype; 3] = [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
 
-    /// Bytes of a row of `n` elements. For a quantised type, `n` must be a multiple of [`BLOCK`], and the row is laid out
-    /// for kernels that load 16 bytes at a time: first the quants of all its blocks, then 16 bytes for each
+    /// Bytes of a row of `n` elements. For a quantised type, `n` must be a multiple of [`BLOCK`], and the row is laid
+    /// out for kernels that load 16 bytes at a time: first the quants of all its blocks, then 16 bytes for each
     /// [`SUPERBLOCK`], which are eight F16 scales, or for `Q4_K` two F16 factors and eight pairs of 6 bits.
     pub const fn bytes(self, n: usize) -> usize {
         match self {

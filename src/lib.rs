@@ -1,6 +1,6 @@
-//! wginfer runs language models, Whisper and text encoders on any GPU that Vulkan, Metal or DX12 reaches. It is written
-//! directly against `wgpu`: hand-written WGSL compute shaders do the arithmetic, a Rust host schedules forward passes
-//! over persistent device buffers, and the KV cache lives in device memory.
+//! wginfer runs language models, Whisper and text encoders on any GPU that Vulkan, Metal or DX12 supports. It is
+//! written directly against `wgpu`: WGSL compute shaders do the arithmetic, a Rust host schedules forward passes over
+//! persistent device buffers, and the KV cache lives in device memory.
 //!
 //! ```no_run
 //! use std::path::Path;
@@ -26,66 +26,86 @@
 //! # }
 //! ```
 //!
-//! An application that renders with `wgpu` lends its own device ([`gpu::Gpu::adopt`]), calls
-//! [`engine::Engine::advance`] once a frame with the milliseconds that it can spare, submits what it gets along
-//! with its own work, and reads [`engine::Engine::events`], which never waits.
+//! An application that renders with `wgpu` lends its own device ([`gpu::Gpu::adopt`]). Once per frame it calls
+//! [`engine::Engine::advance`] with the milliseconds that it can spare, submits the command buffers along with its own
+//! work, and reads [`engine::Engine::events`], which never waits.
 //!
 //! # Invariants
 //!
-//! A test holds each.
+//! Each of these holds everywhere, and tests check them.
 //!
 //! 1. Only `gpu` calls `wgpu`. `engine` may name `wgpu::CommandBuffer`; this file re-exports `wgpu`.
-//! 2. The library never creates a device unless asked, never submits to an adopted queue, never blocks on it,
-//!    and installs no device-wide callback on a device that it did not create.
-//! 3. In steady-state decoding the host uploads nothing but command buffers, and reads back 4 bytes a sequence
-//!    a step (more only where log-probabilities were asked for). Sampling runs on the device, and the next step
-//!    reads its token from there, so the host records step t+1 before token t has arrived.
-//! 4. A batch of sequences is the unit of work; one sequence is a batch of one.
-//! 5. No device memory is allocated after the engine is built.
+//! 2. The library creates a device only in [`gpu::Gpu::open`]. It never submits to an adopted queue, never blocks on
+//!    it, and installs no device-wide callback on an adopted device.
+//! 3. In steady-state decoding the host uploads nothing but command buffers and the table entry of a page that a
+//!    sequence has just been given, and reads back 4 bytes per sequence and step (more only for log-probabilities).
+//!    Sampling runs on the device, and the next step reads its token from there, so the host records step t+1 before
+//!    token t has arrived.
+//! 4. A batch of sequences is the unit of work; one sequence is a batch of one. In a step a sequence can have several
+//!    rows of either kind: rows of a prompt, and single rows, as for generated tokens. A token's kind is part of its
+//!    identity in the prefix cache.
+//! 5. No device memory is allocated after the engine is built. Pages of the cache are allocated as they are needed;
+//!    when none is left, the youngest request gives its pages up and is computed again later, with the same bits.
 //! 6. A `.wgsl` file is plain WGSL that a WGSL tool can parse: no preprocessor, no templates.
 //! 7. Every kernel has a declaration that matches its WGSL (checked by naga's reflection), an f64 reference, and
 //!    a test on random shapes.
 //! 8. One architecture is one file under `models`; it names no `wgpu` type, no file format and no quantised type.
 //! 9. A weight type is a [`dtype::Dtype`] and a shader part, not a model and not a copy of a kernel.
 //! 10. A shape mismatch inside the library is a bug (an assertion). What a user or a file can get wrong is an
-//!     `Err` that names the thing, the expected and the found.
-//! 11. The command line uses the public API alone, and only it prints.
-//!
-//! Two more follow from how kernels are chosen and tables are written:
-//!
-//! 12. A row's result does not depend on its batch: the order of its sums depends on the device (and what
-//!     `bench::tune` measured and kept for it), on the shapes and types of weights and on whether the row decodes or
-//!     belongs to a prompt, never on how many rows there are. So the same seed gives the same text whatever else runs,
-//!     and logits are the same however a prompt is cut.
-//! 13. What a recording that waits to be submitted reads is never overwritten: parameter blocks are written once,
-//!     a slot's tables change only while nothing in flight touches the slot, and the tables of a step's rows are
-//!     copied in the recording itself.
+//!     `Err` that names the value, what was expected and what was found.
+//! 11. The command line uses only the public API, and only it prints.
+//! 12. A row's result has the same bits in every batch: the order of its sums depends on the device (and what
+//!     `bench::tune` measured and kept for it), on the shapes and types of weights and on the row's kind, never on how
+//!     many rows there are, how a prompt is cut or what the cache holds. So the same request with the same seed gives
+//!     the same text on one device.
+//! 13. Data that a recording reads is never overwritten before the recording has run. Parameter blocks are written
+//!     once. A slot's tables change only while nothing in flight uses the slot, or grow beyond the positions in flight.
+//!     Pages are freed when the work in flight has finished. The tables of a step's rows are copied in the recording
+//!     itself.
 //!
 //! # Map
 //!
-//! A module imports only lower layers, and inside layer 2 nobody imports a neighbour.
+//! A module imports only lower layers, and the modules of layer 2 do not import each other.
 //!
-//! | layer | module | what it knows |
+//! | layer | module | contents |
 //! |---|---|---|
 //! | 0 | [`dtype`], [`error`] | element types; the crate's error |
-//! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback, what tuning keeps |
-//! | 2 | [`ops`] | one file an operation: its kernels, the choice of variant, the launch |
+//! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback, tuning's choices |
+//! | 2 | [`ops`] | one file per operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | containers of tensors |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat template |
 //! | 2 | [`audio`] | recordings to log-mel frames: decoding, resampling, voice activity |
-//! | 3 | [`models`] | one file an architecture, made of `models::blocks`; the loader, from checkpoint to device memory |
-//! | 3 | [`checkpoint`] | a source (a folder, the demonstration model) opened: config, weights, tokenizer, settings; it names no device |
-//! | 4 | [`engine`] | requests to events: pages, scheduler, sampling parameters, clips of sound; texts to vectors and labels |
-//! | 5 | [`tasks`] | what people do with models: conversations, answers, summaries, labels, embeddings, transcripts, scores |
-//! | 5 | `bench` | how fast kernels and models are on this device, and how near to its limits (feature `bench`) |
+//! | 3 | [`models`] | one file per architecture, made of `models::blocks`; the loader: a plan, then a resumable upload |
+//! | 3 | [`checkpoint`] | opens a model (a folder, the demonstration model): config, weights, tokenizer, settings; it names no device |
+//! | 4 | [`engine`] | requests to events, texts to vectors and labels |
+//! | 5 | [`tasks`] | conversations, answers, summaries, labels, embeddings, transcripts, scores |
+//! | 5 | `bench` | measures kernels and models against the device's limits (feature `bench`) |
 //! | 6 | `cli` | the command line, part of the binary |
 //!
-//! `shaders/` holds the kernels, one file each; `shaders/README.md` says how one is written. A step of the engine
-//! is a `Plan` of rows (`engine/plan.rs`); `engine/forward.rs` records it: `embed`, every `layer`, `logits`, then
-//! the draw. A token's way through the device is: token table, `embed`, layers, `logits`, `sample`, token table.
-//! Beside steps the engine records clips of sound (`engine/clips.rs`): an encoder hears one, layer by layer, and leaves
-//! keys and values for the decoder's cross-attention in pages of their own. A text encoder is not written to and has no
-//! cache: [`engine::TextEncoder`] packs whole texts into batches and leaves a vector for each.
+//! `shaders/` holds the kernels, one file each; `shaders/README.md` describes how to write one.
+//!
+//! The engine has three parts. `engine/scheduler` decides what the next step computes: requests, sequences and the page
+//! table are plain data there, tested with no device. `engine/runner` records the decision, a `Step` of rows (`embed`,
+//! every `layer`, `logits`, then the draw), and reads the results. `engine/stepper.rs` cuts recorded work to a budget
+//! and keeps at most two slices in flight. It does so for steps, for clips of sound, for batches of texts and for the
+//! upload of weights.
+//!
+//! On the device, a token takes this path: token table, `embed`, layers, `logits`, `sample`, token table. The audio
+//! encoder runs over a clip, layer by layer, and writes keys and values for the decoder's cross-attention to pages of
+//! their own. A text encoder has no cache: [`engine::TextEncoder`] packs whole texts into batches and computes one
+//! vector per text.
+//!
+//! # Where additions go
+//!
+//! | addition | files |
+//! |---|---|
+//! | a kernel `x` | `shaders/x.wgsl`, `src/ops/x.rs`, its line in `src/ops/mod.rs`; `src/bench/reference`, a case in `src/bench/cases` and one in `tests/kernels.rs` |
+//! | a weight type | `src/dtype.rs`, `shaders/parts/weights_x.wgsl`, its line in `src/ops/mod.rs`; `src/bench/reference/quant.rs` and its line in `src/bench/cases/mod.rs`; where it can be made at load, `shaders/parts/quantize_x.wgsl` |
+//! | an architecture | `src/models/x.rs`, its line in `src/models/mod.rs`; a folder in `tests/golden` and its name in `tests/golden.rs` |
+//! | a container format | `src/weights/x.rs`, a variant in `src/checkpoint/source.rs` and its function in `src/checkpoint/mod.rs` |
+//! | a sampling parameter | `src/engine/sampling.rs`, the record in `src/ops/sample.rs`, the shader that reads it with `shaders/parts/sampling.wgsl`; its entry in `src/cli/sampling.rs` |
+//! | a task | `src/tasks/x.rs`, its line in `src/tasks/mod.rs` |
+//! | a command | `src/cli/x.rs`, its line in `src/cli/mod.rs` |
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 

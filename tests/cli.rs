@@ -842,7 +842,7 @@ fn bench_refuses_what_makes_no_sense() {
     let dir = TempDir::new().expect("a folder");
     wginfer("bench model --shape llama-4").fails(2, "`llama-4` is not known");
     wginfer("bench kernels --shape llama-4").fails(2, "`llama-4` is not known");
-    wginfer("bench kernels --plot roof.png").fails(2, "`roof.png` is no SVG");
+    wginfer("bench kernels --plot roof.png").fails(2, "`roof.png` is not the name of an SVG");
     fs::write(dir.path().join("config.json"), "{").expect("it can be written");
     wginfer("bench model --shape").arg(dir.path()).fails(1, "config.json");
     wginfer("bench compare a.json b.json").fails(1, "`a.json` cannot be read");

@@ -126,6 +126,12 @@ fn f32_cache_without_capabilities() {
     check(&disabled("f16,subgroups,timestamps,pipeline-cache,cooperative-matrices"), Dtype::F32);
 }
 
+/// The smallest device: fewer storage buffers, so projection, rotation and cache are kernels of their own.
+#[test]
+fn f32_cache_with_the_smallest_limits() {
+    check(&disabled("f16,subgroups,cooperative-matrices,limits"), Dtype::F32);
+}
+
 /// On software devices: the variants that a graphics card would run, with subgroups and without.
 #[test]
 fn f32_cache_with_the_variants_of_hardware() {

@@ -32,6 +32,10 @@ fn capabilities_can_be_switched_off() {
     assert!(!caps.f16 && caps.subgroup.is_none() && !caps.timestamps && !caps.pipeline_cache);
     assert!(caps.cooperative_matrices.is_empty() && !caps.f16_products());
     assert_eq!(caps.max_buffer_bytes, gpu.caps().max_buffer_bytes);
+    let least = disable("limits").expect("a known name");
+    let caps = least.caps();
+    assert_eq!((caps.max_storage_buffers, caps.max_workgroup_size), (8, 256));
+    assert_eq!((caps.max_workgroup_bytes, caps.max_binding_bytes), (16 << 10, 128 << 20));
     let error = disable("subgroups,warp").expect_err("unknown").to_string();
     assert!(error.contains("`warp`"), "{error}");
 }

@@ -325,7 +325,9 @@ impl Words {
 
     /// A request that continues the transcript of a clip.
     fn request(&self, clip: ClipId, written: &[u32]) -> Request {
+        let begun = self.prompt.len()..self.prompt.len() + written.len();
         Request {
+            generated: std::iter::once(begun).collect(),
             sampling: Sampling::greedy(),
             max_tokens: Some(60),
             speech: Some(SpeechRequest { clip, rules: Some(self.rules.clone()), alignment: false }),

@@ -1,4 +1,4 @@
-//! Sound files, decoded by `symphonia` a packet at a time.
+//! Decodes sound files with `symphonia`, packet by packet.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek};
@@ -16,24 +16,24 @@ use symphonia::core::formats::{FormatReader, Track, TrackType};
 use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::units::{Duration, TimeBase, Timestamp};
 
-use super::reader::{SAMPLE_RATES, Source, mix};
+use super::source::{SAMPLE_RATES, Source, mix};
 use super::{AudioError, SAMPLE_RATE};
 
 const FORMATS: &str = "WAV, AIFF, FLAC, MP3, OGG, M4A, MP4 or Matroska";
 const CODECS: &str = "PCM, FLAC, ALAC, MP3, AAC-LC or Vorbis";
 
-/// An AAC encoder puts at least one frame of nothing before the sound, which the container tells a player to skip in
-/// a list that the library does not read.
+/// Samples that an AAC encoder puts before the sound: at least one frame. The container marks them in a list that the
+/// library does not read.
 const AAC_DELAY: usize = 1024;
-/// Seconds that a packet may come late by its container's clock, which counts milliseconds at the coarsest. Shorter
-/// than a lost packet of any codec at its usual rates.
+/// Seconds that a packet may be late by its container's clock, whose resolution is at least a millisecond. Shorter than
+/// a lost packet of any codec at its usual rates.
 const MIN_GAP: f64 = 0.02;
-/// Seconds of lost sound that are filled with silence; more is a damaged clock.
+/// Most seconds of lost sound that are filled with silence. A larger gap is a damaged clock.
 const MAX_GAP: f64 = 60.0;
-/// Programs that write to a pipe cannot know a WAV file's length, and promise about the most that the header holds.
+/// A program that writes a WAV file to a pipe does not know its length, and sets about the largest possible one.
 const UNKNOWN_BYTES: u64 = 0x7fff_0000;
 
-const PANICKED: &str = "the decoder cannot handle what it holds";
+const PANICKED: &str = "the decoder failed on its contents";
 
 pub(super) struct Decoder {
     name: String,
@@ -41,18 +41,18 @@ pub(super) struct Decoder {
     decoder: Box<dyn AudioDecoder>,
     track: u32,
     time_base: Option<TimeBase>,
-    /// The time stamp of the first sample.
+    /// The timestamp of the first sample.
     start: Option<Timestamp>,
-    /// Samples that do not belong to the sound.
+    /// Samples at the start still to skip.
     n_skipped: usize,
     duration: Option<f64>,
-    /// Seconds that must come, or the file is incomplete.
+    /// Least duration in seconds, by the header. A shorter file is incomplete.
     promised: Option<f64>,
-    /// Samples given, at `rate`, and the seconds before: those of another rate or of other tracks.
+    /// Samples returned at `rate`, and in `base` the seconds before, at other rates or of other tracks.
     n_given: u64,
     rate: u32,
     base: f64,
-    /// Seconds before the stream's tracks were last replaced by others.
+    /// Seconds before the current track, in a file with several streams.
     track_start: f64,
     interleaved: Vec<f32>,
     n_damaged: usize,
@@ -64,14 +64,14 @@ impl Decoder {
     pub(super) fn open(path: &Path, name: String) -> Result<Self, AudioError> {
         let read = |source| AudioError::Read { name: name.clone(), source };
         let file = File::open(path).map_err(read)?;
-        // A folder opens, and fails only when it is read.
+        // Opening a folder succeeds; only reading it fails.
         if file.metadata().map_err(read)?.is_dir() {
             return Err(read(ErrorKind::IsADirectory.into()));
         }
         Self::new(Box::new(file), name)
     }
 
-    /// Finds the format of `source`, and its sound.
+    /// Finds the format and the audio track of `source`.
     pub(super) fn new(mut source: Box<dyn MediaSource>, name: String) -> Result<Self, AudioError> {
         let mut start = Vec::new();
         let read = source.by_ref().take(16).read_to_end(&mut start).and_then(|_| source.rewind());
@@ -142,20 +142,20 @@ impl Decoder {
         if is_unknown {
             self.duration = None;
         }
-        // Elsewhere the length is an estimate, or the container's reader notices by itself.
+        // For others the length is an estimate, or the container's reader notices an incomplete file itself.
         self.promised = if self.is_pcm || params.codec == CODEC_ID_FLAC { self.duration } else { None };
     }
 
-    /// Skips what comes before time zero, which is the encoder's, if the first sample has the time stamp `pts`.
+    /// Skips samples before time zero, which the encoder added, if the first sample has the timestamp `pts`.
     fn skip_early(&mut self, pts: Timestamp) {
         let (base, rate) = (self.time_base, self.decoder.codec_params().sample_rate);
         let early = base.and_then(|base| base.calc_time(pts)).map_or(0.0, |time| -time.as_secs_f64());
-        // Saturates: a time stamp after zero skips nothing.
+        // Saturates: a timestamp after zero skips nothing.
         let n = (early.min(MAX_GAP) * f64::from(rate.unwrap_or(0))).round() as usize;
         self.n_skipped = self.n_skipped.max(n);
     }
 
-    /// Seconds given.
+    /// Seconds returned so far.
     fn seconds(&self) -> f64 {
         self.base + self.n_given as f64 / f64::from(self.rate)
     }
@@ -196,11 +196,11 @@ impl Decoder {
                 Ok(Some(packet)) if packet.track_id == self.track => packet,
                 Ok(Some(_)) => continue,
                 Ok(None) => return self.end(),
-                // Where samples lie one after the other, only the header tells whether they are all there.
+                // In PCM, only the header shows whether all samples are there.
                 Err(Error::IoError(e)) if e.kind() == ErrorKind::UnexpectedEof && self.is_pcm => {
                     return self.end();
                 }
-                // Several streams in one file, one after the other.
+                // The next of several streams in one file.
                 Err(Error::ResetRequired) => {
                     let (track, decoder) = choose(&self.name, self.format.as_ref())?;
                     self.decoder = decoder;
@@ -219,11 +219,11 @@ impl Decoder {
             };
             let buffer = match self.decoder.decode(&packet) {
                 Ok(buffer) => buffer,
-                // The next packet's time stamp tells how much was lost.
+                // The next packet's timestamp shows how much was lost.
                 Err(Error::DecodeError(reason)) => {
                     if self.n_damaged == 0 {
                         log::warn!(
-                            "{} is damaged near {:.2} s ({reason}): what cannot be decoded becomes silence",
+                            "{} is damaged near {:.2} s ({reason}): parts that cannot be decoded become silence",
                             self.name,
                             self.seconds()
                         );
@@ -243,9 +243,9 @@ impl Decoder {
             let at = self.time_base.zip(since).and_then(|(base, since)| base.calc_time(since));
             let gap = at.map_or(0.0, |at| self.track_start + at.as_secs_f64() - self.seconds());
             if gap > MAX_GAP {
-                return Err(self.broken(format!("its clock leaps {gap:.0} s ahead")));
+                return Err(self.broken(format!("its clock jumps {gap:.0} s ahead")));
             }
-            // A rate that the reader will refuse is no measure of anything.
+            // Ignores a rate that the reader will refuse.
             if gap > MIN_GAP && SAMPLE_RATES.contains(&rate) {
                 mono.resize((gap * f64::from(rate)).round() as usize, 0.0);
             }
@@ -275,14 +275,14 @@ impl Source for Decoder {
     }
 }
 
-/// Runs a part of the decoding library, which overflows on some damaged headers and panics where the build checks that;
-/// `None` if it did.
+/// Calls the decoding library, which may panic: it overflows on some damaged headers in builds with checks. `None`
+/// after a panic.
 fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
-    // What a panic may have left inconsistent is dropped, not used again.
+    // State that a panic may have left inconsistent is not used again.
     catch_unwind(AssertUnwindSafe(call)).ok()
 }
 
-/// The track to listen to, and its decoder.
+/// The audio track, and its decoder.
 fn choose(name: &str, format: &dyn FormatReader) -> Result<(Track, Box<dyn AudioDecoder>), AudioError> {
     let Some(track) = format.default_track(TrackType::Audio) else {
         let kinds = format.tracks().iter().map(|track| match track.track_type() {
@@ -299,7 +299,7 @@ fn choose(name: &str, format: &dyn FormatReader) -> Result<(Track, Box<dyn Audio
         Some(CodecParameters::Audio(params)) => params,
         _ => return Err(codec("a track without parameters".into())),
     };
-    // The default leaves out what an encoder put at both ends, where the container tells.
+    // The default removes samples that the encoder added at both ends, if the container marks them.
     match symphonia::default::get_codecs().make_audio_decoder(params, &AudioDecoderOptions::default()) {
         Ok(decoder) => Ok((track.clone(), decoder)),
         Err(Error::Unsupported(reason)) => Err(codec(match codec_name(params.codec) {
@@ -310,7 +310,7 @@ fn choose(name: &str, format: &dyn FormatReader) -> Result<(Track, Box<dyn Audio
     }
 }
 
-/// Codecs that people meet and that are not decoded here.
+/// Names of common codecs that are not supported.
 fn codec_name(codec: AudioCodecId) -> Option<&'static str> {
     match codec {
         CODEC_ID_OPUS => Some("Opus"),
@@ -322,7 +322,7 @@ fn codec_name(codec: AudioCodecId) -> Option<&'static str> {
     }
 }
 
-/// The first bytes of a file in words.
+/// A description of the first bytes of a file.
 fn described(start: &[u8]) -> String {
     match std::str::from_utf8(start) {
         Ok(text) if !text.contains(|c: char| c.is_control() && !c.is_whitespace()) => "text".into(),

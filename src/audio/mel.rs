@@ -23,10 +23,10 @@ const SILENCE: f32 = -10.0;
 
 /// The log-mel frames of a recording, computed on demand.
 ///
-/// Frame `t` is computed from the samples around `t · 160`, counted from the start of the recording: a Fourier transform
-/// over 400 samples (periodic Hann window, centred, mirrored at the start of the recording), its power through `n_mels`
-/// triangular filters with Slaney's scale and norm, and `log10`, at least -10. Zeros follow the end of the recording, as in
-/// the reference's clips padded to 30 s. Sums are in f64.
+/// Frame `t` is computed from the samples around `t · 160`, counted from the start of the recording: a Fourier
+/// transform over 400 samples (periodic Hann window, centred, mirrored at the start of the recording), its power
+/// through `n_mels` triangular filters with Slaney's scale and norm, and `log10`, at least -10. Zeros follow the end of
+/// the recording, as in the reference's clips padded to 30 s. Sums are in f64.
 ///
 /// Frames are kept until [`MelFrames::discard_before`]; a discarded frame is not available again.
 pub struct MelFrames {
@@ -87,7 +87,8 @@ impl MelFrames {
         found.or_else(|| self.reader.duration())
     }
 
-    /// The number of frames of the recording without padding, 100 per second rounded down, once the end has been reached.
+    /// The number of frames of the recording without padding, 100 per second rounded down, once the end has been
+    /// reached.
     pub fn n_frames(&self) -> Option<usize> {
         self.n_samples.map(|n| n / HOP_LENGTH)
     }
@@ -120,8 +121,8 @@ impl MelFrames {
     /// has the transpose.
     ///
     /// A value is `(max(x, m - 8) + 4) / 4`, with `x` the logarithm and `m` the largest one of the recording up to the
-    /// window's end. Departure from the reference: it takes the largest of the whole recording, which is not known while
-    /// reading; for a recording of one window the two are equal. Frames beyond the end are silence.
+    /// window's end. Departure from the reference: it takes the largest of the whole recording, which is not known
+    /// while reading; for a recording of one window the two are equal. Frames beyond the end are silence.
     ///
     /// # Errors
     /// As [`MelFrames::fill_to`].
@@ -169,8 +170,8 @@ impl MelFrames {
     ///
     /// The energy between 200 and 3800 Hz, smoothed over 30 ms, is compared with its least value in the last 8 s, the
     /// floor. Speech begins 200 ms before the energy has been 6 dB above the floor for 30 ms, and ends when it has been
-    /// less than 4 dB above for 300 ms. Nothing below -75 dB of full scale is speech; in the first 8 s, everything above
-    /// -54 dB is. Loud sounds count as speech. Frames that are not flagged can be skipped.
+    /// less than 4 dB above for 300 ms. Nothing below -75 dB of full scale is speech; in the first 8 s, everything
+    /// above -54 dB is. Loud sounds count as speech. Frames that are not flagged can be skipped.
     ///
     /// # Errors
     /// As [`MelFrames::fill_to`], up to 230 ms later.
@@ -183,8 +184,8 @@ impl MelFrames {
         Ok(self.n_frames().is_none_or(|n| frame < n) && self.speech.is_speech(frame))
     }
 
-    /// The first frame at or after `frame` that is likely to contain speech ([`MelFrames::is_speech`]); `None` if there is
-    /// none until the end. Discards frames before it, so that memory stays bounded.
+    /// The first frame at or after `frame` that is likely to contain speech ([`MelFrames::is_speech`]); `None` if there
+    /// is none until the end. Discards frames before it, so that memory stays bounded.
     ///
     /// # Errors
     /// As [`MelFrames::fill_to`].

@@ -6,18 +6,20 @@
 //!
 //! Decoding of files needs the crate's feature `audio`; raw PCM and samples in memory need no feature.
 //!
-//! A damaged recording gives all samples before the damage, then the error once. After that it counts as ended there. So
-//! a caller that handles the error can continue with the part that was good.
+//! A damaged recording gives all samples before the damage, then the error once. After that it counts as ended there.
+//! So a caller that handles the error can continue with the part that was good.
 
 #[cfg(feature = "audio")]
 mod decode;
 mod mel;
 mod reader;
 mod resample;
+mod source;
 mod speech;
 
 pub use mel::{HOP_LENGTH, MelFrames};
-pub use reader::{AudioReader, PcmFormat, PcmSample};
+pub use reader::AudioReader;
+pub use source::{PcmFormat, PcmSample};
 
 /// Sample rate of this module's output in Hz, the rate that Whisper was trained on.
 pub const SAMPLE_RATE: u32 = 16_000;

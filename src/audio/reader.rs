@@ -1,87 +1,43 @@
-//! Samples of one channel at one rate, from whatever holds a recording.
+//! Reads a recording as samples of one channel at one rate.
 
 use std::io::Read;
 
 use super::resample::Resampler;
+use super::source::{Pcm, PcmFormat, Samples, Source, check};
 use super::{AudioError, SAMPLE_RATE};
 
-/// Rates that sound is recorded at, with room on both sides; a header that says another is damaged.
-pub(super) const SAMPLE_RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
-/// Higher-order Ambisonics needs the most; a header that says more is damaged.
-const MAX_CHANNELS: usize = 256;
-/// The largest magnitude whose power, summed over a frame, is still a finite `f32`. Sound on a 16-bit scale passes.
+/// The largest magnitude whose square, summed over a frame, is a finite `f32`. Samples on a 16-bit scale are accepted.
 const LOUDEST: f32 = 1e15;
-/// Samples in memory, and bytes of a stream, that are taken at a time.
-const CHUNK: usize = 1 << 14;
 
-/// Where sound comes from, before its rate is changed.
-pub(super) trait Source: Send {
-    /// Replaces `mono` by the next samples, the mean of all channels, and returns their rate; `None` at the end.
-    ///
-    /// # Errors
-    /// What is wrong after all samples given so far; it is not called again.
-    fn next(&mut self, mono: &mut Vec<f32>) -> Result<Option<u32>, AudioError>;
-
-    /// Seconds, where that is known beforehand.
-    fn duration(&self) -> Option<f64>;
-}
-
-/// How one sample of raw PCM is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PcmSample {
-    /// Signed 16-bit integers, little-endian (`s16le`).
-    S16Le,
-    /// 32-bit floating point, little-endian (`f32le`).
-    F32Le,
-}
-
-/// How raw PCM is written; the default is what Whisper hears: 16 kHz, one channel, [`PcmSample::S16Le`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PcmFormat {
-    /// Samples a second in each channel.
-    pub sample_rate: u32,
-    /// Channels, interleaved.
-    pub n_channels: usize,
-    /// One sample.
-    pub sample: PcmSample,
-}
-
-impl Default for PcmFormat {
-    fn default() -> Self {
-        Self { sample_rate: SAMPLE_RATE, n_channels: 1, sample: PcmSample::S16Le }
-    }
-}
-
-/// The samples of a recording: one channel, the mean of all of them, at [`SAMPLE_RATE`], near -1 to 1.
+/// The samples of a recording: the mean of all channels, at [`SAMPLE_RATE`], about -1 to 1.
 ///
-/// Samples that come at that rate are passed on unchanged. Others are resampled without a delay: sample `i` is the
-/// sound at `i / 16000` seconds.
+/// Samples at that rate are unchanged. Others are resampled with no delay: sample `i` is at `i / 16000` seconds.
 pub struct AudioReader {
     name: String,
     source: Box<dyn Source>,
-    /// What the source gave last.
+    /// The last chunk of the source.
     chunk: Vec<f32>,
     rate: u32,
-    /// None where the rate is the right one.
+    /// `None` if the source has the right rate.
     resampler: Option<Resampler>,
-    /// Samples that came from the source at `rate`, and the seconds before, at other rates.
+    /// Samples from the source at `rate`, and in `base` the seconds before, at other rates.
     n_taken: u64,
     base: f64,
-    /// Samples to be read.
+    /// Samples ready to be read.
     ready: Vec<f32>,
     ended: bool,
-    /// Why it ended, until somebody has been told.
+    /// The error that ended it, until it has been returned.
     failure: Option<AudioError>,
 }
 
 impl AudioReader {
-    /// Opens a sound file, or a video whose sound can be decoded: WAV, AIFF, FLAC, MP3, OGG (Vorbis, FLAC), M4A, MP4
+    /// Opens a sound file, or a video with sound: WAV, AIFF, FLAC, MP3, OGG (Vorbis, FLAC), M4A, MP4
     /// and Matroska (AAC-LC, ALAC, MP3, Vorbis, FLAC, PCM).
     ///
-    /// The sound of a packet that cannot be decoded is replaced by silence, so that the times after it hold.
+    /// A packet that cannot be decoded becomes silence, so that later times are right.
     ///
     /// # Errors
-    /// A file that cannot be read, is empty, is in no such format, or has no sound.
+    /// [`AudioError`] if the file cannot be read, is empty, has another format, or has no sound.
     #[cfg(feature = "audio")]
     pub fn open(path: &std::path::Path) -> Result<Self, AudioError> {
         let name = format!("`{}`", path.display());
@@ -100,30 +56,24 @@ impl AudioReader {
         Ok(Self::new(name, Box::new(source)))
     }
 
-    /// Reads raw PCM, from standard input for instance, as it comes.
+    /// Reads a stream of raw PCM, such as standard input.
     ///
     /// # Errors
-    /// A format that is out of range.
+    /// [`AudioError::Property`] for a format that is out of range.
     pub fn pcm(reader: impl Read + Send + 'static, format: PcmFormat) -> Result<Self, AudioError> {
         let name = "the stream of raw samples".to_string();
-        check(&name, format.sample_rate, format.n_channels)?;
-        let source = Pcm { name: name.clone(), reader, format, bytes: Vec::new(), n_taken: 0, n_read: 0 };
+        let source = Pcm::new(name.clone(), reader, format)?;
         Ok(Self::new(name, Box::new(source)))
     }
 
-    /// Reads `samples [n, n_channels]` near -1 to 1, at `sample_rate`.
+    /// Reads `samples` `[n, n_channels]`, about -1 to 1, at `sample_rate` Hz.
     ///
     /// # Errors
-    /// A rate or number of channels that is out of range, or samples that are not whole rows.
+    /// [`AudioError::Property`] for a rate or number of channels that is out of range; [`AudioError::Partial`] if the
+    /// last row is incomplete.
     pub fn samples(samples: Vec<f32>, sample_rate: u32, n_channels: usize) -> Result<Self, AudioError> {
         let name = "the recording in memory".to_string();
-        check(&name, sample_rate, n_channels)?;
-        let found = samples.len() % n_channels;
-        if found != 0 {
-            let seconds = (samples.len() / n_channels) as f64 / f64::from(sample_rate);
-            return Err(AudioError::Partial { name, seconds, found, expected: n_channels, unit: "samples" });
-        }
-        let source = Samples { samples, sample_rate, n_channels, taken: 0 };
+        let source = Samples::new(&name, samples, sample_rate, n_channels)?;
         Ok(Self::new(name, Box::new(source)))
     }
 
@@ -142,21 +92,21 @@ impl AudioReader {
         }
     }
 
-    /// The recording's length in seconds, where its container says it or it lies in memory.
+    /// The recording's length in seconds, if its container has it or it is in memory.
     pub fn duration(&self) -> Option<f64> {
         self.source.duration()
     }
 
-    /// What messages call the recording: the file's name in backticks, or words.
+    /// The recording's name in messages: the file's name in backticks, or a description.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Appends the next `n` samples to `out` and returns how many there were: fewer only at the end.
+    /// Appends the next `n` samples to `out`, and returns their number, which is smaller only at the end.
     ///
     /// # Errors
-    /// What ended the recording before its end, once, after the last good sample has been read. A recording without
-    /// a sample is an error too.
+    /// Damage of the recording, once, after all samples before it have been read; [`AudioError::Empty`] if it has no
+    /// samples.
     pub fn read(&mut self, n: usize, out: &mut Vec<f32>) -> Result<usize, AudioError> {
         while self.ready.len() < n && !self.ended {
             let next = self.source.next(&mut self.chunk);
@@ -187,12 +137,12 @@ impl AudioReader {
         Ok(n)
     }
 
-    /// Seconds that came from the source.
+    /// Seconds read from the source.
     fn seconds(&self) -> f64 {
         self.base + self.n_taken as f64 / f64::from(self.rate)
     }
 
-    /// Passes the chunk on, or its part before a sample that is no number.
+    /// Takes the chunk, or its part before a sample that is not finite.
     fn accept(&mut self, rate: u32) -> Result<(), AudioError> {
         if rate != self.rate {
             if let Some(resampler) = self.resampler.take() {
@@ -217,143 +167,5 @@ impl AudioReader {
             }),
             None => Ok(()),
         }
-    }
-}
-
-fn check(name: &str, sample_rate: u32, n_channels: usize) -> Result<(), AudioError> {
-    let (what, found, expected) = if !SAMPLE_RATES.contains(&sample_rate) {
-        let expected = format!("{} to {} Hz", SAMPLE_RATES.start(), SAMPLE_RATES.end());
-        ("a sample rate of", u64::from(sample_rate), expected)
-    } else if n_channels == 0 || n_channels > MAX_CHANNELS {
-        ("a number of channels of", n_channels as u64, format!("1 to {MAX_CHANNELS}"))
-    } else {
-        return Ok(());
-    };
-    Err(AudioError::Property { name: name.to_string(), what, expected, found })
-}
-
-/// Appends the mean of each row of `interleaved [n, n_channels]` to `mono`.
-pub(super) fn mix(interleaved: &[f32], n_channels: usize, mono: &mut Vec<f32>) {
-    if n_channels == 1 {
-        return mono.extend_from_slice(interleaved);
-    }
-    let scale = 1.0 / n_channels as f64;
-    let mean = |row: &[f32]| (row.iter().map(|value| f64::from(*value)).sum::<f64>() * scale) as f32;
-    mono.extend(interleaved.chunks_exact(n_channels).map(mean));
-}
-
-struct Samples {
-    samples: Vec<f32>,
-    sample_rate: u32,
-    n_channels: usize,
-    taken: usize,
-}
-
-impl Source for Samples {
-    fn next(&mut self, mono: &mut Vec<f32>) -> Result<Option<u32>, AudioError> {
-        let rest = &self.samples[self.taken..];
-        let rest = &rest[..rest.len().min(CHUNK * self.n_channels)];
-        mono.clear();
-        mix(rest, self.n_channels, mono);
-        self.taken += rest.len();
-        Ok((!rest.is_empty()).then_some(self.sample_rate))
-    }
-
-    fn duration(&self) -> Option<f64> {
-        Some((self.samples.len() / self.n_channels) as f64 / f64::from(self.sample_rate))
-    }
-}
-
-struct Pcm<R> {
-    name: String,
-    reader: R,
-    format: PcmFormat,
-    /// What has been read; the first `n_taken` bytes have been given.
-    bytes: Vec<u8>,
-    n_taken: usize,
-    n_read: u64,
-}
-
-impl<R: Read> Pcm<R> {
-    /// Refuses a stream that begins as a file does: its bytes would be heard as noise.
-    fn refuse_files(&self) -> Result<(), AudioError> {
-        let starts: [(&[u8], &str); 5] = [
-            (b"RIFF", "a WAV file"),
-            (b"fLaC", "a FLAC file"),
-            (b"OggS", "an OGG file"),
-            (b"ID3", "an MP3 file"),
-            (&[0x1a, 0x45, 0xdf, 0xa3], "a Matroska file"),
-        ];
-        match starts.iter().find(|(start, _)| self.bytes.starts_with(start)) {
-            None => Ok(()),
-            Some((_, what)) => Err(AudioError::Format {
-                name: self.name.clone(),
-                expected: "samples without a header",
-                found: what.to_string(),
-            }),
-        }
-    }
-}
-
-impl<R: Read + Send> Source for Pcm<R> {
-    fn next(&mut self, mono: &mut Vec<f32>) -> Result<Option<u32>, AudioError> {
-        let PcmFormat { sample_rate, n_channels, sample } = self.format;
-        let sample_bytes = match sample {
-            PcmSample::S16Le => 2,
-            PcmSample::F32Le => 4,
-        };
-        let row_bytes = sample_bytes * n_channels;
-        self.bytes.drain(..self.n_taken);
-        self.n_taken = 0;
-        // Four bytes at the start tell a file.
-        let wanted = if self.n_read == 0 { row_bytes.max(4) } else { row_bytes };
-        while self.bytes.len() < wanted {
-            let at = self.bytes.len();
-            self.bytes.resize(at + CHUNK, 0);
-            let read = self.reader.read(&mut self.bytes[at..]);
-            self.bytes.truncate(at + *read.as_ref().unwrap_or(&0));
-            match read {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(source) if source.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(source) => return Err(AudioError::Read { name: self.name.clone(), source }),
-            }
-        }
-        if self.n_read == 0 {
-            self.refuse_files()?;
-        }
-        let whole = self.bytes.len() / row_bytes * row_bytes;
-        if whole == 0 {
-            let seconds = self.n_read as f64 / row_bytes as f64 / f64::from(sample_rate);
-            return match self.bytes.len() {
-                0 => Ok(None),
-                found => Err(AudioError::Partial {
-                    name: self.name.clone(),
-                    seconds,
-                    found,
-                    expected: row_bytes,
-                    unit: "bytes",
-                }),
-            };
-        }
-        let bytes = &self.bytes[..whole];
-        let values: Vec<f32> = match sample {
-            PcmSample::S16Le => {
-                let value = |b: &[u8]| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32768.0;
-                bytes.chunks_exact(2).map(value).collect()
-            }
-            PcmSample::F32Le => {
-                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-            }
-        };
-        mono.clear();
-        mix(&values, n_channels, mono);
-        self.n_taken = whole;
-        self.n_read += whole as u64;
-        Ok(Some(sample_rate))
-    }
-
-    fn duration(&self) -> Option<f64> {
-        None
     }
 }

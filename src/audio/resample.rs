@@ -5,8 +5,8 @@ use rubato::{Fft, FixedSync, Resampler as _, WindowFunction};
 
 use super::SAMPLE_RATE;
 
-/// Least samples per block at the lower of the two rates. The filter has this length; it passes frequencies below 98.6 %
-/// of the lower Nyquist frequency.
+/// Least samples per block at the lower of the two rates. The filter has this length; it passes frequencies below
+/// 98.6 % of the lower Nyquist frequency.
 const BLOCK: u32 = 1024;
 
 /// A windowed-sinc filter, applied in blocks by FFT, with its delay removed.

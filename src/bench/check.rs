@@ -24,8 +24,8 @@ impl Check {
         Check { eps, ..self }
     }
 
-    /// For products whose factors are rounded to F16, as on cooperative matrices. These errors are relative to a term, and
-    /// cancel like the terms.
+    /// For products whose factors are rounded to F16, as on cooperative matrices. These errors are relative to a term,
+    /// and cancel like the terms.
     pub(super) fn of_f16_inputs(self) -> Check {
         Check { n_terms: 1, ..self }.rounded_to(half::f16::EPSILON.to_f64())
     }

@@ -80,7 +80,7 @@ impl KernelOptions {
 
 /// The progress of a run.
 #[derive(Clone, Copy, Debug)]
-pub struct Progress<'a> {
+pub struct BenchProgress<'a> {
     /// Cases done.
     pub n_done: usize,
     /// Total number of cases.
@@ -100,7 +100,7 @@ pub fn kernels(
     gpu: &Gpu,
     options: &KernelOptions,
     command: String,
-    progress: &mut dyn FnMut(Progress<'_>),
+    progress: &mut dyn FnMut(BenchProgress<'_>),
 ) -> Result<KernelReport, BenchError> {
     options.check()?;
     let cases = list(gpu, options)?;
@@ -113,7 +113,7 @@ pub fn kernels(
     let mut slowness: HashMap<String, f64> = HashMap::new();
     for (i, case) in cases.iter().enumerate() {
         let label = case.label();
-        progress(Progress { n_done: i, n_total: cases.len(), next: &label });
+        progress(BenchProgress { n_done: i, n_total: cases.len(), next: &label });
         let (least_us, _) = limits.least_us(case.cost.flops, case.cost.bytes);
         let key = format!("{} {:?} {} {}", case.kernel, case.variant, case.shape, case.dtype);
         let expected_us = least_us * slowness.get(&key).copied().unwrap_or(1.0);

@@ -2,11 +2,12 @@
 //! comparison of two runs.
 //!
 //! [`kernels`] times every operation of a forward pass at the shapes of named models, and checks the outputs. [`model`]
-//! times prompts and answers end to end, if needed with random weights. [`tune`] chooses among the variants of products.
-//! All measure the device's [`Limits`] first, in the same run. [`compare`] joins [`Report`]s in one table.
+//! times prompts and answers end to end, if needed with random weights. [`tune`] chooses among the variants of
+//! products. All measure the device's [`Limits`] first, in the same run. [`compare`] joins [`Report`]s in one table.
 //!
-//! Runs rotate through copies of weights and KV caches that together exceed the device's cache, because in a forward pass
-//! every layer has its own. Activations are not rotated: in a forward pass the operation before has just written them.
+//! Runs rotate through copies of weights and KV caches that together exceed the device's cache, because in a forward
+//! pass every layer has its own. Activations are not rotated: in a forward pass the operation before has just written
+//! them.
 
 mod cases;
 mod check;
@@ -25,7 +26,7 @@ use std::path::PathBuf;
 
 pub use cases::{Case, Cost, Pool, Prepared, Workload, operations};
 pub use compare::{ComparedRow, Comparison, Value, compare};
-pub use kernels::{KernelOptions, Progress, kernels};
+pub use kernels::{BenchProgress, KernelOptions, kernels};
 pub use model::{ModelOptions, model};
 pub use probe::{Limits, limits};
 pub use report::{KernelReport, KernelRow, Meta, ModelReport, ModelRow, ModelSummary, Report, WGPU_VERSION};

@@ -388,8 +388,8 @@ fn answer(
     Ok(arrived)
 }
 
-/// The least time in seconds of a test at the device's limits, and whether memory is the limit. Counts the weights once for
-/// the prompt and once per token, and the cache of each sequence.
+/// The least time in seconds of a test at the device's limits, and whether memory is the limit. Counts the weights once
+/// for the prompt and once per token, and the cache of each sequence.
 fn least_seconds(
     model: &ModelShape,
     test: &Test,

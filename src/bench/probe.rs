@@ -13,8 +13,8 @@ use crate::ops;
 /// The device's limits, as reached by small kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Memory bandwidth in GB/s, reading and writing beyond the cache: by `probe_copy` or by the driver's copy, whichever
-    /// is faster.
+    /// Memory bandwidth in GB/s, reading and writing beyond the cache: by `probe_copy` or by the driver's copy,
+    /// whichever is faster.
     pub copy_gbps: f64,
     /// Arithmetic in F32 GFLOP/s by `probe_fma`; a multiply-add counts as two.
     pub fma_gflops: f64,
@@ -48,7 +48,8 @@ pub fn limits(gpu: &Gpu, bytes: u64, budget: Duration) -> Result<Limits, BenchEr
     let us = kernel_us.min(driver_us);
     let copy_gbps = 2.0 * x.size_bytes() as f64 / us * 1e-3;
 
-    // Enough invocations to fill any card, each long enough to make its start negligible. A software device needs fewer.
+    // Enough invocations to fill any card, each long enough to make its start negligible. A software device needs
+    // fewer.
     let (n_rows, n_steps) = if caps.cpu { (16, 1024) } else { (256, 4096) };
     let (x, y) = (tensor("chain from", n_rows)?, tensor("chain to", n_rows)?);
     let us = best(gpu, &mut timer, budget, &|rec, _| ops::probe_fma(rec, &x, &y, n_steps, [0.75, 0.5]))?;

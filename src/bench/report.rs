@@ -160,8 +160,8 @@ pub struct ModelSummary {
     pub n_params: u64,
     /// Bytes of weights in device memory.
     pub weights_bytes: u64,
-    /// Milliseconds from the opened checkpoint to an engine with its weights in device memory, with pipelines in the cache;
-    /// compilation runs in parallel.
+    /// Milliseconds from the opened checkpoint to an engine with its weights in device memory, with pipelines in the
+    /// cache; compilation runs in parallel.
     pub load_ms: f64,
     /// Milliseconds to compile all pipelines with an empty cache. The driver may have its own cache.
     pub compile_cold_ms: f64,

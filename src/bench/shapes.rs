@@ -85,8 +85,8 @@ pub(super) fn layer_matrices(model: &ModelShape, layer: usize) -> Vec<Matrix> {
     all
 }
 
-/// Elements of all matrices that multiply a clip's rows: the encoder's, and those for the decoder's cross-attention keys
-/// and values.
+/// Elements of all matrices that multiply a clip's rows: the encoder's, and those for the decoder's cross-attention
+/// keys and values.
 pub(super) fn n_encoder(model: &ModelShape) -> f64 {
     let Some(audio) = &model.audio else { return 0.0 };
     let hidden = model.hidden_size;

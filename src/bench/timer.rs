@@ -13,7 +13,8 @@ use crate::gpu::{Gpu, GpuError, ReadbackRing, Recorder, Tensor};
 pub enum Clock {
     /// Timestamps that the device writes before and after the work.
     Device,
-    /// The host's clock around submission and wait, for devices without timestamps. Includes the cost of the submission.
+    /// The host's clock around submission and wait, for devices without timestamps. Includes the cost of the
+    /// submission.
     Host,
 }
 

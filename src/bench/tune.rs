@@ -10,7 +10,7 @@ use super::cases::{Case, MOST_DECODE, Pool, Prepared, Workload, products};
 use super::shapes::Shape;
 use super::stats::{quantile, sorted};
 use super::timer::Timer;
-use super::{BenchError, Limits, Meta, Progress, limits};
+use super::{BenchError, BenchProgress, Limits, Meta, limits};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Product, Recorder, Tuning, Variant};
 use crate::ops;
@@ -26,7 +26,8 @@ pub struct TuneOptions {
     pub n_prompt: usize,
     /// Size in bytes that the copies of weights exceed together: at least twice the device's cache.
     pub rotate_bytes: u64,
-    /// Added to one output of each variant before the check, in units of the tolerance, to test that the check notices it.
+    /// Added to one output of each variant before the check, in units of the tolerance, to test that the check notices
+    /// it.
     pub perturbation: f64,
 }
 
@@ -145,7 +146,7 @@ pub fn tune(
     gpu: &Gpu,
     options: &TuneOptions,
     command: String,
-    progress: &mut dyn FnMut(Progress<'_>),
+    progress: &mut dyn FnMut(BenchProgress<'_>),
 ) -> Result<TuneReport, BenchError> {
     options.check()?;
     let limits = limits(gpu, options.rotate_bytes, options.budget)?;
@@ -161,7 +162,7 @@ pub fn tune(
     let all = tuner.products();
     for (i, todo) in all.iter().enumerate() {
         let label = todo.long.label();
-        progress(Progress { n_done: i, n_total: all.len(), next: &label });
+        progress(BenchProgress { n_done: i, n_total: all.len(), next: &label });
         let seconds = tuner.least_us(&todo.long) * 1e-6;
         if seconds > options.budget.as_secs_f64() * TOO_LONG {
             report.skipped.push(format!("{label}: a run takes {seconds:.1} s at least"));

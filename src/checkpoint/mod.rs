@@ -1,8 +1,8 @@
 //! Layer 3: models, opened but not loaded.
 //!
-//! A [`Source`] becomes [`ModelFiles`], the parts of a model whatever container it came in. [`Source::parse`] decides what
-//! a name is; `files` reads and checks every file. A new container is a variant of [`Source`] and a function that makes
-//! [`ModelFiles`] of it.
+//! A [`Source`] becomes [`ModelFiles`], the parts of a model whatever container it came in. [`Source::parse`] decides
+//! what a name is; `files` reads and checks every file. A new container is a variant of [`Source`] and a function that
+//! makes [`ModelFiles`] of it.
 
 mod embedding;
 mod error;

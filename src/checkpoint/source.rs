@@ -10,8 +10,8 @@ use super::CheckpointError;
 pub enum Source {
     /// A folder in Hugging Face layout.
     Folder(PathBuf),
-    /// The demonstration model that is compiled into the binary: stories of a small world. `assets/demo` says how it was
-    /// made.
+    /// The demonstration model that is compiled into the binary: stories of a small world. `assets/demo` says how it
+    /// was made.
     Demo,
 }
 

@@ -14,17 +14,17 @@ const EXAMPLES: &str = "Examples:
   wginfer answer -f report.md \"What was decided?\" -m ~/models/SmolLM2-360M-Instruct
   cat story.txt | wginfer answer \"Who found the ball?\" --json
 
-The passage that the answer rests on follows it, with its lines in the document. The answer is greedy unless
+The passage that supports the answer follows it, with its lines in the document. The answer is greedy unless
 `--temperature` or another flag says otherwise.";
 
-/// Answer a question from a document, and quote what the answer rests on
+/// Answer a question about a document, and quote the passage that supports the answer
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The question
     question: String,
 
-    /// Ask only the pieces of the document that this sentence-embedding model finds nearest to the question
+    /// Ask only the pieces of the document that are nearest to the question by this sentence-embedding model
     #[arg(long, value_name = "MODEL", help_heading = "Model and device")]
     embedder: Option<OsString>,
 
@@ -63,7 +63,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             let [first, last] = quote.lines;
             let lines =
                 if first == last { format!("line {first}") } else { format!("lines {first} to {last}") };
-            // As Markdown quotes.
+            // As a Markdown quotation.
             writeln!(out)?;
             quote.text.lines().try_for_each(|line| writeln!(out, "> {line}"))?;
             writeln!(out, "({lines})")?;

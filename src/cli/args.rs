@@ -1,11 +1,11 @@
-//! Arguments that commands share: which model, which device, which types.
+//! Arguments that several commands share: the model, the device, the types.
 
 use std::ffi::OsString;
 
 use clap::ValueEnum;
 use wginfer::dtype::Dtype;
 
-/// Which model.
+/// The model.
 #[derive(clap::Args)]
 pub struct ModelArg {
     /// Folder in Hugging Face layout. Default: the demonstration model in the binary
@@ -14,10 +14,10 @@ pub struct ModelArg {
     pub model: Option<OsString>,
 }
 
-/// Which device, and how much of it.
+/// The device, and the options of the engine on it.
 #[derive(clap::Args)]
 pub struct DeviceArgs {
-    /// Quantise matrices to this type while loading. Default: as they are stored
+    /// Quantise matrices to this type while loading. Default: the type they are stored in
     #[arg(long, value_name = "TYPE", ignore_case = true, help_heading = "Model and device")]
     pub quantize: Option<Quantize>,
 
@@ -35,7 +35,7 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "N", help_heading = "Model and device")]
     pub ctx: Option<usize>,
 
-    /// Inputs of products: `auto` takes F16 where the device has units for it, `f32` never
+    /// Inputs of matrix products: `auto` is F16 where the device has units for it, `f32` is F32 everywhere
     #[arg(long, value_name = "PRECISION", default_value = "auto", help_heading = "Model and device")]
     pub precision: Precision,
 
@@ -43,17 +43,18 @@ pub struct DeviceArgs {
     pub gpu: GpuArg,
 }
 
-/// Which device.
+/// The device.
 #[derive(clap::Args)]
 pub struct GpuArg {
-    /// Adapter by index or by a part of its name, as `devices` lists them
+    /// Adapter: its index, or a part of its name, as `wginfer devices` lists them. Default: the first discrete one, or
+    /// else integrated, or else software
     // An empty variable counts as none.
     #[arg(long, env = "WGINFER_GPU", value_name = "NAME|INDEX", help_heading = "Model and device")]
     gpu: Option<String>,
 }
 
 impl GpuArg {
-    /// The adapter that was asked for, if one was.
+    /// The adapter in the arguments, if any.
     pub fn name(&self) -> Option<String> {
         self.gpu.clone().filter(|name| !name.is_empty())
     }

@@ -1,4 +1,4 @@
-//! `wginfer chat`: a conversation at the terminal, or through a pipe.
+//! `wginfer chat`: a conversation at the terminal or through a pipe.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -29,11 +29,11 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
 
-    /// Most tokens of an answer. Default: what the context holds
+    /// Maximum number of tokens of an answer. Default: the rest of the context
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
 
-    /// Write an object for each answer, in a line of its own, when it is complete
+    /// Write one object per line for each complete answer
     #[arg(long)]
     json: bool,
 
@@ -54,7 +54,7 @@ struct ReplyJson<'a> {
     finish_reason: FinishReason,
     usage: Usage,
     timings: Timings,
-    /// The oldest messages that were dropped for want of context.
+    /// How many of the oldest messages were dropped to fit the context.
     n_dropped: usize,
 }
 
@@ -98,7 +98,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
 }
 
-/// Carries out a command.
+/// Runs a command of the chat.
 fn obey(chat: &mut Chat, command: &str, vocab_size: usize) -> Result<(), Failure> {
     let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
     let rest = rest.trim();
@@ -106,11 +106,11 @@ fn obey(chat: &mut Chat, command: &str, vocab_size: usize) -> Result<(), Failure
         "help" => log::info!("{HELP}"),
         "reset" => {
             chat.reset();
-            log::info!("the conversation starts anew");
+            log::info!("the conversation is empty");
         }
         "system" => {
             chat.set_system((!rest.is_empty()).then(|| rest.to_string()));
-            log::info!("system message {}", if rest.is_empty() { "taken away" } else { "set" });
+            log::info!("system message {}", if rest.is_empty() { "removed" } else { "set" });
         }
         "set" if rest.is_empty() => {
             for (name, value) in sampling::values(&chat.sampling) {
@@ -134,7 +134,7 @@ fn obey(chat: &mut Chat, command: &str, vocab_size: usize) -> Result<(), Failure
     Ok(())
 }
 
-/// Says `line` to the model and writes the answer as it comes, or as an object.
+/// Sends `line` to the model and writes the answer: token by token, or as an object.
 fn say(
     chat: &mut Chat,
     engine: &mut Engine,
@@ -170,7 +170,7 @@ fn say(
             report(&reply, engine.ctx());
             Ok(())
         }
-        // The conversation can go on without this message.
+        // The conversation continues without this message.
         Err(
             error @ (EngineError::PromptTooLong { .. } | EngineError::EmptyPrompt | EngineError::Text(_)),
         ) => {
@@ -191,7 +191,7 @@ fn report(reply: &Reply, ctx: usize) {
     log::info!("{}", format::figures(&reply.usage, reply.finish_reason, &reply.timings));
 }
 
-/// Where the user's lines come from.
+/// The source of the user's lines.
 enum Input {
     /// A terminal, with history and arrow keys.
     Editor(Box<DefaultEditor>),
@@ -218,11 +218,11 @@ impl Input {
         match self {
             Input::Editor(editor) => match editor.readline(PROMPT) {
                 Ok(line) => {
-                    // It fails only where history is kept in a file.
+                    // It fails only if history is kept in a file.
                     let _ = editor.add_history_entry(line.as_str());
                     Ok(Some(line))
                 }
-                // Ctrl-C where no answer is written clears the line, as in a shell.
+                // Ctrl-C clears the line while no answer is written, as in a shell.
                 Err(ReadlineError::Interrupted) => Ok(Some(String::new())),
                 Err(ReadlineError::Eof) => Ok(None),
                 Err(error) => Err(unreadable(error)),

@@ -20,12 +20,12 @@ const EXAMPLES: &str = "Examples:
   wginfer classify -f mails.txt --labels \"spam: unwanted advertising,ham: all other mail\" --json
   wginfer classify --jsonl -f reviews.jsonl --labels-file labels.txt --threshold 0.5
 
-A model with a classification head knows its labels, and their probabilities. A language model is asked which label
-fits: a label's score is the mean log-probability of its tokens as the answer, less that for an empty text. An embedder
-compares: a label's score is the cosine between the text and the label's description, or its name, over 0.05.
+A model with a classification head has its own labels. A language model is asked which label fits: a label's score is
+the mean log-probability of its tokens as the answer, minus that for an empty text. With an embedding model, a
+label's score is the cosine between the text and the label's description, or its name, divided by 0.05.
 Probabilities are the softmax of the scores.";
 
-/// Say which label a text has, and how probable each is
+/// Classify texts: compute the probability of each label
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -33,11 +33,11 @@ pub struct Args {
     #[arg(conflicts_with = "file", value_name = "TEXT")]
     texts: Vec<String>,
 
-    /// Read the texts from a file, one a line; `-` is standard input
+    /// Read the texts from a file, one per line; `-` is standard input
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// Each line is a JSON object with the text in its field `text`
+    /// Lines are JSON objects with the text in the field `text`
     #[arg(long, conflicts_with = "texts")]
     jsonl: bool,
 
@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "K", value_parser = clap::value_parser!(u32).range(1..))]
     top: Option<u32>,
 
-    /// Show only labels that are at least so probable
+    /// Show only labels with at least this probability
     #[arg(long, value_name = "P", default_value_t = 0.0)]
     threshold: f64,
 
@@ -103,7 +103,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         json::write(&all, out)?;
     } else {
         for (text, classification) in results {
-            // One text is known to who asks; several are told apart.
+            // The user knows a single text; several need names.
             let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
             let behind = if texts.len() > 1 { format!("\t{line}") } else { String::new() };
             for label in &classification.labels {
@@ -124,7 +124,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What each of the texts is, and the texts.
+/// The classification of each text, and the texts.
 type Classified = (Vec<Classification>, Vec<String>);
 
 fn no_labels(who: &str) -> Failure {
@@ -143,7 +143,7 @@ fn by_language_model(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> R
     Ok((classified, texts))
 }
 
-/// By its head, if the model has one, or else by the likeness between texts and labels.
+/// Classifies with the model's head if it has one, and otherwise by the similarity of texts and labels.
 fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<Classified, Failure> {
     checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
     let head = checkpoint.labels.clone();

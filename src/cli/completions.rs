@@ -1,4 +1,4 @@
-//! `wginfer completions`: what a shell offers after the tab key.
+//! `wginfer completions`: completion scripts for shells.
 
 use std::io::Write;
 
@@ -11,9 +11,9 @@ pub struct Args {
     shell: clap_complete::Shell,
 }
 
-/// Writes the script for `program`, which is all commands together.
+/// Writes the script for `program` with all its commands.
 pub fn run(args: &Args, mut program: clap::Command, out: &mut dyn Write) -> Result<(), Failure> {
-    // Into memory first: the generator panics where it cannot write.
+    // Into memory first: the generator panics if it cannot write.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut program, "wginfer", &mut script);
     Ok(out.write_all(&script)?)

@@ -1,4 +1,4 @@
-//! `wginfer devices`: the adapters and what they can do.
+//! `wginfer devices`: the adapters and their capabilities.
 
 use std::io::Write;
 
@@ -8,7 +8,7 @@ use wginfer::gpu::{AdapterSummary, Gpu, GpuError};
 use super::failure::Failure;
 use super::{format, json};
 
-/// List the GPUs and what they can do
+/// List the GPUs and their capabilities
 #[derive(clap::Args)]
 pub struct Args {
     /// Write an array of objects
@@ -56,7 +56,7 @@ fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
     let mut row = |name: &str, value: String| writeln!(out, "   {name:<22} {value}");
     let yes = |is: bool| if is { "yes" } else { "no" }.to_string();
     let driver = format!("{} {}", info.driver, info.driver_info);
-    row("driver", if driver.trim().is_empty() { "not told".into() } else { driver.trim().into() })?;
+    row("driver", if driver.trim().is_empty() { "unknown".into() } else { driver.trim().into() })?;
     row("f16 arithmetic", yes(caps.f16))?;
     row("subgroups", caps.subgroup.map_or("no, or of no fixed width".into(), |n| format!("of {n}")))?;
     row("timestamps", yes(caps.timestamps))?;

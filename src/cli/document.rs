@@ -1,4 +1,4 @@
-//! What commands share that work on a document of any length.
+//! What the commands on a document of any length share.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,18 +12,18 @@ use super::sampling::SamplingArgs;
 use super::watch::watch;
 use super::{json, prompt};
 
-/// Which document, and how it is worked.
+/// The document, and the options of the task on it.
 #[derive(clap::Args)]
 pub struct DocumentArgs {
     /// The document, text or Markdown; `-` is standard input. Default: standard input
     #[arg(long, short, value_name = "DOCUMENT")]
     file: Option<PathBuf>,
 
-    /// Most tokens of the result. Default: 256, at most a quarter of the context
+    /// Maximum number of tokens of the result. Default: 256, at most a quarter of the context
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
 
-    /// Most tokens of a piece of the document. Default: a twelfth of the context, from 64 to 1024
+    /// Maximum number of tokens of a piece of the document. Default: a twelfth of the context, from 64 to 1024
     #[arg(long, value_name = "N")]
     piece_tokens: Option<usize>,
 
@@ -42,12 +42,12 @@ pub struct DocumentArgs {
 }
 
 impl DocumentArgs {
-    /// The document, which must say something.
+    /// The document, which must not be empty.
     pub fn read(&self) -> Result<String, Failure> {
         let text = prompt::text(None, self.file.as_deref())?;
         let name = prompt::name(self.file.as_deref());
         if let Some(at) = text.find('\0') {
-            return Err(Failure::failed(format!("{name} is no text: byte {at} is `0x00`"))
+            return Err(Failure::failed(format!("{name} is not text: byte {at} is `0x00`"))
                 .with_hint("a PDF or an office document must be turned into text first"));
         }
         if text.trim().is_empty() {
@@ -56,7 +56,8 @@ impl DocumentArgs {
         Ok(text)
     }
 
-    /// Loads the model and runs `task`. Its text goes to `out` as it comes, or its result as JSON. Returns the result.
+    /// Loads the model and runs `task`. Writes its text to `out` as it is generated, or its result as JSON. Returns the
+    /// result.
     pub fn run<T: serde::Serialize>(
         &self,
         out: &mut dyn Write,
@@ -96,15 +97,15 @@ impl DocumentArgs {
     }
 }
 
-/// Says how much was worked, and what was cut short.
+/// Logs the tokens used, and warns of what was cut short.
 pub fn report(usage: &Usage, finish_reason: FinishReason, n_cut: usize) {
     if finish_reason == FinishReason::Length {
-        log::warn!("the result ended at its most tokens; `--max-tokens` allows it more");
+        log::warn!("the result ended at its maximum number of tokens; `--max-tokens` raises it");
     }
     if n_cut > 0 {
         let what =
             if n_cut == 1 { "1 result of a piece".into() } else { format!("{n_cut} results of pieces") };
-        log::warn!("{what} ended at a quarter of a piece's tokens; `--piece-tokens` allows them more");
+        log::warn!("{what} ended at a quarter of a piece's tokens; `--piece-tokens` raises it");
     }
     let cached = match usage.cached_tokens {
         0 => String::new(),

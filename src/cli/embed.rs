@@ -1,4 +1,4 @@
-//! `wginfer embed`: texts to vectors.
+//! `wginfer embed`: vectors of texts.
 
 use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Write};
@@ -22,44 +22,44 @@ const EXAMPLES: &str = "Examples:
   wginfer embed -m ~/models/all-MiniLM-L6-v2 --similarity \"a cat\" \"a kitten\" \"a bridge\"
   wginfer embed -m ~/models/e5-small-v2 --prefix \"query: \" \"how tall is a giraffe\"";
 
-/// Turn texts into vectors whose angles tell how alike they are
+/// Compute embeddings of texts: vectors whose cosine measures similarity
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The texts, each by itself. Default: standard input, a line each
+    /// The texts. Default: standard input, one text per line
     #[arg(conflicts_with = "file")]
     texts: Vec<String>,
 
-    /// Read the texts from a file, a line each; `-` is standard input
+    /// Read the texts from a file, one per line; `-` is standard input
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// Lines are JSON objects, whose `text` is the text
+    /// Lines are JSON objects with the text in the field `text`
     #[arg(long, conflicts_with = "texts")]
     jsonl: bool,
 
-    /// How vectors are written: `json` is an array of objects, `csv` a line of numbers each, `npy` a NumPy array of
+    /// Format of the vectors: `json` is an array of objects, `csv` a line of numbers per text, `npy` a NumPy array of
     /// float32
     #[arg(long, value_name = "FORMAT")]
     format: Option<EmbedFormat>,
 
-    /// As `--format json`
+    /// Same as `--format json`
     #[arg(long, conflicts_with = "format")]
     json: bool,
 
-    /// Write to a file, not to standard output
+    /// Write to this file instead of standard output
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Write the cosines between all texts instead of their vectors: a table, or in the format that is given
+    /// Write the cosines between all texts instead of their vectors: as a table, or in the format of `--format`
     #[arg(long)]
     similarity: bool,
 
-    /// Put this before each text, as models such as E5 want it
+    /// Put this before each text, as models such as E5 expect
     #[arg(long, value_name = "TEXT", conflicts_with = "prompt_name", allow_hyphen_values = true)]
     prefix: Option<String>,
 
-    /// Put before each text what the model calls so, such as `query`
+    /// Put the model's prompt of this name, such as `query`, before each text
     #[arg(long, value_name = "NAME")]
     prompt_name: Option<String>,
 
@@ -124,12 +124,12 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 impl Args {
-    /// The format that was asked for, if one was.
+    /// The format in the arguments, if any.
     fn format(&self) -> Option<EmbedFormat> {
         if self.json { Some(EmbedFormat::Json) } else { self.format }
     }
 
-    /// What is put before each text.
+    /// The prefix of each text.
     fn prefix(&self, config: &EmbeddingConfig) -> Result<String, Failure> {
         if let Some(prefix) = &self.prefix {
             return Ok(prefix.clone());
@@ -168,7 +168,7 @@ impl Args {
     }
 }
 
-/// An array, a text a line.
+/// Writes an array, one text per line.
 fn json(texts: &[String], encodings: &Encodings, out: &mut dyn Write) -> Result<(), Failure> {
     for (i, text) in texts.iter().enumerate() {
         out.write_all(if i == 0 { b"[" } else { b",\n" })?;
@@ -186,8 +186,8 @@ fn csv(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A two-dimensional array in NumPy's format, version 1.0: magic bytes, the header's length, a header in Python that
-/// ends at a multiple of 64 bytes, the values row by row.
+/// Writes a two-dimensional array in NumPy's format, version 1.0: magic bytes, the header's length, a header in Python
+/// that ends at a multiple of 64 bytes, the values row by row.
 fn npy(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
     const BEFORE_HEADER: usize = 10;
     let shape = (rows.len(), rows.first().map_or(0, Vec::len));
@@ -204,7 +204,7 @@ fn npy(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 fn table(texts: &[String], similarity: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
-    /// Characters of a text that are shown.
+    /// Characters of a text in the table.
     const SHOWN: usize = 32;
     let numbers = (1..=texts.len()).map(|i| format!(" {i}"));
     let headers: Vec<String> = [" #".to_string(), "text".to_string()].into_iter().chain(numbers).collect();

@@ -1,4 +1,4 @@
-//! Texts through an encoder, for whoever wants vectors or labels of them.
+//! Runs texts through an encoder, for vectors or labels.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use wginfer::tasks::{self, Encodings, TaskError};
 use super::failure::Failure;
 use super::terminal;
 
-/// Runs texts through an encoder, `prefix` before each, and says how it went.
+/// Runs texts through an encoder, with `prefix` before each, and logs the figures.
 pub fn encode(
     encoder: &mut TextEncoder,
     texts: &[String],
@@ -26,7 +26,7 @@ pub fn encode(
     let encodings = tasks::encode(encoder, &prefixed, output, &mut |n_done| bar.set_position(n_done as u64));
     terminal::finish(&bar);
     if let Err(TaskError::Engine(EngineError::EmptyPrompt)) = encodings {
-        // Most tokenizers put something around even an empty text.
+        // Most tokenizers put special tokens even around an empty text.
         let is_empty = |text: &String| encoder.tokenize(text).is_ok_and(|(ids, _)| ids.is_empty());
         let i = prefixed.iter().position(is_empty).unwrap_or(0);
         return Err(Failure::failed(format!("text {} of {n} has no tokens", i + 1)));

@@ -1,4 +1,4 @@
-//! How a command can end early.
+//! The error of a command, with a hint for the user.
 
 use std::process::ExitCode;
 
@@ -16,11 +16,11 @@ use wginfer::weights::WeightsError;
 /// Why a command did not finish.
 #[derive(Debug)]
 pub enum Failure {
-    /// Nobody reads standard output any more, as after `| head`: that is no error.
+    /// Nobody reads standard output any more, as after `| head`. This is no error.
     ClosedPipe,
-    /// The arguments make no sense: exit code 2.
+    /// The arguments are invalid: exit code 2.
     Usage { message: String, hint: Option<String> },
-    /// Something went wrong: exit code 1.
+    /// The command failed: exit code 1.
     Failed { message: String, hint: Option<String> },
 }
 
@@ -41,7 +41,7 @@ impl Failure {
         self
     }
 
-    /// Message and hint, each in one line whatever a driver or a file had to say.
+    /// Message and hint, each on one line.
     pub fn lines(&self) -> (String, Option<String>) {
         let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
         match self {
@@ -61,7 +61,7 @@ impl Failure {
     }
 }
 
-/// What the user can do about an error where that is a flag or a command: the library names its own options.
+/// The hint for an error in terms of flags and commands: the library's own hints name its options.
 fn in_flags(error: &wginfer::Error) -> Option<&'static str> {
     use wginfer::Error;
     match error {
@@ -98,7 +98,7 @@ fn of_engine(error: &EngineError) -> Option<&'static str> {
         ),
         EngineError::PromptTooLong { .. } => Some("shorten the prompt, or raise `--ctx`"),
         EngineError::NotFinite { .. } => {
-            Some("the weights hold values that are no numbers, or too large for `--kv-type f16`")
+            Some("the weights contain values that are not finite, or too large for `--kv-type f16`")
         }
         EngineError::Checkpoint(e) => of_checkpoint(e),
         EngineError::Text(e) => of_text(e),
@@ -237,7 +237,7 @@ impl From<TextError> for Failure {
     }
 }
 
-/// Only writing to standard output fails this way; whoever reads says what could not be read.
+/// Only writing to standard output fails this way: readers map their own errors.
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         match error.kind() {
@@ -247,7 +247,7 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// As above: what is turned to JSON here always can be, so the stream is what failed.
+/// As above: serialisation to JSON cannot fail here, so the stream did.
 impl From<serde_json::Error> for Failure {
     fn from(error: serde_json::Error) -> Self {
         std::io::Error::from(error).into()

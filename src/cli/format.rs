@@ -1,9 +1,9 @@
-//! Numbers and tokens as people read them.
+//! Formats numbers and tokens for people.
 
 use wginfer::engine::{FinishReason, Timings, Usage};
 use wginfer::text::Tokenizer;
 
-/// A count of bytes in a unit that suits it.
+/// A number of bytes in a suitable unit.
 pub fn bytes(n: u64) -> String {
     scaled(n, 1024.0, &["bytes", "KiB", "MiB", "GiB", "TiB"])
 }
@@ -15,7 +15,7 @@ pub fn count(n: u64) -> String {
 
 fn scaled(n: u64, base: f64, units: &[&str]) -> String {
     let (mut value, mut unit) = (n as f64, 0);
-    // What would be rounded up to the base is shown in the next unit.
+    // A value that would round up to the base is shown in the next unit.
     while value >= base - 0.05 && unit + 1 < units.len() {
         value /= base;
         unit += 1;
@@ -24,7 +24,7 @@ fn scaled(n: u64, base: f64, units: &[&str]) -> String {
     format!("{value:.digits$} {}", units[unit]).trim_end().to_string()
 }
 
-/// A time in milliseconds with two or three digits that count.
+/// A time in milliseconds, with two or three significant digits.
 pub fn ms(ms: f64) -> String {
     let digits = if ms < 1.0 {
         2
@@ -36,11 +36,10 @@ pub fn ms(ms: f64) -> String {
     format!("{ms:.digits$}")
 }
 
-/// The text of one token as it stands inside a text, in quotes; as the vocabulary spells it where it is no
-/// whole character.
+/// The text of one token inside a text, in quotes; its spelling in the vocabulary if it is not a whole character.
 pub fn token(tokenizer: Option<&Tokenizer>, id: u32) -> String {
     let Some(tokenizer) = tokenizer else { return String::new() };
-    // Some decoders drop the space before the first word, so the token is decoded behind itself.
+    // Some decoders drop the space before the first word, so the token is decoded after itself.
     let one = tokenizer.decode(&[id], false).unwrap_or_default();
     let two = tokenizer.decode(&[id, id], false).unwrap_or_default();
     let text = two.strip_prefix(one.as_str()).unwrap_or(&one);
@@ -50,7 +49,7 @@ pub fn token(tokenizer: Option<&Tokenizer>, id: u32) -> String {
     format!("{text:?}")
 }
 
-/// The line of figures after an answer.
+/// The line of figures of an answer.
 pub fn figures(usage: &Usage, finish_reason: FinishReason, timings: &Timings) -> String {
     let cached = match usage.cached_tokens {
         0 => String::new(),

@@ -35,27 +35,27 @@ pub struct Args {
     #[arg(long, short, value_name = "FILE", conflicts_with = "token_ids")]
     file: Option<PathBuf>,
 
-    /// Token ids instead of text, with commas between
+    /// Token ids instead of text, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     token_ids: Option<Vec<u32>>,
 
-    /// Most tokens to generate
+    /// Maximum number of tokens to generate
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
 
-    /// Text that ends the answer and is not part of it; may be given several times
+    /// Text that ends the answer and is not part of it; can be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     stop: Vec<String>,
 
-    /// Answers, in one batch; with a seed, each following one has the next seed
+    /// Number of answers, in one batch; with `--seed`, answer i has the seed plus i
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
     n: u32,
 
-    /// Leave the prompt out of the text and write only what follows it, as `--json` does
+    /// Write only the continuation, as `--json` does. Default: the prompt and its continuation
     #[arg(long)]
     no_echo: bool,
 
-    /// A line for each token: its probability and the best five, before and after temperature and filters
+    /// Write a line per token: its probability and the best five, before and after temperature and filters
     #[arg(long)]
     explain: bool,
 
@@ -73,15 +73,15 @@ pub struct Args {
     device: DeviceArgs,
 }
 
-/// Alternatives that `--explain` shows.
+/// Alternatives per token in `--explain`.
 const N_BEST: usize = 5;
-/// Answers that are written at a time; further ones wait for a place.
+/// Answers that are generated at a time; further ones wait.
 const MAX_SEQS: usize = 16;
-/// Prompt and answer up to which the cache is allocated for their length: a quarter of the longest context
-/// that engines have unasked.
+/// Prompt and answer, in tokens, up to which the cache is allocated for their length only: a quarter of an engine's
+/// default context.
 const SHORT: usize = 1024;
 
-/// One answer, as far as it has come.
+/// One answer, as far as it is generated.
 #[derive(Default)]
 struct Answer {
     text: String,
@@ -121,7 +121,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let n_tokens = ids.len().saturating_add(args.max_tokens);
     let options = EngineOptions {
         max_seqs,
-        // Short answers need no whole context each.
+        // Short answers need less than a whole context each.
         kv_tokens: (n_tokens <= SHORT).then(|| n_tokens.next_multiple_of(PAGE_SIZE) * max_seqs),
         max_logprobs: if args.explain { N_BEST } else { 0 },
         ..EngineOptions::default()
@@ -144,7 +144,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 
     let mut writer = Writer {
         out,
-        // The text is one, from its beginning on; ids that were given are not.
+        // Prompt and answer are one text, but token ids have none.
         echo: text.filter(|_| !args.no_echo && !args.explain),
         tokenizer: engine.tokenizer().cloned(),
         explain: args.explain,
@@ -169,7 +169,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes the answers in order, the first that is not done yet as it comes.
+/// Writes the answers in order; the first unfinished one token by token.
 struct Writer<'a> {
     out: &'a mut dyn Write,
     echo: Option<String>,
@@ -177,9 +177,9 @@ struct Writer<'a> {
     explain: bool,
     json: bool,
     answers: Vec<Answer>,
-    /// The answer that is being written.
+    /// Index of the answer that is being written.
     current: usize,
-    /// Whether something of it is.
+    /// Whether its heading is written.
     is_open: bool,
 }
 
@@ -209,7 +209,7 @@ impl Writer<'_> {
             write!(self.out, "{text}")?;
         }
         self.close()?;
-        // The answers behind it, as far as they have come in the meantime.
+        // The answers after it, as far as they are generated.
         while self.current + 1 < self.answers.len() {
             self.current += 1;
             self.catch_up()?;
@@ -233,7 +233,7 @@ impl Writer<'_> {
         Ok(write!(self.out, "{}", self.answers[i].text)?)
     }
 
-    /// What comes before an answer.
+    /// Writes the heading of an answer, once.
     fn open(&mut self) -> Result<(), Failure> {
         if self.is_open {
             return Ok(());
@@ -248,7 +248,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// One token of an answer: its text; its id where there is no tokenizer; or all about its choice.
+    /// Writes one token of an answer: its text, its id if there is no tokenizer, or its explanation.
     fn step(&mut self, i: usize, step: usize, text: &str) -> Result<(), Failure> {
         let answer = &self.answers[i];
         let token = answer.token_ids[step];
@@ -263,7 +263,7 @@ impl Writer<'_> {
         Ok(write!(self.out, "{text}")?)
     }
 
-    /// What comes after an answer.
+    /// Ends an answer.
     fn close(&mut self) -> Result<(), Failure> {
         self.is_open = false;
         let answer = &self.answers[self.current];
@@ -319,7 +319,7 @@ impl Answer {
     }
 }
 
-/// One line on how one token was chosen.
+/// The line of `--explain` for one token.
 fn explanation(tokenizer: Option<&Tokenizer>, step: usize, l: &Logprobs) -> String {
     let name = |id| match tokenizer {
         Some(_) => format::token(tokenizer, id),
@@ -340,7 +340,7 @@ fn explanation(tokenizer: Option<&Tokenizer>, step: usize, l: &Logprobs) -> Stri
     )
 }
 
-/// Those of the best tokens that can be drawn at all: with few left, the list is filled up with others.
+/// The tokens in `top` that can be drawn: if filters leave few, the list is filled up with others.
 fn drawable(top: &[TokenLogprob]) -> impl Iterator<Item = &TokenLogprob> {
     top.iter().filter(|t| t.logprob > f32::MIN)
 }
@@ -349,7 +349,7 @@ fn percent(logprob: f32) -> String {
     format!("{:.1}", 100.0 * f64::from(logprob).exp())
 }
 
-/// The line of figures, and why an answer ended if that may surprise.
+/// Logs the line of figures, and a warning if the context is full.
 fn report(answers: &[Answer], engine: &Engine) {
     let ends: Vec<_> = answers.iter().filter_map(|a| a.end).collect();
     let full = |(reason, usage, _): &(FinishReason, Usage, Timings)| {

@@ -1,4 +1,4 @@
-//! `wginfer inspect`: what a model holds and needs. It touches no GPU.
+//! `wginfer inspect`: a model's contents and memory needs. It uses no GPU.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -21,7 +21,7 @@ const EXAMPLES: &str = "Examples:
   wginfer inspect
   wginfer inspect -m ~/models/SmolLM2-360M-Instruct --tensors";
 
-/// Show what a model holds and needs, without a GPU
+/// Show a model's contents and memory needs; needs no GPU
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -37,7 +37,7 @@ pub struct Args {
     model: ModelArg,
 }
 
-/// Tokens for which the cache's size is told.
+/// Tokens for which the cache's size is reported.
 const KV_TOKENS: usize = 1000;
 
 #[derive(Serialize)]
@@ -76,7 +76,7 @@ struct Report {
     tensors: Option<Vec<TensorRow>>,
 }
 
-/// What hears in it.
+/// The audio encoder.
 #[derive(Serialize)]
 struct AudioRow {
     n_mels: usize,
@@ -102,7 +102,7 @@ impl AudioRow {
         };
         AudioRow {
             n_mels: audio.n_mels,
-            // 10 ms a frame.
+            // 10 ms per frame.
             clip_seconds: audio.n_frames as f64 / 100.0,
             n_positions: audio.n_positions,
             n_layers: audio.attention.len(),
@@ -116,28 +116,28 @@ impl AudioRow {
 struct KvBytes {
     f16: usize,
     f32: usize,
-    /// Where heads are a multiple of 32 wide.
+    /// Only if the head dimension is a multiple of 32.
     q8_0: Option<usize>,
 }
 
-/// What a classification head tells apart.
+/// The classification head.
 #[derive(Serialize)]
 struct ClassifierRow {
     problem: Problem,
     labels: Vec<String>,
 }
 
-/// How an encoder's rows become an embedding.
+/// The pooling of an encoder's rows into an embedding.
 #[derive(Serialize)]
 struct EmbeddingRow {
     width: usize,
     pooling: Vec<String>,
     n_dense: usize,
     normalize: bool,
-    /// Tokens that a text is cut to.
+    /// Number of tokens to which a text is cut.
     max_seq_length: usize,
     prompts: Vec<String>,
-    /// Whether the checkpoint says so: without `modules.json` it does not.
+    /// Whether the checkpoint declares it, in `modules.json`.
     declared: bool,
 }
 
@@ -172,7 +172,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 impl Report {
     fn of(checkpoint: &ModelFiles, with_tensors: bool) -> Report {
         let shape = checkpoint.architecture.shape();
-        // A page holds `PAGE_SIZE` positions, and a thousand are no whole number of pages.
+        // A page holds `PAGE_SIZE` positions, and 1000 is not a multiple.
         let kv_bytes = |dtype| page_bytes(&shape, dtype) * KV_TOKENS / PAGE_SIZE;
         let has_blocks = shape.attention.iter().all(|a| a.head_dim.is_multiple_of(BLOCK));
         let number = |text: &str| {
@@ -223,7 +223,7 @@ impl Report {
         }
     }
 
-    /// What is told of any model.
+    /// The lines that any model has.
     fn common(
         name: &str,
         shape: &ModelShape,

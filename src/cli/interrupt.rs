@@ -1,4 +1,4 @@
-//! Ctrl-C: it stops the answer that is being written, and the program where none is.
+//! Ctrl-C: it stops the answer that is being written; if there is none, the program.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -17,7 +17,7 @@ const EXIT_CODE: i32 = 130;
 pub fn init() -> Result<(), Failure> {
     ctrlc::set_handler(|| {
         let stopped = STATE.compare_exchange(WRITING, STOPPING, Ordering::SeqCst, Ordering::SeqCst);
-        // Nothing to stop, or asked for the second time.
+        // There is nothing to stop, or this is the second Ctrl-C.
         if stopped.is_err() {
             std::process::exit(EXIT_CODE);
         }

@@ -1,4 +1,4 @@
-//! Results for programs: an object, an array of them, or an object a line where they come one after the other.
+//! Results as JSON: one object, an array of objects, or one object per line for a stream of results.
 
 use std::io::Write;
 
@@ -12,7 +12,7 @@ pub fn write(value: &impl Serialize, out: &mut dyn Write) -> Result<(), Failure>
     Ok(writeln!(out)?)
 }
 
-/// Writes a result in one line: one of several, or one of many numbers.
+/// Writes a result on one line: one of several, or one with many numbers.
 pub fn line(value: &impl Serialize, out: &mut dyn Write) -> Result<(), Failure> {
     serde_json::to_writer(&mut *out, value)?;
     Ok(writeln!(out)?)

@@ -1,4 +1,4 @@
-//! Labels to choose from, and the engine that weighs them.
+//! The labels of a classification, and the engine that scores them.
 
 use std::path::PathBuf;
 
@@ -10,20 +10,20 @@ use super::args::DeviceArgs;
 use super::failure::Failure;
 use super::prompt;
 
-/// Which labels there are.
+/// The labels.
 #[derive(clap::Args)]
 pub struct LabelArgs {
-    /// Labels with commas between, each with `: DESCRIPTION` behind it if that helps; may be given several times
+    /// Labels separated by commas, each optionally followed by `: DESCRIPTION`; can be repeated
     #[arg(long, value_name = "LABELS", value_delimiter = ',', conflicts_with = "labels_file")]
     labels: Vec<String>,
 
-    /// Labels from a file, one a line: descriptions may have commas there
+    /// Read the labels from a file, one per line; descriptions can contain commas
     #[arg(long, value_name = "FILE")]
     labels_file: Option<PathBuf>,
 }
 
 impl LabelArgs {
-    /// The labels; none if none were given.
+    /// The labels, possibly none.
     pub fn read(&self) -> Result<Vec<Label>, Failure> {
         match &self.labels_file {
             None => Ok(self.labels.iter().map(|label| Label::parse(label)).collect()),
@@ -40,7 +40,7 @@ impl LabelArgs {
     }
 }
 
-/// An engine that gives the log-probabilities of prompts.
+/// Loads an engine that computes the log-probabilities of prompts.
 pub fn load(checkpoint: ModelFiles, device: &DeviceArgs) -> Result<Engine, Failure> {
     checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
     let vocab_size = checkpoint.architecture.shape().vocab_size;

@@ -1,6 +1,6 @@
-//! `wginfer logits`: what people compare with another implementation.
+//! `wginfer logits`: logits, to compare with another implementation.
 //!
-//! Of a language model the logits after a position, of a classifier those of its labels.
+//! A language model has the logits after a position, a classifier those of its labels.
 
 use std::io::Write;
 
@@ -19,7 +19,7 @@ const EXAMPLES: &str = "Examples:
   wginfer logits --token-ids 1,403,407 --kv-type f32 --json
   wginfer logits \"Once upon a\" --all --top 3 --json";
 
-/// Show the logits after a prompt, or of a classifier's labels
+/// Show the logits after a prompt, or those of a classifier's labels
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -27,20 +27,20 @@ pub struct Args {
     #[arg(required_unless_present = "token_ids", conflicts_with = "token_ids")]
     text: Option<String>,
 
-    /// Token ids instead of text, with commas between
+    /// Token ids instead of text, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',')]
     token_ids: Option<Vec<u32>>,
 
-    /// Those after every position, not only the last
+    /// Show the logits after every position. Default: after the last
     #[arg(long)]
     all: bool,
 
-    /// How many of the best tokens or labels to show. Default: 10, and with `--json` all logits
+    /// Number of best tokens or labels to show. Default: 10, and all logits with `--json`
     #[arg(long, value_name = "K")]
     top: Option<usize>,
 
-    /// Write token ids and logits as an object: a number for each token of the vocabulary, or with `--top` a list of the
-    /// best
+    /// Write token ids and logits as an object: a number for each token of the vocabulary, or with `--top` a list of
+    /// the best
     #[arg(long)]
     json: bool,
 
@@ -51,10 +51,10 @@ pub struct Args {
     device: DeviceArgs,
 }
 
-/// Rows of the table unless more are asked for.
+/// Default number of rows of the table.
 const TOP: usize = 10;
 
-/// What `--json` writes.
+/// The object of `--json`.
 #[derive(Serialize)]
 struct LogitsJson<'a, T> {
     token_ids: &'a [u32],
@@ -69,7 +69,7 @@ enum Found<T> {
     Top(T),
 }
 
-/// The value of the last position, or with `--all` the list of all.
+/// The value of the last position, or with `--all` the list of all positions.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Rows<T> {
@@ -87,7 +87,7 @@ impl<T> Rows<T> {
 #[derive(Serialize)]
 struct TokenJson {
     token_id: u32,
-    /// As the vocabulary spells it.
+    /// Its spelling in the vocabulary.
     token: Option<String>,
     logit: f32,
     probability: f64,
@@ -98,7 +98,7 @@ struct TokenJson {
 struct LabelJson<'a> {
     label: &'a str,
     logit: f32,
-    /// Where the head gives probabilities.
+    /// Only if the head gives probabilities.
     probability: Option<f32>,
 }
 
@@ -156,7 +156,7 @@ fn of_tokens(args: &Args, checkpoint: ModelFiles, out: &mut dyn Write) -> Result
     };
     let ids = prompt::check(ids)?;
     let options = EngineOptions {
-        // So many positions get their logits at a time.
+        // The number of positions whose logits are computed at a time.
         max_seqs: if args.all { 8 } else { 1 },
         kv_tokens: Some(ids.len()),
         logits: true,
@@ -234,7 +234,7 @@ fn top(engine: &Engine, n_top: usize, values: &[f32]) -> Vec<TokenJson> {
     best(values, n_top).map(row).collect()
 }
 
-/// Where the `n_top` largest of `values` are, the largest first.
+/// Indices of the `n_top` largest `values`, the largest first.
 fn best(values: &[f32], n_top: usize) -> impl Iterator<Item = usize> {
     let mut best: Vec<usize> = (0..values.len()).collect();
     best.sort_by(|a, b| values[*b].total_cmp(&values[*a]));

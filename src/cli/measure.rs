@@ -1,4 +1,4 @@
-//! What the commands that measure share: how reports are written, and what is said beside them.
+//! What the commands that measure share: the format of reports, and the log lines beside them.
 
 use std::path::PathBuf;
 
@@ -8,33 +8,33 @@ use super::failure::Failure;
 use super::table::Format;
 use super::terminal;
 
-/// How a report is written.
+/// The format of a report.
 #[derive(clap::Args)]
 pub struct FormatArgs {
-    /// How standard output is written; `json` is what `bench compare` reads
+    /// Format of standard output; `bench compare` reads `json`
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     format: Format,
 
-    /// As `--format json`
+    /// Same as `--format json`
     #[arg(long, conflicts_with = "format")]
     json: bool,
 
-    /// Draw a picture, too
+    /// Also draw a plot
     #[arg(long, value_name = "FILE.svg")]
     pub plot: Option<PathBuf>,
 }
 
 impl FormatArgs {
-    /// How the report is written.
+    /// The format of the report.
     pub fn format(&self) -> Format {
         if self.json { Format::Json } else { self.format }
     }
 
-    /// Refuses a picture that is no SVG before hours are spent on it.
+    /// Refuses a plot whose name is not an SVG's, before the measurement starts.
     pub fn check(&self) -> Result<(), Failure> {
         match &self.plot {
             Some(path) if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("svg")) => {
-                let message = format!("`{}` is no SVG file", path.display());
+                let message = format!("`{}` is not the name of an SVG file", path.display());
                 Err(Failure::usage(message).with_hint("give a name that ends with `.svg`"))
             }
             _ => Ok(()),
@@ -48,9 +48,9 @@ pub fn command_line() -> String {
     std::iter::once("wginfer".to_string()).chain(args).collect::<Vec<_>>().join(" ")
 }
 
-/// Shows how far a measurement has come while it runs.
+/// Shows a bar while a measurement runs.
 pub fn with_steps<T>(
-    measure: impl FnOnce(&mut dyn FnMut(bench::Progress<'_>)) -> Result<T, BenchError>,
+    measure: impl FnOnce(&mut dyn FnMut(bench::BenchProgress<'_>)) -> Result<T, BenchError>,
 ) -> Result<T, BenchError> {
     let bar = terminal::steps();
     let result = measure(&mut |p| {
@@ -62,7 +62,7 @@ pub fn with_steps<T>(
     result
 }
 
-/// Says what the numbers were measured on, against what, and what was left out.
+/// Logs the device, its limits and what was skipped.
 pub fn describe(meta: &Meta, limits: &Limits, skipped: &[String]) {
     log::info!(
         "{} {}, wgpu {}; {}, {}, {}",
@@ -80,11 +80,11 @@ pub fn describe(meta: &Meta, limits: &Limits, skipped: &[String]) {
         limits.clock.as_str(),
     );
     for skipped in skipped {
-        log::info!("left out: {skipped}");
+        log::info!("skipped: {skipped}");
     }
 }
 
-/// Three digits that count.
+/// A number with about three significant digits.
 pub fn number(x: f64) -> String {
     let digits = if x == 0.0 || x.abs() >= 100.0 {
         0

@@ -1,4 +1,4 @@
-//! Layer 6: the command line. Standard output carries the result only; everything else goes through `log`, whose lines
+//! Layer 6: the command line. Standard output carries only the result; everything else goes through `log`, whose lines
 //! `terminal` writes to standard error.
 //!
 //! A command is a file with its arguments (`Args`) and what it does (`run`), and a line in the table below. What
@@ -54,7 +54,7 @@ const EXAMPLES: &str = "Examples:
   wginfer devices
 
 MODEL is a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`.
-Without one, the small demonstration model in the binary runs.";
+Default: the small demonstration model in the binary.";
 
 /// Run language models, Whisper and text encoders on any GPU
 #[derive(Parser)]
@@ -63,16 +63,16 @@ struct Program {
     #[command(subcommand)]
     command: Command,
 
-    /// Say nothing but errors
+    /// Print only errors
     #[arg(long, short, global = true, conflicts_with = "verbose")]
     quiet: bool,
 
-    /// Say more on standard error
+    /// Print more on standard error
     #[arg(long, short, global = true)]
     verbose: bool,
 }
 
-/// Makes the subcommands of their files.
+/// Declares the subcommands, each in its file.
 macro_rules! commands {
     ($($name:ident($file:ident),)+) => {
         #[derive(Subcommand)]
@@ -109,12 +109,12 @@ commands! {
     Tune(tune),
 }
 
-/// Parses the arguments, runs the command and says how it went: 0 done, 1 failed, 2 wrong usage.
+/// Parses the arguments and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
 pub fn main() -> ExitCode {
     let program = match Program::try_parse() {
         Ok(program) => program,
         Err(shown) => {
-            // Help and version come this way too. Where they cannot be printed nobody reads them.
+            // Help and version take this path too. If they cannot be printed, nobody reads them.
             let _ = shown.print();
             return if shown.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
@@ -131,8 +131,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Mesa's Vulkan layer that orders devices asks the desktop which one it uses, and without a desktop complains
-/// on standard error, twice a run. Without one it has nothing to ask, so it is switched off.
+/// Switches Mesa's device-select layer off if there is no desktop. The layer asks the desktop which device it uses;
+/// with no desktop to ask, it prints an error twice per run.
 #[cfg(target_os = "linux")]
 fn hush_device_select() {
     let of_use = ["WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "DISPLAY", "MESA_VK_DEVICE_SELECT", "DRI_PRIME"];
@@ -157,7 +157,7 @@ mod tests {
         super::Program::command().debug_assert();
     }
 
-    /// Every result that a program could read can be had as JSON.
+    /// Every command has its result as JSON.
     #[test]
     fn every_command_has_json() {
         fn leaves(command: &clap::Command, all: &mut Vec<clap::Command>) {

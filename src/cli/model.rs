@@ -1,4 +1,4 @@
-//! Finding a model, opening a device, loading the one onto the other.
+//! Finds a model, opens a device, and loads the model onto it.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::interrupt::Writing;
 use super::terminal;
 
-/// Environment variable for the folder that keeps compiled kernels and what tuning chose.
+/// Environment variable: the folder of compiled kernels and of tuning's choices.
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
 
 impl ModelArg {
@@ -22,7 +22,7 @@ impl ModelArg {
         self.model.as_deref().filter(|model| !model.is_empty())
     }
 
-    /// Opens a model of any kind. Default: the demonstration model, which a line on standard error says.
+    /// Opens a model of any kind. Default: the demonstration model, with a line on standard error that says so.
     pub fn open_any(&self) -> Result<ModelFiles, Failure> {
         if self.name().is_none() {
             log::info!(
@@ -33,7 +33,7 @@ impl ModelArg {
         Ok(self.reopen()?)
     }
 
-    /// As [`ModelArg::open_any`], for a decoder only.
+    /// As [`ModelArg::open_any`], but accepts only a decoder.
     pub fn open(&self) -> Result<ModelFiles, Failure> {
         let files = self.open_any()?;
         files.expect(ModelKind::Decoder)?;
@@ -53,7 +53,7 @@ impl ModelArg {
         Ok(files)
     }
 
-    /// As [`ModelArg::open_any`], without the line.
+    /// As [`ModelArg::open_any`], but prints no line.
     pub fn reopen(&self) -> Result<ModelFiles, CheckpointError> {
         let source = self.name().map_or(Ok(Source::Demo), Source::parse)?;
         ModelFiles::from_source(&source)
@@ -61,7 +61,7 @@ impl ModelArg {
 }
 
 impl DeviceArgs {
-    /// The options that these flags decide, over `options`.
+    /// `options` with the fields that these flags set.
     pub fn options(&self, options: EngineOptions) -> EngineOptions {
         let quantize = self.quantize.map(Quantize::dtype);
         EngineOptions { ctx: self.ctx, quantize, kv_dtype: self.kv_type.dtype(), ..options }
@@ -120,7 +120,7 @@ fn warn_of_unused(names: &[String]) {
     log::warn!("{tensors} of the checkpoint not used: {}{more}", shown.join(", "));
 }
 
-/// The user's folder for what can be made again.
+/// The user's cache folder for wginfer, if the system has one.
 pub fn cache_dir() -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(dir) = var(CACHE_ENV) {

@@ -1,4 +1,4 @@
-//! Pictures of reports, as SVG.
+//! Plots of reports, as SVG.
 
 use std::path::Path;
 
@@ -7,20 +7,19 @@ use wginfer::bench::{Comparison, KernelReport, KernelRow, ModelReport};
 
 use super::failure::Failure;
 
-/// Writes a picture.
+/// Writes a plot to a file.
 pub fn save(path: &Path, svg: &str) -> Result<(), Failure> {
     std::fs::write(path, svg)
         .map_err(|e| Failure::failed(format!("`{}` cannot be written: {e}", path.display())))
 }
 
-/// Whatever the library has to say, which draws into memory.
+/// An error of the plotting library.
 fn failed(error: impl std::fmt::Display) -> Failure {
-    Failure::failed(format!("the picture cannot be drawn: {error}"))
+    Failure::failed(format!("the plot cannot be drawn: {error}"))
 }
 
 const FONT: &str = "sans-serif";
-/// Colours that remain apart for the colour-blind (Okabe & Ito 2008), then some that at least are others: one for
-/// each operation.
+/// One colour per operation: those that colour-blind readers can distinguish (Okabe & Ito 2008), then others.
 const COLOURS: [RGBColor; 14] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -42,15 +41,14 @@ fn colour(i: usize) -> RGBColor {
     COLOURS[i % COLOURS.len()]
 }
 
-/// A point's look: hollow where no model runs the variant.
+/// The style of a point: hollow if no model runs the variant.
 fn point(i: usize, is_default: bool) -> ShapeStyle {
     if is_default { colour(i).mix(0.8).filled() } else { colour(i).stroke_width(1) }
 }
 
-/// Each kernel as a point: operations a byte to the right, operations a second upwards, under the device's roof.
-/// Williams et al. 2009.
+/// The roofline plot (Williams et al. 2009). Each kernel is a point: x is operations per byte, y operations per second.
 pub fn roofline(report: &KernelReport) -> Result<String, Failure> {
-    // Where there is no arithmetic there is no place in this picture.
+    // Kernels that do no arithmetic have no place in this plot.
     let rows: Vec<&KernelRow> = report.rows.iter().filter(|row| row.gflops > 0.0 && row.gbps > 0.0).collect();
     let place = |row: &KernelRow| (row.gflops / row.gbps, row.gflops);
     let limits = &report.limits;
@@ -113,7 +111,7 @@ pub fn roofline(report: &KernelReport) -> Result<String, Failure> {
     Ok(svg)
 }
 
-/// A bar: who, how much, and the ends of the spread.
+/// A bar: its label, its value and the ends of its spread.
 struct Bar {
     colour: RGBColor,
     text: String,
@@ -122,7 +120,7 @@ struct Bar {
     high: f64,
 }
 
-/// Tokens a second of each test.
+/// Tokens per second of each test.
 pub fn model_bars(report: &ModelReport) -> Result<String, Failure> {
     let title =
         format!("{} {}, {}: tokens a second", report.model.name, report.model.dtype, report.meta.adapter);
@@ -134,7 +132,7 @@ pub fn model_bars(report: &ModelReport) -> Result<String, Failure> {
     bars(&title, &[], report.rows.iter().map(bar).collect())
 }
 
-/// How many times faster than the first run, where all that is known.
+/// Speedups over the first run, where they are known.
 pub fn comparison_bars(comparison: &Comparison) -> Result<String, Failure> {
     let title = format!("times faster than {}", comparison.names.first().map_or("", String::as_str));
     let group = |row: &wginfer::bench::ComparedRow| {
@@ -153,13 +151,13 @@ pub fn comparison_bars(comparison: &Comparison) -> Result<String, Failure> {
     bars(&title, &legend, groups)
 }
 
-/// Groups of bars to the right, one below the other.
+/// Horizontal bars in groups, one below the other.
 fn bars(
     title: &str,
     legend: &[(String, RGBColor)],
     groups: Vec<(String, Vec<Bar>)>,
 ) -> Result<String, Failure> {
-    // In pixels; a letter of this size is about 7 wide.
+    // In pixels; a letter is about 7 wide.
     const WIDTH: i32 = 960;
     const HEIGHT: i32 = 18;
     const GAP: i32 = 8;

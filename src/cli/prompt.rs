@@ -1,4 +1,4 @@
-//! Where a prompt comes from.
+//! Reads prompts and texts from arguments, files and standard input.
 
 use std::io::{IsTerminal, Read};
 use std::path::Path;
@@ -28,7 +28,7 @@ pub fn text(argument: Option<&str>, file: Option<&Path>) -> Result<String, Failu
         }
     };
     let mut text = utf8(bytes, &from)?;
-    // The end of the last line belongs to the file, not to the text.
+    // The last line end belongs to the file, not to the text.
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
@@ -38,7 +38,7 @@ pub fn text(argument: Option<&str>, file: Option<&Path>) -> Result<String, Failu
     Ok(text)
 }
 
-/// What error messages call a file, or standard input.
+/// The name of a file, or of standard input, in error messages.
 pub fn name(file: Option<&Path>) -> String {
     match file.filter(|path| *path != "-") {
         Some(path) => format!("`{}`", path.display()),
@@ -91,7 +91,7 @@ pub fn lines(file: Option<&Path>, jsonl: bool) -> Result<Vec<String>, Failure> {
     }
 }
 
-/// `bytes` as text; `from` names where they are from.
+/// `bytes` as text; `from` names their source in errors.
 pub fn utf8(bytes: Vec<u8>, from: &str) -> Result<String, Failure> {
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
@@ -99,7 +99,7 @@ pub fn utf8(bytes: Vec<u8>, from: &str) -> Result<String, Failure> {
     })
 }
 
-/// The token ids of `text`, with what the model expects around it.
+/// The token ids of `text`, with the special tokens that the model expects around it.
 pub fn encode(checkpoint: &ModelFiles, text: &str) -> Result<Vec<u32>, Failure> {
     let tokenizer = checkpoint.tokenizer.as_ref().map_err(|e| {
         let failure = Failure::from(e.clone());
@@ -111,7 +111,7 @@ pub fn encode(checkpoint: &ModelFiles, text: &str) -> Result<Vec<u32>, Failure> 
     Ok(tokenizer.encode(text, true)?)
 }
 
-/// Refuses a prompt without tokens before a model is loaded for it.
+/// Refuses a prompt that has no tokens, before a model is loaded for it.
 pub fn check(ids: Vec<u32>) -> Result<Vec<u32>, Failure> {
     if ids.is_empty() { Err(EngineError::EmptyPrompt.into()) } else { Ok(ids) }
 }

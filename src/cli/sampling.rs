@@ -1,28 +1,28 @@
-//! How the next token is chosen: the same names as flags and after `/set`.
+//! Sampling parameters: flags, and `/set` in a chat, under the same names.
 
 use wginfer::engine::Sampling;
 
-/// Makes, of one entry for each parameter that is a number, its flag, what `/set` changes and what is shown. Ranges are
+/// Makes a flag, a `/set` parameter and a line of `inspect` from one entry per numeric parameter. Ranges are
 /// the library's to check.
 macro_rules! parameters {
     ($($(#[$attribute:meta])+ $name:ident: $type:ident,)+) => {
-        /// Flags. What is not given stays as the model's makers recommend.
+        /// Sampling flags. Default: what the model's makers recommend.
         #[derive(clap::Args)]
         #[command(next_help_heading = "Sampling (defaults from the model's `generation_config.json`)")]
         pub struct SamplingArgs {
             $($(#[$attribute])+ #[arg(long, allow_negative_numbers = true)] $name: Option<$type>,)+
 
-            /// Added to the logit of a token; several with commas between
+            /// Added to the logit of a token; several separated by commas
             #[arg(long, value_name = "ID=BIAS", value_delimiter = ',', value_parser = bias)]
             logit_bias: Vec<(u32, f32)>,
 
-            /// The same seed gives the same text
+            /// Seed: the same seed gives the same text. Default: random
             #[arg(long, value_name = "N")]
             seed: Option<u64>,
         }
 
         impl SamplingArgs {
-            /// The model's own `defaults` with what was asked for in their place.
+            /// The model's `defaults`, with the given parameters in their place.
             pub fn over(&self, defaults: &Sampling) -> Sampling {
                 let mut sampling = defaults.clone();
                 $(sampling.$name = self.$name.unwrap_or(defaults.$name);)+
@@ -68,11 +68,11 @@ macro_rules! parameters {
 }
 
 parameters! {
-    /// 0 takes the most probable token, 1 leaves the probabilities as they are
+    /// 0 always chooses the most probable token, 1 leaves the probabilities unchanged
     #[arg(value_name = "T")]
     temperature: f32,
 
-    /// Only the fewest most probable tokens that hold this share of the probability
+    /// Only the most probable tokens that together have this probability; 1 is off
     #[arg(value_name = "P")]
     top_p: f32,
 
@@ -80,19 +80,19 @@ parameters! {
     #[arg(value_name = "K")]
     top_k: u32,
 
-    /// Only tokens with at least this share of the largest probability
+    /// Only tokens with at least this fraction of the largest probability; 0 is off
     #[arg(value_name = "P")]
     min_p: f32,
 
-    /// Makes tokens that were there before less probable; 1 is off
+    /// Makes tokens of the prompt and the answer less probable; 1 is off
     #[arg(value_name = "X")]
     repetition_penalty: f32,
 
-    /// Taken off the logits of tokens in the answer; 0 is off
+    /// Subtracted from the logits of tokens in the answer; 0 is off
     #[arg(value_name = "X")]
     presence_penalty: f32,
 
-    /// Taken off the logits of tokens in the answer, times their count; 0 is off
+    /// Subtracted from the logits of tokens in the answer, times their count; 0 is off
     #[arg(value_name = "X")]
     frequency_penalty: f32,
 }

@@ -20,15 +20,15 @@ const EXAMPLES: &str = "Examples:
   wginfer score -f reviews.jsonl --labels positive,negative
 
 A text: its perplexity and bits per byte, in windows of `--ctx` tokens `--stride` apart, each scoring the tokens
-that the ones before it did not. Every token but the first is scored once.
+that the windows before it did not. Every token but the first is scored once.
 
-A `.jsonl` file has one object a line:
+A `.jsonl` file has one object per line:
   {\"prompt\": ..., \"answer\": ...}  the greedy answer is right if it is the same in lower case, without
                                   punctuation, articles and spare blanks (as SQuAD compares)
   {\"text\": ..., \"label\": ...}     the most probable label (as `classify` finds it) is right; the labels
   {\"prompt\": ..., \"label\": ...}   are those in the field `labels`, or those of `--labels`";
 
-/// Measure how well a model knows a text, or how often its answers are right
+/// Measure the perplexity of a text, or the accuracy of a model's answers
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -36,22 +36,22 @@ pub struct Args {
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// The input is prompts and answers, whatever its name
+    /// Treat the input as a `.jsonl` file, whatever its name
     #[arg(long)]
     jsonl: bool,
 
-    /// Tokens from one window's beginning to the next one's. Default: half the context
+    /// Tokens from the beginning of one window to that of the next. Default: half the context
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
 
     #[command(flatten)]
     labels: LabelArgs,
 
-    /// Most tokens of an answer
+    /// Maximum number of tokens of an answer
     #[arg(long, value_name = "N", default_value_t = 64)]
     max_tokens: usize,
 
-    /// Write an object; of a `.jsonl` file with the result of each line
+    /// Write an object; for a `.jsonl` file, with the result of each line
     #[arg(long)]
     json: bool,
 
@@ -71,7 +71,7 @@ struct Item {
 }
 
 enum Kind {
-    /// To be answered freely.
+    /// A prompt to answer freely.
     Answer,
     /// One of these labels for a prompt.
     Prompt(Vec<Label>),
@@ -79,7 +79,7 @@ enum Kind {
     Text(Vec<Label>),
 }
 
-/// How one line went.
+/// The result of one line.
 #[derive(Serialize)]
 struct ItemJson<'a> {
     line: usize,
@@ -117,7 +117,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         return accuracy(args, &mut engine, &items, out);
     }
     if !labels.is_empty() {
-        let hint = "`--jsonl` says that the file is one whatever its name";
+        let hint = "`--jsonl` treats a file of any name as one";
         return Err(Failure::usage("labels are for a `.jsonl` file").with_hint(hint));
     }
     let mut engine = load(args.model.open()?, &args.device)?;

@@ -1,4 +1,4 @@
-//! `wginfer summarize`: a document in a few words.
+//! `wginfer summarize`: summarise a document.
 
 use std::io::Write;
 
@@ -13,11 +13,11 @@ const EXAMPLES: &str = "Examples:
 
 The summary is greedy unless `--temperature` or another flag says otherwise.";
 
-/// Sum a document up
+/// Summarise a document
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// About how many words. Default: a sentence for each piece of the document, 100 words at most
+    /// Approximate number of words. Default: a sentence per piece of the document, at most 100 words
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     words: Option<u32>,
 
@@ -32,7 +32,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         args.document.run(out, |engine, options, on| tasks::summarize(engine, &text, words, options, on))?;
     if let Some(most) = words.filter(|n| summary.words > *n) {
         log::warn!(
-            "the summary has {} words, {most} were asked for: the model did not make it shorter",
+            "the summary has {} words, expected at most {most}: the model did not make it shorter",
             summary.words
         );
     }

@@ -6,7 +6,7 @@ use clap::ValueEnum;
 
 use super::failure::Failure;
 
-/// How a table is written, or as JSON what it shows.
+/// The format of a table; JSON has its data.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Format {
     Table,
@@ -15,7 +15,7 @@ pub enum Format {
     Json,
 }
 
-/// Rows under headers. Columns whose header begins with a blank hold numbers and stand to the right.
+/// Rows under headers. Columns whose header begins with a blank hold numbers and are aligned to the right.
 pub struct Table {
     headers: Vec<String>,
     rows: Vec<Vec<String>>,

@@ -1,4 +1,4 @@
-//! Standard error: log lines, the progress bar, the last error.
+//! Standard error: log lines, the progress bar, the final error.
 
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
@@ -9,13 +9,13 @@ use log::{Level, LevelFilter};
 use super::failure::Failure;
 
 struct Terminal {
-    /// The bar on the screen, if there is one: lines are written above it.
+    /// The bar on the screen, if any: lines are written above it.
     bar: Mutex<Option<ProgressBar>>,
 }
 
 static TERMINAL: Terminal = Terminal { bar: Mutex::new(None) };
 
-/// Sets how much is said: with `quiet` errors alone, with `verbose` also what other crates warn of.
+/// Sets the level of messages: with `quiet` only errors, with `verbose` also warnings of other crates.
 pub fn init(quiet: bool, verbose: bool) {
     let most = match (quiet, verbose) {
         (true, _) => LevelFilter::Error,
@@ -27,12 +27,12 @@ pub fn init(quiet: bool, verbose: bool) {
     let _ = log::set_logger(&TERMINAL);
 }
 
-/// Whether anything but errors is said.
+/// Whether only errors are printed.
 pub fn is_quiet() -> bool {
     log::max_level() < LevelFilter::Info
 }
 
-/// Says how the program failed.
+/// Prints the error that ends the program.
 pub fn error(failure: &Failure) {
     let (message, hint) = failure.lines();
     TERMINAL.line(&format!("error: {message}"));
@@ -41,31 +41,31 @@ pub fn error(failure: &Failure) {
     }
 }
 
-/// Less than this loads faster than a bar can be read.
+/// Smaller models load faster than a bar can be read.
 const WORTH_A_BAR: u64 = 64 << 20;
 
-/// A bar over so many bytes, on a terminal and unless quiet. [`finish`] takes it away.
+/// A bar over a number of bytes, shown only on a terminal and unless quiet. [`finish`] removes it.
 pub fn bar(what: &'static str, n_bytes: u64) -> ProgressBar {
     let template = "{msg} {bar:32} {bytes}/{total_bytes}, {bytes_per_sec}";
     show(template, Some(n_bytes), n_bytes >= WORTH_A_BAR, what)
 }
 
-/// A bar over so many texts. [`finish`] takes it away.
+/// A bar over a number of texts. [`finish`] removes it.
 pub fn texts(what: &'static str, n: usize) -> ProgressBar {
     show("{msg} {bar:32} {pos}/{len} texts, {elapsed}", Some(n as u64), true, what)
 }
 
-/// A bar over steps that are named as they come. [`finish`] takes it away.
+/// A bar over named steps. [`finish`] removes it.
 pub fn steps() -> ProgressBar {
     show("{bar:24} {pos}/{len} {elapsed} {wide_msg}", Some(0), true, "")
 }
 
-/// A bar over the seconds of a recording. [`finish`] takes it away.
+/// A bar over the seconds of a recording. [`finish`] removes it.
 pub fn seconds(n: f64) -> ProgressBar {
     show("{bar:32} {pos}/{len} s, {eta} left", Some(n.ceil() as u64), true, "")
 }
 
-/// A line that says what is being done. [`finish`] takes it away.
+/// A line with the current step. [`finish`] removes it.
 pub fn spinner() -> ProgressBar {
     let bar = show("{elapsed} {wide_msg}", None, true, "");
     bar.enable_steady_tick(std::time::Duration::from_millis(250));
@@ -86,7 +86,7 @@ fn show(template: &str, length: Option<u64>, worth_it: bool, what: &'static str)
     bar
 }
 
-/// Takes the bar off the screen.
+/// Removes the bar from the screen.
 pub fn finish(bar: &ProgressBar) {
     bar.finish_and_clear();
     if let Ok(mut slot) = TERMINAL.bar.lock() {
@@ -96,8 +96,7 @@ pub fn finish(bar: &ProgressBar) {
 
 impl Terminal {
     fn line(&self, text: &str) {
-        // Where standard error is closed there is nobody to tell, so failures are ignored: `eprintln!` would
-        // panic.
+        // If standard error is closed, nobody reads it, so failures are ignored: `eprintln!` would panic.
         let write = || {
             let _ = writeln!(std::io::stderr(), "{text}");
         };
@@ -110,7 +109,7 @@ impl Terminal {
 
 impl log::Log for Terminal {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        // Drivers and wgpu speak of much that the user can do nothing about.
+        // Drivers and wgpu log much that the user can do nothing about.
         let verbose = log::max_level() >= LevelFilter::Debug;
         let ours = metadata.target().split("::").next() == Some("wginfer");
         ours || (verbose && metadata.level() <= Level::Warn)

@@ -27,9 +27,9 @@ const EXAMPLES: &str = "Examples:
   wginfer transcribe -m ~/models/whisper-small *.flac --format json --word-timestamps --output-dir transcripts
   arecord -f S16_LE -r 16000 -t raw | wginfer transcribe -m ~/models/whisper-small - --language de
 
-Segments are written as they come, JSON at the end. Ctrl-C stops, and leaves what was written a valid file.";
+Segments are written as they are decoded, JSON at the end. Ctrl-C stops and leaves a valid file.";
 
-/// Write down speech
+/// Transcribe speech
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -37,27 +37,27 @@ pub struct Args {
     #[arg(required = true)]
     audio: Vec<PathBuf>,
 
-    /// Language that is spoken, as `en` or `english`. Default: detected
+    /// Spoken language, as `en` or `english`. Default: detected
     #[arg(long, value_name = "LANGUAGE")]
     language: Option<String>,
 
-    /// Write English, whatever is spoken
+    /// Translate to English
     #[arg(long)]
     translate: bool,
 
-    /// Find out when each word is said: segments begin and end with their words, and JSON lists the words
+    /// Compute the times of words: segments begin and end with their words, and JSON lists the words
     #[arg(long)]
     word_timestamps: bool,
 
-    /// One segment a window, without asking the model for times
+    /// One segment per window, with no timestamps from the model
     #[arg(long)]
     no_timestamps: bool,
 
-    /// How the transcript is written; `json` is OpenAI's `verbose_json`
+    /// Format of the transcript; `json` is OpenAI's `verbose_json`
     #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Output")]
     format: OutputFormat,
 
-    /// As `--format json`
+    /// Same as `--format json`
     #[arg(long, conflicts_with = "format", help_heading = "Output")]
     json: bool,
 
@@ -65,11 +65,11 @@ pub struct Args {
     #[arg(long, short, value_name = "FILE", conflicts_with = "output_dir", help_heading = "Output")]
     output: Option<PathBuf>,
 
-    /// Write a file for each recording into this folder, named as the recording
+    /// Write one file per recording into this folder, named as the recording
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     output_dir: Option<PathBuf>,
 
-    /// Write the token ids of the first window alone, greedily chosen, whatever they are worth
+    /// Write only the token ids of the first window, chosen greedily, with no check of their quality
     #[arg(long, help_heading = "Output", conflicts_with_all = ["format", "json", "output", "output_dir", "word_timestamps",
         "beam_size", "batch_size", "vad"])]
     token_ids: bool,
@@ -84,7 +84,7 @@ pub struct Args {
     )]
     temperature: f32,
 
-    /// Added for each further attempt, up to 1, while an answer is bad; 0 makes no further attempt
+    /// Added for each further attempt, up to 1, while the text fails a threshold; 0 makes one attempt
     #[arg(
         long,
         value_name = "T",
@@ -94,7 +94,7 @@ pub struct Args {
     )]
     temperature_increment_on_fallback: f32,
 
-    /// A window's text that compresses better repeats itself, and is bad
+    /// A window's text fails if it compresses better than this, because it repeats itself
     #[arg(
         long,
         value_name = "X",
@@ -104,11 +104,11 @@ pub struct Args {
     )]
     compression_ratio_threshold: f64,
 
-    /// A window's text with a lower mean log-probability is bad
+    /// A window's text fails if its mean log-probability is lower than this
     #[arg(long, value_name = "X", default_value_t = -1.0, allow_negative_numbers = true, help_heading = "Decoding")]
     logprob_threshold: f64,
 
-    /// A window that is no speech with a higher probability is silent, unless its text is good
+    /// A window is silent if its probability of no speech is higher than this and its log-probability fails
     #[arg(
         long,
         value_name = "P",
@@ -118,15 +118,15 @@ pub struct Args {
     )]
     no_speech_threshold: f64,
 
-    /// Texts among which the best is chosen at temperatures above 0
+    /// Candidates at temperatures above 0, of which the best is chosen
     #[arg(long, value_name = "N", default_value_t = 5, help_heading = "Decoding")]
     best_of: usize,
 
-    /// Beams of a beam search at temperature 0. Default: greedy
+    /// Beams of the beam search at temperature 0. Default: greedy decoding
     #[arg(long, value_name = "N", help_heading = "Decoding")]
     beam_size: Option<usize>,
 
-    /// A beam search ends with this many times as many texts as it has beams
+    /// A beam search ends when it has this many finished texts per beam
     #[arg(
         long,
         value_name = "X",
@@ -137,36 +137,36 @@ pub struct Args {
     )]
     patience: f32,
 
-    /// Exponent from 0 to 1 of the length that texts are compared by. Default: their mean log-probability
+    /// Exponent, from 0 to 1, of the length by which candidates are compared. Default: their mean log-probability
     #[arg(long, value_name = "ALPHA", allow_negative_numbers = true, help_heading = "Decoding")]
     length_penalty: Option<f32>,
 
-    /// Most tokens of a window. Default: half the model's context
+    /// Maximum number of tokens of a window. Default: half the model's context
     #[arg(long, value_name = "N", help_heading = "Decoding")]
     max_tokens: Option<usize>,
 
-    /// Text to go on from, for names and spelling
+    /// Text before the first window, to suggest names and spelling
     #[arg(long, value_name = "TEXT", help_heading = "Decoding")]
     initial_prompt: Option<String>,
 
-    /// Decode each window without the text before it
+    /// Decode each window independently of the text before it
     #[arg(long, help_heading = "Decoding")]
     no_condition_on_previous_text: bool,
 
-    /// Another seed gives other text at temperatures above 0
+    /// Seed of the sampling at temperatures above 0
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Decoding")]
     seed: u64,
 
-    /// Windows that are decoded side by side; with more than 1 the recording is cut where it is quiet, and no window
-    /// knows the text before it
+    /// Windows that are decoded in one batch; with more than 1, the recording is cut where it is quiet, and each window
+    /// is decoded independently of the text before it
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Recording")]
     batch_size: usize,
 
-    /// Skip what is too quiet to be speech, judged by its energy; Whisper itself, as without this, hears all
+    /// Skip parts that are too quiet to be speech, by their energy. Default: all parts are transcribed
     #[arg(long, help_heading = "Recording")]
     vad: bool,
 
-    /// Seconds to pass over
+    /// Seconds to skip at the beginning
     #[arg(
         long,
         value_name = "SECONDS",
@@ -180,16 +180,16 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true, help_heading = "Recording")]
     duration: Option<f64>,
 
-    /// Of raw PCM: samples a second. Default: 16000
+    /// Raw PCM: samples per second. Default: 16000
     #[arg(long, value_name = "HZ", value_parser = clap::value_parser!(u32).range(1_000..=768_000),
         help_heading = "Recording")]
     sample_rate: Option<u32>,
 
-    /// Of raw PCM: channels. Default: 1
+    /// Raw PCM: channels. Default: 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = "Recording")]
     channels: Option<u16>,
 
-    /// Of raw PCM: how a sample is written. Default: s16le
+    /// Raw PCM: format of a sample. Default: s16le
     #[arg(long, value_name = "FORMAT", help_heading = "Recording")]
     sample_format: Option<SampleFormat>,
 
@@ -228,9 +228,9 @@ pub enum SampleFormat {
     F32le,
 }
 
-/// How one recording went.
+/// Figures of one transcription.
 struct Figures {
-    /// Seconds of it that were heard.
+    /// Seconds of sound transcribed.
     seconds: f64,
     elapsed: Duration,
     n_tokens: usize,
@@ -245,7 +245,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let checkpoint = args.model.open()?;
     let transcriber = Transcriber::new(&checkpoint, args.options())?;
-    // What cannot be opened is said before a model is loaded.
+    // A file that cannot be opened is reported before a model is loaded.
     let mut readers: Vec<_> = args.audio.iter().map(|path| args.open(path)).collect();
     if readers.iter().all(Result::is_err)
         && let Some(Err(failure)) = readers.pop()
@@ -279,7 +279,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             Ok(figures) if figures.is_cancelled => return Ok(()),
             Ok(_) => {}
             Err(Failure::ClosedPipe) => return Err(Failure::ClosedPipe),
-            // The others may be sound.
+            // The other recordings may be readable.
             Err(failure) => {
                 if let Some(failure) = last.replace(failure) {
                     terminal::error(&failure);
@@ -295,7 +295,7 @@ fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Failure {
 }
 
 impl Args {
-    /// How the transcript is written.
+    /// The format of the transcript.
     fn format(&self) -> OutputFormat {
         if self.json { OutputFormat::Json } else { self.format }
     }
@@ -304,7 +304,7 @@ impl Args {
         let (first, increment) = (self.temperature, self.temperature_increment_on_fallback);
         let mut temperatures = vec![first];
         if increment > 0.0 && !self.token_ids {
-            // A hundredth apart at the least: nobody wants to try more often.
+            // At least a hundredth apart: more attempts are of no use.
             let next = |i: u32| first + increment.max(0.01) * i as f32;
             temperatures.extend((1..).map(next).take_while(|t| *t <= 1.0 + 1e-6));
         }
@@ -345,7 +345,7 @@ impl Args {
         if raw && n_stdin == 0 {
             let message =
                 "`--sample-rate`, `--channels` and `--sample-format` describe raw PCM, expected `-` as input";
-            return Err(Failure::usage(message).with_hint("sound files say so themselves"));
+            return Err(Failure::usage(message).with_hint("sound files name their format themselves"));
         }
         if n > 1
             && (self.output.is_some()
@@ -365,7 +365,7 @@ impl Args {
             let output = Some(dir.join(name));
             if outputs.contains(&output) {
                 let message =
-                    format!("two recordings are called `{}`, expected names that differ", path.display());
+                    format!("two recordings have the name `{}`, expected different names", path.display());
                 return Err(Failure::usage(message));
             }
             outputs.push(output);
@@ -389,7 +389,7 @@ impl Args {
     }
 }
 
-/// Writes one recording's transcript as it comes.
+/// Writes one recording's transcript as it is decoded.
 fn transcribe(
     args: &Args,
     transcriber: &Transcriber,
@@ -408,7 +408,7 @@ fn transcribe(
     let mut written = Ok(());
     let result = tasks::run(&mut transcription, &mut Engines::from(engine), |heard| {
         match heard {
-            Some(heard) => written = tell(heard, &mut writer, &bar, args, &mut segments, &mut figures),
+            Some(heard) => written = write_event(heard, &mut writer, &bar, args, &mut segments, &mut figures),
             None => figures.is_cancelled = writing.is_stopped(),
         }
         if written.is_err() || figures.is_cancelled {
@@ -424,7 +424,7 @@ fn transcribe(
     let task = if args.translate { SpeechTask::Translate } else { SpeechTask::Transcribe };
     let written = written.map_err(cannot_write);
     figures.elapsed = begin.elapsed();
-    // A pipe that was closed takes nothing more.
+    // A closed pipe accepts nothing more.
     if !matches!(written, Err(Failure::ClosedPipe)) {
         writer.finish(&Transcript { task, language, duration, segments }).map_err(cannot_write)?;
         report(&figures, args.offset);
@@ -434,8 +434,8 @@ fn transcribe(
     Ok(figures)
 }
 
-/// Passes on what was heard.
-fn tell<W: Write>(
+/// Writes one event of a transcription, and counts it.
+fn write_event<W: Write>(
     heard: Heard,
     writer: &mut TranscriptWriter<W>,
     bar: &ProgressBar,
@@ -449,13 +449,13 @@ fn tell<W: Write>(
         }
         Heard::Segment(segment) => {
             bar.suspend(|| writer.segment(&segment))?;
-            // The other formats have forgotten it by now, and a recording may be long.
+            // The other formats are written by now, and a recording may be long.
             if args.format() == OutputFormat::Json {
                 segments.push(segment);
             }
         }
         Heard::Window { until, tokens } => {
-            // A stream does not say how long it is.
+            // A stream's length is unknown.
             bar.set_length(bar.length().unwrap_or(0).max(until as u64));
             bar.set_position(until as u64);
             figures.seconds = until;

@@ -1,4 +1,4 @@
-//! `wginfer tune`: which variants of products are the fastest on this device.
+//! `wginfer tune`: the fastest variants of matrix products on this device.
 
 use std::io::Write;
 
@@ -20,23 +20,23 @@ const EXAMPLES: &str = "Examples:
   wginfer tune --shape llama-3.2-1b --shape qwen3-0.6b --type f16,Q4_K
   wginfer tune --forget
 
-Nothing needs tuning: without it variants are chosen by what the device can do. Measured are the
+Tuning is optional: by default, variants are chosen by the device's capabilities. Measured are the
 products with weights, with one row that decodes and with a prompt's. Another variant is chosen
 where it is right and faster by more than 5 % and than the spread. The choices are kept in the cache folder
 (`WGINFER_CACHE_DIR`) for this adapter, driver and version; `WGINFER_DISABLE=tuning` leaves them unused.";
 
-/// Measure which variants of kernels are the fastest on this device, and keep the choice for later runs
+/// Measure which kernel variants are fastest on this device, and keep the choice for later runs
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArg,
 
-    /// A named model or the path of a `config.json` instead of a model, may be given several times
+    /// A named shape or the path of a `config.json` instead of a model; can be repeated
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     shape: Vec<String>,
 
-    /// Types of the shapes' matrices, with commas between. Default: F16
+    /// Types of the shapes' matrices, separated by commas. Default: F16
     #[arg(
         long = "type",
         value_name = "TYPES",
@@ -46,23 +46,23 @@ pub struct Args {
     )]
     dtype: Vec<WeightType>,
 
-    /// Tune for a model that is quantised to this type while loading. Default: as it is stored
+    /// Tune for the model quantised to this type. Default: the type it is stored in
     #[arg(long, value_name = "TYPE", ignore_case = true, conflicts_with = "shape")]
     quantize: Option<Quantize>,
 
-    /// Milliseconds for each product
+    /// Milliseconds per product
     #[arg(long, value_name = "MS")]
     time_ms: Option<u64>,
 
-    /// Write an object with all that was measured
+    /// Write an object with all measurements
     #[arg(long)]
     json: bool,
 
-    /// Measure and keep nothing
+    /// Measure, but keep nothing
     #[arg(long)]
     dry_run: bool,
 
-    /// Remove what is kept for this device instead
+    /// Remove the choices kept for this device, and measure nothing
     #[arg(long, conflicts_with_all = ["shape", "dtype", "quantize", "time_ms", "json", "dry_run"])]
     forget: bool,
 
@@ -70,17 +70,17 @@ pub struct Args {
     gpu: GpuArg,
 }
 
-/// What `--json` writes.
+/// The object of `--json`.
 #[derive(Serialize)]
 struct Output<'a> {
-    /// The file that keeps the choices, if one does.
+    /// The file of the choices, if they are kept.
     kept_in: Option<String>,
     #[serde(flatten)]
     report: &'a TuneReport,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    // What is wrong with the model is said before the device is opened.
+    // Errors of the model are reported before the device is opened.
     let models = if args.forget { Vec::new() } else { models(args)? };
     let options =
         GpuOptions { select: args.gpu.name(), cache_dir: model::cache_dir(), ..GpuOptions::default() };
@@ -120,7 +120,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
 }
 
-/// The models that were asked for, with the types of their matrices.
+/// The models in the arguments, with the types of their matrices.
 fn models(args: &Args) -> Result<Vec<(Shape, Vec<Dtype>)>, Failure> {
     if !args.shape.is_empty() {
         let dtypes = args.dtype.iter().map(|dtype| dtype.dtype());
@@ -142,7 +142,7 @@ fn models(args: &Args) -> Result<Vec<(Shape, Vec<Dtype>)>, Failure> {
     Ok(vec![(Shape { name: checkpoint.name, config_json: String::new(), model }, dtypes)])
 }
 
-/// Keeps the choices, and says where. That they cannot be kept takes nothing from what was measured.
+/// Keeps the choices and logs where. A failure is only a warning: the measurement stands.
 fn keep(gpu: &Gpu, tuning: &Tuning) -> Option<String> {
     match tuning.save(gpu, ops::tunable()) {
         Ok(path) => {
@@ -150,7 +150,7 @@ fn keep(gpu: &Gpu, tuning: &Tuning) -> Option<String> {
             let products = if n == 1 { "product takes" } else { "products take" };
             log::info!("{n} {products} another variant than the default, kept in `{}`", path.display());
             if !gpu.caps().tuning {
-                log::warn!("`WGINFER_DISABLE` names `tuning`: what is kept is not used");
+                log::warn!("`WGINFER_DISABLE` names `tuning`: the kept choices are not used");
             }
             Some(path.display().to_string())
         }

@@ -1,4 +1,4 @@
-//! A bar over a task's pieces, and Ctrl-C, which ends it.
+//! A bar over a task's pieces, and Ctrl-C, which cancels it.
 
 use std::ops::ControlFlow;
 
@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::interrupt::{self, Writing};
 use super::terminal;
 
-/// Runs a task that shows how far it is. `on_text` hears its text as it comes; an error of it ends the task.
+/// Runs a task and shows its progress. `on_text` receives its text as it is generated; its error ends the task.
 pub fn watch<T>(
     mut on_text: impl FnMut(&str) -> std::io::Result<()>,
     task: impl FnOnce(&mut Observer<'_>) -> Result<T, TaskError>,

@@ -39,12 +39,12 @@ pub struct Request {
     pub logits: Option<Logits>,
     /// For a speech model, the clip to transcribe and the rules of the transcript.
     pub speech: Option<SpeechRequest>,
-    /// Log-probabilities of the prompt's own tokens from this position on, instead of text. Reads back 4 bytes per token.
-    /// The part before the position is shared with other prompts as usual.
+    /// Log-probabilities of the prompt's own tokens from this position on, instead of text. Reads back 4 bytes per
+    /// token. The part before the position is shared with other prompts as usual.
     pub prompt_logprobs: Option<usize>,
-    /// Ranges of the prompt that this model generated earlier, such as the answers of a conversation. They are computed as
-    /// generated tokens again, so that the same request gives the same bits whether the cache still has them or not. Tokens
-    /// outside are computed as a prompt. Default: none.
+    /// Ranges of the prompt that this model generated earlier, such as the answers of a conversation. They are computed
+    /// as generated tokens again, so that the same request gives the same bits whether the cache still has them or not.
+    /// Tokens outside are computed as a prompt. Default: none.
     pub generated: Vec<Range<usize>>,
 }
 

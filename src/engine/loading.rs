@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use super::model::page_width;
 use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
 use super::scheduler::{Admission, ClipTable, Limits, PAGE_SIZE, Scheduler, Step};
-use super::stepper::{Kind, Machine, Size, Source, Stepper};
+use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, RequestId, Sampling};
 use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
-use crate::models::{Capacity, ModelError, ModelKind, ModelShape, Progress, Upload};
+use crate::models::{Capacity, LoadProgress, ModelError, ModelKind, ModelShape, Upload};
 use crate::ops::{KvLayer, Rows};
 
 /// Longest default context in tokens: models allow 128 K and more, for which few machines have the memory.
@@ -61,8 +61,8 @@ impl<E> Loading<E> {
     }
 
     /// Bytes uploaded, and the total.
-    pub fn progress(&self) -> Progress {
-        let mut sum = Progress { done_bytes: 0, total_bytes: 0 };
+    pub fn progress(&self) -> LoadProgress {
+        let mut sum = LoadProgress { done_bytes: 0, total_bytes: 0 };
         for progress in self.uploads.0.iter().map(Upload::progress) {
             sum.done_bytes += progress.done_bytes;
             sum.total_bytes += progress.total_bytes;
@@ -86,10 +86,11 @@ impl<E> Loading<E> {
     /// Returns the engine. Waits for the thread that compiles kernels.
     ///
     /// # Errors
-    /// [`EngineError::NotLoaded`] if uploads are not finished; [`EngineError::Gpu`] with a kernel that does not compile.
+    /// [`EngineError::NotLoaded`] if uploads are not finished; [`EngineError::Gpu`] with a kernel that does not
+    /// compile.
     pub fn finish(self) -> Result<E, EngineError> {
         if !self.uploads.is_done() || !self.stepper.is_idle() {
-            let Progress { done_bytes, total_bytes } = self.progress();
+            let LoadProgress { done_bytes, total_bytes } = self.progress();
             return Err(EngineError::NotLoaded { done_bytes, total_bytes });
         }
         let died = |_| Err(GpuError::Device { message: "the compiler's thread died".into() });
@@ -97,13 +98,13 @@ impl<E> Loading<E> {
         Ok((self.finish)(compile_time))
     }
 
-    /// Uploads the rest and returns the engine. Calls `progress` for each piece. On an adopted device, uploads are queued for
-    /// the host's next submission, which works only if nothing has to be quantised.
+    /// Uploads the rest and returns the engine. Calls `progress` for each piece. On an adopted device, uploads are
+    /// queued for the host's next submission, which works only if nothing has to be quantised.
     ///
     /// # Errors
-    /// Those of [`Loading::advance`] and [`Loading::finish`]; [`GpuError::Adopted`] if only the host's submissions could
-    /// complete it.
-    pub fn wait(mut self, progress: &mut dyn FnMut(Progress)) -> Result<E, EngineError> {
+    /// Those of [`Loading::advance`] and [`Loading::finish`]; [`GpuError::Adopted`] if only the host's submissions
+    /// could complete it.
+    pub fn wait(mut self, progress: &mut dyn FnMut(LoadProgress)) -> Result<E, EngineError> {
         if self.gpu.is_owned() {
             while !self.uploads.is_done() || !self.stepper.is_idle() {
                 self.stepper.pump(&mut self.uploads)?;
@@ -133,7 +134,7 @@ impl Machine for Uploads {
     }
 
     fn size(&self, upload: &usize) -> Size {
-        let Progress { done_bytes, total_bytes } = self.0[*upload].progress();
+        let LoadProgress { done_bytes, total_bytes } = self.0[*upload].progress();
         let n_pieces = total_bytes.saturating_sub(done_bytes).div_ceil(PIECE);
         Size { kind: Kind::Upload, n_layers: n_pieces.clamp(1, MOST_PIECES), n_units: 1 }
     }
@@ -143,7 +144,7 @@ impl Machine for Uploads {
         rec: &mut Recorder,
         upload: &mut usize,
         pieces: Range<usize>,
-    ) -> Result<Vec<Source>, EngineError> {
+    ) -> Result<Vec<ReadRange>, EngineError> {
         self.0[*upload].record(rec, pieces.len() * PIECE).map_err(ModelError::from)?;
         Ok(Vec::new())
     }
@@ -154,8 +155,8 @@ impl Machine for Uploads {
 impl Engine {
     /// Loads a model and allocates everything. Calls `progress` during the upload of weights.
     ///
-    /// On an adopted device, uploads are queued for the host's next submission, and the driver keeps a copy of each until
-    /// then. [`Engine::loading`] keeps fewer copies.
+    /// On an adopted device, uploads are queued for the host's next submission, and the driver keeps a copy of each
+    /// until then. [`Engine::loading`] keeps fewer copies.
     ///
     /// # Errors
     /// [`EngineError`] with the file, tensor or limit.
@@ -163,7 +164,7 @@ impl Engine {
         gpu: &Gpu,
         files: ModelFiles,
         options: EngineOptions,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<Engine, EngineError> {
         Engine::loading(gpu, files, options)?.wait(progress)
     }
@@ -190,8 +191,8 @@ impl Engine {
         })
     }
 
-    /// Builds another engine on a loaded model, on the same device, with its own activations, KV cache and requests. Ignores
-    /// [`EngineOptions::quantize`].
+    /// Builds another engine on a loaded model, on the same device, with its own activations, KV cache and requests.
+    /// Ignores [`EngineOptions::quantize`].
     ///
     /// # Errors
     /// [`EngineError::Parameter`] if the context is longer than the one that the model was loaded for;
@@ -367,8 +368,8 @@ fn rehearse(runner: &mut Runner, rec: &mut Recorder, sizes: Sizes) {
         logprobs: (max_logprobs > 0).then_some(max_logprobs),
         ..Step::default()
     };
-    // Steps with and without a prompt. Prompt rows that do not fill a group share reads in a smaller one, with or without the
-    // decode row; large products take large tiles.
+    // Steps with and without a prompt. Prompt rows that do not fill a group share reads in a smaller one, with or
+    // without the decode row; large products take large tiles.
     let decode = counts(max_seqs).map(|n| step(n, 0));
     let prompt = [1, 2, 3, 7, 15, max_rows - 1].map(|n| step(1, n.min(max_rows - 1)));
     // Every number of rows that share reads of the head's weights, beyond the numbers of decode rows.

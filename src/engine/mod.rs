@@ -1,7 +1,7 @@
 //! Layer 4: the resumable engine, from requests to command buffers, and from results to events.
 //!
-//! Only [`Engine::run`] and [`Engine::pump`] wait. A guest calls [`Engine::advance`] once per frame, submits the command
-//! buffers that it returns, and reads [`Engine::events`].
+//! Only [`Engine::run`] and [`Engine::pump`] wait. A guest calls [`Engine::advance`] once per frame, submits the
+//! command buffers that it returns, and reads [`Engine::events`].
 //!
 //! - `scheduler`: requests, sequences, the page table, and what the next step computes. Plain data, no device.
 //! - `runner`: the model with its tables on the device. Records a step and reads its results.
@@ -41,7 +41,7 @@ use crate::models::ModelShape;
 use crate::text::Tokenizer;
 use runner::{Clips, Runner};
 use scheduler::{Scheduler, Work};
-use stepper::{Kind, Machine, Size, Source, Stepper};
+use stepper::{Kind, Machine, ReadRange, Size, Stepper};
 
 /// Runs requests on one model, in one batch.
 pub struct Engine {
@@ -129,8 +129,8 @@ impl Engine {
     /// [`AudioShape`](crate::models::AudioShape)), row by row. Requests may refer to the clip immediately.
     ///
     /// # Errors
-    /// [`EngineError::Speech`] if the model has no audio encoder; [`EngineError::Clip`] if the features have another size or
-    /// are not finite, or [`EngineOptions::max_clips`] clips are kept already.
+    /// [`EngineError::Speech`] if the model has no audio encoder; [`EngineError::Clip`] if the features have another
+    /// size or are not finite, or [`EngineOptions::max_clips`] clips are kept already.
     pub fn listen(&mut self, features: &[f32]) -> Result<ClipId, EngineError> {
         self.machine.scheduler.listen(features)
     }
@@ -156,8 +156,8 @@ impl Engine {
         self.machine.scheduler.is_idle() && self.stepper.is_idle()
     }
 
-    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit, in
-    /// order. Empty if two slices are in flight already or there is nothing to do. Never waits.
+    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit,
+    /// in order. Empty if two slices are in flight already or there is nothing to do. Never waits.
     ///
     /// All of them must be submitted, because later recordings depend on them.
     ///
@@ -165,6 +165,16 @@ impl Engine {
     /// [`EngineError::Gpu`].
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
         self.stepper.advance(&mut self.machine, budget)
+    }
+
+    /// Starts or stops to keep the text of the recording: [`Recorder::trace`].
+    pub fn trace(&mut self, on: bool) {
+        self.stepper.recorder().trace(on);
+    }
+
+    /// The text of the recording since then: [`Recorder::take_trace`].
+    pub fn take_trace(&mut self) -> String {
+        self.stepper.recorder().take_trace()
     }
 
     /// The events since the last call. Never waits.
@@ -176,12 +186,12 @@ impl Engine {
         Ok(self.machine.scheduler.events())
     }
 
-    /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit, and
-    /// returns the events. Call it until [`Engine::is_idle`].
+    /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit,
+    /// and returns the events. Call it until [`Engine::is_idle`].
     ///
     /// # Errors
-    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the host
-    /// submits. In that case nothing has been recorded.
+    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the
+    /// host submits. In that case nothing has been recorded.
     pub fn pump(&mut self) -> Result<Vec<Event>, EngineError> {
         self.stepper.pump(&mut self.machine)?;
         Ok(self.machine.scheduler.events())
@@ -228,7 +238,7 @@ impl Machine for Decoding {
         rec: &mut Recorder,
         work: &mut Work,
         layers: Range<usize>,
-    ) -> Result<Vec<Source>, EngineError> {
+    ) -> Result<Vec<ReadRange>, EngineError> {
         Ok(match work {
             Work::Step(step) => self.runner.step(rec, step, layers),
             Work::Clip(clip) => {

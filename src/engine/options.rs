@@ -14,11 +14,11 @@ pub struct EngineOptions {
     /// Most waiting requests. Beyond that, [`Engine::submit`](super::Engine::submit) returns
     /// [`EngineError::Busy`](super::EngineError::Busy).
     pub max_waiting: usize,
-    /// Capacity of the KV cache in tokens, for all sequences together. Default: `max_seqs` times `ctx`, limited by the size
-    /// of a binding. If the cache is full, the youngest sequence gives way and is computed again later.
+    /// Capacity of the KV cache in tokens, for all sequences together. Default: `max_seqs` times `ctx`, limited by the
+    /// size of a binding. If the cache is full, the youngest sequence gives way and is computed again later.
     pub kv_tokens: Option<usize>,
-    /// Type that matrices are quantised to while loading: `Q8_0`, `Q4_0` or `Q4_K`. The embedding and the head, which affect
-    /// the result most, become `Q8_0`. Default: as stored.
+    /// Type that matrices are quantised to while loading: `Q8_0`, `Q4_0` or `Q4_K`. The embedding and the head, which
+    /// affect the result most, become `Q8_0`. Default: as stored.
     pub quantize: Option<Dtype>,
     /// Type of the KV cache: `F32`, `F16` or `Q8_0`.
     pub kv_dtype: Dtype,

@@ -1,8 +1,8 @@
-//! The stepper runs everything that is recorded layer by layer: steps of an engine, audio clips, batches of texts, uploads
-//! of weights.
+//! The stepper runs everything that is recorded layer by layer: steps of an engine, audio clips, batches of texts,
+//! uploads of weights.
 //!
-//! A [`Machine`] decides what comes next and records it. The [`Stepper`] cuts that to a budget, keeps at most two slices in
-//! flight, and passes results back. Only [`Stepper::pump`] waits.
+//! A [`Machine`] decides what comes next and records it. The [`Stepper`] cuts that to a budget, keeps at most two
+//! slices in flight, and passes results back. Only [`Stepper::pump`] waits.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -22,8 +22,8 @@ pub(super) trait Machine {
     fn next(&mut self) -> Option<Self::Work>;
     /// The size of some work.
     fn size(&self, work: &Self::Work) -> Size;
-    /// Records some layers of the work; with the first layer also what comes before it, with the last what follows. Returns
-    /// the byte ranges to read back, which are none before the last layer.
+    /// Records some layers of the work; with the first layer also what comes before it, with the last what follows.
+    /// Returns the byte ranges to read back, which are none before the last layer.
     ///
     /// # Errors
     /// A failed recording, after which the machine is unusable.
@@ -32,13 +32,13 @@ pub(super) trait Machine {
         rec: &mut Recorder,
         work: &mut Self::Work,
         layers: Range<usize>,
-    ) -> Result<Vec<Source>, EngineError>;
+    ) -> Result<Vec<ReadRange>, EngineError>;
     /// Handles the results of work whose last layer has run.
     fn landed(&mut self, work: Self::Work, bytes: &[u8]);
 }
 
 /// A byte range to read back: tensor, offset, bytes.
-pub(super) type Source = (Tensor, u64, u64);
+pub(super) type ReadRange = (Tensor, u64, u64);
 
 /// The size of some work, on which its time depends.
 #[derive(Clone, Copy, Debug)]
@@ -90,8 +90,8 @@ pub(super) struct Stepper<W> {
 }
 
 impl<W> Stepper<W> {
-    /// A stepper for work that reads back up to `max_bytes` at a time. With `run_ahead`, a slice is recorded while another one
-    /// runs.
+    /// A stepper for work that reads back up to `max_bytes` at a time. With `run_ahead`, a slice is recorded while
+    /// another one runs.
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`].
@@ -117,8 +117,8 @@ impl<W> Stepper<W> {
         self.recording.is_none() && self.flight.is_empty()
     }
 
-    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit, in
-    /// order. Empty if no more slices may be in flight or there is nothing to do. Never waits.
+    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit,
+    /// in order. Empty if no more slices may be in flight or there is nothing to do. Never waits.
     ///
     /// # Errors
     /// Those of the device and of [`Machine::record`].
@@ -191,8 +191,8 @@ impl<W> Stepper<W> {
         Ok(())
     }
 
-    /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit, and
-    /// handles results that have arrived.
+    /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit,
+    /// and handles results that have arrived.
     ///
     /// # Errors
     /// [`GpuError::Adopted`] on an adopted device, where only the host submits; those of [`Stepper::advance`].

@@ -47,14 +47,6 @@ pub struct Choice {
     pub reason: String,
 }
 
-/// Limits that every device must have. They are WebGPU's defaults.
-pub(super) const MINIMUM: &[(&str, u64)] = &[
-    ("max_storage_buffers_per_shader_stage", 8),
-    ("max_compute_invocations_per_workgroup", 256),
-    ("max_compute_workgroup_storage_size", 16 << 10),
-    ("max_storage_buffer_binding_size", 128 << 20),
-];
-
 fn kind(device_type: wgpu::DeviceType) -> &'static str {
     match device_type {
         wgpu::DeviceType::DiscreteGpu => "discrete",

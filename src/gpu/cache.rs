@@ -14,8 +14,9 @@ impl DriverCache {
     pub fn open(device: &wgpu::Device, info: &wgpu::AdapterInfo, dir: &Path) -> Option<Self> {
         let path = dir.join(wgpu::util::pipeline_cache_key(info)?);
         let data = std::fs::read(&path).ok();
-        // SAFETY: `save` wrote the file from `get_data`. wgpu compares its header with the driver, and `fallback` starts
-        // with an empty cache on a mismatch. Whoever can write to the user's cache folder can run code as the user anyway.
+        // SAFETY: `save` wrote the file from `get_data`. wgpu compares its header with the driver, and `fallback`
+        // starts with an empty cache on a mismatch. Whoever can write to the user's cache folder can run code as the
+        // user anyway.
         #[allow(unsafe_code)]
         let cache = unsafe {
             device.create_pipeline_cache(&wgpu::PipelineCacheDescriptor {

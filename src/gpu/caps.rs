@@ -2,8 +2,17 @@
 
 /// Environment variable that disables capabilities, so that every variant can be tested on one machine. A
 /// comma-separated list of `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning`
-/// (measured choices of variants) and `software` (the variants for software devices).
+/// (measured choices of variants), `software` (the variants for software devices) and `limits` (limits above the
+/// minimum that every device has).
 pub const DISABLE_ENV: &str = "WGINFER_DISABLE";
+
+/// Limits that every device must have. They are WebGPU's defaults.
+pub(super) const MINIMUM: &[(&str, u64)] = &[
+    ("max_storage_buffers_per_shader_stage", 8),
+    ("max_compute_invocations_per_workgroup", 256),
+    ("max_compute_workgroup_storage_size", 16 << 10),
+    ("max_storage_buffer_binding_size", 128 << 20),
+];
 
 /// The capabilities and limits of a device that decide which variants run.
 #[derive(Clone, Debug, PartialEq)]
@@ -88,10 +97,32 @@ impl Caps {
                 "tuning" => self.tuning = false,
                 "software" => self.cpu = false,
                 "cooperative-matrices" => self.cooperative_matrices.clear(),
+                "limits" => self.keep_to_minimum(),
                 other => return Err(other.to_string()),
             }
         }
         Ok(())
+    }
+
+    fn keep_to_minimum(&mut self) {
+        for &(limit, least) in MINIMUM {
+            let (bytes, count) = (least, least as u32);
+            match limit {
+                "max_storage_buffers_per_shader_stage" => {
+                    self.max_storage_buffers = self.max_storage_buffers.min(count);
+                }
+                "max_compute_invocations_per_workgroup" => {
+                    self.max_workgroup_size = self.max_workgroup_size.min(count);
+                }
+                "max_compute_workgroup_storage_size" => {
+                    self.max_workgroup_bytes = self.max_workgroup_bytes.min(count);
+                }
+                "max_storage_buffer_binding_size" => {
+                    self.max_binding_bytes = self.max_binding_bytes.min(bytes);
+                }
+                other => unreachable!("no capability rests on `{other}`"),
+            }
+        }
     }
 
     /// The capabilities that this device lacks, each with its cost.

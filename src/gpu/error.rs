@@ -1,24 +1,24 @@
-//! What can go wrong with a device.
+//! Errors of devices.
 
 use super::DISABLE_ENV;
 
-/// What can go wrong with a device.
+/// An error of a device.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum GpuError {
-    /// No adapter at all.
+    /// There is no adapter.
     #[error("no GPU adapter found")]
     NoAdapter,
-    /// The name or index fits no adapter.
-    #[error("no adapter fits `{wanted}`, found {found}")]
+    /// No adapter has this name or index.
+    #[error("no adapter matches `{wanted}`, found {found}")]
     NoSuchAdapter {
-        /// What was asked for.
+        /// The name or index.
         wanted: String,
-        /// The adapters there are.
+        /// The adapters of the system.
         found: String,
     },
     /// The driver refused to open a device.
-    #[error("adapter `{adapter}` gives no device: {message}")]
+    #[error("adapter `{adapter}` cannot open a device: {message}")]
     NoDevice {
         /// The adapter's name.
         adapter: String,
@@ -26,11 +26,11 @@ pub enum GpuError {
         message: String,
     },
     /// An adopted device lacks what the kernels need.
-    #[error("the device is too small: `{limit}` is {found}, at least {expected} is needed")]
+    #[error("the device is too small: `{limit}` is {found}, expected at least {expected}")]
     LimitTooSmall {
         /// Name of the limit.
         limit: &'static str,
-        /// What the kernels need.
+        /// The minimum that the kernels need.
         expected: u64,
         /// What the device has.
         found: u64,
@@ -38,7 +38,7 @@ pub enum GpuError {
     /// A call that submits or waits, on a device that its owner submits to.
     #[error("the device is adopted: only its owner submits and waits")]
     Adopted,
-    /// A buffer or binding that this device cannot have.
+    /// A buffer or binding is larger than this device allows.
     #[error("`{what}` needs {bytes} bytes in one piece, this device allows {limit_bytes}")]
     TooLarge {
         /// Name of the tensor.
@@ -49,7 +49,9 @@ pub enum GpuError {
         limit_bytes: u64,
     },
     /// The device has no memory left.
-    #[error("out of device memory: `{what}` needs {bytes} bytes, {allocated_bytes} are in use here")]
+    #[error(
+        "out of device memory: `{what}` needs {bytes} bytes, {allocated_bytes} are in use by this program"
+    )]
     OutOfMemory {
         /// Name of the tensor.
         what: String,
@@ -78,12 +80,12 @@ pub enum GpuError {
         /// wgpu's words.
         message: String,
     },
-    /// The environment variable that switches capabilities off names one that is not known.
+    /// The environment variable that disables capabilities names an unknown one.
     #[error(
-        "`{DISABLE_ENV}` names `{found}`, known are `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning`, `software`"
+        "`{DISABLE_ENV}` names `{found}`, known are `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning`, `software`, `limits`"
     )]
     UnknownCapability {
-        /// What it names.
+        /// The name.
         found: String,
     },
 }

@@ -1,4 +1,4 @@
-//! What was recorded, slice by slice, and has not come back.
+//! Slices of recorded work in flight: submitted, or to be submitted, and not finished.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -8,27 +8,27 @@ use super::{Gpu, GpuError, Readback, ReadbackRing, Recorder, Submission, Tensor}
 /// Slices in flight: one runs while the next waits behind it.
 pub(crate) const MOST_IN_FLIGHT: usize = 2;
 
-/// Slices in the order in which they were recorded, each with what the machine wants to know when it comes back.
+/// Slices in the order of recording, each with the owner's data for when it finishes.
 pub(crate) struct Flight<T> {
     gpu: Gpu,
     ring: ReadbackRing,
-    slices: VecDeque<Slice<T>>,
+    slices: VecDeque<InFlight<T>>,
     last_finish: Instant,
 }
 
-struct Slice<T> {
+struct InFlight<T> {
     content: T,
     readback: Readback,
     recorded: Instant,
     submission: Option<Submission>,
 }
 
-/// A slice that has come back.
+/// A finished slice.
 pub(crate) struct Landed<T> {
     pub content: T,
-    /// What was to be read.
+    /// The bytes read back.
     pub bytes: Vec<u8>,
-    /// How long it took, by the device's clock or by when slices were seen to finish.
+    /// Its duration, by the device's clock, or else by the times at which slices were seen to finish.
     pub ms: f64,
 }
 
@@ -50,15 +50,15 @@ impl<T> Flight<T> {
         self.slices.is_empty()
     }
 
-    /// Whether another slice may follow where `most` may be in flight.
+    /// Whether another slice can follow, with at most `most` in flight.
     pub fn has_room(&self, most: usize) -> bool {
         self.slices.len() < most && self.ring.has_room()
     }
 
-    /// Ends a slice by recording what shall be read of it: `(tensor, offset, bytes)`, at least one.
+    /// Ends a slice with the byte ranges to read back: `(tensor, offset, bytes)`, at least one.
     pub fn record(&mut self, rec: &mut Recorder, sources: &[(&Tensor, u64, u64)], content: T) {
         if let Some(readback) = rec.read(&mut self.ring, sources) {
-            self.slices.push_back(Slice { content, readback, recorded: Instant::now(), submission: None });
+            self.slices.push_back(InFlight { content, readback, recorded: Instant::now(), submission: None });
         }
     }
 
@@ -81,7 +81,7 @@ impl<T> Flight<T> {
         Ok(())
     }
 
-    /// The oldest slice, if it has come back. Never waits.
+    /// The oldest slice, if it has finished. Never waits.
     ///
     /// # Errors
     /// [`GpuError::Lost`].

@@ -15,8 +15,8 @@ pub enum Access {
     Records(&'static Fields),
 }
 
-/// A WGSL file in `shaders/` and what the host must know of it. A test holds each declaration against
-/// the file by reflection.
+/// A WGSL file in `shaders/` and what the host must know about it. A test compares each declaration with the file by
+/// reflection.
 #[derive(Debug)]
 pub struct Kernel {
     /// Name of the file, the entry point, the reference function and the benchmark row.
@@ -27,8 +27,8 @@ pub struct Kernel {
     pub params: &'static Fields,
     /// Storage bindings 1, 2, … in order.
     pub bindings: &'static [Access],
-    /// Whether no index can be out of bounds, so that checks are left out. Only with the reason beside it: such a
-    /// kernel's mistakes are undefined behaviour.
+    /// Whether no index can be out of bounds, so that bounds checks are omitted. Each use needs its reason beside it:
+    /// errors in such a kernel are undefined behaviour.
     pub proven: bool,
 }
 
@@ -40,16 +40,16 @@ pub struct Part {
     pub name: &'static str,
     /// The WGSL text.
     pub source: &'static str,
-    /// Extensions of WGSL that the part and the kernels it serves use: the words of `enable` lines. (Subgroups are
-    /// no such word here: naga has their functions without one, and refuses `enable subgroups;`.)
+    /// Extensions of WGSL that the part and its kernels use: the words of `enable` lines. (Subgroups are not among
+    /// them: naga needs no directive for them, and refuses `enable subgroups;`.)
     pub enables: &'static [&'static str],
 }
 
-/// Most parts and most override values that a variant takes: arrays of fixed size keep the look-up of a
-/// pipeline free of allocations.
+/// Maximum number of parts and of override values of a variant: with arrays of fixed size, the look-up of a pipeline
+/// allocates nothing.
 const MOST: usize = 8;
 
-/// A kernel with its parts and override values: what becomes one pipeline.
+/// A kernel with its parts and override values: one pipeline.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
     /// The kernel.
@@ -59,7 +59,7 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// The kernel as it stands.
+    /// The kernel with no parts and no overrides.
     pub fn new(kernel: &'static Kernel) -> Self {
         Variant { kernel, parts: [None; MOST], overrides: [("", 0); MOST] }
     }
@@ -86,9 +86,9 @@ impl Variant {
         self
     }
 
-    /// The WGSL that is compiled. The kernel comes first, so its error lines are the file's own:
-    /// order does not matter at WGSL's module scope. Only `enable` directives must stand before it: on its
-    /// first line, which is a comment.
+    /// The WGSL that is compiled. The kernel comes first, so that line numbers in errors are the file's: at WGSL's
+    /// module scope, order does not matter. Only `enable` directives must come before it: they are put on its first
+    /// line, before the comment there.
     pub fn source(&self) -> String {
         let mut source = String::new();
         for word in self.parts.iter().flatten().flat_map(|part| part.enables) {
@@ -119,7 +119,7 @@ impl Variant {
         self.parts.iter().copied().flatten()
     }
 
-    /// The override values that are set.
+    /// The override values.
     pub fn overrides(&self) -> impl Iterator<Item = (&'static str, u32)> + '_ {
         self.overrides.iter().copied().filter(|(name, _)| !name.is_empty())
     }
@@ -151,9 +151,9 @@ pub(super) struct Pipeline {
     pub id: usize,
 }
 
-/// Every loop in `shaders/` counts to a bound that is read before it starts, so naga's guard against
-/// endless loops is off: it would add a counter to each loop and keep drivers from unrolling.
-/// Out-of-bounds accesses stay checked, but where the kernel's declaration says that there are none.
+/// naga's guard against endless loops is off: it would add a counter to each loop and keep drivers from unrolling.
+/// Every loop in `shaders/` counts to a bound that is read before it starts. Out-of-bounds accesses are checked, except
+/// in kernels whose declaration excludes them.
 fn checks(kernel: &Kernel) -> wgpu::ShaderRuntimeChecks {
     let mut checks = wgpu::ShaderRuntimeChecks::checked();
     checks.force_loop_bounding = false;
@@ -175,7 +175,7 @@ impl Pipeline {
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
 
-        // SAFETY: a check is off only where what it guards against cannot be, see `checks`.
+        // SAFETY: a check is off only if what it guards against cannot happen, see `checks`.
         #[allow(unsafe_code)]
         let module = unsafe {
             device.create_shader_module_trusted(

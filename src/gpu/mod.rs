@@ -15,6 +15,7 @@ mod readback;
 mod recorder;
 mod tensor;
 mod timing;
+mod trace;
 mod tuning;
 
 use std::collections::HashMap;
@@ -135,7 +136,7 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::LimitTooSmall`]; [`Gpu::required`] returns the limits to ask for.
     pub fn adopt(device: wgpu::Device, queue: wgpu::Queue) -> Result<Gpu, GpuError> {
-        let needed = adapter::MINIMUM;
+        let needed = caps::MINIMUM;
         let limits = device.limits();
         for (limit, found) in [
             ("max_storage_buffers_per_shader_stage", u64::from(limits.max_storage_buffers_per_shader_stage)),

@@ -1,23 +1,23 @@
-//! Turns calls of operations into command buffers. Never submits.
+//! Records operations into command buffers. Never submits.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::timing::Timing;
+use super::trace::Trace;
 use super::{Buffer, Gpu, GpuError, Readback, ReadbackRing, Tensor, Tuning, Variant, View};
 
-/// Bytes for parameter blocks: at 256 bytes a block, 8,192 different ones before a reset.
+/// Bytes for parameter blocks: at 256 bytes each, 8192 different ones before a reset.
 const PARAMS_BYTES: u64 = 2 << 20;
 
 /// Largest `Params` struct.
 const MAX_PARAMS: usize = 256;
 
-/// Records dispatches. It lives as long as what it records for: bind groups and parameter blocks are
-/// kept, so that recording the same step again makes no calls but the dispatches themselves.
+/// Records dispatches. It lives as long as its engine and keeps bind groups and parameter blocks, so that recording the
+/// same step again makes only the dispatches.
 ///
-/// A parameter block is written once and never changed: equal parameters share a block. So a recording
-/// that waits to be submitted can never see another's parameters, and a step that repeats uploads
-/// nothing.
+/// A parameter block is written once and never changed, and equal parameters share a block. So a recording that waits
+/// to be submitted never sees another's parameters, and a repeated step uploads nothing.
 pub struct Recorder {
     gpu: Gpu,
     params: Buffer,
@@ -31,6 +31,8 @@ pub struct Recorder {
     tuning: Option<Arc<Tuning>>,
     /// Set while rehearsing: variants are collected and nothing is recorded.
     rehearsal: Option<Vec<Variant>>,
+    /// The text of the recording, while tracing.
+    trace: Option<Trace>,
     error: Option<GpuError>,
 }
 
@@ -54,6 +56,7 @@ impl Recorder {
             pass: None,
             tuning: None,
             rehearsal: None,
+            trace: None,
             error: None,
         })
     }
@@ -63,17 +66,29 @@ impl Recorder {
         &self.gpu
     }
 
-    /// Records with these choices of variants from here on, or with the device's again.
+    /// Sets the choices of variants for what is recorded next. `None`: the device's choices.
     pub fn set_tuning(&mut self, tuning: Option<Arc<Tuning>>) {
         self.tuning = tuning;
     }
 
-    /// The choices that were set here.
+    /// The choices that [`Recorder`]'s owner has set.
     pub fn tuning(&self) -> Option<&Tuning> {
         self.tuning.as_deref()
     }
 
-    /// A view for bindings that a variant declares and does not read.
+    /// Starts to keep the text of the recording, or stops and drops it. Default: off, at no cost.
+    pub fn trace(&mut self, on: bool) {
+        self.trace = on.then(Trace::default);
+    }
+
+    /// The text of the recording since [`Recorder::trace`] or the last call; empty if tracing is off. A dispatch has a
+    /// line with kernel, parts, overrides and workgroups, and one with the rows of the bound tensors: those that it
+    /// reads, an arrow, those that it writes. Each copy, clear, read and end of a command buffer has one line.
+    pub fn take_trace(&mut self) -> String {
+        self.trace.as_mut().map(|trace| std::mem::take(&mut trace.0)).unwrap_or_default()
+    }
+
+    /// A view for bindings that a variant declares but does not read.
     pub fn unused(&self) -> View {
         self.dummy.view()
     }
@@ -160,6 +175,9 @@ impl Recorder {
         pass.set_bind_group(0, &*bind_group, &[offset]);
         pass.dispatch_workgroups(groups[0], groups[1], groups[2]);
         self.gpu.count(|c| &c.dispatches, 1);
+        if let Some(trace) = &mut self.trace {
+            trace.dispatch(&variant, bindings, groups);
+        }
     }
 
     /// Offset of the block that holds `bytes`, written at its first use.
@@ -175,7 +193,7 @@ impl Recorder {
         offset as u32
     }
 
-    /// Whether few parameter blocks are left: the owner lets everything in flight finish and calls
+    /// Whether few parameter blocks are left. If so, the owner waits until nothing is in flight and calls
     /// [`Recorder::reset_params`].
     pub fn params_are_low(&self) -> bool {
         let step = MAX_PARAMS.next_multiple_of(self.gpu.caps().uniform_align as usize);
@@ -183,37 +201,41 @@ impl Recorder {
         self.blocks.len() * step > PARAMS_BYTES as usize / 4 * 3
     }
 
-    /// Forgets all parameter blocks. Only while nothing recorded is unfinished.
+    /// Forgets all parameter blocks. Call it only while nothing recorded is unfinished.
     pub fn reset_params(&mut self) {
         self.blocks.clear();
     }
 
-    /// Forgets what binds `tensor`, so that its memory is free once nobody else has it and what is recorded has finished.
+    /// Drops the bind groups of `tensor`, so that its memory is freed when its last owner and the recorded work are
+    /// done.
     pub(crate) fn forget(&mut self, tensor: &Tensor) {
         self.bind_groups.retain(|(_, bound), _| bound.iter().all(|(id, _)| *id != tensor.id()));
     }
 
     /// Records a copy of `size` bytes between tensors.
     pub fn copy(&mut self, from: &Tensor, from_offset: u64, to: &Tensor, to_offset: u64, size: u64) {
-        if self.rehearsal.is_none() {
-            self.commands().copy_buffer_to_buffer(
-                from.buffer(),
-                from_offset,
-                to.buffer(),
-                to_offset,
-                Some(size),
-            );
+        if self.rehearsal.is_some() {
+            return;
+        }
+        let (source, target) = (from.buffer(), to.buffer());
+        self.commands().copy_buffer_to_buffer(source, from_offset, target, to_offset, Some(size));
+        if let Some(trace) = &mut self.trace {
+            trace.copy(from, from_offset, to, to_offset, size);
         }
     }
 
     /// Records zeros over `size` bytes of a tensor.
     pub fn clear(&mut self, tensor: &Tensor, offset: u64, size: u64) {
-        if self.rehearsal.is_none() {
-            self.commands().clear_buffer(tensor.buffer(), offset, Some(size));
+        if self.rehearsal.is_some() {
+            return;
+        }
+        self.commands().clear_buffer(tensor.buffer(), offset, Some(size));
+        if let Some(trace) = &mut self.trace {
+            trace.clear(tensor, offset, size);
         }
     }
 
-    /// Times what is recorded from here to the next [`Recorder::read`] by the device's clock, where it has one.
+    /// Times the work from here to the next [`Recorder::read`] by the device's clock, if it has one.
     pub fn start_timing(&mut self) {
         self.pass = None;
         if let (Some(timing), None) = (&mut self.timing, &self.rehearsal) {
@@ -228,15 +250,18 @@ impl Recorder {
             return None;
         }
         let mut timing = self.timing.take();
-        let mut sources: Vec<_> =
+        let mut copies: Vec<_> =
             sources.iter().map(|&(t, offset, size)| (t.buffer(), offset, size)).collect();
         let encoder = self.commands();
         let timing_bytes = timing.as_mut().map_or(0, |timing| timing.stop(encoder));
         if let Some(timing) = timing.as_ref().filter(|_| timing_bytes > 0) {
-            sources.push((&*timing.resolved, 0, timing_bytes));
+            copies.push((&*timing.resolved, 0, timing_bytes));
         }
-        let pending = ring.record(encoder, &sources, timing_bytes);
+        let pending = ring.record(encoder, &copies, timing_bytes);
         self.timing = timing;
+        if let (Some(trace), Some(_)) = (&mut self.trace, &pending) {
+            sources.iter().for_each(|source| trace.read(*source));
+        }
         pending
     }
 
@@ -246,13 +271,16 @@ impl Recorder {
         self.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()))
     }
 
-    /// What was recorded since the last call, `None` if nothing was.
+    /// The command buffer of the work since the last call, `None` if there is none.
     ///
     /// # Errors
     /// [`GpuError::Compile`] if a kernel failed to compile on its first use.
     pub fn finish(&mut self) -> Result<Option<wgpu::CommandBuffer>, GpuError> {
         self.pass = None;
         let encoder = self.encoder.take();
+        if let (Some(trace), Some(_)) = (&mut self.trace, &encoder) {
+            trace.finish();
+        }
         match self.error.take() {
             Some(error) => Err(error),
             None => Ok(encoder.map(wgpu::CommandEncoder::finish)),

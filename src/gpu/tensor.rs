@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{Buffer, Gpu, GpuError};
 use crate::dtype::Dtype;
 
-/// Rows start at multiples of this many elements, a block of quantised weights, so that kernels load whole blocks and no
-/// row ends inside one. The padding is zero and stays zero.
+/// Rows start at multiples of this many elements, a block of quantised weights, so that kernels load whole blocks and
+/// no row ends inside one. The padding is zero and stays zero.
 pub const ROW_ALIGN: usize = 32;
 
 /// A matrix in device memory: `[n_rows, n_cols]`, with rows padded to [`ROW_ALIGN`] elements (except `U32` tables).

@@ -187,8 +187,8 @@ impl Choice {
     }
 }
 
-/// The FNV-1a hash of `bytes`, continued from `hash` (0 to start). Every build gives the same value, unlike the standard
-/// library's hashes.
+/// The FNV-1a hash of `bytes`, continued from `hash` (0 to start). Every build gives the same value, unlike the
+/// standard library's hashes.
 pub fn fnv(hash: u64, bytes: &[u8]) -> u64 {
     let begin = if hash == 0 { 0xcbf2_9ce4_8422_2325 } else { hash };
     bytes.iter().fold(begin, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))

@@ -1,41 +1,41 @@
-//! What one forward pass is about: its rows, its tables, the caches that it reads and writes.
+//! The batch of one forward pass: its rows, its tables, and the caches that it reads and writes.
 
 use crate::gpu::Tensor;
 use crate::ops::{AttentionPlan, KvLayer, Places, Rows};
 
-/// How much a model shall be able to do at a time: what its activations are allocated for.
+/// The sizes that activations are allocated for.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
-    /// Rows of a batch.
+    /// Most rows of a batch.
     pub max_rows: usize,
-    /// Sequences, and so rows that decode.
+    /// Most sequences, and so most decode rows.
     pub max_seqs: usize,
-    /// Rows that get logits at a time.
+    /// Most rows that get logits.
     pub max_sampled: usize,
-    /// Positions of a sequence.
+    /// Most positions of a sequence.
     pub max_seq_len: usize,
 }
 
 impl Capacity {
-    /// Nothing.
+    /// No rows at all.
     pub(super) const NONE: Capacity = Capacity { max_rows: 0, max_seqs: 0, max_sampled: 0, max_seq_len: 0 };
 
-    /// For activations of which no row decodes or gets logits over the vocabulary.
+    /// For models without decode rows and logits over the vocabulary.
     pub(super) fn without_logits(self) -> Capacity {
         Capacity { max_seqs: 0, max_sampled: 0, ..self }
     }
 }
 
-/// One forward pass's rows, as tables on the device, and the cache.
+/// The rows of one forward pass, as tables on the device, and the cache.
 #[derive(Clone, Debug)]
 pub struct Batch<'a> {
-    /// Rows that decode and rows of prompts.
+    /// Numbers of decode rows and prompt rows.
     pub n: Rows,
     /// Rows that get logits.
     pub n_sampled: usize,
     /// Blocks of prompt rows in `blocks`.
     pub n_prompt_blocks: usize,
-    /// Positions of the longest decoding sequence, this one included.
+    /// Positions of the longest sequence with a decode row, including that row's.
     pub longest: usize,
     /// (sequence, position) of each row: `[_, 2]`.
     pub rows: &'a Tensor,
@@ -45,37 +45,37 @@ pub struct Batch<'a> {
     pub tokens: &'a Tensor,
     /// Pages of each sequence: `[n_seqs, _]`.
     pub pages: &'a Tensor,
-    /// Positions a page.
+    /// Positions per page.
     pub page_size: usize,
     /// Positions of each sequence, at least 1, for attention to both sides: `[1, n_seqs]`.
     pub ends: Option<&'a Tensor>,
-    /// What the sequences hear, if the model hears.
-    pub clips: Option<Clips<'a>>,
+    /// The sequences' audio clips, if the model has an audio encoder.
+    pub clips: Option<BatchClips<'a>>,
     /// Row of the batch that each row of logits belongs to: `[1, _]`.
     pub sampled: &'a Tensor,
     /// The cache of each layer.
     pub kv: &'a [KvLayer],
 }
 
-/// The clips that a batch's sequences hear.
+/// The audio clips of a batch's sequences.
 #[derive(Clone, Copy, Debug)]
-pub struct Clips<'a> {
-    /// Pages of the clip of each sequence: `[n_seqs, _]`.
+pub struct BatchClips<'a> {
+    /// Pages of each sequence's clip: `[n_seqs, _]`.
     pub pages: &'a Tensor,
-    /// Keys of the clip of each sequence: `[1, n_seqs]`.
+    /// Number of keys of each sequence's clip: `[1, n_seqs]`.
     pub ends: &'a Tensor,
-    /// Keys of a clip at most.
+    /// Most keys of a clip.
     pub n_positions: usize,
     /// Keys and values of each layer's cross-attention.
     pub kv: &'a [KvLayer],
-    /// Where cross-attention shall show what it weighs by, if somebody wants to see it.
+    /// Where to write weights of cross-attention, if they are requested.
     pub alignment: Option<Alignment<'a>>,
 }
 
-/// Cross-attention weights of some heads, for the prompt rows of a batch.
+/// Weights of some heads of cross-attention, for the prompt rows of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Alignment<'a> {
-    /// (layer, head) of each.
+    /// (layer, head) of each head.
     pub heads: &'a [[usize; 2]],
     /// `[max_rows, heads · n_positions]`.
     pub weights: &'a Tensor,

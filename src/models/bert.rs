@@ -1,11 +1,17 @@
-//! BERT and what shares its shape: MiniLM, BGE, E5, GTE (Devlin et al. 2019).
+//! BERT and models of the same shape: MiniLM, BGE, E5, GTE (Devlin et al. 2019).
 //! Reference: transformers' `models/bert/modeling_bert.py`.
 
 use serde::Deserialize;
 
-use super::blocks::{ClassificationHead, HeadNames, LabelKeys, PostNormEncoder, PostNormKeys, PostNormNames};
-use super::{Architecture, Labels, Loader, Model, ModelError, ModelKind, ModelShape};
-use crate::ops::{Act, Attention, Pooling};
+use super::blocks::{
+    ClassificationHead, Embed, HeadNames, LabelKeys, LayerNorm, Linear, Mlp, PostNormLayer, SelfAttention,
+    Sequences,
+};
+use super::{
+    Architecture, Batch, Capacity, Labels, Loader, Model, ModelError, ModelKind, ModelShape, Scratch,
+};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::ops::{Act, Attention, Lookup, Pooling};
 
 /// The keys of `config.json` that BERT and RoBERTa share.
 #[derive(Deserialize)]
@@ -17,9 +23,9 @@ pub struct Config {
     vocab_size: usize,
     pub(super) max_position_embeddings: usize,
     #[serde(default = "one")]
-    pub(super) type_vocab_size: usize,
+    type_vocab_size: usize,
     #[serde(default = "eps")]
-    pub(super) layer_norm_eps: f32,
+    layer_norm_eps: f32,
     hidden_act: String,
     position_embedding_type: Option<String>,
     #[serde(default)]
@@ -60,11 +66,11 @@ impl Config {
         }
     }
 
-    /// What the encoder needs beyond its shape; `first_position` is the first row of the position table that is used.
+    /// The activation function, after a check that the other options of the config are supported.
     ///
     /// # Errors
     /// [`ModelError::Unsupported`].
-    pub(super) fn keys(&self, first_position: usize) -> Result<PostNormKeys, ModelError> {
+    fn act(&self) -> Result<Act, ModelError> {
         let unsupported = |key, found: &str, expected: &str| {
             Err(ModelError::Unsupported { key, found: found.into(), expected: expected.into() })
         };
@@ -74,13 +80,108 @@ impl Config {
         if self.is_decoder {
             return unsupported("is_decoder", "true", "an encoder");
         }
-        Ok(PostNormKeys {
-            act: super::blocks::act("hidden_act", &self.hidden_act)?,
-            eps: self.layer_norm_eps,
-            n_positions: self.max_position_embeddings,
-            first_position,
-            n_types: Some(self.type_vocab_size),
+        super::blocks::act("hidden_act", &self.hidden_act)
+    }
+}
+
+/// The encoder of BERT and RoBERTa.
+pub(super) struct Bert {
+    shape: ModelShape,
+    words: Embed,
+    positions: Embed,
+    /// All tokens have the first type.
+    types: Embed,
+    norm: LayerNorm,
+    layers: Vec<PostNormLayer>,
+    head: Option<ClassificationHead>,
+}
+
+impl Bert {
+    /// Loads an encoder of this shape, whose tensors' names begin with `root`, and the head with `head`. `positions`
+    /// gives a token's row in the position table.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`], [`ModelError::Unsupported`].
+    pub fn load(
+        loader: &mut Loader,
+        config: &Config,
+        shape: ModelShape,
+        root: &str,
+        positions: Lookup,
+        head: impl FnOnce(&mut Loader) -> Result<Option<ClassificationHead>, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let act = config.act()?;
+        let head = head(loader)?;
+        let (n, n_inner, eps) = (shape.hidden_size, shape.intermediate_size, config.layer_norm_eps);
+        let table = |part: &str| format!("{root}embeddings.{part}_embeddings.weight");
+        let words = loader.table(&table("word"), [shape.vocab_size, n])?;
+        let position = loader.as_stored(&table("position"), [config.max_position_embeddings, n])?;
+        let types = loader.as_stored(&table("token_type"), [config.type_vocab_size, n])?;
+        let norm = LayerNorm::load(loader, &format!("{root}embeddings.LayerNorm"), n, true, eps)?;
+        let mut layers = Vec::with_capacity(shape.n_layers());
+        for (i, attention) in shape.attention.iter().enumerate() {
+            let name = |part: &str| format!("{root}encoder.layer.{i}.{part}");
+            let [q, k, v] = ["attention.self.query", "attention.self.key", "attention.self.value"].map(name);
+            layers.push(PostNormLayer {
+                attention: SelfAttention {
+                    shape: *attention,
+                    qkv: Linear::stack(loader, &[(&q, n), (&k, n), (&v, n)], n, true)?,
+                    out: Linear::load(loader, &name("attention.output.dense"), [n, n], true)?,
+                    head_norm: None,
+                    rotary: None,
+                },
+                attention_norm: LayerNorm::load(loader, &name("attention.output.LayerNorm"), n, true, eps)?,
+                mlp: Mlp {
+                    act,
+                    up: Linear::load(loader, &name("intermediate.dense"), [n_inner, n], true)?,
+                    down: Linear::load(loader, &name("output.dense"), [n, n_inner], true)?,
+                },
+                mlp_norm: LayerNorm::load(loader, &name("output.LayerNorm"), n, true, eps)?,
+            });
+        }
+        // Row indices that some versions of transformers store, and heads of pretraining.
+        for name in ["embeddings.position_ids", "embeddings.token_type_ids", "pooler."] {
+            loader.ignore(&format!("{root}{name}"));
+        }
+        for name in ["cls.", "lm_head.", "vocab_"] {
+            loader.ignore(name);
+        }
+        Ok(Bert {
+            shape,
+            words: Embed::tokens(words),
+            positions: Embed::added(position, positions),
+            types: Embed::added(types, Lookup::AddRow(0)),
+            norm,
+            layers,
+            head,
         })
+    }
+}
+
+impl Model for Bert {
+    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
+        ClassificationHead::scratch(self.head.as_ref(), gpu, &self.shape, capacity)
+    }
+
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        let a = &s.a;
+        for table in [&self.words, &self.positions, &self.types] {
+            table.record(rec, b, &a.h);
+        }
+        self.norm.record(rec, &a.h, &a.x, b.n.count());
+    }
+
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        self.layers[i].record(rec, b, &b.kv[i], &s.a);
+    }
+
+    fn rows(&self, _: &mut Recorder, _: &Batch<'_>, s: &mut Scratch) -> Tensor {
+        s.a.x.clone()
+    }
+
+    fn classify(&self, rec: &mut Recorder, spans: &Tensor, n_seqs: usize, s: &mut Scratch) -> Option<Tensor> {
+        let sequences = Sequences { x: &s.a.x, spans, n_seqs };
+        Some(self.head.as_ref()?.record(rec, sequences, s.labels.as_ref()?))
     }
 }
 
@@ -94,19 +195,15 @@ impl Architecture for Config {
     }
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
-        let keys = self.keys(0)?;
+        let shape = ModelShape { max_seq_len, ..Architecture::shape(self) };
         let root = if loader.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
-        let head = match Architecture::labels(self)? {
-            None => None,
-            Some(labels) => {
-                let dense = format!("{root}pooler.dense");
-                let names = HeadNames { dense: &dense, dense_bias: true, norm: None, out: "classifier" };
-                let sizes = [self.hidden_size, labels.names.len()];
-                let (pooling, act) = (Pooling::First, Act::Tanh);
-                Some(ClassificationHead::load(loader, names, pooling, act, sizes)?)
-            }
+        let head = |loader: &mut Loader| {
+            let Some(labels) = self.labels.labels()? else { return Ok(None) };
+            let dense = format!("{root}pooler.dense");
+            let names = HeadNames { dense: &dense, dense_bias: true, norm: None, out: "classifier" };
+            let sizes = [self.hidden_size, labels.names.len()];
+            ClassificationHead::load(loader, names, Pooling::First, Act::Tanh, sizes).map(Some)
         };
-        let (shape, names) = (Architecture::shape(self), PostNormNames::bert(root));
-        Ok(Box::new(PostNormEncoder::load(loader, &shape, keys, &names, head, max_seq_len)?))
+        Ok(Box::new(Bert::load(loader, self, shape, root, Lookup::AddPosition, head)?))
     }
 }

@@ -3,9 +3,15 @@
 
 use serde::Deserialize;
 
-use super::blocks::{ClassificationHead, HeadNames, LabelKeys, PostNormEncoder, PostNormKeys, PostNormNames};
-use super::{Architecture, Labels, Loader, Model, ModelError, ModelKind, ModelShape};
-use crate::ops::{Act, Attention, Pooling};
+use super::blocks::{
+    ClassificationHead, Embed, HeadNames, LabelKeys, LayerNorm, Linear, Mlp, PostNormLayer, SelfAttention,
+    Sequences,
+};
+use super::{
+    Architecture, Batch, Capacity, Labels, Loader, Model, ModelError, ModelKind, ModelShape, Scratch,
+};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::ops::{Act, Attention, Lookup, Pooling};
 
 #[derive(Deserialize)]
 pub struct Config {
@@ -20,8 +26,17 @@ pub struct Config {
     labels: LabelKeys,
 }
 
-/// The epsilon of the norms, which the config does not say.
+/// The epsilon of the norms, for which the config has no key.
 const EPS: f32 = 1e-12;
+
+struct DistilBert {
+    shape: ModelShape,
+    words: Embed,
+    positions: Embed,
+    norm: LayerNorm,
+    layers: Vec<PostNormLayer>,
+    head: Option<ClassificationHead>,
+}
 
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
@@ -51,33 +66,80 @@ impl Architecture for Config {
     }
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
-        let keys = PostNormKeys {
-            act: super::blocks::act("activation", &self.activation)?,
-            eps: EPS,
-            // Sinusoidal positions are stored as learned ones are.
-            n_positions: self.max_position_embeddings,
-            first_position: 0,
-            n_types: None,
-        };
+        let shape = ModelShape { max_seq_len, ..self.shape() };
+        let (n, n_inner) = (self.dim, self.hidden_dim);
+        let act = super::blocks::act("activation", &self.activation)?;
         let is_prefixed = loader.has("distilbert.embeddings.word_embeddings.weight");
-        let names = PostNormNames {
-            root: if is_prefixed { "distilbert." } else { "" },
-            layer: "transformer.layer",
-            qkv: ["attention.q_lin", "attention.k_lin", "attention.v_lin"],
-            out: ["attention.out_lin", "sa_layer_norm"],
-            mlp: ["ffn.lin1", "ffn.lin2"],
-            norm: "output_layer_norm",
-        };
-        let head = match Architecture::labels(self)? {
+        let root = if is_prefixed { "distilbert." } else { "" };
+        let head = match self.labels()? {
             None => None,
             Some(labels) => {
                 let (dense, out) = ("pre_classifier", "classifier");
                 let names = HeadNames { dense, dense_bias: true, norm: None, out };
-                let sizes = [self.dim, labels.names.len()];
-                let (pooling, act) = (Pooling::First, Act::Relu);
-                Some(ClassificationHead::load(loader, names, pooling, act, sizes)?)
+                let sizes = [n, labels.names.len()];
+                Some(ClassificationHead::load(loader, names, Pooling::First, Act::Relu, sizes)?)
             }
         };
-        Ok(Box::new(PostNormEncoder::load(loader, &self.shape(), keys, &names, head, max_seq_len)?))
+        let table = |part: &str| format!("{root}embeddings.{part}_embeddings.weight");
+        let words = loader.table(&table("word"), [self.vocab_size, n])?;
+        // Sinusoidal positions are stored like learned ones.
+        let positions = loader.as_stored(&table("position"), [self.max_position_embeddings, n])?;
+        let norm = LayerNorm::load(loader, &format!("{root}embeddings.LayerNorm"), n, true, EPS)?;
+        let mut layers = Vec::with_capacity(self.n_layers);
+        for (i, attention) in shape.attention.iter().enumerate() {
+            let name = |part: &str| format!("{root}transformer.layer.{i}.{part}");
+            let [q, k, v] = ["attention.q_lin", "attention.k_lin", "attention.v_lin"].map(name);
+            layers.push(PostNormLayer {
+                attention: SelfAttention {
+                    shape: *attention,
+                    qkv: Linear::stack(loader, &[(&q, n), (&k, n), (&v, n)], n, true)?,
+                    out: Linear::load(loader, &name("attention.out_lin"), [n, n], true)?,
+                    head_norm: None,
+                    rotary: None,
+                },
+                attention_norm: LayerNorm::load(loader, &name("sa_layer_norm"), n, true, EPS)?,
+                mlp: Mlp {
+                    act,
+                    up: Linear::load(loader, &name("ffn.lin1"), [n_inner, n], true)?,
+                    down: Linear::load(loader, &name("ffn.lin2"), [n, n_inner], true)?,
+                },
+                mlp_norm: LayerNorm::load(loader, &name("output_layer_norm"), n, true, EPS)?,
+            });
+        }
+        // Heads of pretraining, and row indices that some versions of transformers store.
+        for name in ["vocab_", "cls.", "lm_head."] {
+            loader.ignore(name);
+        }
+        for name in ["embeddings.position_ids", "embeddings.token_type_ids", "pooler."] {
+            loader.ignore(&format!("{root}{name}"));
+        }
+        let (words, positions) = (Embed::tokens(words), Embed::added(positions, Lookup::AddPosition));
+        Ok(Box::new(DistilBert { shape, words, positions, norm, layers, head }))
+    }
+}
+
+impl Model for DistilBert {
+    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
+        ClassificationHead::scratch(self.head.as_ref(), gpu, &self.shape, capacity)
+    }
+
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        let a = &s.a;
+        self.words.record(rec, b, &a.h);
+        self.positions.record(rec, b, &a.h);
+        self.norm.record(rec, &a.h, &a.x, b.n.count());
+    }
+
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        self.layers[i].record(rec, b, &b.kv[i], &s.a);
+    }
+
+    fn rows(&self, _: &mut Recorder, _: &Batch<'_>, s: &mut Scratch) -> Tensor {
+        s.a.x.clone()
+    }
+
+    fn classify(&self, rec: &mut Recorder, spans: &Tensor, n_seqs: usize, s: &mut Scratch) -> Option<Tensor> {
+        let sequences = Sequences { x: &s.a.x, spans, n_seqs };
+        Some(self.head.as_ref()?.record(rec, sequences, s.labels.as_ref()?))
     }
 }

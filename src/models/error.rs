@@ -1,36 +1,36 @@
-//! What can go wrong from a config to a model in device memory.
+//! The error of models.
 
 use crate::weights::WeightsError;
 
-/// What can be wrong with a model's description.
+/// An error in a model's config or weights.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// `config.json` is not JSON or lacks a key.
+    /// `config.json` is not JSON, or a key is missing.
     #[error("`config.json`: {message}")]
     Config {
         /// What is wrong.
         message: String,
     },
-    /// No file here runs this architecture.
+    /// The architecture is not supported.
     #[error("architecture `{found}` is not supported, these are: {known}")]
     UnknownArchitecture {
         /// `model_type` in the config.
         found: String,
-        /// Those that run.
+        /// The supported ones.
         known: String,
     },
-    /// The architecture is known, this variety of it is not.
+    /// The architecture is supported, but this option of it is not.
     #[error("`config.json`: `{key}` is `{found}`, expected {expected}")]
     Unsupported {
         /// The key.
         key: &'static str,
         /// Its value.
         found: String,
-        /// What runs.
+        /// The supported values.
         expected: String,
     },
-    /// The weights do not fit the config, or the device does not fit the weights.
+    /// The weights do not match the config, or do not fit on the device.
     #[error(transparent)]
     Weights(#[from] WeightsError),
 }
@@ -42,7 +42,7 @@ impl From<crate::gpu::GpuError> for ModelError {
 }
 
 impl ModelError {
-    /// What the user can do about it.
+    /// Advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {
             ModelError::Weights(error) => error.hint(),

@@ -3,10 +3,10 @@
 
 use serde::Deserialize;
 
-use super::blocks::{LayerNorm, Mlp, SelfAttention};
+use super::blocks::{Embed, FinalNorm, Head, LayerNorm, Linear, Mlp, SelfAttention, Target};
 use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelKind, ModelShape, Scratch};
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{self, Act, Attention, Lookup, Rows};
+use crate::ops::{Attention, Lookup};
 
 #[derive(Deserialize)]
 pub struct Config {
@@ -37,18 +37,17 @@ fn yes() -> bool {
 
 struct Layer {
     ln_1: LayerNorm,
-    attention: SelfAttention,
+    attn: SelfAttention,
     ln_2: LayerNorm,
     mlp: Mlp,
 }
 
 struct Gpt2 {
     shape: ModelShape,
-    wte: Tensor,
-    wpe: Tensor,
+    wte: Embed,
+    wpe: Embed,
     layers: Vec<Layer>,
-    ln_f: LayerNorm,
-    head: Tensor,
+    head: Head,
 }
 
 impl Architecture for Config {
@@ -87,47 +86,45 @@ impl Architecture for Config {
             });
         }
         let shape = ModelShape { max_seq_len, ..self.shape() };
-        let (n, n_inner) = (self.n_embd, self.n_inner.unwrap_or(4 * self.n_embd));
-        let act: Act = super::blocks::act("activation_function", &self.activation_function)?;
-        // The original checkpoints were saved without their head, and so without the prefix.
+        let (n, n_inner, eps) = (shape.hidden_size, shape.intermediate_size, self.layer_norm_epsilon);
+        let act = super::blocks::act("activation_function", &self.activation_function)?;
+        // The original checkpoints have no head, and so no prefix.
         let root = if loader.has("transformer.wte.weight") { "transformer." } else { "" };
         let wte = loader.table(&format!("{root}wte.weight"), [self.vocab_size, n])?;
         let wpe = loader.as_stored(&format!("{root}wpe.weight"), [self.n_positions, n])?;
-        let eps = self.layer_norm_epsilon;
-        let norm =
-            |loader: &mut Loader, name: &str| LayerNorm::load(loader, &format!("{root}{name}"), n, true, eps);
         let mut layers = Vec::with_capacity(self.n_layer);
         for (i, attention) in shape.attention.iter().enumerate() {
             let name = |part: &str| format!("{root}h.{i}.{part}");
             layers.push(Layer {
-                ln_1: norm(loader, &format!("h.{i}.ln_1"))?,
-                attention: SelfAttention {
+                ln_1: LayerNorm::load(loader, &name("ln_1"), n, true, eps)?,
+                attn: SelfAttention {
                     shape: *attention,
-                    qkv: loader.transposed(&name("attn.c_attn.weight"), [3 * n, n])?,
-                    qkv_bias: Some(loader.vector(&name("attn.c_attn.bias"), 3 * n)?),
-                    out: loader.transposed(&name("attn.c_proj.weight"), [n, n])?,
-                    out_bias: Some(loader.vector(&name("attn.c_proj.bias"), n)?),
+                    qkv: conv1d(loader, &name("attn.c_attn"), [3 * n, n])?,
+                    out: conv1d(loader, &name("attn.c_proj"), [n, n])?,
                     head_norm: None,
                     rotary: None,
                 },
-                ln_2: norm(loader, &format!("h.{i}.ln_2"))?,
+                ln_2: LayerNorm::load(loader, &name("ln_2"), n, true, eps)?,
                 mlp: Mlp {
                     act,
-                    up: loader.transposed(&name("mlp.c_fc.weight"), [n_inner, n])?,
-                    up_bias: Some(loader.vector(&name("mlp.c_fc.bias"), n_inner)?),
-                    down: loader.transposed(&name("mlp.c_proj.weight"), [n, n_inner])?,
-                    down_bias: Some(loader.vector(&name("mlp.c_proj.bias"), n)?),
+                    up: conv1d(loader, &name("mlp.c_fc"), [n_inner, n])?,
+                    down: conv1d(loader, &name("mlp.c_proj"), [n, n_inner])?,
                 },
             });
         }
-        let ln_f = norm(loader, "ln_f")?;
-        let head = if self.tie_word_embeddings {
-            wte.clone()
-        } else {
-            loader.table("lm_head.weight", [self.vocab_size, n])?
-        };
-        Ok(Box::new(Gpt2 { shape, wte, wpe, layers, ln_f, head }))
+        let ln_f = FinalNorm::Layer(LayerNorm::load(loader, &format!("{root}ln_f"), n, true, eps)?);
+        let head = Head::load(loader, "lm_head.weight", ln_f, &wte, self.tie_word_embeddings)?;
+        let (wte, wpe) = (Embed::tokens(wte), Embed::added(wpe, Lookup::AddPosition));
+        Ok(Box::new(Gpt2 { shape, wte, wpe, layers, head }))
     }
+}
+
+/// A product whose weights are stored transposed, `[n_in, n_out]`: transformers' `Conv1D`.
+fn conv1d(loader: &mut Loader, name: &str, [n_out, n_in]: [usize; 2]) -> Result<Linear, ModelError> {
+    Ok(Linear {
+        w: loader.transposed(&format!("{name}.weight"), [n_out, n_in])?,
+        b: Some(loader.vector(&format!("{name}.bias"), n_out)?),
+    })
 }
 
 impl Model for Gpt2 {
@@ -136,23 +133,19 @@ impl Model for Gpt2 {
     }
 
     fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.wte, 1.0, &s.a.x, b.n);
-        ops::embed(rec, Lookup::AddPosition, b.rows, b.tokens, &self.wpe, 1.0, &s.a.x, b.n);
+        self.wte.record(rec, b, &s.a.x);
+        self.wpe.record(rec, b, &s.a.x);
     }
 
     fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
         let (layer, a, n_rows) = (&self.layers[i], &s.a, b.n.count());
-        layer.ln_1.record(rec, &a.x, &a.h, n_rows);
-        layer.attention.record(i, rec, b, (&a.h).into(), a);
-        layer.ln_2.record(rec, &a.x, &a.h, n_rows);
-        layer.mlp.record(rec, b, (&a.h).into(), a);
+        let h = layer.ln_1.record(rec, &a.x, &a.h, n_rows);
+        layer.attn.record(rec, b, &b.kv[i], h, Target::Add(&a.x), a);
+        let h = layer.ln_2.record(rec, &a.x, &a.h, n_rows);
+        layer.mlp.record(rec, b.n, h, Target::Add(&a.x), a);
     }
 
     fn logits(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
-        let (a, LayerNorm { w, b: bias, eps }) = (&s.a, &self.ln_f);
-        ops::layer_norm(rec, &a.x, w, bias, Some(b.sampled), *eps, &a.last, b.n_sampled);
-        let n = Rows { n_decode: b.n_sampled, n_prompt: 0 };
-        ops::linear(rec, &a.last, &self.head, None, false, &a.logits, n);
-        a.logits.clone()
+        self.head.record(rec, b, &s.a)
     }
 }

@@ -3,8 +3,12 @@
 
 use serde::Deserialize;
 
-use super::blocks::{Decoder, DecoderKeys, Variety};
-use super::{Architecture, Loader, Model, ModelError, ModelShape};
+use super::blocks::{
+    DecoderKeys, Embed, FinalNorm, Head, Linear, Mlp, SelfAttention, Target, load_rms_norm, normed,
+};
+use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelShape, Scratch};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::ops::RmsNorm;
 
 #[derive(Deserialize)]
 pub struct Config {
@@ -16,18 +20,84 @@ pub struct Config {
     mlp_bias: bool,
 }
 
+struct Layer {
+    input_layernorm: RmsNorm,
+    self_attn: SelfAttention,
+    post_attention_layernorm: RmsNorm,
+    mlp: Mlp,
+}
+
+struct Llama {
+    shape: ModelShape,
+    embed_tokens: Embed,
+    layers: Vec<Layer>,
+    head: Head,
+}
+
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
         self.keys.shape("llama", |_| None)
     }
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
-        let variety = Variety {
-            qkv_bias: self.attention_bias,
-            out_bias: self.attention_bias,
-            mlp_bias: self.mlp_bias,
-            head_norm: false,
-        };
-        Ok(Box::new(Decoder::load(loader, &self.shape(), &self.keys, variety, max_seq_len)?))
+        let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
+        let (n, n_inner, eps) = (keys.hidden_size, keys.intermediate_size, keys.rms_norm_eps);
+        let act = keys.act()?;
+        let head_dim = shape.attention[0].head_dim;
+        let rotary = keys.rope.table(loader.gpu(), head_dim, keys.max_position_embeddings, max_seq_len)?;
+        let embed_tokens = loader.table("model.embed_tokens.weight", [keys.vocab_size, n])?;
+        let mut layers = Vec::with_capacity(keys.num_hidden_layers);
+        for (i, a) in shape.attention.iter().enumerate() {
+            let name = |part: &str| format!("model.layers.{i}.{part}");
+            let [q, k, v] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].map(name);
+            let [gate, up] = ["mlp.gate_proj", "mlp.up_proj"].map(name);
+            let (n_q, n_kv) = (a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim);
+            let (attention_bias, mlp_bias) = (self.attention_bias, self.mlp_bias);
+            layers.push(Layer {
+                input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
+                self_attn: SelfAttention {
+                    shape: *a,
+                    qkv: Linear::stack(loader, &[(&q, n_q), (&k, n_kv), (&v, n_kv)], n, attention_bias)?,
+                    out: Linear::load(loader, &name("self_attn.o_proj"), [n, n_q], attention_bias)?,
+                    head_norm: None,
+                    rotary: Some(rotary.clone()),
+                },
+                post_attention_layernorm: load_rms_norm(
+                    loader,
+                    &name("post_attention_layernorm.weight"),
+                    n,
+                    eps,
+                )?,
+                mlp: Mlp {
+                    act,
+                    up: Linear::stack(loader, &[(&gate, n_inner), (&up, n_inner)], n, mlp_bias)?,
+                    down: Linear::load(loader, &name("mlp.down_proj"), [n, n_inner], mlp_bias)?,
+                },
+            });
+        }
+        let norm = FinalNorm::Rms(load_rms_norm(loader, "model.norm.weight", n, eps)?);
+        let head = Head::load(loader, "lm_head.weight", norm, &embed_tokens, keys.tie_word_embeddings)?;
+        Ok(Box::new(Llama { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
+    }
+}
+
+impl Model for Llama {
+    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
+        Scratch::new(gpu, &self.shape, capacity)
+    }
+
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        self.embed_tokens.record(rec, b, &s.a.x);
+    }
+
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        let (layer, a) = (&self.layers[i], &s.a);
+        let x = Target::Add(&a.x);
+        layer.self_attn.record(rec, b, &b.kv[i], normed(&layer.input_layernorm, a), x, a);
+        layer.mlp.record(rec, b.n, normed(&layer.post_attention_layernorm, a), x, a);
+    }
+
+    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+        self.head.record(rec, b, &s.a)
     }
 }

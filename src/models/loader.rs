@@ -1,4 +1,4 @@
-//! The plan of a model's tensors: names, shapes and types are checked here, memory is allocated, nothing is uploaded.
+//! The loader: checks names, shapes and types of a model's tensors, and allocates them. Nothing is uploaded here.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,23 +8,23 @@ use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Tensor};
 use crate::weights::{Entry, Weights, WeightsError};
 
-/// Makes tensors of a checkpoint, or random ones. Matrices keep the type they are stored in unless they are to be
-/// quantised; vectors (norms, biases), which are a thousandth of a model, become F32 so that one kernel reads them all.
+/// Makes tensors from a checkpoint, or random ones. Matrices keep their stored type unless they are quantised. Vectors
+/// (norms, biases), a thousandth of a model, become F32, so that one kernel reads them all.
 ///
-/// Tensors are allocated when they are asked for, and filled by the [`Upload`] that [`Loader::finish`] returns: all
-/// names, shapes and types are checked before anything is uploaded.
+/// Each method allocates a tensor; the [`Upload`] from [`Loader::finish`] fills them. So all names, shapes and types
+/// are checked before anything is uploaded.
 pub struct Loader {
     gpu: Gpu,
     weights: Arc<Weights>,
     quantize: Option<Dtype>,
     taken: HashSet<String>,
     items: Vec<Item>,
-    /// Of the items.
+    /// Total size of the items.
     n_bytes: usize,
 }
 
 impl Loader {
-    /// A loader onto one device, which quantises matrices to `quantize`.
+    /// A loader for a device, which quantises matrices to `quantize`. Default: as stored.
     pub fn new(gpu: &Gpu, weights: Arc<Weights>, quantize: Option<Dtype>) -> Self {
         Loader { gpu: gpu.clone(), weights, quantize, taken: HashSet::new(), items: Vec::new(), n_bytes: 0 }
     }
@@ -47,8 +47,8 @@ impl Loader {
         self.stack(&[(name, shape[0])], shape[1])
     }
 
-    /// An embedding or a head, `[n_rows, n_cols]`: quantised to `Q8_0` at the least, because what is lost there is
-    /// lost for every token (llama.cpp keeps them in 6 bits where the rest has 4).
+    /// An embedding or a head, `[n_rows, n_cols]`. Quantised to `Q8_0` if matrices are quantised, because an error
+    /// there affects every token (llama.cpp keeps them in 6 bits if the rest has 4).
     ///
     /// # Errors
     /// As [`Loader::matrix`].
@@ -65,8 +65,8 @@ impl Loader {
         self.stacked(&[(name, n_rows)], n_cols, None)
     }
 
-    /// The weights of a convolution over rows, stored as `[n_out, n_in, width]`, as a matrix `[n_out, n_in·width]` that is
-    /// not quantised.
+    /// The weights of a convolution over rows, stored as `[n_out, n_in, width]`, as a matrix `[n_out, n_in·width]` that
+    /// is not quantised.
     ///
     /// # Errors
     /// As [`Loader::matrix`].
@@ -83,8 +83,8 @@ impl Loader {
         self.later(name, [n_out, n_in * width], dtype, dtype, source)
     }
 
-    /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. Where their types differ
-    /// they all become F32.
+    /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. If their types differ, they become
+    /// F32.
     ///
     /// # Errors
     /// As [`Loader::matrix`].
@@ -92,7 +92,7 @@ impl Loader {
         self.stacked(parts, n_cols, self.quantize)
     }
 
-    /// A matrix that is stored as `[n_cols, n_rows]`, turned to `[n_rows, n_cols]` (GPT-2's `Conv1D`).
+    /// A matrix that is stored as `[n_cols, n_rows]`, transposed to `[n_rows, n_cols]` (GPT-2's `Conv1D`).
     ///
     /// # Errors
     /// As [`Loader::matrix`].
@@ -113,7 +113,7 @@ impl Loader {
         self.vectors(&[(name, n)])
     }
 
-    /// Vectors one after the other as F32, `[1, n + …]`; zeros where the name is empty.
+    /// Vectors one after the other as F32, `[1, n + …]`. An empty name gives zeros.
     ///
     /// # Errors
     /// As [`Loader::matrix`].
@@ -133,24 +133,24 @@ impl Loader {
         self.later(label, [1, n_cols], Dtype::F32, Dtype::F32, Source::Vectors(entries))
     }
 
-    /// Counts tensors whose names begin with `prefix` as asked for: those that a checkpoint may have and nobody needs.
+    /// Counts tensors whose names begin with `prefix` as used: checkpoints may have them, but models do not need them.
     pub fn ignore(&mut self, prefix: &str) {
         let names = self.weights.entries().iter().map(|e| &e.name).filter(|name| name.starts_with(prefix));
         self.taken.extend(names.cloned());
     }
 
-    /// Names that nothing asked for.
+    /// Names of unused tensors.
     pub fn unused(&self) -> Vec<&str> {
         let entries = self.weights.entries().iter().map(|e| e.name.as_str());
         entries.filter(|name| !self.taken.contains(*name)).collect()
     }
 
-    /// Bytes in device memory of what was asked for so far.
+    /// Bytes in device memory of the tensors so far.
     pub fn device_bytes(&self) -> u64 {
         self.items.iter().map(|item| item.tensor.size_bytes()).sum()
     }
 
-    /// What was asked for, ready to be uploaded.
+    /// The upload that fills the tensors.
     pub fn finish(self) -> Upload {
         Upload::new(&self.gpu, self.weights, self.items)
     }
@@ -163,7 +163,7 @@ impl Loader {
     ) -> Result<Tensor, WeightsError> {
         let shape = [parts.iter().map(|(_, n)| n).sum(), n_cols];
         if let Some(dtype) = self.weights.random_dtype() {
-            // A matrix keeps the size of what it is multiplied with, so that logits stay finite.
+            // This scale keeps the size of a product's input, so that logits stay finite.
             let source = Source::Random { seed: self.seed(), mean: 0.0, scale: (n_cols as f32).powf(-0.5) };
             return self.later(parts[0].0, shape, target.unwrap_or(dtype), dtype, source);
         }
@@ -189,7 +189,7 @@ impl Loader {
         Ok(tensor)
     }
 
-    /// The bytes before a random tensor tell it from the others.
+    /// A different seed for each random tensor: the bytes before it.
     fn seed(&self) -> u32 {
         self.n_bytes as u32
     }
@@ -197,7 +197,7 @@ impl Loader {
     /// The tensor of that name and its type.
     fn entry(&mut self, name: &str, shape: &[usize]) -> Result<(Entry, Dtype), WeightsError> {
         let entry = self.weights.get(name).ok_or_else(|| {
-            // The same tensor of another layer shows best what the names here look like.
+            // The same tensor of another layer is the best example of the checkpoint's names.
             let is_number = |part: &str| part.parse::<usize>().is_ok();
             let suffix =
                 name.split('.').skip_while(|part| !is_number(part)).skip(1).collect::<Vec<_>>().join(".");

@@ -1,8 +1,8 @@
-//! Layer 3: architectures. One architecture is one file, an architecture is three recordings.
+//! Layer 3: architectures. One architecture is one file, with three recordings: `embed`, `layer` and `logits`.
 //!
-//! A file here reads like the paper: the config with Hugging Face's keys, the weights by their names, then
-//! `embed`, `layer` and `logits`. It names no wgpu type, no file format and no quantised type. A [`Model`] is weights,
-//! which never change; what its recordings write is a [`Scratch`].
+//! A file reads like the paper: the config with Hugging Face's keys, the weights by their names, then the recordings.
+//! It names no wgpu type, no file format and no quantised type. A [`Model`] has the weights, which never change.
+//! Recordings write only to a [`Scratch`].
 
 mod batch;
 mod bert;
@@ -25,13 +25,13 @@ use serde::de::DeserializeOwned;
 
 use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{Attention, KvLayer};
-pub use batch::{Alignment, Batch, Capacity, Clips};
+pub use batch::{Alignment, Batch, BatchClips, Capacity};
 pub use error::ModelError;
 pub use loader::Loader;
 pub use scratch::{Activations, AudioScratch, LabelScratch, Scratch};
-pub use upload::{Progress, Upload};
+pub use upload::{LoadProgress, Upload};
 
-/// What a model is made for.
+/// The kind of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelKind {
     /// It generates token by token: [`Model::logits`].
@@ -40,65 +40,65 @@ pub enum ModelKind {
     Encoder,
 }
 
-/// The shape of a model, as far as cache and scheduler need it.
+/// The shape of a model: sizes and options that the engine and benchmarks need.
 #[derive(Clone, Debug)]
 pub struct ModelShape {
     /// `model_type` in the config.
     pub architecture: &'static str,
-    /// What it is made for.
+    /// Decoder or encoder.
     pub kind: ModelKind,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Logits a row.
+    /// Number of logits per row.
     pub vocab_size: usize,
-    /// Positions that the model was made for.
+    /// Longest sequence that the model supports, in tokens.
     pub max_seq_len: usize,
     /// Attention of each layer.
     pub attention: Vec<Attention>,
-    /// Width of the feed-forward part.
+    /// Width of the MLP.
     pub intermediate_size: usize,
-    /// The feed-forward part has a gate.
+    /// Whether the MLP has a gate.
     pub has_gate: bool,
-    /// The norms are layer norms, not RMS norms.
+    /// Whether the norms are layer norms or RMS norms.
     pub has_layer_norm: bool,
-    /// Queries and keys are normalised a head.
+    /// Whether each head of queries and keys is normalised.
     pub has_head_norm: bool,
-    /// Logits come from the embedding.
+    /// Whether the head shares the weights of the embedding.
     pub ties_embeddings: bool,
-    /// What it hears, if it does.
+    /// The audio encoder, if there is one.
     pub audio: Option<AudioShape>,
 }
 
-/// The shape of what hears in a model.
+/// The shape of an audio encoder.
 #[derive(Clone, Debug)]
 pub struct AudioShape {
-    /// Bins of a frame of features.
+    /// Mel bins per frame.
     pub n_mels: usize,
-    /// Frames of a clip, 10 ms each.
+    /// Frames per clip, 10 ms each.
     pub n_frames: usize,
-    /// Rows that a clip becomes, 20 ms each: what the decoder attends to.
+    /// Rows per clip after the encoder, 20 ms each. The decoder attends to them.
     pub n_positions: usize,
     /// Attention of each layer of the encoder.
     pub attention: Vec<Attention>,
-    /// Width of the feed-forward part of its layers.
+    /// Width of the encoder's MLP.
     pub intermediate_size: usize,
-    /// Attention of each layer of the decoder to a clip.
+    /// Cross-attention of each layer of the decoder.
     pub cross_attention: Vec<Attention>,
 }
 
 impl ModelShape {
-    /// Layers.
+    /// Number of layers.
     pub fn n_layers(&self) -> usize {
         self.attention.len()
     }
 }
 
-/// A model's weights in device memory: they never change, and several engines may share them. Whatever a recording
-/// writes is in the [`Scratch`] that is passed in.
+/// A model's weights in device memory. They never change, and several engines may share them. A recording writes only
+/// to the [`Scratch`] that is passed in.
 ///
-/// A decoder has `logits`, an encoder has `rows`; [`ModelShape::kind`] says which one a model is.
+/// A decoder has `logits`, an encoder has `rows`; see [`ModelShape::kind`].
 pub trait Model: Send + Sync {
-    /// Allocates what recordings write, for batches up to `capacity`.
+    /// Allocates the buffers that recordings write, for batches up to `capacity`.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
@@ -110,26 +110,24 @@ pub trait Model: Send + Sync {
     fn embed(&self, rec: &mut Recorder, batch: &Batch<'_>, s: &mut Scratch);
     /// Records layer `i` on the residual stream.
     fn layer(&self, i: usize, rec: &mut Recorder, batch: &Batch<'_>, s: &mut Scratch);
-    /// Records the logits `[max_sampled, vocab_size]` F32 of the rows that `batch.sampled` names, and returns
-    /// where they will be.
+    /// Records the logits of the rows in `batch.sampled`, and returns their tensor `[max_sampled, vocab_size]` F32.
     ///
     /// # Panics
     /// If the model is an encoder.
     fn logits(&self, _rec: &mut Recorder, _batch: &Batch<'_>, _s: &mut Scratch) -> Tensor {
         panic!("an encoder has no logits over the vocabulary")
     }
-    /// Records what is left after the last layer, and returns where the batch's rows will be:
-    /// `[max_rows, hidden_size]` F32. The batch holds whole sequences, all of their rows those of prompts, and its `ends`
-    /// are set.
+    /// Records the rest after the last layer, and returns the tensor of the batch's rows, `[max_rows, hidden_size]`
+    /// F32. The batch has whole sequences, as prompt rows, and its `ends` are set.
     ///
     /// # Panics
     /// If the model is a decoder.
     fn rows(&self, _rec: &mut Recorder, _batch: &Batch<'_>, _s: &mut Scratch) -> Tensor {
         panic!("a decoder has logits, not rows")
     }
-    /// Records the classification head on what [`Model::rows`] left, `n_seqs` sequences whose rows `spans`
-    /// `[n_seqs, 2]` names as (first row, rows), and returns where the logits will be: `[max_seqs, n_labels]` F32. `None`
-    /// if the checkpoint has no head.
+    /// Records the classification head on the result of [`Model::rows`], for `n_seqs` sequences with their (first row,
+    /// rows) in `spans` `[n_seqs, 2]`. Returns the tensor of the logits, `[max_seqs, n_labels]` F32; `None` if the
+    /// checkpoint has no head.
     fn classify(
         &self,
         _rec: &mut Recorder,
@@ -143,8 +141,8 @@ pub trait Model: Send + Sync {
     fn audio_encoder(&self) -> Option<&dyn AudioEncoder> {
         None
     }
-    /// Records the keys and values that the layers' cross-attention takes from the audio encoder's last clip, into the
-    /// `pages` `[1, _]` of that clip.
+    /// Records the keys and values of all layers' cross-attention for the audio encoder's last clip, and writes them to
+    /// the `pages` `[1, _]` of that clip.
     fn attend_to(
         &self,
         _rec: &mut Recorder,
@@ -156,27 +154,27 @@ pub trait Model: Send + Sync {
     }
 }
 
-/// The weights of an audio encoder: a clip's features become rows that a decoder attends to.
+/// The weights of an audio encoder, which turns a clip's features into rows for the decoder's cross-attention.
 pub trait AudioEncoder: Send + Sync {
-    /// Allocates what its recordings write, for an encoder that was loaded without its decoder: the scratch of a whole
-    /// model includes it.
+    /// Allocates the buffers that its recordings write, for an encoder that was loaded without its decoder. The scratch
+    /// of a whole model includes them.
     ///
     /// # Errors
     /// As [`Model::scratch`].
     fn scratch(&self, gpu: &Gpu) -> Result<Scratch, GpuError>;
     /// Records the start of the residual stream from the clip's features, `[_, n_mels]` F32 from row `first` on.
     fn embed(&self, rec: &mut Recorder, features: &Tensor, first: usize, s: &mut Scratch);
-    /// Records layer `i` on it.
+    /// Records layer `i` on the residual stream.
     fn layer(&self, i: usize, rec: &mut Recorder, s: &mut Scratch);
-    /// Records the last norm, and returns where the clip's rows will be: `[n_positions, hidden_size]` F32.
+    /// Records the last norm, and returns the tensor of the clip's rows, `[n_positions, hidden_size]` F32.
     fn rows(&self, rec: &mut Recorder, s: &mut Scratch) -> Tensor;
 }
 
-/// A parsed `config.json`: what a model is before its weights are there.
+/// A parsed `config.json`: a model before its weights are loaded.
 pub trait Architecture: Send + Sync {
-    /// Its shape.
+    /// The model's shape.
     fn shape(&self) -> ModelShape;
-    /// The labels of its classification head, if it has one.
+    /// The labels of the classification head, if the model has one.
     ///
     /// # Errors
     /// [`ModelError::Config`], [`ModelError::Unsupported`].
@@ -197,10 +195,10 @@ pub trait Architecture: Send + Sync {
     }
 }
 
-/// What a classification head tells apart.
+/// The labels of a classification head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Labels {
-    /// In the order of the logits.
+    /// The names, in the order of the logits.
     pub names: Vec<String>,
     /// What the logits mean.
     pub problem: Problem,
@@ -210,10 +208,10 @@ pub struct Labels {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Problem {
-    /// One label holds: softmax gives its probability.
+    /// Exactly one label holds; the softmax gives its probability.
     #[serde(rename = "single_label_classification")]
     SingleLabel,
-    /// Each label holds or not: the logistic function gives its probability.
+    /// Each label may hold or not; the logistic function gives its probability.
     #[serde(rename = "multi_label_classification")]
     MultiLabel,
     /// The logits are the values themselves.
@@ -221,7 +219,7 @@ pub enum Problem {
 }
 
 impl Labels {
-    /// The probability of each label; `None` where logits are values, not scores.
+    /// The probability of each label; `None` for [`Problem::Regression`].
     pub fn probabilities(&self, logits: &[f32]) -> Option<Vec<f32>> {
         let logits = logits.iter().map(|z| f64::from(*z));
         match self.problem {
@@ -237,10 +235,10 @@ impl Labels {
     }
 }
 
-/// How a config is read.
+/// Parses a config.
 type Parse = fn(&str) -> Result<Box<dyn Architecture>, ModelError>;
 
-/// Every architecture by its `model_type`.
+/// Every architecture, by its `model_type`.
 static ARCHITECTURES: &[(&str, Parse)] = &[
     ("bert", parse::<bert::Config>),
     ("camembert", parse::<roberta::Config>),
@@ -256,23 +254,23 @@ static ARCHITECTURES: &[(&str, Parse)] = &[
     ("xlm-roberta", parse::<roberta::Config>),
 ];
 
-/// The `model_type`s that run.
+/// The supported `model_type`s.
 pub fn architectures() -> Vec<&'static str> {
     ARCHITECTURES.iter().map(|(name, _)| *name).collect()
 }
 
-/// The keys of any `config.json` that say how to read the rest.
+/// The keys of every `config.json` that decide how to parse it.
 #[derive(serde::Deserialize)]
 struct Header {
     model_type: String,
     quantization_config: Option<serde_json::Value>,
 }
 
-/// Reads the `config.json` of a model of any kind.
+/// Parses the `config.json` of a model of any kind.
 ///
 /// # Errors
-/// [`ModelError::UnknownArchitecture`], [`ModelError::Config`] names a key that is missing, [`ModelError::Unsupported`]
-/// one whose value does not run.
+/// [`ModelError::UnknownArchitecture`]; [`ModelError::Config`] with a missing key; [`ModelError::Unsupported`] with a
+/// key whose value is not supported.
 pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
     let header: Header = read(config_json)?;
     let Some((_, parse)) = ARCHITECTURES.iter().find(|(name, _)| *name == header.model_type) else {
@@ -300,7 +298,7 @@ fn parse<C: Architecture + DeserializeOwned + 'static>(
     Ok(Box::new(read::<C>(json)?))
 }
 
-/// What the kernels need of any shape.
+/// Checks what kernels require of a shape.
 fn check(shape: &ModelShape) -> Result<(), ModelError> {
     let no = |key, found: String, expected: &str| {
         Err(ModelError::Unsupported { key, found, expected: expected.to_string() })
@@ -311,7 +309,7 @@ fn check(shape: &ModelShape) -> Result<(), ModelError> {
         ("max_position_embeddings", shape.max_seq_len),
         ("num_hidden_layers", shape.n_layers()),
     ] {
-        // No table that a model has may pass what a u32 index on the device can count.
+        // Tables must be small enough for a u32 index on the device.
         if n == 0 || n > 1 << 28 {
             return no(key, n.to_string(), "a number from 1 to 2^28");
         }
@@ -328,7 +326,7 @@ fn check(shape: &ModelShape) -> Result<(), ModelError> {
             let expected = format!("a divisor of the {} attention heads", a.n_heads);
             return no("num_key_value_heads", a.n_kv_heads.to_string(), &expected);
         }
-        // The output of attention has the width of the residual stream in every encoder so far.
+        // All encoders so far have an attention output of the width of the residual stream.
         if shape.kind == ModelKind::Encoder && a.n_heads * a.head_dim != shape.hidden_size {
             let expected = format!("a divisor of the hidden size {}", shape.hidden_size);
             return no("num_attention_heads", a.n_heads.to_string(), &expected);
@@ -337,7 +335,7 @@ fn check(shape: &ModelShape) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Whether the attention kernel fits the device, which `open` cannot know.
+/// Checks that the attention kernel fits the device, which `open` does not know.
 pub(crate) fn check_device(shape: &ModelShape, caps: &Caps) -> Result<(), ModelError> {
     let audio = shape.audio.iter().flat_map(|audio| audio.attention.iter().chain(&audio.cross_attention));
     match shape.attention.iter().chain(audio).find(|a| !a.fits(caps)) {

@@ -1,16 +1,17 @@
-//! ModernBERT (Warner et al. 2024): norms before, rotary positions, gates, and in most layers a window.
-//! Reference: transformers' `models/modernbert/modeling_modernbert.py`.
+//! ModernBERT (Warner et al. 2024): norms before attention and MLP, rotary positions, gates, and a window in most
+//! layers. Reference: transformers' `models/modernbert/modeling_modernbert.py`.
 
 use serde::Deserialize;
 
 use super::blocks::{
-    ClassificationHead, HeadNames, LabelKeys, LayerNorm, Mlp, Rope, RopeScaling, SelfAttention,
+    ClassificationHead, Embed, HeadNames, LabelKeys, LayerNorm, Linear, Mlp, Rope, RopeScaling,
+    SelfAttention, Sequences, Target,
 };
 use super::{
     Architecture, Batch, Capacity, Labels, Loader, Model, ModelError, ModelKind, ModelShape, Scratch,
 };
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{self, Attention, Lookup, Pooling};
+use crate::ops::{Attention, Pooling};
 
 #[derive(Deserialize)]
 pub struct Config {
@@ -30,7 +31,7 @@ pub struct Config {
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
-    /// Keys on both sides together.
+    /// The window: number of keys on both sides together.
     local_attention: usize,
     #[serde(default = "three")]
     global_attn_every_n_layers: usize,
@@ -39,7 +40,7 @@ pub struct Config {
     rope_parameters: RopeParameters,
     #[serde(default = "global_theta")]
     global_rope_theta: f64,
-    /// `null` in checkpoints that have one theta for all.
+    /// `null` in checkpoints with one theta for all layers.
     local_rope_theta: Option<f64>,
     #[serde(default = "cls")]
     classifier_pooling: String,
@@ -58,7 +59,7 @@ enum LayerType {
     SlidingAttention,
 }
 
-/// Of transformers 5; before there was a theta for either type of layer.
+/// The form of transformers 5. Earlier versions have one theta for each type of layer.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct RopeParameters {
@@ -86,20 +87,20 @@ fn global_theta() -> f64 {
     160_000.0
 }
 
-/// The theta of local layers where the config names none.
+/// The default theta of local layers.
 const LOCAL_THETA: f64 = 10_000.0;
 
 struct Layer {
-    /// None in the first layer, whose input is normalised already.
-    attention_norm: Option<LayerNorm>,
-    attention: SelfAttention,
+    /// `None` in the first layer, whose input is already normalised.
+    attn_norm: Option<LayerNorm>,
+    attn: SelfAttention,
     mlp_norm: LayerNorm,
     mlp: Mlp,
 }
 
 struct ModernBert {
     shape: ModelShape,
-    words: Tensor,
+    tok_embeddings: Embed,
     norm: LayerNorm,
     layers: Vec<Layer>,
     final_norm: LayerNorm,
@@ -125,6 +126,30 @@ impl Config {
                 Rope::new(self.rope_parameters.sliding_attention.clone(), theta)
             }
         }
+    }
+
+    fn head(&self, loader: &mut Loader) -> Result<Option<ClassificationHead>, ModelError> {
+        let Some(labels) = self.labels.labels()? else { return Ok(None) };
+        let names = HeadNames {
+            dense: "head.dense",
+            dense_bias: self.classifier_bias,
+            norm: Some(("head.norm", self.norm_bias, self.norm_eps)),
+            out: "classifier",
+        };
+        let pooling = match self.classifier_pooling.as_str() {
+            "cls" => Pooling::First,
+            "mean" => Pooling::Mean,
+            found => {
+                return Err(ModelError::Unsupported {
+                    key: "classifier_pooling",
+                    found: found.into(),
+                    expected: "`cls` or `mean`".into(),
+                });
+            }
+        };
+        let act = super::blocks::act("classifier_activation", &self.classifier_activation)?;
+        let sizes = [self.hidden_size, labels.names.len()];
+        ClassificationHead::load(loader, names, pooling, act, sizes).map(Some)
     }
 }
 
@@ -173,35 +198,29 @@ impl Architecture for Config {
         let (n, n_inner, eps) = (self.hidden_size, self.intermediate_size, self.norm_eps);
         let act = super::blocks::act("hidden_activation", &self.hidden_activation)?;
         let root = if loader.has("model.embeddings.tok_embeddings.weight") { "model." } else { "" };
-        let gpu = loader.gpu().clone();
         let norm = |loader: &mut Loader, name: &str| {
             LayerNorm::load(loader, &format!("{root}{name}"), n, self.norm_bias, eps)
         };
-        let bias = |loader: &mut Loader, has: bool, name: &str, n: usize| {
-            has.then(|| loader.vector(name, n)).transpose()
+        let rotary = |layers| {
+            let (head_dim, trained) = (n / self.num_attention_heads, self.max_position_embeddings);
+            self.rope(layers).table(loader.gpu(), head_dim, trained, max_seq_len)
         };
-        let table = |layers| {
-            let rope = self.rope(layers);
-            rope.table(&gpu, n / self.num_attention_heads, self.max_position_embeddings, max_seq_len)
-        };
-        let (full, sliding) = (table(LayerType::FullAttention)?, table(LayerType::SlidingAttention)?);
+        let (full, sliding) = (rotary(LayerType::FullAttention)?, rotary(LayerType::SlidingAttention)?);
         let words = loader.table(&format!("{root}embeddings.tok_embeddings.weight"), [self.vocab_size, n])?;
         let embedding_norm = norm(loader, "embeddings.norm")?;
         let mut layers = Vec::with_capacity(self.num_hidden_layers);
         for (i, attention) in shape.attention.iter().enumerate() {
             let name = |part: &str| format!("{root}layers.{i}.{part}");
-            let (has_qkv, has_mlp) = (self.attention_bias, self.mlp_bias);
+            let (attention_bias, mlp_bias) = (self.attention_bias, self.mlp_bias);
             layers.push(Layer {
-                attention_norm: match i {
+                attn_norm: match i {
                     0 => None,
                     _ => Some(norm(loader, &format!("layers.{i}.attn_norm"))?),
                 },
-                attention: SelfAttention {
+                attn: SelfAttention {
                     shape: *attention,
-                    qkv: loader.matrix(&name("attn.Wqkv.weight"), [3 * n, n])?,
-                    qkv_bias: bias(loader, has_qkv, &name("attn.Wqkv.bias"), 3 * n)?,
-                    out: loader.matrix(&name("attn.Wo.weight"), [n, n])?,
-                    out_bias: bias(loader, has_qkv, &name("attn.Wo.bias"), n)?,
+                    qkv: Linear::load(loader, &name("attn.Wqkv"), [3 * n, n], attention_bias)?,
+                    out: Linear::load(loader, &name("attn.Wo"), [n, n], attention_bias)?,
                     head_norm: None,
                     rotary: Some(match self.layer_type(i) {
                         LayerType::FullAttention => full.clone(),
@@ -211,82 +230,49 @@ impl Architecture for Config {
                 mlp_norm: norm(loader, &format!("layers.{i}.mlp_norm"))?,
                 mlp: Mlp {
                     act,
-                    up: loader.matrix(&name("mlp.Wi.weight"), [2 * n_inner, n])?,
-                    up_bias: bias(loader, has_mlp, &name("mlp.Wi.bias"), 2 * n_inner)?,
-                    down: loader.matrix(&name("mlp.Wo.weight"), [n, n_inner])?,
-                    down_bias: bias(loader, has_mlp, &name("mlp.Wo.bias"), n)?,
+                    up: Linear::load(loader, &name("mlp.Wi"), [2 * n_inner, n], mlp_bias)?,
+                    down: Linear::load(loader, &name("mlp.Wo"), [n, n_inner], mlp_bias)?,
                 },
             });
         }
         let final_norm = norm(loader, "final_norm")?;
-        let head = match self.labels()? {
-            None => None,
-            Some(labels) => {
-                let names = HeadNames {
-                    dense: "head.dense",
-                    dense_bias: self.classifier_bias,
-                    norm: Some(("head.norm", self.norm_bias, eps)),
-                    out: "classifier",
-                };
-                let pooling = match self.classifier_pooling.as_str() {
-                    "cls" => Pooling::First,
-                    "mean" => Pooling::Mean,
-                    found => {
-                        return Err(ModelError::Unsupported {
-                            key: "classifier_pooling",
-                            found: found.into(),
-                            expected: "`cls` or `mean`".into(),
-                        });
-                    }
-                };
-                let act = super::blocks::act("classifier_activation", &self.classifier_activation)?;
-                let sizes = [n, labels.names.len()];
-                Some(ClassificationHead::load(loader, names, pooling, act, sizes)?)
-            }
-        };
+        let head = self.head(loader)?;
         // The head of pretraining.
         for name in ["head.", "decoder."] {
             loader.ignore(name);
         }
-        Ok(Box::new(ModernBert { shape, words, norm: embedding_norm, layers, final_norm, head }))
+        let tok_embeddings = Embed::tokens(words);
+        Ok(Box::new(ModernBert { shape, tok_embeddings, norm: embedding_norm, layers, final_norm, head }))
     }
 }
 
 impl Model for ModernBert {
     fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
-        let head = self.head.as_ref().map(|head| head.scratch(gpu, capacity.max_seqs));
-        Ok(Scratch {
-            labels: head.transpose()?,
-            ..Scratch::new(gpu, &self.shape, capacity.without_logits())?
-        })
+        ClassificationHead::scratch(self.head.as_ref(), gpu, &self.shape, capacity)
     }
 
     fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.words, 1.0, &s.a.h, b.n);
+        self.tok_embeddings.record(rec, b, &s.a.h);
         self.norm.record(rec, &s.a.h, &s.a.x, b.n.count());
     }
 
     fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
         let (layer, a, n_rows) = (&self.layers[i], &s.a, b.n.count());
-        let input = match &layer.attention_norm {
+        let h = match &layer.attn_norm {
             None => &a.x,
-            Some(norm) => {
-                norm.record(rec, &a.x, &a.h, n_rows);
-                &a.h
-            }
+            Some(norm) => norm.record(rec, &a.x, &a.h, n_rows),
         };
-        layer.attention.record(i, rec, b, input.into(), a);
-        layer.mlp_norm.record(rec, &a.x, &a.h, n_rows);
-        layer.mlp.record(rec, b, (&a.h).into(), a);
+        layer.attn.record(rec, b, &b.kv[i], h, Target::Add(&a.x), a);
+        let h = layer.mlp_norm.record(rec, &a.x, &a.h, n_rows);
+        layer.mlp.record(rec, b.n, h, Target::Add(&a.x), a);
     }
 
     fn rows(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
-        self.final_norm.record(rec, &s.a.x, &s.a.h, b.n.count());
-        s.a.h.clone()
+        self.final_norm.record(rec, &s.a.x, &s.a.h, b.n.count()).clone()
     }
 
     fn classify(&self, rec: &mut Recorder, spans: &Tensor, n_seqs: usize, s: &mut Scratch) -> Option<Tensor> {
-        let (head, labels) = (self.head.as_ref()?, s.labels.as_ref()?);
-        Some(head.record(rec, &s.a.h, spans, n_seqs, labels))
+        let sequences = Sequences { x: &s.a.h, spans, n_seqs };
+        Some(self.head.as_ref()?.record(rec, sequences, s.labels.as_ref()?))
     }
 }

@@ -1,11 +1,12 @@
-//! RoBERTa, XLM-R and CamemBERT (Liu et al. 2019): BERT with positions that begin after the padding's, and a head of
-//! its own. Reference: transformers' `models/roberta/modeling_roberta.py`.
+//! RoBERTa, XLM-R and CamemBERT (Liu et al. 2019): BERT with positions that begin after the padding's, and another
+//! head. Reference: transformers' `models/roberta/modeling_roberta.py`.
 
 use serde::Deserialize;
 
-use super::blocks::{ClassificationHead, HeadNames, PostNormEncoder, PostNormNames};
-use super::{Architecture, Labels, Loader, Model, ModelError, ModelShape, bert};
-use crate::ops::{Act, Pooling};
+use super::bert::{self, Bert};
+use super::blocks::{ClassificationHead, HeadNames};
+use super::{Architecture, Labels, Loader, Model, ModelError, ModelShape};
+use crate::ops::{Act, Lookup, Pooling};
 
 #[derive(Deserialize)]
 pub struct Config {
@@ -20,7 +21,7 @@ fn one() -> usize {
 }
 
 impl Config {
-    /// Row of the position table that the first token has: those up to the padding's are not used.
+    /// The first token's row in the position table. The rows up to the padding's are not used.
     fn first_position(&self) -> usize {
         self.pad_token_id + 1
     }
@@ -37,19 +38,16 @@ impl Architecture for Config {
     }
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
-        let keys = self.bert.keys(self.first_position())?;
+        let shape = ModelShape { max_seq_len, ..self.shape() };
         let root = if loader.has("roberta.embeddings.word_embeddings.weight") { "roberta." } else { "" };
-        let head = match self.labels()? {
-            None => None,
-            Some(labels) => {
-                let (dense, out) = ("classifier.dense", "classifier.out_proj");
-                let names = HeadNames { dense, dense_bias: true, norm: None, out };
-                let sizes = [self.bert.hidden_size, labels.names.len()];
-                let (pooling, act) = (Pooling::First, Act::Tanh);
-                Some(ClassificationHead::load(loader, names, pooling, act, sizes)?)
-            }
+        let head = |loader: &mut Loader| {
+            let Some(labels) = self.labels()? else { return Ok(None) };
+            let (dense, out) = ("classifier.dense", "classifier.out_proj");
+            let names = HeadNames { dense, dense_bias: true, norm: None, out };
+            let sizes = [self.bert.hidden_size, labels.names.len()];
+            ClassificationHead::load(loader, names, Pooling::First, Act::Tanh, sizes).map(Some)
         };
-        let names = PostNormNames::bert(root);
-        Ok(Box::new(PostNormEncoder::load(loader, &self.shape(), keys, &names, head, max_seq_len)?))
+        let positions = Lookup::AddPositionAfter(self.first_position());
+        Ok(Box::new(Bert::load(loader, &self.bert, shape, root, positions, head)?))
     }
 }

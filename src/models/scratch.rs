@@ -1,14 +1,14 @@
-//! What recordings write: the buffers of forward passes, apart from the weights that they share.
+//! The buffers that recordings write, separate from the shared weights.
 
 use super::{Capacity, ModelShape};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Tensor};
 use crate::ops::{Attention, KvLayer};
 
-/// Everything that the recordings of a model write, made by [`Model::scratch`](super::Model::scratch). Each engine has
-/// its own; the weights are shared.
+/// All buffers that the recordings of a model write, from [`Model::scratch`](super::Model::scratch). Each engine has
+/// its own.
 ///
-/// A recording borrows it mutably: what two recordings write to one scratch must run one after the other.
+/// A recording borrows it mutably, because two recordings with one scratch must run one after the other.
 #[derive(Debug)]
 pub struct Scratch {
     pub(super) a: Activations,
@@ -31,13 +31,13 @@ impl Scratch {
     }
 }
 
-/// The buffers that layers use in turn. One buffer an activation, because a device refuses one buffer for reading and
-/// for writing in one dispatch. F32, `[max_rows, width]`, the padding is and stays zero.
+/// The buffers that all layers use. Each activation has its own buffer, because a dispatch may not read and write the
+/// same one. F32, `[max_rows, width]`; the padding is zero and stays zero.
 #[derive(Debug)]
 pub struct Activations {
     /// The residual stream: `[max_rows, hidden_size]`.
     pub x: Tensor,
-    /// Normalised: `[max_rows, hidden_size]`.
+    /// The normalised residual stream: `[max_rows, hidden_size]`.
     pub h: Tensor,
     /// Queries, keys and values: `[max_rows, (n_heads + 2·n_kv_heads)·head_dim]`.
     pub qkv: Tensor,
@@ -45,13 +45,13 @@ pub struct Activations {
     pub q: Tensor,
     /// The output of attention: `[max_rows, n_heads·head_dim]`.
     pub o: Tensor,
-    /// Before the activation function: `[max_rows, intermediate_size]`, twice that where there is a gate.
+    /// Input of the activation function: `[max_rows, intermediate_size]`, or twice as wide if there is a gate.
     pub up: Tensor,
-    /// After it: `[max_rows, intermediate_size]`.
+    /// Output of the activation function: `[max_rows, intermediate_size]`.
     pub act: Tensor,
     /// Partial sums of split attention.
     pub partial: Tensor,
-    /// Normalised rows that get logits: `[max_sampled, hidden_size]`.
+    /// Rows that get logits, normalised: `[max_sampled, hidden_size]`.
     pub last: Tensor,
     /// `[max_sampled, vocab_size]`.
     pub logits: Tensor,
@@ -91,14 +91,14 @@ impl Activations {
     }
 }
 
-/// The buffers of a classification head, `[max_seqs, hidden_size]` F32 but the logits.
+/// The buffers of a classification head: `[max_seqs, hidden_size]` F32, except the logits.
 #[derive(Debug)]
 pub struct LabelScratch {
-    /// One row of each sequence's rows.
+    /// The pooled row of each sequence.
     pub pooled: Tensor,
-    /// Before the activation function.
+    /// Input of the activation function.
     pub up: Tensor,
-    /// After it.
+    /// Output of the activation function.
     pub act: Tensor,
     /// Normalised, if the head has a norm.
     pub normed: Tensor,
@@ -128,17 +128,18 @@ impl LabelScratch {
     }
 }
 
-/// The buffers of an audio encoder: of one clip.
+/// The buffers of an audio encoder, for one clip.
 #[derive(Debug)]
 pub struct AudioScratch {
-    /// Of its layers; in `h` its output, the clip's rows.
+    /// Activations of its layers. Its output, the clip's rows, is in `h`.
     pub a: Activations,
-    /// What the convolutions multiply: `[n_frames, 3·n_mels]`, `[n_positions, 3·hidden_size]`.
+    /// The unfolded inputs of the convolutions: `[n_frames, 3·n_mels]`, `[n_positions, 3·hidden_size]`.
     pub unfolded: [Tensor; 2],
-    /// The first one's output, before the activation function and after: `[n_frames, hidden_size]`.
+    /// The first convolution's output, before and after the activation function: `[n_frames, hidden_size]`.
     pub frames: [Tensor; 2],
-    /// Keys and values of the clip, which the layers use in turn.
+    /// Keys and values of the clip; all layers use the same.
     pub kv: Vec<KvLayer>,
-    /// Keys and values for a layer of the decoder, on their way to the clip's pages: `[n_positions, 2·hidden_size]`.
+    /// Keys and values for one layer of the decoder, before they go to the clip's pages: `[n_positions,
+    /// 2·hidden_size]`.
     pub cross_kv: Tensor,
 }

@@ -1,4 +1,4 @@
-//! Weights on their way to the device: in pieces, resumable, whoever submits.
+//! The upload of weights to the device: in pieces, resumable, for a device of our own or a host's.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -12,41 +12,41 @@ use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor};
 use crate::ops;
 use crate::weights::{Entry, Weights, WeightsError};
 
-/// Bytes of weights in device memory so far, and in all.
+/// The progress of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Uploaded, or in the checkpoint and not needed.
+pub struct LoadProgress {
+    /// Bytes that have been uploaded, or are in the checkpoint but not needed.
     pub done_bytes: usize,
-    /// In the checkpoint.
+    /// Bytes of the checkpoint.
     pub total_bytes: usize,
 }
 
-/// Most bytes of one write.
+/// Most bytes per write.
 const PIECE: usize = 4 << 20;
-/// Most bytes that one recording quantises. Stages of this size stay in device memory while weights are quantised.
+/// Maximum bytes that one recording quantises. Stages of this size stay in device memory while weights are quantised.
 const STAGED_PIECE: usize = 2 << 20;
-/// One stage for each recording that can wait or run at a time, the one that is being made included.
+/// Stages: one per recording that can wait or run at a time, including the one that is being made.
 const N_STAGES: usize = MOST_IN_FLIGHT;
-/// Bytes of a slice of [`Upload::run`].
+/// Bytes per slice of [`Upload::run`].
 const SLICE: usize = 8 << 20;
 
-/// The content of a [`Loader`](super::Loader)'s tensors, which [`Upload::record`] brings to the device slice by slice.
+/// Fills a [`Loader`](super::Loader)'s tensors, slice by slice, with [`Upload::record`].
 ///
-/// A piece that keeps its type is written to the queue and needs no recording. A piece that is quantised is written to
-/// a stage, from which a recorded dispatch reads it; random values are recorded dispatches.
+/// A piece that keeps its type is a write to the queue, and needs no recording. A piece that is quantised is written to
+/// a stage, from which a recorded dispatch reads it. Random values are recorded dispatches.
 pub struct Upload {
     weights: Arc<Weights>,
-    /// Tensors that are not complete. The first is, up to row `row`.
+    /// Tensors that are not complete. The first one is complete up to row `row`.
     items: VecDeque<Item>,
     row: usize,
-    progress: Progress,
+    progress: LoadProgress,
     stages: Stages,
 }
 
 /// A tensor that waits for its content.
 pub(super) struct Item {
     pub tensor: Tensor,
-    /// Type of what is written; if the tensor is quantised, of what is quantised.
+    /// The type that is written: the tensor's, or before quantisation.
     pub written: Dtype,
     pub source: Source,
 }
@@ -54,11 +54,11 @@ pub(super) struct Item {
 pub(super) enum Source {
     /// Matrices one below the other, with the types they are stored in.
     Stacked(Vec<(Entry, Dtype)>),
-    /// Vectors one after the other, with their lengths; zeros where there is no entry.
+    /// Vectors one after the other, with their lengths. `None` is zeros.
     Vectors(Vec<(Option<(Entry, Dtype)>, usize)>),
     /// Stored as `[n_cols, n_rows]`.
     Transposed(Entry),
-    /// About normal, with this mean and deviation.
+    /// Approximately normal values, with this mean and standard deviation.
     Random { seed: u32, mean: f32, scale: f32 },
 }
 
@@ -66,7 +66,7 @@ impl Upload {
     pub(super) fn new(gpu: &Gpu, weights: Arc<Weights>, items: Vec<Item>) -> Upload {
         let n_bytes: usize = items.iter().map(Item::n_bytes).sum();
         let total_bytes = weights.n_bytes().max(n_bytes);
-        // Small models need less than a whole stage, and a stage is one binding.
+        // Small models need a smaller stage, and a stage must fit in one binding.
         let most = STAGED_PIECE.min(gpu.caps().max_binding_bytes as usize);
         let staged = items.iter().filter(|item| item.is_staged());
         let stage_bytes = staged.map(|item| item.piece(0, most).len() * item.row_bytes()).max().unwrap_or(0);
@@ -74,34 +74,34 @@ impl Upload {
             weights,
             items: items.into(),
             row: 0,
-            progress: Progress { done_bytes: total_bytes - n_bytes, total_bytes },
+            progress: LoadProgress { done_bytes: total_bytes - n_bytes, total_bytes },
             stages: Stages { tensors: Vec::new(), n_bytes: stage_bytes, n_used: 0 },
         }
     }
 
-    /// How far it is.
-    pub fn progress(&self) -> Progress {
+    /// The progress so far.
+    pub fn progress(&self) -> LoadProgress {
         self.progress
     }
 
-    /// Whether everything was written or recorded. It is in device memory once the last recording has finished.
+    /// Whether everything has been written or recorded. It is in device memory once the last recording has finished.
     pub fn is_done(&self) -> bool {
         self.items.is_empty()
     }
 
-    /// Writes and records the next pieces, each of 4 MiB at most: about `n_bytes` of them, at least one. Fewer when
-    /// what is quantised has filled a stage or few parameter blocks are left.
+    /// Writes and records the next pieces of at most 4 MiB: about `n_bytes` in total, at least one piece. Fewer if a
+    /// stage is full or few parameter blocks are left.
     ///
-    /// What one call recorded is one recording: it is finished ([`Recorder::finish`]) and submitted before what the
-    /// next call records. The caller:
-    /// - has at most one earlier recording that was not submitted, or stages would be overwritten before they are read;
-    /// - submits even if nothing was recorded, and waits for earlier slices now and then: the driver keeps a copy of
-    ///   what was written until the submission after it has finished, so two slices under way are `2 · n_bytes` of host
+    /// Each call makes one recording, which is finished ([`Recorder::finish`]) and submitted before the next. The
+    /// caller:
+    /// - keeps at most one earlier recording unsubmitted, because stages would be overwritten before they are read;
+    /// - submits even if nothing was recorded, and waits for earlier slices from time to time: the driver keeps a copy
+    ///   of written bytes until the next submission has finished, so two slices in flight take `2 · n_bytes` of host
     ///   memory;
     /// - resets the recorder ([`Recorder::reset_params`]) when its parameters are low and nothing is in flight.
     ///
     /// # Errors
-    /// [`WeightsError::Gpu`] if there is no memory for a stage; the same call may be tried again.
+    /// [`WeightsError::Gpu`] if there is no memory for a stage. The call can be repeated.
     pub fn record(&mut self, rec: &mut Recorder, n_bytes: usize) -> Result<(), WeightsError> {
         let goal = self.progress.done_bytes.saturating_add(n_bytes);
         let mut n_staged = 0;
@@ -130,15 +130,15 @@ impl Upload {
         Ok(())
     }
 
-    /// Uploads everything, and waits for it on a device of our own; `progress` hears of each slice.
+    /// Uploads everything, and on a device of our own waits for it. Calls `progress` after each slice.
     ///
-    /// On an adopted device writes wait for the host's next submission, and the driver keeps a copy of each until then:
-    /// a host that submits from `progress` (even nothing) keeps these copies few.
+    /// On an adopted device, writes are queued for the host's next submission, and the driver keeps a copy of each
+    /// until then. A host that submits from `progress`, even nothing, keeps these copies few.
     ///
     /// # Errors
-    /// [`WeightsError::Gpu`]; [`GpuError::Adopted`] where weights are quantised or random on an adopted device, whose
-    /// host submits what [`Upload::record`] records.
-    pub fn run(&mut self, gpu: &Gpu, progress: &mut dyn FnMut(Progress)) -> Result<(), WeightsError> {
+    /// [`WeightsError::Gpu`]; [`GpuError::Adopted`] if weights are quantised or random on an adopted device, where the
+    /// host must submit the recordings of [`Upload::record`].
+    pub fn run(&mut self, gpu: &Gpu, progress: &mut dyn FnMut(LoadProgress)) -> Result<(), WeightsError> {
         if self.items.iter().any(Item::is_recorded) {
             gpu.check_owned()?;
         }
@@ -167,7 +167,7 @@ impl Upload {
 }
 
 impl Item {
-    /// Bytes of what it is made of, or of what is drawn.
+    /// Bytes of its source, or of its random values.
     pub fn n_bytes(&self) -> usize {
         match &self.source {
             Source::Stacked(entries) => entries.iter().map(|(e, _)| e.n_bytes).sum(),
@@ -187,17 +187,18 @@ impl Item {
         self.is_staged() || matches!(self.source, Source::Random { .. })
     }
 
-    /// Bytes of a row of what is written, padding included.
+    /// Bytes per written row, with padding.
     fn row_bytes(&self) -> usize {
         self.written.bytes(self.tensor.n_cols().next_multiple_of(ROW_ALIGN))
     }
 
-    /// The piece that begins with row `row`: in one entry and one binding.
+    /// The piece that begins with row `row`. It is in one entry and one binding.
     fn piece(&self, row: usize, stage_bytes: usize) -> Range<usize> {
         let n_rows = self.tensor.n_rows();
         let most = if self.is_staged() { stage_bytes } else { PIECE };
         let most = match most / self.row_bytes().max(1) {
-            // Drawn in place, a piece is a binding: four rows, each a multiple of 64 bytes, keep to any device's alignment.
+            // A piece of random values is a binding: four rows, each a multiple of 64 bytes, satisfy every device's
+            // alignment.
             n if self.is_recorded() && !self.is_staged() => (n / 4 * 4).max(4),
             n => n.max(1),
         };
@@ -213,7 +214,7 @@ impl Item {
         row..(row + most).min(end)
     }
 
-    /// Bytes of what `rows` are made of, or of what is drawn.
+    /// Bytes of the source of `rows`, or of their random values.
     fn piece_bytes(&self, rows: Range<usize>) -> usize {
         let n_cols = self.tensor.n_cols();
         match &self.source {
@@ -251,7 +252,7 @@ impl Item {
         Ok(())
     }
 
-    /// What is written for `rows`, with the padding of all rows but a vector's.
+    /// The bytes to write for `rows`, with padding (except a vector's).
     fn content<'a>(&self, weights: &'a Weights, rows: Range<usize>) -> Cow<'a, [u8]> {
         let (n_rows, n_cols, row_bytes) = (self.tensor.n_rows(), self.tensor.n_cols(), self.row_bytes());
         match &self.source {
@@ -297,7 +298,7 @@ impl Item {
         }
     }
 
-    /// Lets go of the pages that `rows` were read from.
+    /// Releases the pages of the source of `rows`.
     fn release(&self, weights: &Weights, rows: Range<usize>) {
         match &self.source {
             Source::Stacked(entries) => {
@@ -305,7 +306,7 @@ impl Item {
                 let row_bytes = stored.bytes(self.tensor.n_cols());
                 weights.release(entry, (rows.start - first) * row_bytes..(rows.end - first) * row_bytes);
             }
-            // Each piece reads from all pages.
+            // Each piece reads all pages.
             Source::Transposed(entry) if rows.end == self.tensor.n_rows() => {
                 weights.release(entry, 0..entry.n_bytes)
             }
@@ -314,7 +315,7 @@ impl Item {
     }
 }
 
-/// The entry that row `row` of a stack is in, its first row and its type.
+/// The entry with row `row` of a stack: its first row, the entry, its type.
 fn part(entries: &[(Entry, Dtype)], row: usize) -> (usize, &Entry, Dtype) {
     let mut first = 0;
     for (entry, dtype) in entries {
@@ -326,10 +327,10 @@ fn part(entries: &[(Entry, Dtype)], row: usize) -> (usize, &Entry, Dtype) {
     unreachable!("row {row} of a stack of {first}")
 }
 
-/// Where pieces wait to be quantised, used in turn.
+/// Staging buffers for pieces to quantise, used in turn.
 struct Stages {
     tensors: Vec<Tensor>,
-    /// Of each.
+    /// Size of each stage.
     n_bytes: usize,
     n_used: usize,
 }
@@ -344,7 +345,7 @@ impl Stages {
         Ok(self.tensors[at].reshaped(shape, dtype))
     }
 
-    /// Gives the memory back, as soon as what is recorded has finished.
+    /// Frees the memory, as soon as the recordings have finished.
     fn free(&mut self, rec: &mut Recorder) {
         self.tensors.drain(..).for_each(|stage| rec.forget(&stage));
     }

@@ -1,13 +1,13 @@
-//! Whisper (Radford et al. 2022): an encoder of log-mel frames, two convolutions and layers with attention to both
-//! sides, and a decoder with attention to what that heard; learned positions, layer norms, no gate.
+//! Whisper (Radford et al. 2022): an audio encoder of log-mel frames, with two convolutions and layers that see both
+//! sides, and a decoder with cross-attention to the encoder's rows. Learned positions, layer norms, no gate.
 //! Reference: transformers' `models/whisper/modeling_whisper.py`.
 
 use serde::Deserialize;
 
-use super::blocks::{LayerNorm, Mlp, SelfAttention, act};
+use super::blocks::{Embed, FinalNorm, Head, LayerNorm, Linear, Mlp, SelfAttention, Target, act};
 use super::{
-    Activations, Architecture, AudioEncoder, AudioScratch, AudioShape, Batch, Capacity, Clips, Loader, Model,
-    ModelError, ModelKind, ModelShape, Scratch,
+    Activations, Architecture, AudioEncoder, AudioScratch, AudioShape, Batch, BatchClips, Capacity, Loader,
+    Model, ModelError, ModelKind, ModelShape, Scratch,
 };
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
@@ -40,10 +40,10 @@ fn yes() -> bool {
     true
 }
 
-/// That of torch, which the config has no key for.
+/// torch's default epsilon, for which the config has no key.
 const EPS: f32 = 1e-5;
 
-/// Positions a page of the encoder's keys and values.
+/// Positions per page of the encoder's keys and values.
 const PAGE_SIZE: usize = 16;
 
 impl Config {
@@ -62,7 +62,7 @@ impl Config {
     }
 }
 
-/// What names begin with: checkpoints of the bare model have no prefix.
+/// The prefix of names. Checkpoints of the bare model have none.
 fn root(loader: &Loader) -> String {
     let has_prefix = loader.has("model.encoder.conv1.weight");
     if has_prefix { "model.".into() } else { String::new() }
@@ -102,39 +102,34 @@ impl Architecture for Config {
                 expected: format!("at least the context of {max_seq_len}: positions are learned"),
             });
         }
+        let shape = ModelShape { max_seq_len, ..self.shape() };
         let (n, act) = (self.d_model, self.act()?);
         let root = root(loader);
         let encoder = Encoder::load(self, &root, loader)?;
-        let tokens = loader.table(&format!("{root}decoder.embed_tokens.weight"), [self.vocab_size, n])?;
-        let positions = format!("{root}decoder.embed_positions.weight");
-        let positions = loader.as_stored(&positions, [self.max_target_positions, n])?;
-        let (causal, cross) = (
-            self.attention(self.decoder_attention_heads, true),
-            self.attention(self.decoder_attention_heads, false),
-        );
+        let embed_tokens =
+            loader.table(&format!("{root}decoder.embed_tokens.weight"), [self.vocab_size, n])?;
+        let embed_positions = format!("{root}decoder.embed_positions.weight");
+        let embed_positions = loader.as_stored(&embed_positions, [self.max_target_positions, n])?;
+        let cross = self.attention(self.decoder_attention_heads, false);
         let mut layers = Vec::with_capacity(self.decoder_layers);
-        for i in 0..self.decoder_layers {
+        for (i, causal) in shape.attention.iter().enumerate() {
             let prefix = format!("{root}decoder.layers.{i}");
-            let norm = |loader: &mut Loader, part: &str| {
-                LayerNorm::load(loader, &format!("{prefix}.{part}"), n, true, EPS)
-            };
+            let name = |part: &str| format!("{prefix}.{part}");
             layers.push(DecoderLayer {
-                attention_norm: norm(loader, "self_attn_layer_norm")?,
-                attention: self_attention(loader, &format!("{prefix}.self_attn"), causal, n)?,
-                cross_norm: norm(loader, "encoder_attn_layer_norm")?,
-                cross: CrossAttention::load(loader, &format!("{prefix}.encoder_attn"), cross, n)?,
-                mlp_norm: norm(loader, "final_layer_norm")?,
+                self_attn_norm: LayerNorm::load(loader, &name("self_attn_layer_norm"), n, true, EPS)?,
+                self_attn: self_attention(loader, &name("self_attn"), *causal, n)?,
+                encoder_attn_norm: LayerNorm::load(loader, &name("encoder_attn_layer_norm"), n, true, EPS)?,
+                encoder_attn: CrossAttention::load(loader, &name("encoder_attn"), cross, n)?,
+                final_norm: LayerNorm::load(loader, &name("final_layer_norm"), n, true, EPS)?,
                 mlp: mlp(loader, &prefix, act, [n, self.decoder_ffn_dim])?,
             });
         }
         let norm = LayerNorm::load(loader, &format!("{root}decoder.layer_norm"), n, true, EPS)?;
-        let head = if self.tie_word_embeddings {
-            tokens.clone()
-        } else {
-            loader.table("proj_out.weight", [self.vocab_size, n])?
-        };
-        let shape = ModelShape { max_seq_len, ..self.shape() };
-        Ok(Box::new(Whisper { shape, encoder, tokens, positions, layers, norm, head }))
+        let (norm, tied) = (FinalNorm::Layer(norm), self.tie_word_embeddings);
+        let head = Head::load(loader, "proj_out.weight", norm, &embed_tokens, tied)?;
+        let embed_tokens = Embed::tokens(embed_tokens);
+        let embed_positions = Embed::added(embed_positions, Lookup::AddPosition);
+        Ok(Box::new(Whisper { shape, encoder, embed_tokens, embed_positions, layers, head }))
     }
 
     fn load_audio_encoder(&self, loader: &mut Loader) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
@@ -142,7 +137,7 @@ impl Architecture for Config {
     }
 }
 
-/// `q_proj`, `k_proj` (which has no bias) and `v_proj` as one matrix, and `out_proj`.
+/// `q_proj`, `k_proj` (which has no bias) and `v_proj` as one product, and `out_proj`.
 fn self_attention(
     loader: &mut Loader,
     prefix: &str,
@@ -153,10 +148,11 @@ fn self_attention(
     let matrices = [(&*name("q_proj.weight"), n), (&*name("k_proj.weight"), n), (&*name("v_proj.weight"), n)];
     Ok(SelfAttention {
         shape,
-        qkv: loader.stack(&matrices, n)?,
-        qkv_bias: Some(loader.vectors(&[(&name("q_proj.bias"), n), ("", n), (&name("v_proj.bias"), n)])?),
-        out: loader.matrix(&name("out_proj.weight"), [n, n])?,
-        out_bias: Some(loader.vector(&name("out_proj.bias"), n)?),
+        qkv: Linear {
+            w: loader.stack(&matrices, n)?,
+            b: Some(loader.vectors(&[(&name("q_proj.bias"), n), ("", n), (&name("v_proj.bias"), n)])?),
+        },
+        out: Linear::load(loader, &name("out_proj"), [n, n], true)?,
         head_norm: None,
         rotary: None,
     })
@@ -165,31 +161,29 @@ fn self_attention(
 fn mlp(loader: &mut Loader, prefix: &str, act: Act, [n, n_inner]: [usize; 2]) -> Result<Mlp, ModelError> {
     Ok(Mlp {
         act,
-        up: loader.matrix(&format!("{prefix}.fc1.weight"), [n_inner, n])?,
-        up_bias: Some(loader.vector(&format!("{prefix}.fc1.bias"), n_inner)?),
-        down: loader.matrix(&format!("{prefix}.fc2.weight"), [n, n_inner])?,
-        down_bias: Some(loader.vector(&format!("{prefix}.fc2.bias"), n)?),
+        up: Linear::load(loader, &format!("{prefix}.fc1"), [n_inner, n], true)?,
+        down: Linear::load(loader, &format!("{prefix}.fc2"), [n, n_inner], true)?,
     })
 }
 
 struct EncoderLayer {
-    attention_norm: LayerNorm,
-    attention: SelfAttention,
-    mlp_norm: LayerNorm,
+    self_attn_norm: LayerNorm,
+    self_attn: SelfAttention,
+    final_norm: LayerNorm,
     mlp: Mlp,
 }
 
-/// The audio encoder. One clip at a time fills a device: it has 1,500 rows.
+/// The audio encoder, for one clip at a time: with 1,500 rows, a clip fills a device.
 struct Encoder {
-    /// Of its layers alone.
+    /// The shape of only its layers.
     shape: ModelShape,
     act: Act,
     n_mels: usize,
     n_positions: usize,
-    /// Three frames wide, weights and bias.
-    conv1: (Tensor, Tensor),
-    conv2: (Tensor, Tensor),
-    positions: Tensor,
+    /// The convolutions, three frames wide.
+    conv1: Linear,
+    conv2: Linear,
+    embed_positions: Embed,
     layers: Vec<EncoderLayer>,
     norm: LayerNorm,
     /// The tables of a batch of one sequence.
@@ -206,10 +200,12 @@ impl Encoder {
         let gpu = loader.gpu().clone();
         let attention = config.attention(config.encoder_attention_heads, false);
         let act = config.act()?;
-        let mut convolution = |name: &str, n_in: usize| -> Result<(Tensor, Tensor), ModelError> {
+        let mut convolution = |name: &str, n_in: usize| -> Result<Linear, ModelError> {
             let name = format!("{root}encoder.{name}");
-            let w = loader.convolution(&format!("{name}.weight"), [n, n_in, 3])?;
-            Ok((w, loader.vector(&format!("{name}.bias"), n)?))
+            Ok(Linear {
+                w: loader.convolution(&format!("{name}.weight"), [n, n_in, 3])?,
+                b: Some(loader.vector(&format!("{name}.bias"), n)?),
+            })
         };
         let (conv1, conv2) = (convolution("conv1", config.num_mel_bins)?, convolution("conv2", n)?);
         let positions = format!("{root}encoder.embed_positions.weight");
@@ -217,19 +213,17 @@ impl Encoder {
         let mut layers = Vec::with_capacity(config.encoder_layers);
         for i in 0..config.encoder_layers {
             let prefix = format!("{root}encoder.layers.{i}");
-            let norm = |loader: &mut Loader, part: &str| {
-                LayerNorm::load(loader, &format!("{prefix}.{part}"), n, true, EPS)
-            };
+            let name = |part: &str| format!("{prefix}.{part}");
             layers.push(EncoderLayer {
-                attention_norm: norm(loader, "self_attn_layer_norm")?,
-                attention: self_attention(loader, &format!("{prefix}.self_attn"), attention, n)?,
-                mlp_norm: norm(loader, "final_layer_norm")?,
+                self_attn_norm: LayerNorm::load(loader, &name("self_attn_layer_norm"), n, true, EPS)?,
+                self_attn: self_attention(loader, &name("self_attn"), attention, n)?,
+                final_norm: LayerNorm::load(loader, &name("final_layer_norm"), n, true, EPS)?,
                 mlp: mlp(loader, &prefix, act, [n, config.encoder_ffn_dim])?,
             });
         }
         let norm = LayerNorm::load(loader, &format!("{root}encoder.layer_norm"), n, true, EPS)?;
 
-        // A model of the encoder's layers alone, whose rows are those of one prompt.
+        // The shape of only the encoder's layers, whose rows are one prompt.
         let shape = ModelShape {
             attention: vec![attention; config.encoder_layers],
             intermediate_size: config.encoder_ffn_dim,
@@ -252,7 +246,7 @@ impl Encoder {
             n_positions,
             conv1,
             conv2,
-            positions,
+            embed_positions: Embed::added(positions, Lookup::AddPosition),
             layers,
             norm,
             rows: table("clip rows", [n_positions, 2], &rows)?,
@@ -287,7 +281,7 @@ impl Encoder {
             longest: 0,
             rows: &self.rows,
             blocks: &self.blocks,
-            // There are no tokens.
+            // Not read: there are no tokens.
             tokens: &self.rows,
             pages: &self.pages,
             page_size: PAGE_SIZE,
@@ -303,7 +297,7 @@ fn prompt(n_rows: usize) -> Rows {
     Rows { n_decode: 0, n_prompt: n_rows }
 }
 
-/// An audio encoder's part of a scratch.
+/// The audio encoder's part of a scratch.
 fn audio(s: &Scratch) -> &AudioScratch {
     s.audio.as_ref().expect("the scratch is of a model with an audio encoder")
 }
@@ -315,44 +309,39 @@ impl AudioEncoder for Encoder {
     }
 
     fn embed(&self, rec: &mut Recorder, features: &Tensor, first: usize, s: &mut Scratch) {
-        let AudioScratch { a, unfolded: [mel, frames], frames: [before, active], .. } = audio(s);
-        let n_frames = 2 * self.n_positions;
-        let (w, b) = &self.conv1;
+        let AudioScratch { a, unfolded: [mel, frames], frames: [before, active], kv, .. } = audio(s);
+        let (n_frames, n_positions) = (2 * self.n_positions, self.n_positions);
+        let Linear { w, b } = &self.conv1;
         ops::unfold(rec, features, first, n_frames, 1, mel);
-        ops::gate_up(rec, self.act, mel.into(), w, Some(b), before, active, prompt(n_frames));
-        let (w, b) = &self.conv2;
+        ops::gate_up(rec, self.act, mel.into(), w, b.as_ref(), before, active, prompt(n_frames));
+        let Linear { w, b } = &self.conv2;
         ops::unfold(rec, active, 0, n_frames, 2, frames);
-        ops::gate_up(rec, self.act, frames.into(), w, Some(b), &a.h, &a.x, prompt(self.n_positions));
-        let (rows, n) = (&self.rows, prompt(self.n_positions));
-        ops::embed(rec, Lookup::AddPosition, rows, rows, &self.positions, 1.0, &a.x, n);
+        ops::gate_up(rec, self.act, frames.into(), w, b.as_ref(), &a.h, &a.x, prompt(n_positions));
+        self.embed_positions.record(rec, &self.batch(kv), &a.x);
     }
 
     fn layer(&self, i: usize, rec: &mut Recorder, s: &mut Scratch) {
         let (layer, AudioScratch { a, kv, .. }) = (&self.layers[i], audio(s));
-        let batch = self.batch(kv);
-        layer.attention_norm.record(rec, &a.x, &a.h, self.n_positions);
-        layer.attention.record(i, rec, &batch, (&a.h).into(), a);
-        layer.mlp_norm.record(rec, &a.x, &a.h, self.n_positions);
-        layer.mlp.record(rec, &batch, (&a.h).into(), a);
+        let (b, n_rows) = (&self.batch(kv), self.n_positions);
+        let h = layer.self_attn_norm.record(rec, &a.x, &a.h, n_rows);
+        layer.self_attn.record(rec, b, &kv[i], h, Target::Add(&a.x), a);
+        let h = layer.final_norm.record(rec, &a.x, &a.h, n_rows);
+        layer.mlp.record(rec, b.n, h, Target::Add(&a.x), a);
     }
 
     fn rows(&self, rec: &mut Recorder, s: &mut Scratch) -> Tensor {
         let a = &audio(s).a;
-        self.norm.record(rec, &a.x, &a.h, self.n_positions);
-        a.h.clone()
+        self.norm.record(rec, &a.x, &a.h, self.n_positions).clone()
     }
 }
 
-/// Attention of a decoder's rows to a clip.
+/// Cross-attention of a decoder's rows to a clip.
 struct CrossAttention {
     shape: Attention,
-    q: Tensor,
-    q_bias: Tensor,
+    q: Linear,
     /// Keys above values: `[2·d_model, d_model]`.
-    kv: Tensor,
-    kv_bias: Tensor,
-    out: Tensor,
-    out_bias: Tensor,
+    kv: Linear,
+    out: Linear,
 }
 
 impl CrossAttention {
@@ -360,19 +349,27 @@ impl CrossAttention {
         let name = |part: &str| format!("{prefix}.{part}");
         Ok(CrossAttention {
             shape,
-            q: loader.matrix(&name("q_proj.weight"), [n, n])?,
-            q_bias: loader.vector(&name("q_proj.bias"), n)?,
-            kv: loader.stack(&[(&name("k_proj.weight"), n), (&name("v_proj.weight"), n)], n)?,
-            kv_bias: loader.vectors(&[("", n), (&name("v_proj.bias"), n)])?,
-            out: loader.matrix(&name("out_proj.weight"), [n, n])?,
-            out_bias: loader.vector(&name("out_proj.bias"), n)?,
+            q: Linear::load(loader, &name("q_proj"), [n, n], true)?,
+            kv: Linear {
+                w: loader.stack(&[(&name("k_proj.weight"), n), (&name("v_proj.weight"), n)], n)?,
+                b: Some(loader.vectors(&[("", n), (&name("v_proj.bias"), n)])?),
+            },
+            out: Linear::load(loader, &name("out_proj"), [n, n], true)?,
         })
     }
 
-    /// Records attention of layer `i` on `input`, added to `a.x`.
-    fn record(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, input: &Tensor, a: &Activations) {
-        let clips: &Clips<'_> = b.clips.as_ref().expect("a model that hears gets clips");
-        ops::linear(rec, input, &self.q, Some(&self.q_bias), false, &a.q, b.n);
+    /// Records the attention of `input`'s rows to the clips' keys and values of layer `i`.
+    fn record(
+        &self,
+        i: usize,
+        rec: &mut Recorder,
+        b: &Batch<'_>,
+        input: &Tensor,
+        y: Target<'_>,
+        a: &Activations,
+    ) {
+        let clips: &BatchClips<'_> = b.clips.as_ref().expect("a model with an audio encoder gets clips");
+        self.q.record(rec, b.n, input, Target::Set(&a.q));
         let plan = AttentionPlan {
             pages: clips.pages,
             ends: Some(clips.ends),
@@ -380,76 +377,64 @@ impl CrossAttention {
             max_seq_len: clips.n_positions,
             ..b.attention_plan(&a.partial)
         };
-        self.shape.launch(rec, &plan, &a.q, &clips.kv[i], &a.o);
+        let kv = &clips.kv[i];
+        self.shape.launch(rec, &plan, &a.q, kv, &a.o);
         if let Some(shown) = clips.alignment {
             for (at, [_, head]) in shown.heads.iter().enumerate().filter(|(_, [layer, _])| *layer == i) {
                 let first = at * clips.n_positions;
-                ops::attention_weights(
-                    rec,
-                    &self.shape,
-                    &plan,
-                    *head,
-                    &a.q,
-                    &clips.kv[i],
-                    shown.weights,
-                    first,
-                );
+                ops::attention_weights(rec, &self.shape, &plan, *head, &a.q, kv, shown.weights, first);
             }
         }
-        ops::linear(rec, &a.o, &self.out, Some(&self.out_bias), true, &a.x, b.n);
+        self.out.record(rec, b.n, &a.o, y);
     }
 }
 
 struct DecoderLayer {
-    attention_norm: LayerNorm,
-    attention: SelfAttention,
-    cross_norm: LayerNorm,
-    cross: CrossAttention,
-    mlp_norm: LayerNorm,
+    self_attn_norm: LayerNorm,
+    self_attn: SelfAttention,
+    encoder_attn_norm: LayerNorm,
+    encoder_attn: CrossAttention,
+    final_norm: LayerNorm,
     mlp: Mlp,
 }
 
 struct Whisper {
     shape: ModelShape,
     encoder: Encoder,
-    tokens: Tensor,
-    positions: Tensor,
+    embed_tokens: Embed,
+    embed_positions: Embed,
     layers: Vec<DecoderLayer>,
-    norm: LayerNorm,
-    head: Tensor,
+    head: Head,
 }
 
 impl Model for Whisper {
     fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
-        let audio = Some(self.encoder.audio_scratch(gpu)?);
-        // Partial sums are for the longer of text and clip.
-        let most = capacity.max_seq_len.max(self.encoder.n_positions);
         assert!(capacity.max_seq_len <= self.shape.max_seq_len, "loaded for {}", self.shape.max_seq_len);
-        let shape = ModelShape { max_seq_len: most, ..self.shape.clone() };
-        Ok(Scratch { audio, ..Scratch::new(gpu, &shape, Capacity { max_seq_len: most, ..capacity })? })
+        // Partial sums must suffice for the longer of text and clip.
+        let max_seq_len = capacity.max_seq_len.max(self.encoder.n_positions);
+        let shape = ModelShape { max_seq_len, ..self.shape.clone() };
+        let audio = Some(self.encoder.audio_scratch(gpu)?);
+        Ok(Scratch { audio, ..Scratch::new(gpu, &shape, Capacity { max_seq_len, ..capacity })? })
     }
 
     fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        ops::embed(rec, Lookup::Token, b.rows, b.tokens, &self.tokens, 1.0, &s.a.x, b.n);
-        ops::embed(rec, Lookup::AddPosition, b.rows, b.tokens, &self.positions, 1.0, &s.a.x, b.n);
+        self.embed_tokens.record(rec, b, &s.a.x);
+        self.embed_positions.record(rec, b, &s.a.x);
     }
 
     fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
         let (layer, a, n_rows) = (&self.layers[i], &s.a, b.n.count());
-        layer.attention_norm.record(rec, &a.x, &a.h, n_rows);
-        layer.attention.record(i, rec, b, (&a.h).into(), a);
-        layer.cross_norm.record(rec, &a.x, &a.h, n_rows);
-        layer.cross.record(i, rec, b, &a.h, a);
-        layer.mlp_norm.record(rec, &a.x, &a.h, n_rows);
-        layer.mlp.record(rec, b, (&a.h).into(), a);
+        let x = Target::Add(&a.x);
+        let h = layer.self_attn_norm.record(rec, &a.x, &a.h, n_rows);
+        layer.self_attn.record(rec, b, &b.kv[i], h, x, a);
+        let h = layer.encoder_attn_norm.record(rec, &a.x, &a.h, n_rows);
+        layer.encoder_attn.record(i, rec, b, h, x, a);
+        let h = layer.final_norm.record(rec, &a.x, &a.h, n_rows);
+        layer.mlp.record(rec, b.n, h, x, a);
     }
 
     fn logits(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
-        let (a, LayerNorm { w, b: bias, eps }) = (&s.a, &self.norm);
-        ops::layer_norm(rec, &a.x, w, bias, Some(b.sampled), *eps, &a.last, b.n_sampled);
-        let n = Rows { n_decode: b.n_sampled, n_prompt: 0 };
-        ops::linear(rec, &a.last, &self.head, None, false, &a.logits, n);
-        a.logits.clone()
+        self.head.record(rec, b, &s.a)
     }
 
     fn audio_encoder(&self) -> Option<&dyn AudioEncoder> {
@@ -464,15 +449,14 @@ impl Model for Whisper {
         kv: &[KvLayer],
         s: &mut Scratch,
     ) {
-        let heard = self.encoder.rows(rec, s);
-        let cross_kv = &audio(s).cross_kv;
-        let n = self.encoder.n_positions;
+        let clip = self.encoder.rows(rec, s);
+        let (cross_kv, n_rows) = (&audio(s).cross_kv, self.encoder.n_positions);
         let places = Places { rows: &self.encoder.rows, pages, page_size };
         for (layer, cache) in self.layers.iter().zip(kv) {
-            let CrossAttention { shape, kv: w, kv_bias, .. } = &layer.cross;
-            ops::linear(rec, &heard, w, Some(kv_bias), false, cross_kv, prompt(n));
+            let CrossAttention { shape, kv, .. } = &layer.encoder_attn;
+            kv.record(rec, prompt(n_rows), &clip, Target::Set(cross_kv));
             let heads = [0, shape.n_kv_heads, shape.head_dim];
-            ops::rope_append(rec, places, cross_kv, None, heads, &s.a.q, cache, 0..n);
+            ops::rope_append(rec, places, cross_kv, None, heads, &s.a.q, cache, 0..n_rows);
         }
     }
 }

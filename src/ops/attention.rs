@@ -32,8 +32,8 @@ device_struct! {
 
 kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
 kernel!(ATTENTION_REG, "attention_reg", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
-// Proven: queries and dimensions are bounded by their counts before they index q, k, v and o, and keys by the block's end
-// before they index pages. The engine writes the tables, never a user. Indices into workgroup memory derive from
+// Proven: queries and dimensions are bounded by their counts before they index q, k, v and o, and keys by the block's
+// end before they index pages. The engine writes the tables, never a user. Indices into workgroup memory derive from
 // constants, subgroup and lane.
 kernel!(
     ATTENTION_COOP,

@@ -21,8 +21,8 @@ device_struct! {
 kernel!(ATTENTION_WEIGHTS, "attention_weights", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
 
 /// Writes the weights of query head `head` for the plan's prompt rows, over all keys of each row's sequence, to `p`
-/// `[rows, _]` F32 from column `first` on. `q` and `cache` are as in [`Attention::launch`]; the attention sees both sides,
-/// with no window and no cap.
+/// `[rows, _]` F32 from column `first` on. `q` and `cache` are as in [`Attention::launch`]; the attention sees both
+/// sides, with no window and no cap.
 ///
 /// # Panics
 /// If the shapes disagree.

@@ -15,8 +15,8 @@ device_struct! {
 
 kernel!(COUNT_PROMPT, "count_prompt", Params, [Read, ReadWrite]);
 
-/// Clears the counts of sequence `seq` in `counts` `[n_seqs, n_vocab]`, sets bit 31 for each of the first `n_prompt` ids
-/// in `tokens` `[n_seqs, ctx]`, and adds one for each of those from there to `n_tokens`.
+/// Clears the counts of sequence `seq` in `counts` `[n_seqs, n_vocab]`, sets bit 31 for each of the first `n_prompt`
+/// ids in `tokens` `[n_seqs, ctx]`, and adds one for each of those from there to `n_tokens`.
 pub fn count_prompt(
     rec: &mut Recorder,
     tokens: &Tensor,

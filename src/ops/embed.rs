@@ -32,9 +32,9 @@ pub enum Lookup {
     AddRow(usize),
 }
 
-/// Looks up a row of `table` `[n_table, hidden]` for each row: sets `x` `[rows, hidden]` to `scale` times the row, or adds
-/// that to `x`, as `lookup` requires. `rows` `[_, 2]` holds (sequence, position), `tokens` `[n_seqs, ctx]` ids. A token
-/// outside the table gives zeros.
+/// Looks up a row of `table` `[n_table, hidden]` for each row: sets `x` `[rows, hidden]` to `scale` times the row, or
+/// adds that to `x`, as `lookup` requires. `rows` `[_, 2]` holds (sequence, position), `tokens` `[n_seqs, ctx]` ids. A
+/// token outside the table gives zeros.
 ///
 /// # Panics
 /// If the shapes disagree.

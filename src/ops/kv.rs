@@ -15,8 +15,8 @@ pub struct KvLayer {
     pub dtype: Dtype,
 }
 
-/// 32-bit words per block of a `Q8_0` cache: the scale and 32 signed bytes. The scale is F32, so that no two invocations
-/// write to one word.
+/// 32-bit words per block of a `Q8_0` cache: the scale and 32 signed bytes. The scale is F32, so that no two
+/// invocations write to one word.
 const Q8_WORDS: usize = 1 + BLOCK / 4;
 
 impl KvLayer {

@@ -1,5 +1,6 @@
 //! Products with weights.
 
+use super::rows::{COOP_LARGE, COOP_SMALL, coop_fits};
 use super::{Input, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights};
 use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
 
@@ -27,19 +28,15 @@ kernel!(LINEAR_COOP, "linear_coop", Params, [Read, Read, Read, Read, ReadWrite],
 
 /// Rows and outputs of a tile of `linear_tile`.
 const TILE: u32 = 64;
-/// Subgroups per workgroup of `linear_coop`, down the rows and along the outputs: first for large products, which are
-/// bound by loads of x and w, then for those that would leave most of a device idle with large tiles.
-pub(super) const COOP_LARGE: [u32; 2] = [4, 2];
-pub(super) const COOP_SMALL: [u32; 2] = [2, 1];
 /// A product is large from this number of large tiles on: fewer leave more than half of the largest cards idle, which
 /// have about 130 multiprocessors. Not measured; `wginfer tune` measures on each device.
 const COOP_LARGE_TILES: u32 = 64;
 
-/// `y = x̂·Wᵀ + bias`, or added to `y` if `add`: `x̂` `[rows, n_in]` F32 is `x` or its norm, `w` `[n_out, n_in]` has any
-/// weight type, `bias` is `[1, n_out]` F32, `y` `[rows, n_out]` F32.
+/// `y = x̂·Wᵀ + bias`, or added to `y` if `add`: `x̂` `[rows, n_in]` F32 is `x` or its norm, `w` `[n_out, n_in]` has
+/// any weight type, `bias` is `[1, n_out]` F32, `y` `[rows, n_out]` F32.
 ///
-/// Decode rows and prompt rows may go through different kernels, but the choice never depends on the number of rows. So a
-/// row's sum has the same order in every batch.
+/// Decode rows and prompt rows may go through different kernels, but the choice never depends on the number of rows. So
+/// a row's sum has the same order in every batch.
 ///
 /// # Panics
 /// If the shapes disagree.
@@ -73,8 +70,8 @@ pub(super) fn span(
     launch(rec, input, w, bias, add, y, span);
 }
 
-/// Every variant that this device can run, each with a launch like [`linear`]'s, for tests and benchmarks. The default is
-/// the first entry of [`product_variants`](super::product_variants).
+/// Every variant that this device can run, each with a launch like [`linear`]'s, for tests and benchmarks. The default
+/// is the first entry of [`product_variants`](super::product_variants).
 pub fn linear_variants(caps: &Caps) -> Vec<LinearVariant> {
     // `Coop` is one of the two that follow it.
     Way::all(caps).into_iter().filter(|way| *way != Way::Coop).map(|way| LinearVariant { way }).collect()
@@ -109,17 +106,6 @@ impl LinearVariant {
     ) {
         launch(rec, x.into(), w, bias, add, y, Span { way: self.way, row0: 0, n_rows });
     }
-}
-
-/// Whether the device can run `linear_coop` with workgroups of `[down, along]` subgroups.
-pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
-    let (Some(tile), Some(width)) = (caps.coop_tile(), caps.subgroup) else { return false };
-    let subgroups = down * along;
-    // Tiles of f16 with 40 elements per row, and one tile of sums per subgroup.
-    let bytes = (2 * down + 4 * along) * tile * 80 + subgroups * tile * tile * 4;
-    // Each lane loads the same number of vec4s of x.
-    let even = (16 * tile).is_multiple_of(width * along);
-    even && bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size
 }
 
 /// Rows and outputs of a workgroup's tile in `linear_coop`.

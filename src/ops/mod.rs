@@ -1,9 +1,9 @@
 //! Layer 2: one file per operation, with its kernels' declarations, the choice of variant and the launch function.
 //!
-//! A launch function asserts the shapes, because a mismatch is a bug of the library, and records dispatches. Activations
-//! are `F32`, with rows padded with zeros to [`ROW_ALIGN`](crate::gpu::ROW_ALIGN) elements. The order of a row's sums
-//! depends on the device (and what was measured on it), on the weights' shape and type, and on the kind of the row (decode
-//! or prompt), but never on the number of rows. So a row's result is the same in every batch.
+//! A launch function asserts the shapes, because a mismatch is a bug of the library, and records dispatches.
+//! Activations are `F32`, with rows padded with zeros to [`ROW_ALIGN`](crate::gpu::ROW_ALIGN) elements. The order of a
+//! row's sums depends on the device (and what was measured on it), on the weights' shape and type, and on the kind of
+//! the row (decode or prompt), but never on the number of rows. So a row's result is the same in every batch.
 
 mod attention;
 mod attention_weights;
@@ -183,8 +183,8 @@ part!(VISIBLE, "visible");
 part!(COOP_8, "coop_8", enable "f16", enable "wgpu_cooperative_matrix");
 part!(COOP_16, "coop_16", enable "f16", enable "wgpu_cooperative_matrix");
 
-/// Declares a kernel from its file: name, params struct, access of its bindings (`Records` with the struct that the host
-/// writes), and `proven` if no index can be out of bounds, for a reason that the comment above gives.
+/// Declares a kernel from its file: name, params struct, access of its bindings (`Records` with the struct that the
+/// host writes), and `proven` if no index can be out of bounds, for a reason that the comment above gives.
 macro_rules! kernel {
     ($name:ident, $file:literal, $params:ty, $bindings:tt) => {
         kernel!($name, $file, $params, $bindings, false);
@@ -247,9 +247,10 @@ fn folding(kernel: &'static Kernel, caps: &Caps) -> Variant {
     }
 }
 
-/// A variant that goes through a vocabulary of `n` several times in one workgroup of 256 lanes. On software devices, where
-/// barriers cost more than lanes gain, the workgroup is one subgroup; but not for large vocabularies, because llvmpipe
-/// ends an invocation's loops after 65,535 iterations in total, and sampling reads each token about twenty times.
+/// A variant that goes through a vocabulary of `n` several times in one workgroup of 256 lanes. On software devices,
+/// where barriers cost more than lanes gain, the workgroup is one subgroup; but not for large vocabularies, because
+/// llvmpipe ends an invocation's loops after 65,535 iterations in total, and sampling reads each token about twenty
+/// times.
 fn vocabulary(kernel: &'static Kernel, caps: &Caps, n: usize) -> Variant {
     match caps.subgroup {
         Some(width) if caps.cpu && n <= 2048 * width as usize => {

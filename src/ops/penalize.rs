@@ -15,8 +15,8 @@ device_struct! {
 kernel!(PENALIZE, "penalize", Params, [Read, Read, Records(SamplingRecord), Read, Read, ReadWrite]);
 
 /// Applies each sequence's repetition, presence and frequency penalties and its logit bias to logits `z`
-/// `[n_rows, n_vocab]`, in place. `rows` `[_, 2]` and `index` `[1, n_rows]` give the sequence of a row of `z`. `sampling`
-/// holds [`SamplingRecord`]s, `bias` `[n_seqs, 2·most]` U32 pairs of token and bits of the bias, `counts`
+/// `[n_rows, n_vocab]`, in place. `rows` `[_, 2]` and `index` `[1, n_rows]` give the sequence of a row of `z`.
+/// `sampling` holds [`SamplingRecord`]s, `bias` `[n_seqs, 2·most]` U32 pairs of token and bits of the bias, `counts`
 /// `[n_seqs, n_vocab]` U32 the counts of [`count_prompt`](super::count_prompt) and [`sample`](super::sample).
 ///
 /// Keskar et al. 2019, section 4.1, for the repetition penalty; OpenAI's API reference for the others.

@@ -68,7 +68,8 @@ pub fn qkv(
         return;
     }
     for span in Span::all(rec, "qkv", w, n) {
-        // On llvmpipe, a product of eight rows with rotation and append in one kernel took twice as long as two kernels.
+        // On llvmpipe, a product of eight rows with rotation and append in one kernel took twice as long as two
+        // kernels.
         if span.way.shares() && !(caps.cpu && span.n_rows > 2) {
             fused(rec, input, w, bias, rotary, heads, places, q, cache, span);
         } else {

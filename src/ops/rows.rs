@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::linear::{COOP_LARGE, COOP_SMALL, coop_fits};
 use super::{
     PORTABLE_LANES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1, SHARE_2,
     SHARE_4, SHARE_8, SHARE_16, rms_norm,
@@ -122,8 +121,8 @@ impl Way {
         self.runs(caps) && (!self.is_coop() || (is_prompt && caps.f16_products()))
     }
 
-    /// The default way, which depends only on capabilities. Decode rows share reads of the weights. So do prompt rows on
-    /// software devices, where barriers cost more than reading the weights again for every few rows.
+    /// The default way, which depends only on capabilities. Decode rows share reads of the weights. So do prompt rows
+    /// on software devices, where barriers cost more than reading the weights again for every few rows.
     fn default(caps: &Caps, is_prompt: bool) -> Way {
         let ways: &[Way] = match (caps.cpu, is_prompt) {
             (true, _) => &[Way::Reg, Way::Few],
@@ -152,11 +151,28 @@ impl Way {
     }
 }
 
+/// Subgroups per workgroup of `linear_coop`, down the rows and along the outputs: first for large products, which are
+/// bound by loads of x and w, then for those that would leave most of a device idle with large tiles.
+pub(super) const COOP_LARGE: [u32; 2] = [4, 2];
+pub(super) const COOP_SMALL: [u32; 2] = [2, 1];
+
+/// Whether the device can run `linear_coop` with workgroups of `[down, along]` subgroups.
+pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
+    let (Some(tile), Some(width)) = (caps.coop_tile(), caps.subgroup) else { return false };
+    let subgroups = down * along;
+    // Tiles of f16 with 40 elements per row, and one tile of sums per subgroup.
+    let bytes = (2 * down + 4 * along) * tile * 80 + subgroups * tile * tile * 4;
+    // Each lane loads the same number of vec4s of x.
+    let even = (16 * tile).is_multiple_of(width * along);
+    even && bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size
+}
+
 /// Indexed by the base-2 logarithm of the number of rows that share one read of the weights.
 static SHARES: [&Part; 5] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16];
 
-/// Most rows that share one read of the weights: as many sums as fit in a lane's registers. Fewer on software devices, whose
-/// vector units have 32 registers (16 rows take twice as long as twice 8), and where each row's sum is a tree of barriers.
+/// Most rows that share one read of the weights: as many sums as fit in a lane's registers. Fewer on software devices,
+/// whose vector units have 32 registers (16 rows take twice as long as twice 8), and where each row's sum is a tree of
+/// barriers.
 fn most_shared(caps: &Caps) -> usize {
     if caps.cpu || caps.subgroup.is_none() { 8 } else { 16 }
 }
@@ -184,8 +200,8 @@ impl Span {
         };
         let mut spans = Vec::with_capacity(4);
         for (way, row0, n_rows) in parts {
-            // On software devices, whole groups first, then the rest in the smallest group that holds it: the order of sums
-            // is the same. On other devices one more dispatch costs more than idle rows.
+            // On software devices, whole groups first, then the rest in the smallest group that holds it: the order of
+            // sums is the same. On other devices one more dispatch costs more than idle rows.
             let whole = if way.shares() && caps.cpu {
                 n_rows / most_shared(caps) * most_shared(caps)
             } else {

@@ -52,11 +52,11 @@ device_struct! {
     }
 }
 
-/// Draws a token for each of `n_rows` rows of logits `z` `[n_rows, n_vocab]`. Writes it to `chosen` `[1, n_rows]` and to
-/// `tokens` `[n_seqs, ctx]` at the next position, counts it in `counts` `[n_seqs, n_vocab]` if the sequence has penalties,
-/// advances the row's position in `rows` `[_, 2]`, and writes the bits of `1/temperature` and of the smallest kept logit
-/// to `filters` `[n_rows, 2]` U32. `index` `[1, n_rows]` gives the row of the batch for a row of `z`; `sampling`
-/// `[n_seqs, 12]` U32 holds [`SamplingRecord`]s.
+/// Draws a token for each of `n_rows` rows of logits `z` `[n_rows, n_vocab]`. Writes it to `chosen` `[1, n_rows]` and
+/// to `tokens` `[n_seqs, ctx]` at the next position, counts it in `counts` `[n_seqs, n_vocab]` if the sequence has
+/// penalties, advances the row's position in `rows` `[_, 2]`, and writes the bits of `1/temperature` and of the
+/// smallest kept logit to `filters` `[n_rows, 2]` U32. `index` `[1, n_rows]` gives the row of the batch for a row of
+/// `z`; `sampling` `[n_seqs, 12]` U32 holds [`SamplingRecord`]s.
 ///
 /// The formulas are in `shaders/sample.wgsl`. Ties at the border of top-k and top-p are kept. transformers does so for
 /// top-k, but breaks ties for top-p by the order of its sort.

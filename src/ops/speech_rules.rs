@@ -38,9 +38,9 @@ device_struct! {
     }
 }
 
-/// Sets the logits of tokens that the rules of each row's sequence do not allow next to -1e30, in `z` `[n_rows, n_vocab]`
-/// F32. `rows` `[_, 2]` holds (sequence, position), `index` `[1, n_rows]` the row of the batch for a row of `z`, `rules`
-/// `[n_seqs, 12]` U32 [`SpeechRecord`]s, `tokens` `[n_seqs, ctx]` ids.
+/// Sets the logits of tokens that the rules of each row's sequence do not allow next to -1e30, in `z` `[n_rows,
+/// n_vocab]` F32. `rows` `[_, 2]` holds (sequence, position), `index` `[1, n_rows]` the row of the batch for a row of
+/// `z`, `rules` `[n_seqs, 12]` U32 [`SpeechRecord`]s, `tokens` `[n_seqs, ctx]` ids.
 ///
 /// The rules are in `shaders/speech_rules.wgsl`. Reference: openai/whisper's `decoding.py`.
 ///

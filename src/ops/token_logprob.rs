@@ -17,9 +17,9 @@ device_struct! {
 
 kernel!(TOKEN_LOGPROB, "token_logprob", Params, [Read, Read, Read, Read, ReadWrite]);
 
-/// Writes to `y` `[1, _]`, from its start on, the log-probability that each row in `range` of the logits `z` `[_, n_vocab]`
-/// gives to the token after its position. `rows` `[_, 2]` and `index` `[1, _]` give the sequence and position of a row of
-/// `z`, `tokens` `[n_seqs, ctx]` the next token.
+/// Writes to `y` `[1, _]`, from its start on, the log-probability that each row in `range` of the logits `z` `[_,
+/// n_vocab]` gives to the token after its position. `rows` `[_, 2]` and `index` `[1, _]` give the sequence and position
+/// of a row of `z`, `tokens` `[n_seqs, ctx]` the next token.
 ///
 /// # Panics
 /// If the shapes disagree.

@@ -124,7 +124,8 @@ fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
     jiff::fmt::strtime::format(format, &jiff::Zoned::now()).map_err(invalid)
 }
 
-/// Replaces `{% generation %}`, with which transformers marks the tokens to train on, by a condition that is always true.
+/// Replaces `{% generation %}`, with which transformers marks the tokens to train on, by a condition that is always
+/// true.
 fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;

@@ -1,8 +1,8 @@
 //! Layer 2: text to token ids and back, and messages to prompts. No GPU.
 //!
-//! [`Tokenizer`] holds the content of a checkpoint's text files: `tokenizer.json`, the special tokens, the ids that end a
-//! text, the chat template. [`StreamDecoder`] turns ids into text as they arrive. [`ChatTemplate`] renders a conversation
-//! into a prompt in the format that the model was trained on.
+//! [`Tokenizer`] holds the content of a checkpoint's text files: `tokenizer.json`, the special tokens, the ids that end
+//! a text, the chat template. [`StreamDecoder`] turns ids into text as they arrive. [`ChatTemplate`] renders a
+//! conversation into a prompt in the format that the model was trained on.
 //!
 //! The reference is `transformers` with the same files (`AutoTokenizer`, `apply_chat_template`).
 

@@ -2,15 +2,15 @@
 
 use super::{TextError, Tokenizer};
 
-/// Tokens kept while the text ends in an unfinished character. Such a character has at most three of its bytes, hence at
-/// most three tokens; one more token separates it from the text before.
+/// Tokens kept while the text ends in an unfinished character. Such a character has at most three of its bytes, hence
+/// at most three tokens; one more token separates it from the text before.
 const KEPT_UNFINISHED: usize = 4;
 
 /// Decodes one sequence token by token. The pieces together equal [`Tokenizer::decode`] of all ids.
 ///
-/// A piece never ends inside a character. Characters spelled in byte tokens (`<0xE2>`) are returned when the next token of
-/// another kind arrives, because one wrong byte changes how the whole run of bytes is decoded. Except for such a run,
-/// memory and time per token do not depend on the number of tokens before.
+/// A piece never ends inside a character. Characters spelled in byte tokens (`<0xE2>`) are returned when the next token
+/// of another kind arrives, because one wrong byte changes how the whole run of bytes is decoded. Except for such a
+/// run, memory and time per token do not depend on the number of tokens before.
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     skip_special: bool,

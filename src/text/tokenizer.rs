@@ -71,7 +71,8 @@ impl Tokenizer {
             expected: "a tokenizer in the format of the `tokenizers` library",
             found: e.to_string(),
         })?;
-        // A file may contain the padding and truncation of its last training run. Prompts are never truncated or padded.
+        // A file may contain the padding and truncation of its last training run. Prompts are never truncated or
+        // padded.
         let whole = hf.with_padding(None).with_truncation(None).map(|_| ());
         whole.map_err(|e| TextError::Encode { n_bytes: 0, reason: e.to_string() })?;
 
@@ -113,8 +114,8 @@ impl Tokenizer {
 
     /// Turns `text` into ids. The names of special tokens in it become these tokens, as a rendered chat needs.
     ///
-    /// With `add_special`, adds the tokens that the model expects around a text, such as a beginning-of-text token. Pass
-    /// `false` for a rendered chat template, which contains them.
+    /// With `add_special`, adds the tokens that the model expects around a text, such as a beginning-of-text token.
+    /// Pass `false` for a rendered chat template, which contains them.
     ///
     /// # Errors
     /// [`TextError::Encode`] for a text that the tokenizer cannot split.
@@ -124,8 +125,8 @@ impl Tokenizer {
         Ok(prepend.into_iter().chain(encoding.get_ids().iter().copied()).collect())
     }
 
-    /// As [`Tokenizer::encode`] with `add_special`, in at most `max_tokens` ids: cuts the end of the text, never the tokens
-    /// around it. Returns the ids, and how many of the text's ids were cut.
+    /// As [`Tokenizer::encode`] with `add_special`, in at most `max_tokens` ids: cuts the end of the text, never the
+    /// tokens around it. Returns the ids, and how many of the text's ids were cut.
     ///
     /// # Errors
     /// [`TextError::Encode`] for a text that the tokenizer cannot split.
@@ -151,8 +152,8 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Encode`] for a text that the tokenizer cannot split.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        // The library's switch for this is a setting of the whole tokenizer. So this calls its three steps one by one, and
-        // leaves out the search for added tokens before them.
+        // The library's switch for this is a setting of the whole tokenizer. So this calls its three steps one by one,
+        // and leaves out the search for added tokens before them.
         let hf = &self.0.hf;
         let encode = || {
             let mut normalized = NormalizedString::from(text);

@@ -1,7 +1,7 @@
 //! Layer 2: containers of tensors.
 //!
-//! [`Weights`] is an open container: names, shapes and bytes, mapped into memory. The loader of models makes device tensors
-//! from it.
+//! [`Weights`] is an open container: names, shapes and bytes, mapped into memory. The loader of models makes device
+//! tensors from it.
 
 mod safetensors;
 
@@ -130,8 +130,8 @@ impl Weights {
     pub fn map(files: &[(PathBuf, File)]) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
         for (path, file) in files {
-            // SAFETY: the map is read-only. Shortening the file during the run only kills the process, as with every mapped
-            // checkpoint.
+            // SAFETY: the map is read-only. Shortening the file during the run only kills the process, as with every
+            // mapped checkpoint.
             #[allow(unsafe_code)]
             let map = unsafe { memmap2::Mmap::map(file) };
             let map = map.map_err(|source| WeightsError::Io { path: path.clone(), source })?;
@@ -158,8 +158,8 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Random weights instead of a checkpoint: the loader generates each tensor on the device, with matrices in `dtype`. For
-    /// benchmarks, which need only a model's shape.
+    /// Random weights instead of a checkpoint: the loader generates each tensor on the device, with matrices in
+    /// `dtype`. For benchmarks, which need only a model's shape.
     pub fn random(dtype: Dtype) -> Weights {
         Weights { random: Some(dtype), ..Weights::default() }
     }
@@ -201,8 +201,8 @@ impl Weights {
         self.entries.iter().map(|e| e.shape.iter().product::<usize>()).sum()
     }
 
-    /// Lets the system reclaim the memory of a range of a tensor's bytes, so that loading a large model does not fill the
-    /// host's memory.
+    /// Lets the system reclaim the memory of a range of a tensor's bytes, so that loading a large model does not fill
+    /// the host's memory.
     pub(crate) fn release(&self, entry: &Entry, range: std::ops::Range<usize>) {
         #[cfg(unix)]
         if let Data::Mapped(map) = &self.files[entry.file] {

@@ -1,8 +1,8 @@
 //! The measured cases: every operation of a forward pass.
 //!
 //! An operation is one entry of [`OPERATIONS`]: a function that lists its cases for a model, a number of rows and a
-//! weight type. A case knows its cost without the device. Preparing it allocates buffers, and gives functions that record
-//! one run, reset its inputs, and compare its outputs with the reference.
+//! weight type. A case knows its cost without the device. Preparing it allocates buffers, and gives functions that
+//! record one run, reset its inputs, and compare its outputs with the reference.
 
 mod attention;
 pub(super) mod products;
@@ -208,8 +208,8 @@ impl Prepared {
         (self.launch)(rec, i);
     }
 
-    /// Runs once from fresh inputs and compares a sample of the outputs with the reference. Returns the largest error in
-    /// units of the tolerance: above 1 the kernel is wrong.
+    /// Runs once from fresh inputs and compares a sample of the outputs with the reference. Returns the largest error
+    /// in units of the tolerance: above 1 the kernel is wrong.
     ///
     /// # Errors
     /// [`GpuError`].

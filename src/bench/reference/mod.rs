@@ -198,8 +198,8 @@ impl Sampling {
     };
 }
 
-/// Logits `z` [n_vocab] after penalties and biases. `prompt` [n_vocab] marks the prompt's tokens, `counts` [n_vocab] is how
-/// often each token was drawn.
+/// Logits `z` [n_vocab] after penalties and biases. `prompt` [n_vocab] marks the prompt's tokens, `counts` [n_vocab] is
+/// how often each token was drawn.
 pub fn penalize(z: &[f64], s: Sampling, prompt: &[bool], counts: &[u32], bias: &[(usize, f64)]) -> Vec<f64> {
     let mut z = z.to_vec();
     for t in 0..z.len() {
@@ -359,8 +359,8 @@ pub fn speech_rules(z: &[f64], generated: &[usize], rules: &SpeechRules) -> Vec<
     z
 }
 
-/// Element (`row`, `col`) of random weights: the sum of four bytes of the hash pcg4d of (seed, row, col / 4), scaled to this
-/// mean and standard deviation.
+/// Element (`row`, `col`) of random weights: the sum of four bytes of the hash pcg4d of (seed, row, col / 4), scaled to
+/// this mean and standard deviation.
 pub fn fill_normal(seed: u32, row: u32, col: u32, mean: f64, scale: f64) -> f64 {
     let bits = pcg4d([seed, row, col / 4, 0])[col as usize % 4];
     let sum: u32 = bits.to_le_bytes().into_iter().map(u32::from).sum();

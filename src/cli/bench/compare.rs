@@ -1,4 +1,4 @@
-//! `wginfer bench compare`: runs side by side.
+//! `wginfer bench compare`: reports side by side.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ const EXAMPLES: &str = "Examples:
   wginfer bench kernels --format json > before.json
   wginfer bench compare before.json after.json
 
-Ratios are how many times faster than the first run. `*` marks what lies outside the spread: for
+Ratios are speedups over the first report. `*` marks differences outside the spread: for
 kernels from the 10th to the 90th percentile, for models two deviations around the mean.";
 
-/// Put reports side by side, and mark what lies outside the spread
+/// Compare reports, and mark differences outside the spread
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

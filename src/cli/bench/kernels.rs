@@ -1,4 +1,4 @@
-//! `wginfer bench kernels`: every operation of a forward pass.
+//! `wginfer bench kernels`: every operation of a forward pass at the shapes of models.
 
 use std::io::Write;
 
@@ -22,31 +22,31 @@ and the exit code is 1.
 Named shapes: llama-15m, smollm2-135m, gpt2, qwen2.5-0.5b, qwen3-0.6b, llama-3.2-1b, qwen3-4b,
 llama-3.1-8b.";
 
-/// Every operation of a forward pass at the shapes of named models: time, and percent of the device's limits
+/// Measure every operation of a forward pass: time, and percent of the device's limits
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Only rows whose kernel, variant, shape or type have all of these words in them
+    /// Only rows whose kernel, variant, shape and type together contain all of these words
     filter: Vec<String>,
 
-    /// A named model or the path of a `config.json`, may be given several times. Default: smollm2-135m on software
-    /// devices, llama-3.2-1b on others
+    /// A named shape or the path of a `config.json`; can be repeated. Default: smollm2-135m on software devices,
+    /// llama-3.2-1b on others
     #[arg(long, value_name = "NAME")]
     shape: Vec<String>,
 
-    /// Types of weights, with commas between. Default: all
+    /// Types of weights, separated by commas. Default: all
     #[arg(long = "type", value_name = "TYPES", value_delimiter = ',', ignore_case = true)]
     dtype: Vec<WeightType>,
 
-    /// Rows of the batch, with commas between: up to 32 decode, more are a prompt's
+    /// Rows of the batch, separated by commas: up to 32 are decoding, more are a prompt
     #[arg(long, value_name = "N", value_delimiter = ',')]
     rows: Vec<usize>,
 
-    /// Milliseconds for each row
+    /// Milliseconds per row of the report
     #[arg(long, value_name = "MS")]
     time_ms: Option<u64>,
 
-    /// A first look: F16, three numbers of rows, smaller buffers, shorter times
+    /// Measure less: F16 only, three batch sizes, smaller buffers, shorter times
     #[arg(long)]
     quick: bool,
 
@@ -64,7 +64,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         GpuOptions { select: args.gpu.name(), cache_dir: model::cache_dir(), ..GpuOptions::default() };
     let gpu = Gpu::open(&options)?;
     if shapes.is_empty() {
-        // What fits the device, and is not over before it began.
+        // A shape that fits the device and runs long enough to measure.
         shapes.push(Shape::open(if gpu.caps().cpu { "smollm2-135m" } else { "llama-3.2-1b" })?);
     }
     let mut options = if args.quick { KernelOptions::quick(shapes) } else { KernelOptions::new(shapes) };
@@ -123,7 +123,7 @@ fn table(report: &KernelReport, format: Format) -> Table {
     for row in &report.rows {
         let mark = if row.is_default { "" } else { " (not chosen)" };
         let spread = (row.us_high - row.us_low) / 2.0 / row.us * 100.0;
-        // A program that reads CSV wants no rounding.
+        // CSV is for programs: no rounding.
         let show = |x: f64| if format == Format::Csv { x.to_string() } else { number(x) };
         table.push(vec![
             row.kernel.clone(),

@@ -1,4 +1,4 @@
-//! `wginfer bench`: kernels, models, and runs side by side.
+//! `wginfer bench`: measures kernels and models, and compares reports.
 
 mod compare;
 mod kernels;
@@ -8,7 +8,7 @@ use std::io::Write;
 
 use super::failure::Failure;
 
-/// Measure kernels and models on this device, and compare runs
+/// Measure kernels and models on this device, and compare reports
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]

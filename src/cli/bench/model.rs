@@ -1,4 +1,4 @@
-//! `wginfer bench model`: a model end to end.
+//! `wginfer bench model`: tokens per second, latencies and memory of a model.
 
 use std::io::Write;
 
@@ -24,42 +24,42 @@ pp512+tg128 does both. With --shape the weights are random and made on the devic
 Named shapes: llama-15m, smollm2-135m, gpt2, qwen2.5-0.5b, qwen3-0.6b, llama-3.2-1b, qwen3-4b,
 llama-3.1-8b.";
 
-/// A model end to end: tokens a second, latencies, memory
+/// Measure a model end to end: tokens per second, latencies, memory
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArg,
 
-    /// A named model or the path of a `config.json`, with random weights instead of a model's
+    /// A named shape or the path of a `config.json`, with random weights, instead of a model
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     shape: Option<String>,
 
-    /// Type of random weights; F16 ones are quantised on the device where it is a quantised type
+    /// Type of the random weights; for a quantised type, F16 weights are quantised on the device
     #[arg(long = "type", value_name = "TYPE", requires = "shape", default_value = "f16", ignore_case = true)]
     dtype: WeightType,
 
-    /// Quantise a model's matrices to this type while loading. Default: as they are stored
+    /// Quantise a model's matrices to this type while loading. Default: the type they are stored in
     #[arg(long, value_name = "TYPE", ignore_case = true, conflicts_with = "shape")]
     quantize: Option<Quantize>,
 
-    /// Tokens of prompts, with commas between; 0 leaves them out
+    /// Lengths of prompts in tokens, separated by commas; 0 skips this test
     #[arg(short = 'p', long, value_name = "N", value_delimiter = ',', default_value = "512")]
     n_prompt: Vec<usize>,
 
-    /// Tokens of answers, with commas between; 0 leaves them out
+    /// Lengths of answers in tokens, separated by commas; 0 skips this test
     #[arg(short = 'n', long, value_name = "N", value_delimiter = ',', default_value = "128")]
     n_gen: Vec<usize>,
 
-    /// A prompt and its answer in one test, may be given several times; 0 leaves them out
+    /// Lengths of a prompt and its answer in one test; can be repeated; 0 skips this test
     #[arg(long, value_name = "P,N", default_value = "512,128", value_parser = pair)]
     pg: Vec<(usize, usize)>,
 
-    /// Positions in the cache before a test, with commas between
+    /// Positions in the cache before a test, separated by commas
     #[arg(short = 'd', long, value_name = "N", value_delimiter = ',', default_value = "0")]
     depth: Vec<usize>,
 
-    /// Sequences at a time, with commas between
+    /// Sequences in a batch, separated by commas
     #[arg(short = 'b', long, value_name = "N", value_delimiter = ',', default_value = "1")]
     batch: Vec<usize>,
 
@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(short = 'r', long, value_name = "N", default_value_t = 5)]
     repetitions: usize,
 
-    /// Rows of a step: prompts are computed in chunks of so many
+    /// Rows of a step: prompts are computed in chunks of this size
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_rows: usize,
 
@@ -87,7 +87,7 @@ fn pair(text: &str) -> Result<(usize, usize), String> {
     match text.split_once(',') {
         Some((p, n)) => Ok((number(p)?, number(n)?)),
         None if text.trim() == "0" => Ok((0, 0)),
-        None => Err("expected two numbers with a comma between, or 0".to_string()),
+        None => Err("expected two numbers separated by a comma, or 0".to_string()),
     }
 }
 
@@ -95,7 +95,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     args.format.check()?;
     let shape = args.shape.as_deref().map(Shape::open).transpose()?;
     if shape.is_none() {
-        // Once, to say early what is wrong and which model it is.
+        // Reports errors early, and logs which model it is.
         args.model.open()?;
     }
     let none = |n: &Vec<usize>| -> Vec<usize> { n.iter().copied().filter(|n| *n > 0).collect() };
@@ -127,7 +127,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     terminal::finish(&bar);
     let report = report?;
     describe(&report.meta, &report.limits, &[]);
-    say_summary(&report);
+    log_summary(&report);
     if let Some(path) = &args.format.plot {
         plot::save(path, &plot::model_bars(&report)?)?;
     }
@@ -137,7 +137,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
 }
 
-fn say_summary(report: &ModelReport) {
+fn log_summary(report: &ModelReport) {
     let m = &report.model;
     log::info!(
         "loaded in {} ms; kernels compiled in {} ms, from our cache in {} ms",
@@ -145,7 +145,7 @@ fn say_summary(report: &ModelReport) {
         format::ms(m.compile_cold_ms),
         format::ms(m.compile_warm_ms),
     );
-    let host = m.peak_host_bytes.map_or("not told".to_string(), format::bytes);
+    let host = m.peak_host_bytes.map_or("unknown".to_string(), format::bytes);
     log::info!("peak memory: device {}, host {host}", format::bytes(m.peak_device_bytes));
     log::info!("{}", m.times_include);
 }

@@ -7,8 +7,8 @@ use crate::gpu::{Gpu, GpuError, Tensor};
 
 /// The texts of one forward pass, one after the other, with no padding between them.
 ///
-/// A text's keys and values are in consecutive pages of its own. The number of the first one identifies the text, so that
-/// page `i` of text `s` is `s + i`, and one constant page table serves every batch.
+/// A text's keys and values are in consecutive pages of its own. The number of the first one identifies the text, so
+/// that page `i` of text `s` is `s + i`, and one constant page table serves every batch.
 #[derive(Debug, Default)]
 pub(super) struct TextBatch {
     pub ids: Vec<RequestId>,
@@ -52,8 +52,8 @@ pub(super) fn n_pages(max_rows: usize, max_seqs: usize) -> usize {
     max_rows / PAGE_SIZE + max_seqs.min(max_rows)
 }
 
-/// The tables of one batch. There is a set for each batch that can be in flight, so they can be written directly: nothing in
-/// flight reads them.
+/// The tables of one batch. There is a set for each batch that can be in flight, so they can be written directly:
+/// nothing in flight reads them.
 pub(super) struct Tables {
     /// `[max_rows, 2]`.
     pub rows: Tensor,

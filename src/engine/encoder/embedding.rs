@@ -67,8 +67,8 @@ impl Embedding {
         Ok((Embedding { pooling: config.pooling.clone(), pooled, dense, normalize }, uploads))
     }
 
-    /// Records the embeddings of `n_seqs` texts, whose rows of `x` are in `spans`, and returns their tensor `[max_seqs, width]`
-    /// F32.
+    /// Records the embeddings of `n_seqs` texts, whose rows of `x` are in `spans`, and returns their tensor `[max_seqs,
+    /// width]` F32.
     pub fn record(&self, rec: &mut Recorder, x: &Tensor, spans: &Tensor, n_seqs: usize) -> Tensor {
         let n = Rows { n_decode: n_seqs, n_prompt: 0 };
         for (i, pooling) in self.pooling.iter().enumerate() {

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::loading::{DEFAULT_CTX, Loading, at_least_one};
-use super::stepper::{Kind, Machine, Size, Source, Stepper};
+use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{EngineError, LoadedModel, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
-use crate::models::{Batch, Capacity, Labels, Model, ModelKind, ModelShape, Progress, Scratch};
+use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Scratch};
 use crate::ops::{KvLayer, Rows};
 use crate::text::Tokenizer;
 use batch::{Tables, TextBatch};
@@ -111,7 +111,7 @@ impl TextEncoder {
         gpu: &Gpu,
         files: ModelFiles,
         options: EncoderOptions,
-        progress: &mut dyn FnMut(Progress),
+        progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<TextEncoder, EngineError> {
         TextEncoder::loading(gpu, files, options)?.wait(progress)
     }
@@ -190,8 +190,8 @@ impl TextEncoder {
         self.model.tokenizer()
     }
 
-    /// Turns a text into the ids for [`TextEncoder::submit`]: in lower case if the model expects that, with the tokens around
-    /// it, cut to [`TextEncoder::ctx`]. Returns the ids, and how many of the text's ids were cut.
+    /// Turns a text into the ids for [`TextEncoder::submit`]: in lower case if the model expects that, with the tokens
+    /// around it, cut to [`TextEncoder::ctx`]. Returns the ids, and how many of the text's ids were cut.
     ///
     /// # Errors
     /// [`EngineError::Text`] if there is no tokenizer, or it cannot split the text.
@@ -243,7 +243,8 @@ impl TextEncoder {
     ///
     /// # Errors
     /// [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::TokenRange`];
-    /// [`EngineError::Parameter`] if the checkpoint has no classification head. After an error, nothing has been queued.
+    /// [`EngineError::Parameter`] if the checkpoint has no classification head. After an error, nothing has been
+    /// queued.
     pub fn submit(&mut self, token_ids: Vec<u32>, output: Output) -> Result<RequestId, EngineError> {
         let (vocab_size, ctx) = (self.model.shape.vocab_size, self.ctx());
         if token_ids.is_empty() {
@@ -278,8 +279,8 @@ impl TextEncoder {
         self.machine.waiting.is_empty() && self.stepper.is_idle()
     }
 
-    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit, in
-    /// order. Empty if two slices are in flight already or there is nothing to do. Never waits.
+    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit,
+    /// in order. Empty if two slices are in flight already or there is nothing to do. Never waits.
     ///
     /// All of them must be submitted, because later recordings depend on them.
     ///
@@ -298,12 +299,12 @@ impl TextEncoder {
         Ok(std::mem::take(&mut self.machine.events))
     }
 
-    /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit, and
-    /// returns results. Call it until [`TextEncoder::is_idle`].
+    /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit,
+    /// and returns results. Call it until [`TextEncoder::is_idle`].
     ///
     /// # Errors
-    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the host
-    /// submits. In that case nothing has been recorded.
+    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the
+    /// host submits. In that case nothing has been recorded.
     pub fn pump(&mut self) -> Result<Vec<Encoded>, EngineError> {
         self.stepper.pump(&mut self.machine)?;
         Ok(std::mem::take(&mut self.machine.events))
@@ -349,9 +350,10 @@ impl Machine for Encoding {
         rec: &mut Recorder,
         texts: &mut TextBatch,
         layers: Range<usize>,
-    ) -> Result<Vec<Source>, EngineError> {
+    ) -> Result<Vec<ReadRange>, EngineError> {
         if layers.start == 0 {
-            // At most one slice is in flight, of the previous batch, so nothing reads the tables of the batch before that.
+            // At most one slice is in flight, of the previous batch, so nothing reads the tables of the batch before
+            // that.
             self.current = (self.current + 1) % self.tables.len();
             self.tables[self.current].write(&self.gpu, texts);
         }
@@ -379,7 +381,8 @@ impl Machine for Encoding {
 }
 
 impl Encoding {
-    /// Every variant that batches of this encoder use: few rows share reads in smaller groups, large products take large tiles.
+    /// Every variant that batches of this encoder use: few rows share reads in smaller groups, large products take
+    /// large tiles.
     fn variants(&mut self, rec: &mut Recorder, has_head: bool) -> Vec<Variant> {
         let outputs = if has_head { &[Output::Embedding, Output::Logits][..] } else { &[Output::Embedding] };
         let (max_seqs, max_rows, n_layers) = (self.max_seqs, self.max_rows, self.kv.len());

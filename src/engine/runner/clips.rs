@@ -102,9 +102,9 @@ impl Clips {
     }
 
     /// The clips of a batch.
-    pub fn batch(&self, aligns: bool) -> models::Clips<'_> {
+    pub fn batch(&self, aligns: bool) -> models::BatchClips<'_> {
         let weights = self.weights.as_ref().filter(|_| aligns);
-        models::Clips {
+        models::BatchClips {
             pages: &self.pages,
             ends: &self.ends,
             n_positions: self.shape.n_positions,
@@ -123,8 +123,8 @@ impl Clips {
         self.shape.attention.len()
     }
 
-    /// Records some layers of the audio encoder over the clip at `place`; before the first layer its embedding, after the last
-    /// one the decoder's keys and values.
+    /// Records some layers of the audio encoder over the clip at `place`; before the first layer its embedding, after
+    /// the last one the decoder's keys and values.
     pub fn record(
         &self,
         rec: &mut Recorder,

@@ -1,4 +1,5 @@
-//! The runner: the model with its tables on the device. Records the steps that the scheduler plans, and reads their results.
+//! The runner: the model with its tables on the device. Records the steps that the scheduler plans, and reads their
+//! results.
 
 mod clips;
 mod tables;
@@ -10,7 +11,7 @@ pub(super) use clips::Clips;
 pub(super) use tables::{Results, SlotTables, StepTables};
 
 use super::scheduler::{Admission, PAGE_SIZE, Step, StepResults};
-use super::stepper::Source;
+use super::stepper::ReadRange;
 use super::{SpeechRules, TokenLogprob};
 use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor};
 use crate::models::{Batch, Model, Scratch};
@@ -37,8 +38,9 @@ impl Runner {
         self.kv.len()
     }
 
-    /// Records some layers of a step: before the first layer the update of its tables, after the last one logits and draws.
-    pub fn step(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<Source> {
+    /// Records some layers of a step: before the first layer the update of its tables, after the last one logits and
+    /// draws.
+    pub fn step(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<ReadRange> {
         if layers.start == 0 {
             self.write(step);
             self.steps.upload(&self.gpu, rec, step);
@@ -47,7 +49,7 @@ impl Runner {
     }
 
     /// Records some layers of a step, but not its tables.
-    pub fn record(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<Source> {
+    pub fn record(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<ReadRange> {
         let batch = batch(&self.kv, &self.steps, &self.slots, self.clips.as_ref(), step);
         if layers.start == 0 {
             self.model.embed(rec, &batch, &mut self.scratch);
@@ -62,15 +64,16 @@ impl Runner {
         self.draw(rec, step, logits)
     }
 
-    /// Records some layers of the audio encoder over the clip at `place`, and after the last one the decoder's keys and values.
+    /// Records some layers of the audio encoder over the clip at `place`, and after the last one the decoder's keys and
+    /// values.
     pub fn encode_clip(&mut self, rec: &mut Recorder, place: usize, layers: Range<usize>) {
         if let Some(clips) = &self.clips {
             clips.record(rec, &*self.model, &mut self.scratch, place, layers);
         }
     }
 
-    /// Writes the slots of admitted sequences, which nothing in flight uses, and page entries beyond the positions in flight.
-    /// No pending recording reads either.
+    /// Writes the slots of admitted sequences, which nothing in flight uses, and page entries beyond the positions in
+    /// flight. No pending recording reads either.
     fn write(&self, step: &Step) {
         for admission in &step.admitted {
             self.admit(admission);
@@ -96,9 +99,9 @@ impl Runner {
         tables.bias.write(gpu, *slot, bytemuck::cast_slice(&bias));
     }
 
-    /// Records draws from `logits`. Returns the byte ranges to read back: tokens, log-probabilities, logits, log-probabilities
-    /// of prompts' tokens, alignments.
-    fn draw(&self, rec: &mut Recorder, step: &Step, logits: Option<Tensor>) -> Vec<Source> {
+    /// Records draws from `logits`. Returns the byte ranges to read back: tokens, log-probabilities, logits,
+    /// log-probabilities of prompts' tokens, alignments.
+    fn draw(&self, rec: &mut Recorder, step: &Step, logits: Option<Tensor>) -> Vec<ReadRange> {
         let n_draws = step.draws.len();
         let Runner { steps, slots, results, .. } = self;
         let mut sources = Vec::new();
@@ -160,7 +163,7 @@ impl Runner {
     }
 
     /// Adds the rows of the alignment to read back.
-    fn aligned(&self, step: &Step, sources: &mut Vec<Source>) {
+    fn aligned(&self, step: &Step, sources: &mut Vec<ReadRange>) {
         let Some((clips, weights)) = self.clips.as_ref().and_then(|c| Some((c, c.weights.as_ref()?))) else {
             return;
         };

@@ -7,7 +7,8 @@ use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::models::Capacity;
 use crate::ops::SamplingRecord;
 
-/// The tables that change with each step. The host keeps a mirror of them, so that a step like the last one uploads nothing.
+/// The tables that change with each step. The host keeps a mirror of them, so that a step like the last one uploads
+/// nothing.
 pub(in crate::engine) struct StepTables {
     pub rows: Tensor,
     pub blocks: Tensor,
@@ -71,8 +72,8 @@ impl StepTables {
     }
 }
 
-/// The tables with a row for each slot. A slot's rows are written when a sequence is admitted to it, while nothing in flight
-/// reads them. Pages are appended beyond the positions in flight.
+/// The tables with a row for each slot. A slot's rows are written when a sequence is admitted to it, while nothing in
+/// flight reads them. Pages are appended beyond the positions in flight.
 pub(in crate::engine) struct SlotTables {
     /// Ids: `[max_seqs, ctx]`.
     pub tokens: Tensor,

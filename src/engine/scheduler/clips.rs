@@ -126,8 +126,8 @@ impl ClipTable {
         self.clips.iter().any(|clip| clip.place.is_none())
     }
 
-    /// Gives the next waiting clip a place, if one is free, and `root` as the root of its prefixes. The audio encoder counts
-    /// as a user.
+    /// Gives the next waiting clip a place, if one is free, and `root` as the root of its prefixes. The audio encoder
+    /// counts as a user.
     pub fn admit(&mut self, root: impl FnOnce() -> Node) -> Option<Clip> {
         let place = *self.free.last()?;
         let clip = self.clips.iter_mut().find(|clip| clip.place.is_none())?;

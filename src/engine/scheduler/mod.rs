@@ -1,13 +1,13 @@
 //! The scheduler: which rows the next step computes, and what its results mean. Plain data, no device.
 //!
-//! Requests are served in their order. A sequence is admitted when a slot is free and the cache has pages for its prompt. It
-//! takes pages for generated tokens as it needs them. When no page is left, the youngest running sequence is preempted: it
-//! releases its pages once nothing of it is in flight, waits at its place in the order, and is computed again later, every
-//! token with the kind of row that computed it first, and so to the same bits.
+//! Requests are served in their order. A sequence is admitted when a slot is free and the cache has pages for its
+//! prompt. It takes pages for generated tokens as it needs them. When no page is left, the youngest running sequence is
+//! preempted: it releases its pages once nothing of it is in flight, waits at its place in the order, and is computed
+//! again later, every token with the kind of row that computed it first, and so to the same bits.
 //!
-//! The contract with the runner is a [`Step`] (or a [`Clip`]) in one direction and [`StepResults`] in the other. Steps are
-//! planned before the results of earlier ones have arrived: the device reads the token that a step draws in the next step,
-//! so the scheduler gets it late, and needs it only to find the end of a text.
+//! The contract with the runner is a [`Step`] (or a [`Clip`]) in one direction and [`StepResults`] in the other. Steps
+//! are planned before the results of earlier ones have arrived: the device reads the token that a step draws in the
+//! next step, so the scheduler gets it late, and needs it only to find the end of a text.
 
 mod clips;
 mod pages;
@@ -165,7 +165,8 @@ impl Scheduler {
         self.retire();
         let mut step = Step::default();
         let mut batch = Batch::default();
-        // The oldest sequences get pages first. Decode rows are in the order of slots, so that steady steps have equal tables.
+        // The oldest sequences get pages first. Decode rows are in the order of slots, so that steady steps have equal
+        // tables.
         self.running.sort_by_key(|s| s.id);
         for i in 0..self.running.len() {
             if self.running[i].decodes() && self.provide(i, &mut step) {
@@ -173,8 +174,8 @@ impl Scheduler {
             }
         }
         batch.single.sort_by_key(|row| row.slot);
-        // Then fed tokens. The oldest sequence takes the remaining rows, except a page's worth for each younger one. So short
-        // prompts do not slow down a long one, and do not wait for its end.
+        // Then fed tokens. The oldest sequence takes the remaining rows, except a page's worth for each younger one. So
+        // short prompts do not slow down a long one, and do not wait for its end.
         let unfed: Vec<usize> =
             (0..self.running.len()).filter(|i| !self.running[*i].unfed().is_empty()).collect();
         let has_candidate = !self.free_slots.is_empty() && !self.waiting.is_empty();
@@ -208,8 +209,8 @@ impl Scheduler {
         Some(step)
     }
 
-    /// Adds up to `n` rows of fed tokens of running sequence `i`, in order, until pages, single rows or rows with logits run
-    /// out.
+    /// Adds up to `n` rows of fed tokens of running sequence `i`, in order, until pages, single rows or rows with
+    /// logits run out.
     fn feed(&mut self, i: usize, n: usize, batch: &mut Batch, step: &mut Step) {
         let Limits { max_seqs, max_sampled, prefix_cache, .. } = self.limits;
         let mut n_left = n;
@@ -230,10 +231,11 @@ impl Scheduler {
         }
     }
 
-    /// Makes sure that the next row of running sequence `i` has a page. If none is left, preempts the youngest of the sequences
-    /// that came later, whose pages are released once nothing of it is in flight. If `i` is the youngest, it waits.
+    /// Makes sure that the next row of running sequence `i` has a page. If none is left, preempts the youngest of the
+    /// sequences that came later, whose pages are released once nothing of it is in flight. If `i` is the youngest, it
+    /// waits.
     fn provide(&mut self, i: usize, step: &mut Step) -> bool {
-        let Sequence { slot, n_recorded, .. } = self.running[i];
+        let Sequence { id, slot, n_recorded, .. } = self.running[i];
         let index = n_recorded / PAGE_SIZE;
         if index < self.running[i].pages.len() {
             return true;
@@ -245,8 +247,8 @@ impl Scheduler {
             if self.running.iter().any(|s| !s.is_active() && s.n_in_flight > 0) {
                 return false; // pages will be released soon
             }
-            let mut younger = self.running.iter_mut().skip(i + 1).filter(|s| s.is_active());
-            let Some(youngest) = younger.next_back() else { return false };
+            let younger = self.running.iter_mut().filter(|s| s.is_active() && s.id > id);
+            let Some(youngest) = younger.max_by_key(|s| s.id) else { return false };
             youngest.is_preempted = true;
             if youngest.n_in_flight == 0 {
                 let (published, pages) = youngest.give_up_pages();
@@ -287,8 +289,8 @@ impl Scheduler {
         true
     }
 
-    /// The next waiting sequence, its cached prefix, and the root of its prefixes. `None` if none waits or the next one does
-    /// not fit.
+    /// The next waiting sequence, its cached prefix, and the root of its prefixes. `None` if none waits or the next one
+    /// does not fit.
     fn candidate(&self) -> Option<(RequestId, Prefix, u64)> {
         let mut n_looked_at = 0;
         for s in self.waiting.values() {
@@ -306,8 +308,8 @@ impl Scheduler {
                 n_looked_at += 1;
                 continue;
             }
-            // Requires pages for all its known tokens, and, so that nothing is preempted immediately, for the tokens that
-            // running sequences have not computed yet, plus one page each to continue.
+            // Requires pages for all its known tokens, and, so that nothing is preempted immediately, for the tokens
+            // that running sequences have not computed yet, plus one page each to continue.
             let running = self.running.iter().filter(|s| s.is_active());
             let promised: usize = running.map(|s| s.n_pages_to_feed() + 1).sum();
             let own = Step::n_pages(s.tokens.len()) - prefix.pages.len();
@@ -317,7 +319,8 @@ impl Scheduler {
         None
     }
 
-    /// Whether a running sequence is about to compute more of `s`'s prefix than the cache has, so that waiting saves work.
+    /// Whether a running sequence is about to compute more of `s`'s prefix than the cache has, so that waiting saves
+    /// work.
     fn is_being_computed(&self, s: &Sequence, n_shareable: usize, prefix: &Prefix, root: u64) -> bool {
         let wanted = &s.tokens[..n_shareable.saturating_sub(1)];
         self.running.iter().filter(|other| other.root == root && !other.unfed().is_empty()).any(|other| {

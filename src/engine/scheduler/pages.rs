@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Positions per page. Prefixes are shared in whole pages, so small pages share more; 16 positions still have 4 KiB of F16
-/// keys for 8 heads of 16, enough for full cache lines.
+/// Positions per page. Prefixes are shared in whole pages, so small pages share more; 16 positions still have 4 KiB of
+/// F16 keys for 8 heads of 16, enough for full cache lines.
 pub const PAGE_SIZE: usize = 16;
 
-/// A token, with the kind of row that computes its keys and values. The kinds go through different kernels, whose sums differ
-/// in their last bits. So the kind is part of a page's identity: a page that is found has the same bits as one that is
-/// computed again.
+/// A token, with the kind of row that computes its keys and values. The kinds go through different kernels, whose sums
+/// differ in their last bits. So the kind is part of a page's identity: a page that is found has the same bits as one
+/// that is computed again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::engine) struct Token(u32);
 
@@ -51,8 +51,8 @@ pub(in crate::engine) struct PageTable {
     pages: Vec<Page>,
     /// Full pages by content.
     known: HashMap<Content, u32>,
-    /// Pages that a finished sequence left partly filled, by the node before them. The next turn of a conversation continues in
-    /// them.
+    /// Pages that a finished sequence left partly filled, by the node before them. The next turn of a conversation
+    /// continues in them.
     unfinished: HashMap<Node, (u32, Vec<Token>)>,
     /// Known and unfinished pages that no sequence uses, least recently used first.
     idle: BTreeMap<u64, u32>,
@@ -173,8 +173,8 @@ impl PageTable {
         }
     }
 
-    /// Publishes the full pages of a sequence beyond those in `published`, so that others can share them. `tokens` are those
-    /// whose keys and values have been recorded.
+    /// Publishes the full pages of a sequence beyond those in `published`, so that others can share them. `tokens` are
+    /// those whose keys and values have been recorded.
     pub fn publish(&mut self, published: &mut Published, pages: &[u32], tokens: &[Token]) {
         let full = tokens.as_chunks::<PAGE_SIZE>().0;
         for (page, tokens) in pages.iter().zip(full).skip(published.n_pages) {
@@ -216,7 +216,8 @@ impl PageTable {
         }
     }
 
-    /// Releases a sequence's pages. Pages with known content keep it until they are needed; later pages are reused first.
+    /// Releases a sequence's pages. Pages with known content keep it until they are needed; later pages are reused
+    /// first.
     pub fn release(&mut self, pages: &[u32]) {
         for page in pages.iter().rev() {
             let state = &mut self.pages[*page as usize];

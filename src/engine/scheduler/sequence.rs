@@ -10,8 +10,8 @@ use crate::text::StreamDecoder;
 
 /// A request, its place on the device, and its results so far.
 ///
-/// Its rows come in two phases: first those of fed tokens, which are known at admission (the prompt, and after a preemption
-/// the tokens generated before), then one row per step, for the token that the previous step draws.
+/// Its rows come in two phases: first those of fed tokens, which are known at admission (the prompt, and after a
+/// preemption the tokens generated before), then one row per step, for the token that the previous step draws.
 pub(in crate::engine) struct Sequence {
     pub id: RequestId,
     pub request: Request,
@@ -179,7 +179,8 @@ impl Sequence {
         }
     }
 
-    /// Tokens whose rows need not be computed if their keys and values are cached: all but those whose results are needed.
+    /// Tokens whose rows need not be computed if their keys and values are cached: all but those whose results are
+    /// needed.
     pub fn n_shareable(&self) -> usize {
         let all = if self.aligns() { self.n_aligned } else { self.tokens.len() };
         let all = match self.request.logits {

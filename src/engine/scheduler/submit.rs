@@ -105,8 +105,8 @@ impl Scheduler {
     }
 }
 
-/// A decoder with the end of the prompt as context. SentencePiece decoders drop a space at the beginning of a text, and an
-/// answer is not the beginning of a text, except after a special token (a turn of a chat).
+/// A decoder with the end of the prompt as context. SentencePiece decoders drop a space at the beginning of a text, and
+/// an answer is not the beginning of a text, except after a special token (a turn of a chat).
 fn decoder_after(tokenizer: &Tokenizer, prompt: &[u32]) -> StreamDecoder {
     /// Tokens that may affect a character or a space after them.
     const CONTEXT: usize = 8;

@@ -1,9 +1,9 @@
 //! The rules of scheduling on thousands of random schedules, with a fake runner.
 //!
-//! The fake runner keeps the state of a device: tables, pages, clips. Its "keys" are hashes of a token, the kind of its row
-//! and the key before it, so the next row that reads a wrong page finds it. Its draws are hashes of keys. A few lines compute
-//! what a request gives by itself, and every schedule must give the same. Tables are written when a step is recorded, and rows
-//! run when it lands, as late as the test likes, so a write under a step in flight is found too.
+//! The fake runner keeps the state of a device: tables, pages, clips. Its "keys" are hashes of a token, the kind of its
+//! row and the key before it, so the next row that reads a wrong page finds it. Its draws are hashes of keys. A few
+//! lines compute what a request gives by itself, and every schedule must give the same. Tables are written when a step
+//! is recorded, and rows run when it lands, as late as the test likes, so a write under a step in flight is found too.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;

@@ -1,12 +1,12 @@
-//! Sequence classification: what the labels are, and the head that tells them apart.
+//! Sequence classification: the labels, and the classification head.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::LayerNorm;
+use super::{LayerNorm, Linear, Target};
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::models::{LabelScratch, Labels, Loader, ModelError, Problem};
+use crate::models::{Capacity, LabelScratch, Labels, Loader, ModelError, ModelShape, Problem, Scratch};
 use crate::ops::{self, Act, Pooling, Rows};
 
 /// The keys of `config.json` that describe a classification head.
@@ -20,11 +20,12 @@ pub struct LabelKeys {
 }
 
 impl LabelKeys {
-    /// The labels, if the checkpoint has a sequence-classification head. Without names they are `LABEL_0`, `LABEL_1` …,
-    /// as in transformers' `configuration_utils.py`.
+    /// The labels, if the checkpoint has a sequence-classification head. Default names: `LABEL_0`, `LABEL_1` …, as in
+    /// transformers' `configuration_utils.py`.
     ///
     /// # Errors
-    /// [`ModelError::Config`]: the ids are not 0, 1, 2 …; [`ModelError::Unsupported`]: the kind of problem is unknown.
+    /// [`ModelError::Config`] if the ids are not 0, 1, 2 …; [`ModelError::Unsupported`] if the kind of problem is
+    /// unknown.
     pub fn labels(&self) -> Result<Option<Labels>, ModelError> {
         let mut architectures = self.architectures.iter().flatten();
         if !architectures.any(|name| name.ends_with("ForSequenceClassification")) {
@@ -76,20 +77,29 @@ pub struct HeadNames<'a> {
     pub out: &'a str,
 }
 
-/// `out(norm(act(dense(pooled))))`, one row a sequence.
+/// The rows of whole sequences, one sequence after the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Sequences<'a> {
+    /// `[max_rows, hidden_size]` F32.
+    pub x: &'a Tensor,
+    /// (first row, rows) of each sequence: `[_, 2]`.
+    pub spans: &'a Tensor,
+    /// Number of sequences.
+    pub n_seqs: usize,
+}
+
+/// `out(norm(act(dense(pooled))))`, one row per sequence.
 #[derive(Debug)]
 pub struct ClassificationHead {
     pooling: Pooling,
+    dense: Linear,
     act: Act,
-    dense: Tensor,
-    dense_bias: Option<Tensor>,
     norm: Option<LayerNorm>,
-    out: Tensor,
-    out_bias: Tensor,
+    out: Linear,
 }
 
 impl ClassificationHead {
-    /// Loads it.
+    /// Loads the head.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
@@ -101,55 +111,47 @@ impl ClassificationHead {
         [hidden_size, n_labels]: [usize; 2],
     ) -> Result<Self, ModelError> {
         let n = hidden_size;
-        let name = |layer: &str, part: &str| format!("{layer}.{part}");
         Ok(ClassificationHead {
             pooling,
+            // Not quantised: an error in the last two products affects the result directly.
+            dense: Linear::load_as_stored(loader, names.dense, [n, n], names.dense_bias)?,
             act,
-            // What is lost in the last two products is lost for the result.
-            dense: loader.as_stored(&name(names.dense, "weight"), [n, n])?,
-            dense_bias: match names.dense_bias {
-                true => Some(loader.vector(&name(names.dense, "bias"), n)?),
-                false => None,
-            },
             norm: match names.norm {
                 Some((name, bias, eps)) => Some(LayerNorm::load(loader, name, n, bias, eps)?),
                 None => None,
             },
-            out: loader.as_stored(&name(names.out, "weight"), [n_labels, n])?,
-            out_bias: loader.vector(&name(names.out, "bias"), n_labels)?,
+            out: Linear::load_as_stored(loader, names.out, [n_labels, n], true)?,
         })
     }
 
-    /// Allocates what it writes for up to `max_seqs` sequences.
+    /// Allocates the buffers of an encoder of this `shape`, and of its classification head if it has one.
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
-    pub fn scratch(&self, gpu: &Gpu, max_seqs: usize) -> Result<LabelScratch, GpuError> {
-        LabelScratch::new(gpu, self.dense.n_rows(), self.out.n_rows(), max_seqs)
+    pub fn scratch(
+        head: Option<&Self>,
+        gpu: &Gpu,
+        shape: &ModelShape,
+        capacity: Capacity,
+    ) -> Result<Scratch, GpuError> {
+        let labels =
+            |head: &Self| LabelScratch::new(gpu, shape.hidden_size, head.out.w.n_rows(), capacity.max_seqs);
+        let labels = head.map(labels).transpose()?;
+        Ok(Scratch { labels, ..Scratch::new(gpu, shape, capacity.without_logits())? })
     }
 
-    /// Records the logits `[max_seqs, n_labels]` F32 of `n_seqs` sequences, whose rows of `x` are in `spans`
-    /// `[n_seqs, 2]`, and returns where they will be.
-    pub fn record(
-        &self,
-        rec: &mut Recorder,
-        x: &Tensor,
-        spans: &Tensor,
-        n_seqs: usize,
-        s: &LabelScratch,
-    ) -> Tensor {
+    /// Records the logits of sequences, and returns their tensor `[max_seqs, n_labels]` F32.
+    pub fn record(&self, rec: &mut Recorder, sequences: Sequences<'_>, s: &LabelScratch) -> Tensor {
+        let Sequences { x, spans, n_seqs } = sequences;
         let n = Rows { n_decode: n_seqs, n_prompt: 0 };
         ops::pool(rec, self.pooling, spans, x, &s.pooled, 0, n_seqs);
-        let (input, bias) = ((&s.pooled).into(), self.dense_bias.as_ref());
-        ops::gate_up(rec, self.act, input, &self.dense, bias, &s.up, &s.act, n);
+        let Linear { w, b } = &self.dense;
+        ops::gate_up(rec, self.act, (&s.pooled).into(), w, b.as_ref(), &s.up, &s.act, n);
         let last = match &self.norm {
-            Some(norm) => {
-                norm.record(rec, &s.act, &s.normed, n_seqs);
-                &s.normed
-            }
+            Some(norm) => norm.record(rec, &s.act, &s.normed, n_seqs),
             None => &s.act,
         };
-        ops::linear(rec, last, &self.out, Some(&self.out_bias), false, &s.logits, n);
+        self.out.record(rec, n, last, Target::Set(&s.logits));
         s.logits.clone()
     }
 }

@@ -1,18 +1,25 @@
-//! What architectures are made of.
+//! Blocks that architectures consist of. A block has weights, an input and a [`Target`]. It calls operations, and knows
+//! nothing of the model around it.
 
 mod attention;
 mod classifier;
-mod decoder;
-mod layer_norm;
+mod embed;
+mod head;
+mod keys;
+mod linear;
 mod mlp;
+mod norm;
 mod post_norm;
 mod rope;
 
-pub use attention::{Projections, SelfAttention};
-pub use classifier::{ClassificationHead, HeadNames, LabelKeys};
-pub(super) use decoder::act;
-pub use decoder::{Decoder, DecoderKeys, DecoderLayer, Variety};
-pub use layer_norm::LayerNorm;
+pub use attention::SelfAttention;
+pub use classifier::{ClassificationHead, HeadNames, LabelKeys, Sequences};
+pub use embed::Embed;
+pub use head::{FinalNorm, Head};
+pub use keys::DecoderKeys;
+pub use linear::{Linear, Target};
 pub use mlp::Mlp;
-pub use post_norm::{PostNormEncoder, PostNormKeys, PostNormNames};
+pub(super) use mlp::act;
+pub use norm::{LayerNorm, load_rms_norm, normed};
+pub use post_norm::PostNormLayer;
 pub use rope::{Rope, RopeScaling, RopeType};

@@ -1,6 +1,6 @@
 //! Rotary position embedding: the frequencies of each scaling, as a table of cosines and sines.
 //!
-//! The table is made on the host in f64: a device's sine is only good near zero, and positions times
+//! The host computes the table in f64, because a device's sine is accurate only near zero, and positions times
 //! frequencies reach a hundred thousand radians.
 
 use std::f64::consts::PI;
@@ -12,21 +12,21 @@ use crate::gpu::{Gpu, Tensor};
 use crate::models::ModelError;
 use crate::ops::Rotary;
 
-/// Positions that are computed at a time.
+/// Positions computed and written at once.
 const PIECE: usize = 1024;
 
-/// How positions beyond those of the training are reached.
+/// The method for positions beyond those of the training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RopeType {
-    /// Not at all (Su et al. 2021).
+    /// No scaling (Su et al. 2021).
     #[default]
     Default,
     /// Positions divided by the factor (Chen et al. 2023).
     Linear,
     /// Low frequencies divided, high ones kept, blended between (Llama 3.1).
     Llama3,
-    /// The same by rotations in the original context, and scores warmer (Peng et al. 2023).
+    /// As `Llama3`, by the number of rotations in the original context, and with a factor on scores (Peng et al. 2023).
     Yarn,
 }
 
@@ -37,7 +37,7 @@ pub struct RopeScaling {
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
     rope_type: Option<RopeType>,
-    /// The key's earlier name; files in the wild have either or both.
+    /// The key's earlier name. Files have either or both.
     r#type: Option<RopeType>,
     factor: Option<f64>,
     original_max_position_embeddings: Option<f64>,
@@ -51,7 +51,7 @@ pub struct RopeScaling {
     truncate: Option<bool>,
 }
 
-/// The keys of a config that concern rotation, in both forms in the wild.
+/// The keys of a config for rotation, in both forms that exist.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Rope {
     rope_theta: Option<f64>,
@@ -61,17 +61,17 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// A rotation with this scaling, and this `theta` where that names none.
+    /// A rotation with this scaling, and `theta` if that has none.
     pub fn new(scaling: Option<RopeScaling>, theta: f64) -> Rope {
         Rope { rope_theta: Some(theta), rope_parameters: scaling, ..Rope::default() }
     }
 
-    /// Frequencies of the rotated pairs of a head, in radians a position, and the factor on cosines and sines.
+    /// Frequencies of the rotated pairs of a head in radians per position, and the factor on cosines and sines.
     ///
     /// The formulas are those of transformers' `modeling_rope_utils.py`.
     ///
     /// # Errors
-    /// [`ModelError::Config`] if the scaling lacks a key.
+    /// [`ModelError::Config`] if a key of the scaling is missing.
     pub fn frequencies(&self, head_dim: usize, max_seq_len: usize) -> Result<(Vec<f64>, f64), ModelError> {
         let s = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref()).cloned().unwrap_or_default();
         let theta = s.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
@@ -120,7 +120,7 @@ impl Rope {
                         (Some(m), Some(all)) if m != 0.0 && all != 0.0 => mscale(m) / mscale(all),
                         _ => mscale(1.0),
                     });
-                // The dimension that turns `n` times within the original context.
+                // The dimension that rotates `n` times within the original context.
                 let turning = |n: f64| dim as f64 * (original / (n * 2.0 * PI)).ln() / (2.0 * theta.ln());
                 let mut low = turning(s.beta_fast.unwrap_or(32.0));
                 let mut high = turning(s.beta_slow.unwrap_or(1.0));
@@ -143,7 +143,7 @@ impl Rope {
     /// The table for `n_positions` positions in device memory.
     ///
     /// # Errors
-    /// As [`Rope::frequencies`], or the device has no room.
+    /// As [`Rope::frequencies`]; [`ModelError::Weights`] if the device has no memory.
     pub fn table(
         &self,
         gpu: &Gpu,
@@ -173,7 +173,7 @@ impl Rope {
 mod tests {
     use super::*;
 
-    /// Against transformers' `ROPE_INIT_FUNCTIONS`, which computes in f32.
+    /// Compares with transformers' `ROPE_INIT_FUNCTIONS`, which computes in f32.
     fn check(config: &str, head_dim: usize, expected: &[f64], factor: f64) {
         let rope: Rope = serde_json::from_str(config).expect("config");
         let (found, found_factor) = rope.frequencies(head_dim, 512).expect("frequencies");

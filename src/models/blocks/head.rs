@@ -1,0 +1,59 @@
+//! From the residual stream to logits over the vocabulary.
+
+use super::LayerNorm;
+use crate::gpu::{Recorder, Tensor};
+use crate::models::{Activations, Batch, Loader, ModelError};
+use crate::ops::{self, RmsNorm, Rows};
+
+/// The norm after the last layer.
+#[derive(Debug)]
+pub enum FinalNorm {
+    /// `x / rms(x) · w`
+    Rms(RmsNorm),
+    /// `(x − mean) / σ · w + b`
+    Layer(LayerNorm),
+}
+
+/// The final norm and the head, for the rows that get logits.
+#[derive(Debug)]
+pub struct Head {
+    norm: FinalNorm,
+    /// `[vocab_size, hidden_size]`.
+    w: Tensor,
+}
+
+impl Head {
+    /// The head after `norm`. Its weights are those of `embedding` if it is `tied`, else those of `name`, of the same
+    /// shape.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    pub fn load(
+        loader: &mut Loader,
+        name: &str,
+        norm: FinalNorm,
+        embedding: &Tensor,
+        tied: bool,
+    ) -> Result<Self, ModelError> {
+        let w = match tied {
+            true => embedding.clone(),
+            false => loader.table(name, [embedding.n_rows(), embedding.n_cols()])?,
+        };
+        Ok(Head { norm, w })
+    }
+
+    /// Records the logits of the rows in `b.sampled`, and returns their tensor `a.logits` `[max_sampled, vocab_size]`.
+    pub fn record(&self, rec: &mut Recorder, b: &Batch<'_>, a: &Activations) -> Tensor {
+        let (sampled, n_rows) = (Some(b.sampled), b.n_sampled);
+        match &self.norm {
+            FinalNorm::Rms(norm) => ops::rms_norm(rec, &a.x, norm, sampled, &a.last, 0..n_rows),
+            FinalNorm::Layer(LayerNorm { w, b, eps }) => {
+                ops::layer_norm(rec, &a.x, w, b, sampled, *eps, &a.last, n_rows);
+            }
+        }
+        // As decode rows, whether they decode or end a prompt, so that their sums have the same order.
+        let n = Rows { n_decode: n_rows, n_prompt: 0 };
+        ops::linear(rec, &a.last, &self.w, None, false, &a.logits, n);
+        a.logits.clone()
+    }
+}

@@ -1,0 +1,86 @@
+//! A product with weights, and its target.
+
+use crate::gpu::{Recorder, Tensor};
+use crate::models::{Loader, ModelError};
+use crate::ops::{self, Input, Rows};
+
+/// Where a block writes its result.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// Overwrites the tensor.
+    Set(&'a Tensor),
+    /// Adds to the tensor: a residual connection.
+    Add(&'a Tensor),
+}
+
+/// `y = x·Wᵀ + b`.
+#[derive(Debug)]
+pub struct Linear {
+    /// `[n_out, n_in]`.
+    pub w: Tensor,
+    /// `[1, n_out]`.
+    pub b: Option<Tensor>,
+}
+
+impl Linear {
+    /// Loads `{name}.weight` and, if it has one, `{name}.bias`.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    pub fn load(
+        loader: &mut Loader,
+        name: &str,
+        [n_out, n_in]: [usize; 2],
+        bias: bool,
+    ) -> Result<Self, ModelError> {
+        Linear::stack(loader, &[(name, n_out)], n_in, bias)
+    }
+
+    /// Loads several products of one input as one, with the `parts` (name, n_out) one below the other.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    pub fn stack(
+        loader: &mut Loader,
+        parts: &[(&str, usize)],
+        n_in: usize,
+        bias: bool,
+    ) -> Result<Self, ModelError> {
+        let named = |suffix: &str| -> Vec<(String, usize)> {
+            parts.iter().map(|(name, n_out)| (format!("{name}.{suffix}"), *n_out)).collect()
+        };
+        Ok(Linear {
+            w: loader.stack(&borrowed(&named("weight")), n_in)?,
+            b: if bias { Some(loader.vectors(&borrowed(&named("bias")))?) } else { None },
+        })
+    }
+
+    /// As [`Linear::load`], but the weights are never quantised.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    pub fn load_as_stored(
+        loader: &mut Loader,
+        name: &str,
+        [n_out, n_in]: [usize; 2],
+        bias: bool,
+    ) -> Result<Self, ModelError> {
+        Ok(Linear {
+            w: loader.as_stored(&format!("{name}.weight"), [n_out, n_in])?,
+            b: if bias { Some(loader.vector(&format!("{name}.bias"), n_out)?) } else { None },
+        })
+    }
+
+    /// Records the product for the rows of a batch.
+    pub fn record<'a>(&self, rec: &mut Recorder, n: Rows, input: impl Into<Input<'a>>, y: Target<'_>) {
+        let (y, add) = match y {
+            Target::Set(y) => (y, false),
+            Target::Add(y) => (y, true),
+        };
+        ops::linear(rec, input, &self.w, self.b.as_ref(), add, y, n);
+    }
+}
+
+fn borrowed(named: &[(String, usize)]) -> Vec<(&str, usize)> {
+    named.iter().map(|(name, n_out)| (name.as_str(), *n_out)).collect()
+}
