@@ -31,6 +31,9 @@ struct Host {
     encoder: Option<TextEncoder>,
 }
 
+/// The result of a task, and what it reported.
+type Driven<T> = (Result<<T as Task>::Output, <T as Task>::Error>, Vec<<T as Task>::Progress>);
+
 impl Host {
     fn new() -> Option<Host> {
         // Says which test is skipped where there is no adapter.
@@ -82,8 +85,8 @@ impl Host {
         events
     }
 
-    /// Frames until the task is done; its result, and what it reported.
-    fn drive<T: Task>(&mut self, mut task: T) -> (Result<T::Output, T::Error>, Vec<T::Progress>) {
+    /// Frames until the task is done.
+    fn drive<T: Task>(&mut self, mut task: T) -> Driven<T> {
         let mut reported = Vec::new();
         for n_frames in 0.. {
             while let Some(progress) = task.progress() {
