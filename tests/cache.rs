@@ -4,12 +4,14 @@
 mod common;
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 
 use common::requests::{Outcome, f32_options, load, prompt, run, seeded, take, write};
 use wginfer::dtype::Dtype;
 use wginfer::engine::{
     Engine, EngineError, EngineOptions, FinishReason, Logits, Request, RequestId, Sampling,
 };
+use wginfer::tasks::{Chat, Engines, Events, Task};
 
 /// The logits after a prompt of which a range was generated.
 fn last_logits(engine: &mut Engine, ids: &[u32], generated: &[std::ops::Range<usize>]) -> (Vec<f32>, usize) {
@@ -209,4 +211,70 @@ fn forty_turns_in_a_third_of_their_room_beside_eight_others_are_what_they_are_al
     }
     assert_eq!(turns[0], TURNS);
     assert!(n_recomputed > 0, "the cache was too small for all of them");
+}
+
+#[test]
+fn conversations_that_outgrow_the_cache_are_what_they_are_alone() {
+    let Some(gpu) = common::gpu() else { return };
+    const TURNS: usize = 40;
+    const OTHERS: usize = 8;
+    // Forty turns of about twenty tokens each, in a cache of 272 positions for all nine conversations: the oldest turns
+    // are dropped one after the other, and what one conversation computed is soon another's page.
+    let options =
+        EngineOptions { ctx: Some(272), kv_tokens: Some(272), max_seqs: 4, ..EngineOptions::default() };
+    let demo = |options| {
+        let files = wginfer::checkpoint::ModelFiles::demo().expect("the demonstration model");
+        Engine::load(&gpu, files, options, &mut |_| {}).expect("an engine")
+    };
+    let chat = |engine: &Engine, who: usize| {
+        let sampling = Sampling { temperature: 0.8, seed: Some(who as u64), ..Sampling::default() };
+        let mut chat = Chat::new(engine.tokenizer().expect("it has one"), sampling).expect("a template");
+        chat.max_tokens = Some(12);
+        chat
+    };
+    let says = |who: usize, turn: usize| {
+        let (who, what) =
+            (["Mia", "Owen", "Lily"][who % 3], ["a ball", "a gray cat", "the hill", "the rain"][turn % 4]);
+        format!("{who} saw {what} on day {turn}. What did {who} do?")
+    };
+    let turns_of = |who: usize| if who == 0 { TURNS } else { TURNS / 4 };
+    let mut alone = Vec::new();
+    let mut n_tokens = 0;
+    for who in 0..=OTHERS {
+        let mut engine = demo(options.clone());
+        let mut chat = chat(&engine, who);
+        let mut n_dropped = 0;
+        let mut ask = |turn| {
+            let reply =
+                chat.ask(&mut engine, &says(who, turn), |_| ControlFlow::Continue(())).expect("a reply");
+            n_dropped += reply.n_dropped;
+            if who == 0 {
+                n_tokens += reply.usage.completion_tokens + says(who, turn).len() / 3;
+            }
+            reply.text
+        };
+        alone.push((0..turns_of(who)).map(&mut ask).collect::<Vec<String>>());
+        assert!(who > 0 || n_dropped > TURNS, "the long one outgrows its context");
+    }
+    assert!(n_tokens > 3 * 272, "three times what the cache holds: {n_tokens}");
+
+    let mut engine = demo(options);
+    let mut chats: Vec<Chat> = (0..=OTHERS).map(|who| chat(&engine, who)).collect();
+    let mut turns = [0; OTHERS + 1];
+    chats.iter_mut().enumerate().for_each(|(who, chat)| chat.say(&says(who, 0)));
+    while (0..=OTHERS).any(|who| turns[who] < turns_of(who)) {
+        chats.iter_mut().for_each(|chat| chat.advance(&mut Engines::from(&mut engine)));
+        let mut events = Events::from(engine.pump().expect("pump"));
+        for (who, chat) in chats.iter_mut().enumerate() {
+            chat.observe(&mut events);
+            if turns[who] < turns_of(who) && chat.is_done() {
+                let reply = chat.finish().expect("a reply");
+                assert_eq!(reply.text, alone[who][turns[who]], "conversation {who}, turn {}", turns[who]);
+                turns[who] += 1;
+                if turns[who] < turns_of(who) {
+                    chat.say(&says(who, turns[who]));
+                }
+            }
+        }
+    }
 }
