@@ -122,7 +122,7 @@ fn tokenizer() -> Tokenizer {
     ModelFiles::demo().expect("checkpoint").tokenizer.expect("tokenizer")
 }
 
-fn go_on(_: Progress<'_>) -> ControlFlow<()> {
+fn go_on(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
@@ -227,7 +227,7 @@ fn one_story_is_one_piece_and_its_text_is_told_as_it_comes() {
             None,
             &mut |progress| {
                 match progress {
-                    Progress::Text(text) => told.push_str(text),
+                    Progress::Text(text) => told.push_str(&text),
                     Progress::Round { n_pieces, .. } => rounds.push(n_pieces),
                     Progress::Done { .. } => {}
                 }
@@ -357,12 +357,12 @@ fn a_model_without_chat_template_is_given_texts_to_continue() {
 fn a_task_can_be_stopped_and_the_engine_goes_on() {
     with_demo(|engine| {
         let text = document(&[0, 1, 2, 3]);
-        let stop = |_: Progress<'_>| ControlFlow::Break(());
+        let stop = |_: Progress| ControlFlow::Break(());
         let options = DocumentOptions::default();
         let error = answer(engine, &text, "Who?", &options, None, &mut { stop }).expect_err("stopped");
         assert!(matches!(error, TaskError::Stopped), "{error}");
         let mut n = 0;
-        let later = |_: Progress<'_>| {
+        let later = |_: Progress| {
             n += 1;
             if n > 6 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
@@ -385,7 +385,7 @@ fn summaries_of_stories_are_a_sentence_each() {
         let mut told = String::new();
         let three = summarize(engine, &text, None, &options, &mut |progress| {
             if let Progress::Text(text) = progress {
-                told.push_str(text);
+                told.push_str(&text);
             }
             ControlFlow::Continue(())
         });

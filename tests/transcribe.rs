@@ -17,7 +17,7 @@ use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{Engine, EngineOptions};
 use wginfer::tasks::transcribe::{
-    Heard, Segment, Task, TranscribeError, TranscribeOptions, Transcriber, Transcript,
+    Heard, Segment, SpeechTask, TranscribeError, TranscribeOptions, Transcriber, Transcript,
 };
 
 /// Seconds that a timestamp may be off.
@@ -231,7 +231,7 @@ fn what_was_said_is_written_with_its_times() {
 
 #[test]
 fn german_becomes_english() {
-    let options = TranscribeOptions { task: Task::Translate, ..TranscribeOptions::default() };
+    let options = TranscribeOptions { task: SpeechTask::Translate, ..TranscribeOptions::default() };
     let Some(mut hearing) = Hearing::new(&words(), options) else { return };
     let transcript = hearing.hear(reader("de.flac"));
     check(&transcript.segments, &phrases("de", "translation")).unwrap_or_else(|e| panic!("{e}"));
@@ -526,7 +526,7 @@ fn models_and_languages_that_do_not_go() {
     if let Some(english) = shared("golden/whisper-en") {
         assert!(new(&english, language("en")).is_ok());
         assert!(matches!(new(&english, language("de")), Err(TranscribeError::Language { .. })));
-        let translate = TranscribeOptions { task: Task::Translate, ..default() };
+        let translate = TranscribeOptions { task: SpeechTask::Translate, ..default() };
         assert!(matches!(new(&english, translate), Err(TranscribeError::NoTranslation)));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use wginfer::engine::{EngineError, Output, TextEncoder};
-use wginfer::tasks::{self, Encodings};
+use wginfer::tasks::{self, Encodings, TaskError};
 
 use super::failure::Failure;
 use super::terminal;
@@ -25,7 +25,7 @@ pub fn encode(
     let prefixed: Vec<String> = texts.iter().map(|text| format!("{prefix}{text}")).collect();
     let encodings = tasks::encode(encoder, &prefixed, output, &mut |n_done| bar.set_position(n_done as u64));
     terminal::finish(&bar);
-    if let Err(EngineError::EmptyPrompt) = encodings {
+    if let Err(TaskError::Engine(EngineError::EmptyPrompt)) = encodings {
         // Most tokenizers put special tokens even around an empty text.
         let is_empty = |text: &String| encoder.tokenize(text).is_ok_and(|(ids, _)| ids.is_empty());
         let i = prefixed.iter().position(is_empty).unwrap_or(0);

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -10,9 +11,10 @@ use indicatif::ProgressBar;
 use wginfer::audio::{AudioReader, PcmFormat, PcmSample, SAMPLE_RATE};
 use wginfer::engine::{Engine, EngineOptions};
 use wginfer::tasks::transcribe::{
-    Heard, Segment, Task, TranscribeOptions, Transcriber, Transcript, TranscriptFormat, TranscriptWriter,
-    language_name,
+    Heard, Segment, SpeechTask, TranscribeOptions, Transcriber, Transcript, TranscriptFormat,
+    TranscriptWriter, language_name,
 };
+use wginfer::tasks::{self, Engines};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
@@ -309,7 +311,7 @@ impl Args {
         let threshold = |value| Some(value).filter(|_| !self.token_ids);
         TranscribeOptions {
             language: self.language.clone(),
-            task: if self.translate { Task::Translate } else { Task::Transcribe },
+            task: if self.translate { SpeechTask::Translate } else { SpeechTask::Transcribe },
             timestamps: !self.no_timestamps,
             word_timestamps: self.word_timestamps,
             temperatures,
@@ -403,40 +405,32 @@ fn transcribe(
     let writing = Writing::begin();
     let mut segments: Vec<Segment> = Vec::new();
     let mut figures = Figures { seconds: 0.0, elapsed: Duration::ZERO, n_tokens: 0, is_cancelled: false };
-    let result = loop {
-        if transcription.is_done() {
-            break Ok(());
+    let mut written = Ok(());
+    let result = tasks::run(&mut transcription, &mut Engines::from(engine), |heard| {
+        match heard {
+            Some(heard) => written = write_event(heard, &mut writer, &bar, args, &mut segments, &mut figures),
+            None => figures.is_cancelled = writing.is_stopped(),
         }
-        if writing.is_stopped() {
-            figures.is_cancelled = true;
-            transcription.cancel(engine);
-            break Ok(());
+        if written.is_err() || figures.is_cancelled {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
         }
-        let step = transcription
-            .advance(engine)
-            .and_then(|()| engine.pump()?.into_iter().try_for_each(|event| transcription.observe(event)));
-        // What was transcribed before a failure is written.
-        let heard = transcription.heard();
-        let written = heard.into_iter().try_for_each(|heard| {
-            write_event(heard, &mut writer, &bar, args, &mut segments, &mut figures).map_err(cannot_write)
-        });
-        if let Err(failure) = written.and(step.map_err(Failure::from)) {
-            break Err(failure);
-        }
-    };
+    });
     terminal::finish(&bar);
     drop(writing);
     let language = transcription.language().map(str::to_string);
     let duration = transcription.duration();
-    let task = if args.translate { Task::Translate } else { Task::Transcribe };
-    let broken = transcription.finish().map_err(Failure::from);
+    let task = if args.translate { SpeechTask::Translate } else { SpeechTask::Transcribe };
+    let written = written.map_err(cannot_write);
     figures.elapsed = begin.elapsed();
     // A closed pipe accepts nothing more.
-    if !matches!(result, Err(Failure::ClosedPipe)) {
+    if !matches!(written, Err(Failure::ClosedPipe)) {
         writer.finish(&Transcript { task, language, duration, segments }).map_err(cannot_write)?;
         report(&figures, args.offset);
     }
-    result.and(broken)?;
+    written?;
+    result?;
     Ok(figures)
 }
 
@@ -496,9 +490,9 @@ fn token_ids(
         Heard::Window { tokens, .. } => {
             let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
             ids = list.join(",");
-            std::ops::ControlFlow::Break(())
+            ControlFlow::Break(())
         }
-        _ => std::ops::ControlFlow::Continue(()),
+        _ => ControlFlow::Continue(()),
     })?;
     Ok(writeln!(out, "{ids}")?)
 }

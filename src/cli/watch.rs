@@ -32,7 +32,7 @@ pub fn watch<T>(
                 if !bar.is_finished() {
                     terminal::finish(&bar);
                 }
-                written = on_text(text);
+                written = on_text(&text);
             }
         }
         match written.is_err() || writing.is_stopped() {

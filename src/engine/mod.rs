@@ -22,7 +22,7 @@ mod scheduler;
 mod stepper;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 pub use encoder::{Encoded, EncoderOptions, Output, TextEncoder};
@@ -138,6 +138,12 @@ impl Engine {
     /// Drops a clip once the requests that refer to it have ended. New requests may not refer to it.
     pub fn forget(&mut self, clip: ClipId) {
         self.machine.scheduler.forget(clip);
+    }
+
+    /// Gives the clip's place back so when another clip needs it and `owner` has been dropped, which may happen where no
+    /// engine is at hand.
+    pub fn forget_with(&mut self, clip: ClipId, owner: Weak<()>) {
+        self.machine.scheduler.forget_with(clip, owner);
     }
 
     /// Cancels a request: immediately if it waits, else before its next step. Its last event still comes.

@@ -1,16 +1,18 @@
 //! Answers from a document, with the passage that they rest on.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use serde::Serialize;
 
-use super::instruct::{
-    Instruction, Observer, Progress, Prompter, Writing, Written, add, n_cut, stopped, write_all, write_one,
-};
+use super::embed::EncodeTask;
+use super::instruct::{Instruction, Prompter};
 use super::passage::{Passages, Quote, is_unknown};
 use super::split::split;
+use super::task::{Engines, Events, Observer, Progress, Task, observed};
+use super::write::{Style, Writing, Written, add, n_cut};
 use super::{DocumentOptions, TaskError, cosine};
-use crate::engine::{Engine, FinishReason, Usage};
+use crate::engine::{Engine, FinishReason, Output, TextEncoder, Usage};
 
 /// What the model is told. The built-in model answers 30 of 30 questions on unseen stories right with it, as it does
 /// without.
@@ -63,27 +65,12 @@ pub struct Piece {
     pub found: bool,
 }
 
-/// An answer of one piece.
-struct Note {
-    text: String,
-    range: Range<usize>,
-    support: f64,
-    finish_reason: FinishReason,
-}
-
-/// Answers `question` from `document`.
-///
-/// The document is cut into pieces ([`split`](super::split())), and each is asked, or those whose embeddings are nearest
-/// to the question's if there is an embedder; all in one batch. Answers whose piece speaks of something else are
-/// dropped, by the words that it shares with question and answer. If several differ, the same question goes to a text
-/// made of them, in pieces again if that is what it takes: a piece's answer has at most a quarter of a piece's tokens, so
-/// each round has fewer pieces than the last, and a round that had not would be [`TaskError::Endless`].
+/// Answers `question` from `document`, as [`AnswerTask`] does, and waits for the answer. `embed` is an embedder that
+/// chooses the pieces.
 ///
 /// # Errors
-/// [`TaskError`] says what is empty, out of range or has no room.
-///
-/// # Panics
-/// On an adopted device, whose host submits.
+/// [`TaskError`] says what is empty, out of range or has no room;
+/// [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host submits.
 pub fn answer(
     engine: &mut Engine,
     document: &str,
@@ -92,154 +79,362 @@ pub fn answer(
     embed: Option<&mut Embed<'_>>,
     on: &mut Observer<'_>,
 ) -> Result<Answer, TaskError> {
-    let (question, prompter) = (question.trim(), Prompter::new(engine)?);
-    for (what, text) in [("document", document), ("question", question)] {
-        if text.trim().is_empty() {
-            return Err(TaskError::Empty { what });
-        }
+    let mut task = AnswerTask::new(engine, document, question, options)?;
+    if let Some(embed) = embed {
+        let vectors = embed(&task.texts())?;
+        task.choose(&vectors)?;
     }
-    let prompt = |text: &str| {
-        let user = format!("Text:\n{}\n\nQuestion: {question}", text.trim());
-        prompter.prompt(&Instruction { system: Some(SYSTEM), user: &user, cue: "Answer:" })
-    };
-    let room = options.room(engine, prompt("")?.len())?;
-    let mut count = |text: &str| prompter.count(text);
-    let ranges = split(document, room.piece_tokens, &mut count)?;
-    let passages = Passages::new(document, &ranges);
-    let mut pieces = Vec::with_capacity(ranges.len());
-    for range in &ranges {
-        let tokens = count(&document[range.clone()])?;
-        pieces.push(Piece { lines: passages.lines(range), tokens, answer: None, found: false });
-    }
-    let asked = match embed {
-        Some(embed) => nearest(document, &ranges, question, embed)?,
-        None => (0..ranges.len()).collect(),
-    };
-    let stop = prompter.stop();
-    let whole = Writing { sampling: &options.sampling, max_tokens: room.max_tokens, stop: &stop };
-    let short = Writing { max_tokens: room.max_tokens.min(room.piece_tokens / 4), ..whole };
-    let tell = |on: &mut Observer<'_>, round, n_pieces, n_tokens| {
-        stopped(on(Progress::Round { round, n_pieces, n_tokens }))
-    };
-    let (mut usage, mut cut) = (Usage::default(), 0);
+    observed(&mut task, &mut Engines::from(engine), on)
+}
 
-    tell(on, 1, asked.len(), asked.iter().map(|i| pieces[*i].tokens).sum())?;
-    let is_single = asked.len() == 1;
-    let written =
-        ask(engine, asked.iter().map(|i| prompt(&document[ranges[*i].clone()])), &whole, &short, on)?;
-    cut += if is_single { 0 } else { n_cut(&written) };
-    let mut notes = Vec::new();
-    for (i, written) in asked.iter().zip(written) {
-        add(&mut usage, written.usage);
-        let found = !is_unknown(&written.text);
-        if found {
-            let support = passages.support(*i, question, &written.text);
-            let (range, finish_reason) = (ranges[*i].clone(), written.finish_reason);
-            notes.push(Note { text: written.text.clone(), range, support, finish_reason });
-        }
-        (pieces[*i].answer, pieces[*i].found) = (Some(written.text), found);
-    }
-    let best = notes.iter().map(|note| note.support).fold(0.0, f64::max);
-    notes.retain(|note| note.support >= SUPPORTED * best);
+/// An answer from a document on its way.
+///
+/// The document is cut into pieces ([`split`](super::split())), and each is asked, or those whose embeddings are nearest
+/// to the question's if there is an embedder; all in one batch. Answers whose piece speaks of something else are
+/// dropped, by the words that it shares with question and answer. If several differ, the same question goes to a text
+/// made of them, in pieces again if that is what it takes: a piece's answer has at most a quarter of a piece's tokens, so
+/// each round has fewer pieces than the last, and a round that had not would be [`TaskError::Endless`].
+///
+/// An embedder chooses pieces by [`AnswerTask::choose_with`], or by [`AnswerTask::texts`] and [`AnswerTask::choose`] if
+/// it is not one of ours.
+pub struct AnswerTask {
+    prompter: Prompter,
+    question: String,
+    passages: Passages,
+    /// Where the pieces are in the document.
+    ranges: Vec<Range<usize>>,
+    piece_tokens: usize,
+    /// How the last answer is written, and those that others follow.
+    whole: Style,
+    short: Style,
+    /// Pieces that are asked in the first round.
+    asked: Vec<usize>,
+    pieces: Vec<Piece>,
+    /// Answers of pieces that speak of the question.
+    notes: Vec<Note>,
+    rounds: usize,
+    cut: usize,
+    usage: Usage,
+    progress: VecDeque<Progress>,
+    phase: Phase,
+}
 
-    let mut rounds = 1;
-    let mut texts: Vec<String> = notes.iter().map(|note| note.text.clone()).collect();
-    texts.sort();
-    texts.dedup();
-    let (text, finish_reason) = match &texts[..] {
-        _ if is_single => {
-            let text = pieces[asked[0]].answer.clone().unwrap_or_default();
-            (text, notes.first().map_or(FinishReason::Stop, |note| note.finish_reason))
-        }
-        [] => {
-            stopped(on(Progress::Text(UNKNOWN)))?;
-            (UNKNOWN.to_string(), FinishReason::Stop)
-        }
-        [one] if notes.iter().all(|note| note.finish_reason == FinishReason::Stop) => {
-            stopped(on(Progress::Text(one)))?;
-            (one.clone(), FinishReason::Stop)
-        }
-        // One that had no room to end is asked once more, and may go on.
-        [_] => {
-            let range = notes[0].range.clone();
-            let (n_tokens, prompt) = (count(&document[range.clone()])?, prompt(&document[range])?);
-            rounds += 1;
-            tell(on, rounds, 1, n_tokens)?;
-            let written = write_one(engine, prompt, &whole, on)?;
-            add(&mut usage, written.usage);
-            (written.text, written.finish_reason)
-        }
-        _ => {
-            let mut joined = notes.iter().map(|note| &note.text[..]).collect::<Vec<_>>().join("\n\n");
-            let mut n_pieces = asked.len();
-            loop {
-                let ranges = split(&joined, room.piece_tokens, &mut count)?;
-                if ranges.len() >= n_pieces {
-                    return Err(TaskError::Endless { n_pieces, n_next: ranges.len() });
-                }
-                n_pieces = ranges.len();
-                rounds += 1;
-                tell(on, rounds, n_pieces, count(&joined)?)?;
-                let prompts = ranges.iter().map(|range| prompt(&joined[range.clone()]));
-                let mut written = ask(engine, prompts, &whole, &short, on)?;
-                written.iter().for_each(|written| add(&mut usage, written.usage));
-                if let [last] = &mut written[..] {
-                    break (std::mem::take(&mut last.text), last.finish_reason);
-                }
-                cut += n_cut(&written);
-                let told = written.iter().filter(|written| !is_unknown(&written.text));
-                joined = told.map(|written| &written.text[..]).collect::<Vec<_>>().join("\n\n");
-                if joined.is_empty() {
-                    stopped(on(Progress::Text(UNKNOWN)))?;
-                    break (UNKNOWN.to_string(), FinishReason::Stop);
-                }
+enum Phase {
+    New,
+    /// The question and the pieces are embedded.
+    Choose(EncodeTask),
+    /// The first round: pieces are asked.
+    Pieces(Writing),
+    /// All answers are the same, but had no room to end: one is written once more.
+    Again(Writing),
+    /// A later round: `n_pieces` of text made of answers are asked.
+    Merge {
+        n_pieces: usize,
+        writing: Writing,
+    },
+    Ended(Result<Answer, TaskError>),
+}
+
+/// An answer of one piece.
+struct Note {
+    text: String,
+    range: Range<usize>,
+    support: f64,
+    finish_reason: FinishReason,
+}
+
+impl AnswerTask {
+    /// Cuts the document into pieces.
+    ///
+    /// # Errors
+    /// [`TaskError`] says what is empty, out of range or has no room.
+    pub fn new(
+        engine: &Engine,
+        document: &str,
+        question: &str,
+        options: &DocumentOptions,
+    ) -> Result<AnswerTask, TaskError> {
+        let (question, prompter) = (question.trim(), Prompter::new(engine)?);
+        for (what, text) in [("document", document), ("question", question)] {
+            if text.trim().is_empty() {
+                return Err(TaskError::Empty { what });
             }
         }
-    };
-    let found = !is_unknown(&text);
-    let ranges: Vec<Range<usize>> = notes.iter().map(|note| note.range.clone()).collect();
-    let quote = found.then(|| passages.quote(&ranges, question, &text)).flatten();
-    Ok(Answer { answer: text, found, quote, finish_reason, pieces, rounds, cut, usage })
+        let room = options.room(engine, prompt(&prompter, question, "")?.len())?;
+        let mut count = |text: &str| prompter.count(text);
+        let ranges = split(document, room.piece_tokens, &mut count)?;
+        let passages = Passages::new(document, &ranges);
+        let mut pieces = Vec::with_capacity(ranges.len());
+        for range in &ranges {
+            let tokens = count(&document[range.clone()])?;
+            pieces.push(Piece { lines: passages.lines(range), tokens, answer: None, found: false });
+        }
+        let stop = prompter.stop();
+        let whole = Style { sampling: options.sampling.clone(), max_tokens: room.max_tokens, stop };
+        let short = Style { max_tokens: room.max_tokens.min(room.piece_tokens / 4), ..whole.clone() };
+        Ok(AnswerTask {
+            question: question.to_string(),
+            passages,
+            piece_tokens: room.piece_tokens,
+            whole,
+            short,
+            asked: (0..ranges.len()).collect(),
+            ranges,
+            pieces,
+            notes: Vec::new(),
+            rounds: 0,
+            cut: 0,
+            usage: Usage::default(),
+            progress: VecDeque::new(),
+            phase: Phase::New,
+            prompter,
+        })
+    }
+
+    /// What an embedder needs to choose by: the question, then the pieces.
+    pub fn texts(&self) -> Vec<&str> {
+        let pieces = self.ranges.iter().map(|range| self.passages.text(range).trim());
+        std::iter::once(&self.question[..]).chain(pieces).collect()
+    }
+
+    /// Asks only the pieces whose vectors are nearest to the question's. `vectors` are those of [`AnswerTask::texts`].
+    /// Call it before the first [`Task::advance`].
+    ///
+    /// # Errors
+    /// [`TaskError::Embedder`] for another number of vectors, or vectors of different lengths.
+    pub fn choose(&mut self, vectors: &[Vec<f32>]) -> Result<(), TaskError> {
+        self.asked = nearest(vectors, self.ranges.len())?;
+        Ok(())
+    }
+
+    /// Asks only the pieces that `encoder` finds nearest to the question. The task's engines are then both, the language
+    /// model's and this one. Call it before the first [`Task::advance`].
+    ///
+    /// # Errors
+    /// As [`EncodeTask::new`].
+    pub fn choose_with(&mut self, encoder: &TextEncoder) -> Result<(), TaskError> {
+        self.phase = Phase::Choose(EncodeTask::new(encoder, &self.texts(), Output::Embedding)?);
+        Ok(())
+    }
+
+    /// Goes on to the next phase, once all that was asked for is there.
+    fn proceed(&mut self, engines: &mut Engines<'_>) -> Result<(), TaskError> {
+        let mut written = Vec::new();
+        match &mut self.phase {
+            Phase::New => {}
+            Phase::Choose(task) => {
+                task.advance(engines);
+                if !task.is_done() {
+                    return Ok(());
+                }
+                let vectors = task.finish()?.values;
+                self.choose(&vectors)?;
+            }
+            Phase::Pieces(writing) | Phase::Again(writing) | Phase::Merge { writing, .. } => {
+                writing.advance(engines.language()?);
+                if !writing.is_done() {
+                    return Ok(());
+                }
+                written = writing.finish()?;
+                written.iter().for_each(|written| add(&mut self.usage, written.usage));
+            }
+            Phase::Ended(_) => return Ok(()),
+        }
+        self.phase = match std::mem::replace(&mut self.phase, Phase::New) {
+            Phase::New | Phase::Choose(_) => self.ask_pieces()?,
+            Phase::Pieces(_) => self.compare(written)?,
+            Phase::Again(_) => match written.pop() {
+                Some(last) => self.conclude(last.text, last.finish_reason),
+                None => return Err(TaskError::Stopped),
+            },
+            Phase::Merge { n_pieces, .. } => self.merged(n_pieces, written)?,
+            Phase::Ended(result) => Phase::Ended(result),
+        };
+        Ok(())
+    }
+
+    /// The first round.
+    fn ask_pieces(&mut self) -> Result<Phase, TaskError> {
+        let n_tokens = self.asked.iter().map(|i| self.pieces[*i].tokens).sum();
+        self.begin_round(self.asked.len(), n_tokens);
+        let texts: Vec<&str> = self.asked.iter().map(|i| self.passages.text(&self.ranges[*i])).collect();
+        let prompts = self.prompts(&texts)?;
+        Ok(Phase::Pieces(self.ask(prompts)))
+    }
+
+    /// Takes the answers of the pieces, and finds out whether they are one.
+    fn compare(&mut self, written: Vec<Written>) -> Result<Phase, TaskError> {
+        let is_single = self.asked.len() == 1;
+        self.cut += if is_single { 0 } else { n_cut(&written) };
+        for (i, written) in self.asked.iter().zip(written) {
+            let found = !is_unknown(&written.text);
+            if found {
+                let support = self.passages.support(*i, &self.question, &written.text);
+                let (range, finish_reason) = (self.ranges[*i].clone(), written.finish_reason);
+                self.notes.push(Note { text: written.text.clone(), range, support, finish_reason });
+            }
+            (self.pieces[*i].answer, self.pieces[*i].found) = (Some(written.text), found);
+        }
+        let best = self.notes.iter().map(|note| note.support).fold(0.0, f64::max);
+        self.notes.retain(|note| note.support >= SUPPORTED * best);
+        let mut texts: Vec<String> = self.notes.iter().map(|note| note.text.clone()).collect();
+        texts.sort();
+        texts.dedup();
+        match &texts[..] {
+            _ if is_single => {
+                let text = self.pieces[self.asked[0]].answer.clone().unwrap_or_default();
+                let reason = self.notes.first().map_or(FinishReason::Stop, |note| note.finish_reason);
+                Ok(self.conclude(text, reason))
+            }
+            [] => Ok(self.report(UNKNOWN)),
+            [one] if self.notes.iter().all(|note| note.finish_reason == FinishReason::Stop) => {
+                Ok(self.report(one))
+            }
+            // One that had no room to end is asked once more, and may go on.
+            [_] => {
+                let text = self.passages.text(&self.notes[0].range);
+                let (n_tokens, prompts) = (self.prompter.count(text)?, self.prompts(&[text])?);
+                self.begin_round(1, n_tokens);
+                Ok(Phase::Again(self.ask(prompts)))
+            }
+            _ => {
+                let texts = self.notes.iter().map(|note| note.text.clone()).collect();
+                self.merge(self.asked.len(), texts)
+            }
+        }
+    }
+
+    /// A round over what a round of `n_pieces` gave.
+    fn merge(&mut self, n_pieces: usize, answers: Vec<String>) -> Result<Phase, TaskError> {
+        let joined = answers.join("\n\n");
+        let ranges = split(&joined, self.piece_tokens, &mut |text| self.prompter.count(text))?;
+        let n_next = ranges.len();
+        if n_next >= n_pieces {
+            return Err(TaskError::Endless { n_pieces, n_next });
+        }
+        let n_tokens = self.prompter.count(&joined)?;
+        self.begin_round(n_next, n_tokens);
+        let texts: Vec<&str> = ranges.into_iter().map(|range| &joined[range]).collect();
+        let prompts = self.prompts(&texts)?;
+        Ok(Phase::Merge { n_pieces: n_next, writing: self.ask(prompts) })
+    }
+
+    /// Takes the answers of such a round.
+    fn merged(&mut self, n_pieces: usize, mut written: Vec<Written>) -> Result<Phase, TaskError> {
+        if let [last] = &mut written[..] {
+            let text = std::mem::take(&mut last.text);
+            return Ok(self.conclude(text, last.finish_reason));
+        }
+        self.cut += n_cut(&written);
+        let known = written.into_iter().map(|written| written.text).filter(|text| !is_unknown(text));
+        let answers: Vec<String> = known.collect();
+        if answers.is_empty() { Ok(self.report(UNKNOWN)) } else { self.merge(n_pieces, answers) }
+    }
+
+    fn begin_round(&mut self, n_pieces: usize, n_tokens: usize) {
+        self.rounds += 1;
+        self.progress.push_back(Progress::Round { round: self.rounds, n_pieces, n_tokens });
+    }
+
+    fn prompts(&self, texts: &[&str]) -> Result<Vec<Vec<u32>>, TaskError> {
+        texts.iter().map(|text| prompt(&self.prompter, &self.question, text)).collect()
+    }
+
+    /// Asks all in one batch; one prompt is the last, and its answer is reported as it comes.
+    fn ask(&mut self, mut prompts: Vec<Vec<u32>>) -> Writing {
+        match (prompts.pop(), prompts.is_empty()) {
+            (Some(one), true) => Writing::one(one, &self.whole, &mut self.progress),
+            (last, _) => {
+                prompts.extend(last);
+                Writing::several(prompts, &self.short, &mut self.progress)
+            }
+        }
+    }
+
+    /// Ends with an answer that was not reported as it came.
+    fn report(&mut self, text: &str) -> Phase {
+        self.progress.push_back(Progress::Text(text.to_string()));
+        self.conclude(text.to_string(), FinishReason::Stop)
+    }
+
+    fn conclude(&mut self, answer: String, finish_reason: FinishReason) -> Phase {
+        let found = !is_unknown(&answer);
+        let ranges: Vec<Range<usize>> = self.notes.iter().map(|note| note.range.clone()).collect();
+        let quote = found.then(|| self.passages.quote(&ranges, &self.question, &answer)).flatten();
+        let pieces = std::mem::take(&mut self.pieces);
+        let (rounds, cut, usage) = (self.rounds, self.cut, self.usage);
+        Phase::Ended(Ok(Answer { answer, found, quote, finish_reason, pieces, rounds, cut, usage }))
+    }
 }
 
-/// Asks all in one batch; one alone is the last, told as it comes.
-fn ask(
-    engine: &mut Engine,
-    prompts: impl Iterator<Item = Result<Vec<u32>, TaskError>>,
-    whole: &Writing<'_>,
-    short: &Writing<'_>,
-    on: &mut Observer<'_>,
-) -> Result<Vec<Written>, TaskError> {
-    let mut prompts = prompts.collect::<Result<Vec<_>, _>>()?;
-    match (prompts.pop(), prompts.is_empty()) {
-        (Some(one), true) => Ok(vec![write_one(engine, one, whole, on)?]),
-        (last, _) => {
-            prompts.extend(last);
-            write_all(engine, prompts, short, on)
+impl Task for AnswerTask {
+    type Output = Answer;
+    type Error = TaskError;
+    type Progress = Progress;
+
+    fn advance(&mut self, engines: &mut Engines<'_>) {
+        if let Err(error) = self.proceed(engines) {
+            self.phase = Phase::Ended(Err(error));
+        }
+    }
+
+    fn observe(&mut self, events: &mut Events) {
+        match &mut self.phase {
+            Phase::Choose(task) => task.observe(events),
+            Phase::Pieces(writing) | Phase::Again(writing) | Phase::Merge { writing, .. } => {
+                writing.observe(events, &mut self.progress);
+            }
+            Phase::New | Phase::Ended(_) => {}
+        }
+    }
+
+    fn progress(&mut self) -> Option<Progress> {
+        self.progress.pop_front()
+    }
+
+    fn cancel(&mut self, engines: &mut Engines<'_>) {
+        match &mut self.phase {
+            Phase::New => self.phase = Phase::Ended(Err(TaskError::Stopped)),
+            Phase::Choose(task) => task.cancel(engines),
+            Phase::Pieces(writing) | Phase::Again(writing) | Phase::Merge { writing, .. } => {
+                if let Ok(engine) = engines.language() {
+                    writing.cancel(engine);
+                }
+            }
+            Phase::Ended(_) => {}
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Ended(_))
+    }
+
+    fn finish(&mut self) -> Result<Answer, TaskError> {
+        match std::mem::replace(&mut self.phase, Phase::Ended(Err(TaskError::Stopped))) {
+            Phase::Ended(result) => result,
+            _ => Err(TaskError::Stopped),
         }
     }
 }
 
-/// The pieces whose embeddings are nearest to the question's, in the order of the document.
-fn nearest(
-    document: &str,
-    ranges: &[Range<usize>],
-    question: &str,
-    embed: &mut Embed<'_>,
-) -> Result<Vec<usize>, TaskError> {
-    let pieces = ranges.iter().map(|range| document[range.clone()].trim());
-    let texts: Vec<&str> = std::iter::once(question).chain(pieces).collect();
-    let vectors = embed(&texts)?;
-    let wrong = |found| TaskError::Embedder { found, expected: texts.len() };
-    let [asked, pieces @ ..] = &vectors[..] else { return Err(wrong("no vector".into())) };
-    if pieces.len() != ranges.len() {
+fn prompt(prompter: &Prompter, question: &str, text: &str) -> Result<Vec<u32>, TaskError> {
+    let user = format!("Text:\n{}\n\nQuestion: {question}", text.trim());
+    prompter.prompt(&Instruction { system: Some(SYSTEM), user: &user, cue: "Answer:" })
+}
+
+/// Those of `n_pieces` whose embeddings are nearest to the question's, in the order of the document. The question's is
+/// the first of `vectors`.
+fn nearest(vectors: &[Vec<f32>], n_pieces: usize) -> Result<Vec<usize>, TaskError> {
+    let wrong = |found| TaskError::Embedder { found, expected: 1 + n_pieces };
+    let [asked, pieces @ ..] = vectors else { return Err(wrong("no vector".into())) };
+    if pieces.len() != n_pieces {
         return Err(wrong(format!("{} vectors", vectors.len())));
     }
     if pieces.iter().any(|piece| piece.len() != asked.len()) {
         return Err(wrong("vectors of different lengths".into()));
     }
     let near: Vec<f32> = pieces.iter().map(|piece| cosine(asked, piece)).collect();
-    let mut order: Vec<usize> = (0..ranges.len()).collect();
+    let mut order: Vec<usize> = (0..n_pieces).collect();
     order.sort_by(|a, b| near[*b].total_cmp(&near[*a]));
     order.truncate(N_CHOSEN);
     order.sort();

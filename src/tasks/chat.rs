@@ -1,7 +1,9 @@
 //! A conversation: messages, the model's chat template, and what fits the context.
 
-use std::ops::ControlFlow;
+use std::collections::VecDeque;
+use std::ops::{ControlFlow, Range};
 
+use super::task::{Engines, Events, Task, run};
 use crate::engine::{Engine, EngineError, Event, FinishReason, Request, RequestId, Sampling, Timings, Usage};
 use crate::text::{ChatTemplate, Message, Tokenizer};
 
@@ -11,8 +13,8 @@ const ANSWER_SHARE: usize = 4;
 /// A conversation with one model. It keeps the messages; the engine's prefix cache keeps what was computed
 /// for them, so a turn costs what is new in it.
 ///
-/// [`Chat::ask`] waits for the answer. A guest calls [`Chat::submit`], and hands the engine's events to
-/// [`Chat::observe`].
+/// [`Chat::ask`] waits for the answer. A guest calls [`Chat::say`], and drives the answer as every [`Task`]; once it has
+/// finished, the next turn can begin.
 pub struct Chat {
     template: ChatTemplate,
     tokenizer: Tokenizer,
@@ -21,8 +23,11 @@ pub struct Chat {
     messages: Vec<Message>,
     /// The last prompt with its answer.
     said: Said,
-    /// The answer on its way.
-    pending: Option<Pending>,
+    turn: Turn,
+    /// Requests whose answers nobody wants any more, until they have ended.
+    stale: Vec<RequestId>,
+    /// Text that was not reported yet.
+    progress: VecDeque<String>,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Tokens of an answer at most; as many as the context holds without.
@@ -36,6 +41,19 @@ pub struct Chat {
 struct Said {
     text: String,
     ids: Vec<u32>,
+    /// Where in `ids` the model's answers are, oldest first. Their keys and values are those of generated tokens.
+    generated: Vec<Range<usize>>,
+}
+
+/// What has become of the last message.
+enum Turn {
+    /// Nothing, or its reply was taken.
+    Idle,
+    /// The engine has not heard of it.
+    Said,
+    /// The answer is on its way.
+    Pending(Pending),
+    Ended(Result<Reply, EngineError>),
 }
 
 struct Pending {
@@ -72,7 +90,9 @@ impl Chat {
             system: None,
             messages: Vec::new(),
             said: Said::default(),
-            pending: None,
+            turn: Turn::Idle,
+            stale: Vec::new(),
+            progress: VecDeque::new(),
             sampling,
             max_tokens: None,
             stop: Vec::new(),
@@ -91,110 +111,86 @@ impl Chat {
 
     /// Forgets the messages, the system message excepted. An answer on its way is not heard any more.
     pub fn reset(&mut self) {
+        self.withdraw();
         self.messages.clear();
         self.said = Said::default();
-        self.pending = None;
     }
 
-    /// Adds what the user says and asks the engine for the answer. Where the conversation leaves too little
-    /// room for one, its oldest turns are dropped. An answer still on its way is cancelled with its turn.
-    ///
-    /// # Errors
-    /// [`EngineError::PromptTooLong`] if this message alone does not fit, and what the template and
-    /// [`Engine::submit`] refuse: the message is not part of the conversation then.
-    pub fn submit(&mut self, engine: &mut Engine, text: &str) -> Result<RequestId, EngineError> {
-        if let Some(pending) = self.pending.take() {
-            engine.cancel(pending.id);
-            self.messages.pop();
-        }
+    /// Adds what the user says; the answer is to be driven as a [`Task`]. Where the conversation leaves too little room
+    /// for one, its oldest turns are dropped. An answer still on its way is cancelled with its turn.
+    pub fn say(&mut self, text: &str) {
+        self.withdraw();
         self.messages.push(Message::user(text));
-        let submitted = self.fit(engine.ctx()).and_then(|(prompt, n_dropped)| {
-            let id = engine.submit(Request {
-                sampling: self.sampling.clone(),
-                max_tokens: self.max_tokens,
-                stop: self.stop.clone(),
-                ..Request::new(prompt.ids.clone())
-            })?;
-            self.pending = Some(Pending { id, prompt, answer: Said::default(), n_dropped });
-            Ok(id)
-        });
-        if submitted.is_err() {
-            self.messages.pop();
-        }
-        submitted
-    }
-
-    /// Takes in an event; `on_text` hears the text that came with it. The last one gives the reply. Events of
-    /// other requests are passed over.
-    ///
-    /// # Errors
-    /// What the request failed with: the turn is not part of the conversation then.
-    pub fn observe(
-        &mut self,
-        event: Event,
-        mut on_text: impl FnMut(&str),
-    ) -> Result<Option<Reply>, EngineError> {
-        let Some(mut pending) = self.pending.take() else { return Ok(None) };
-        match event {
-            Event::Token { id, token, text, .. } if id == pending.id => {
-                on_text(&text);
-                pending.answer.ids.push(token);
-                pending.answer.text.push_str(&text);
-            }
-            Event::Failed { id, error } if id == pending.id => {
-                self.messages.pop();
-                return Err(error);
-            }
-            Event::Done { id, text, finish_reason, usage, timings, .. } if id == pending.id => {
-                on_text(&text);
-                pending.answer.text.push_str(&text);
-                let n_dropped = pending.n_dropped;
-                let text = pending.answer.text.clone();
-                self.conclude(pending, finish_reason);
-                return Ok(Some(Reply { text, finish_reason, usage, timings, n_dropped }));
-            }
-            _ => {}
-        }
-        self.pending = Some(pending);
-        Ok(None)
+        self.turn = Turn::Said;
     }
 
     /// Says `text` and waits for the reply. `on_text` hears it piece by piece, an empty one where nothing has
     /// come yet; at `Break` the answer ends with what is there.
     ///
     /// # Errors
-    /// Those of [`Chat::submit`] and [`Chat::observe`], and [`EngineError::Gpu`].
-    ///
-    /// # Panics
-    /// On an adopted device, whose host submits.
+    /// As [`Chat::finish`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host submits.
     pub fn ask(
         &mut self,
         engine: &mut Engine,
         text: &str,
         mut on_text: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Reply, EngineError> {
-        let id = self.submit(engine, text)?;
-        let mut flow = ControlFlow::Continue(());
-        loop {
-            let was_stopped = flow.is_break();
-            if !was_stopped {
-                flow = on_text("");
+        self.say(text);
+        run(self, &mut Engines::from(engine), |text| on_text(&text.unwrap_or_default()))
+    }
+
+    /// Takes back a message that has no reply yet.
+    fn withdraw(&mut self) {
+        match std::mem::replace(&mut self.turn, Turn::Idle) {
+            Turn::Idle | Turn::Ended(_) => {}
+            Turn::Said => drop(self.messages.pop()),
+            Turn::Pending(pending) => {
+                self.stale.push(pending.id);
+                self.messages.pop();
             }
-            if flow.is_break() && !was_stopped {
-                engine.cancel(id);
+        }
+        self.progress.clear();
+    }
+
+    /// Asks the engine for the answer.
+    fn submit(&mut self, engine: &mut Engine) -> Result<Pending, EngineError> {
+        let (prompt, n_dropped) = self.fit(engine.ctx())?;
+        let id = engine.submit(Request {
+            sampling: self.sampling.clone(),
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            generated: prompt.generated.clone(),
+            ..Request::new(prompt.ids.clone())
+        })?;
+        Ok(Pending { id, prompt, answer: Said::default(), n_dropped })
+    }
+
+    /// Takes an event of the answer's request.
+    fn take(&mut self, mut pending: Pending, event: Event) -> Turn {
+        match event {
+            Event::Token { token, text, .. } => {
+                pending.answer.ids.push(token);
+                self.hear(&mut pending, text);
+                Turn::Pending(pending)
             }
-            for event in engine.pump()? {
-                let reply = self.observe(event, |text| {
-                    // Text that was on its way when the answer was stopped is part of it.
-                    if let ControlFlow::Break(()) = on_text(text) {
-                        flow = ControlFlow::Break(());
-                        engine.cancel(id);
-                    }
-                })?;
-                if let Some(reply) = reply {
-                    return Ok(reply);
-                }
+            Event::Failed { error, .. } => {
+                self.messages.pop();
+                Turn::Ended(Err(error))
             }
+            Event::Done { text, finish_reason, usage, timings, .. } => {
+                self.hear(&mut pending, text);
+                let (text, n_dropped) = (pending.answer.text.clone(), pending.n_dropped);
+                self.conclude(pending, finish_reason);
+                Turn::Ended(Ok(Reply { text, finish_reason, usage, timings, n_dropped }))
+            }
+            _ => Turn::Pending(pending),
+        }
+    }
+
+    fn hear(&mut self, pending: &mut Pending, text: String) {
+        pending.answer.text.push_str(&text);
+        if !text.is_empty() {
+            self.progress.push_back(text);
         }
     }
 
@@ -209,6 +205,7 @@ impl Chat {
         let are_same = self.tokenizer.decode(&answer.ids, true).is_ok_and(|text| text == answer.text);
         self.said = if are_same {
             prompt.text.push_str(&answer.text);
+            prompt.generated.push(prompt.ids.len()..prompt.ids.len() + answer.ids.len());
             prompt.ids.extend(answer.ids);
             prompt
         } else {
@@ -237,22 +234,110 @@ impl Chat {
         let system = self.system.iter().map(Message::system);
         let all: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
         let text = self.template.render(&all, true, &serde_json::Map::new())?;
-        let ids = self.encode(&text)?;
-        Ok(Said { text, ids })
+        let (ids, generated) = self.encode(&text)?;
+        Ok(Said { text, ids, generated })
     }
 
-    /// Tokens of a rendered conversation. Where it goes on from the last turn, that turn keeps the tokens it
-    /// was computed with: the model may have spelled its answer otherwise than the tokenizer would, and then
-    /// nothing in the cache would fit.
-    fn encode(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+    /// Tokens of a rendered conversation, and which of them the model generated. Where it goes on from the last turn,
+    /// that turn keeps the tokens it was computed with: the model may have spelled its answer otherwise than the
+    /// tokenizer would, and then nothing in the cache would fit.
+    fn encode(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), EngineError> {
         let rest = text.strip_prefix(&self.said.text).filter(|_| !self.said.ids.is_empty());
         if let Some(rest) = rest {
             let new = self.tokenizer.encode(rest, false)?;
             // No word crosses a special token, so the two parts can be taken apart there.
             if new.first().is_some_and(|id| self.tokenizer.is_special(*id)) {
-                return Ok(self.said.ids.iter().copied().chain(new).collect());
+                let ids = self.said.ids.iter().copied().chain(new).collect();
+                return Ok((ids, self.said.generated.clone()));
             }
         }
-        Ok(self.tokenizer.encode(text, false)?)
+        Ok((self.tokenizer.encode(text, false)?, Vec::new()))
+    }
+}
+
+impl Task for Chat {
+    type Output = Reply;
+    type Error = EngineError;
+    type Progress = String;
+
+    fn advance(&mut self, engines: &mut Engines<'_>) {
+        let engine = match engines.language() {
+            Ok(engine) => engine,
+            Err(error) => {
+                if !self.is_done() {
+                    self.withdraw();
+                    self.turn = Turn::Ended(Err(error));
+                }
+                return;
+            }
+        };
+        self.stale.iter().for_each(|id| engine.cancel(*id));
+        if matches!(self.turn, Turn::Said) && engine.has_room() {
+            self.turn = match self.submit(engine) {
+                Ok(pending) => Turn::Pending(pending),
+                Err(error) => {
+                    self.messages.pop();
+                    Turn::Ended(Err(error))
+                }
+            };
+        }
+    }
+
+    fn observe(&mut self, events: &mut Events) {
+        for event in events.take(|id| self.stale.contains(&id)) {
+            if let Event::Done { id, .. } | Event::Failed { id, .. } = event {
+                self.stale.retain(|stale| *stale != id);
+            }
+        }
+        let Turn::Pending(Pending { id, .. }) = self.turn else { return };
+        for event in events.take(|of| of == id) {
+            self.turn = match std::mem::replace(&mut self.turn, Turn::Idle) {
+                Turn::Pending(pending) => self.take(pending, event),
+                turn => turn,
+            };
+        }
+    }
+
+    /// The next part of the answer.
+    fn progress(&mut self) -> Option<String> {
+        self.progress.pop_front()
+    }
+
+    /// Ends the answer with what is there.
+    fn cancel(&mut self, engines: &mut Engines<'_>) {
+        match (&self.turn, engines.language()) {
+            (Turn::Pending(pending), Ok(engine)) => engine.cancel(pending.id),
+            (Turn::Said, _) => {
+                self.withdraw();
+                self.turn = Turn::Ended(Ok(Reply {
+                    text: String::new(),
+                    finish_reason: FinishReason::Cancelled,
+                    usage: Usage::default(),
+                    timings: Timings::default(),
+                    n_dropped: 0,
+                }));
+            }
+            _ => {}
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        !matches!(self.turn, Turn::Said | Turn::Pending(_))
+    }
+
+    /// The reply.
+    ///
+    /// # Errors
+    /// [`EngineError::PromptTooLong`] if the last message alone does not fit, what the template and [`Engine::submit`]
+    /// refuse, and what the request failed with: the message is not part of the conversation then.
+    /// [`EngineError::EmptyPrompt`] if nothing was said.
+    fn finish(&mut self) -> Result<Reply, EngineError> {
+        match std::mem::replace(&mut self.turn, Turn::Idle) {
+            Turn::Ended(result) => result,
+            turn => {
+                self.turn = turn;
+                Err(EngineError::EmptyPrompt)
+            }
+        }
     }
 }

@@ -1,11 +1,15 @@
 //! Labels for texts, without training.
 
-use std::ops::ControlFlow;
+use std::collections::VecDeque;
+use std::mem::{Discriminant, discriminant};
 
 use serde::Serialize;
 
 use super::TaskError;
-use super::instruct::{Instruction, Observer, Progress, Prompter, add, run, stopped};
+use super::batch::Batch;
+use super::instruct::{Instruction, Prompter};
+use super::task::{Engines, Events, Observer, Progress, Task, observed};
+use super::write::add;
 use crate::engine::{Engine, EngineError, Event, Request, Usage};
 
 /// What a text may be.
@@ -33,6 +37,15 @@ pub enum Input<'a> {
     Text(&'a str),
     /// A question of the caller's own, to which the labels are answers.
     Prompt(&'a str),
+}
+
+impl Input<'_> {
+    fn kind(&self) -> Kind {
+        match self {
+            Input::Text(_) => discriminant(&Input::Text("")),
+            Input::Prompt(_) => discriminant(&Input::Prompt("")),
+        }
+    }
 }
 
 /// A label with its probability.
@@ -90,7 +103,22 @@ pub fn prompt_logprob_rows(vocab_size: usize) -> usize {
     (LOGITS_BYTES / (4 * vocab_size.max(1))).clamp(8, 256)
 }
 
-/// Says how probable each of `labels` is for each of `inputs`, by a language model that was not trained for it.
+/// Says how probable each of `labels` is for each of `inputs`, as [`ClassifyTask`] does, and waits for it.
+///
+/// # Errors
+/// As [`ClassifyTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host
+/// submits.
+pub fn classify(
+    engine: &mut Engine,
+    inputs: &[Input<'_>],
+    labels: &[Label],
+    on: &mut Observer<'_>,
+) -> Result<Vec<Classification>, TaskError> {
+    let mut task = ClassifyTask::new(engine, inputs, labels)?;
+    observed(&mut task, &mut Engines::from(engine), on)
+}
+
+/// Labels for texts on their way, by a language model that was not trained for it.
 ///
 /// A label's score is the mean log-probability of its tokens as the model's answer (Brown et al. 2020, section 2.4), less
 /// that for an empty input (Zhao et al. 2021, with differences of logarithms in place of the matrix; Holtzman et al.
@@ -98,86 +126,142 @@ pub fn prompt_logprob_rows(vocab_size: usize) -> usize {
 /// All labels of all inputs are one batch, in which the labels of an input share the pages of its prompt.
 ///
 /// The engine must be built with [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs).
-///
-/// # Errors
-/// [`TaskError::Label`] for a label that is empty, there twice or has no tokens, [`TaskError::Parameter`] if there are
-/// none, [`TaskError::Item`] for an input that is too long.
-///
-/// # Panics
-/// On an adopted device, whose host submits.
-pub fn classify(
-    engine: &mut Engine,
-    inputs: &[Input<'_>],
-    labels: &[Label],
-    on: &mut Observer<'_>,
-) -> Result<Vec<Classification>, TaskError> {
-    check_labels(labels)?;
-    let prompter = Prompter::new(engine)?;
-    let answers = labels.iter().map(|label| prompter.answer(&label.name)).collect::<Result<Vec<_>, _>>()?;
-    for (label, answer) in labels.iter().zip(&answers) {
-        if answer.is_empty() {
-            return Err(TaskError::Label { label: label.name.clone(), problem: "has no tokens" });
+pub struct ClassifyTask {
+    /// For each input one request a label; content-free inputs come first, one for each kind of input that there is.
+    batch: Batch<Request>,
+    labels: Vec<String>,
+    /// Tokens of each label.
+    n_tokens: Vec<usize>,
+    /// The kinds of the content-free inputs, and of the inputs.
+    free: Vec<Kind>,
+    kinds: Vec<Kind>,
+    /// Of each request.
+    scores: Vec<f64>,
+    usages: Vec<Usage>,
+    n_done: usize,
+    progress: VecDeque<Progress>,
+}
+
+/// Which of its variants an [`Input`] is.
+type Kind = Discriminant<Input<'static>>;
+
+impl ClassifyTask {
+    /// Makes the prompts.
+    ///
+    /// # Errors
+    /// [`TaskError::Label`] for a label that is empty, there twice or has no tokens, [`TaskError::Parameter`] if there
+    /// are none, [`TaskError::Item`] for an input that is too long.
+    pub fn new(engine: &Engine, inputs: &[Input<'_>], labels: &[Label]) -> Result<ClassifyTask, TaskError> {
+        check_labels(labels)?;
+        let prompter = Prompter::new(engine)?;
+        let answers =
+            labels.iter().map(|label| prompter.answer(&label.name)).collect::<Result<Vec<_>, _>>()?;
+        for (label, answer) in labels.iter().zip(&answers) {
+            if answer.is_empty() {
+                return Err(TaskError::Label { label: label.name.clone(), problem: "has no tokens" });
+            }
         }
-    }
-    let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
-    let question = question(labels);
-    let prompt = |input: Input<'_>| {
-        let user = match input {
-            Input::Text(text) => format!("Text:\n{}\n\n{question}", text.trim()),
-            Input::Prompt(text) => text.to_string(),
+        let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
+        let question = question(labels);
+        let prompt = |input: Input<'_>| {
+            let user = match input {
+                Input::Text(text) => format!("Text:\n{}\n\n{question}", text.trim()),
+                Input::Prompt(text) => text.to_string(),
+            };
+            prompter.prompt(&Instruction { system: None, user: &user, cue: "Answer:" })
         };
-        prompter.prompt(&Instruction { system: None, user: &user, cue: "Answer:" })
-    };
-    // The content-free inputs come first, one for each kind of input that there is.
-    let empty = [Input::Text(""), Input::Prompt("")];
-    let is_there = |kind: &Input<'_>| {
-        inputs.iter().any(|input| std::mem::discriminant(input) == std::mem::discriminant(kind))
-    };
-    let empty: Vec<Input<'_>> = empty.into_iter().filter(is_there).collect();
-    let mut requests = Vec::with_capacity((empty.len() + inputs.len()) * labels.len());
-    for (i, input) in empty.iter().chain(inputs).enumerate() {
-        let prompt = prompt(*input)?;
-        if prompt.len() + longest > engine.ctx() {
-            let error = EngineError::PromptTooLong { found: prompt.len() + longest, expected: engine.ctx() };
-            let number = (i + 1).saturating_sub(empty.len());
-            return Err(TaskError::Item { what: "text", number, error });
+        let kinds: Vec<Kind> = inputs.iter().map(|input| input.kind()).collect();
+        let mut free = vec![Input::Text(""), Input::Prompt("")];
+        free.retain(|input| kinds.contains(&input.kind()));
+        let mut requests = Vec::with_capacity((free.len() + inputs.len()) * labels.len());
+        for (i, input) in free.iter().chain(inputs).enumerate() {
+            let prompt = prompt(*input)?;
+            if prompt.len() + longest > engine.ctx() {
+                let error =
+                    EngineError::PromptTooLong { found: prompt.len() + longest, expected: engine.ctx() };
+                let number = (i + 1).saturating_sub(free.len());
+                return Err(TaskError::Item { what: "text", number, error });
+            }
+            requests.extend(answers.iter().map(|answer| Request {
+                prompt_logprobs: Some(prompt.len()),
+                ..Request::new([&prompt[..], answer].concat())
+            }));
         }
-        requests.extend(answers.iter().map(|answer| Request {
-            prompt_logprobs: Some(prompt.len()),
-            ..Request::new([&prompt[..], answer].concat())
-        }));
+        let n_pieces = requests.len();
+        Ok(ClassifyTask {
+            batch: Batch::new(requests),
+            labels: labels.iter().map(|label| label.name.clone()).collect(),
+            n_tokens: answers.iter().map(Vec::len).collect(),
+            free: free.iter().map(|input| input.kind()).collect(),
+            kinds,
+            scores: vec![0.0; n_pieces],
+            usages: vec![Usage::default(); n_pieces],
+            n_done: 0,
+            progress: VecDeque::from([Progress::Done { n_done: 0, n_pieces }]),
+        })
     }
-    let n_pieces = requests.len();
-    let mut scores = vec![0.0; n_pieces];
-    let mut usages = vec![Usage::default(); n_pieces];
-    let mut n_done = 0;
-    let flow = run(engine, requests, &mut |event| {
-        match event {
-            Some((i, Event::PromptLogprobs { logprobs, .. })) => {
-                let sum: f64 = logprobs.iter().map(|p| f64::from(*p)).sum();
-                scores[i] += sum / answers[i % answers.len()].len() as f64;
-            }
-            Some((i, Event::Done { usage, .. })) => {
-                usages[i] = *usage;
-                n_done += 1;
-            }
-            _ => return ControlFlow::Continue(()),
+}
+
+impl Task for ClassifyTask {
+    type Output = Vec<Classification>;
+    type Error = TaskError;
+    type Progress = Progress;
+
+    fn advance(&mut self, engines: &mut Engines<'_>) {
+        match engines.language() {
+            Ok(engine) => self.batch.advance(engine),
+            Err(error) => self.batch.give_up(error),
         }
-        on(Progress::Done { n_done, n_pieces })
-    })?;
-    stopped(flow)?;
-    let rows: Vec<&[f64]> = scores.chunks(labels.len()).collect();
-    let (free, rows) = rows.split_at(empty.len());
-    let usages = usages.chunks(labels.len()).skip(empty.len());
-    let classified = inputs.iter().zip(rows).zip(usages).map(|((input, row), usages)| {
-        let kind = std::mem::discriminant(input);
-        let at = empty.iter().position(|empty| std::mem::discriminant(empty) == kind).unwrap_or(0);
-        let calibrated: Vec<f64> = row.iter().zip(free[at]).map(|(score, free)| score - free).collect();
-        let mut usage = Usage::default();
-        usages.iter().for_each(|u| add(&mut usage, *u));
-        Classification::new(labels.iter().map(|label| &label.name[..]), &calibrated, usage)
-    });
-    Ok(classified.collect())
+    }
+
+    fn observe(&mut self, events: &mut Events) {
+        self.batch.observe(events, |i, event| match event {
+            Event::PromptLogprobs { logprobs, .. } => {
+                let sum: f64 = logprobs.iter().map(|p| f64::from(*p)).sum();
+                self.scores[i] += sum / self.n_tokens[i % self.n_tokens.len()] as f64;
+            }
+            Event::Done { usage, .. } => {
+                self.usages[i] = usage;
+                self.n_done += 1;
+                let n_pieces = self.usages.len();
+                self.progress.push_back(Progress::Done { n_done: self.n_done, n_pieces });
+            }
+            _ => {}
+        });
+    }
+
+    fn progress(&mut self) -> Option<Progress> {
+        self.progress.pop_front()
+    }
+
+    fn cancel(&mut self, engines: &mut Engines<'_>) {
+        if let Ok(engine) = engines.language() {
+            self.batch.cancel(engine);
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.batch.is_done()
+    }
+
+    /// The labels of each input.
+    ///
+    /// # Errors
+    /// What the engine refuses or fails with, [`TaskError::Stopped`].
+    fn finish(&mut self) -> Result<Vec<Classification>, TaskError> {
+        self.batch.result()?;
+        let rows: Vec<&[f64]> = self.scores.chunks(self.labels.len()).collect();
+        let (free, rows) = rows.split_at(self.free.len());
+        let usages = self.usages.chunks(self.labels.len()).skip(self.free.len());
+        let classified = self.kinds.iter().zip(rows).zip(usages).map(|((kind, row), usages)| {
+            let at = self.free.iter().position(|free| free == kind).unwrap_or(0);
+            let calibrated: Vec<f64> = row.iter().zip(free[at]).map(|(score, free)| score - free).collect();
+            let mut usage = Usage::default();
+            usages.iter().for_each(|u| add(&mut usage, *u));
+            Classification::new(self.labels.iter().map(String::as_str), &calibrated, usage)
+        });
+        Ok(classified.collect())
+    }
 }
 
 /// Refuses labels that cannot be told apart.

@@ -1,6 +1,12 @@
 //! Many texts through an encoder, in batches.
 
-use crate::engine::{EngineError, Output, TextEncoder};
+use std::cmp::Reverse;
+use std::ops::ControlFlow;
+
+use super::TaskError;
+use super::batch::Batch;
+use super::task::{Engines, Events, Progress, Task, run};
+use crate::engine::{Output, TextEncoder};
 
 /// What an encoder made of many texts, in their order.
 #[derive(Clone, Debug, Default)]
@@ -20,25 +26,20 @@ impl Encodings {
     }
 }
 
-/// Computes the embeddings of `texts`, or the logits of the encoder's classification head. `progress` hears how many of
-/// them are done. It waits, and so needs a device of our own: a guest calls [`TextEncoder::submit`] for each of what
-/// [`TextEncoder::tokenize`] returns.
+/// Computes the embeddings of `texts`, or the logits of the encoder's classification head, and waits for them. `progress`
+/// hears how many of them are done.
 ///
 /// # Errors
-/// What [`TextEncoder::tokenize`] and [`TextEncoder::submit`] refuse, [`EngineError::OutputNotFinite`],
-/// [`EngineError::Gpu`].
+/// As [`EncodeTask::new`] and [`EncodeTask::finish`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted
+/// device, whose host submits.
 pub fn encode(
     encoder: &mut TextEncoder,
     texts: &[impl AsRef<str>],
     output: Output,
     progress: &mut dyn FnMut(usize),
-) -> Result<Encodings, EngineError> {
-    let tokenized = texts.iter().map(|text| encoder.tokenize(text.as_ref()));
-    let (token_ids, n_cut): (Vec<Vec<u32>>, Vec<usize>) =
-        tokenized.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
-    let n_tokens: Vec<usize> = token_ids.iter().map(Vec::len).collect();
-    let values = encode_tokens(encoder, token_ids, output, progress)?;
-    Ok(Encodings { values, n_tokens, n_cut })
+) -> Result<Encodings, TaskError> {
+    let task = EncodeTask::new(encoder, texts, output)?;
+    run_to_end(task, encoder, progress)
 }
 
 /// As [`encode`], for texts that are token ids already.
@@ -47,39 +48,118 @@ pub fn encode(
 /// As [`encode`].
 pub fn encode_tokens(
     encoder: &mut TextEncoder,
-    mut token_ids: Vec<Vec<u32>>,
+    token_ids: Vec<Vec<u32>>,
     output: Output,
     progress: &mut dyn FnMut(usize),
-) -> Result<Vec<Vec<f32>>, EngineError> {
-    // Longest first: texts of a batch are about as long as each other, and what is too large shows at once.
-    let mut order: Vec<usize> = (0..token_ids.len()).collect();
-    order.sort_by_key(|i| std::cmp::Reverse(token_ids[*i].len()));
-    let mut index_of = std::collections::HashMap::with_capacity(order.len());
-    for i in order {
-        match encoder.submit(std::mem::take(&mut token_ids[i]), output) {
-            Ok(id) => {
-                index_of.insert(id, i);
-            }
-            Err(error) => {
-                index_of.keys().for_each(|id| encoder.cancel(*id));
-                return Err(error);
-            }
+) -> Result<Vec<Vec<f32>>, TaskError> {
+    Ok(run_to_end(EncodeTask::from_tokens(token_ids, output), encoder, progress)?.values)
+}
+
+fn run_to_end(
+    mut task: EncodeTask,
+    encoder: &mut TextEncoder,
+    on: &mut dyn FnMut(usize),
+) -> Result<Encodings, TaskError> {
+    run(&mut task, &mut Engines::from(encoder), |progress| {
+        if let Some(Progress::Done { n_done, .. }) = progress {
+            on(n_done);
+        }
+        ControlFlow::Continue(())
+    })
+}
+
+/// Embeddings of many texts on their way, or logits of a classification head.
+pub struct EncodeTask {
+    batch: Batch<(Vec<u32>, Output)>,
+    /// The text of each request of the batch.
+    order: Vec<usize>,
+    encodings: Encodings,
+    n_done: usize,
+    /// Of the texts that are done, how many were reported.
+    n_reported: usize,
+}
+
+impl EncodeTask {
+    /// Tokenizes the texts.
+    ///
+    /// # Errors
+    /// What [`TextEncoder::tokenize`] refuses.
+    pub fn new(
+        encoder: &TextEncoder,
+        texts: &[impl AsRef<str>],
+        output: Output,
+    ) -> Result<EncodeTask, TaskError> {
+        let tokenized = texts.iter().map(|text| encoder.tokenize(text.as_ref()));
+        let tokenized = tokenized.collect::<Result<Vec<_>, _>>()?;
+        let (token_ids, n_cut): (Vec<Vec<u32>>, Vec<usize>) = tokenized.into_iter().unzip();
+        let task = EncodeTask::from_tokens(token_ids, output);
+        Ok(EncodeTask { encodings: Encodings { n_cut, ..task.encodings }, ..task })
+    }
+
+    /// For texts that are token ids already.
+    pub fn from_tokens(mut token_ids: Vec<Vec<u32>>, output: Output) -> EncodeTask {
+        let n_tokens: Vec<usize> = token_ids.iter().map(Vec::len).collect();
+        // Longest first: texts of a batch are about as long as each other, and what is too large shows at once.
+        let mut order: Vec<usize> = (0..token_ids.len()).collect();
+        order.sort_by_key(|i| Reverse(n_tokens[*i]));
+        let batch = Batch::new(order.iter().map(|i| (std::mem::take(&mut token_ids[*i]), output)));
+        let (values, n_cut) = (vec![Vec::new(); order.len()], vec![0; order.len()]);
+        EncodeTask {
+            batch,
+            order,
+            encodings: Encodings { values, n_tokens, n_cut },
+            n_done: 0,
+            n_reported: 0,
         }
     }
-    let mut values = vec![Vec::new(); token_ids.len()];
-    let (mut n_done, mut failed) = (0, None);
-    encoder.run(|encoded| {
-        let Some(i) = index_of.get(&encoded.id) else { return };
-        match encoded.values {
-            Ok(found) => values[*i] = found,
-            Err(error) => failed = Some(error),
+}
+
+impl Task for EncodeTask {
+    type Output = Encodings;
+    type Error = TaskError;
+    type Progress = Progress;
+
+    fn advance(&mut self, engines: &mut Engines<'_>) {
+        match engines.encoder() {
+            Ok(encoder) => self.batch.advance(encoder),
+            Err(error) => self.batch.give_up(error),
         }
-        n_done += 1;
-        progress(n_done);
-    })?;
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(values),
+    }
+
+    fn observe(&mut self, events: &mut Events) {
+        self.batch.observe_encoded(events, |i, values| {
+            self.encodings.values[self.order[i]] = values;
+            self.n_done += 1;
+        });
+    }
+
+    /// [`Progress::Done`] for each text.
+    fn progress(&mut self) -> Option<Progress> {
+        if self.n_reported == self.n_done {
+            return None;
+        }
+        self.n_reported += 1;
+        Some(Progress::Done { n_done: self.n_reported, n_pieces: self.order.len() })
+    }
+
+    fn cancel(&mut self, engines: &mut Engines<'_>) {
+        if let Ok(encoder) = engines.encoder() {
+            self.batch.cancel(encoder);
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.batch.is_done()
+    }
+
+    /// The values of all texts.
+    ///
+    /// # Errors
+    /// What [`TextEncoder::submit`] refuses, [`EngineError::OutputNotFinite`](crate::engine::EngineError::OutputNotFinite),
+    /// [`TaskError::Stopped`].
+    fn finish(&mut self) -> Result<Encodings, TaskError> {
+        self.batch.result()?;
+        Ok(std::mem::take(&mut self.encodings))
     }
 }
 

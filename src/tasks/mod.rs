@@ -1,6 +1,10 @@
 //! Layer 5: what people do with models, over the engine. Nothing here prints.
+//!
+//! Each task is a [`Task`], which a host drives step by step on its own device. Beside it stands a function that waits for
+//! the result where the device is our own; it is [`run`] over the task.
 
 mod answer;
+mod batch;
 mod chat;
 mod classify;
 mod embed;
@@ -10,17 +14,21 @@ mod passage;
 mod score;
 mod split;
 mod summarize;
+mod task;
 pub mod transcribe;
+mod write;
 
-pub use answer::{Answer, Embed, Piece, answer};
+pub use answer::{Answer, AnswerTask, Embed, Piece, answer};
 pub use chat::{Chat, Reply};
 pub use classify::{
-    Classification, Input, Label, LabelProbability, check_labels, classify, prompt_logprob_rows,
+    Classification, ClassifyTask, Input, Label, LabelProbability, check_labels, classify, prompt_logprob_rows,
 };
-pub use embed::{COSINE_TEMPERATURE, Encodings, cosine, encode, encode_tokens, label_scores};
+pub use embed::{COSINE_TEMPERATURE, EncodeTask, Encodings, cosine, encode, encode_tokens, label_scores};
 pub use error::TaskError;
-pub use instruct::{Observer, Progress};
 pub use passage::Quote;
-pub use score::{Match, Perplexity, Window, exact_match, normalized, perplexity, total, windows};
+pub use score::{
+    Match, MatchTask, Perplexity, PerplexityTask, Window, exact_match, normalized, perplexity, total, windows,
+};
 pub use split::{DocumentOptions, MIN_PIECE_TOKENS, split};
-pub use summarize::{Summary, summarize};
+pub use summarize::{SummarizeTask, Summary, summarize};
+pub use task::{Engines, Events, Observer, Progress, Task, run};

@@ -23,8 +23,8 @@ pub struct Quote {
 }
 
 /// A document's sentences with their words.
-pub(super) struct Passages<'a> {
-    document: &'a str,
+pub(super) struct Passages {
+    document: String,
     sentences: Vec<(Range<usize>, HashSet<String>)>,
     /// In how many sentences each word stands.
     n_with: HashMap<String, usize>,
@@ -35,15 +35,20 @@ pub(super) struct Passages<'a> {
     breaks: Vec<usize>,
 }
 
-impl<'a> Passages<'a> {
-    pub fn new(document: &'a str, pieces: &[Range<usize>]) -> Self {
+impl Passages {
+    pub fn new(document: &str, pieces: &[Range<usize>]) -> Self {
         let with_words = |range: Range<usize>| (range.clone(), words(&document[range]));
         let sentences: Vec<_> = sentences(document).into_iter().map(with_words).collect();
         let pieces: Vec<_> = pieces.iter().map(|range| words(&document[range.clone()])).collect();
         let n_with = count(sentences.iter().map(|(_, words)| words));
         let n_pieces_with = count(pieces.iter());
         let breaks = document.match_indices('\n').map(|(at, _)| at).collect();
-        Passages { document, sentences, n_with, pieces, n_pieces_with, breaks }
+        Passages { document: document.to_string(), sentences, n_with, pieces, n_pieces_with, breaks }
+    }
+
+    /// The document's text in `range`.
+    pub fn text(&self, range: &Range<usize>) -> &str {
+        &self.document[range.clone()]
     }
 
     /// The first and the last line that `range` touches, white space around it left out; from 1.

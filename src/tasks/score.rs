@@ -1,9 +1,14 @@
 //! How well a language model knows a text, and how often its answers are right.
 
+use std::collections::VecDeque;
+
 use serde::Serialize;
 
 use super::TaskError;
-use super::instruct::{Instruction, Observer, Progress, Prompter, Writing, add, run, stopped, write_all};
+use super::batch::Batch;
+use super::instruct::{Instruction, Prompter};
+use super::task::{Engines, Events, Observer, Progress, Task, observed};
+use super::write::{Style, Writing, add};
 use crate::engine::{Engine, EngineError, Event, Request, Sampling, Usage};
 
 /// How well a model foresees a text.
@@ -69,65 +74,125 @@ pub fn windows(n_tokens: usize, ctx: usize, stride: usize) -> Result<Vec<Window>
     Ok(windows)
 }
 
-/// Measures the perplexity of `text`, in [`windows`] of the engine's context, half a context apart unless `stride` says
-/// otherwise. 4 bytes a token come back from the device.
-///
-/// The engine must be built with [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs).
+/// Measures the perplexity of `text`, as [`PerplexityTask`] does, and waits for it.
 ///
 /// # Errors
-/// [`TaskError::Empty`] for a text of fewer than two tokens, and those of [`windows`].
-///
-/// # Panics
-/// On an adopted device, whose host submits.
+/// As [`PerplexityTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host
+/// submits.
 pub fn perplexity(
     engine: &mut Engine,
     text: &str,
     stride: Option<usize>,
     on: &mut Observer<'_>,
 ) -> Result<Perplexity, TaskError> {
-    let no_tokenizer = || TaskError::NoTokenizer { model: engine.name().to_string() };
-    let tokenizer = engine.tokenizer().ok_or_else(no_tokenizer)?;
-    // Special tokens in a stranger's text are characters like others; those around it are the model's.
-    let plain = tokenizer.encode_plain(text)?;
-    let whole = tokenizer.encode(text, true)?;
-    let ids = if tokenizer.encode(text, false)? == plain {
-        whole
-    } else {
-        tokenizer.encode("", true)?.into_iter().chain(plain).collect()
-    };
-    let Some(first) = ids.first().copied().filter(|_| ids.len() > 1) else {
-        return Err(TaskError::Empty { what: "text" });
-    };
-    let n_unscored = if tokenizer.is_special(first) { 0 } else { tokenizer.decode(&[first], false)?.len() };
-    let bytes = text.len().saturating_sub(n_unscored).max(1);
-    let ctx = engine.ctx();
-    let stride = stride.unwrap_or((ctx / 2).max(1));
-    let windows = windows(ids.len(), ctx, stride)?;
-    let requests = windows.iter().map(|w| Request {
-        prompt_logprobs: Some(w.scored - w.begin),
-        ..Request::new(ids[w.begin..w.end].to_vec())
-    });
-    let n_pieces = ids.len() - 1;
-    let (mut nll, mut scored) = (0.0, 0);
-    let flow = run(engine, requests.collect(), &mut |event| {
-        if let Some((_, Event::PromptLogprobs { logprobs, .. })) = event {
-            nll -= logprobs.iter().map(|p| f64::from(*p)).sum::<f64>();
-            scored += logprobs.len();
+    let mut task = PerplexityTask::new(engine, text, stride)?;
+    observed(&mut task, &mut Engines::from(engine), on)
+}
+
+/// The perplexity of a text on its way. 4 bytes a token come back from the device.
+///
+/// The engine must be built with [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs).
+pub struct PerplexityTask {
+    batch: Batch<Request>,
+    /// `nll` and `scored` grow; what follows from them is computed at the end.
+    found: Perplexity,
+    progress: VecDeque<Progress>,
+}
+
+impl PerplexityTask {
+    /// Cuts `text` into [`windows`] of the engine's context, `stride` tokens apart. Default: half a context.
+    ///
+    /// # Errors
+    /// [`TaskError::Empty`] for a text of fewer than two tokens, and those of [`windows`].
+    pub fn new(engine: &Engine, text: &str, stride: Option<usize>) -> Result<PerplexityTask, TaskError> {
+        let no_tokenizer = || TaskError::NoTokenizer { model: engine.name().to_string() };
+        let tokenizer = engine.tokenizer().ok_or_else(no_tokenizer)?;
+        // Special tokens in a stranger's text are characters like others; those around it are the model's.
+        let plain = tokenizer.encode_plain(text)?;
+        let whole = tokenizer.encode(text, true)?;
+        let ids = if tokenizer.encode(text, false)? == plain {
+            whole
+        } else {
+            tokenizer.encode("", true)?.into_iter().chain(plain).collect()
+        };
+        let Some(first) = ids.first().copied().filter(|_| ids.len() > 1) else {
+            return Err(TaskError::Empty { what: "text" });
+        };
+        let n_unscored =
+            if tokenizer.is_special(first) { 0 } else { tokenizer.decode(&[first], false)?.len() };
+        let ctx = engine.ctx();
+        let stride = stride.unwrap_or((ctx / 2).max(1));
+        let windows = windows(ids.len(), ctx, stride)?;
+        let found = Perplexity {
+            perplexity: 0.0,
+            bits_per_byte: 0.0,
+            nll: 0.0,
+            tokens: ids.len(),
+            scored: 0,
+            bytes: text.len().saturating_sub(n_unscored).max(1),
+            windows: windows.len(),
+            ctx,
+            stride,
+        };
+        let requests = windows.iter().map(|w| Request {
+            prompt_logprobs: Some(w.scored - w.begin),
+            ..Request::new(ids[w.begin..w.end].to_vec())
+        });
+        let begin = Progress::Done { n_done: 0, n_pieces: ids.len() - 1 };
+        Ok(PerplexityTask { batch: Batch::new(requests), found, progress: VecDeque::from([begin]) })
+    }
+}
+
+impl Task for PerplexityTask {
+    type Output = Perplexity;
+    type Error = TaskError;
+    type Progress = Progress;
+
+    fn advance(&mut self, engines: &mut Engines<'_>) {
+        match engines.language() {
+            Ok(engine) => self.batch.advance(engine),
+            Err(error) => self.batch.give_up(error),
         }
-        on(Progress::Done { n_done: scored, n_pieces })
-    })?;
-    stopped(flow)?;
-    Ok(Perplexity {
-        perplexity: (nll / scored as f64).exp(),
-        bits_per_byte: nll / std::f64::consts::LN_2 / bytes as f64,
-        nll,
-        tokens: ids.len(),
-        scored,
-        bytes,
-        windows: windows.len(),
-        ctx,
-        stride,
-    })
+    }
+
+    fn observe(&mut self, events: &mut Events) {
+        self.batch.observe(events, |_, event| {
+            if let Event::PromptLogprobs { logprobs, .. } = event {
+                self.found.nll -= logprobs.iter().map(|p| f64::from(*p)).sum::<f64>();
+                self.found.scored += logprobs.len();
+                let n_pieces = self.found.tokens - 1;
+                self.progress.push_back(Progress::Done { n_done: self.found.scored, n_pieces });
+            }
+        });
+    }
+
+    fn progress(&mut self) -> Option<Progress> {
+        self.progress.pop_front()
+    }
+
+    fn cancel(&mut self, engines: &mut Engines<'_>) {
+        if let Ok(engine) = engines.language() {
+            self.batch.cancel(engine);
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.batch.is_done()
+    }
+
+    /// The perplexity.
+    ///
+    /// # Errors
+    /// What the engine refuses or fails with, [`TaskError::Stopped`].
+    fn finish(&mut self) -> Result<Perplexity, TaskError> {
+        self.batch.result()?;
+        let Perplexity { nll, scored, bytes, .. } = self.found;
+        Ok(Perplexity {
+            perplexity: (nll / scored as f64).exp(),
+            bits_per_byte: nll / std::f64::consts::LN_2 / bytes as f64,
+            ..self.found.clone()
+        })
+    }
 }
 
 /// An answer beside the one that was expected.
@@ -141,39 +206,99 @@ pub struct Match {
     pub usage: Usage,
 }
 
-/// Asks each prompt, greedily and in one batch, and compares the answers with those expected. A prompt is a user's turn
-/// where the model has a chat template; it is continued, to the end of the line, where there is none.
+/// Asks each prompt and compares the answers with those expected, as [`MatchTask`] does, and waits for them.
 ///
 /// # Errors
-/// What the engine refuses a prompt for.
-///
-/// # Panics
-/// On an adopted device, whose host submits.
+/// As [`MatchTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host submits.
 pub fn exact_match(
     engine: &mut Engine,
     items: &[(&str, &str)],
     max_tokens: usize,
     on: &mut Observer<'_>,
 ) -> Result<Vec<Match>, TaskError> {
-    let prompter = Prompter::new(engine)?;
-    let mut prompts = Vec::with_capacity(items.len());
-    for (i, (prompt, _)) in items.iter().enumerate() {
-        let ids = prompter.prompt(&Instruction { system: None, user: prompt, cue: "" })?;
-        if ids.len() >= engine.ctx() {
-            let error = EngineError::PromptTooLong { found: ids.len(), expected: engine.ctx() - 1 };
-            return Err(TaskError::Item { what: "prompt", number: i + 1, error });
+    let mut task = MatchTask::new(engine, items, max_tokens)?;
+    observed(&mut task, &mut Engines::from(engine), on)
+}
+
+/// Answers on their way that are compared with those expected. All prompts are asked greedily and in one batch. A prompt is
+/// a user's turn where the model has a chat template; it is continued, to the end of the line, where there is none.
+pub struct MatchTask {
+    writing: Writing,
+    /// The answers expected, [`normalized`].
+    expected: Vec<String>,
+    progress: VecDeque<Progress>,
+}
+
+impl MatchTask {
+    /// For pairs of a prompt and the answer expected, which may have up to `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// [`TaskError::Item`] for a prompt that is too long.
+    pub fn new(engine: &Engine, items: &[(&str, &str)], max_tokens: usize) -> Result<MatchTask, TaskError> {
+        let prompter = Prompter::new(engine)?;
+        let mut prompts = Vec::with_capacity(items.len());
+        for (i, (prompt, _)) in items.iter().enumerate() {
+            let ids = prompter.prompt(&Instruction { system: None, user: prompt, cue: "" })?;
+            if ids.len() >= engine.ctx() {
+                let error = EngineError::PromptTooLong { found: ids.len(), expected: engine.ctx() - 1 };
+                return Err(TaskError::Item { what: "prompt", number: i + 1, error });
+            }
+            prompts.push(ids);
         }
-        prompts.push(ids);
+        let stop = if prompter.has_template() { Vec::new() } else { vec!["\n".to_string()] };
+        let style = Style { sampling: Sampling::greedy(), max_tokens, stop };
+        let mut progress = VecDeque::new();
+        Ok(MatchTask {
+            writing: Writing::several(prompts, &style, &mut progress),
+            expected: items.iter().map(|(_, expected)| normalized(expected)).collect(),
+            progress,
+        })
     }
-    let stop: &[String] = if prompter.has_template() { &[] } else { &["\n".to_string()] };
-    let how = Writing { sampling: &Sampling::greedy(), max_tokens, stop };
-    let written = write_all(engine, prompts, &how, on)?;
-    let matches = items.iter().zip(written).map(|((_, expected), written)| Match {
-        is_right: normalized(&written.text) == normalized(expected),
-        answer: written.text,
-        usage: written.usage,
-    });
-    Ok(matches.collect())
+}
+
+impl Task for MatchTask {
+    type Output = Vec<Match>;
+    type Error = TaskError;
+    type Progress = Progress;
+
+    fn advance(&mut self, engines: &mut Engines<'_>) {
+        match engines.language() {
+            Ok(engine) => self.writing.advance(engine),
+            Err(error) => self.writing.give_up(error),
+        }
+    }
+
+    fn observe(&mut self, events: &mut Events) {
+        self.writing.observe(events, &mut self.progress);
+    }
+
+    fn progress(&mut self) -> Option<Progress> {
+        self.progress.pop_front()
+    }
+
+    fn cancel(&mut self, engines: &mut Engines<'_>) {
+        if let Ok(engine) = engines.language() {
+            self.writing.cancel(engine);
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.writing.is_done()
+    }
+
+    /// The answers, in the order of the prompts.
+    ///
+    /// # Errors
+    /// What the engine refuses or fails with, [`TaskError::Stopped`].
+    fn finish(&mut self) -> Result<Vec<Match>, TaskError> {
+        let written = self.writing.finish()?;
+        let matches = self.expected.iter().zip(written).map(|(expected, written)| Match {
+            is_right: normalized(&written.text) == *expected,
+            answer: written.text,
+            usage: written.usage,
+        });
+        Ok(matches.collect())
+    }
 }
 
 /// A text as answers are compared: in lower case, without punctuation, articles and spare white space.

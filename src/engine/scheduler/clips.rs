@@ -1,5 +1,7 @@
 //! Audio clips: which ones wait, which ones have a place on the device, and which requests use them.
 
+use std::sync::Weak;
+
 use super::pages::Node;
 use crate::engine::EngineError;
 
@@ -40,6 +42,8 @@ struct Entry {
     /// Number of requests that have not ended, plus one while the audio encoder runs.
     n_users: usize,
     forgotten: bool,
+    /// The clip is forgotten once this is dropped.
+    owner: Option<Weak<()>>,
 }
 
 impl ClipTable {
@@ -64,6 +68,10 @@ impl ClipTable {
                 expected: "finite numbers".into(),
             });
         }
+        for clip in &mut self.clips {
+            clip.forgotten |= clip.owner.as_ref().is_some_and(|owner| owner.strong_count() == 0);
+        }
+        self.tidy();
         let n_kept = self.clips.iter().filter(|clip| !clip.forgotten).count();
         if n_kept >= self.n_places {
             return Err(EngineError::Clip {
@@ -74,7 +82,7 @@ impl ClipTable {
         let id = ClipId(self.next_id);
         self.next_id += 1;
         let features = features.to_vec();
-        self.clips.push(Entry { id, features, place: None, n_users: 0, forgotten: false });
+        self.clips.push(Entry { id, features, place: None, n_users: 0, forgotten: false, owner: None });
         Ok(id)
     }
 
@@ -84,6 +92,13 @@ impl ClipTable {
             clip.forgotten = true;
         }
         self.tidy();
+    }
+
+    /// Drops the clip, as [`ClipTable::forget`], when another needs its place and `owner` has been dropped.
+    pub fn forget_with(&mut self, id: ClipId, owner: Weak<()>) {
+        if let Some(clip) = self.find(id) {
+            clip.owner = Some(owner);
+        }
     }
 
     fn find(&mut self, id: ClipId) -> Option<&mut Entry> {

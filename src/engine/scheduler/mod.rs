@@ -18,6 +18,7 @@ mod submit;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::sync::Weak;
 
 pub use clips::ClipId;
 pub(in crate::engine) use clips::{Clip, ClipPlace, ClipTable};
@@ -120,6 +121,11 @@ impl Scheduler {
     /// Drops the clip once no request refers to it.
     pub fn forget(&mut self, clip: ClipId) {
         self.clips.iter_mut().for_each(|clips| clips.forget(clip));
+    }
+
+    /// Drops the clip so once `owner` has been dropped.
+    pub fn forget_with(&mut self, clip: ClipId, owner: Weak<()>) {
+        self.clips.iter_mut().for_each(|clips| clips.forget_with(clip, owner.clone()));
     }
 
     /// Cancels a request: immediately if it waits, else before its next step. Its last event still comes.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{Segment, Task, Word, language_name};
+use super::{Segment, SpeechTask, Word, language_name};
 
 /// How a transcript is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl TranscriptFormat {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Transcript {
     /// What was done.
-    pub task: Task,
+    pub task: SpeechTask,
     /// The code of the language, if something was heard.
     pub language: Option<String>,
     /// Seconds.

@@ -22,13 +22,14 @@ use serde_json::Value;
 
 pub use format::{Transcript, TranscriptFormat, TranscriptWriter};
 pub use languages::{LANGUAGES, language_name};
-pub use options::{Task, TranscribeOptions};
+pub use options::{SpeechTask, TranscribeOptions};
 pub use transcription::Transcription;
 
 use crate::audio::{AudioError, AudioReader};
 use crate::checkpoint::ModelFiles;
 use crate::engine::{Engine, EngineError, EngineOptions};
 use crate::ops::Attention;
+use crate::tasks::{Engines, run};
 use crate::text::{TextError, Tokenizer};
 use tokens::{Language, SpeechTokens};
 
@@ -219,10 +220,8 @@ impl Transcriber {
     /// Transcribes a recording, and tells `on_heard` of segments as they come; after `Break`, what has come is all.
     ///
     /// # Errors
-    /// The engine's, and those of the recording, after all that could be heard was told.
-    ///
-    /// # Panics
-    /// On an adopted device, whose host submits.
+    /// The engine's, and those of the recording, after all that could be heard was told;
+    /// [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host submits.
     pub fn transcribe(
         &self,
         engine: &mut Engine,
@@ -231,30 +230,15 @@ impl Transcriber {
     ) -> Result<Transcript, TranscribeError> {
         let mut transcription = self.begin(engine, audio)?;
         let mut segments = Vec::new();
-        while !transcription.is_done() {
-            transcription.advance(engine)?;
-            for event in engine.pump()? {
-                transcription.observe(event)?;
+        let transcript = run(&mut transcription, &mut Engines::from(engine), |heard| {
+            let Some(heard) = heard else { return ControlFlow::Continue(()) };
+            let flow = on_heard(&heard);
+            if let Heard::Segment(segment) = heard {
+                segments.push(segment);
             }
-            for heard in transcription.heard() {
-                let flow = on_heard(&heard);
-                if let Heard::Segment(segment) = heard {
-                    segments.push(segment);
-                }
-                if flow.is_break() {
-                    transcription.cancel(engine);
-                    break;
-                }
-            }
-        }
-        let (language, duration) = (transcription.language(), transcription.duration());
-        transcription.finish()?;
-        Ok(Transcript {
-            task: self.0.options.task,
-            language: language.map(str::to_string),
-            duration,
-            segments,
-        })
+            flow
+        })?;
+        Ok(Transcript { segments, ..transcript })
     }
 }
 

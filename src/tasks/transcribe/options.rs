@@ -6,7 +6,7 @@ use crate::engine::{EngineError, EngineOptions};
 
 /// What becomes of speech.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Task {
+pub enum SpeechTask {
     /// Text in the language that is spoken.
     #[default]
     Transcribe,
@@ -14,12 +14,12 @@ pub enum Task {
     Translate,
 }
 
-impl Task {
+impl SpeechTask {
     /// The word.
     pub fn as_str(self) -> &'static str {
         match self {
-            Task::Transcribe => "transcribe",
-            Task::Translate => "translate",
+            SpeechTask::Transcribe => "transcribe",
+            SpeechTask::Translate => "translate",
         }
     }
 }
@@ -30,7 +30,7 @@ pub struct TranscribeOptions {
     /// Code or name of the language; it is detected in the first window without.
     pub language: Option<String>,
     /// What becomes of the speech.
-    pub task: Task,
+    pub task: SpeechTask,
     /// Let the model say when segments begin and end; each window is one segment otherwise.
     pub timestamps: bool,
     /// Find out when each word is said.
@@ -75,7 +75,7 @@ impl Default for TranscribeOptions {
     fn default() -> Self {
         TranscribeOptions {
             language: None,
-            task: Task::Transcribe,
+            task: SpeechTask::Transcribe,
             timestamps: true,
             word_timestamps: false,
             temperatures: vec![0.0, 0.2, 0.4, 0.6, 0.8, 1.0],

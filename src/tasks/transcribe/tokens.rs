@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::languages::{self, LANGUAGES};
-use super::{Task, TranscribeError};
+use super::{SpeechTask, TranscribeError};
 use crate::checkpoint::ModelFiles;
 use crate::engine::{SpeechRules, TimestampRules};
 use crate::text::Tokenizer;
@@ -130,22 +130,22 @@ impl SpeechTokens {
     }
 
     /// Whether the model can do `task`.
-    pub fn can(&self, task: Task) -> bool {
+    pub fn can(&self, task: SpeechTask) -> bool {
         match task {
-            Task::Transcribe => true,
-            Task::Translate => !self.languages.is_empty() && self.translate.is_some(),
+            SpeechTask::Transcribe => true,
+            SpeechTask::Translate => !self.languages.is_empty() && self.translate.is_some(),
         }
     }
 
     /// What comes before an answer, but for earlier text: `<|startoftranscript|>`, then language and task where the
     /// model has a choice.
-    pub fn start(&self, language: Option<Language>, task: Task) -> Vec<u32> {
+    pub fn start(&self, language: Option<Language>, task: SpeechTask) -> Vec<u32> {
         let mut tokens = vec![self.start];
         if let Some(language) = language {
             tokens.push(language.token);
             tokens.extend(match task {
-                Task::Transcribe => self.transcribe,
-                Task::Translate => self.translate,
+                SpeechTask::Transcribe => self.transcribe,
+                SpeechTask::Translate => self.translate,
             });
         }
         tokens

@@ -7,9 +7,10 @@ use super::segments::{self, FRAMES_PER_SECOND, Split};
 use super::tokens::Language;
 use super::window::{Decoded, Step, Window};
 use super::words::{self, Alignment};
-use super::{Heard, Plan, Segment, TranscribeError};
+use super::{Heard, Plan, Segment, TranscribeError, Transcript};
 use crate::audio::{AudioError, AudioReader, MelFrames};
-use crate::engine::{Engine, Event};
+use crate::engine::Engine;
+use crate::tasks::{Engines, Events, Task};
 
 /// Frames without speech that end a window: shorter pauses belong to what is said. (The `min_silence_duration_ms` of
 /// faster-whisper.)
@@ -19,9 +20,8 @@ const MOST_COHERENT: f32 = 0.5;
 
 /// A recording on its way to text.
 ///
-/// [`super::Transcriber::transcribe`] drives one and waits. A guest calls [`Transcription::advance`] once a frame, submits
-/// what the engine records, hands its events to [`Transcription::observe`] and takes [`Transcription::heard`]. Nothing
-/// waits but the reading of the recording, a window at a time.
+/// [`super::Transcriber::transcribe`] drives one and waits. A guest drives it as every [`Task`]. Nothing waits but the
+/// reading of the recording, a window at a time.
 pub struct Transcription {
     plan: Arc<Plan>,
     mel: MelFrames,
@@ -38,10 +38,11 @@ pub struct Transcription {
     stretches: VecDeque<Stretch>,
     language: Option<Language>,
     past: Past,
-    heard: Vec<Heard>,
+    /// What was not reported yet.
+    heard: VecDeque<Heard>,
     n_segments: usize,
     /// What broke the recording off.
-    failure: Option<AudioError>,
+    failure: Option<TranscribeError>,
 }
 
 /// What a window is told of those before.
@@ -95,16 +96,11 @@ impl Transcription {
             stretches: VecDeque::new(),
             language: plan.language,
             past: Past { tokens, speech_end: 0.0 },
-            heard: Vec::new(),
+            heard: VecDeque::new(),
             n_segments: 0,
             failure: None,
             plan,
         })
-    }
-
-    /// Whether the recording is at its end, or cancelled.
-    pub fn is_done(&self) -> bool {
-        self.is_exhausted && self.stretches.is_empty()
     }
 
     /// The code of the language, once it is known.
@@ -124,8 +120,8 @@ impl Transcription {
     /// Reads and asks for what comes next.
     ///
     /// # Errors
-    /// What the engine refuses; a recording that breaks is told by [`Transcription::finish`].
-    pub fn advance(&mut self, engine: &mut Engine) -> Result<(), TranscribeError> {
+    /// What the engine refuses or a request failed with.
+    fn proceed(&mut self, engine: &mut Engine) -> Result<(), TranscribeError> {
         loop {
             // While the language is unknown, the first stretch alone is looked at.
             let is_unknown = self.language.is_none() && !self.plan.tokens.languages.is_empty();
@@ -146,39 +142,12 @@ impl Transcription {
         }
     }
 
-    /// Takes an event of the engine; those of others are passed over.
-    ///
-    /// # Errors
-    /// Why a request failed.
-    pub fn observe(&mut self, event: Event) -> Result<(), TranscribeError> {
-        let id = event.request();
-        let windows = self.stretches.iter_mut().filter_map(|stretch| stretch.window.as_mut());
-        match windows.into_iter().find(|window| window.owns(id)) {
-            Some(window) => window.observe(event, &self.plan),
-            None => Ok(()),
-        }
-    }
-
-    /// What has become known since the last call, in order of time.
-    pub fn heard(&mut self) -> Vec<Heard> {
-        std::mem::take(&mut self.heard)
-    }
-
-    /// Stops: what was heard is all.
-    pub fn cancel(&mut self, engine: &mut Engine) {
-        for window in self.stretches.drain(..).filter_map(|stretch| stretch.window) {
-            window.requests().for_each(|id| engine.cancel(id));
-            engine.forget(window.clip());
+    /// Ends all that was asked for.
+    fn stop(&mut self, engine: &mut Engine) {
+        for mut window in self.stretches.drain(..).filter_map(|stretch| stretch.window) {
+            window.cancel(engine);
         }
         self.is_exhausted = true;
-    }
-
-    /// Tells what broke the recording off, if something did.
-    ///
-    /// # Errors
-    /// [`TranscribeError::Audio`].
-    pub fn finish(self) -> Result<(), TranscribeError> {
-        self.failure.map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     /// Moves what the first stretches tell to what is told, and drops those that are done; whether one was.
@@ -190,7 +159,7 @@ impl Transcription {
                     segment.id = self.n_segments;
                     self.n_segments += 1;
                 }
-                self.heard.push(heard);
+                self.heard.push_back(heard);
             }
             if !stretch.is_done {
                 break;
@@ -289,11 +258,74 @@ impl Transcription {
     ) -> Result<T, TranscribeError> {
         match ask(&mut self.mel) {
             Err(failure) if self.failure.is_none() => {
-                self.failure = Some(failure);
+                self.failure = Some(failure.into());
                 Ok(ask(&mut self.mel)?)
             }
             result => Ok(result?),
         }
+    }
+}
+
+impl Task for Transcription {
+    type Output = Transcript;
+    type Error = TranscribeError;
+    type Progress = Heard;
+
+    fn advance(&mut self, engines: &mut Engines<'_>) {
+        match engines.language() {
+            Ok(engine) => {
+                if let Err(error) = self.proceed(engine) {
+                    self.stop(engine);
+                    self.failure = Some(error);
+                }
+            }
+            Err(error) => {
+                self.stretches.clear();
+                self.is_exhausted = true;
+                self.failure = Some(error.into());
+            }
+        }
+    }
+
+    fn observe(&mut self, events: &mut Events) {
+        for window in self.stretches.iter_mut().filter_map(|stretch| stretch.window.as_mut()) {
+            window.observe(events, &self.plan);
+        }
+    }
+
+    /// What was heard, in order of time. A recording may be long: what was reported is not kept.
+    fn progress(&mut self) -> Option<Heard> {
+        self.heard.pop_front()
+    }
+
+    /// Stops: what was reported is all.
+    fn cancel(&mut self, engines: &mut Engines<'_>) {
+        if let Ok(engine) = engines.language() {
+            self.stop(engine);
+            self.heard.clear();
+        }
+    }
+
+    /// Whether the recording is at its end, or cancelled.
+    fn is_done(&self) -> bool {
+        self.is_exhausted && self.stretches.is_empty()
+    }
+
+    /// The transcript, with those segments that [`Task::progress`] has not reported.
+    ///
+    /// # Errors
+    /// The engine's, and what broke the recording off: [`TranscribeError::Audio`].
+    fn finish(&mut self) -> Result<Transcript, TranscribeError> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        let segments = self.heard.drain(..).filter_map(|heard| match heard {
+            Heard::Segment(segment) => Some(segment),
+            _ => None,
+        });
+        let segments: Vec<Segment> = segments.collect();
+        let language = self.language().map(str::to_string);
+        Ok(Transcript { task: self.plan.options.task, language, duration: self.duration(), segments })
     }
 }
 
@@ -325,7 +357,7 @@ impl Stretch {
                     if text.is_empty() || plan.options.is_silent(&decoded) {
                         self.conclude(engine, plan, decoded, split, None)?;
                     } else {
-                        window.align(engine, plan, text)?;
+                        window.align(engine, plan, text);
                         self.decoded = Some((decoded, split));
                     }
                 }
@@ -362,7 +394,7 @@ impl Stretch {
         };
         let (from, n_mels) = (self.seek - self.start, sound.n_mels);
         let clip = engine.listen(&self.features[from * n_mels..(from + sound.n_frames) * n_mels])?;
-        self.window = Some(Window::new(clip, history, language));
+        self.window = Some(Window::new(engine, clip, history, language));
         Ok(())
     }
 

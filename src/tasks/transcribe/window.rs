@@ -1,5 +1,7 @@
 //! One window's way from sound to words: attempts at rising temperatures until one is good enough.
 
+use std::sync::Arc;
+
 use miniz_oxide::deflate::compress_to_vec_zlib;
 
 use super::beam::{self, BeamSearch, Hypothesis};
@@ -7,8 +9,10 @@ use super::tokens::Language;
 use super::words::Alignment;
 use super::{Plan, TranscribeError};
 use crate::engine::{
-    ClipId, Engine, Event, FinishReason, Logits, Logprobs, Request, RequestId, Sampling, SpeechRequest,
+    ClipId, Engine, Event, FinishReason, Logits, Logprobs, Request, Sampling, SpeechRequest,
 };
+use crate::tasks::Events;
+use crate::tasks::batch::Batch;
 
 /// Compression of `zlib` unasked.
 const ZLIB_LEVEL: u8 = 6;
@@ -30,14 +34,18 @@ pub(super) struct Decoded {
     pub no_speech_prob: f64,
 }
 
-/// A window that is being decoded. Requests that are out are `requests`; when they are done, [`Window::proceed`] goes on.
+/// A window that is being decoded. When all requests of `batch` are done, [`Window::proceed`] goes on.
 pub(super) struct Window {
     clip: ClipId,
+    /// The engine forgets the clip when this is dropped with the window.
+    _owner: Arc<()>,
     /// Earlier text, with what begins it, before `<|startoftranscript|>`.
     history: Vec<u32>,
     language: Option<Language>,
     stage: Stage,
-    requests: Vec<(RequestId, Role)>,
+    batch: Batch<Request>,
+    /// Of each request of the batch.
+    roles: Vec<Role>,
     no_speech_prob: f64,
 }
 
@@ -80,8 +88,19 @@ pub(super) enum Step {
 
 impl Window {
     /// A window on `clip`, in `language` if that is known or the model knows one alone, after `history`.
-    pub fn new(clip: ClipId, history: Vec<u32>, language: Option<Language>) -> Window {
-        Window { clip, history, language, stage: Stage::New, requests: Vec::new(), no_speech_prob: 0.0 }
+    pub fn new(engine: &mut Engine, clip: ClipId, history: Vec<u32>, language: Option<Language>) -> Window {
+        let owner = Arc::new(());
+        engine.forget_with(clip, Arc::downgrade(&owner));
+        Window {
+            clip,
+            _owner: owner,
+            history,
+            language,
+            stage: Stage::New,
+            batch: Batch::new([]),
+            roles: Vec::new(),
+            no_speech_prob: 0.0,
+        }
     }
 
     pub fn clip(&self) -> ClipId {
@@ -92,89 +111,66 @@ impl Window {
         self.language
     }
 
-    /// Whether the event is for this window.
-    pub fn owns(&self, id: RequestId) -> bool {
-        self.requests.iter().any(|(own, _)| *own == id)
-    }
-
-    /// The requests that are out.
-    pub fn requests(&self) -> impl Iterator<Item = RequestId> + '_ {
-        self.requests.iter().map(|(id, _)| *id)
-    }
-
-    /// Takes what a request of this window gave.
-    ///
-    /// # Errors
-    /// Why it failed.
-    pub fn observe(&mut self, event: Event, plan: &Plan) -> Result<(), TranscribeError> {
-        let role =
-            |requests: &[(RequestId, Role)], id| requests.iter().find(|(own, _)| *own == id).map(|(_, r)| *r);
-        match event {
-            Event::Logits { id, position, values } => match (role(&self.requests, id), &mut self.stage) {
-                (Some(Role::Language), Stage::Language { found }) => {
-                    *found = best_language(&values, &plan.tokens.languages)
-                }
-                (Some(Role::NoSpeech), _) => {
-                    self.no_speech_prob =
-                        plan.tokens.no_speech.map_or(0.0, |token| probability(&values, token));
-                }
-                (Some(Role::Align), Stage::Align { tokens, alignment }) => {
-                    let text = position.checked_sub(alignment.n_before);
-                    if let Some(i) = text.filter(|i| *i < tokens.len()) {
-                        // Among texts alone: no timestamp, no end.
-                        let texts = &values[..plan.tokens.end as usize];
-                        alignment.probabilities[i] = probability(texts, tokens[i]);
-                    }
-                }
-                _ => {}
-            },
-            Event::Alignment { id, position, weights } => {
-                if let (Some(Role::Align), Stage::Align { alignment, .. }) =
-                    (role(&self.requests, id), &mut self.stage)
-                {
-                    alignment.rows[position] = weights;
+    /// Takes what the requests of this window gave.
+    pub fn observe(&mut self, events: &mut Events, plan: &Plan) {
+        let (stage, no_speech_prob) = (&mut self.stage, &mut self.no_speech_prob);
+        self.batch.observe(events, |i, event| match (self.roles[i], event, &mut *stage) {
+            (Role::Language, Event::Logits { values, .. }, Stage::Language { found }) => {
+                *found = best_language(&values, &plan.tokens.languages);
+            }
+            (Role::NoSpeech, Event::Logits { values, .. }, _) => {
+                *no_speech_prob = plan.tokens.no_speech.map_or(0.0, |token| probability(&values, token));
+            }
+            (Role::Align, Event::Logits { position, values, .. }, Stage::Align { tokens, alignment }) => {
+                let text = position.checked_sub(alignment.n_before);
+                if let Some(i) = text.filter(|i| *i < tokens.len()) {
+                    // Among texts alone: no timestamp, no end.
+                    let texts = &values[..plan.tokens.end as usize];
+                    alignment.probabilities[i] = probability(texts, tokens[i]);
                 }
             }
-            Event::Token { id, token, logprobs, .. } => match (role(&self.requests, id), &mut self.stage) {
-                (Some(Role::Sample(i)), Stage::Draw { samples, .. }) => {
-                    samples[i].tokens.push(token);
-                    samples[i].sum_logprob += chosen(&logprobs);
-                }
-                (Some(Role::Beam(i)), Stage::Beam { candidates, .. }) => {
-                    candidates[i] = best_tokens(logprobs)
-                }
-                _ => {}
-            },
-            Event::Done { id, finish_reason, end_logprobs, .. } => {
-                match (role(&self.requests, id), &mut self.stage) {
-                    (Some(Role::Sample(i)), Stage::Draw { samples, .. })
-                        if finish_reason == FinishReason::Stop =>
-                    {
+            (Role::Align, Event::Alignment { position, weights, .. }, Stage::Align { alignment, .. }) => {
+                alignment.rows[position] = weights;
+            }
+            (Role::Sample(i), Event::Token { token, logprobs, .. }, Stage::Draw { samples, .. }) => {
+                samples[i].tokens.push(token);
+                samples[i].sum_logprob += chosen(&logprobs);
+            }
+            (Role::Beam(i), Event::Token { logprobs, .. }, Stage::Beam { candidates, .. }) => {
+                candidates[i] = best_tokens(logprobs);
+            }
+            (role, Event::Done { finish_reason: FinishReason::Stop, end_logprobs, .. }, stage) => {
+                match (role, stage) {
+                    (Role::Sample(i), Stage::Draw { samples, .. }) => {
                         samples[i].sum_logprob += chosen(&end_logprobs);
                     }
-                    (Some(Role::Beam(i)), Stage::Beam { candidates, .. })
-                        if finish_reason == FinishReason::Stop =>
-                    {
+                    (Role::Beam(i), Stage::Beam { candidates, .. }) => {
                         candidates[i] = best_tokens(end_logprobs);
                     }
                     _ => {}
                 }
-                self.requests.retain(|(own, _)| *own != id);
             }
-            Event::Failed { error, .. } => return Err(error.into()),
-            Event::PromptLogprobs { .. } => {}
-        }
-        Ok(())
+            _ => {}
+        });
+    }
+
+    /// Ends what was asked for, and gives the clip back.
+    pub fn cancel(&mut self, engine: &mut Engine) {
+        self.batch.cancel(engine);
+        engine.forget(self.clip);
     }
 
     /// Asks for what comes next, once all that was asked for is there.
     ///
     /// # Errors
-    /// What the engine refuses, and text that cannot be decoded.
+    /// What the engine refuses or a request failed with, and text that cannot be decoded.
     pub fn proceed(&mut self, engine: &mut Engine, plan: &Plan) -> Result<Step, TranscribeError> {
-        if !self.requests.is_empty() {
+        self.batch.advance(engine);
+        if !self.batch.is_done() {
             return Ok(Step::Waits);
         }
+        std::mem::replace(&mut self.batch, Batch::new([])).failure()?;
+        self.roles.clear();
         match std::mem::replace(&mut self.stage, Stage::Idle) {
             Stage::New if self.language.is_none() && !plan.tokens.languages.is_empty() => {
                 self.stage = Stage::Language { found: None };
@@ -182,7 +178,7 @@ impl Window {
                     engine,
                     Role::Language,
                     Request { logits: Some(Logits::Last), ..self.request(vec![plan.tokens.start]) },
-                )?;
+                );
                 Ok(Step::Waits)
             }
             Stage::New => {
@@ -191,8 +187,8 @@ impl Window {
                     engine,
                     Role::NoSpeech,
                     Request { logits: Some(Logits::Last), ..self.request(prompt) },
-                )?;
-                self.attempt(engine, plan, 0)?;
+                );
+                self.attempt(engine, plan, 0);
                 Ok(Step::Waits)
             }
             Stage::Language { found } => {
@@ -205,7 +201,7 @@ impl Window {
             Stage::Beam { attempt, mut search, candidates, n_steps } => {
                 let goes_on = search.step(&candidates, plan.tokens.end);
                 if goes_on && n_steps < self.most_tokens(engine, plan) {
-                    self.step_beams(engine, plan, attempt, search, n_steps + 1)?;
+                    self.step_beams(engine, plan, attempt, search, n_steps + 1);
                     return Ok(Step::Waits);
                 }
                 self.judge(engine, plan, attempt, search.finish())
@@ -216,15 +212,7 @@ impl Window {
     }
 
     /// Asks for the attention while the decoder reads `tokens`, a text without timestamps.
-    ///
-    /// # Errors
-    /// What the engine refuses.
-    pub fn align(
-        &mut self,
-        engine: &mut Engine,
-        plan: &Plan,
-        tokens: Vec<u32>,
-    ) -> Result<(), TranscribeError> {
+    pub fn align(&mut self, engine: &mut Engine, plan: &Plan, tokens: Vec<u32>) {
         let mut prompt = plan.tokens.start(self.language, plan.options.task);
         let n_before = prompt.len();
         prompt.push(plan.tokens.no_timestamps);
@@ -240,7 +228,7 @@ impl Window {
             probabilities: vec![0.0; tokens.len()],
         };
         self.stage = Stage::Align { tokens, alignment };
-        self.ask(engine, Role::Align, request)
+        self.ask(engine, Role::Align, request);
     }
 
     /// Tokens up to the first that is drawn.
@@ -265,10 +253,10 @@ impl Window {
         Request { speech: Some(speech), ..Request::new(prompt) }
     }
 
-    fn ask(&mut self, engine: &mut Engine, role: Role, request: Request) -> Result<(), TranscribeError> {
-        let id = engine.submit(request)?;
-        self.requests.push((id, role));
-        Ok(())
+    fn ask(&mut self, engine: &mut Engine, role: Role, request: Request) {
+        self.roles.push(role);
+        self.batch.push(request);
+        self.batch.advance(engine);
     }
 
     /// A request for text after `prompt`, whose first `prompt_len` tokens were given.
@@ -285,7 +273,7 @@ impl Window {
     }
 
     /// Asks for answers at the temperature of this attempt.
-    fn attempt(&mut self, engine: &mut Engine, plan: &Plan, attempt: usize) -> Result<(), TranscribeError> {
+    fn attempt(&mut self, engine: &mut Engine, plan: &Plan, attempt: usize) {
         let temperature = plan.options.temperatures[attempt];
         let n = match (temperature == 0.0, plan.options.beam_size) {
             (true, Some(n_beams)) => {
@@ -302,11 +290,10 @@ impl Window {
             // Attempts and samples differ, runs do not.
             let seed = plan.options.seed.wrapping_add((attempt * plan.options.best_of + i) as u64);
             request.sampling.seed = Some(seed);
-            self.ask(engine, Role::Sample(i), request)?;
+            self.ask(engine, Role::Sample(i), request);
         }
         let none = Hypothesis { tokens: Vec::new(), sum_logprob: 0.0 };
         self.stage = Stage::Draw { attempt, samples: vec![none; n] };
-        Ok(())
     }
 
     /// Asks for the next token of every beam.
@@ -317,18 +304,17 @@ impl Window {
         attempt: usize,
         search: BeamSearch,
         n_steps: usize,
-    ) -> Result<(), TranscribeError> {
+    ) {
         let prompt = self.prompt(plan);
         let n_best = plan.options.beam_size.unwrap_or(1) + 1;
         for (i, beam) in search.beams().iter().enumerate() {
             let tokens = prompt.iter().chain(&beam.tokens).copied().collect();
             let request = self.draw(plan, tokens, prompt.len(), 0.0);
             let request = Request { max_tokens: Some(1), logprobs: Some(n_best), ..request };
-            self.ask(engine, Role::Beam(i), request)?;
+            self.ask(engine, Role::Beam(i), request);
         }
         let candidates = vec![Vec::new(); search.beams().len()];
         self.stage = Stage::Beam { attempt, search, candidates, n_steps };
-        Ok(())
     }
 
     /// Chooses the best answer, and tries again at the next temperature if that is not good enough.
@@ -349,7 +335,7 @@ impl Window {
             tokens: answer.tokens.clone(),
         };
         if plan.options.fails(&decoded) && attempt + 1 < plan.options.temperatures.len() {
-            self.attempt(engine, plan, attempt + 1)?;
+            self.attempt(engine, plan, attempt + 1);
             return Ok(Step::Waits);
         }
         Ok(Step::Decoded(decoded))

@@ -1,0 +1,149 @@
+//! Texts that a language model writes for a task, one for each prompt.
+
+use std::collections::VecDeque;
+
+use super::TaskError;
+use super::batch::Batch;
+use super::task::{Events, Progress};
+use crate::engine::{Engine, EngineError, Event, FinishReason, Request, Sampling, Usage};
+
+/// How texts are written.
+#[derive(Clone, Debug)]
+pub(super) struct Style {
+    pub sampling: Sampling,
+    pub max_tokens: usize,
+    pub stop: Vec<String>,
+}
+
+/// A finished text, without white space around it.
+#[derive(Clone, Debug)]
+pub(super) struct Written {
+    pub text: String,
+    pub finish_reason: FinishReason,
+    pub usage: Usage,
+}
+
+/// The texts of several prompts on their way, all in one batch.
+pub(super) struct Writing {
+    batch: Batch<Request>,
+    texts: Vec<String>,
+    ends: Vec<Option<(FinishReason, Usage)>>,
+    /// Of one text that is reported as it comes.
+    stream: Option<Stream>,
+    n_done: usize,
+}
+
+/// What of a text was reported.
+#[derive(Default)]
+struct Stream {
+    /// White space that is reported with what follows it, so that none is before the text or behind it.
+    held: String,
+    is_begun: bool,
+}
+
+impl Writing {
+    /// Several texts; how many of them are done is reported to `progress`.
+    pub fn several(prompts: Vec<Vec<u32>>, style: &Style, progress: &mut VecDeque<Progress>) -> Writing {
+        let n = prompts.len();
+        progress.push_back(Progress::Done { n_done: 0, n_pieces: n });
+        let requests = prompts.into_iter().map(|prompt| Request {
+            sampling: style.sampling.clone(),
+            max_tokens: Some(style.max_tokens),
+            stop: style.stop.clone(),
+            ..Request::new(prompt)
+        });
+        Writing {
+            batch: Batch::new(requests),
+            texts: vec![String::new(); n],
+            ends: vec![None; n],
+            stream: None,
+            n_done: 0,
+        }
+    }
+
+    /// One text, which is reported to `progress` as it comes. If it is cancelled, what is there is the text.
+    pub fn one(prompt: Vec<u32>, style: &Style, progress: &mut VecDeque<Progress>) -> Writing {
+        Writing { stream: Some(Stream::default()), ..Writing::several(vec![prompt], style, progress) }
+    }
+
+    pub fn advance(&mut self, engine: &mut Engine) {
+        self.batch.advance(engine);
+    }
+
+    pub fn observe(&mut self, events: &mut Events, progress: &mut VecDeque<Progress>) {
+        let n_pieces = self.ends.len();
+        self.batch.observe(events, |i, event| {
+            let (Event::Token { text, .. } | Event::Done { text, .. }) = &event else { return };
+            self.texts[i].push_str(text);
+            if let Some(text) = self.stream.as_mut().and_then(|stream| stream.push(text)) {
+                progress.push_back(Progress::Text(text));
+            }
+            if let Event::Done { finish_reason, usage, .. } = event {
+                self.ends[i] = Some((finish_reason, usage));
+                self.n_done += 1;
+                if self.stream.is_none() {
+                    progress.push_back(Progress::Done { n_done: self.n_done, n_pieces });
+                }
+            }
+        });
+    }
+
+    /// Fails without an engine.
+    pub fn give_up(&mut self, error: EngineError) {
+        self.batch.give_up(error);
+    }
+
+    pub fn cancel(&mut self, engine: &mut Engine) {
+        self.batch.cancel(engine);
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.batch.is_done()
+    }
+
+    /// The texts, in the order of their prompts.
+    ///
+    /// # Errors
+    /// What a request was refused for or failed with, [`TaskError::Stopped`].
+    pub fn finish(&mut self) -> Result<Vec<Written>, TaskError> {
+        match self.batch.result() {
+            // What there is of a single text is its text.
+            Err(TaskError::Stopped) if self.stream.is_some() => {}
+            result => result?,
+        }
+        let texts = std::mem::take(&mut self.texts).into_iter().zip(std::mem::take(&mut self.ends));
+        let written = texts.map(|(text, end)| {
+            let (finish_reason, usage) = end.ok_or(TaskError::Stopped)?;
+            Ok(Written { text: text.trim().to_string(), finish_reason, usage })
+        });
+        written.collect()
+    }
+}
+
+impl Stream {
+    /// Takes the next part of the text; returns what can be reported.
+    fn push(&mut self, text: &str) -> Option<String> {
+        self.held.push_str(text);
+        let n = self.held.trim_end().len();
+        if n == 0 {
+            return None;
+        }
+        let rest = self.held.split_off(n);
+        let text = std::mem::replace(&mut self.held, rest);
+        let is_begun = std::mem::replace(&mut self.is_begun, true);
+        Some(if is_begun { text } else { text.trim_start().to_string() })
+    }
+}
+
+/// How many texts had no room to end.
+pub(super) fn n_cut(written: &[Written]) -> usize {
+    written.iter().filter(|written| written.finish_reason == FinishReason::Length).count()
+}
+
+/// Adds up token counts.
+pub(super) fn add(sum: &mut Usage, usage: Usage) {
+    sum.prompt_tokens += usage.prompt_tokens;
+    sum.completion_tokens += usage.completion_tokens;
+    sum.total_tokens += usage.total_tokens;
+    sum.cached_tokens += usage.cached_tokens;
+}
