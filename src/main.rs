@@ -1,4 +1,4 @@
-//! The command line of wginfer: parse, run, exit code. It sees the library's public API alone.
+//! The command line of wginfer: parse, run, exit code. It uses only the public API of the library.
 #![deny(unsafe_code)]
 
 mod cli;

@@ -14,10 +14,12 @@ use wginfer::engine::{
     EncoderOptions, Engine, EngineError, EngineOptions, FinishReason, Output, Sampling, TextEncoder,
 };
 use wginfer::gpu::{Gpu, GpuError};
-use wginfer::tasks::transcribe::{Heard, TranscribeError, TranscribeOptions, Transcriber, Transcription};
+use wginfer::tasks::transcribe::{
+    TranscribeError, TranscribeOptions, Transcriber, TranscriptEvent, Transcription,
+};
 use wginfer::tasks::{
-    self, Answer, AnswerTask, Chat, Classification, ClassifyTask, DocumentOptions, EncodeTask, Engines,
-    Events, Input, Label, MatchTask, PerplexityTask, Progress, SummarizeTask, Task, TaskError,
+    self, Answer, AnswerTask, Chat, Classification, ClassifyInput, ClassifyTask, DocumentOptions, EncodeTask,
+    Engines, Events, Label, MatchTask, PerplexityTask, Progress, SummarizeTask, Task, TaskError,
 };
 use wginfer::wgpu;
 
@@ -181,8 +183,8 @@ fn document() -> String {
     STORIES.join("\n\n")
 }
 
-fn inputs() -> [Input<'static>; 4] {
-    STORIES.map(Input::Text)
+fn inputs() -> [ClassifyInput<'static>; 4] {
+    STORIES.map(ClassifyInput::Text)
 }
 
 fn labels() -> Vec<Label> {
@@ -389,16 +391,16 @@ fn a_guest_transcribes() {
     assert_eq!(heard.len(), expected.len());
     for (heard, expected) in heard.iter().zip(&expected) {
         match (heard, expected) {
-            (Heard::Segment(heard), Heard::Segment(expected)) => {
+            (TranscriptEvent::Segment(heard), TranscriptEvent::Segment(expected)) => {
                 assert_eq!((&heard.text, &heard.tokens), (&expected.text, &expected.tokens));
                 near(heard.start, expected.start);
                 near(heard.end, expected.end);
                 assert_eq!(heard.words.as_ref().map(Vec::len), expected.words.as_ref().map(Vec::len));
             }
-            (Heard::Window { tokens, .. }, Heard::Window { tokens: expected, .. }) => {
+            (TranscriptEvent::Window { tokens, .. }, TranscriptEvent::Window { tokens: expected, .. }) => {
                 assert_eq!(tokens, expected);
             }
-            (Heard::Language { code, .. }, Heard::Language { code: expected, .. }) => {
+            (TranscriptEvent::Language { code, .. }, TranscriptEvent::Language { code: expected, .. }) => {
                 assert_eq!(code, expected)
             }
             _ => panic!("{heard:?}, expected {expected:?}"),
@@ -696,7 +698,7 @@ fn sixty_thousand_texts_are_done_and_can_be_taken_back_at_once() {
 #[test]
 fn thousands_of_questions_are_taken_back_at_once() {
     let Some(mut engine) = own() else { return };
-    let inputs = vec![Input::Prompt("Is it?"); 5000];
+    let inputs = vec![ClassifyInput::Prompt("Is it?"); 5000];
     let mut task = ClassifyTask::new(&engine, &inputs, &labels()).expect("a task");
     begin(&mut task, &mut engine, 3);
     let begin = Instant::now();

@@ -12,8 +12,8 @@ use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{Engine, EngineError, EngineOptions, Event, FinishReason, Logits, Request};
 use wginfer::tasks::{
-    self, Answer, Classification, DocumentOptions, Input, Label, Progress, TaskError, Window, answer,
-    classify, exact_match, perplexity, prompt_logprob_rows, split, summarize, windows,
+    self, Answer, Classification, ClassifyInput, DocumentOptions, Label, Progress, ScoreWindow, TaskError,
+    answer, classify, exact_match, perplexity, prompt_logprob_rows, split, summarize, windows,
 };
 use wginfer::text::{Message, Tokenizer};
 
@@ -179,7 +179,7 @@ proptest! {
         let windows = windows(n, ctx, stride).expect("a stride that fits");
         let scored: Vec<usize> = windows.iter().flat_map(|w| w.scored..w.end).collect();
         prop_assert_eq!(scored, (1..n).collect::<Vec<_>>());
-        for (i, Window { begin, scored, end }) in windows.iter().copied().enumerate() {
+        for (i, ScoreWindow { begin, scored, end }) in windows.iter().copied().enumerate() {
             prop_assert!(end - begin <= ctx && scored > begin);
             // What comes before a scored token is as long as was promised.
             prop_assert!(scored - begin >= (ctx - stride).min(scored));
@@ -348,7 +348,8 @@ fn a_model_without_chat_template_is_given_texts_to_continue() {
         assert_eq!(found.cut, found.pieces.len(), "none of them ends by itself");
         assert_eq!((found.rounds, found.finish_reason), (2, FinishReason::Length));
         let labels = ["yes", "no"].map(Label::parse);
-        let classified = classify(engine, &[Input::Text("It is.")], &labels, &mut go_on).expect("labels");
+        let classified =
+            classify(engine, &[ClassifyInput::Text("It is.")], &labels, &mut go_on).expect("labels");
         assert_eq!(classified[0].labels.len(), 2);
     });
 }
@@ -422,7 +423,7 @@ fn feelings() -> Vec<Label> {
 #[test]
 fn feelings_of_stories_are_recognised() {
     with_demo(|engine| {
-        let inputs = FEELINGS.map(|(_, text)| Input::Text(text));
+        let inputs = FEELINGS.map(|(_, text)| ClassifyInput::Text(text));
         let found = classify(engine, &inputs, &feelings(), &mut go_on).expect("labels");
         for ((feeling, text), classification) in FEELINGS.iter().zip(&found) {
             let best = classification.best().expect("a label");
@@ -485,7 +486,8 @@ fn probabilities_are_calibrated_and_prompts_computed_once() {
         let want = common::reference::softmax(&scores);
         assert!(with_text[0].2 > 1, "a label of several tokens");
 
-        let found = classify(engine, &[Input::Text(text)], &labels, &mut go_on).expect("labels").remove(0);
+        let found =
+            classify(engine, &[ClassifyInput::Text(text)], &labels, &mut go_on).expect("labels").remove(0);
         let of = |found: &Classification, name: &str| {
             found.labels.iter().find(|label| label.label == name).expect("it is there").probability
         };
@@ -503,7 +505,8 @@ fn probabilities_are_calibrated_and_prompts_computed_once() {
 
         // A text that the cache does not know: its prompt is computed once, but for what is no whole page.
         let fresh = format!("{} {}", FEELINGS[6].1, "They all went home. It was late.");
-        let found = classify(engine, &[Input::Text(&fresh)], &labels, &mut go_on).expect("labels").remove(0);
+        let found =
+            classify(engine, &[ClassifyInput::Text(&fresh)], &labels, &mut go_on).expect("labels").remove(0);
         let usage = found.usage;
         let n_fresh = (usage.prompt_tokens - n_answers) / labels.len();
         let n_pages = (n_fresh - 1) / 16 * 16;
@@ -522,7 +525,7 @@ fn descriptions_are_told_and_labels_are_checked() {
     );
     assert_eq!(Label::parse("ham:"), Label { name: "ham".into(), description: None });
     with_demo(|engine| {
-        let text = [Input::Text(FEELINGS[0].1)];
+        let text = [ClassifyInput::Text(FEELINGS[0].1)];
         let plain = classify(engine, &text, &feelings(), &mut go_on).expect("labels");
         let mut described = feelings();
         described[0].description = Some("full of joy".into());
@@ -539,8 +542,8 @@ fn descriptions_are_told_and_labels_are_checked() {
         fails(&["sad", ""], "is empty");
         fails(&["sad", "happy", "sad"], "is there twice");
         let long = "Mia ran. ".repeat(500);
-        let error =
-            classify(engine, &[text[0], Input::Text(&long)], &feelings(), &mut go_on).expect_err("too long");
+        let error = classify(engine, &[text[0], ClassifyInput::Text(&long)], &feelings(), &mut go_on)
+            .expect_err("too long");
         assert!(matches!(error, TaskError::Item { number: 2, .. }), "{error}");
         assert_eq!(classify(engine, &[], &feelings(), &mut go_on).expect("nothing to do"), []);
     });
@@ -667,8 +670,8 @@ fn empty_and_impossible_requests_are_named() {
     .expect("engine");
     let error = ask_error(&mut engine);
     assert!(matches!(error, TaskError::NoRoom { ctx: 64, .. }), "{error}");
-    let error =
-        classify(&mut engine, &[Input::Text("a")], &feelings(), &mut go_on).expect_err("not built for it");
+    let error = classify(&mut engine, &[ClassifyInput::Text("a")], &feelings(), &mut go_on)
+        .expect_err("not built for it");
     assert!(error.to_string().contains("prompt_logprobs"), "{error}");
 }
 

@@ -17,7 +17,7 @@ use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{Engine, EngineOptions};
 use wginfer::tasks::transcribe::{
-    Heard, Segment, SpeechTask, TranscribeError, TranscribeOptions, Transcriber, Transcript,
+    Segment, SpeechTask, TranscribeError, TranscribeOptions, Transcriber, Transcript, TranscriptEvent,
 };
 
 /// Seconds that a timestamp may be off.
@@ -67,14 +67,14 @@ impl Hearing {
     }
 
     fn hear(&mut self, audio: AudioReader) -> Transcript {
-        let on_heard = |_: &Heard| ControlFlow::Continue(());
+        let on_heard = |_: &TranscriptEvent| ControlFlow::Continue(());
         self.transcriber.transcribe(&mut self.engine, audio, on_heard).expect("a transcript")
     }
 
     /// All that is told.
-    fn all(&mut self, audio: AudioReader) -> Vec<Heard> {
+    fn all(&mut self, audio: AudioReader) -> Vec<TranscriptEvent> {
         let mut all = Vec::new();
-        let on_heard = |heard: &Heard| {
+        let on_heard = |heard: &TranscriptEvent| {
             all.push(heard.clone());
             ControlFlow::Continue(())
         };
@@ -83,9 +83,9 @@ impl Hearing {
     }
 }
 
-fn tokens(heard: &[Heard]) -> Vec<Vec<u32>> {
+fn tokens(heard: &[TranscriptEvent]) -> Vec<Vec<u32>> {
     let windows = heard.iter().filter_map(|heard| match heard {
-        Heard::Window { tokens, .. } => Some(tokens.clone()),
+        TranscriptEvent::Window { tokens, .. } => Some(tokens.clone()),
         _ => None,
     });
     windows.collect()
@@ -161,7 +161,7 @@ fn the_language_is_the_one_that_the_reference_detects() {
     let options = TranscribeOptions { max_tokens: Some(2), ..greedy() };
     let Some(mut hearing) = Hearing::new(&dir, options) else { return };
     let heard = hearing.all(AudioReader::open(&audio).expect("a recording"));
-    let Heard::Language { code, .. } = &heard[0] else { panic!("{heard:?}") };
+    let TranscriptEvent::Language { code, .. } = &heard[0] else { panic!("{heard:?}") };
     let tokenizer = hearing.engine.tokenizer().expect("a tokenizer");
     assert_eq!(tokenizer.token_to_id(&format!("<|{code}|>")), Some(expected));
 }
@@ -325,14 +325,16 @@ fn recordings_longer_than_a_window() {
     let heard = hearing.all(reader("long.flac"));
     let untils: Vec<f64> = heard
         .iter()
-        .filter_map(|h| if let Heard::Window { until, .. } = h { Some(*until) } else { None })
+        .filter_map(|h| if let TranscriptEvent::Window { until, .. } = h { Some(*until) } else { None })
         .collect();
     assert!(
         untils.len() >= 4 && untils.is_sorted() && (untils[untils.len() - 1] - 36.0).abs() < 0.02,
         "{untils:?}"
     );
-    let segments: Vec<Segment> =
-        heard.iter().filter_map(|h| if let Heard::Segment(s) = h { Some(s.clone()) } else { None }).collect();
+    let segments: Vec<Segment> = heard
+        .iter()
+        .filter_map(|h| if let TranscriptEvent::Segment(s) = h { Some(s.clone()) } else { None })
+        .collect();
     assert!(segments.iter().enumerate().all(|(i, s)| s.id == i && s.start < s.end));
     assert!(segments.is_sorted_by_key(|s| s.start), "segments come in order of time");
     let text = compare(&segments, reference);
@@ -486,7 +488,7 @@ fn what_was_heard_before_a_break_is_told() {
     let audio = AudioReader::samples(samples, 16_000, 1).expect("samples");
     let mut texts = Vec::new();
     let result = hearing.transcriber.transcribe(&mut hearing.engine, audio, |heard| {
-        if let Heard::Segment(segment) = heard {
+        if let TranscriptEvent::Segment(segment) = heard {
             texts.push(segment.text.clone());
         }
         ControlFlow::Continue(())
@@ -498,7 +500,7 @@ fn what_was_heard_before_a_break_is_told() {
     // Stopping in the middle leaves the engine as it was.
     let mut n = 0;
     let transcript = hearing.transcriber.transcribe(&mut hearing.engine, reader("long.flac"), |heard| {
-        n += usize::from(matches!(heard, Heard::Segment(_)));
+        n += usize::from(matches!(heard, TranscriptEvent::Segment(_)));
         if n == 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     assert_eq!(transcript.expect("what came").segments.len(), 1);

@@ -7,7 +7,7 @@ use serde::Serialize;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::engine::{Output, Usage};
 use wginfer::models::{ModelKind, Problem};
-use wginfer::tasks::{self, COSINE_TEMPERATURE, Classification, Encodings, Input, Label};
+use wginfer::tasks::{self, COSINE_TEMPERATURE, Classification, ClassifyInput, Encodings, Label};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
@@ -138,7 +138,7 @@ fn by_language_model(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> R
     }
     let texts = texts(args)?;
     let mut engine = load(checkpoint, &args.device)?;
-    let inputs: Vec<Input<'_>> = texts.iter().map(|text| Input::Text(text)).collect();
+    let inputs: Vec<ClassifyInput<'_>> = texts.iter().map(|text| ClassifyInput::Text(text)).collect();
     let classified = watch(|_| Ok(()), |on| tasks::classify(&mut engine, &inputs, labels, on))?;
     Ok((classified, texts))
 }

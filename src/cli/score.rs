@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use wginfer::engine::{Engine, Usage};
-use wginfer::tasks::{self, Input, Label};
+use wginfer::tasks::{self, ClassifyInput, Label};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
@@ -204,10 +204,10 @@ fn accuracy(args: &Args, engine: &mut Engine, items: &[Item], out: &mut dyn Writ
             }
             for (labels, group) in &by_labels {
                 let input = |i: &usize| match items[*i].kind {
-                    Kind::Text(_) => Input::Text(&items[*i].question),
-                    _ => Input::Prompt(&items[*i].question),
+                    Kind::Text(_) => ClassifyInput::Text(&items[*i].question),
+                    _ => ClassifyInput::Prompt(&items[*i].question),
                 };
-                let inputs: Vec<Input<'_>> = group.iter().map(input).collect();
+                let inputs: Vec<ClassifyInput<'_>> = group.iter().map(input).collect();
                 for (i, classified) in group.iter().zip(tasks::classify(engine, &inputs, labels, on)?) {
                     let best = classified.best().map(|best| best.label.clone()).unwrap_or_default();
                     usages.push(classified.usage);

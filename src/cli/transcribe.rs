@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 use wginfer::audio::{AudioReader, PcmFormat, PcmSample, SAMPLE_RATE};
 use wginfer::engine::{Engine, EngineOptions};
 use wginfer::tasks::transcribe::{
-    Heard, Segment, SpeechTask, TranscribeOptions, Transcriber, Transcript, TranscriptFormat,
+    Segment, SpeechTask, TranscribeOptions, Transcriber, Transcript, TranscriptEvent, TranscriptFormat,
     TranscriptWriter, language_name,
 };
 use wginfer::tasks::{self, Engines};
@@ -406,9 +406,9 @@ fn transcribe(
     let mut segments: Vec<Segment> = Vec::new();
     let mut figures = Figures { seconds: 0.0, elapsed: Duration::ZERO, n_tokens: 0, is_cancelled: false };
     let mut written = Ok(());
-    let result = tasks::run(&mut transcription, &mut Engines::from(engine), |heard| {
-        match heard {
-            Some(heard) => written = write_event(heard, &mut writer, &bar, args, &mut segments, &mut figures),
+    let result = tasks::run(&mut transcription, &mut Engines::from(engine), |event| {
+        match event {
+            Some(event) => written = write_event(event, &mut writer, &bar, args, &mut segments, &mut figures),
             None => figures.is_cancelled = writing.is_stopped(),
         }
         if written.is_err() || figures.is_cancelled {
@@ -436,25 +436,25 @@ fn transcribe(
 
 /// Writes one event of a transcription, and counts it.
 fn write_event<W: Write>(
-    heard: Heard,
+    event: TranscriptEvent,
     writer: &mut TranscriptWriter<W>,
     bar: &ProgressBar,
     args: &Args,
     segments: &mut Vec<Segment>,
     figures: &mut Figures,
 ) -> std::io::Result<()> {
-    match heard {
-        Heard::Language { code, probability } => {
+    match event {
+        TranscriptEvent::Language { code, probability } => {
             log::info!("language: {} ({:.0} %)", language_name(code), 100.0 * probability);
         }
-        Heard::Segment(segment) => {
+        TranscriptEvent::Segment(segment) => {
             bar.suspend(|| writer.segment(&segment))?;
             // The other formats are written by now, and a recording may be long.
             if args.format() == OutputFormat::Json {
                 segments.push(segment);
             }
         }
-        Heard::Window { until, tokens } => {
+        TranscriptEvent::Window { until, tokens } => {
             // A stream's length is unknown.
             bar.set_length(bar.length().unwrap_or(0).max(until as u64));
             bar.set_position(until as u64);
@@ -486,8 +486,8 @@ fn token_ids(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let mut ids = String::new();
-    transcriber.transcribe(engine, reader, |heard| match heard {
-        Heard::Window { tokens, .. } => {
+    transcriber.transcribe(engine, reader, |event| match event {
+        TranscriptEvent::Window { tokens, .. } => {
             let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
             ids = list.join(",");
             ControlFlow::Break(())

@@ -14,39 +14,39 @@ use super::write::{Style, Writing, Written, add, n_cut};
 use super::{DocumentOptions, TaskError, cosine};
 use crate::engine::{Engine, FinishReason, Output, TextEncoder, Usage};
 
-/// What the model is told. The built-in model answers 30 of 30 questions on unseen stories right with it, as it does
-/// without.
+/// The system message. The demonstration model answers 30 of 30 questions on unseen stories right with it, and as many
+/// without it.
 const SYSTEM: &str = "Answer only from the text, in one short sentence. If the text does not tell, answer: The text \
                       does not say.";
 
-/// The answer where no piece of the document has one.
+/// The answer if no piece of the document has one.
 const UNKNOWN: &str = "The text does not say.";
 
-/// Pieces that are asked at most where an embedder chooses them.
+/// Most pieces that are asked if an embedder chooses them.
 const N_CHOSEN: usize = 4;
 
-/// An answer counts if its piece speaks of question and answer at least this much as the one that does most so.
+/// An answer counts if its piece supports it at least this much, relative to the best-supported answer.
 const SUPPORTED: f64 = 0.8;
 
-/// Gives the embeddings of texts, one of the same length for each.
+/// Returns the embeddings of texts, all of the same length.
 pub type Embed<'a> = dyn FnMut(&[&str]) -> Result<Vec<Vec<f32>>, TaskError> + 'a;
 
-/// What a document says to a question.
+/// An answer from a document.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answer {
     /// The answer.
     pub answer: String,
-    /// Whether the document has one.
+    /// Whether the document contains an answer.
     pub found: bool,
-    /// The passage that it rests on: sentences of a piece that gave the answer, those that share most words with it.
+    /// The passage that supports it: the sentences that share the most words with it, from a piece that gave it.
     pub quote: Option<Quote>,
     /// Why the answer ended.
     pub finish_reason: FinishReason,
     /// The document's pieces, in order.
     pub pieces: Vec<Piece>,
-    /// Rounds of work.
+    /// Number of rounds.
     pub rounds: usize,
-    /// Answers of pieces that had no room to end.
+    /// Number of pieces' answers that reached their limit before their end.
     pub cut: usize,
     /// Token counts of all of it.
     pub usage: Usage,
@@ -55,22 +55,22 @@ pub struct Answer {
 /// A piece of a document.
 #[derive(Clone, Debug, Serialize)]
 pub struct Piece {
-    /// Its first and last line, from 1.
+    /// First and last line, from 1.
     pub lines: [usize; 2],
-    /// Its tokens.
+    /// Number of tokens.
     pub tokens: usize,
-    /// What it says to the question; none where an embedder chose others.
+    /// Its answer to the question; `None` if an embedder chose others.
     pub answer: Option<String>,
-    /// Whether that is an answer.
+    /// Whether the piece contains an answer.
     pub found: bool,
 }
 
-/// Answers `question` from `document`, as [`AnswerTask`] does, and waits for the answer. `embed` is an embedder that
-/// chooses the pieces.
+/// Answers `question` from `document` with [`AnswerTask`], and waits for the answer. If there is an `embed`, it chooses
+/// the pieces.
 ///
 /// # Errors
-/// [`TaskError`] says what is empty, out of range or has no room;
-/// [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host submits.
+/// Those of [`AnswerTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only
+/// the host submits.
 pub fn answer(
     engine: &mut Engine,
     document: &str,
@@ -87,30 +87,30 @@ pub fn answer(
     observed(&mut task, &mut Engines::from(engine), on)
 }
 
-/// An answer from a document on its way.
+/// Answers a question from a document.
 ///
-/// The document is cut into pieces ([`split`](super::split())), and each is asked, or those whose embeddings are nearest
-/// to the question's if there is an embedder; all in one batch. Answers whose piece speaks of something else are
-/// dropped, by the words that it shares with question and answer. If several differ, the same question goes to a text
-/// made of them, in pieces again if that is what it takes: a piece's answer has at most a quarter of a piece's tokens, so
-/// each round has fewer pieces than the last, and a round that had not would be [`TaskError::Endless`].
+/// The document is cut into pieces ([`split`](super::split())), and each piece is asked, or only those whose embeddings
+/// are nearest to the question's if there is an embedder; all in one batch. Answers that their piece does not support
+/// are dropped, judged by the words that the piece shares with question and answer. If the remaining answers differ,
+/// the same question goes to a text made of them, again in pieces if necessary. A piece's answer has at most a quarter
+/// of a piece's tokens, so each round has fewer pieces than the last; otherwise the result is [`TaskError::Endless`].
 ///
-/// An embedder chooses pieces by [`AnswerTask::choose_with`], or by [`AnswerTask::texts`] and [`AnswerTask::choose`] if
-/// it is not one of ours.
+/// One of our encoders chooses pieces with [`AnswerTask::choose_with`], any other embedder with [`AnswerTask::texts`]
+/// and [`AnswerTask::choose`].
 pub struct AnswerTask {
     prompter: Prompter,
     question: String,
     passages: Passages,
-    /// Where the pieces are in the document.
+    /// Byte ranges of the pieces in the document.
     ranges: Vec<Range<usize>>,
     piece_tokens: usize,
-    /// How the last answer is written, and those that others follow.
+    /// Style of the last answer, and in `short` of answers that another round follows.
     whole: Style,
     short: Style,
     /// Pieces that are asked in the first round.
     asked: Vec<usize>,
     pieces: Vec<Piece>,
-    /// Answers of pieces that speak of the question.
+    /// Answers of pieces that are supported.
     notes: Vec<Note>,
     rounds: usize,
     cut: usize,
@@ -125,9 +125,9 @@ enum Phase {
     Choose(EncodeTask),
     /// The first round: pieces are asked.
     Pieces(Writing),
-    /// All answers are the same, but had no room to end: one is written once more.
+    /// All answers are the same, but reached their limit: one is generated again with the full limit.
     Again(Writing),
-    /// A later round: `n_pieces` of text made of answers are asked.
+    /// A later round: `n_pieces` pieces of text made of answers are asked.
     Merge {
         n_pieces: usize,
         writing: Writing,
@@ -191,7 +191,7 @@ impl AnswerTask {
         })
     }
 
-    /// What an embedder needs to choose by: the question, then the pieces.
+    /// The texts for an embedder: the question, then the pieces.
     pub fn texts(&self) -> Vec<&str> {
         let pieces = self.ranges.iter().map(|range| self.passages.text(range).trim());
         std::iter::once(&self.question[..]).chain(pieces).collect()
@@ -207,8 +207,8 @@ impl AnswerTask {
         Ok(())
     }
 
-    /// Asks only the pieces that `encoder` finds nearest to the question. The task's engines are then both, the language
-    /// model's and this one. Call it before the first [`Task::advance`].
+    /// Asks only the pieces that are nearest to the question by `encoder`. The task then needs both engines, the
+    /// language model's and this one. Call it before the first [`Task::advance`].
     ///
     /// # Errors
     /// As [`EncodeTask::new`].
@@ -217,7 +217,7 @@ impl AnswerTask {
         Ok(())
     }
 
-    /// Goes on to the next phase, once all that was asked for is there.
+    /// Continues with the next phase once the current one is done.
     fn proceed(&mut self, engines: &mut Engines<'_>) -> Result<(), TaskError> {
         let mut written = Vec::new();
         match &mut self.phase {
@@ -262,7 +262,7 @@ impl AnswerTask {
         Ok(Phase::Pieces(self.ask(prompts)))
     }
 
-    /// Takes the answers of the pieces, and finds out whether they are one.
+    /// Takes the answers of the pieces, and compares them.
     fn compare(&mut self, written: Vec<Written>) -> Result<Phase, TaskError> {
         let is_single = self.asked.len() == 1;
         self.cut += if is_single { 0 } else { n_cut(&written) };
@@ -290,7 +290,7 @@ impl AnswerTask {
             [one] if self.notes.iter().all(|note| note.finish_reason == FinishReason::Stop) => {
                 Ok(self.report(one))
             }
-            // One that had no room to end is asked once more, and may go on.
+            // An answer that reached its limit is generated again with the full limit.
             [_] => {
                 let text = self.passages.text(&self.notes[0].range);
                 let (n_tokens, prompts) = (self.prompter.count(text)?, self.prompts(&[text])?);
@@ -304,7 +304,7 @@ impl AnswerTask {
         }
     }
 
-    /// A round over what a round of `n_pieces` gave.
+    /// A round over the answers of a round of `n_pieces`.
     fn merge(&mut self, n_pieces: usize, answers: Vec<String>) -> Result<Phase, TaskError> {
         let joined = answers.join("\n\n");
         let ranges = split(&joined, self.piece_tokens, &mut |text| self.prompter.count(text))?;
@@ -319,7 +319,7 @@ impl AnswerTask {
         Ok(Phase::Merge { n_pieces: n_next, writing: self.ask(prompts) })
     }
 
-    /// Takes the answers of such a round.
+    /// Takes the answers of a later round.
     fn merged(&mut self, n_pieces: usize, mut written: Vec<Written>) -> Result<Phase, TaskError> {
         if let [last] = &mut written[..] {
             let text = std::mem::take(&mut last.text);
@@ -340,7 +340,8 @@ impl AnswerTask {
         texts.iter().map(|text| prompt(&self.prompter, &self.question, text)).collect()
     }
 
-    /// Asks all in one batch; one prompt is the last, and its answer is reported as it comes.
+    /// Submits all prompts in one batch. A single prompt is the last one, and its answer is reported as it is
+    /// generated.
     fn ask(&mut self, mut prompts: Vec<Vec<u32>>) -> Writing {
         match (prompts.pop(), prompts.is_empty()) {
             (Some(one), true) => Writing::one(one, &self.whole, &mut self.progress),
@@ -351,7 +352,7 @@ impl AnswerTask {
         }
     }
 
-    /// Ends with an answer that was not reported as it came.
+    /// Ends with an answer that has not been reported yet.
     fn report(&mut self, text: &str) -> Phase {
         self.progress.push_back(Progress::Text(text.to_string()));
         self.conclude(text.to_string(), FinishReason::Stop)

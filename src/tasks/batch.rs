@@ -1,4 +1,5 @@
-//! Requests that belong together: submitted as there is room, numbered in their order, ended together.
+//! A batch of requests that belong together: submitted as the engine accepts them, numbered in their order, ended
+//! together.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -6,19 +7,19 @@ use super::TaskError;
 use super::task::Events;
 use crate::engine::{Encoded, Engine, EngineError, Event, Output, Request, RequestId, TextEncoder};
 
-/// Requests of one batch that an engine holds at most: more than it can end from one call to the next, and few enough
-/// that others find room in its queue.
+/// Most requests of one batch in an engine's queue: more than it finishes between two calls, and few enough to leave
+/// space for others.
 const MOST_OUT: usize = 512;
 
-/// What takes requests.
+/// An engine that accepts requests.
 pub(super) trait Submit {
-    /// What is asked of it.
+    /// The type of its requests.
     type Request;
 
-    /// Whether it takes another request where `n_out` of the same batch are out.
+    /// Whether it accepts another request of a batch that has `n_out` requests submitted.
     fn has_room(&self, n_out: usize) -> bool;
     fn submit(&mut self, request: Self::Request) -> Result<RequestId, EngineError>;
-    /// Ends a request, and returns whether an event will say so.
+    /// Cancels a request, and returns whether an event will follow.
     fn cancel(&mut self, id: RequestId) -> bool;
 }
 
@@ -56,7 +57,7 @@ impl Submit for TextEncoder {
     }
 }
 
-/// Requests that belong together. When one fails, so do all.
+/// Requests that belong together. If one fails, all fail.
 pub(super) struct Batch<R> {
     backlog: VecDeque<R>,
     /// The number of the first request in the backlog.
@@ -64,7 +65,7 @@ pub(super) struct Batch<R> {
     out: HashMap<RequestId, usize>,
     is_cancelled: bool,
     failure: Option<EngineError>,
-    /// Those that are out must be cancelled.
+    /// Whether the submitted requests must be cancelled.
     must_cancel: bool,
 }
 
@@ -85,7 +86,7 @@ impl<R> Batch<R> {
         self.backlog.push_back(request);
     }
 
-    /// Submits as much as there is room for.
+    /// Submits as many requests as the engine accepts.
     pub fn advance(&mut self, engine: &mut impl Submit<Request = R>) {
         while engine.has_room(self.out.len()) {
             let Some(request) = self.backlog.pop_front() else { break };
@@ -100,7 +101,7 @@ impl<R> Batch<R> {
         }
     }
 
-    /// Ends all requests.
+    /// Cancels all requests.
     pub fn cancel(&mut self, engine: &mut impl Submit<Request = R>) {
         if !self.is_done() {
             self.is_cancelled = true;
@@ -109,13 +110,13 @@ impl<R> Batch<R> {
         }
     }
 
-    /// Fails without an engine: what was submitted runs to its end, and nobody hears of it.
+    /// Fails without an engine: submitted requests run to their end, and their events are ignored.
     pub fn give_up(&mut self, error: EngineError) {
         self.fail(error);
         self.out.clear();
     }
 
-    /// Fails; what is out is cancelled at the next call of [`Batch::advance`].
+    /// Fails. The next call of [`Batch::advance`] cancels the submitted requests.
     fn fail(&mut self, error: EngineError) {
         self.failure.get_or_insert(error);
         self.backlog.clear();
@@ -127,7 +128,7 @@ impl<R> Batch<R> {
         self.backlog.is_empty() && self.out.is_empty()
     }
 
-    /// Whether all requests ended well.
+    /// Checks that all requests have ended successfully.
     ///
     /// # Errors
     /// As [`Batch::failure`]; [`TaskError::Stopped`] if they were cancelled, or have not ended.
@@ -136,17 +137,17 @@ impl<R> Batch<R> {
         if self.is_cancelled || !self.is_done() { Err(TaskError::Stopped) } else { Ok(()) }
     }
 
-    /// Whether none has failed.
+    /// Checks that no request has failed.
     ///
     /// # Errors
-    /// What the first that failed was refused for or failed with.
+    /// The error of the first request that was refused or failed.
     pub fn failure(&mut self) -> Result<(), EngineError> {
         self.failure.take().map_or(Ok(()), Err)
     }
 }
 
 impl Batch<Request> {
-    /// Takes its events, and hands them on with the numbers of their requests.
+    /// Takes its events, and passes them on with the numbers of their requests.
     pub fn observe(&mut self, events: &mut Events, mut on: impl FnMut(usize, Event)) {
         for event in events.take(|id| self.out.contains_key(&id)) {
             let id = event.request();
@@ -156,7 +157,7 @@ impl Batch<Request> {
             }
             match event {
                 Event::Failed { error, .. } => self.fail(error),
-                // What was on its way when the batch was cancelled counts, too.
+                // Events after a cancellation count, too.
                 event if self.failure.is_none() => on(i, event),
                 _ => {}
             }
@@ -165,7 +166,7 @@ impl Batch<Request> {
 }
 
 impl Batch<(Vec<u32>, Output)> {
-    /// Takes its results, and hands them on with the numbers of their texts.
+    /// Takes its results, and passes them on with the numbers of their texts.
     pub fn observe_encoded(&mut self, events: &mut Events, mut on: impl FnMut(usize, Vec<f32>)) {
         let own: Vec<Encoded> =
             events.encoder.extract_if(.., |encoded| self.out.contains_key(&encoded.id)).collect();

@@ -1,4 +1,4 @@
-//! A conversation: messages, the model's chat template, and what fits the context.
+//! Chat: a conversation with messages, the model's chat template, and a limited context.
 
 use std::collections::VecDeque;
 use std::ops::{ControlFlow, Range};
@@ -7,32 +7,32 @@ use super::task::{Engines, Events, Task, run};
 use crate::engine::{Engine, EngineError, Event, FinishReason, Request, RequestId, Sampling, Timings, Usage};
 use crate::text::{ChatTemplate, Message, Tokenizer};
 
-/// Share of the context that is kept free for an answer of unknown length: one part in so many.
+/// The context is divided by this for the part that is kept free for an answer of unknown length.
 const ANSWER_SHARE: usize = 4;
 
-/// A conversation with one model. It keeps the messages; the engine's prefix cache keeps what was computed
-/// for them, so a turn costs what is new in it.
+/// A conversation with one model. It keeps the messages, and the engine's prefix cache keeps their keys and values, so
+/// that a turn computes only what is new.
 ///
-/// [`Chat::ask`] waits for the answer. A guest calls [`Chat::say`], and drives the answer as every [`Task`]; once it has
-/// finished, the next turn can begin.
+/// [`Chat::ask`] waits for the answer. A guest calls [`Chat::say`], and drives the answer like every [`Task`]. After it
+/// has finished, the next turn can begin.
 pub struct Chat {
     template: ChatTemplate,
     tokenizer: Tokenizer,
     system: Option<String>,
-    /// User and assistant in turns, oldest first.
+    /// User and assistant alternately, oldest first.
     messages: Vec<Message>,
     /// The last prompt with its answer.
     said: Said,
     turn: Turn,
-    /// Requests whose answers nobody wants any more, until they have ended.
+    /// Dropped requests, until they have ended.
     stale: Vec<RequestId>,
-    /// Text that was not reported yet.
+    /// Text that has not been reported yet.
     progress: VecDeque<String>,
-    /// How tokens are chosen.
+    /// Sampling parameters.
     pub sampling: Sampling,
-    /// Tokens of an answer at most; as many as the context holds without.
+    /// Most tokens of an answer. Default: as many as fit in the context.
     pub max_tokens: Option<usize>,
-    /// Texts that end an answer; they are not part of it.
+    /// Texts that end an answer. They are not part of it.
     pub stop: Vec<String>,
 }
 
@@ -41,17 +41,17 @@ pub struct Chat {
 struct Said {
     text: String,
     ids: Vec<u32>,
-    /// Where in `ids` the model's answers are, oldest first. Their keys and values are those of generated tokens.
+    /// The ranges of the model's answers in `ids`, oldest first. Their keys and values are those of generated tokens.
     generated: Vec<Range<usize>>,
 }
 
-/// What has become of the last message.
+/// The state of the last message.
 enum Turn {
-    /// Nothing, or its reply was taken.
+    /// There is none, or its reply has been taken.
     Idle,
-    /// The engine has not heard of it.
+    /// It has not been submitted.
     Said,
-    /// The answer is on its way.
+    /// The answer is being generated.
     Pending(Pending),
     Ended(Result<Reply, EngineError>),
 }
@@ -70,19 +70,19 @@ pub struct Reply {
     pub text: String,
     /// Why it ended.
     pub finish_reason: FinishReason,
-    /// Token counts: `cached_tokens` of the prompt were known from earlier turns.
+    /// Token counts. `cached_tokens` of the prompt were computed in earlier turns.
     pub usage: Usage,
     /// Times.
     pub timings: Timings,
-    /// Messages that were dropped, oldest first, because the conversation had outgrown the context.
+    /// Number of messages that were dropped, oldest first, because the conversation exceeded the context.
     pub n_dropped: usize,
 }
 
 impl Chat {
-    /// A conversation that has not begun, with the chat template that comes with the tokenizer.
+    /// A new conversation, with the tokenizer's chat template.
     ///
     /// # Errors
-    /// [`EngineError::Text`]: there is no template, or it is not valid.
+    /// [`EngineError::Text`] if there is no template, or it is invalid.
     pub fn new(tokenizer: &Tokenizer, sampling: Sampling) -> Result<Chat, EngineError> {
         Ok(Chat {
             template: tokenizer.chat_template()?,
@@ -99,36 +99,38 @@ impl Chat {
         })
     }
 
-    /// Sets the system message, or takes it away.
+    /// Sets or removes the system message.
     pub fn set_system(&mut self, text: Option<String>) {
         self.system = text;
     }
 
-    /// The messages so far, the system message excepted.
+    /// The messages so far, without the system message.
     pub fn messages(&self) -> &[Message] {
         &self.messages
     }
 
-    /// Forgets the messages, the system message excepted. An answer on its way is not heard any more.
+    /// Removes all messages but the system message. Drops an answer that is being generated.
     pub fn reset(&mut self) {
         self.withdraw();
         self.messages.clear();
         self.said = Said::default();
     }
 
-    /// Adds what the user says; the answer is to be driven as a [`Task`]. Where the conversation leaves too little room
-    /// for one, its oldest turns are dropped. An answer still on its way is cancelled with its turn.
+    /// Adds a message of the user. The caller then drives the answer as a [`Task`]. If the conversation is too long for
+    /// the context, its oldest turns are dropped. An answer that is still being generated is cancelled, and its turn
+    /// removed.
     pub fn say(&mut self, text: &str) {
         self.withdraw();
         self.messages.push(Message::user(text));
         self.turn = Turn::Said;
     }
 
-    /// Says `text` and waits for the reply. `on_text` hears it piece by piece, an empty one where nothing has
-    /// come yet; at `Break` the answer ends with what is there.
+    /// Adds the message `text` and waits for the reply. Calls `on_text` with each piece, which is empty while nothing
+    /// has arrived. On `Break`, the answer ends there.
     ///
     /// # Errors
-    /// As [`Chat::finish`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host submits.
+    /// As [`Chat::finish`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the
+    /// host submits.
     pub fn ask(
         &mut self,
         engine: &mut Engine,
@@ -139,7 +141,7 @@ impl Chat {
         run(self, &mut Engines::from(engine), |text| on_text(&text.unwrap_or_default()))
     }
 
-    /// Takes back a message that has no reply yet.
+    /// Removes a message that has no reply yet.
     fn withdraw(&mut self) {
         match std::mem::replace(&mut self.turn, Turn::Idle) {
             Turn::Idle | Turn::Ended(_) => {}
@@ -152,7 +154,7 @@ impl Chat {
         self.progress.clear();
     }
 
-    /// Asks the engine for the answer.
+    /// Submits the request for the answer.
     fn submit(&mut self, engine: &mut Engine) -> Result<Pending, EngineError> {
         let (prompt, n_dropped) = self.fit(engine.ctx())?;
         let id = engine.submit(Request {
@@ -165,7 +167,7 @@ impl Chat {
         Ok(Pending { id, prompt, answer: Said::default(), n_dropped })
     }
 
-    /// Takes an event of the answer's request.
+    /// Handles an event of the answer's request.
     fn take(&mut self, mut pending: Pending, event: Event) -> Turn {
         match event {
             Event::Token { token, text, .. } => {
@@ -194,7 +196,7 @@ impl Chat {
         }
     }
 
-    /// Makes the answer part of the conversation.
+    /// Adds the answer to the conversation.
     fn conclude(&mut self, pending: Pending, finish_reason: FinishReason) {
         let Pending { mut prompt, answer, .. } = pending;
         if answer.text.is_empty() && finish_reason == FinishReason::Cancelled {
@@ -214,8 +216,7 @@ impl Chat {
         self.messages.push(Message::assistant(answer.text));
     }
 
-    /// The prompt, after dropping as many of the oldest turns as its length demands; and how many messages
-    /// these were.
+    /// The prompt, after dropping as many of the oldest turns as necessary, and the number of dropped messages.
     fn fit(&mut self, ctx: usize) -> Result<(Said, usize), EngineError> {
         let room = self.max_tokens.unwrap_or(usize::MAX).min(ctx / ANSWER_SHARE).max(1);
         let mut n_dropped = 0;
@@ -238,14 +239,14 @@ impl Chat {
         Ok(Said { text, ids, generated })
     }
 
-    /// Tokens of a rendered conversation, and which of them the model generated. Where it goes on from the last turn,
-    /// that turn keeps the tokens it was computed with: the model may have spelled its answer otherwise than the
-    /// tokenizer would, and then nothing in the cache would fit.
+    /// Tokens of a rendered conversation, and the ranges that the model generated. If it continues the last turn, that
+    /// turn keeps its tokens: the model may have spelled its answer with other tokens than the tokenizer, and then the
+    /// cache would not match.
     fn encode(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), EngineError> {
         let rest = text.strip_prefix(&self.said.text).filter(|_| !self.said.ids.is_empty());
         if let Some(rest) = rest {
             let new = self.tokenizer.encode(rest, false)?;
-            // No word crosses a special token, so the two parts can be taken apart there.
+            // No word crosses a special token, so the two parts can be encoded separately there.
             if new.first().is_some_and(|id| self.tokenizer.is_special(*id)) {
                 let ids = self.said.ids.iter().copied().chain(new).collect();
                 return Ok((ids, self.said.generated.clone()));
@@ -303,7 +304,7 @@ impl Task for Chat {
         self.progress.pop_front()
     }
 
-    /// Ends the answer with what is there.
+    /// Ends the answer here.
     fn cancel(&mut self, engines: &mut Engines<'_>) {
         match (&self.turn, engines.language()) {
             (Turn::Pending(pending), Ok(engine)) => engine.cancel(pending.id),
@@ -328,9 +329,9 @@ impl Task for Chat {
     /// The reply.
     ///
     /// # Errors
-    /// [`EngineError::PromptTooLong`] if the last message alone does not fit, what the template and [`Engine::submit`]
-    /// refuse, and what the request failed with: the message is not part of the conversation then.
-    /// [`EngineError::EmptyPrompt`] if nothing was said.
+    /// [`EngineError::PromptTooLong`] if the last message does not fit in the context; those of the template, of
+    /// [`Engine::submit`] and of the request. In these cases the message is not part of the conversation.
+    /// [`EngineError::EmptyPrompt`] if there is no message.
     fn finish(&mut self) -> Result<Reply, EngineError> {
         match std::mem::replace(&mut self.turn, Turn::Idle) {
             Turn::Ended(result) => result,

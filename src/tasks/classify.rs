@@ -1,4 +1,4 @@
-//! Labels for texts, without training.
+//! Zero-shot classification: labels for texts by a language model.
 
 use std::collections::VecDeque;
 use std::mem::{Discriminant, discriminant};
@@ -12,12 +12,12 @@ use super::task::{Engines, Events, Observer, Progress, Task, observed};
 use super::write::add;
 use crate::engine::{Engine, EngineError, Event, Request, Usage};
 
-/// What a text may be.
+/// A label.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Label {
-    /// The word that the model answers with.
+    /// The answer that the model would give.
     pub name: String,
-    /// What it means, if that is not plain.
+    /// What it means, if the name does not show that.
     pub description: Option<String>,
 }
 
@@ -30,20 +30,20 @@ impl Label {
     }
 }
 
-/// What is classified.
+/// An input to classify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Input<'a> {
-    /// A text; the model is asked which label it has.
+pub enum ClassifyInput<'a> {
+    /// A text. The model is asked for its label.
     Text(&'a str),
-    /// A question of the caller's own, to which the labels are answers.
+    /// The caller's own question, to which the labels are the answers.
     Prompt(&'a str),
 }
 
-impl Input<'_> {
+impl ClassifyInput<'_> {
     fn kind(&self) -> Kind {
         match self {
-            Input::Text(_) => discriminant(&Input::Text("")),
-            Input::Prompt(_) => discriminant(&Input::Prompt("")),
+            ClassifyInput::Text(_) => discriminant(&ClassifyInput::Text("")),
+            ClassifyInput::Prompt(_) => discriminant(&ClassifyInput::Prompt("")),
         }
     }
 }
@@ -53,28 +53,28 @@ impl Input<'_> {
 pub struct LabelProbability {
     /// The label's name.
     pub label: String,
-    /// From 0 to 1; those of all labels add up to 1, unless several may hold.
+    /// From 0 to 1. The sum over all labels is 1, unless several labels may hold.
     pub probability: f64,
 }
 
-/// How probable each label is for a text.
+/// The probabilities of the labels for a text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Classification {
-    /// All labels, the most probable first, among equals in the order in which they were given.
+    /// All labels, the most probable first; on a tie, in their given order.
     pub labels: Vec<LabelProbability>,
-    /// Token counts of this text, the content-free input not among them.
+    /// Token counts of this text, without the content-free input.
     pub usage: Usage,
 }
 
 impl Classification {
-    /// The probabilities of `names` whose scores, in logits, are `scores`: their softmax.
+    /// The labels `names`, with the softmax of `scores` as probabilities.
     pub fn new<'a>(names: impl IntoIterator<Item = &'a str>, scores: &[f64], usage: Usage) -> Classification {
         let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum: f64 = scores.iter().map(|score| (score - top).exp()).sum();
         Classification::of(names, scores.iter().map(|score| (score - top).exp() / sum), usage)
     }
 
-    /// The labels `names` with their `probabilities`, which add up to 1, or where several labels may hold need not.
+    /// The labels `names` with their `probabilities`, whose sum is 1 unless several labels may hold.
     pub fn of<'a>(
         names: impl IntoIterator<Item = &'a str>,
         probabilities: impl IntoIterator<Item = f64>,
@@ -84,7 +84,7 @@ impl Classification {
         let mut labels: Vec<LabelProbability> = labels
             .map(|(name, probability)| LabelProbability { label: name.to_string(), probability })
             .collect();
-        labels.sort_by(|a, b| b.probability.total_cmp(&a.probability)); // stable
+        labels.sort_by(|a, b| b.probability.total_cmp(&a.probability)); // a stable sort
         Classification { labels, usage }
     }
 
@@ -94,23 +94,23 @@ impl Classification {
     }
 }
 
-/// Rows of logits that are held at a time at most take so many bytes.
+/// Most bytes of logits in memory at once.
 const LOGITS_BYTES: usize = 32 << 20;
 
-/// A value for [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs) that suits a
-/// vocabulary: as many rows as 32 MiB of logits hold, 8 at least and 256 at most.
+/// A suitable value for [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs): as many rows
+/// as 32 MiB of logits hold, at least 8 and at most 256.
 pub fn prompt_logprob_rows(vocab_size: usize) -> usize {
     (LOGITS_BYTES / (4 * vocab_size.max(1))).clamp(8, 256)
 }
 
-/// Says how probable each of `labels` is for each of `inputs`, as [`ClassifyTask`] does, and waits for it.
+/// Computes the probabilities of `labels` for each of `inputs` with [`ClassifyTask`], and waits for them.
 ///
 /// # Errors
-/// As [`ClassifyTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host
-/// submits.
+/// Those of [`ClassifyTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where
+/// only the host submits.
 pub fn classify(
     engine: &mut Engine,
-    inputs: &[Input<'_>],
+    inputs: &[ClassifyInput<'_>],
     labels: &[Label],
     on: &mut Observer<'_>,
 ) -> Result<Vec<Classification>, TaskError> {
@@ -118,16 +118,16 @@ pub fn classify(
     observed(&mut task, &mut Engines::from(engine), on)
 }
 
-/// Labels for texts on their way, by a language model that was not trained for it.
+/// Classifies texts with a language model that was not trained for it.
 ///
-/// A label's score is the mean log-probability of its tokens as the model's answer (Brown et al. 2020, section 2.4), less
-/// that for an empty input (Zhao et al. 2021, with differences of logarithms in place of the matrix; Holtzman et al.
-/// 2021): what the model likes to say to anything is no news of the text. Probabilities are the softmax of the scores.
-/// All labels of all inputs are one batch, in which the labels of an input share the pages of its prompt.
+/// A label's score is the mean log-probability of its tokens as the model's answer (Brown et al. 2020, section 2.4),
+/// minus that for an empty input (Zhao et al. 2021, with differences of logarithms instead of a matrix; Holtzman et al.
+/// 2021), to correct for answers that the model prefers in general. Probabilities are the softmax of the scores. All
+/// labels of all inputs are one batch, in which the labels of an input share the pages of its prompt.
 ///
 /// The engine must be built with [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs).
 pub struct ClassifyTask {
-    /// For each input one request a label; content-free inputs come first, one for each kind of input that there is.
+    /// One request for each input and label. Content-free inputs come first, one for each kind of input that occurs.
     batch: Batch<Request>,
     labels: Vec<String>,
     /// Tokens of each label.
@@ -142,16 +142,20 @@ pub struct ClassifyTask {
     progress: VecDeque<Progress>,
 }
 
-/// Which of its variants an [`Input`] is.
-type Kind = Discriminant<Input<'static>>;
+/// Which of its variants an [`ClassifyInput`] is.
+type Kind = Discriminant<ClassifyInput<'static>>;
 
 impl ClassifyTask {
     /// Makes the prompts.
     ///
     /// # Errors
-    /// [`TaskError::Label`] for a label that is empty, there twice or has no tokens, [`TaskError::Parameter`] if there
-    /// are none, [`TaskError::Item`] for an input that is too long.
-    pub fn new(engine: &Engine, inputs: &[Input<'_>], labels: &[Label]) -> Result<ClassifyTask, TaskError> {
+    /// [`TaskError::Label`] for a label that is empty, occurs twice or has no tokens; [`TaskError::Parameter`] for
+    /// fewer than two labels; [`TaskError::Item`] for an input that is too long.
+    pub fn new(
+        engine: &Engine,
+        inputs: &[ClassifyInput<'_>],
+        labels: &[Label],
+    ) -> Result<ClassifyTask, TaskError> {
         check_labels(labels)?;
         let prompter = Prompter::new(engine)?;
         let answers =
@@ -163,15 +167,15 @@ impl ClassifyTask {
         }
         let longest = answers.iter().map(Vec::len).max().unwrap_or(0);
         let question = question(labels);
-        let prompt = |input: Input<'_>| {
+        let prompt = |input: ClassifyInput<'_>| {
             let user = match input {
-                Input::Text(text) => format!("Text:\n{}\n\n{question}", text.trim()),
-                Input::Prompt(text) => text.to_string(),
+                ClassifyInput::Text(text) => format!("Text:\n{}\n\n{question}", text.trim()),
+                ClassifyInput::Prompt(text) => text.to_string(),
             };
             prompter.prompt(&Instruction { system: None, user: &user, cue: "Answer:" })
         };
         let kinds: Vec<Kind> = inputs.iter().map(|input| input.kind()).collect();
-        let mut free = vec![Input::Text(""), Input::Prompt("")];
+        let mut free = vec![ClassifyInput::Text(""), ClassifyInput::Prompt("")];
         free.retain(|input| kinds.contains(&input.kind()));
         let mut requests = Vec::with_capacity((free.len() + inputs.len()) * labels.len());
         for (i, input) in free.iter().chain(inputs).enumerate() {
@@ -247,7 +251,7 @@ impl Task for ClassifyTask {
     /// The labels of each input.
     ///
     /// # Errors
-    /// What the engine refuses or fails with, [`TaskError::Stopped`].
+    /// [`TaskError::Engine`], [`TaskError::Stopped`].
     fn finish(&mut self) -> Result<Vec<Classification>, TaskError> {
         self.batch.result()?;
         let rows: Vec<&[f64]> = self.scores.chunks(self.labels.len()).collect();
@@ -264,7 +268,7 @@ impl Task for ClassifyTask {
     }
 }
 
-/// Refuses labels that cannot be told apart.
+/// Checks that labels are distinct, not empty, and at least two.
 pub fn check_labels(labels: &[Label]) -> Result<(), TaskError> {
     if labels.len() < 2 {
         let found = match labels.len() {
@@ -285,7 +289,7 @@ pub fn check_labels(labels: &[Label]) -> Result<(), TaskError> {
     Ok(())
 }
 
-/// What is asked about a text.
+/// The question about a text.
 fn question(labels: &[Label]) -> String {
     let mut question = String::new();
     if labels.iter().any(|label| label.description.is_some()) {

@@ -1,4 +1,4 @@
-//! Many texts through an encoder, in batches.
+//! Embeddings, or logits of a classification head, of many texts.
 
 use std::cmp::Reverse;
 use std::ops::ControlFlow;
@@ -8,30 +8,30 @@ use super::batch::Batch;
 use super::task::{Engines, Events, Progress, Task, run};
 use crate::engine::{Output, TextEncoder};
 
-/// What an encoder made of many texts, in their order.
+/// The results of an encoder for many texts, in their order.
 #[derive(Clone, Debug, Default)]
 pub struct Encodings {
-    /// The embedding of each text, or its logits, one a label.
+    /// The embedding of each text, or its logits, one per label.
     pub values: Vec<Vec<f32>>,
-    /// Tokens of each text, those around it included.
+    /// Tokens of each text, including those around it.
     pub n_tokens: Vec<usize>,
-    /// Tokens that were cut from each text because the model reads no more.
+    /// Tokens that were cut from each text because it is longer than the model's maximum.
     pub n_cut: Vec<usize>,
 }
 
 impl Encodings {
-    /// How many texts were cut, and how many tokens they lost together.
+    /// The number of texts that were cut, and of tokens that were cut in total.
     pub fn cut(&self) -> (usize, usize) {
         (self.n_cut.iter().filter(|n| **n > 0).count(), self.n_cut.iter().sum())
     }
 }
 
-/// Computes the embeddings of `texts`, or the logits of the encoder's classification head, and waits for them. `progress`
-/// hears how many of them are done.
+/// Computes the embeddings of `texts`, or the logits of the encoder's classification head, and waits for them. Calls
+/// `progress` with the number of finished texts.
 ///
 /// # Errors
-/// As [`EncodeTask::new`] and [`EncodeTask::finish`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted
-/// device, whose host submits.
+/// Those of [`EncodeTask::new`] and [`EncodeTask::finish`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an
+/// adopted device, where only the host submits.
 pub fn encode(
     encoder: &mut TextEncoder,
     texts: &[impl AsRef<str>],
@@ -42,7 +42,7 @@ pub fn encode(
     run_to_end(task, encoder, progress)
 }
 
-/// As [`encode`], for texts that are token ids already.
+/// As [`encode`], for texts that are already token ids.
 ///
 /// # Errors
 /// As [`encode`].
@@ -68,14 +68,14 @@ fn run_to_end(
     })
 }
 
-/// Embeddings of many texts on their way, or logits of a classification head.
+/// Computes embeddings of many texts, or logits of a classification head.
 pub struct EncodeTask {
     batch: Batch<(Vec<u32>, Output)>,
-    /// The text of each request of the batch.
+    /// The index of each request's text.
     order: Vec<usize>,
     encodings: Encodings,
     n_done: usize,
-    /// Of the texts that are done, how many were reported.
+    /// Number of finished texts that have been reported.
     n_reported: usize,
 }
 
@@ -83,7 +83,7 @@ impl EncodeTask {
     /// Tokenizes the texts.
     ///
     /// # Errors
-    /// What [`TextEncoder::tokenize`] refuses.
+    /// Those of [`TextEncoder::tokenize`].
     pub fn new(
         encoder: &TextEncoder,
         texts: &[impl AsRef<str>],
@@ -96,10 +96,10 @@ impl EncodeTask {
         Ok(EncodeTask { encodings: Encodings { n_cut, ..task.encodings }, ..task })
     }
 
-    /// For texts that are token ids already.
+    /// A task for texts that are already token ids.
     pub fn from_tokens(mut token_ids: Vec<Vec<u32>>, output: Output) -> EncodeTask {
         let n_tokens: Vec<usize> = token_ids.iter().map(Vec::len).collect();
-        // Longest first: texts of a batch are about as long as each other, and what is too large shows at once.
+        // Longest first: texts of a batch have similar lengths, and a text that is too long fails immediately.
         let mut order: Vec<usize> = (0..token_ids.len()).collect();
         order.sort_by_key(|i| Reverse(n_tokens[*i]));
         let batch = Batch::new(order.iter().map(|i| (std::mem::take(&mut token_ids[*i]), output)));
@@ -155,7 +155,7 @@ impl Task for EncodeTask {
     /// The values of all texts.
     ///
     /// # Errors
-    /// What [`TextEncoder::submit`] refuses, [`EngineError::OutputNotFinite`](crate::engine::EngineError::OutputNotFinite),
+    /// Those of [`TextEncoder::submit`], [`EngineError::OutputNotFinite`](crate::engine::EngineError::OutputNotFinite),
     /// [`TaskError::Stopped`].
     fn finish(&mut self) -> Result<Encodings, TaskError> {
         self.batch.result()?;
@@ -167,10 +167,10 @@ impl Task for EncodeTask {
 /// sentence-transformers' `MultipleNegativesRankingLoss`).
 pub const COSINE_TEMPERATURE: f64 = 0.05;
 
-/// How well each label describes each text, by the embeddings of both from an embedder that was not trained for it: their
-/// cosine over `temperature`, `[n_texts][n_labels]`. The softmax of a text's scores is the probability of each label.
+/// Scores of labels for texts, `[n_texts][n_labels]`: the cosines of their embeddings, divided by `temperature`. The
+/// softmax of a text's scores gives the probabilities of the labels.
 ///
-/// Radford et al. 2021, section 3.1.2, whose labels are texts and whose inputs are pictures.
+/// Radford et al. 2021, section 3.1.2, where the inputs are pictures.
 ///
 /// # Panics
 /// If the embeddings differ in length.
@@ -179,7 +179,7 @@ pub fn label_scores(texts: &[Vec<f32>], labels: &[Vec<f32>], temperature: f64) -
     texts.iter().map(|text| labels.iter().map(|label| score(text, label)).collect()).collect()
 }
 
-/// The cosine of the angle between two embeddings of the same model; 0 where one is all zeros.
+/// The cosine of the angle between two embeddings of the same model; 0 if one is all zeros.
 ///
 /// # Panics
 /// If their lengths differ.

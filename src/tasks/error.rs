@@ -1,9 +1,9 @@
-//! What a task can get wrong beyond what the engine says.
+//! The error of tasks.
 
 use crate::engine::EngineError;
 use crate::text::TextError;
 
-/// What a task can get wrong beyond what the engine says.
+/// An error of a task.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TaskError {
@@ -17,35 +17,37 @@ pub enum TaskError {
         /// Its range.
         expected: &'static str,
     },
-    /// A text that must say something is empty.
+    /// A text that must not be empty is empty.
     #[error("the {what} is empty")]
     Empty {
         /// Which text.
         what: &'static str,
     },
-    /// The checkpoint has no tokenizer, and the task reads text.
+    /// The checkpoint has no tokenizer, which the task needs.
     #[error("`{model}` has no tokenizer, which texts need")]
     NoTokenizer {
         /// The model.
         model: String,
     },
-    /// The context has no room for a piece of a document beside the instruction.
-    #[error("the context of {ctx} tokens has no room for a document: {n_around} tokens are around it")]
+    /// The context is too small for an instruction and a piece of a document.
+    #[error(
+        "the context of {ctx} tokens has no room for a document: the instruction and answer take {n_around}"
+    )]
     NoRoom {
         /// The context.
         ctx: usize,
         /// Tokens of instruction, question and answer.
         n_around: usize,
     },
-    /// The results of a round are no shorter than what went into it.
-    #[error("{n_pieces} pieces gave results that fill {n_next}: it would never end")]
+    /// The results of a round are not shorter than its input.
+    #[error("the results of {n_pieces} pieces fill {n_next}: the rounds would never end")]
     Endless {
         /// Pieces of the round.
         n_pieces: usize,
         /// Pieces of the next.
         n_next: usize,
     },
-    /// A label that cannot be told from others, or not at all.
+    /// A label is empty, has no tokens, or occurs twice.
     #[error("label `{label}` {problem}")]
     Label {
         /// The label.
@@ -53,25 +55,25 @@ pub enum TaskError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// One of several things to be done cannot be.
+    /// One of several inputs is invalid.
     #[error("{what} {number}: {error}")]
     Item {
-        /// What things.
+        /// What the inputs are.
         what: &'static str,
-        /// Which, from 1.
+        /// Which one, from 1.
         number: usize,
         /// What is wrong with it.
         error: EngineError,
     },
-    /// The caller stopped the task before its result.
+    /// The caller stopped the task before it had a result.
     #[error("stopped before there was a result")]
     Stopped,
-    /// The embedder gave another number of vectors, or vectors of different lengths.
+    /// The embedder returned the wrong number of vectors, or vectors of different lengths.
     #[error("the embedder gave {found} for {expected} texts")]
     Embedder {
-        /// What came.
+        /// What it returned.
         found: String,
-        /// Texts that went in.
+        /// Number of texts.
         expected: usize,
     },
     /// The engine.
@@ -80,7 +82,7 @@ pub enum TaskError {
 }
 
 impl TaskError {
-    /// What the user can do about it.
+    /// Advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {
             TaskError::NoRoom { .. } => Some("raise `EngineOptions::ctx`, or ask a shorter question".into()),

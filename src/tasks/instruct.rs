@@ -1,24 +1,23 @@
-//! What tasks ask of a language model: an instruction becomes a prompt.
+//! Instructions to a language model, and the prompts that they become.
 
 use super::TaskError;
 use crate::engine::Engine;
 use crate::text::{ChatTemplate, Message, TextError, Tokenizer};
 
-/// Stands for the user's text while the template is rendered: characters for private use, so no text has them.
+/// A placeholder for the user's text while the template is rendered: private-use characters, which no text contains.
 const PLACE: &str = "\u{e000}\u{e001}";
 
-/// One thing to be done.
+/// An instruction.
 pub(super) struct Instruction<'a> {
-    /// What the model shall do: the system message.
+    /// What the model should do: the system message.
     pub system: Option<&'a str>,
-    /// What it shall do it with: the user's message.
+    /// The input: the user's message.
     pub user: &'a str,
-    /// What a model without chat template is to go on from.
+    /// The text that a model without a chat template continues.
     pub cue: &'a str,
 }
 
-/// Makes prompts of instructions, as the model was trained for them: with its chat template, or as a text that is to
-/// be continued if it has none.
+/// Makes prompts from instructions: with the model's chat template, or as a text to continue if it has none.
 pub(super) struct Prompter {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
@@ -27,7 +26,7 @@ pub(super) struct Prompter {
 }
 
 impl Prompter {
-    /// For the engine's model.
+    /// A prompter for the engine's model.
     ///
     /// # Errors
     /// [`TaskError::NoTokenizer`]; [`TextError`] if there is a template that is not valid.
@@ -51,26 +50,26 @@ impl Prompter {
         self.template.is_some()
     }
 
-    /// The tokens of a given answer behind a prompt: after a space where it continues a text.
+    /// The tokens of a given answer after a prompt. If the model only continues text, the answer begins with a space.
     pub fn answer(&self, text: &str) -> Result<Vec<u32>, TaskError> {
         let text = if self.has_template() { text.to_string() } else { format!(" {text}") };
         Ok(self.tokenizer.encode_plain(&text)?)
     }
 
-    /// Texts that end the model's answer: one that only continues texts goes on to the next paragraph.
+    /// Texts that end the answer: a model that only continues text would go on with the next paragraph.
     pub fn stop(&self) -> Vec<String> {
         if self.template.is_some() { Vec::new() } else { vec!["\n\n".to_string()] }
     }
 
-    /// How many tokens a text has by itself.
+    /// The number of tokens of a text by itself.
     pub fn count(&self, text: &str) -> Result<usize, TaskError> {
         Ok(self.tokenizer.encode_plain(text)?.len())
     }
 
-    /// The prompt. Special tokens that stand in the instruction are taken as ordinary characters.
+    /// The prompt. Names of special tokens in the instruction are ordinary characters.
     ///
     /// # Errors
-    /// What the template or the tokenizer refuses.
+    /// [`TextError`] of the template or the tokenizer.
     pub fn prompt(&self, instruction: &Instruction<'_>) -> Result<Vec<u32>, TaskError> {
         let Instruction { system, user, cue } = instruction;
         let joined = system.map(|system| format!("{system}\n\n{user}"));
@@ -87,7 +86,7 @@ impl Prompter {
             (_, Some(joined)) => (render(&[Message::user(PLACE)])?, joined),
             (_, None) => (render(&[Message::user(PLACE)])?, user.to_string()),
         };
-        // A template that changes what it is given, or says it twice, cannot be told apart from the text.
+        // If a template changes the user's text or repeats it, its parts cannot be separated from that text.
         let parts = rendered.split_once(PLACE).filter(|(_, after)| !after.contains(PLACE));
         let Some((before, after)) = parts else {
             let text = render(&[Message::user(content)])?;
@@ -107,7 +106,7 @@ impl Prompter {
         let tokenizer = &self.tokenizer;
         let plain = tokenizer.encode_plain(content)?;
         if tokenizer.encode(content, false)? == plain {
-            // Nothing special in it: the whole is spelled as it was in training, over the seams too.
+            // With no special tokens in it, the whole is encoded at once, so that the seams are spelled as in training.
             return Ok(tokenizer.encode(&format!("{before}{content}{after}"), add_special)?);
         }
         let mut ids = tokenizer.encode(before, add_special)?;
@@ -117,7 +116,7 @@ impl Prompter {
     }
 }
 
-/// What templates are told: tasks want results alone, not how a model that thinks aloud comes to them.
+/// Variables for templates: tasks want only results, not a model's reasoning.
 fn variables() -> serde_json::Map<String, serde_json::Value> {
     serde_json::Map::from_iter([("enable_thinking".to_string(), false.into())])
 }

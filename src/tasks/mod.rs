@@ -1,7 +1,8 @@
-//! Layer 5: what people do with models, over the engine. Nothing here prints.
+//! Layer 5: tasks, built on the engine: chat, answer, classify, embed, transcribe, summarize, score. Nothing here
+//! prints.
 //!
-//! Each task is a [`Task`], which a host drives step by step on its own device. Beside it stands a function that waits for
-//! the result where the device is our own; it is [`run`] over the task.
+//! Each task is a [`Task`], which a host drives step by step on its own device. For a device of our own, there is also
+//! a function that waits for the result; it calls [`run`] with the task.
 
 mod answer;
 mod batch;
@@ -21,13 +22,15 @@ mod write;
 pub use answer::{Answer, AnswerTask, Embed, Piece, answer};
 pub use chat::{Chat, Reply};
 pub use classify::{
-    Classification, ClassifyTask, Input, Label, LabelProbability, check_labels, classify, prompt_logprob_rows,
+    Classification, ClassifyInput, ClassifyTask, Label, LabelProbability, check_labels, classify,
+    prompt_logprob_rows,
 };
 pub use embed::{COSINE_TEMPERATURE, EncodeTask, Encodings, cosine, encode, encode_tokens, label_scores};
 pub use error::TaskError;
 pub use passage::Quote;
 pub use score::{
-    Match, MatchTask, Perplexity, PerplexityTask, Window, exact_match, normalized, perplexity, total, windows,
+    Match, MatchTask, Perplexity, PerplexityTask, ScoreWindow, exact_match, normalized, perplexity, total,
+    windows,
 };
 pub use split::{DocumentOptions, MIN_PIECE_TOKENS, split};
 pub use summarize::{SummarizeTask, Summary, summarize};

@@ -1,4 +1,4 @@
-//! Which sentences of a document an answer rests on, by the words that they share.
+//! The sentences of a document that support an answer, by the words that they share.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -8,17 +8,17 @@ use unicode_segmentation::UnicodeSegmentation;
 
 use super::split::sentences;
 
-/// Sentences that a quotation has at most.
+/// Most sentences of a quotation.
 const MOST_SENTENCES: usize = 3;
 
 /// A passage of a document, word for word.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Quote {
-    /// What it says.
+    /// The text.
     pub text: String,
-    /// Its first and last line in the document, from 1.
+    /// First and last line in the document, from 1.
     pub lines: [usize; 2],
-    /// Its first byte in the document, and the one behind its last.
+    /// Byte range in the document: first, and end (exclusive).
     pub bytes: [usize; 2],
 }
 
@@ -26,12 +26,12 @@ pub struct Quote {
 pub(super) struct Passages {
     document: String,
     sentences: Vec<(Range<usize>, HashSet<String>)>,
-    /// In how many sentences each word stands.
+    /// The number of sentences that contain each word.
     n_with: HashMap<String, usize>,
-    /// The words of each piece, and in how many pieces each stands.
+    /// The words of each piece, and the number of pieces that contain each word.
     pieces: Vec<HashSet<String>>,
     n_pieces_with: HashMap<String, usize>,
-    /// Where lines end.
+    /// Byte offsets of line ends.
     breaks: Vec<usize>,
 }
 
@@ -51,7 +51,7 @@ impl Passages {
         &self.document[range.clone()]
     }
 
-    /// The first and the last line that `range` touches, white space around it left out; from 1.
+    /// The first and last line of `range`, from 1, ignoring white space at its ends.
     pub fn lines(&self, range: &Range<usize>) -> [usize; 2] {
         let line_of = |at: usize| 1 + self.breaks.partition_point(|end| *end < at);
         let text = self.document[range.clone()].trim_end();
@@ -59,13 +59,13 @@ impl Passages {
         [line_of(start), line_of(range.start + text.len())]
     }
 
-    /// How likely it is that piece `i` speaks of the question, and the answer of the piece, from 0 to 1: the share of the
-    /// question's words that stand in the piece, those that stand nowhere in the document left out; times the mean of 1
-    /// and the share of the answer's new words that stand there, since answers may be put in other words. A word counts
-    /// for the more, the fewer pieces have it, and a name twice.
+    /// How well piece `i` supports the question and its answer, from 0 to 1: the share of the question's words that the
+    /// piece contains, ignoring words that are not in the document, times the mean of 1 and the share of the answer's
+    /// new words that the piece contains (an answer may use other words). A word weighs more the fewer pieces contain
+    /// it, and a name weighs twice.
     pub fn support(&self, i: usize, question: &str, answer: &str) -> f64 {
         let n_with = |word: &String| self.n_pieces_with.get(word).copied().unwrap_or(0);
-        // A capital inside the question is mostly a name, and who it is about matters more than what is told.
+        // A capitalised word inside the question is usually a name, and names matter most.
         let names: HashSet<String> = question
             .unicode_words()
             .skip(1)
@@ -88,8 +88,8 @@ impl Passages {
         share(&asked) * (1.0 + share(&new)) / 2.0
     }
 
-    /// The sentences in `ranges` that share the most with the answer and, less so, with the question; none where nothing
-    /// is shared.
+    /// The sentences in `ranges` that share the most words with the answer and, with less weight, with the question.
+    /// `None` if they share none.
     pub fn quote(&self, ranges: &[Range<usize>], question: &str, answer: &str) -> Option<Quote> {
         let asked = words(question);
         let new: HashSet<String> = words(answer).difference(&asked).cloned().collect();
@@ -97,7 +97,7 @@ impl Passages {
             let words = &self.sentences[i].1;
             let weight = |w: &String| rarity(self.n_with[w], self.sentences.len());
             let sum = |of: &HashSet<String>| of.intersection(words).map(weight).sum::<f64>();
-            // What the answer adds to the question is what must be found.
+            // The answer's words that are not in the question must be found.
             2.0 * sum(&new) + sum(&asked)
         };
         let mut best: Option<(f64, usize, &Range<usize>)> = None;
@@ -110,7 +110,7 @@ impl Passages {
             }
         }
         let (_, at, range) = best?;
-        // Neighbours that tell what is still missing of the answer.
+        // Adds neighbours that contain words of the answer that are still missing.
         let near = self.within(range);
         let (mut first, mut last) = (at, at);
         let mut missing: HashSet<&String> =
@@ -138,7 +138,7 @@ impl Passages {
     }
 }
 
-/// In how many of several sets each word is.
+/// The number of sets that contain each word.
 fn count<'a>(sets: impl Iterator<Item = &'a HashSet<String>>) -> HashMap<String, usize> {
     let mut n_with = HashMap::new();
     for word in sets.flatten() {
@@ -147,13 +147,13 @@ fn count<'a>(sets: impl Iterator<Item = &'a HashSet<String>>) -> HashMap<String,
     n_with
 }
 
-/// What a word tells that stands in so many of `n` texts: the inverse document frequency.
+/// The inverse document frequency of a word that is in so many of `n` texts.
 fn rarity(n_with: usize, n: usize) -> f64 {
     ((n as f64 + 1.0) / (n_with as f64 + 0.5)).ln().max(0.0)
 }
 
-/// Words that say nothing of what a sentence is about; in short documents they are not frequent enough to be seen to.
-/// English alone: elsewhere their frequency must do.
+/// Stop words. In short documents they are not frequent enough to get a low weight. Only English; for other languages,
+/// their frequency must suffice.
 const FUNCTION_WORDS: &[&str] = &[
     "a", "about", "an", "and", "are", "as", "at", "be", "been", "but", "by", "can", "could", "did", "do",
     "does", "for", "from", "had", "has", "have", "he", "her", "his", "how", "i", "if", "in", "is", "it",
@@ -161,7 +161,7 @@ const FUNCTION_WORDS: &[&str] = &[
     "were", "what", "when", "where", "which", "who", "whom", "whose", "why", "will", "with", "would", "you",
 ];
 
-/// The words of a text that tell something, in lower case and without the endings of English plurals and verbs.
+/// The words of a text without stop words, in lower case and without the endings of English plurals and verbs.
 fn words(text: &str) -> HashSet<String> {
     let words = text.unicode_words().map(str::to_lowercase);
     words.filter(|word| !FUNCTION_WORDS.contains(&word.as_str())).map(|word| stem(&word)).collect()
@@ -174,7 +174,7 @@ fn stem(word: &str) -> String {
     stem.unwrap_or(word).to_string()
 }
 
-/// Words by which models say that a text does not tell.
+/// Phrases of answers that the text has no answer.
 const UNKNOWN: &[&str] = &[
     "does not say",
     "doesn't say",
@@ -201,7 +201,7 @@ const UNKNOWN: &[&str] = &[
     "i do not know",
 ];
 
-/// Whether an answer is that the text does not tell. Its first sentence decides.
+/// Whether an answer is that the text has no answer. Its first sentence decides.
 pub(super) fn is_unknown(answer: &str) -> bool {
     let first = sentences(answer).into_iter().next().map(|range| answer[range].to_lowercase());
     first.is_none_or(|first| {

@@ -1,4 +1,4 @@
-//! How well a language model knows a text, and how often its answers are right.
+//! Scores: perplexity of texts, and exact match of answers.
 
 use std::collections::VecDeque;
 
@@ -11,50 +11,50 @@ use super::task::{Engines, Events, Observer, Progress, Task, observed};
 use super::write::{Style, Writing, add};
 use crate::engine::{Engine, EngineError, Event, Request, Sampling, Usage};
 
-/// How well a model foresees a text.
+/// How well a model predicts a text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Perplexity {
     /// `e^(nll / scored)`.
     pub perplexity: f64,
     /// `nll / ln 2 / bytes`.
     pub bits_per_byte: f64,
-    /// The negative logarithm of the probability of all scored tokens together.
+    /// The negative natural logarithm of the probability of all scored tokens.
     pub nll: f64,
-    /// Tokens of the text, those that the model expects around it included.
+    /// Tokens of the text, including those that the model expects around it.
     pub tokens: usize,
     /// Tokens that have a probability: all but the first.
     pub scored: usize,
-    /// Bytes of the text that the scored tokens stand for.
+    /// Bytes of the scored tokens' text.
     pub bytes: usize,
-    /// Windows.
+    /// Number of windows.
     pub windows: usize,
-    /// Tokens of a window at most.
+    /// Most tokens per window.
     pub ctx: usize,
-    /// Tokens from one window's beginning to the next one's.
+    /// Tokens between the beginnings of two windows.
     pub stride: usize,
 }
 
-/// A window of a text: its first token, the first one scored, and the one behind its last.
+/// A window of a text, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// Where the model begins to read.
+pub struct ScoreWindow {
+    /// The first token that the model reads.
     pub begin: usize,
     /// The first token that is scored.
     pub scored: usize,
-    /// The token behind the last.
+    /// The end, exclusive.
     pub end: usize,
 }
 
-/// The windows of a text of `n_tokens`: of `ctx` tokens each, `stride` apart, each scoring what the ones before it did
-/// not: its last `stride` tokens, the first window all but its first token. So every token but the first is scored
-/// once, with at least `ctx − stride` tokens before it (as far as there are so many).
+/// The windows of a text of `n_tokens` tokens: of `ctx` tokens each, `stride` apart. A window scores the tokens that
+/// the windows before it did not: its last `stride` tokens, or all but the first token in the first window. So every
+/// token but the first is scored once, with at least `ctx − stride` tokens before it, or all that exist.
 ///
-/// "Perplexity of fixed-length models" in the documentation of transformers; there a window's mean is weighed by its
-/// length, here the sum of all tokens is exact.
+/// "Perplexity of fixed-length models" in the documentation of transformers. There, the mean of a window is weighted by
+/// its length; here, the sum over all tokens is exact.
 ///
 /// # Errors
 /// [`TaskError::Parameter`] unless `1 ≤ stride < ctx`.
-pub fn windows(n_tokens: usize, ctx: usize, stride: usize) -> Result<Vec<Window>, TaskError> {
+pub fn windows(n_tokens: usize, ctx: usize, stride: usize) -> Result<Vec<ScoreWindow>, TaskError> {
     if stride == 0 || stride >= ctx {
         let expected = "at least 1 and less than the context";
         return Err(TaskError::Parameter { name: "stride", found: stride.to_string(), expected });
@@ -64,7 +64,7 @@ pub fn windows(n_tokens: usize, ctx: usize, stride: usize) -> Result<Vec<Window>
     for begin in (0..n_tokens).step_by(stride) {
         let end = (begin + ctx).min(n_tokens);
         if end > scored {
-            windows.push(Window { begin, scored, end });
+            windows.push(ScoreWindow { begin, scored, end });
             scored = end;
         }
         if end == n_tokens {
@@ -74,11 +74,11 @@ pub fn windows(n_tokens: usize, ctx: usize, stride: usize) -> Result<Vec<Window>
     Ok(windows)
 }
 
-/// Measures the perplexity of `text`, as [`PerplexityTask`] does, and waits for it.
+/// Computes the perplexity of `text` with [`PerplexityTask`], and waits for it.
 ///
 /// # Errors
-/// As [`PerplexityTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host
-/// submits.
+/// Those of [`PerplexityTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where
+/// only the host submits.
 pub fn perplexity(
     engine: &mut Engine,
     text: &str,
@@ -89,25 +89,25 @@ pub fn perplexity(
     observed(&mut task, &mut Engines::from(engine), on)
 }
 
-/// The perplexity of a text on its way. 4 bytes a token come back from the device.
+/// Computes the perplexity of a text. Reads back 4 bytes per token.
 ///
 /// The engine must be built with [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs).
 pub struct PerplexityTask {
     batch: Batch<Request>,
-    /// `nll` and `scored` grow; what follows from them is computed at the end.
+    /// `nll` and `scored` accumulate; the other figures are computed at the end.
     found: Perplexity,
     progress: VecDeque<Progress>,
 }
 
 impl PerplexityTask {
-    /// Cuts `text` into [`windows`] of the engine's context, `stride` tokens apart. Default: half a context.
+    /// Cuts `text` into [`windows`] of the engine's context, `stride` tokens apart. Default stride: half the context.
     ///
     /// # Errors
     /// [`TaskError::Empty`] for a text of fewer than two tokens, and those of [`windows`].
     pub fn new(engine: &Engine, text: &str, stride: Option<usize>) -> Result<PerplexityTask, TaskError> {
         let no_tokenizer = || TaskError::NoTokenizer { model: engine.name().to_string() };
         let tokenizer = engine.tokenizer().ok_or_else(no_tokenizer)?;
-        // Special tokens in a stranger's text are characters like others; those around it are the model's.
+        // Names of special tokens in the text are ordinary characters; the tokens around it are the model's.
         let plain = tokenizer.encode_plain(text)?;
         let whole = tokenizer.encode(text, true)?;
         let ids = if tokenizer.encode(text, false)? == plain {
@@ -195,21 +195,22 @@ impl Task for PerplexityTask {
     }
 }
 
-/// An answer beside the one that was expected.
+/// An answer, compared with the expected one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Match {
-    /// What the model answered.
+    /// The model's answer.
     pub answer: String,
-    /// Whether it is what was expected, both [`normalized`].
+    /// Whether it equals the expected answer, both [`normalized`].
     pub is_right: bool,
     /// Token counts.
     pub usage: Usage,
 }
 
-/// Asks each prompt and compares the answers with those expected, as [`MatchTask`] does, and waits for them.
+/// Compares answers to prompts with the expected ones, with [`MatchTask`], and waits for them.
 ///
 /// # Errors
-/// As [`MatchTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host submits.
+/// Those of [`MatchTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only
+/// the host submits.
 pub fn exact_match(
     engine: &mut Engine,
     items: &[(&str, &str)],
@@ -220,17 +221,17 @@ pub fn exact_match(
     observed(&mut task, &mut Engines::from(engine), on)
 }
 
-/// Answers on their way that are compared with those expected. All prompts are asked greedily and in one batch. A prompt is
-/// a user's turn where the model has a chat template; it is continued, to the end of the line, where there is none.
+/// Compares greedy answers to prompts with the expected ones, all in one batch. If the model has a chat template, a
+/// prompt is a user's message; otherwise the model continues it, to the end of the line.
 pub struct MatchTask {
     writing: Writing,
-    /// The answers expected, [`normalized`].
+    /// The expected answers, [`normalized`].
     expected: Vec<String>,
     progress: VecDeque<Progress>,
 }
 
 impl MatchTask {
-    /// For pairs of a prompt and the answer expected, which may have up to `max_tokens` tokens.
+    /// A task for pairs of a prompt and the expected answer, which may have up to `max_tokens` tokens.
     ///
     /// # Errors
     /// [`TaskError::Item`] for a prompt that is too long.
@@ -301,7 +302,7 @@ impl Task for MatchTask {
     }
 }
 
-/// A text as answers are compared: in lower case, without punctuation, articles and spare white space.
+/// The normal form for comparing answers: lower case, without punctuation, articles and extra white space.
 ///
 /// `normalize_answer` of the evaluation script of SQuAD (Rajpurkar et al. 2016), with the punctuation of all scripts.
 pub fn normalized(text: &str) -> String {
@@ -324,7 +325,7 @@ pub fn total(usages: impl IntoIterator<Item = Usage>) -> Usage {
 
 #[cfg(test)]
 mod tests {
-    use super::{Window, normalized, windows};
+    use super::{ScoreWindow, normalized, windows};
 
     #[test]
     fn answers_are_compared_as_squad_does() {
@@ -336,7 +337,7 @@ mod tests {
     fn windows_as_in_the_documentation_of_transformers() {
         let found = windows(10, 4, 2).expect("a stride that fits");
         let expected = [(0, 1, 4), (2, 4, 6), (4, 6, 8), (6, 8, 10)];
-        assert_eq!(found, expected.map(|(begin, scored, end)| Window { begin, scored, end }));
+        assert_eq!(found, expected.map(|(begin, scored, end)| ScoreWindow { begin, scored, end }));
         assert!(windows(10, 4, 4).is_err() && windows(10, 4, 0).is_err());
     }
 }

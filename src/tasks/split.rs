@@ -1,4 +1,4 @@
-//! Documents cut at paragraph and sentence borders into pieces within a token budget.
+//! Splits documents at paragraphs and sentences into pieces within a token budget.
 
 use std::ops::Range;
 
@@ -7,27 +7,28 @@ use unicode_segmentation::UnicodeSegmentation;
 use super::TaskError;
 use crate::engine::{Engine, Sampling};
 
-/// Fewest tokens a piece may have: some characters alone take four, one for each of their bytes.
+/// Least budget of a piece: a single character may have four tokens, one per byte.
 pub const MIN_PIECE_TOKENS: usize = 16;
 
-/// Tokens of a piece at most, unless asked otherwise: a twelfth of the context, within these bounds. Small models find
-/// more in short texts: the built-in one answers 30 of 30 questions on one story, 15 of 30 where two stand together.
+/// Default for the most tokens of a piece: a twelfth of the context, within these bounds. Small models find more in
+/// short texts: the demonstration model answers 30 of 30 questions about one story, and 15 of 30 if a piece has two
+/// stories.
 const PIECE_TOKENS: [usize; 2] = [64, 1024];
 
-/// Tokens of an answer or a summary at most, unless asked otherwise.
+/// Default for the most tokens of an answer or a summary.
 const MAX_TOKENS: usize = 256;
 
-/// Tokens by which a prompt may be longer than its parts are by themselves.
+/// Tokens by which a prompt may exceed the sum of its parts.
 const SEAM: usize = 8;
 
-/// How a document is worked.
+/// Options for tasks on documents.
 #[derive(Clone, Debug)]
 pub struct DocumentOptions {
-    /// How tokens are chosen; the most probable ones by default.
+    /// Sampling parameters. Default: greedy.
     pub sampling: Sampling,
-    /// Tokens of the result at most; 256, and a quarter of the context, without.
+    /// Most tokens of the result. Default: 256, capped at a quarter of the context.
     pub max_tokens: Option<usize>,
-    /// Tokens of a piece at most, as far as the context has room; a twelfth of the context, from 64 to 1,024, without.
+    /// Most tokens of a piece, capped by the context. Default: a twelfth of the context, from 64 to 1024.
     pub piece_tokens: Option<usize>,
 }
 
@@ -37,14 +38,14 @@ impl Default for DocumentOptions {
     }
 }
 
-/// How the context is shared out.
+/// How the context is divided.
 pub(super) struct Room {
     pub piece_tokens: usize,
     pub max_tokens: usize,
 }
 
 impl DocumentOptions {
-    /// Shares out the engine's context: `n_around` tokens are around a piece.
+    /// Divides the engine's context; `n_around` tokens are around a piece.
     pub(super) fn room(&self, engine: &Engine, n_around: usize) -> Result<Room, TaskError> {
         let ctx = engine.ctx();
         let max_tokens = self.max_tokens.unwrap_or(MAX_TOKENS.min(ctx / 4)).max(1);
@@ -63,7 +64,7 @@ impl DocumentOptions {
     }
 }
 
-/// Where a text may be cut, from the border that is liked best.
+/// Places to cut a text, the best first.
 #[derive(Clone, Copy, PartialEq)]
 enum Unit {
     Paragraph,
@@ -72,13 +73,13 @@ enum Unit {
     Char,
 }
 
-/// Cuts `document` into pieces of at most `budget` tokens, as `count` counts them, and returns their byte ranges.
+/// Cuts `document` into pieces of at most `budget` tokens by `count`, and returns their byte ranges.
 ///
-/// The ranges follow one another without a gap: nothing is dropped. A piece takes as many whole paragraphs as fit; a
-/// paragraph that fits in no piece is cut between sentences, a sentence between words, a word between characters.
+/// The ranges have no gaps, so nothing is dropped. A piece takes as many whole paragraphs as fit. A paragraph that is
+/// larger than a piece is cut between sentences, a sentence between words, a word between characters.
 ///
 /// # Errors
-/// [`TaskError::Parameter`] if `budget` is smaller than [`MIN_PIECE_TOKENS`], and what `count` fails with.
+/// [`TaskError::Parameter`] if `budget` is smaller than [`MIN_PIECE_TOKENS`]; those of `count`.
 pub fn split(
     document: &str,
     budget: usize,
@@ -101,7 +102,8 @@ pub fn split(
         };
         packer.pack(range.clone(), Unit::Paragraph)?;
         let mut packed = packer.finish();
-        // Tokens were added up unit by unit. Should a whole have more than its parts, it is packed less tightly.
+        // Tokens were summed unit by unit. If a whole has more tokens than its parts, the budget is lowered and it is
+        // cut again.
         while let Some(piece) = packed.pop() {
             if target > 1 && count(&document[piece.clone()])? > budget {
                 waiting.push((piece, target * 3 / 4));
@@ -119,13 +121,13 @@ struct Packer<'a> {
     budget: usize,
     count: &'a mut dyn FnMut(&str) -> Result<usize, TaskError>,
     pieces: Vec<Range<usize>>,
-    /// The piece that is being filled, and its tokens.
+    /// The current piece, and its tokens.
     piece: Range<usize>,
     n_tokens: usize,
 }
 
 impl Packer<'_> {
-    /// Adds `range`, whole if it fits in a piece, else in the smaller units that it is made of.
+    /// Adds `range` as a whole if it fits in a piece, else unit by unit.
     fn pack(&mut self, range: Range<usize>, unit: Unit) -> Result<(), TaskError> {
         for part in units(&self.document[range.clone()], unit) {
             let part = range.start + part.start..range.start + part.end;
@@ -164,8 +166,8 @@ impl Packer<'_> {
     }
 }
 
-/// The units of `text`, one after another without a gap. White space belongs to the unit that it leads to, as in the
-/// vocabularies of most tokenizers.
+/// The units of `text`, without gaps. White space belongs to the unit after it, as in the vocabularies of most
+/// tokenizers.
 fn units(text: &str, unit: Unit) -> Vec<Range<usize>> {
     let starts = match unit {
         Unit::Paragraph => paragraph_starts(text),
@@ -173,7 +175,7 @@ fn units(text: &str, unit: Unit) -> Vec<Range<usize>> {
         Unit::Word => text.unicode_word_indices().map(|(at, _)| at).collect(),
         Unit::Char => text.char_indices().map(|(at, _)| at).collect(),
     };
-    // A border moves before the white space in front of it.
+    // A border is moved before the white space that precedes it.
     let borders = starts.into_iter().filter(|at| *at > 0).map(|at| match unit {
         Unit::Char => at,
         _ => text[..at].trim_end().len(),
@@ -206,8 +208,9 @@ fn paragraph_starts(text: &str) -> Vec<usize> {
 
 /// The byte ranges of the sentences of `text` (Unicode UAX #29), without the white space around them.
 ///
-/// A line break ends a sentence only before a blank line, a list item, a heading, a quotation or a table row of
-/// Markdown: elsewhere texts are wrapped anywhere. What goes on in lower case is no new sentence (`"Stop!" said Tom.`).
+/// A line break ends a sentence only before a blank line, or a list item, heading, quotation or table row of Markdown,
+/// because lines may be wrapped anywhere. Text that continues in lower case is not a new sentence (`"Stop!" said
+/// Tom.`).
 pub(super) fn sentences(text: &str) -> Vec<Range<usize>> {
     let mut starts = sentence_starts(text);
     starts.push(text.len());
@@ -223,7 +226,7 @@ pub(super) fn sentences(text: &str) -> Vec<Range<usize>> {
 
 /// Where sentences start.
 fn sentence_starts(text: &str) -> Vec<usize> {
-    // Lines that only go on are joined to the one before; a blank takes as many bytes as the break did.
+    // Joins wrapped lines to the one before. A space has as many bytes as the line break.
     let mut joined = String::with_capacity(text.len());
     let mut after_text = false;
     for line in text.split_inclusive('\n') {
@@ -246,7 +249,7 @@ fn sentence_starts(text: &str) -> Vec<usize> {
     starts
 }
 
-/// Whether a line of Markdown begins something of its own: a heading, a list item, a quotation, a table row, a fence.
+/// Whether a line of Markdown begins a new element: a heading, a list item, a quotation, a table row, a fence.
 fn begins_block(line: &str) -> bool {
     let rest = line.trim_start_matches(|c: char| c.is_ascii_digit());
     let is_numbered = rest.len() < line.len() && (rest.starts_with(". ") || rest.starts_with(") "));

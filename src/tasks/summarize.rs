@@ -12,34 +12,34 @@ use super::write::{Style, Writing, Written, add, n_cut};
 use super::{DocumentOptions, TaskError};
 use crate::engine::{Engine, FinishReason, Usage};
 
-/// Words of a summary at most, unless asked otherwise: a sentence a piece, for as many sentences as can be read at once.
+/// Default for the most words of a summary: one sentence per piece, for as many sentences as are easy to read.
 const MAX_WORDS: usize = 100;
 
-/// A piece of a text is summed up in no fewer words: no sentence has much fewer.
+/// Least words for the summary of a piece: hardly any sentence is shorter.
 const MIN_WORDS: usize = 15;
 
-/// A document in a few words.
+/// A summary of a document.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
-    /// The summary: a line for each piece that it was made from, if there are several.
+    /// The summary: one line for each piece of the last round.
     pub summary: String,
-    /// Its words.
+    /// Number of words.
     pub words: usize,
     /// Why it ended.
     pub finish_reason: FinishReason,
-    /// Pieces of each round, the document's first.
+    /// Number of pieces in each round, the document's first.
     pub rounds: Vec<usize>,
-    /// Summaries of pieces that had no room to end.
+    /// Number of pieces' summaries that reached their limit before their end.
     pub cut: usize,
     /// Token counts of all of it.
     pub usage: Usage,
 }
 
-/// Sums `document` up in about `words` words, as [`SummarizeTask`] does, and waits for the summary.
+/// Summarises `document` in about `words` words with [`SummarizeTask`], and waits for the summary.
 ///
 /// # Errors
-/// [`TaskError`] says what is empty, out of range or has no room;
-/// [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host submits.
+/// Those of [`SummarizeTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where
+/// only the host submits.
 pub fn summarize(
     engine: &mut Engine,
     document: &str,
@@ -51,12 +51,12 @@ pub fn summarize(
     observed(&mut task, &mut Engines::from(engine), on)
 }
 
-/// A summary on its way.
+/// Summarises a document.
 ///
-/// The document is cut into pieces ([`split`](super::split())), which are summed up in one batch. Their summaries
-/// together are the result if they have few enough words; else they are the document of the next round, until there is
-/// one piece. A summary has at most a quarter of a piece's tokens, so each round has fewer pieces than the last, and a
-/// round that had not would be [`TaskError::Endless`].
+/// The document is cut into pieces ([`split`](super::split())), which are summarised in one batch. If their summaries
+/// together have few enough words, they are the result; otherwise they are the document of the next round, until there
+/// is one piece. A summary has at most a quarter of a piece's tokens, so each round has fewer pieces than the last;
+/// otherwise the result is [`TaskError::Endless`].
 pub struct SummarizeTask {
     prompter: Prompter,
     words: Option<usize>,
@@ -64,7 +64,7 @@ pub struct SummarizeTask {
     /// How the last summary is written, and those that others follow.
     whole: Style,
     short: Style,
-    /// The document, then what is left of it.
+    /// The document, then the summaries of each round.
     text: String,
     rounds: Vec<usize>,
     cut: usize,
@@ -75,16 +75,16 @@ pub struct SummarizeTask {
 
 enum Phase {
     New,
-    /// Pieces are summed up, or the one that is left.
+    /// A round of summaries.
     Round(Writing),
     Ended(Result<Summary, TaskError>),
 }
 
 impl SummarizeTask {
-    /// Sums `document` up in about `words` words. Default: one sentence a piece, and at most a hundred words.
+    /// A summary of `document` in about `words` words. Default: one sentence per piece, and at most 100 words.
     ///
     /// # Errors
-    /// [`TaskError`] says what is empty, out of range or has no room.
+    /// [`TaskError::Empty`], [`TaskError::Parameter`], [`TaskError::NoRoom`].
     pub fn new(
         engine: &Engine,
         document: &str,
@@ -117,7 +117,7 @@ impl SummarizeTask {
         })
     }
 
-    /// Goes on to the next phase, once all that was asked for is there.
+    /// Continues with the next phase once the current one is done.
     fn proceed(&mut self, engines: &mut Engines<'_>) -> Result<(), TaskError> {
         match &mut self.phase {
             Phase::New => self.phase = self.begin_round()?,
@@ -133,7 +133,7 @@ impl SummarizeTask {
         Ok(())
     }
 
-    /// Asks for the summaries of the text's pieces.
+    /// Starts a round: the summaries of the text's pieces.
     fn begin_round(&mut self) -> Result<Phase, TaskError> {
         let ranges = split(&self.text, self.piece_tokens, &mut |text| self.prompter.count(text))?;
         let n_next = ranges.len();

@@ -1,12 +1,12 @@
-//! The contract of all tasks, and the blocking loop over it.
+//! The contract of all tasks, and the loop that runs a task to its end.
 
 use std::ops::ControlFlow;
 
 use crate::engine::{Encoded, Engine, EngineError, Event, RequestId, TextEncoder};
 
-/// Work on a model, step by step, on a device of our own or a host's.
+/// A task on a model, which runs step by step on a device of our own or of a host.
 ///
-/// None of the methods waits. A host calls them once a frame, beside the engine's own:
+/// None of the methods waits. A host calls them once per frame, together with the engine's:
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -33,53 +33,53 @@ use crate::engine::{Encoded, Engine, EngineError, Event, RequestId, TextEncoder}
 /// ```
 ///
 /// Several tasks can share an engine: `advance` each of them, then hand the same [`Events`] to each. A task takes its
-/// own events and leaves the others. Where the engine's queue is full, the tasks that are advanced first get the room. A task that is dropped half way is not heard any more, but what it has submitted
-/// runs to its end: [`Task::cancel`] it first to stop that.
+/// own events and leaves the others. If the engine's queue is full, the tasks that are advanced first get the room. The
+/// requests of a dropped task run to their end; call [`Task::cancel`] first to stop them.
 pub trait Task {
     /// The result.
     type Output;
-    /// What can go wrong.
+    /// The error.
     type Error: From<EngineError>;
-    /// What is reported on the way.
+    /// The progress reports.
     type Progress;
 
-    /// Submits what comes next, as far as the engine has room. Errors are what [`Task::finish`] returns.
+    /// Submits the next requests, as far as the engine accepts them. [`Task::finish`] returns errors.
     fn advance(&mut self, engines: &mut Engines<'_>);
 
     /// Takes the events of this task out of `events`.
     fn observe(&mut self, events: &mut Events);
 
-    /// The next thing to report; none if nothing is new.
+    /// The next report; `None` if nothing is new.
     fn progress(&mut self) -> Option<Self::Progress>;
 
-    /// Stops, unless the task is done. It may take some more calls until the engine has ended what was submitted.
+    /// Stops the task, unless it is done. The engine may need some more calls until it has ended the task's requests.
     fn cancel(&mut self, engines: &mut Engines<'_>);
 
     /// Whether there is a result, or an error.
     fn is_done(&self) -> bool;
 
-    /// The result, to be taken once [`Task::is_done`] says so.
+    /// Takes the result, once [`Task::is_done`].
     ///
     /// # Errors
-    /// Whatever stopped the task.
+    /// The error that stopped the task.
     fn finish(&mut self) -> Result<Self::Output, Self::Error>;
 }
 
-/// The engines that are there for tasks. A task must always get those that it began with.
+/// The engines for tasks. A task must always get the same engines.
 #[derive(Debug, Default)]
 pub struct Engines<'a> {
-    /// Of a language model, or of one that transcribes.
+    /// The engine of a language model or a speech model.
     pub language: Option<&'a mut Engine>,
-    /// Of an encoder.
+    /// The engine of an encoder.
     pub encoder: Option<&'a mut TextEncoder>,
 }
 
-/// What the engines reported: [`Engine::events`] and [`TextEncoder::events`].
+/// The events of the engines: [`Engine::events`] and [`TextEncoder::events`].
 #[derive(Debug, Default)]
 pub struct Events {
-    /// Of the language model.
+    /// Those of the language model.
     pub language: Vec<Event>,
-    /// Of the encoder.
+    /// Those of the encoder.
     pub encoder: Vec<Encoded>,
 }
 
@@ -108,17 +108,17 @@ impl From<Vec<Encoded>> for Events {
 }
 
 impl Engines<'_> {
-    /// The language model's.
+    /// The language model's engine.
     pub(crate) fn language(&mut self) -> Result<&mut Engine, EngineError> {
         self.language.as_deref_mut().ok_or(missing("no language model"))
     }
 
-    /// The encoder's.
+    /// The encoder's engine.
     pub(crate) fn encoder(&mut self) -> Result<&mut TextEncoder, EngineError> {
         self.encoder.as_deref_mut().ok_or(missing("no encoder"))
     }
 
-    /// Submits to our own queues, and waits for results if there was nothing to submit.
+    /// Submits to our own queues, or waits for results if there is nothing to submit.
     fn pump(&mut self) -> Result<Events, EngineError> {
         let mut events = Events::default();
         if let Some(engine) = &mut self.language {
@@ -137,19 +137,20 @@ fn missing(found: &str) -> EngineError {
 }
 
 impl Events {
-    /// Takes out the language model's events of some requests, in their order.
+    /// Takes the language model's events of some requests out, in their order.
     pub(super) fn take(&mut self, is_own: impl Fn(RequestId) -> bool) -> Vec<Event> {
         self.language.extract_if(.., |event| is_own(event.request())).collect()
     }
 }
 
-/// Runs a task to its end. `on_progress` hears what is new, and `None` once in every round, so that it can end the task
-/// at any time: at `Break` the task is cancelled. What was on its way then is still reported.
+/// Runs a task to its end. Calls `on_progress` with each report, and once per round with `None`, so that the caller can
+/// stop the task at any time: `Break` cancels it. Results that arrive later are still reported.
 ///
-/// Events of other requests are dropped: nothing else should run on the engines meanwhile.
+/// Drops the events of other requests, so nothing else should run on the engines.
 ///
 /// # Errors
-/// Those of the task; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host submits.
+/// Those of the task; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the host
+/// submits.
 pub fn run<T: Task>(
     task: &mut T,
     engines: &mut Engines<'_>,
@@ -181,33 +182,33 @@ pub fn run<T: Task>(
     }
 }
 
-/// What tasks report on the way. The caller can end a blocking one at any of them.
+/// Progress reports of tasks. The caller of a blocking function can stop the task at each of them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Progress {
     /// A round begins.
     Round {
         /// Its number, from 1.
         round: usize,
-        /// Pieces that are worked in it.
+        /// Its pieces.
         n_pieces: usize,
-        /// Tokens of their text.
+        /// Tokens in the text of its pieces.
         n_tokens: usize,
     },
-    /// So much of the round is done. It is also reported where nothing has changed, so that the caller can end the task.
+    /// The progress of a round. Repeated when nothing has changed, so that the caller can stop the task.
     Done {
-        /// Pieces that are done.
+        /// Finished pieces.
         n_done: usize,
-        /// Pieces of the round.
+        /// All pieces of the round.
         n_pieces: usize,
     },
     /// The next part of the final text.
     Text(String),
 }
 
-/// Hears of progress.
+/// A callback for progress reports.
 pub type Observer<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
 
-/// Runs a task whose observer hears in every round how much is done.
+/// Runs a task, and repeats the last [`Progress::Done`] in every round.
 pub(super) fn observed<T: Task<Progress = Progress>>(
     task: &mut T,
     engines: &mut Engines<'_>,

@@ -1,4 +1,4 @@
-//! Texts that a language model writes for a task, one for each prompt.
+//! Texts that a language model generates for a task, one for each prompt.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,7 @@ use super::batch::Batch;
 use super::task::{Events, Progress};
 use crate::engine::{Engine, EngineError, Event, FinishReason, Request, Sampling, Usage};
 
-/// How texts are written.
+/// How texts are generated.
 #[derive(Clone, Debug)]
 pub(super) struct Style {
     pub sampling: Sampling,
@@ -23,26 +23,26 @@ pub(super) struct Written {
     pub usage: Usage,
 }
 
-/// The texts of several prompts on their way, all in one batch.
+/// The generation of texts for several prompts, all in one batch.
 pub(super) struct Writing {
     batch: Batch<Request>,
     texts: Vec<String>,
     ends: Vec<Option<(FinishReason, Usage)>>,
-    /// Of one text that is reported as it comes.
+    /// If there is one text, which is reported as it is generated.
     stream: Option<Stream>,
     n_done: usize,
 }
 
-/// What of a text was reported.
+/// The reported part of a text.
 #[derive(Default)]
 struct Stream {
-    /// White space that is reported with what follows it, so that none is before the text or behind it.
+    /// White space, which is reported with the text after it, so that the whole has none at its ends.
     held: String,
     is_begun: bool,
 }
 
 impl Writing {
-    /// Several texts; how many of them are done is reported to `progress`.
+    /// Several texts. Reports to `progress` how many are done.
     pub fn several(prompts: Vec<Vec<u32>>, style: &Style, progress: &mut VecDeque<Progress>) -> Writing {
         let n = prompts.len();
         progress.push_back(Progress::Done { n_done: 0, n_pieces: n });
@@ -61,7 +61,7 @@ impl Writing {
         }
     }
 
-    /// One text, which is reported to `progress` as it comes. If it is cancelled, what is there is the text.
+    /// One text, which is reported to `progress` as it is generated. If it is cancelled, the part so far is the text.
     pub fn one(prompt: Vec<u32>, style: &Style, progress: &mut VecDeque<Progress>) -> Writing {
         Writing { stream: Some(Stream::default()), ..Writing::several(vec![prompt], style, progress) }
     }
@@ -104,10 +104,10 @@ impl Writing {
     /// The texts, in the order of their prompts.
     ///
     /// # Errors
-    /// What a request was refused for or failed with, [`TaskError::Stopped`].
+    /// The error of a request that was refused or failed, [`TaskError::Stopped`].
     pub fn finish(&mut self) -> Result<Vec<Written>, TaskError> {
         match self.batch.result() {
-            // What there is of a single text is its text.
+            // Of a cancelled single text, the part so far is the text.
             Err(TaskError::Stopped) if self.stream.is_some() => {}
             result => result?,
         }
@@ -121,7 +121,7 @@ impl Writing {
 }
 
 impl Stream {
-    /// Takes the next part of the text; returns what can be reported.
+    /// Takes the next part of the text. Returns the part that can be reported.
     fn push(&mut self, text: &str) -> Option<String> {
         self.held.push_str(text);
         let n = self.held.trim_end().len();
@@ -135,7 +135,7 @@ impl Stream {
     }
 }
 
-/// How many texts had no room to end.
+/// The number of texts that reached `max_tokens` before their end.
 pub(super) fn n_cut(written: &[Written]) -> usize {
     written.iter().filter(|written| written.finish_reason == FinishReason::Length).count()
 }

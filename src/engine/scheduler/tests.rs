@@ -268,7 +268,7 @@ impl World {
         true
     }
 
-    /// The oldest work in flight runs and comes back; whether there was some.
+    /// Finishes the oldest work in flight. Returns whether there was any.
     fn land(&mut self) -> bool {
         match self.in_flight.pop_front() {
             None => return false,
@@ -364,7 +364,7 @@ fn any(rng: &mut Rng, texts: &[(Vec<u32>, Range<usize>)], most: usize) -> Reques
     ids.truncate(most);
     let (max_tokens, seed) = (rng.within(1..100), rng.below(5) as u64);
     let mut request = Request { generated, ..request(ids, max_tokens, seed) };
-    // Half of them write until they are told to stop, and so get into each other's way.
+    // Half of them generate until they are cancelled, so pages run out.
     request.stop_tokens = rng.chance(2).then(Vec::new);
     match rng.below(8) {
         0 => request.logits = Some(Logits::Last),

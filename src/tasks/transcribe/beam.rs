@@ -1,6 +1,6 @@
-//! Beam search over what the engine says about each beam's next token.
+//! Beam search over log-probabilities of each beam's next token.
 
-/// A beginning of an answer, and the logarithm of its probability.
+/// The beginning of a text, and its log-probability.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Hypothesis {
     pub tokens: Vec<u32>,
@@ -10,9 +10,9 @@ pub(super) struct Hypothesis {
 /// The search of `BeamSearchDecoder` in `whisper/decoding.py`, with the patience of arXiv 2204.05424.
 pub(super) struct BeamSearch {
     n_beams: usize,
-    /// Answers that are enough.
+    /// Number of finished texts that end the search.
     n_enough: usize,
-    /// Those that go on, best first.
+    /// The unfinished ones, best first.
     beams: Vec<Hypothesis>,
     finished: Vec<Hypothesis>,
 }
@@ -20,18 +20,18 @@ pub(super) struct BeamSearch {
 impl BeamSearch {
     pub fn new(n_beams: usize, patience: f64) -> BeamSearch {
         let n_enough = ((n_beams as f64 * patience).round() as usize).max(1);
-        // All beams begin the same, so one stands for all.
+        // All beams begin the same, so one is enough.
         let beams = vec![Hypothesis { tokens: Vec::new(), sum_logprob: 0.0 }];
         BeamSearch { n_beams, n_enough, beams, finished: Vec::new() }
     }
 
-    /// The beginnings whose next tokens are wanted.
+    /// The beginnings whose next tokens are needed.
     pub fn beams(&self) -> &[Hypothesis] {
         &self.beams
     }
 
-    /// Takes the best next tokens of each beam with their log-probabilities, one more than there are beams, and says
-    /// whether the search goes on.
+    /// Takes the best next tokens of each beam with their log-probabilities, one more than there are beams. Returns
+    /// whether the search continues.
     pub fn step(&mut self, candidates: &[Vec<(u32, f64)>], end: u32) -> bool {
         let mut longer: Vec<Hypothesis> = Vec::new();
         for (beam, next) in self.beams.iter().zip(candidates) {
@@ -56,14 +56,14 @@ impl BeamSearch {
             }
         }
         let goes_on = self.finished.len() < self.n_enough && !beams.is_empty();
-        // Where nothing goes on, those that could not are what there is.
+        // If no beam can continue, the unfinished ones are the result.
         if !beams.is_empty() {
             self.beams = beams;
         }
         goes_on
     }
 
-    /// The answers, filled up with the best unfinished ones to as many as there are beams.
+    /// The finished texts, filled up with the best unfinished ones to the number of beams.
     pub fn finish(mut self) -> Vec<Hypothesis> {
         let n_missing = self.n_beams.saturating_sub(self.finished.len());
         self.finished.extend(self.beams.into_iter().take(n_missing));
@@ -71,7 +71,7 @@ impl BeamSearch {
     }
 }
 
-/// The index of the best answer: the largest log-probability over its length, or over Google's length penalty
+/// The index of the best text: the largest log-probability divided by the length, or by Google's length penalty
 /// `((5 + n) / 6) ^ alpha` (`MaximumLikelihoodRanker`).
 pub(super) fn best(answers: &[Hypothesis], length_penalty: Option<f64>) -> Option<usize> {
     let score = |answer: &Hypothesis| {
@@ -82,7 +82,7 @@ pub(super) fn best(answers: &[Hypothesis], length_penalty: Option<f64>) -> Optio
                 None => n.max(1.0),
             }
     };
-    // The first of equals.
+    // On a tie, the first.
     (0..answers.len()).rev().max_by(|a, b| score(&answers[*a]).total_cmp(&score(&answers[*b])))
 }
 
@@ -92,7 +92,7 @@ mod tests {
 
     const END: u32 = 9;
 
-    /// A model over the tokens 1 and 2 in which the greedy choice is a trap: after 1, everything is unlikely.
+    /// A model over the tokens 1 and 2 in which the greedy choice is wrong: after 1, everything is unlikely.
     fn next(tokens: &[u32]) -> Vec<(u32, f64)> {
         let p: &[(u32, f64)] = match tokens {
             [] => &[(1, 0.6), (2, 0.4)],

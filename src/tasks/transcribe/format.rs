@@ -1,4 +1,4 @@
-//! Transcripts as people and programs read them: `whisper/utils.py`, and the `verbose_json` of OpenAI's API.
+//! Formats of transcripts: those of `whisper/utils.py`, and the `verbose_json` of OpenAI's API.
 
 use std::io::{self, Write};
 
@@ -6,23 +6,23 @@ use serde::Serialize;
 
 use super::{Segment, SpeechTask, Word, language_name};
 
-/// How a transcript is written.
+/// The format of a transcript.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TranscriptFormat {
-    /// A line a segment.
+    /// One line per segment.
     Text,
     /// SubRip.
     Srt,
     /// WebVTT.
     Vtt,
-    /// OpenAI's `verbose_json`, when all is known.
+    /// OpenAI's `verbose_json`, written at the end.
     Json,
-    /// Start and end in milliseconds, and the text, with tabs between.
+    /// Start and end in milliseconds and the text, separated by tabs.
     Tsv,
 }
 
 impl TranscriptFormat {
-    /// The ending of its files.
+    /// The extension of its files.
     pub fn extension(self) -> &'static str {
         match self {
             TranscriptFormat::Text => "txt",
@@ -34,12 +34,12 @@ impl TranscriptFormat {
     }
 }
 
-/// What is known of a recording as a whole.
+/// The transcript of a recording.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Transcript {
-    /// What was done.
+    /// Transcribed or translated.
     pub task: SpeechTask,
-    /// The code of the language, if something was heard.
+    /// The code of the language, if there was any speech.
     pub language: Option<String>,
     /// Seconds.
     pub duration: f64,
@@ -47,7 +47,7 @@ pub struct Transcript {
     pub segments: Vec<Segment>,
 }
 
-/// [`Transcript`] as OpenAI's API writes it.
+/// [`Transcript`] in the format of OpenAI's API.
 #[derive(Serialize)]
 struct VerboseJson<'a> {
     task: &'static str,
@@ -83,7 +83,7 @@ impl Serialize for Transcript {
     }
 }
 
-/// Writes a transcript segment by segment: what has been written is a valid file at any time, but for
+/// Writes a transcript segment by segment. The output is a valid file after each segment, except in
 /// [`TranscriptFormat::Json`], which is written at the end.
 pub struct TranscriptWriter<W: Write> {
     out: W,
@@ -92,7 +92,7 @@ pub struct TranscriptWriter<W: Write> {
 }
 
 impl<W: Write> TranscriptWriter<W> {
-    /// Writes what comes before the first segment.
+    /// Writes the header.
     ///
     /// # Errors
     /// Those of `out`.
@@ -112,7 +112,7 @@ impl<W: Write> TranscriptWriter<W> {
     /// Those of `out`.
     pub fn segment(&mut self, segment: &Segment) -> io::Result<()> {
         self.n_segments += 1;
-        // A line break would end a cue or a record.
+        // A line break would end the cue or record.
         let text = segment.text.trim().replace(['\r', '\n'], " ");
         let (start, end) = (segment.start, segment.end);
         let out = &mut self.out;
@@ -124,7 +124,7 @@ impl<W: Write> TranscriptWriter<W> {
             }
             TranscriptFormat::Vtt => {
                 let (start, end) = (time(start, false, '.'), time(end, false, '.'));
-                // Cues are markup; the arrow is escaped with the rest.
+                // Cues are markup, so the text is escaped.
                 let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
                 write!(out, "{start} --> {end}\n{text}\n\n")?;
             }
@@ -136,7 +136,7 @@ impl<W: Write> TranscriptWriter<W> {
         out.flush()
     }
 
-    /// Writes what comes after the last segment: all, in JSON.
+    /// Writes the end; for JSON, everything.
     ///
     /// # Errors
     /// Those of the output.
@@ -153,7 +153,7 @@ fn milliseconds(seconds: f64) -> u64 {
     (seconds * 1000.0).round() as u64
 }
 
-/// `01:02:03,450`; hours are left out where there are none, unless `hours`.
+/// `01:02:03,450`. Omits hours if they are zero, unless `hours`.
 fn time(seconds: f64, hours: bool, mark: char) -> String {
     let ms = milliseconds(seconds);
     let (h, m, s, ms) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_heard_is_a_valid_file() {
+    fn an_empty_transcript_is_a_valid_file() {
         assert_eq!(written(TranscriptFormat::Text, &[]), "");
         assert_eq!(written(TranscriptFormat::Srt, &[]), "");
         assert_eq!(written(TranscriptFormat::Vtt, &[]), "WEBVTT\n\n");

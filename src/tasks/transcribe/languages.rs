@@ -1,4 +1,4 @@
-//! The languages that Whisper knows, as `whisper/tokenizer.py` names them.
+//! Whisper's languages, with the names in `whisper/tokenizer.py`.
 
 /// Codes and names.
 pub const LANGUAGES: [(&str, &str); 100] = [
@@ -104,7 +104,7 @@ pub const LANGUAGES: [(&str, &str); 100] = [
     ("yue", "cantonese"),
 ];
 
-/// Other names that people use.
+/// Alternative names.
 const ALIASES: [(&str, &str); 12] = [
     ("burmese", "my"),
     ("valencian", "ca"),
@@ -120,7 +120,7 @@ const ALIASES: [(&str, &str); 12] = [
     ("mandarin", "zh"),
 ];
 
-/// The code and the name of a language that is given by its code or by a name, in any case.
+/// The code and name of a language, found by its code or a name, ignoring case.
 pub(super) fn find(text: &str) -> Option<(&'static str, &'static str)> {
     let text = text.trim().to_lowercase();
     let alias = ALIASES.iter().find(|(name, _)| *name == text).map(|(_, code)| *code);
@@ -128,7 +128,7 @@ pub(super) fn find(text: &str) -> Option<(&'static str, &'static str)> {
     LANGUAGES.into_iter().find(|(code, name)| *code == text || *name == text)
 }
 
-/// The name of a code; the code where it has none.
+/// The name of a code; the code itself if it has none.
 pub fn language_name(code: &str) -> &str {
     LANGUAGES.iter().find(|(known, _)| *known == code).map_or(code, |(_, name)| name)
 }

@@ -1,8 +1,8 @@
-//! Speech to text with Whisper: a recording of any length, window by window.
+//! Transcription with Whisper: recordings of any length, window by window.
 //!
-//! The reference is `whisper/transcribe.py` and what it calls. What differs: the log-mel frames are normalised by the
-//! loudest so far, because a recording is not read to its end beforehand; what lies beyond its end is silence; a window's
-//! only segment begins with its first timestamp, not with the window; segments without text are left out.
+//! The reference is `whisper/transcribe.py`. Departures from it: log-mel frames are normalised by the loudest frame so
+//! far, because a recording is not read to its end first; frames beyond its end are silence; a window's only segment
+//! begins with its first timestamp, not with the window; segments without text are omitted.
 
 mod beam;
 mod format;
@@ -33,37 +33,37 @@ use crate::tasks::{Engines, run};
 use crate::text::{TextError, Tokenizer};
 use tokens::{Language, SpeechTokens};
 
-/// What can go wrong with a transcription.
+/// An error of a transcription.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TranscribeError {
-    /// The model reads and writes, it does not hear.
-    #[error("`{architecture}` does not hear, expected a speech model (`whisper`)")]
+    /// The model is not a speech model.
+    #[error("`{architecture}` has no audio encoder, expected a speech model (`whisper`)")]
     NotSpeech {
         /// `model_type` in the config.
         architecture: &'static str,
     },
-    /// The tokenizer is no Whisper's.
+    /// The tokenizer is not that of a Whisper model.
     #[error("the tokenizer has no token `{name}`, expected that of a speech model")]
     Token {
         /// The token.
         name: &'static str,
     },
-    /// A language that is unknown here or to the model.
+    /// The language is unknown, or the model does not know it.
     #[error("language `{found}` is not known, expected {expected}")]
     Language {
-        /// What was asked for.
+        /// The requested language.
         found: String,
-        /// What could have been.
+        /// The known languages.
         expected: String,
     },
     /// The model does not translate.
-    #[error("the model knows English alone, expected a multilingual one to translate")]
+    #[error("the model knows only English, expected a multilingual one to translate")]
     NoTranslation,
     /// The recording.
     #[error(transparent)]
     Audio(#[from] AudioError),
-    /// The engine, or an option that is out of its range.
+    /// The engine; or an option is out of its range.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -75,7 +75,7 @@ impl From<TextError> for TranscribeError {
 }
 
 impl TranscribeError {
-    /// What the user can do about it.
+    /// Advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {
             TranscribeError::NotSpeech { .. } => {
@@ -89,87 +89,88 @@ impl TranscribeError {
     }
 }
 
-/// A word, and when it is said.
+/// A word with its times.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Word {
-    /// With the space before it and the marks that belong to it.
+    /// The word, with the space before it and adjacent punctuation.
     pub word: String,
-    /// Seconds.
+    /// Start in seconds.
     pub start: f64,
-    /// Seconds.
+    /// End in seconds.
     pub end: f64,
-    /// The mean over its tokens.
+    /// The mean probability of its tokens.
     pub probability: f64,
 }
 
-/// A stretch of a recording and its text, with the fields of OpenAI's API.
+/// A segment of a recording and its text, with the fields of OpenAI's API.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Segment {
     /// Counted from 0.
     pub id: usize,
-    /// Frame (10 ms) at which the window begins that it was heard in.
+    /// Start of its window, in frames of 10 ms.
     pub seek: usize,
-    /// Seconds.
+    /// Start in seconds.
     pub start: f64,
-    /// Seconds.
+    /// End in seconds.
     pub end: f64,
-    /// With the space before it.
+    /// The text, with the space before it.
     pub text: String,
-    /// With the timestamps around it.
+    /// The tokens, with the timestamps around them.
     pub tokens: Vec<u32>,
-    /// At which the window was decoded.
+    /// The temperature at which the window was decoded.
     pub temperature: f32,
-    /// The mean over the window's tokens.
+    /// The mean log-probability of the window's tokens.
     pub avg_logprob: f64,
-    /// Of the window's text.
+    /// The compression ratio of the window's text.
     pub compression_ratio: f64,
-    /// Of the window.
+    /// The probability that the window contains no speech.
     pub no_speech_prob: f64,
-    /// If they were asked for.
+    /// The words, if [`TranscribeOptions::word_timestamps`] is set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub words: Option<Vec<Word>>,
 }
 
-/// What a transcription tells.
+/// A progress report of a transcription.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Heard {
+pub enum TranscriptEvent {
     /// The language was detected.
     Language {
         /// Its code.
         code: &'static str,
-        /// Among those that the model knows.
+        /// Its probability among the model's languages.
         probability: f32,
     },
     /// The next segment, in order of time.
     Segment(Segment),
     /// A window is done.
     Window {
-        /// Seconds of the recording that are done.
+        /// The end of the finished part of the recording, in seconds.
         until: f64,
-        /// All that was generated, the end token excepted: what no segment has yet is heard again in the next window.
+        /// All generated tokens but the end token. Tokens that are in no segment yet are generated again in the next
+        /// window.
         tokens: Vec<u32>,
     },
 }
 
-/// What does not change from window to window.
+/// The settings of a transcriber, which are the same for all windows.
 #[derive(Clone, Debug)]
 struct Plan {
     tokens: SpeechTokens,
     tokenizer: Tokenizer,
     options: TranscribeOptions,
-    /// Nothing where the model knows English alone.
+    /// `None` if it is to be detected, or if the model knows only English.
     language: Option<Language>,
-    /// (layer, head) of the heads that look at what is being said.
+    /// (layer, head) of the alignment heads.
     alignment_heads: Vec<[usize; 2]>,
 }
 
 impl Plan {
-    /// The text of `tokens`, without what steers and without times.
+    /// The text of `tokens`, without special tokens and timestamps.
     fn text(&self, tokens: &[u32]) -> Result<String, TextError> {
         self.tokenizer.decode(&self.words(tokens), true)
     }
 
-    /// Those of `tokens` that are text.
+    /// The text tokens among `tokens`.
     fn words(&self, tokens: &[u32]) -> Vec<u32> {
         tokens.iter().copied().filter(|token| *token < self.tokens.end).collect()
     }
@@ -180,11 +181,11 @@ impl Plan {
 pub struct Transcriber(Arc<Plan>);
 
 impl Transcriber {
-    /// Reads what the checkpoint says on prompts and suppressed tokens.
+    /// A transcriber for the model in `files`, whose tokenizer and settings it reads.
     ///
     /// # Errors
-    /// A model that does not hear, a tokenizer without the tokens that it needs, a language that it does not know, an
-    /// option that is out of its range.
+    /// [`TranscribeError::NotSpeech`], [`TranscribeError::Token`], [`TranscribeError::Language`],
+    /// [`TranscribeError::NoTranslation`]; [`EngineError::Parameter`] for an option that is out of its range.
     pub fn new(files: &ModelFiles, options: TranscribeOptions) -> Result<Transcriber, TranscribeError> {
         let shape = files.architecture.shape();
         let Some(sound) = &shape.audio else {
@@ -204,36 +205,36 @@ impl Transcriber {
         Ok(Transcriber(Arc::new(Plan { tokens, tokenizer, options, language, alignment_heads })))
     }
 
-    /// What the engine must be built with, over `options`.
+    /// The options that the engine must be built with: `options`, with those that transcription needs.
     pub fn engine_options(&self, options: EngineOptions) -> EngineOptions {
         self.0.options.engine(&self.0.alignment_heads, options)
     }
 
-    /// Begins with a recording.
+    /// Starts the transcription of a recording.
     ///
     /// # Errors
-    /// [`TranscribeError::NotSpeech`] if the engine's model does not hear.
+    /// [`TranscribeError::NotSpeech`] if the engine's model is not a speech model.
     pub fn begin(&self, engine: &Engine, audio: AudioReader) -> Result<Transcription, TranscribeError> {
         Transcription::new(self.0.clone(), engine, audio)
     }
 
-    /// Transcribes a recording, and tells `on_heard` of segments as they come; after `Break`, what has come is all.
+    /// Transcribes a recording, and calls `on_event` with segments as they come. `Break` ends the transcript there.
     ///
     /// # Errors
-    /// The engine's, and those of the recording, after all that could be heard was told;
-    /// [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, whose host submits.
+    /// Those of the engine; those of the recording, after all segments before the damage;
+    /// [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the host submits.
     pub fn transcribe(
         &self,
         engine: &mut Engine,
         audio: AudioReader,
-        mut on_heard: impl FnMut(&Heard) -> ControlFlow<()>,
+        mut on_event: impl FnMut(&TranscriptEvent) -> ControlFlow<()>,
     ) -> Result<Transcript, TranscribeError> {
         let mut transcription = self.begin(engine, audio)?;
         let mut segments = Vec::new();
-        let transcript = run(&mut transcription, &mut Engines::from(engine), |heard| {
-            let Some(heard) = heard else { return ControlFlow::Continue(()) };
-            let flow = on_heard(&heard);
-            if let Heard::Segment(segment) = heard {
+        let transcript = run(&mut transcription, &mut Engines::from(engine), |event| {
+            let Some(event) = event else { return ControlFlow::Continue(()) };
+            let flow = on_event(&event);
+            if let TranscriptEvent::Segment(segment) = event {
                 segments.push(segment);
             }
             flow
@@ -242,11 +243,11 @@ impl Transcriber {
     }
 }
 
-/// Heads that are looked at where nobody says which: their weights over a clip come back for every token.
+/// Most alignment heads if the checkpoint names none: each one's weights over a clip are read back for every token.
 const MOST_HEADS: usize = 24;
 
-/// The heads that `generation_config.json` names, or some of the upper half of the decoder, evenly spread
-/// (`whisper/model.py` takes all of them).
+/// The alignment heads in `generation_config.json`, or some heads of the upper half of the decoder, evenly spread
+/// (`whisper/model.py` takes all of these).
 fn alignment_heads(generation: &Value, layers: &[Attention]) -> Result<Vec<[usize; 2]>, TranscribeError> {
     let listed = match generation.get("alignment_heads") {
         None | Some(Value::Null) => None,

@@ -1,13 +1,13 @@
-//! How a recording is transcribed, under the original's names.
+//! Options of a transcription, with the original's names.
 
 use super::TranscribeError;
 use super::window::Decoded;
 use crate::engine::{EngineError, EngineOptions};
 
-/// What becomes of speech.
+/// The language of the transcript.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SpeechTask {
-    /// Text in the language that is spoken.
+    /// Text in the spoken language.
     #[default]
     Transcribe,
     /// English text.
@@ -15,7 +15,7 @@ pub enum SpeechTask {
 }
 
 impl SpeechTask {
-    /// The word.
+    /// The name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             SpeechTask::Transcribe => "transcribe",
@@ -24,48 +24,49 @@ impl SpeechTask {
     }
 }
 
-/// How a recording is transcribed. The defaults are those of `whisper.transcribe`.
+/// Options of a transcription. The defaults are those of `whisper.transcribe`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TranscribeOptions {
-    /// Code or name of the language; it is detected in the first window without.
+    /// Code or name of the language. Default: detected in the first window.
     pub language: Option<String>,
-    /// What becomes of the speech.
+    /// Transcribe or translate.
     pub task: SpeechTask,
-    /// Let the model say when segments begin and end; each window is one segment otherwise.
+    /// Whether the model predicts when segments begin and end. If not, each window is one segment.
     pub timestamps: bool,
-    /// Find out when each word is said.
+    /// Whether to compute the times of words.
     pub word_timestamps: bool,
-    /// The temperatures that are tried in turn until an answer is good enough.
+    /// Temperatures to try in turn until a window's text is good enough.
     pub temperatures: Vec<f32>,
-    /// An answer that compresses better than this repeats itself: the next temperature is tried.
+    /// A text with a higher compression ratio repeats itself, and the next temperature is tried.
     pub compression_ratio_threshold: Option<f64>,
-    /// An answer whose mean log-probability is lower is not trusted: the next temperature is tried.
+    /// For a text with a lower mean log-probability, the next temperature is tried.
     pub logprob_threshold: Option<f64>,
-    /// A window with a higher probability of being no speech, and too low a mean log-probability, is taken as silent.
+    /// A window with a higher probability of no speech, and a mean log-probability below `logprob_threshold`, counts as
+    /// silent.
     pub no_speech_threshold: Option<f64>,
-    /// Give the text before a window to the model.
+    /// Whether the model gets the text before a window as a prompt.
     pub condition_on_previous_text: bool,
-    /// Text that stands before the recording's, for names and spelling.
+    /// A prompt before the first window, for names and spelling.
     pub initial_prompt: Option<String>,
-    /// Answers among which the best is chosen at temperatures above 0.
+    /// Number of samples at temperatures above 0, from which the best is chosen.
     pub best_of: usize,
-    /// Beams of a beam search at temperature 0; the most probable token is taken at each step without.
+    /// Number of beams of a beam search at temperature 0. Default: greedy.
     pub beam_size: Option<usize>,
-    /// A beam search ends with `beam_size` times this many answers.
+    /// A beam search ends with this many texts, times `beam_size`.
     pub patience: f32,
-    /// Exponent of the length by which answers are compared; 1 takes the mean over the tokens, as does none, but for the
-    /// constants of Google's formula.
+    /// Exponent of the length penalty, with which texts are compared (Google's formula). Default: compare mean
+    /// log-probabilities.
     pub length_penalty: Option<f32>,
-    /// Tokens of a window at most; half the decoder's context without.
+    /// Most tokens per window. Default: half the decoder's context.
     pub max_tokens: Option<usize>,
-    /// Windows that are decoded side by side. With more than one, the recording is cut where it is quiet, and no window
-    /// knows the text before.
+    /// Windows that are decoded at once. If more than 1, the recording is cut where it is quiet, and windows do not get
+    /// the text before them.
     pub batch_size: usize,
-    /// Skip what holds no sound that could be speech. The original has no such thing.
+    /// Whether to skip passages that are too quiet to be speech. The original has no such option.
     pub vad: bool,
-    /// Seconds of the recording to pass over.
+    /// Seconds of the recording to skip.
     pub offset: f64,
-    /// Seconds after that to hear; all without.
+    /// Seconds to transcribe after that. Default: all.
     pub duration: Option<f64>,
     /// The same seed gives the same text at temperatures above 0.
     pub seed: u64,
@@ -98,14 +99,14 @@ impl Default for TranscribeOptions {
     }
 }
 
-/// Counts above this are a slip of the hand.
+/// Upper limit of counts, to catch typing errors.
 const MOST: usize = 256;
 
 impl TranscribeOptions {
     /// Checks every option against its range.
     ///
     /// # Errors
-    /// [`EngineError::Parameter`] names it.
+    /// [`EngineError::Parameter`] with the first one that is out of its range.
     pub fn check(&self) -> Result<(), TranscribeError> {
         let check = |name, fits: bool, found: String, expected| {
             if fits { Ok(()) } else { Err(EngineError::Parameter { name, found, expected }) }
@@ -135,12 +136,13 @@ impl TranscribeOptions {
         Ok(seconds("duration", self.duration.unwrap_or(0.0))?)
     }
 
-    /// What the engine must be built with, over `options`, to align words by the heads `alignment_heads`.
+    /// The options that the engine must be built with: `options`, with those that these options and the heads
+    /// `alignment_heads` need.
     pub(super) fn engine(&self, alignment_heads: &[[usize; 2]], options: EngineOptions) -> EngineOptions {
         let n_beams = self.beam_size.unwrap_or(1);
         let n_samples = if self.temperatures.iter().any(|t| *t > 0.0) { self.best_of } else { 1 };
         EngineOptions {
-            // One more for the probability that nobody speaks, which is asked for along with the text.
+            // One more for the probability of no speech, which is requested along with the text.
             max_seqs: (self.batch_size * n_beams).max(n_samples) + 1,
             max_logprobs: n_beams + 1,
             max_clips: self.batch_size,
@@ -150,19 +152,19 @@ impl TranscribeOptions {
         }
     }
 
-    /// Whether an answer is so bad that the next temperature shall be tried.
+    /// Whether a text is so bad that the next temperature should be tried.
     pub(super) fn fails(&self, answer: &Decoded) -> bool {
         let repeats = self.compression_ratio_threshold.is_some_and(|most| answer.compression_ratio > most);
         let is_improbable = self.logprob_threshold.is_some_and(|least| answer.avg_logprob < least);
-        // Of silence nothing probable can be said.
+        // Silence has no probable text.
         let is_silent =
             is_improbable && self.no_speech_threshold.is_some_and(|most| answer.no_speech_prob > most);
         (repeats || is_improbable) && !is_silent
     }
 
-    /// Whether a window holds no speech.
+    /// Whether a window contains no speech.
     pub(super) fn is_silent(&self, answer: &Decoded) -> bool {
-        // What is probable enough was said after all.
+        // A text that is probable enough overrules this.
         let is_probable = self.logprob_threshold.is_some_and(|least| answer.avg_logprob > least);
         self.no_speech_threshold.is_some_and(|most| answer.no_speech_prob > most) && !is_probable
     }
@@ -179,7 +181,7 @@ mod tests {
     #[test]
     fn thresholds_decide_as_the_original_does() {
         let options = TranscribeOptions::default();
-        // Compression ratio, mean log-probability, no-speech probability; tried again, taken as silent.
+        // Compression ratio, mean log-probability, no-speech probability; try again, silent.
         let cases = [
             (1.5, -0.3, 0.1, false, false),
             (2.5, -0.3, 0.1, true, false),
@@ -203,7 +205,7 @@ mod tests {
             ..options.clone()
         };
         assert!(!off.fails(&answer(9.0, -9.0, 1.0)) && !off.is_silent(&answer(9.0, -9.0, 1.0)));
-        // Without a floor for the probability, that of silence decides alone.
+        // Without a threshold for the log-probability, only the probability of no speech decides.
         let alone = TranscribeOptions { logprob_threshold: None, ..options };
         assert!(alone.is_silent(&answer(1.0, -0.1, 0.7)));
     }

@@ -1,33 +1,33 @@
-//! From a window's tokens to segments, and to where the next window begins.
+//! From a window's tokens to segments, and to the start of the next window.
 
-/// Log-mel frames of one step of the timestamps: 20 ms.
+/// Log-mel frames per step of the timestamps: 20 ms.
 pub(super) const FRAMES_PER_POSITION: usize = 2;
-/// Log-mel frames of a second.
+/// Log-mel frames per second.
 pub(super) const FRAMES_PER_SECOND: f64 = 100.0;
 
-/// A stretch of text between two timestamps; times are frames from the window's start.
+/// A part of a text between two timestamps. Times are frames from the window's start.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Span {
     pub start: usize,
     pub end: usize,
-    /// Timestamps included.
+    /// The tokens, including timestamps.
     pub tokens: Vec<u32>,
 }
 
-/// What a window's tokens say about its time.
+/// The division of a window by its timestamps.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Split {
     pub spans: Vec<Span>,
     /// Frames from this window's start to the next one's.
     pub advance: usize,
-    /// The last token is a timestamp that stands alone: nothing is said after it.
+    /// Whether the last token is a single timestamp, after which there is no speech.
     pub ends_in_silence: bool,
 }
 
 /// Splits the tokens of a window of which `n_frames` are sound, as `whisper/transcribe.py` does.
 ///
-/// Two timestamps in a row end one segment and begin the next. What follows the last such pair is unfinished: the next
-/// window begins there and hears it anew. Timestamps are the tokens from `first_timestamp` on.
+/// Two consecutive timestamps end one segment and begin the next. The text after the last such pair is unfinished: the
+/// next window begins there. Timestamps are the tokens from `first_timestamp` on.
 pub(super) fn split(tokens: &[u32], first_timestamp: u32, n_frames: usize) -> Split {
     let is_timestamp = |token: &u32| *token >= first_timestamp;
     let frames = |token: u32| (token.saturating_sub(first_timestamp)) as usize * FRAMES_PER_POSITION;
@@ -35,8 +35,8 @@ pub(super) fn split(tokens: &[u32], first_timestamp: u32, n_frames: usize) -> Sp
     let mut cuts: Vec<usize> =
         (1..tokens.len()).filter(|i| is_timestamp(&tokens[i - 1]) && is_timestamp(&tokens[*i])).collect();
     if cuts.is_empty() {
-        // The first timestamp and the last say how far the text reaches, where they make sense. (The original lets such a
-        // segment begin with its window, whatever its first timestamp says.)
+        // The first and the last timestamp give the extent of the text, if they are plausible. (In the original, such a
+        // segment begins with its window, whatever its first timestamp is.)
         let times = || tokens.iter().filter(|t| is_timestamp(t)).map(|t| frames(*t));
         let begins = tokens.first().is_some_and(is_timestamp);
         let first = times().next().filter(|first| begins && *first < n_frames).unwrap_or(0);
@@ -58,7 +58,7 @@ pub(super) fn split(tokens: &[u32], first_timestamp: u32, n_frames: usize) -> Sp
         })
         .collect();
     let reached = spans.last().map_or(0, |span| span.end);
-    // A model that claims to have heard nothing yet must not be asked the same for ever.
+    // If the model predicts that the next window begins where this one does, the loop must still advance.
     let advance = if ends_in_silence || reached == 0 { n_frames } else { reached };
     Split { spans, advance, ends_in_silence }
 }
@@ -99,7 +99,7 @@ mod tests {
     fn one_segment_reaches_to_its_last_timestamp() {
         assert_eq!(spans(&[T, 1, 2, T + 70]), [(0, 140, vec![T, 1, 2, T + 70])]);
         assert_eq!(spans(&[T + 20, 1, 2, T + 70]), [(40, 140, vec![T + 20, 1, 2, T + 70])]);
-        // The first timestamp alone says nothing about the end.
+        // A single timestamp at the start does not give the end.
         assert_eq!(spans(&[T + 20, 1, 2]), [(40, 3000, vec![T + 20, 1, 2])]);
         assert_eq!(spans(&[T, 1, 2]), [(0, 3000, vec![T, 1, 2])]);
         assert_eq!(spans(&[1, 2]), [(0, 3000, vec![1, 2])]);
@@ -111,7 +111,7 @@ mod tests {
     fn a_window_always_ends_later_than_it_began() {
         let mut state = 1u64;
         for _ in 0..20_000 {
-            // A small generator is enough to meet every pattern of a few tokens.
+            // A small generator is enough to produce every pattern of a few tokens.
             let mut next = || {
                 state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
                 (state >> 33) as u32

@@ -1,4 +1,4 @@
-//! The tokens that steer Whisper: its languages, its tasks, and what it must not say.
+//! Whisper's special tokens: languages, tasks, and suppressed tokens.
 
 use serde_json::Value;
 
@@ -8,10 +8,10 @@ use crate::checkpoint::ModelFiles;
 use crate::engine::{SpeechRules, TimestampRules};
 use crate::text::Tokenizer;
 
-/// Vocabulary from which on a checkpoint that does not say so is multilingual (`is_multilingual` of
-/// `whisper/model.py`).
+/// Size of the vocabulary from which on a checkpoint counts as multilingual, if it does not specify that
+/// (`is_multilingual` in `whisper/model.py`).
 const MULTILINGUAL_VOCAB: usize = 51_865;
-/// The latest beginning of a window's first segment where `generation_config.json` gives none: 1 s.
+/// The default for the latest beginning of a window's first segment: 1 s.
 const MAX_INITIAL_TIMESTAMP: u32 = 50;
 
 /// A language of the model.
@@ -21,7 +21,7 @@ pub(super) struct Language {
     pub token: u32,
 }
 
-/// What `tokenizer.json` and `generation_config.json` say.
+/// The special tokens in `tokenizer.json` and `generation_config.json`.
 #[derive(Clone, Debug)]
 pub(super) struct SpeechTokens {
     pub start: u32,
@@ -33,18 +33,18 @@ pub(super) struct SpeechTokens {
     pub no_speech: Option<u32>,
     transcribe: Option<u32>,
     translate: Option<u32>,
-    /// None in a model that knows English alone.
+    /// Empty if the model knows only English.
     pub languages: Vec<Language>,
-    /// Never said.
+    /// Always suppressed.
     pub suppress: Vec<u32>,
-    /// Not said at the beginning.
+    /// Suppressed at the beginning.
     suppress_first: Vec<u32>,
     max_initial: u32,
 }
 
 impl SpeechTokens {
     /// # Errors
-    /// [`TranscribeError::Token`] names the first that is missing.
+    /// [`TranscribeError::Token`] with the first missing token.
     pub fn new(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<SpeechTokens, TranscribeError> {
         let generation = &files.generation.json;
         let vocab_size = files.architecture.shape().vocab_size;
@@ -69,7 +69,7 @@ impl SpeechTokens {
         let previous = id("<|startofprev|>");
         let (transcribe, translate) = (id("<|transcribe|>"), id("<|translate|>"));
 
-        // The list of the checkpoint's makers, and what steers, which is no text in any case.
+        // The checkpoint's list, and all special tokens, which are no text.
         let mut suppress = list("suppress_tokens").unwrap_or_default();
         suppress.extend(
             [Some(start), previous, id("<|startoflm|>"), no_speech, transcribe, translate].iter().flatten(),
@@ -104,7 +104,7 @@ impl SpeechTokens {
         })
     }
 
-    /// The language that a user named, by its code or its name.
+    /// The language with that code or name.
     ///
     /// # Errors
     /// [`TranscribeError::Language`].
@@ -137,8 +137,7 @@ impl SpeechTokens {
         }
     }
 
-    /// What comes before an answer, but for earlier text: `<|startoftranscript|>`, then language and task where the
-    /// model has a choice.
+    /// The prompt after earlier text: `<|startoftranscript|>`, then language and task if the model has a choice.
     pub fn start(&self, language: Option<Language>, task: SpeechTask) -> Vec<u32> {
         let mut tokens = vec![self.start];
         if let Some(language) = language {
@@ -151,7 +150,7 @@ impl SpeechTokens {
         tokens
     }
 
-    /// The rules for what follows a prompt of `prompt_len` tokens.
+    /// The rules for the tokens after a prompt of `prompt_len` tokens.
     pub fn rules(&self, prompt_len: usize, timestamps: bool) -> SpeechRules {
         SpeechRules {
             prompt_len,
@@ -166,7 +165,7 @@ impl SpeechTokens {
     }
 }
 
-/// Those that are token ids; some lists have -1 in them.
+/// The valid token ids of a list; some lists contain -1.
 fn numbers(ids: &[Value]) -> Vec<u32> {
     ids.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()).collect()
 }

@@ -1,4 +1,4 @@
-//! A recording, window by window.
+//! The transcription of a recording, window by window.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,30 +7,30 @@ use super::segments::{self, FRAMES_PER_SECOND, Split};
 use super::tokens::Language;
 use super::window::{Decoded, Step, Window};
 use super::words::{self, Alignment};
-use super::{Heard, Plan, Segment, TranscribeError, Transcript};
+use super::{Plan, Segment, TranscribeError, Transcript, TranscriptEvent};
 use crate::audio::{AudioError, AudioReader, MelFrames};
 use crate::engine::Engine;
 use crate::tasks::{Engines, Events, Task};
 
-/// Frames without speech that end a window: shorter pauses belong to what is said. (The `min_silence_duration_ms` of
+/// Frames without speech that end a window. Shorter pauses belong to the speech. (`min_silence_duration_ms` of
 /// faster-whisper.)
 const LONG_PAUSE: usize = 200;
-/// Above this temperature, text is too free to be what the next window goes on from.
+/// Above this temperature, a window's text is not used as the prompt of the next window.
 const MOST_COHERENT: f32 = 0.5;
 
-/// A recording on its way to text.
+/// A transcription in progress.
 ///
-/// [`super::Transcriber::transcribe`] drives one and waits. A guest drives it as every [`Task`]. Nothing waits but the
-/// reading of the recording, a window at a time.
+/// [`super::Transcriber::transcribe`] runs one and waits. A guest drives it like every [`Task`]. Only reading the
+/// recording, one window at a time, may wait.
 pub struct Transcription {
     plan: Arc<Plan>,
     mel: MelFrames,
-    /// Frames of a window.
+    /// Frames per window.
     n_window: usize,
-    /// The frame at which the next stretch begins, and the one at which all ends.
+    /// The frame at which the next stretch begins, and the frame at which the transcription ends.
     cursor: usize,
     last: usize,
-    /// Frames before this one are forgotten.
+    /// Frames before this one have been discarded.
     first_kept: usize,
     /// No stretch follows.
     is_exhausted: bool,
@@ -38,28 +38,28 @@ pub struct Transcription {
     stretches: VecDeque<Stretch>,
     language: Option<Language>,
     past: Past,
-    /// What was not reported yet.
-    heard: VecDeque<Heard>,
+    /// Reports that have not been taken yet.
+    progress: VecDeque<TranscriptEvent>,
     n_segments: usize,
-    /// What broke the recording off.
+    /// The error that ended the recording.
     failure: Option<TranscribeError>,
 }
 
-/// What a window is told of those before.
+/// The context of a window: the windows before it.
 #[derive(Clone, Default)]
 struct Past {
-    /// Their text, or what stands for it.
+    /// Their text, or the initial prompt.
     tokens: Vec<u32>,
-    /// When the last segment ended, in seconds.
+    /// The end of the last segment in seconds.
     speech_end: f64,
 }
 
-/// A part of the recording that fits in a window. Where stretches are decoded side by side, one may take several windows:
-/// what the first leaves unfinished is the beginning of the next.
+/// A part of the recording that fits in a window. If several stretches are decoded at once, one may need several
+/// windows: the unfinished part of a window is the beginning of the next.
 struct Stretch {
-    /// Log-mel frames from `start` to `end`, then as many of silence as a window has.
+    /// Log-mel frames from `start` to `end`, padded with one window of silence.
     features: Vec<f32>,
-    /// The first frame, and the one after the last.
+    /// The first frame, and the end (exclusive).
     start: usize,
     end: usize,
     /// The frame at which the next window begins.
@@ -69,9 +69,9 @@ struct Stretch {
     is_done: bool,
     past: Past,
     window: Option<Window>,
-    /// What waits for the times of its words.
+    /// Segments that wait for the times of their words.
     decoded: Option<(Decoded, Split)>,
-    heard: Vec<Heard>,
+    progress: Vec<TranscriptEvent>,
 }
 
 impl Transcription {
@@ -96,7 +96,7 @@ impl Transcription {
             stretches: VecDeque::new(),
             language: plan.language,
             past: Past { tokens, speech_end: 0.0 },
-            heard: VecDeque::new(),
+            progress: VecDeque::new(),
             n_segments: 0,
             failure: None,
             plan,
@@ -111,19 +111,19 @@ impl Transcription {
         }
     }
 
-    /// The recording's length in seconds: what its container says at first, what was read at the end. A stream is as long
-    /// as it has been heard.
+    /// The recording's length in seconds: by its container, and at the end by what was read. The length of a stream is
+    /// what has been read so far.
     pub fn duration(&self) -> f64 {
         self.mel.duration().unwrap_or(self.cursor as f64 / FRAMES_PER_SECOND)
     }
 
-    /// Reads and asks for what comes next.
+    /// Reads the recording, and submits the next requests.
     ///
     /// # Errors
-    /// What the engine refuses or a request failed with.
+    /// Those of the engine and of a request.
     fn proceed(&mut self, engine: &mut Engine) -> Result<(), TranscribeError> {
         loop {
-            // While the language is unknown, the first stretch alone is looked at.
+            // While the language is unknown, only the first stretch is decoded.
             let is_unknown = self.language.is_none() && !self.plan.tokens.languages.is_empty();
             let most = if is_unknown { 1 } else { self.plan.options.batch_size };
             while !self.is_exhausted && self.stretches.len() < most {
@@ -142,7 +142,7 @@ impl Transcription {
         }
     }
 
-    /// Ends all that was asked for.
+    /// Cancels all requests.
     fn stop(&mut self, engine: &mut Engine) {
         for mut window in self.stretches.drain(..).filter_map(|stretch| stretch.window) {
             window.cancel(engine);
@@ -150,16 +150,16 @@ impl Transcription {
         self.is_exhausted = true;
     }
 
-    /// Moves what the first stretches tell to what is told, and drops those that are done; whether one was.
+    /// Collects the reports of the first stretches, and drops those that are done. Returns whether one was done.
     fn collect(&mut self) -> bool {
         let mut dropped = false;
         while let Some(stretch) = self.stretches.front_mut() {
-            for mut heard in stretch.heard.drain(..) {
-                if let Heard::Segment(segment) = &mut heard {
+            for mut event in stretch.progress.drain(..) {
+                if let TranscriptEvent::Segment(segment) = &mut event {
                     segment.id = self.n_segments;
                     self.n_segments += 1;
                 }
-                self.heard.push_back(heard);
+                self.progress.push_back(event);
             }
             if !stretch.is_done {
                 break;
@@ -205,9 +205,9 @@ impl Transcription {
             end = self.sound(|mel| mel.quietest(from..full))?;
         }
         let n_rows = end - start + self.n_window;
-        // The frames after the last whole one still hear its end.
-        let heard = if end == n_frames { full } else { end };
-        let features = self.sound(|mel| mel.clip(start..heard, n_rows))?;
+        // The frames after the last whole one still contain its end.
+        let sound_end = if end == n_frames { full } else { end };
+        let features = self.sound(|mel| mel.clip(start..sound_end, n_rows))?;
         self.forget(if is_single { start } else { end })?;
         self.cursor = end;
         Ok(Some(Stretch {
@@ -220,7 +220,7 @@ impl Transcription {
             past: self.past.clone(),
             window: None,
             decoded: None,
-            heard: Vec::new(),
+            progress: Vec::new(),
         }))
     }
 
@@ -237,7 +237,7 @@ impl Transcription {
         Ok(end)
     }
 
-    /// Reads on to `frame`, and keeps nothing before it.
+    /// Reads up to `frame`, and discards frames before it.
     fn forget(&mut self, frame: usize) -> Result<(), TranscribeError> {
         while self.first_kept < frame {
             let next = frame.min(self.first_kept + self.n_window);
@@ -251,7 +251,7 @@ impl Transcription {
         Ok(())
     }
 
-    /// Asks for frames. A recording that breaks is kept in mind and counts as ended where it broke.
+    /// Reads frames. If the recording is damaged, keeps the error and counts the recording as ended there.
     fn sound<T>(
         &mut self,
         mut ask: impl FnMut(&mut MelFrames) -> Result<T, AudioError>,
@@ -269,7 +269,7 @@ impl Transcription {
 impl Task for Transcription {
     type Output = Transcript;
     type Error = TranscribeError;
-    type Progress = Heard;
+    type Progress = TranscriptEvent;
 
     fn advance(&mut self, engines: &mut Engines<'_>) {
         match engines.language() {
@@ -293,16 +293,16 @@ impl Task for Transcription {
         }
     }
 
-    /// What was heard, in order of time. A recording may be long: what was reported is not kept.
-    fn progress(&mut self) -> Option<Heard> {
-        self.heard.pop_front()
+    /// The reports, in order of time. Reported segments are not kept, because a recording may be long.
+    fn progress(&mut self) -> Option<TranscriptEvent> {
+        self.progress.pop_front()
     }
 
-    /// Stops: what was reported is all.
+    /// Stops the transcription.
     fn cancel(&mut self, engines: &mut Engines<'_>) {
         if let Ok(engine) = engines.language() {
             self.stop(engine);
-            self.heard.clear();
+            self.progress.clear();
         }
     }
 
@@ -311,16 +311,16 @@ impl Task for Transcription {
         self.is_exhausted && self.stretches.is_empty()
     }
 
-    /// The transcript, with those segments that [`Task::progress`] has not reported.
+    /// The transcript, with the segments that [`Task::progress`] has not reported.
     ///
     /// # Errors
-    /// The engine's, and what broke the recording off: [`TranscribeError::Audio`].
+    /// Those of the engine; [`TranscribeError::Audio`] for a damaged recording.
     fn finish(&mut self) -> Result<Transcript, TranscribeError> {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
-        let segments = self.heard.drain(..).filter_map(|heard| match heard {
-            Heard::Segment(segment) => Some(segment),
+        let segments = self.progress.drain(..).filter_map(|event| match event {
+            TranscriptEvent::Segment(segment) => Some(segment),
             _ => None,
         });
         let segments: Vec<Segment> = segments.collect();
@@ -330,7 +330,7 @@ impl Task for Transcription {
 }
 
 impl Stretch {
-    /// Goes on as far as results are there.
+    /// Continues as far as results have arrived.
     fn advance(
         &mut self,
         engine: &mut Engine,
@@ -346,12 +346,12 @@ impl Stretch {
                 Step::Waits => return Ok(()),
                 Step::Language(found, probability) => {
                     *language = Some(found);
-                    self.heard.push(Heard::Language { code: found.code, probability });
+                    self.progress.push(TranscriptEvent::Language { code: found.code, probability });
                 }
                 Step::Decoded(decoded) => {
                     let split =
                         segments::split(&decoded.tokens, plan.tokens.first_timestamp, self.end - self.seek);
-                    // Only what becomes part of a segment has words in this window.
+                    // Only text that becomes part of a segment has words in this window.
                     let said = split.spans.iter().flat_map(|span| plan.words(&span.tokens));
                     let text: Vec<u32> = said.filter(|_| plan.options.word_timestamps).collect();
                     if text.is_empty() || plan.options.is_silent(&decoded) {
@@ -371,7 +371,7 @@ impl Stretch {
         Ok(())
     }
 
-    /// Begins the next window.
+    /// Starts the next window.
     fn open(
         &mut self,
         engine: &mut Engine,
@@ -382,7 +382,7 @@ impl Stretch {
         let Some(sound) = &shape.audio else {
             return Err(TranscribeError::NotSpeech { architecture: shape.architecture });
         };
-        // One place less than half the context is for earlier text, as in the original.
+        // Earlier text may have half the context minus one token, as in the original.
         let most = (engine.ctx() / 2).saturating_sub(1);
         let tokens = &self.past.tokens;
         let history = match plan.tokens.previous {
@@ -398,7 +398,7 @@ impl Stretch {
         Ok(())
     }
 
-    /// Turns what was decoded into segments, and moves on.
+    /// Turns the decoded text into segments, and moves on.
     fn conclude(
         &mut self,
         engine: &mut Engine,
@@ -460,16 +460,16 @@ impl Stretch {
         }
         let n = self.past.tokens.len();
         self.past.tokens.drain(..n.saturating_sub(engine.shape().max_seq_len));
-        self.heard.extend(segments.into_iter().map(Heard::Segment));
+        self.progress.extend(segments.into_iter().map(TranscriptEvent::Segment));
         self.close(seek, decoded.tokens);
         Ok(())
     }
 
-    /// Ends a window; the next begins at `seek`.
+    /// Ends a window. The next one begins at `seek`.
     fn close(&mut self, seek: usize, tokens: Vec<u32>) {
         self.seek = seek;
         let until = seek.min(self.end) as f64 / FRAMES_PER_SECOND;
-        self.heard.push(Heard::Window { until, tokens });
+        self.progress.push(TranscriptEvent::Window { until, tokens });
         self.is_done = self.is_single || seek >= self.end;
     }
 }

@@ -1,4 +1,4 @@
-//! One window's way from sound to words: attempts at rising temperatures until one is good enough.
+//! Decodes one window: attempts at rising temperatures until one is good enough.
 
 use std::sync::Arc;
 
@@ -14,57 +14,57 @@ use crate::engine::{
 use crate::tasks::Events;
 use crate::tasks::batch::Batch;
 
-/// Compression of `zlib` unasked.
+/// The default compression level of `zlib`.
 const ZLIB_LEVEL: u8 = 6;
-/// A token that is suppressed has this added to its logit: nothing is left of its probability.
+/// Added to the logit of a suppressed token, so that its probability vanishes.
 const SUPPRESSED: f32 = -1e30;
 /// Log-probabilities below this belong to suppressed tokens.
 const IMPOSSIBLE: f32 = -1e20;
 
-/// What a window is found to say.
+/// The decoded text of a window.
 #[derive(Clone, Debug)]
 pub(super) struct Decoded {
     /// Without the end token.
     pub tokens: Vec<u32>,
     pub temperature: f32,
-    /// The mean over the tokens, the end token included.
+    /// The mean log-probability of the tokens, including the end token.
     pub avg_logprob: f64,
-    /// Bytes of the text over bytes of it compressed.
+    /// Bytes of the text, divided by its compressed bytes.
     pub compression_ratio: f64,
     pub no_speech_prob: f64,
 }
 
-/// A window that is being decoded. When all requests of `batch` are done, [`Window::proceed`] goes on.
+/// A window that is being decoded. When all requests of `batch` are done, [`Window::proceed`] continues.
 pub(super) struct Window {
     clip: ClipId,
     /// The engine forgets the clip when this is dropped with the window.
     _owner: Arc<()>,
-    /// Earlier text, with what begins it, before `<|startoftranscript|>`.
+    /// The prompt before `<|startoftranscript|>`: earlier text, after its start token.
     history: Vec<u32>,
     language: Option<Language>,
     stage: Stage,
     batch: Batch<Request>,
-    /// Of each request of the batch.
+    /// The purpose of each request of the batch.
     roles: Vec<Role>,
     no_speech_prob: f64,
 }
 
 enum Stage {
-    /// Nothing was asked for yet.
+    /// Nothing has been requested yet.
     New,
-    /// The language is looked for.
+    /// The language is being detected.
     Language { found: Option<(Language, f32)> },
-    /// An answer is drawn at temperature `attempt`, several times.
+    /// Several texts are being sampled at temperature `attempt`.
     Draw { attempt: usize, samples: Vec<Hypothesis> },
     /// A beam search, which is only done at temperature 0.
     Beam { attempt: usize, search: BeamSearch, candidates: Vec<Vec<(u32, f64)>>, n_steps: usize },
-    /// The attention of the text is computed.
+    /// The text's attention is being computed.
     Align { tokens: Vec<u32>, alignment: Alignment },
-    /// There is nothing to be waited for.
+    /// Nothing is pending.
     Idle,
 }
 
-/// What a request is for.
+/// The purpose of a request.
 #[derive(Clone, Copy, PartialEq)]
 enum Role {
     Language,
@@ -74,20 +74,20 @@ enum Role {
     Align,
 }
 
-/// What a window has come to.
+/// The result of [`Window::proceed`].
 pub(super) enum Step {
-    /// Results are awaited.
+    /// Results are pending.
     Waits,
     /// The language is known.
     Language(Language, f32),
-    /// The text is.
+    /// The text is known.
     Decoded(Decoded),
-    /// The attention of the text is, after [`Window::align`].
+    /// The text's attention is known, after [`Window::align`].
     Aligned(Vec<u32>, Alignment),
 }
 
 impl Window {
-    /// A window on `clip`, in `language` if that is known or the model knows one alone, after `history`.
+    /// A window of `clip` after `history`, in `language` if that is known or the model knows only one.
     pub fn new(engine: &mut Engine, clip: ClipId, history: Vec<u32>, language: Option<Language>) -> Window {
         let owner = Arc::new(());
         engine.forget_with(clip, Arc::downgrade(&owner));
@@ -111,7 +111,7 @@ impl Window {
         self.language
     }
 
-    /// Takes what the requests of this window gave.
+    /// Handles the events of this window's requests.
     pub fn observe(&mut self, events: &mut Events, plan: &Plan) {
         let (stage, no_speech_prob) = (&mut self.stage, &mut self.no_speech_prob);
         self.batch.observe(events, |i, event| match (self.roles[i], event, &mut *stage) {
@@ -124,7 +124,7 @@ impl Window {
             (Role::Align, Event::Logits { position, values, .. }, Stage::Align { tokens, alignment }) => {
                 let text = position.checked_sub(alignment.n_before);
                 if let Some(i) = text.filter(|i| *i < tokens.len()) {
-                    // Among texts alone: no timestamp, no end.
+                    // Only among text tokens: no timestamp, no end.
                     let texts = &values[..plan.tokens.end as usize];
                     alignment.probabilities[i] = probability(texts, tokens[i]);
                 }
@@ -154,16 +154,16 @@ impl Window {
         });
     }
 
-    /// Ends what was asked for, and gives the clip back.
+    /// Cancels the requests, and drops the clip.
     pub fn cancel(&mut self, engine: &mut Engine) {
         self.batch.cancel(engine);
         engine.forget(self.clip);
     }
 
-    /// Asks for what comes next, once all that was asked for is there.
+    /// Continues with the next step once all requests are done.
     ///
     /// # Errors
-    /// What the engine refuses or a request failed with, and text that cannot be decoded.
+    /// Those of the engine, of a request, and of the tokenizer.
     pub fn proceed(&mut self, engine: &mut Engine, plan: &Plan) -> Result<Step, TranscribeError> {
         self.batch.advance(engine);
         if !self.batch.is_done() {
@@ -211,7 +211,7 @@ impl Window {
         }
     }
 
-    /// Asks for the attention while the decoder reads `tokens`, a text without timestamps.
+    /// Requests the decoder's attention while it reads `tokens`, a text without timestamps.
     pub fn align(&mut self, engine: &mut Engine, plan: &Plan, tokens: Vec<u32>) {
         let mut prompt = plan.tokens.start(self.language, plan.options.task);
         let n_before = prompt.len();
@@ -231,7 +231,7 @@ impl Window {
         self.ask(engine, Role::Align, request);
     }
 
-    /// Tokens up to the first that is drawn.
+    /// Number of tokens before the first generated one.
     fn prompt(&self, plan: &Plan) -> Vec<u32> {
         let mut prompt = self.history.clone();
         prompt.extend(plan.tokens.start(self.language, plan.options.task));
@@ -259,7 +259,7 @@ impl Window {
         self.batch.advance(engine);
     }
 
-    /// A request for text after `prompt`, whose first `prompt_len` tokens were given.
+    /// A request for text after `prompt`, of which the first `prompt_len` tokens are not generated ones.
     fn draw(&self, plan: &Plan, prompt: Vec<u32>, prompt_len: usize, temperature: f32) -> Request {
         let rules = plan.tokens.rules(prompt_len, plan.options.timestamps);
         let logit_bias = plan.tokens.suppress.iter().map(|token| (*token, SUPPRESSED)).collect();
@@ -272,7 +272,7 @@ impl Window {
         }
     }
 
-    /// Asks for answers at the temperature of this attempt.
+    /// Requests texts at the temperature of this attempt.
     fn attempt(&mut self, engine: &mut Engine, plan: &Plan, attempt: usize) {
         let temperature = plan.options.temperatures[attempt];
         let n = match (temperature == 0.0, plan.options.beam_size) {
@@ -287,7 +287,7 @@ impl Window {
         for i in 0..n {
             let mut request = self.draw(plan, prompt.clone(), prompt.len(), temperature);
             request.max_tokens = Some(self.most_tokens(engine, plan));
-            // Attempts and samples differ, runs do not.
+            // The seed differs between attempts and samples, not between runs.
             let seed = plan.options.seed.wrapping_add((attempt * plan.options.best_of + i) as u64);
             request.sampling.seed = Some(seed);
             self.ask(engine, Role::Sample(i), request);
@@ -296,7 +296,7 @@ impl Window {
         self.stage = Stage::Draw { attempt, samples: vec![none; n] };
     }
 
-    /// Asks for the next token of every beam.
+    /// Requests the next token of every beam.
     fn step_beams(
         &mut self,
         engine: &mut Engine,
@@ -317,7 +317,7 @@ impl Window {
         self.stage = Stage::Beam { attempt, search, candidates, n_steps };
     }
 
-    /// Chooses the best answer, and tries again at the next temperature if that is not good enough.
+    /// Chooses the best text, and tries again at the next temperature if it is not good enough.
     fn judge(
         &mut self,
         engine: &mut Engine,
@@ -342,7 +342,7 @@ impl Window {
     }
 }
 
-/// The log-probability of the token that was chosen.
+/// The log-probability of the chosen token.
 fn chosen(logprobs: &Option<Logprobs>) -> f64 {
     logprobs.as_ref().map_or(0.0, |l| f64::from(l.chosen.logprob))
 }
@@ -361,14 +361,14 @@ fn probability(logits: &[f32], token: u32) -> f64 {
     logits.get(token as usize).map_or(0.0, exp) / sum
 }
 
-/// The most probable language, and its probability among languages.
+/// The most probable language, and its probability among the languages.
 fn best_language(logits: &[f32], languages: &[Language]) -> Option<(Language, f32)> {
     let known: Vec<f32> = languages.iter().filter_map(|l| logits.get(l.token as usize).copied()).collect();
     let best = (0..known.len()).rev().max_by(|a, b| known[*a].total_cmp(&known[*b]))?;
     Some((languages[best], probability(&known, best as u32) as f32))
 }
 
-/// Bytes of `text` over bytes of it compressed: much above 2 for text that repeats itself.
+/// The compression ratio: bytes of `text`, divided by its compressed bytes. Much above 2 for text that repeats itself.
 fn compression_ratio(text: &str) -> f64 {
     text.len() as f64 / compress_to_vec_zlib(text.as_bytes(), ZLIB_LEVEL).len() as f64
 }

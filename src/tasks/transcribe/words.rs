@@ -1,22 +1,22 @@
-//! When each word is said, from where the decoder looks: `whisper/timing.py`.
+//! Times of words, from the decoder's cross-attention: `whisper/timing.py`.
 
 use super::segments::FRAMES_PER_POSITION;
 use super::{Segment, Word};
 use crate::text::{TextError, Tokenizer};
 
-/// Positions of the encoder a second.
+/// Positions of the encoder per second.
 const POSITIONS_PER_SECOND: f64 = 50.0;
-/// Positions that the median is taken over.
+/// Width of the median filter in positions.
 const MEDIAN_WIDTH: usize = 7;
-/// Languages that are written without spaces: their words are cut at every character.
+/// Languages written without spaces: every character is a word.
 const WITHOUT_SPACES: [&str; 6] = ["zh", "ja", "th", "lo", "my", "yue"];
-/// Marks that belong to the word after them, or to the one before.
+/// Punctuation that belongs to the word after it, or to the word before it.
 const PREPENDED: &str = "\"'“¿([{-";
 const APPENDED: &str = "\"'.。,，!！?？:：”)]}、";
 const SENTENCE_ENDS: &str = ".。!！?？";
 const PUNCTUATION: &str = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~";
 
-/// A word in a window; times are seconds from the window's start.
+/// A word in a window. Times are seconds from the window's start.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Timing {
     pub word: String,
@@ -27,12 +27,12 @@ pub(super) struct Timing {
     pub probability: f64,
 }
 
-/// Where the decoder looks while it reads a window's text.
+/// The decoder's cross-attention while it reads a window's text.
 pub(super) struct Alignment {
-    /// Cross-attention `[n_rows][n_heads * n_positions]` of the heads that align, summing to 1 over a head's positions.
-    /// A row for each token of: start, text, end.
+    /// Cross-attention of the alignment heads, `[n_rows][n_heads * n_positions]`; each head's positions sum to 1. The
+    /// rows are the tokens of start, text and end.
     pub rows: Vec<Vec<f32>>,
-    /// Positions of a head.
+    /// Positions per head.
     pub n_positions: usize,
     /// Rows before the one that predicts the first token of the text.
     pub n_before: usize,
@@ -40,10 +40,10 @@ pub(super) struct Alignment {
     pub probabilities: Vec<f64>,
 }
 
-/// The words of `tokens`, the text of a window of which `n_frames` are sound.
+/// The words of `tokens`, the text of a window with `n_frames` frames of the recording.
 ///
 /// # Errors
-/// Tokens that cannot be decoded.
+/// [`TextError`] for tokens that cannot be decoded.
 pub(super) fn align(
     tokens: &[u32],
     alignment: &Alignment,
@@ -57,11 +57,11 @@ pub(super) fn align(
         return Ok(Vec::new());
     }
     let matrix = matrix(alignment, n_positions);
-    // The row before a token is the one that predicts it; that of the end token ends the last word.
+    // A token is predicted by the row before it; the end token's row ends the last word.
     let rows = &matrix[alignment.n_before..matrix.len() - 1];
     let cost: Vec<Vec<f64>> = rows.iter().map(|row| row.iter().map(|value| -value).collect()).collect();
     let path = warp(&cost);
-    // Where the path reaches each row first.
+    // The first position of the path in each row.
     let mut jumps = vec![0.0; rows.len()];
     for (row, position) in path.into_iter().rev() {
         jumps[row] = position as f64 / POSITIONS_PER_SECOND;
@@ -76,8 +76,8 @@ pub(super) fn align(
     Ok(words.into_iter().map(timing).collect())
 }
 
-/// The mean over the heads of the attention to the first `n_positions`, normalised over the tokens and smoothed over time:
-/// `[n_rows][n_positions]`.
+/// The mean over the heads of the attention to the first `n_positions`, normalised over the tokens and smoothed over
+/// time: `[n_rows][n_positions]`.
 fn matrix(alignment: &Alignment, n_positions: usize) -> Vec<Vec<f64>> {
     let rows = &alignment.rows;
     let n_heads = rows.first().map_or(0, |row| row.len() / alignment.n_positions);
@@ -87,7 +87,7 @@ fn matrix(alignment: &Alignment, n_positions: usize) -> Vec<Vec<f64>> {
         let mut weights: Vec<Vec<f64>> = rows
             .iter()
             .map(|row| {
-                // The softmax of what is sound alone.
+                // The softmax over the positions of the recording.
                 let row = &row[from..from + n_positions];
                 let sum: f64 = row.iter().map(|w| f64::from(*w)).sum();
                 row.iter().map(|w| f64::from(*w) / sum.max(f64::MIN_POSITIVE)).collect()
@@ -110,13 +110,13 @@ fn normalise(rows: &mut [Vec<f64>]) {
         let mean = rows.iter().map(|row| row[column]).sum::<f64>() / n;
         let variance = rows.iter().map(|row| (row[column] - mean).powi(2)).sum::<f64>() / n;
         for row in rows.iter_mut() {
-            // What is the same for all tokens tells nothing about any.
+            // A column that is the same for all tokens carries no information.
             row[column] = if variance > 0.0 { (row[column] - mean) / variance.sqrt() } else { 0.0 };
         }
     }
 }
 
-/// The median of `width` values around each, mirrored at both ends; shorter rows stay as they are.
+/// The median of `width` values around each one, mirrored at both ends. Shorter rows do not change.
 fn median_filter(row: &[f64], width: usize) -> Vec<f64> {
     let (n, half) = (row.len(), width / 2);
     if n <= half {
@@ -135,8 +135,8 @@ fn median_filter(row: &[f64], width: usize) -> Vec<f64> {
     (0..n).map(median).collect()
 }
 
-/// The cheapest path through `cost [n_rows][n_columns]` from the first cell to the last, one step down, right or both at a
-/// time: its cells (dynamic time warping).
+/// Dynamic time warping: the cells of the cheapest path through `cost [n_rows][n_columns]` from the first cell to the
+/// last, in steps down, right, or both.
 fn warp(cost: &[Vec<f64>]) -> Vec<(usize, usize)> {
     let (n, m) = (cost.len(), cost.first().map_or(0, Vec::len));
     // Costs up to each cell, with a row and a column before the first.
@@ -178,10 +178,10 @@ fn warp(cost: &[Vec<f64>]) -> Vec<(usize, usize)> {
     path
 }
 
-/// The words of `tokens` with the number of tokens of each.
+/// The words of `tokens`, with the number of tokens of each.
 ///
 /// # Errors
-/// Tokens that cannot be decoded.
+/// [`TextError`] for tokens that cannot be decoded.
 fn split_words(
     tokens: &[u32],
     tokenizer: &Tokenizer,
@@ -201,7 +201,7 @@ fn split_characters(
     let (mut from, mut offset) = (0, 0);
     for to in 1..=tokens.len() {
         let text = decode(&tokens[from..to])?;
-        // A replacement character is a part of a character, unless it is there in the whole text, too.
+        // A replacement character is a part of a character, unless the whole text has it too.
         let broken = text.chars().position(|c| c == char::REPLACEMENT_CHARACTER);
         let is_whole = broken.is_none_or(|at| whole.get(offset + at) == Some(&char::REPLACEMENT_CHARACTER));
         if is_whole || to == tokens.len() {
@@ -213,7 +213,7 @@ fn split_characters(
     Ok(runs)
 }
 
-/// Words begin with a space; punctuation stands alone.
+/// Words begin with a space; punctuation is a word of its own.
 fn join_at_spaces(parts: Vec<(String, usize)>) -> Vec<(String, usize)> {
     let mut words: Vec<(String, usize)> = Vec::new();
     for (text, n) in parts {
@@ -229,7 +229,7 @@ fn join_at_spaces(parts: Vec<(String, usize)>) -> Vec<(String, usize)> {
     words
 }
 
-/// Gives marks to the words that they belong to; the word that is left of a mark is empty and has no tokens.
+/// Merges punctuation into the words that it belongs to. The punctuation's own word becomes empty, without tokens.
 fn merge_punctuation(words: &mut [Timing]) {
     let Some(last) = words.len().checked_sub(1) else { return };
     let mut following = last;
@@ -256,10 +256,11 @@ fn merge_punctuation(words: &mut [Timing]) {
     }
 }
 
-/// Gives each segment of a window its words, and moves its times to theirs; `n_tokens` are the text tokens of each. Words
-/// that are too long at pauses are cut, as `add_word_timestamps` does: attention dwells on the last sound before a pause.
+/// Assigns words to the segments of a window, and sets the segments' times to theirs. `n_tokens` are the numbers of
+/// text tokens of the segments. Words that are too long at pauses are cut, as in `add_word_timestamps`, because
+/// attention stays on the last sound before a pause.
 ///
-/// Returns when the last segment ends; `last_speech` is that of the window before, in seconds.
+/// Returns the end of the last segment in seconds; `last_speech` is that of the previous window.
 pub(super) fn distribute(
     segments: &mut [Segment],
     n_tokens: &[usize],
@@ -330,7 +331,7 @@ fn fit(segment: &mut Segment, words: &mut [Word], median: f64, last_speech: f64)
         }
         words[0].start = (words[0].end - longest).max(0.0);
     }
-    // The timestamp's word counts where the attention's is far off.
+    // The timestamp is used if the attention's time is far from it.
     if segment.start < words[0].end && segment.start - 0.5 > words[0].start {
         words[0].start = (words[0].end - median).min(segment.start).max(0.0);
     } else {
@@ -411,7 +412,7 @@ mod tests {
             found,
             [("n".into(), 1), ("é".into(), 2), (",".into(), 1), (" ".into(), 1), ("a".into(), 1)]
         );
-        // A byte that is no character stands alone.
+        // A byte that is not a character is a word of its own.
         assert_eq!(split(b"a\xffb").iter().map(|(_, n)| *n).collect::<Vec<_>>(), [1, 1, 1]);
         let words = |parts: &[&str]| {
             join_at_spaces(parts.iter().map(|part| (part.to_string(), 1)).collect::<Vec<_>>())
