@@ -507,7 +507,7 @@ fn a_guest_loads_in_slices_and_quantises() {
         let alone = run(&mut load(&own, "llama", options), vec![write(&ids, 12, seeded(3))]).remove(0);
         assert_eq!(outcomes[&id].tokens, alone.tokens, "{quantize:?}");
     }
-    // Who asks too early hears how far it is.
+    // `finish` too early is an error that reports the progress.
     let files = ModelFiles::open(&folder("llama")).expect("a checkpoint");
     let loading = Engine::loading(&guest, files, f32_options()).expect("it fits");
     assert!(

@@ -1,4 +1,4 @@
-//! Tasks step by step: on a device that a host has lent, several at a time on one engine, and ended half way.
+//! Tasks step by step: on a host's device, several at a time on one engine, and cancelled or dropped before their end.
 
 mod common;
 
@@ -38,7 +38,7 @@ type Driven<T> = (Result<<T as Task>::Output, <T as Task>::Error>, Vec<<T as Tas
 
 impl Host {
     fn new() -> Option<Host> {
-        // Says which test is skipped where there is no adapter.
+        // Reports which test is skipped if there is no adapter.
         common::gpu()?;
         let instance = wgpu::Instance::default();
         let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect("an adapter");
@@ -61,7 +61,7 @@ impl Host {
         self.encoder.as_ref().expect("an encoder")
     }
 
-    /// A frame: the task's next step, the engines' work along with the host's own, and what came of earlier frames.
+    /// A frame: the task's next step, the engines' work along with the host's own, and the results of earlier frames.
     fn frame<T: Task>(&mut self, task: &mut T) {
         task.advance(&mut self.engines());
         let mut events = self.submit();
@@ -104,7 +104,7 @@ impl Host {
         (task.finish(), reported)
     }
 
-    /// Frames until the engines are idle, as a host goes on that has lost interest in its tasks.
+    /// Frames until the engines are idle, as for a host that no longer needs its tasks.
     fn drain(&mut self) {
         for n_frames in 0.. {
             self.submit();
@@ -161,7 +161,7 @@ fn recording() -> AudioReader {
     AudioReader::open(&whisper().join("en.flac")).expect("a recording")
 }
 
-// --- what is asked ---
+// --- inputs ---
 
 const STORIES: [&str; 4] = [
     "Once upon a time, there was a small boy named Kai who lived by the river. Then one day, Kai went to the castle. \
@@ -232,7 +232,7 @@ fn text(reported: &[Progress]) -> String {
     texts.collect()
 }
 
-/// Devices of another kind sum in another order.
+/// Other kinds of devices sum in another order.
 #[track_caller]
 fn near(a: f64, b: f64) {
     assert!((a - b).abs() <= 1e-4 * b.abs().max(1.0), "{a}, expected {b}");
@@ -254,7 +254,7 @@ fn same_labels(found: &[Classification], expected: &[Classification]) {
 fn same_answer(found: &Answer, expected: &Answer) {
     let json = |answer: &Answer| {
         let mut json = serde_json::to_value(answer).expect("JSON");
-        // What the cache knew depends on what ran before.
+        // What the cache holds depends on what ran before.
         json["usage"]["cached_tokens"] = 0.into();
         json
     };
@@ -434,7 +434,7 @@ fn blocking_calls_are_refused_on_an_adopted_device() {
     let error = error.expect_err("refused");
     assert!(matches!(&error, TranscribeError::Engine(error) if is_adopted(error)), "{error}");
 
-    // What was refused has left nothing behind.
+    // Refused requests leave nothing behind.
     host.engine = Some(hearing);
     host.drain();
     let task = transcriber.begin(host.engine(), recording()).expect("a task");
@@ -575,7 +575,7 @@ fn tasks_end_early_and_the_engine_goes_on() {
         assert!(matches!(cancel(&mut task, &mut engine), Err(TaskError::Stopped)));
         assert!(engine.is_idle());
     }
-    // One text is what is there of it. Neither ends by itself.
+    // One text is what is generated of it so far. Neither ends by itself.
     let long = DocumentOptions { sampling: endless(), max_tokens: Some(200), ..options() };
     let mut task = AnswerTask::new(&engine, STORIES[3], "Who found the ball?", &long).expect("a task");
     begin(&mut task, &mut engine, 12);
@@ -592,7 +592,7 @@ fn tasks_end_early_and_the_engine_goes_on() {
     talk.say("Question: Who lost it?");
     assert_eq!(cancel(&mut talk, &mut engine).expect("nothing").text, "");
 
-    // Dropped: what was asked for runs to its end, and nobody hears it.
+    // Dropped: its requests run to their end, and their events reach no task.
     for n_steps in [1, 2, 4] {
         let (mut task, mut other) = (answer_task(&engine), classify_task(&engine));
         begin(&mut task, &mut engine, n_steps);
@@ -656,7 +656,7 @@ fn a_transcription_ends_early_and_the_engine_goes_on() {
     assert_eq!(transcript.expect("a transcript").segments, [], "all were reported");
     assert!(engine.is_idle());
 
-    // A host that does not listen finds all in the transcript.
+    // A host that ignores progress finds everything in the transcript.
     let mut task = begun(&engine);
     while !task.is_done() {
         task.advance(&mut Engines::from(&mut engine));
