@@ -222,6 +222,7 @@ fn options_at_the_edges_work_or_are_refused_by_name() {
         (EngineOptions { max_waiting: usize::MAX, ..base() }, None),
         (EngineOptions { ctx: Some(0), ..base() }, Some("ctx")),
         (EngineOptions { max_seqs: 0, ..base() }, Some("max_seqs")),
+        (EngineOptions { max_waiting: 0, ..base() }, Some("max_waiting")),
         (EngineOptions { max_rows: 0, ..base() }, Some("max_rows")),
         (EngineOptions { kv_tokens: Some(0), ..base() }, Some("kv_tokens")),
         (EngineOptions { ctx: Some(usize::MAX / 2), ..base() }, Some("key cache")),

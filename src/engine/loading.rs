@@ -29,7 +29,7 @@ const MOST_PIECES: usize = 8;
 pub struct Loading<E> {
     gpu: Gpu,
     uploads: Uploads,
-    stepper: Stepper<usize>,
+    stepper: Stepper<Pieces>,
     compiler: JoinHandle<Result<Duration, GpuError>>,
     /// Makes the engine; gets the time to compile.
     finish: Box<dyn FnOnce(Duration) -> E + Send>,
@@ -125,31 +125,38 @@ impl Uploads {
     }
 }
 
-impl Machine for Uploads {
-    /// Index of the upload.
-    type Work = usize;
+/// Some pieces of an upload.
+struct Pieces {
+    upload: usize,
+    n: usize,
+}
 
-    fn next(&mut self) -> Option<usize> {
-        self.0.iter().position(|upload| !upload.is_done())
+impl Machine for Uploads {
+    type Work = Pieces;
+
+    fn next(&mut self) -> Option<Pieces> {
+        let upload = self.0.iter().position(|upload| !upload.is_done())?;
+        let LoadProgress { done_bytes, total_bytes } = self.0[upload].progress();
+        let n = total_bytes.saturating_sub(done_bytes).div_ceil(PIECE).clamp(1, MOST_PIECES);
+        Some(Pieces { upload, n })
     }
 
-    fn size(&self, upload: &usize) -> Size {
-        let LoadProgress { done_bytes, total_bytes } = self.0[*upload].progress();
-        let n_pieces = total_bytes.saturating_sub(done_bytes).div_ceil(PIECE);
-        Size { kind: Kind::Upload, n_layers: n_pieces.clamp(1, MOST_PIECES), n_units: 1 }
+    fn size(&self, pieces: &Pieces) -> Size {
+        Size { kind: Kind::Upload, n_layers: pieces.n, n_units: 1 }
     }
 
     fn record(
         &mut self,
         rec: &mut Recorder,
-        upload: &mut usize,
-        pieces: Range<usize>,
+        pieces: &mut Pieces,
+        range: Range<usize>,
     ) -> Result<Vec<ReadRange>, EngineError> {
-        self.0[*upload].record(rec, pieces.len() * PIECE).map_err(ModelError::from)?;
+        // Pieces of whole rows are not exactly so large: the last ones may have nothing left to do.
+        self.0[pieces.upload].record(rec, range.len() * PIECE).map_err(ModelError::from)?;
         Ok(Vec::new())
     }
 
-    fn landed(&mut self, _: usize, _: &[u8]) {}
+    fn landed(&mut self, _: Pieces, _: &[u8]) {}
 }
 
 impl Engine {
@@ -308,6 +315,7 @@ impl Sizes {
             );
         }
         let max_seqs = at_least_one("max_seqs", options.max_seqs)?;
+        at_least_one("max_waiting", options.max_waiting)?;
         // A step holds one row of each sequence that decodes, and at least one prompt row.
         let max_rows = at_least_one("max_rows", options.max_rows)?.max(max_seqs + 1);
         let prompt_logprobs = options.prompt_logprobs.min(max_rows);

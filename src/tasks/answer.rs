@@ -394,15 +394,28 @@ impl Task for AnswerTask {
     }
 
     fn cancel(&mut self, engines: &mut Engines<'_>) {
-        match &mut self.phase {
-            Phase::New => self.phase = Phase::Ended(Err(TaskError::Stopped)),
-            Phase::Choose(task) => task.cancel(engines),
+        let is_last = match &self.phase {
+            Phase::New | Phase::Choose(_) => false,
+            Phase::Pieces(_) => self.asked.len() == 1,
+            Phase::Merge { n_pieces, .. } => *n_pieces == 1,
+            Phase::Again(_) | Phase::Ended(_) => true,
+        };
+        let is_running = match &mut self.phase {
+            Phase::Choose(task) => {
+                task.cancel(engines);
+                !task.is_done()
+            }
             Phase::Pieces(writing) | Phase::Again(writing) | Phase::Merge { writing, .. } => {
                 if let Ok(engine) = engines.language() {
                     writing.cancel(engine);
                 }
+                !writing.is_done()
             }
-            Phase::Ended(_) => {}
+            Phase::New | Phase::Ended(_) => false,
+        };
+        // Between two rounds: the next one must not begin. The last one's result stays.
+        if !is_running && !is_last {
+            self.phase = Phase::Ended(Err(TaskError::Stopped));
         }
     }
 

@@ -156,6 +156,7 @@ impl Chat {
 
     /// Submits the request for the answer.
     fn submit(&mut self, engine: &mut Engine) -> Result<Pending, EngineError> {
+        let messages = self.messages.clone();
         let (prompt, n_dropped) = self.fit(engine.ctx())?;
         let id = engine.submit(Request {
             sampling: self.sampling.clone(),
@@ -163,7 +164,9 @@ impl Chat {
             stop: self.stop.clone(),
             generated: prompt.generated.clone(),
             ..Request::new(prompt.ids.clone())
-        })?;
+        });
+        // A message that is refused takes no earlier ones with it.
+        let id = id.inspect_err(|_| self.messages = messages)?;
         Ok(Pending { id, prompt, answer: Said::default(), n_dropped })
     }
 
@@ -248,8 +251,13 @@ impl Chat {
             let new = self.tokenizer.encode(rest, false)?;
             // No word crosses a special token, so the two parts can be encoded separately there.
             if new.first().is_some_and(|id| self.tokenizer.is_special(*id)) {
+                let mut generated = self.said.generated.clone();
+                // The model drew the token that ended its answer, too.
+                if let (Some(answer), true) = (generated.last_mut(), self.tokenizer.eos().contains(&new[0])) {
+                    answer.end += 1;
+                }
                 let ids = self.said.ids.iter().copied().chain(new).collect();
-                return Ok((ids, self.said.generated.clone()));
+                return Ok((ids, generated));
             }
         }
         Ok((self.tokenizer.encode(text, false)?, Vec::new()))

@@ -203,7 +203,11 @@ impl Task for SummarizeTask {
     fn cancel(&mut self, engines: &mut Engines<'_>) {
         match (&mut self.phase, engines.language()) {
             (Phase::New, _) => self.phase = Phase::Ended(Err(TaskError::Stopped)),
-            (Phase::Round(writing), Ok(engine)) => writing.cancel(engine),
+            (Phase::Round(writing), Ok(engine)) if !writing.is_done() => writing.cancel(engine),
+            // Between two rounds: the next one must not begin. The last one's result stays.
+            (Phase::Round(_), _) if self.rounds.last() != Some(&1) => {
+                self.phase = Phase::Ended(Err(TaskError::Stopped));
+            }
             _ => {}
         }
     }

@@ -411,7 +411,7 @@ impl Scheduler {
             }
             let mut s = self.running.swap_remove(i);
             let (published, pages) = s.give_up_pages();
-            // Pages of a failed sequence are not shared.
+            // The page that a failed sequence was filling is not shared.
             self.vacate(published.filter(|_| !s.failed), &pages);
             self.free_slots.push(s.slot);
             if s.finished.is_some() {

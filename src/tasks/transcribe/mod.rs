@@ -176,6 +176,19 @@ impl Plan {
     }
 }
 
+/// The decoded text of a window.
+#[derive(Clone, Debug)]
+struct Decoded {
+    /// Without the end token.
+    tokens: Vec<u32>,
+    temperature: f32,
+    /// The mean log-probability of the tokens, including the end token.
+    avg_logprob: f64,
+    /// Bytes of the text, divided by its compressed bytes.
+    compression_ratio: f64,
+    no_speech_prob: f64,
+}
+
 /// Transcribes recordings with one model.
 #[derive(Clone, Debug)]
 pub struct Transcriber(Arc<Plan>);

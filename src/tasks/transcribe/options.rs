@@ -1,7 +1,6 @@
 //! Options of a transcription, with the original's names.
 
-use super::TranscribeError;
-use super::window::Decoded;
+use super::{Decoded, TranscribeError};
 use crate::engine::{EngineError, EngineOptions};
 
 /// The language of the transcript.

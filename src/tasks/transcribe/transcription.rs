@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::segments::{self, FRAMES_PER_SECOND, Split};
 use super::tokens::Language;
-use super::window::{Decoded, Step, Window};
+use super::window::{Step, Window};
 use super::words::{self, Alignment};
-use super::{Plan, Segment, TranscribeError, Transcript, TranscriptEvent};
+use super::{Decoded, Plan, Segment, TranscribeError, Transcript, TranscriptEvent};
 use crate::audio::{AudioError, AudioReader, MelFrames};
 use crate::engine::Engine;
 use crate::tasks::{Engines, Events, Task};

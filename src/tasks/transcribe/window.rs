@@ -7,7 +7,7 @@ use miniz_oxide::deflate::compress_to_vec_zlib;
 use super::beam::{self, BeamSearch, Hypothesis};
 use super::tokens::Language;
 use super::words::Alignment;
-use super::{Plan, TranscribeError};
+use super::{Decoded, Plan, TranscribeError};
 use crate::engine::{
     ClipId, Engine, Event, FinishReason, Logits, Logprobs, Request, Sampling, SpeechRequest,
 };
@@ -20,19 +20,6 @@ const ZLIB_LEVEL: u8 = 6;
 const SUPPRESSED: f32 = -1e30;
 /// Log-probabilities below this belong to suppressed tokens.
 const IMPOSSIBLE: f32 = -1e20;
-
-/// The decoded text of a window.
-#[derive(Clone, Debug)]
-pub(super) struct Decoded {
-    /// Without the end token.
-    pub tokens: Vec<u32>,
-    pub temperature: f32,
-    /// The mean log-probability of the tokens, including the end token.
-    pub avg_logprob: f64,
-    /// Bytes of the text, divided by its compressed bytes.
-    pub compression_ratio: f64,
-    pub no_speech_prob: f64,
-}
 
 /// A window that is being decoded. When all requests of `batch` are done, [`Window::proceed`] continues.
 pub(super) struct Window {
