@@ -605,6 +605,48 @@ fn tasks_end_early_and_the_engine_goes_on() {
 }
 
 #[test]
+fn a_task_that_is_cancelled_between_two_rounds_begins_no_other() {
+    let Some(mut engine) = own() else { return };
+    /// Runs a task of several pieces to the end of its first round, and cancels it there.
+    fn check<T: Task<Progress = Progress, Error = TaskError>>(mut task: T, engine: &mut Engine) {
+        let is_over = |progress: Progress| matches!(progress, Progress::Done { n_done, n_pieces } if n_done == n_pieces);
+        loop {
+            task.advance(&mut Engines::from(&mut *engine));
+            task.observe(&mut engine.pump().expect("it runs").into());
+            let mut reported = std::iter::from_fn(|| task.progress());
+            if reported.any(is_over) {
+                break;
+            }
+        }
+        assert!(!task.is_done(), "another round would follow");
+        assert!(matches!(cancel(&mut task, engine), Err(TaskError::Stopped)));
+        assert!(engine.is_idle(), "no other round has begun");
+    }
+    check(answer_task(&engine), &mut engine);
+    let short = DocumentOptions { piece_tokens: Some(120), ..options() };
+    check(SummarizeTask::new(&engine, &document(), Some(20), &short).expect("a task"), &mut engine);
+}
+
+#[test]
+fn a_message_that_is_too_long_takes_no_earlier_ones_with_it() {
+    let Some(mut engine) = own() else { return };
+    let mut talk = chat(&engine);
+    talk.max_tokens = Some(8);
+    for turn in 0..2 {
+        let reply = talk.ask(&mut engine, &message(), |_| ControlFlow::Continue(())).expect("a reply");
+        assert!(!reply.text.is_empty(), "turn {turn}");
+    }
+    let long = "the ball and the hill ".repeat(engine.ctx());
+    let error = talk.ask(&mut engine, &long, |_| ControlFlow::Continue(())).expect_err("too long");
+    assert!(
+        matches!(error, EngineError::PromptTooLong { .. } | EngineError::CacheTooSmall { .. }),
+        "{error}"
+    );
+    assert_eq!(talk.messages().len(), 4, "two turns are left");
+    talk.ask(&mut engine, "Question: Who lost it?", |_| ControlFlow::Continue(())).expect("it goes on");
+}
+
+#[test]
 fn another_message_takes_the_place_of_one_on_its_way() {
     let Some(mut engine) = own() else { return };
     let expected =
