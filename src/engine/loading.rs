@@ -259,6 +259,7 @@ impl Engine {
         }
         let mut stepper = Stepper::new(gpu, read_bytes, options.run_ahead)?;
         let variants = stepper.recorder().variants(|rec| rehearse(&mut runner, rec, sizes));
+        stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
         let limits = Limits {
             architecture: shape.architecture,
             vocab_size: shape.vocab_size,

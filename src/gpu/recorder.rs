@@ -97,13 +97,15 @@ impl Recorder {
     /// parameters. Nothing is recorded.
     ///
     /// # Errors
-    /// [`GpuError::Compile`].
+    /// [`GpuError::Compile`], [`GpuError::OutOfMemory`].
     pub fn rehearse(&mut self, record: impl FnOnce(&mut Recorder)) -> Result<(), GpuError> {
         let variants = self.variants(record);
+        self.error.take().map_or(Ok(()), Err)?;
         self.gpu.compile(&variants)
     }
 
-    /// The variants that `record` would dispatch, each once, in order. Nothing is recorded.
+    /// The variants that `record` would dispatch, each once, in order. Nothing is recorded. An error is what the next
+    /// [`Recorder::finish`] returns.
     pub fn variants(&mut self, record: impl FnOnce(&mut Recorder)) -> Vec<Variant> {
         self.rehearsal = Some(Vec::new());
         record(self);

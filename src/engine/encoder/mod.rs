@@ -164,6 +164,7 @@ impl TextEncoder {
         let read_bytes = (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64;
         let mut stepper = Stepper::new(gpu, read_bytes, true)?;
         let variants = machine.variants(stepper.recorder(), model.labels.is_some());
+        stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
         let says_mean = !config.is_declared;
         let encoder =
             TextEncoder { gpu: gpu.clone(), model, config, machine, stepper, next_id: 1, says_mean };
