@@ -516,7 +516,7 @@ fn models_and_languages_that_do_not_go() {
     let default = TranscribeOptions::default;
     let llama = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama");
     let error = new(&llama, default()).expect_err("it is deaf");
-    assert!(error.to_string().contains("`llama` does not hear"), "{error}");
+    assert!(error.to_string().contains("`llama` has no audio encoder"), "{error}");
     let language = |name: &str| TranscribeOptions { language: Some(name.into()), ..default() };
     for good in ["de", "German", " ENGLISH "] {
         assert!(new(&words(), language(good)).is_ok(), "{good}");
@@ -766,7 +766,7 @@ fn bad_input() {
     fails(
         &wginfer(line).arg(&llama).arg(clip("en.flac")).output().expect("it runs"),
         1,
-        "`llama` does not hear",
+        "`llama` has no audio encoder",
     );
     fails(&wginfer("transcribe x.wav").output().expect("it runs"), 2, "--model");
     if common::gpu().is_none() {
