@@ -3,9 +3,7 @@
 
 use serde::Deserialize;
 
-use super::blocks::{
-    DecoderKeys, Embed, FinalNorm, Head, Linear, Mlp, SelfAttention, Target, load_rms_norm, normed,
-};
+use super::blocks::{DecoderKeys, Embed, FinalNorm, Head, Mlp, SelfAttention, Target, load_rms_norm, normed};
 use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelShape, Scratch};
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::RmsNorm;
@@ -46,29 +44,19 @@ impl Architecture for Config {
         let mut layers = Vec::with_capacity(keys.num_hidden_layers);
         for (i, a) in shape.attention.iter().enumerate() {
             let name = |part: &str| format!("model.layers.{i}.{part}");
-            let [q, k, v] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].map(name);
-            let [gate, up] = ["mlp.gate_proj", "mlp.up_proj"].map(name);
-            let (n_q, n_kv) = (a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim);
+            let post = name("post_attention_layernorm.weight");
             layers.push(Layer {
                 input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
-                self_attn: SelfAttention {
-                    shape: *a,
-                    qkv: Linear::stack(loader, &[(&q, n_q), (&k, n_kv), (&v, n_kv)], n, false)?,
-                    out: Linear::load(loader, &name("self_attn.o_proj"), [n, n_q], false)?,
-                    head_norm: None,
-                    rotary: Some(rotary.clone()),
-                },
-                post_attention_layernorm: load_rms_norm(
+                self_attn: SelfAttention::load(
                     loader,
-                    &name("post_attention_layernorm.weight"),
+                    &name("self_attn"),
+                    *a,
                     n,
-                    eps,
+                    [false; 2],
+                    rotary.clone(),
                 )?,
-                mlp: Mlp {
-                    act,
-                    up: Linear::stack(loader, &[(&gate, n_inner), (&up, n_inner)], n, false)?,
-                    down: Linear::load(loader, &name("mlp.down_proj"), [n, n_inner], false)?,
-                },
+                post_attention_layernorm: load_rms_norm(loader, &post, n, eps)?,
+                mlp: Mlp::load_gated(loader, &name("mlp"), act, [n, n_inner], false)?,
             });
         }
         let norm = FinalNorm::Rms(load_rms_norm(loader, "model.norm.weight", n, eps)?);

@@ -12,7 +12,9 @@ use crate::engine::{Encoded, Engine, EngineError, Event, RequestId, TextEncoder}
 /// use std::time::Duration;
 /// use wginfer::engine::Engine;
 /// use wginfer::tasks::{DocumentOptions, Engines, Progress, SummarizeTask, Summary, Task, TaskError};
-/// # struct Host { queue: wginfer::wgpu::Queue }
+/// # struct Queue;
+/// # impl Queue { fn submit<T>(&self, _: T) {} }
+/// # struct Host { queue: Queue }
 /// # impl Host { fn draw_frame(&self) {} }
 ///
 /// # fn summarize(host: &Host, engine: &mut Engine, document: &str) -> Result<Summary, TaskError> {

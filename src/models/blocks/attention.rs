@@ -2,7 +2,7 @@
 
 use super::{Linear, Target};
 use crate::gpu::Recorder;
-use crate::models::{Activations, Batch};
+use crate::models::{Activations, Batch, Loader, ModelError};
 use crate::ops::{self, Attention, HeadNorm, Input, KvLayer, Rotary};
 
 /// Self-attention: joint projection, norms of heads, rotation, append to the KV cache, attention, output.
@@ -21,6 +21,30 @@ pub struct SelfAttention {
 }
 
 impl SelfAttention {
+    /// Loads `q_proj`, `k_proj` and `v_proj` as one product, and `o_proj`, all below `prefix`. `biases` says whether the
+    /// former and the latter have biases. The heads are not normalised.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    pub fn load(
+        loader: &mut Loader,
+        prefix: &str,
+        shape: Attention,
+        hidden_size: usize,
+        [qkv_bias, out_bias]: [bool; 2],
+        rotary: Rotary,
+    ) -> Result<Self, ModelError> {
+        let (n_q, n_kv) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
+        let [q, k, v, o] = ["q_proj", "k_proj", "v_proj", "o_proj"].map(|part| format!("{prefix}.{part}"));
+        Ok(SelfAttention {
+            shape,
+            qkv: Linear::stack(loader, &[(&q, n_q), (&k, n_kv), (&v, n_kv)], hidden_size, qkv_bias)?,
+            out: Linear::load(loader, &o, [hidden_size, n_q], out_bias)?,
+            head_norm: None,
+            rotary: Some(rotary),
+        })
+    }
+
     /// Records the attention of `input`'s rows, whose keys and values go to `kv`. Uses `qkv`, `q`, `o` and `partial` of
     /// `a`.
     pub fn record<'a>(

@@ -2,7 +2,7 @@
 
 use super::{Linear, Target};
 use crate::gpu::Recorder;
-use crate::models::{Activations, ModelError};
+use crate::models::{Activations, Loader, ModelError};
 use crate::ops::{self, Act, Input, Rows};
 
 /// `down(act(gate(h)) · up(h))`, or `down(act(up(h)))` if there is no gate.
@@ -17,6 +17,26 @@ pub struct Mlp {
 }
 
 impl Mlp {
+    /// Loads `gate_proj` and `up_proj` as one product, and `down_proj`, all below `prefix`.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    pub fn load_gated(
+        loader: &mut Loader,
+        prefix: &str,
+        act: Act,
+        [hidden_size, intermediate_size]: [usize; 2],
+        bias: bool,
+    ) -> Result<Self, ModelError> {
+        let n = intermediate_size;
+        let [gate, up, down] = ["gate_proj", "up_proj", "down_proj"].map(|part| format!("{prefix}.{part}"));
+        Ok(Mlp {
+            act,
+            up: Linear::stack(loader, &[(&gate, n), (&up, n)], hidden_size, bias)?,
+            down: Linear::load(loader, &down, [hidden_size, n], bias)?,
+        })
+    }
+
     /// Records the MLP for the rows of a batch. The target may be the input. Uses `up` and `act` of `a`.
     pub fn record<'a>(
         &self,
