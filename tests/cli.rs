@@ -740,11 +740,8 @@ fn an_output_is_no_input() {
     {
         embed(file, output).fails(2, "is the same file as the input");
     }
-    let from_stdin = wginfer("embed -o").arg(at("hard")).model(&model);
-    let output = Command::from(from_stdin.command)
-        .stdin(fs::File::open(at("texts")).expect("a file"))
-        .output()
-        .expect("it runs");
+    let mut from_stdin = wginfer("embed -o").arg(at("hard")).model(&model).command;
+    let output = from_stdin.stdin(fs::File::open(at("texts")).expect("a file")).output().expect("it runs");
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     // The model's own files, by whatever name.
     let own = copy_of("bert-classifier");
@@ -799,7 +796,7 @@ fn outputs_that_are_no_files() {
     let file = fs::File::create(at("file")).expect("a file");
     let mut before = file.try_clone().expect("a descriptor");
     std::io::Write::write_all(&mut before, b"before\n").expect("it can be written");
-    let output = Command::from(compare("out.svg").command).stdout(file).output().expect("it runs");
+    let output = compare("out.svg").command.stdout(file).output().expect("it runs");
     assert!(output.status.success(), "{output:?}");
     let written = fs::read_to_string(at("file")).expect("a file");
     assert!(written.starts_with("before\n<svg") && written.contains("\"rows\""), "{written}");
