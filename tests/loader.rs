@@ -404,7 +404,7 @@ fn values_that_cannot_be_quantised_are_found() {
                         load(with_value(stored, at, value), dtype, transposed).expect_err("no number");
                     let WeightsError::Value { name, found, .. } = error else { panic!("{error}") };
                     assert_eq!(name, "odd.weight");
-                    assert!(found.is_nan() == value.is_nan() && !(found.abs() < 1e29), "{found} for {value}");
+                    assert_eq!(found.is_nan(), value.is_nan(), "{found} for {value}");
                 }
             }
             for value in [0.0, -65504.0, f32::MIN_POSITIVE] {
@@ -423,7 +423,7 @@ fn values_that_cannot_be_quantised_are_found() {
 fn a_file_that_becomes_shorter_is_an_error() {
     let Some(gpu) = common::gpu() else { return };
     for quantize in QUANTIZE {
-        for left in [0, 1000, 6_000_000] {
+        for left in [0, 1000, 3_000_000] {
             let (dir, _) = checkpoint();
             let weights = open(dir.path());
             let (_, mut upload) = plan(&gpu, &weights, quantize);
