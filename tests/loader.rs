@@ -422,7 +422,7 @@ fn values_that_cannot_be_quantised_are_found() {
 #[test]
 fn a_file_that_becomes_shorter_is_an_error() {
     let Some(gpu) = common::gpu() else { return };
-    for quantize in QUANTIZE {
+    for quantize in [None, Some(Dtype::Q4_K)] {
         for left in [0, 1000, 3_000_000] {
             let (dir, _) = checkpoint();
             let weights = open(dir.path());

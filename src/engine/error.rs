@@ -2,13 +2,30 @@
 
 use std::path::PathBuf;
 
-use super::MemoryNeed;
 use crate::checkpoint::CheckpointError;
 use crate::dtype::Dtype;
 use crate::gpu::GpuError;
 use crate::models::ModelError;
 use crate::text::TextError;
 use crate::weights::WeightsError;
+
+/// Bytes of memory that an engine takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryNeed {
+    /// The weights.
+    pub weights_bytes: u64,
+    /// The KV cache.
+    pub cache_bytes: u64,
+    /// Activations, tables, readback, and what the upload holds for a while.
+    pub other_bytes: u64,
+}
+
+impl MemoryNeed {
+    /// All together.
+    pub fn total_bytes(&self) -> u64 {
+        self.weights_bytes.saturating_add(self.cache_bytes).saturating_add(self.other_bytes)
+    }
+}
 
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::memory::{self, MemoryNeed};
+use super::memory;
 use super::model::{page_bytes, page_width};
 use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
 use super::scheduler::{Admission, ClipTable, Limits, PAGE_SIZE, Scheduler, Step, Work};
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
-use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, RequestId, Sampling};
+use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, MemoryNeed, RequestId, Sampling};
 use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};

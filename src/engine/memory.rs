@@ -1,26 +1,8 @@
 //! What a load will take, held against what is free before anything is allocated.
 
-use super::EngineError;
+use super::{EngineError, MemoryNeed};
 use crate::dtype::Dtype;
 use crate::gpu::Gpu;
-
-/// Bytes of memory that an engine takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryNeed {
-    /// The weights.
-    pub weights_bytes: u64,
-    /// The KV cache.
-    pub cache_bytes: u64,
-    /// Activations, tables, readback, and what the upload holds for a while.
-    pub other_bytes: u64,
-}
-
-impl MemoryNeed {
-    /// All together.
-    pub fn total_bytes(&self) -> u64 {
-        self.weights_bytes.saturating_add(self.cache_bytes).saturating_add(self.other_bytes)
-    }
-}
 
 /// Shortest context that is suggested.
 const SHORTEST_CTX: usize = 128;

@@ -27,12 +27,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 pub use encoder::{Encoded, EncoderOptions, Output, TextEncoder};
-pub use error::EngineError;
+pub use error::{EngineError, MemoryNeed};
 pub use events::{
     Event, FinishReason, Logits, Logprobs, Request, RequestId, SpeechRequest, Timings, TokenLogprob, Usage,
 };
 pub use loading::Loading;
-pub use memory::MemoryNeed;
 pub use model::{LoadedModel, page_bytes};
 pub use options::EngineOptions;
 pub use sampling::{MAX_BIAS, Sampling, SpeechRules, TimestampRules};

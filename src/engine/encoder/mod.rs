@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::loading::{DEFAULT_CTX, Loading, at_least_one, staging_bytes};
-use super::memory::{self, MemoryNeed};
+use super::memory;
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
-use super::{EngineError, LoadedModel, PAGE_SIZE, RequestId};
+use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
