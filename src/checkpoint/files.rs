@@ -73,7 +73,7 @@ impl Files<'_> {
             open(&path).map(|file| (path, file))
         };
         if let Some(file) = optional(open(&single))? {
-            return Ok(Weights::map(&[file])?);
+            return Ok(Weights::from_files([file])?);
         }
         let index = in_folder(folder, "model.safetensors.index.json");
         let Some(json) = optional(self.read(&index, Kind::Index))? else {
@@ -81,7 +81,7 @@ impl Files<'_> {
         };
         let names = Weights::shards(&self.path(&index), &json)?;
         let files = names.iter().map(|name| open(&in_folder(folder, name)));
-        Ok(Weights::map(&files.collect::<Result<Vec<_>, _>>()?)?)
+        Ok(Weights::from_files(files.collect::<Result<Vec<_>, _>>()?)?)
     }
 }
 

@@ -174,9 +174,27 @@ fn of_gpu(error: &GpuError) -> Option<&'static str> {
     }
 }
 
+/// What would fit in memory, in flags.
+fn fitting(error: &wginfer::Error) -> Option<String> {
+    use wginfer::Error;
+    let (Error::Engine(engine)
+    | Error::Transcribe(TranscribeError::Engine(engine))
+    | Error::Task(TaskError::Engine(engine))
+    | Error::Bench(BenchError::Engine(engine))) = error
+    else {
+        return None;
+    };
+    let EngineError::Memory { fitting_ctx, fitting_quantize, .. } = engine else { return None };
+    let ctx = fitting_ctx.map(|n| format!("--ctx {n}"));
+    let quantize = fitting_quantize.map(|dtype| format!("--quantize {dtype}"));
+    let flags: Vec<String> = ctx.into_iter().chain(quantize).collect();
+    (!flags.is_empty()).then(|| format!("it would fit with `{}`", flags.join(" ")))
+}
+
 impl From<wginfer::Error> for Failure {
     fn from(error: wginfer::Error) -> Self {
-        let hint = in_flags(&error).map(str::to_string).or_else(|| error.hint());
+        let flags = in_flags(&error).map(str::to_string).or_else(|| fitting(&error));
+        let hint = flags.or_else(|| error.hint());
         let message = error.to_string();
         match error {
             wginfer::Error::Engine(EngineError::Parameter { .. })
