@@ -688,6 +688,12 @@ fn several_recordings_make_several_files() {
         let srt = fs::read_to_string(dir.path().join("out").join(format!("{name}.srt"))).expect("a file");
         assert_eq!(cues(&srt).len(), 3, "{srt}");
     }
+    // Token ids, too, are those of the others; if there are no others, every failure is printed.
+    let output = transcribe("--token-ids --language en", &[&missing, &en, &missing]);
+    assert_eq!(fails(&output, 1, "missing.wav").lines().count(), 1);
+    let output = transcribe("", &[&missing, &dir.path().join("none.wav")]);
+    assert_eq!(fails(&output, 1, "none.wav"), "");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("missing.wav"));
     let out = succeeds(transcribe("", &[&en, &de]));
     assert_eq!(out.matches("--- ").count(), 2, "{out}");
     fails(&transcribe("--format json", &[&en, &de]), 2, "--output-dir");

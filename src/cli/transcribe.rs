@@ -247,23 +247,30 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let outputs = output::plan(&outputs, &inputs)?;
     let checkpoint = args.model.open()?;
     let transcriber = Transcriber::new(&checkpoint, args.options())?;
-    // A file that cannot be opened is reported before a model is loaded.
-    let mut readers: Vec<_> = args.audio.iter().map(|path| args.open(path)).collect();
-    if readers.iter().all(Result::is_err)
-        && let Some(Err(failure)) = readers.pop()
-    {
-        return Err(failure);
+    // One that can be opened is needed before a model is loaded. The others are opened in their turn: there may be more of
+    // them than files that a process can have open.
+    let mut opened = Vec::new();
+    while let Some(path) = args.audio.get(opened.len()) {
+        opened.push(args.open(path));
+        if opened.last().is_some_and(Result::is_ok) {
+            break;
+        }
+    }
+    let mut failures = Failures(None);
+    if opened.iter().all(Result::is_err) {
+        opened.into_iter().filter_map(Result::err).for_each(|failure| failures.push(failure));
+        return failures.last();
     }
     let mut engine = args.device.load(checkpoint, transcriber.engine_options(EngineOptions::default()))?;
 
-    if args.token_ids {
-        return readers.into_iter().try_for_each(|reader| token_ids(&transcriber, &mut engine, reader?, out));
-    }
-    let n = readers.len();
-    let mut last = None;
-    for (i, reader) in readers.into_iter().enumerate() {
+    let n = args.audio.len();
+    let rest = args.audio[opened.len()..].iter().map(|path| args.open(path));
+    for (i, reader) in opened.into_iter().chain(rest).enumerate() {
         let name = args.audio[i].display();
         let result = reader.and_then(|reader| {
+            if args.token_ids {
+                return token_ids(&transcriber, &mut engine, reader, out);
+            }
             match outputs.get(i) {
                 Some(target) => log::info!("{name} -> {}", target.path().display()),
                 None if n > 1 => {
@@ -278,14 +285,25 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             Ok(()) => {}
             Err(Failure::ClosedPipe) => return Err(Failure::ClosedPipe),
             // The other recordings may be readable.
-            Err(failure) => {
-                if let Some(failure) = last.replace(failure) {
-                    terminal::error(&failure);
-                }
-            }
+            Err(failure) => failures.push(failure),
         }
     }
-    last.map_or(Ok(()), Err)
+    failures.last()
+}
+
+/// The failures of recordings. All but the last are printed, which ends the program.
+struct Failures(Option<Failure>);
+
+impl Failures {
+    fn push(&mut self, failure: Failure) {
+        if let Some(earlier) = self.0.replace(failure) {
+            terminal::error(&earlier);
+        }
+    }
+
+    fn last(self) -> Result<(), Failure> {
+        self.0.map_or(Ok(()), Err)
+    }
 }
 
 impl Args {
