@@ -234,6 +234,8 @@ fn tokenizer(
         return Err(TextError::NoTokenizer { dir, found }.into());
     };
     let tokenizer_config = optional(files.read("tokenizer_config.json", Kind::Settings))?;
+    let special_tokens_map = optional(files.read("special_tokens_map.json", Kind::Settings))?;
+    let added_tokens = optional(files.read("added_tokens.json", Kind::Settings))?;
     let jinja = optional(files.read("chat_template.jinja", Kind::Template))?;
     let template = match jinja {
         Some(_) => None,
@@ -242,6 +244,8 @@ fn tokenizer(
     Ok(Tokenizer::from_files(&TokenizerFiles {
         tokenizer: &tokenizer,
         tokenizer_config: tokenizer_config.as_deref(),
+        special_tokens_map: special_tokens_map.as_deref(),
+        added_tokens: added_tokens.as_deref(),
         generation_config,
         config,
         chat_template_jinja: jinja.as_deref(),
