@@ -556,5 +556,5 @@ fn token(file: &'static str, key: &str, value: &Value) -> Result<AddedToken, Tex
 }
 
 fn wrong(file: &'static str, key: &str, expected: &str, found: &Value) -> TextError {
-    TextError::Key { file, key: key.to_string(), expected: expected.into(), found: describe(found) }
+    TextError::Key { file, key: key.into(), expected: expected.into(), found: describe(found) }
 }

@@ -61,7 +61,7 @@ pub enum TextError {
         /// The file's name.
         file: &'static str,
         /// The key, with those of the objects around it.
-        key: String,
+        key: Box<str>,
         /// What it should hold.
         expected: Box<str>,
         /// What it holds.

@@ -475,7 +475,8 @@ fn find_around(part: &Value, key: &str, depth: usize, around: &mut Option<Around
             let key = format!("{key}.processors");
             let items = step.get("processors").and_then(Value::as_array);
             let items = items.filter(|_| depth < MAX_DEPTH);
-            for (i, item) in items.ok_or_else(|| wrong(&key, "a list", "something else"))?.iter().enumerate()
+            for (i, item) in
+                items.ok_or_else(|| wrong(key.as_str(), "a list", "something else"))?.iter().enumerate()
             {
                 find_around(item, &format!("{key}[{i}]"), depth + 1, around)?;
             }
@@ -508,7 +509,7 @@ fn find_around(part: &Value, key: &str, depth: usize, around: &mut Option<Around
 fn template(step: &Map<String, Value>, key: &str) -> Result<Around, TextError> {
     let list = format!("{key}.single");
     let pieces = step.get("single").and_then(Value::as_array);
-    let pieces = pieces.ok_or_else(|| wrong(&list, "a list of pieces", "something else"))?;
+    let pieces = pieces.ok_or_else(|| wrong(list.as_str(), "a list of pieces", "something else"))?;
     let (mut around, mut has_text) = ((Vec::new(), Vec::new()), false);
     for (i, piece) in pieces.iter().enumerate() {
         let key_of = |name: &str| format!("{list}[{i}].{name}");
@@ -545,7 +546,7 @@ fn template(step: &Map<String, Value>, key: &str) -> Result<Around, TextError> {
 
 /// An error about `key` of `tokenizer.json`.
 pub(super) fn wrong(
-    key: impl Into<String>,
+    key: impl Into<Box<str>>,
     expected: impl Into<Box<str>>,
     found: impl fmt::Display,
 ) -> TextError {
