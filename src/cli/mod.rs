@@ -1,6 +1,10 @@
 //! Layer 6: the command line. Standard output carries only the result; everything else goes through `log`, whose lines
 //! `terminal` writes to standard error.
 //!
+//! Texts of files and models can hold characters on which a terminal acts. They are escaped on standard error, in tables
+//! and other reports for people, and in everything that goes to a terminal. JSON, CSV and generated text that goes to a
+//! pipe or a file are exact.
+//!
 //! A command is a file with its arguments (`Args`) and what it does (`run`), and a line in the table below. What
 //! commands share is in files that import no command.
 
@@ -26,6 +30,7 @@ mod measure;
 mod model;
 mod plot;
 mod prompt;
+mod rows;
 mod sampling;
 mod score;
 mod summarize;
@@ -35,7 +40,7 @@ mod transcribe;
 mod tune;
 mod watch;
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -115,14 +120,22 @@ pub fn main() -> ExitCode {
         Ok(program) => program,
         Err(shown) => {
             // Help and version take this path too. If they cannot be printed, nobody reads them.
-            let _ = shown.print();
+            // Errors repeat arguments, among them names of files, with their escapes.
+            match std::env::args_os().any(|arg| arg.to_string_lossy().contains(format::is_acting)) {
+                true => terminal::lines(&shown.render().to_string()),
+                false => drop(shown.print()),
+            }
             return if shown.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
     hush_device_select();
     terminal::init(program.quiet, program.verbose);
-    let mut out = std::io::stdout().lock();
-    match program.command.run(&mut out).and_then(|()| Ok(out.flush()?)) {
+    let stdout = std::io::stdout().lock();
+    let mut out: Box<dyn Write> = match stdout.is_terminal() {
+        true => Box::new(terminal::Escaping::new(stdout)),
+        false => Box::new(stdout),
+    };
+    match program.command.run(&mut *out).and_then(|()| Ok(out.flush()?)) {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
         Err(failure) => {
             terminal::error(&failure);

@@ -19,7 +19,7 @@ use wginfer::tasks::{self, Engines};
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
 use super::interrupt::{self, Writing};
-use super::terminal;
+use super::{format, terminal};
 
 const EXAMPLES: &str = "Examples:
   wginfer transcribe -m ~/models/whisper-small talk.mp3
@@ -270,7 +270,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             }
             None => {
                 if n > 1 {
-                    writeln!(out, "--- {name} ---")?;
+                    writeln!(out, "--- {} ---", format::escaped(&name.to_string()))?;
                 }
                 transcribe(args, &transcriber, &mut engine, reader, &mut *out, &Failure::from)
             }
