@@ -106,9 +106,17 @@ pub(super) fn optional<T>(result: Result<T, CheckpointError>) -> Result<Option<T
     }
 }
 
-/// Reads the file at `path`.
+/// Reads the file at `path`, without a byte order mark.
 pub(super) fn read(path: &Path, kind: Kind) -> Result<Vec<u8>, CheckpointError> {
-    file::read(path, kind.limit_bytes()).map_err(|error| refused(path, error))
+    let mut bytes = file::read(path, kind.limit_bytes()).map_err(|error| refused(path, error))?;
+    // All of them are text, in which an editor on Windows may have put a byte order mark.
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(CheckpointError::config(path, "it is UTF-16 by its byte order mark, expected UTF-8"));
+    }
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
+    Ok(bytes)
 }
 
 /// Opens the regular file at `path`. Links are followed.
