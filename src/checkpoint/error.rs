@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::Ability;
-use crate::models::{ModelError, ModelKind};
+use crate::models::{ModelError, ModelKind, SettingError};
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
@@ -61,6 +61,24 @@ pub enum CheckpointError {
         found_bytes: u64,
         /// The limit for files of its kind.
         limit_bytes: u64,
+    },
+    /// A file is not JSON, or a key of it has a value outside its range.
+    #[error("`{}`{}: {error}", path.display(), error.place())]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: SettingError,
+    },
+    /// A text file has bytes that are no text.
+    #[error("`{}` is not UTF-8: line {line} has other bytes at position {at} of the file", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The first byte that is no text, from 0.
+        at: usize,
     },
     /// The content of a file is wrong.
     #[error("`{}`: {message}", path.display())]
@@ -126,6 +144,7 @@ impl CheckpointError {
             TooLarge { .. } | NotAFile { .. } => {
                 Some("the folder may be damaged: download the model again".into())
             }
+            NotUtf8 { .. } => Some("save the file as UTF-8, or download it again".into()),
             HubName { name } => {
                 Some(format!("`hf download {name} --local-dir DIR` fetches it; then open the folder `DIR`"))
             }

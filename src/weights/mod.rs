@@ -6,7 +6,7 @@
 mod safetensors;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -102,6 +102,21 @@ pub struct Weights {
     random: Option<Dtype>,
 }
 
+/// The shard of each tensor: `model.safetensors.index.json`.
+#[derive(Clone, Debug)]
+pub struct ShardIndex {
+    path: PathBuf,
+    /// The file of each tensor.
+    shards: BTreeMap<String, String>,
+}
+
+impl ShardIndex {
+    /// The names of the files, each once.
+    pub fn files(&self) -> BTreeSet<&str> {
+        self.shards.values().map(String::as_str).collect()
+    }
+}
+
 enum Data {
     Mapped(memmap2::Mmap),
     Embedded(Cow<'static, [u8]>),
@@ -130,22 +145,52 @@ impl Weights {
     pub fn map(files: &[(PathBuf, File)]) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
         for (path, file) in files {
-            // SAFETY: the map is read-only. Shortening the file during the run only kills the process, as with every
-            // mapped checkpoint.
-            #[allow(unsafe_code)]
-            let map = unsafe { memmap2::Mmap::map(file) };
-            let map = map.map_err(|source| WeightsError::Io { path: path.clone(), source })?;
-            weights.add(path, Data::Mapped(map))?;
+            weights.map_file(path, file, |_| true)?;
         }
         Ok(weights)
     }
 
-    /// The names of the shards that the index at `path` (`model.safetensors.index.json`) lists.
+    /// Adds the tensors of a file whose names are `wanted`.
+    fn map_file(
+        &mut self,
+        path: &Path,
+        file: &File,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), WeightsError> {
+        // SAFETY: the map is read-only. Shortening the file during the run only kills the process, as with every
+        // mapped checkpoint.
+        #[allow(unsafe_code)]
+        let map = unsafe { memmap2::Mmap::map(file) };
+        let map = map.map_err(|source| WeightsError::Io { path: path.to_path_buf(), source })?;
+        self.add(path, Data::Mapped(map), wanted)
+    }
+
+    /// Reads the index at `path` (`model.safetensors.index.json`), which lists the shard of each tensor.
     ///
     /// # Errors
     /// [`WeightsError::Format`].
-    pub fn shards(path: &Path, index_json: &[u8]) -> Result<BTreeSet<String>, WeightsError> {
-        safetensors::shards(path, index_json)
+    pub fn index(path: &Path, index_json: &[u8]) -> Result<ShardIndex, WeightsError> {
+        safetensors::index(path, index_json)
+    }
+
+    /// Maps the files that an index names, in the order of [`ShardIndex::files`]. A tensor that is in two files is taken
+    /// from the one that the index names.
+    ///
+    /// # Errors
+    /// As [`Weights::map`]; [`WeightsError::Format`] with a file that lacks a tensor for which the index names it.
+    pub fn map_shards(index: &ShardIndex, files: &[(PathBuf, File)]) -> Result<Weights, WeightsError> {
+        let mut weights = Weights::default();
+        for (shard, (path, file)) in index.files().into_iter().zip(files) {
+            weights.map_file(path, file, |tensor| index.shards.get(tensor).is_none_or(|named| named == shard))?;
+        }
+        for (tensor, shard) in &index.shards {
+            if weights.get(tensor).is_none() {
+                let path = index.path.with_file_name(shard);
+                let message = format!("it has no tensor `{tensor}`, for which `{}` names it", index.path.display());
+                return Err(WeightsError::Format { path, message });
+            }
+        }
+        Ok(weights)
     }
 
     /// Opens a safetensors file in memory.
@@ -154,7 +199,7 @@ impl Weights {
     /// [`WeightsError::Format`].
     pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
-        weights.add(Path::new("model.safetensors"), Data::Embedded(bytes.into()))?;
+        weights.add(Path::new("model.safetensors"), Data::Embedded(bytes.into()), |_| true)?;
         Ok(weights)
     }
 
@@ -169,13 +214,19 @@ impl Weights {
         self.random
     }
 
-    fn add(&mut self, path: &Path, data: Data) -> Result<(), WeightsError> {
+    fn add(
+        &mut self,
+        path: &Path,
+        data: Data,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), WeightsError> {
         let mut entries = safetensors::entries(path, data.bytes(), self.files.len())?;
+        entries.retain(|entry| wanted(&entry.name));
         self.files.push(data);
         self.entries.append(&mut entries);
         self.entries.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(pair) = self.entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            let message = format!("tensor `{}` is there twice", pair[0].name);
+            let message = format!("tensor `{}` is there twice, and no index says which counts", pair[0].name);
             return Err(WeightsError::Format { path: path.to_path_buf(), message });
         }
         Ok(())
@@ -199,6 +250,20 @@ impl Weights {
     /// Elements of all tensors.
     pub fn n_params(&self) -> usize {
         self.entries.iter().map(|e| e.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Whether two tensors have the same type, shape and bytes.
+    pub(crate) fn are_equal(&self, a: &Entry, b: &Entry) -> bool {
+        /// Bytes that are compared at once, and released.
+        const PIECE: usize = 4 << 20;
+        let mut pieces = (0..a.n_bytes).step_by(PIECE).map(|first| first..(first + PIECE).min(a.n_bytes));
+        let is_equal = |range: std::ops::Range<usize>| {
+            let is_equal = self.bytes(a)[range.clone()] == self.bytes(b)[range.clone()];
+            self.release(a, range.clone());
+            self.release(b, range);
+            is_equal
+        };
+        a.dtype == b.dtype && a.shape == b.shape && pieces.all(is_equal)
     }
 
     /// Lets the system reclaim the memory of a range of a tensor's bytes, so that loading a large model does not fill
