@@ -746,12 +746,13 @@ fn absent_keys_have_the_defaults_of_transformers() {
 }
 
 /// Keys that are no field of transformers' classes: they decide which class it is, or are of earlier versions.
-const NOT_IN_THE_REFERENCE: [&str; 6] = [
+const NOT_IN_THE_REFERENCE: [&str; 7] = [
     "model_type",
     "quantization_config",
     "rope_scaling",
     "rope_parameters",
     "partial_rotary_factor",
+    "original_max_position_embeddings",
     "position_embedding_type",
 ];
 

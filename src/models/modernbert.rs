@@ -2,7 +2,7 @@
 //! layers. Reference: transformers' `models/modernbert/modeling_modernbert.py`.
 
 use super::blocks::{
-    ClassificationHead, Embed, HeadKeys, HeadNames, Heads, LayerNorm, LayerType, Linear, Mlp, Rope,
+    Around, ClassificationHead, Embed, HeadKeys, HeadNames, Heads, LayerNorm, LayerType, Linear, Mlp, Rope,
     SelfAttention, Sequences, THETA, Target, act, read_labels,
 };
 use super::settings::{EPSILON, INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH};
@@ -53,7 +53,11 @@ impl FromSettings for Config {
                 None => None,
             };
             match scaling {
-                Some(scaling) => Rope::scaled(&scaling, heads.head_dim, max_position_embeddings, theta, 1.0),
+                Some(scaling) => {
+                    let trained = max_position_embeddings;
+                    let around = Around { trained, original: None, theta, partial: 1.0 };
+                    Rope::scaled(&scaling, heads.head_dim, around)
+                }
                 None => Ok(Rope::plain(heads.head_dim, theta, 1.0).expect("heads have 4 elements or more")),
             }
         };

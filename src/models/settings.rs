@@ -9,8 +9,8 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
-use serde_json::value::RawValue;
 
 /// Layers. The deepest published models have a few hundred.
 pub(crate) const LAYERS: RangeInclusive<usize> = 1..=1024;
@@ -85,7 +85,8 @@ pub(crate) struct Settings<'a> {
     file: &'a str,
     /// The keys around this object, as they precede a key's name: `rope_parameters.`.
     around: String,
-    values: BTreeMap<String, &'a RawValue>,
+    /// The values as they are written, each a part of `file`.
+    values: BTreeMap<String, &'a str>,
     /// The keys that were read, with their defaults.
     defaults: RefCell<BTreeMap<String, Value>>,
 }
@@ -96,11 +97,14 @@ impl<'a> Settings<'a> {
     /// # Errors
     /// [`SettingError::Syntax`].
     pub fn parse(file: &'a str) -> Read<Settings<'a>> {
-        let values = serde_json::from_str(file).map_err(|e| SettingError::Syntax { message: e.to_string() })?;
+        let syntax = |message: String| SettingError::Syntax { message };
+        // This says where an error is, and does not recurse into values, however deeply they are nested.
+        serde_json::from_str::<IgnoredAny>(file).map_err(|e| syntax(e.to_string()))?;
+        let values = entries(file).ok_or_else(|| syntax("it is no JSON object, expected `{`".into()))?;
         Ok(Settings::new(file, String::new(), values))
     }
 
-    fn new(file: &'a str, around: String, values: BTreeMap<String, &'a RawValue>) -> Settings<'a> {
+    fn new(file: &'a str, around: String, values: BTreeMap<String, &'a str>) -> Settings<'a> {
         Settings { file, around, values, defaults: RefCell::default() }
     }
 
@@ -126,7 +130,7 @@ impl<'a> Settings<'a> {
     /// The error that a key has another value than `expected`.
     pub fn wrong(&self, key: &str, expected: impl Display) -> SettingError {
         match self.values.get(key) {
-            Some(raw) => self.value_error(key, raw.get(), raw, expected),
+            Some(raw) => self.value_error(key, raw, raw, expected),
             None => SettingError::Missing { key: self.full(key), expected: expected.to_string() },
         }
     }
@@ -142,7 +146,7 @@ impl<'a> Settings<'a> {
         }
     }
 
-    fn value_error(&self, key: &str, found: &str, raw: &RawValue, expected: impl Display) -> SettingError {
+    fn value_error(&self, key: &str, found: &str, raw: &str, expected: impl Display) -> SettingError {
         SettingError::Value {
             line: self.line(raw),
             key: self.full(key),
@@ -156,9 +160,9 @@ impl<'a> Settings<'a> {
     }
 
     /// The line where a value begins, from 1.
-    fn line(&self, raw: &RawValue) -> usize {
+    fn line(&self, raw: &str) -> usize {
         // The value is a part of the file, not a copy.
-        let at = (raw.get().as_ptr() as usize).saturating_sub(self.file.as_ptr() as usize);
+        let at = (raw.as_ptr() as usize).saturating_sub(self.file.as_ptr() as usize);
         1 + self.file.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count()
     }
 
@@ -166,21 +170,16 @@ impl<'a> Settings<'a> {
         self.defaults.borrow_mut().insert(key.to_string(), default.into());
     }
 
-    /// The value of a key, unless it is absent or `null`.
-    fn value(&self, key: &str) -> Option<&'a RawValue> {
-        self.values.get(key).copied().filter(|raw| raw.get() != "null")
-    }
-
     /// The value of a key as it is written, unless it is absent or `null`.
     pub fn written(&self, key: &str) -> Option<&'a str> {
-        self.value(key).map(RawValue::get)
+        self.values.get(key).copied().filter(|raw| *raw != "null")
     }
 
     /// The value of a key in a type of its own, unless it is absent or `null`.
     pub fn of_type<T: Deserialize<'a>>(&self, key: &str, expected: &str) -> Read<Option<T>> {
         self.note(key, Value::Null);
-        let Some(raw) = self.value(key) else { return Ok(None) };
-        serde_json::from_str(raw.get()).map(Some).map_err(|_| self.wrong(key, expected))
+        let Some(raw) = self.written(key) else { return Ok(None) };
+        serde_json::from_str(raw).map(Some).map_err(|_| self.wrong(key, expected))
     }
 
     /// A whole number.
@@ -209,8 +208,8 @@ impl<'a> Settings<'a> {
     }
 
     fn found_whole(&self, key: &str, range: RangeInclusive<usize>) -> Read<Option<usize>> {
-        let Some(raw) = self.value(key) else { return Ok(None) };
-        match whole(raw.get()).filter(|n| range.contains(n)) {
+        let Some(raw) = self.written(key) else { return Ok(None) };
+        match whole(raw).filter(|n| range.contains(n)) {
             Some(n) => Ok(Some(n)),
             None => Err(self.wrong(key, whole_range(&range))),
         }
@@ -226,9 +225,9 @@ impl<'a> Settings<'a> {
     /// A number, unless it is absent.
     pub fn some_real(&self, key: &str, range: RangeInclusive<f64>) -> Read<Option<f64>> {
         self.note(key, Value::Null);
-        let Some(raw) = self.value(key) else { return Ok(None) };
+        let Some(raw) = self.written(key) else { return Ok(None) };
         // JSON's numbers are Rust's; one that is too large becomes infinite, which no range has.
-        match number(raw.get()).filter(|x| range.contains(x)) {
+        match number(raw).filter(|x| range.contains(x)) {
             Some(x) => Ok(Some(x)),
             None => {
                 let expected = format!("a number from {} to {}", range.start(), range.end());
@@ -265,12 +264,12 @@ impl<'a> Settings<'a> {
     /// One of the `known` names, unless it is absent.
     pub fn some_one_of<T: Copy>(&self, key: &str, known: &[(&str, T)]) -> Read<Option<T>> {
         self.note(key, Value::Null);
-        let Some(raw) = self.value(key) else { return Ok(None) };
-        let found: Option<String> = serde_json::from_str(raw.get()).ok();
+        let Some(raw) = self.written(key) else { return Ok(None) };
+        let found: Option<String> = serde_json::from_str(raw).ok();
         match known.iter().find(|(name, _)| found.as_deref() == Some(name)) {
             Some((_, value)) => Ok(Some(*value)),
             None => {
-                let found = found.as_deref().unwrap_or(raw.get());
+                let found = found.as_deref().unwrap_or(raw);
                 Err(self.value_error(key, found, raw, names(known.iter().map(|(name, _)| *name))))
             }
         }
@@ -279,11 +278,11 @@ impl<'a> Settings<'a> {
     /// A list, each element one of the `known` names; nothing if it is absent.
     pub fn list_of<T: Copy>(&self, key: &str, known: &[(&str, T)]) -> Read<Option<Vec<T>>> {
         let Some(elements) = self.list(key)? else { return Ok(None) };
-        let element = |(i, raw): (usize, &&'a RawValue)| {
-            let found: Option<String> = serde_json::from_str(raw.get()).ok();
+        let element = |(i, raw): (usize, &&'a str)| {
+            let found: Option<String> = serde_json::from_str(raw).ok();
             let known_value = known.iter().find(|(name, _)| found.as_deref() == Some(name));
             known_value.map(|(_, value)| *value).ok_or_else(|| {
-                let found = found.as_deref().unwrap_or(raw.get());
+                let found = found.as_deref().unwrap_or(raw);
                 let expected = names(known.iter().map(|(name, _)| *name));
                 self.value_error(&format!("{key}[{i}]"), found, raw, expected)
             })
@@ -298,19 +297,19 @@ impl<'a> Settings<'a> {
 
     /// A list of token ids, unless it is absent. One id is a list of one. Some lists have -1, which is no token.
     pub fn tokens(&self, key: &str) -> Read<Option<Vec<u32>>> {
-        let Some(raw) = self.value(key) else { return Ok(None) };
-        let elements = match raw.get().starts_with('[') {
+        let Some(raw) = self.written(key) else { return Ok(None) };
+        let elements = match raw.starts_with('[') {
             true => self.list(key)?.unwrap_or_default(),
             false => vec![raw],
         };
         let mut tokens = Vec::with_capacity(elements.len());
         for (i, raw) in elements.into_iter().enumerate() {
-            match whole(raw.get()).and_then(|id| u32::try_from(id).ok()) {
+            match whole(raw).and_then(|id| u32::try_from(id).ok()) {
                 Some(id) => tokens.push(id),
-                None if number(raw.get()) == Some(-1.0) => {}
+                None if number(raw) == Some(-1.0) => {}
                 None => {
                     let expected = whole_range(&TOKENS);
-                    return Err(self.value_error(&format!("{key}[{i}]"), raw.get(), raw, expected));
+                    return Err(self.value_error(&format!("{key}[{i}]"), raw, raw, expected));
                 }
             }
         }
@@ -318,22 +317,80 @@ impl<'a> Settings<'a> {
     }
 
     /// The elements of a list, unless it is absent.
-    pub fn list(&self, key: &str) -> Read<Option<Vec<&'a RawValue>>> {
-        self.of_type(key, "a list")
+    pub fn list(&self, key: &str) -> Read<Option<Vec<&'a str>>> {
+        self.note(key, Value::Null);
+        let Some(raw) = self.written(key) else { return Ok(None) };
+        elements(raw).map(Some).ok_or_else(|| self.wrong(key, "a list"))
     }
 
     /// The object below a key, unless it is absent.
     pub fn object(&self, key: &str) -> Read<Option<Settings<'a>>> {
         self.note(key, Value::Null);
-        let Some(raw) = self.value(key) else { return Ok(None) };
-        let values = serde_json::from_str(raw.get()).map_err(|_| self.wrong(key, "an object"))?;
+        let Some(raw) = self.written(key) else { return Ok(None) };
+        let values = entries(raw).ok_or_else(|| self.wrong(key, "an object"))?;
         Ok(Some(Settings::new(self.file, format!("{}{key}.", self.around), values)))
     }
 
     /// The keys of this object, in the order of their names, each with its value as it is written.
     pub fn entries(&self) -> impl Iterator<Item = (&str, &'a str)> {
-        self.values.iter().map(|(key, raw)| (key.as_str(), raw.get()))
+        self.values.iter().map(|(key, raw)| (key.as_str(), *raw))
     }
+}
+
+/// The keys of an object in valid JSON, each with its value as it is written; `None` if it is no object.
+fn entries(json: &str) -> Option<BTreeMap<String, &str>> {
+    let mut rest = json.trim_start().strip_prefix('{')?.trim_start();
+    let mut values = BTreeMap::new();
+    while !rest.starts_with('}') {
+        let (key, after) = first(rest);
+        // What is left of an escape that stands for no character, such as half of a pair, is no key that is read.
+        let key = serde_json::from_str(key).unwrap_or_else(|_| key.to_string());
+        let (value, after) = first(after.trim_start().strip_prefix(':')?.trim_start());
+        values.insert(key, value);
+        rest = after.trim_start();
+        rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
+    }
+    Some(values)
+}
+
+/// The elements of a list in valid JSON, each as it is written; `None` if it is no list.
+fn elements(json: &str) -> Option<Vec<&str>> {
+    let mut rest = json.trim_start().strip_prefix('[')?.trim_start();
+    let mut elements = Vec::new();
+    while !rest.starts_with(']') {
+        let (element, after) = first(rest);
+        if element.is_empty() {
+            return None;
+        }
+        elements.push(element);
+        rest = after.trim_start();
+        rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
+    }
+    Some(elements)
+}
+
+/// The first value of valid JSON, and what comes after it.
+fn first(json: &str) -> (&str, &str) {
+    let (mut depth, mut is_text, mut is_escaped) = (0usize, false, false);
+    for (at, byte) in json.bytes().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => {
+                is_text = !is_text;
+                if !is_text && depth == 0 {
+                    return json.split_at(at + 1);
+                }
+            }
+            _ if is_text => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth == 1 => return json.split_at(at + 1),
+            b'}' | b']' | b',' | b' ' | b'\t' | b'\n' | b'\r' if depth == 0 => return json.split_at(at),
+            b'}' | b']' => depth -= 1,
+            _ => {}
+        }
+    }
+    (json, "")
 }
 
 /// A whole number, also as people's tools write it: `32.0`, `1e3`.

@@ -25,4 +25,4 @@ pub(super) use mlp::act;
 pub use norm::{LayerNorm, load_rms_norm, normed};
 pub use post_norm::PostNormLayer;
 pub use rope::Rope;
-pub(crate) use rope::THETA;
+pub(crate) use rope::{Around, THETA};

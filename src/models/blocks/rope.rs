@@ -50,6 +50,19 @@ impl RopeType {
     ];
 }
 
+/// What an object with the keys of a scaling leaves to those around it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Around {
+    /// The model's maximum number of positions.
+    pub trained: usize,
+    /// That before the scaling. It counts more than the object's.
+    pub original: Option<usize>,
+    /// The base of the frequencies, if the object has none.
+    pub theta: f64,
+    /// The part of a head that is rotated, if the object has none.
+    pub partial: f64,
+}
+
 /// The rotation that a config describes.
 #[derive(Clone, Debug)]
 pub struct Rope {
@@ -73,25 +86,22 @@ impl Rope {
             None => s.object("rope_parameters")?,
         };
         let partial = s.real("partial_rotary_factor", 0.0..=1.0, 1.0)?;
+        let original = s.some_whole("original_max_position_embeddings", ROWS, None)?;
         match scaling {
-            Some(scaling) => Rope::scaled(&scaling, head_dim, trained, theta, partial),
+            Some(scaling) => {
+                let around = Around { trained, original, theta, partial };
+                Rope::scaled(&scaling, head_dim, around)
+            }
             None => Rope::plain(head_dim, theta, partial)
                 .ok_or_else(|| s.wrong_value("partial_rotary_factor", partial, rotates(head_dim))),
         }
     }
 
-    /// Reads an object with the keys of a scaling. `theta` and `partial` are for those that it does not have.
-    ///
-    /// The formulas are those of transformers' `modeling_rope_utils.py`.
-    pub(crate) fn scaled(
-        s: &Settings<'_>,
-        head_dim: usize,
-        trained: usize,
-        theta: f64,
-        partial: f64,
-    ) -> Read<Rope> {
-        let theta = s.real("rope_theta", THETA, theta)?;
-        let partial = s.real("partial_rotary_factor", 0.0..=1.0, partial)?;
+    /// Reads an object with the keys of a scaling. The formulas are those of transformers' `modeling_rope_utils.py`.
+    pub(crate) fn scaled(s: &Settings<'_>, head_dim: usize, around: Around) -> Read<Rope> {
+        let trained = around.trained;
+        let theta = s.real("rope_theta", THETA, around.theta)?;
+        let partial = s.real("partial_rotary_factor", 0.0..=1.0, around.partial)?;
         let Some(plain) = Rope::plain(head_dim, theta, partial) else {
             return Err(s.wrong_value("partial_rotary_factor", partial, rotates(head_dim)));
         };
@@ -105,6 +115,7 @@ impl Rope {
             None => s.some_one_of("type", &RopeType::NAMES)?.unwrap_or(RopeType::Default),
         };
         let original = s.some_whole("original_max_position_embeddings", ROWS, None)?;
+        let original = around.original.or(original).unwrap_or(trained) as f64;
         match kind {
             RopeType::Default => Ok(plain),
             RopeType::Linear => {
@@ -113,7 +124,7 @@ impl Rope {
             }
             RopeType::Dynamic => {
                 need("factor", FACTOR)?;
-                Ok(Rope { limit: Some(original.unwrap_or(trained)), ..plain })
+                Ok(Rope { limit: Some(trained), ..plain })
             }
             RopeType::Llama3 => {
                 let factor = need("factor", FACTOR)?;
@@ -123,9 +134,6 @@ impl Rope {
                     let expected = format!("a number above `low_freq_factor`, which is {low}");
                     return Err(s.wrong("high_freq_factor", expected));
                 }
-                let original = original.ok_or_else(|| {
-                    s.wrong("original_max_position_embeddings", "the number of positions before the scaling")
-                })? as f64;
                 Ok(plain.map(|_, f| {
                     let wavelength = 2.0 * PI / f;
                     if wavelength < original / high {
@@ -139,7 +147,6 @@ impl Rope {
                 }))
             }
             RopeType::Yarn => {
-                let original = original.unwrap_or(trained) as f64;
                 let factor = s.some_real("factor", FACTOR)?.unwrap_or(trained as f64 / original);
                 let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
                 let (m, all) = (s.some_real("mscale", SCORES)?, s.some_real("mscale_all_dim", SCORES)?);
@@ -274,6 +281,21 @@ mod tests {
     }
 
     #[test]
+    fn the_original_length_is_the_trained_one_if_no_key_has_it() {
+        let llama3 = |around: &str, within: &str| {
+            let config = format!(
+                r#"{{{around} "rope_scaling": {{{within} "rope_type": "llama3", "factor": 8.0,
+                "low_freq_factor": 1.0, "high_freq_factor": 4.0}}}}"#
+            );
+            read(&config, 32).expect("a rotation").frequencies
+        };
+        let key = |n: usize| format!(r#""original_max_position_embeddings": {n},"#);
+        assert_eq!(llama3("", ""), llama3("", &key(512)));
+        assert_eq!(llama3(&key(64), &key(512)), llama3("", &key(64)));
+        assert_ne!(llama3("", ""), llama3("", &key(64)));
+    }
+
+    #[test]
     fn a_part_of_a_head_can_be_rotated() {
         let found = read(r#"{"partial_rotary_factor": 0.25}"#, 32).expect("a rotation").frequencies;
         assert_eq!(found.len(), 4);
@@ -300,10 +322,6 @@ mod tests {
         for (scaling, key) in [
             (r#"{"type": "llama3"}"#, "rope_scaling.factor` is missing"),
             (r#"{"type": "llama3", "factor": 8, "low_freq_factor": 1}"#, "high_freq_factor` is missing"),
-            (
-                r#"{"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}"#,
-                "original_max_position_embeddings` is missing",
-            ),
             (
                 r#"{"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}"#,
                 "high_freq_factor` is `4`, expected a number above `low_freq_factor`, which is 4",
