@@ -415,11 +415,7 @@ fn config(model: &str, changes: &serde_json::Value) -> serde_json::Value {
 /// The folder of a golden model, or of a model in `assets`.
 fn folder(model: &str) -> PathBuf {
     let golden = golden(model);
-    if golden.exists() {
-        golden
-    } else {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(model)
-    }
+    if golden.exists() { golden } else { Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(model) }
 }
 
 /// A copy of a golden model, with the keys of `changes` in its config.
@@ -461,7 +457,8 @@ fn every_key_has_a_type_and_a_range() {
             };
             for value in wrong {
                 let error = refused(&config(value));
-                let found = format!("`config.json`, line 5: `{key}` is `{}`, expected ", value.trim_matches('"'));
+                let found =
+                    format!("`config.json`, line 5: `{key}` is `{}`, expected ", value.trim_matches('"'));
                 let quoted = format!("`config.json`, line 5: `{key}` is `{value}`, expected ");
                 assert!(error.starts_with(&found) || error.starts_with(&quoted), "{model_type}: {error}");
             }
@@ -479,18 +476,38 @@ fn numbers_that_contradict_each_other_are_named() {
     let json = |value: &str| -> serde_json::Value { serde_json::from_str(value).expect("JSON") };
     for (model, changes, words) in [
         ("llama", r#"{"num_hidden_layers": 1000000000}"#, "`num_hidden_layers` is `1000000000`, expected"),
-        ("llama", r#"{"num_hidden_layers": 0}"#, "`num_hidden_layers` is `0`, expected a whole number from 1"),
+        (
+            "llama",
+            r#"{"num_hidden_layers": 0}"#,
+            "`num_hidden_layers` is `0`, expected a whole number from 1",
+        ),
         ("llama", r#"{"head_dim": 14}"#, "`head_dim` is `14`, expected a multiple of 4, at most 256"),
         ("llama", r#"{"head_dim": 512}"#, "`head_dim` is `512`, expected a whole number from 1 to 256"),
-        ("llama", r#"{"num_key_value_heads": 3}"#, "`num_key_value_heads` is `3`, expected a divisor of the 4"),
-        ("llama", r#"{"head_dim": null, "num_attention_heads": 5}"#, "`num_attention_heads` is `5`, expected"),
+        (
+            "llama",
+            r#"{"num_key_value_heads": 3}"#,
+            "`num_key_value_heads` is `3`, expected a divisor of the 4",
+        ),
+        (
+            "llama",
+            r#"{"head_dim": null, "num_attention_heads": 5}"#,
+            "`num_attention_heads` is `5`, expected",
+        ),
         ("llama", r#"{"rope_theta": 0}"#, "`rope_theta` is `0`"),
         ("llama", r#"{"rope_parameters": {"rope_theta": 1e300}}"#, "`rope_parameters.rope_theta` is `1e300`"),
         ("llama", r#"{"rope_parameters": {"rope_type": "linear", "factor": 0}}"#, "factor` is `0`"),
-        ("llama", r#"{"rope_scaling": {"type": "longrope", "factor": 4}}"#, "`rope_scaling.type` is `longrope`"),
+        (
+            "llama",
+            r#"{"rope_scaling": {"type": "longrope", "factor": 4}}"#,
+            "`rope_scaling.type` is `longrope`",
+        ),
         ("mistral-window", r#"{"sliding_window": 0}"#, "`sliding_window` is `0`"),
         ("mistral-window", r#"{"sliding_window": 4294967297}"#, "`sliding_window` is `4294967297`"),
-        ("qwen2", r#"{"layer_types": ["full_attention"]}"#, "`layer_types` is `a list of 1`, expected one of 2"),
+        (
+            "qwen2",
+            r#"{"layer_types": ["full_attention"]}"#,
+            "`layer_types` is `a list of 1`, expected one of 2",
+        ),
         (
             "qwen3",
             r#"{"layer_types": ["full_attention", "poetry"]}"#,
@@ -501,7 +518,11 @@ fn numbers_that_contradict_each_other_are_named() {
         ("gpt2", r#"{"n_head": 3}"#, "`n_head` is `3`, expected a divisor of the width 64"),
         ("bert-classifier", r#"{"num_attention_heads": 64}"#, "`num_attention_heads` is `64`"),
         ("bert-classifier", r#"{"is_decoder": true}"#, "`is_decoder` is `true`"),
-        ("roberta-classifier", r#"{"pad_token_id": 200}"#, "`max_position_embeddings` is `130`, expected more than"),
+        (
+            "roberta-classifier",
+            r#"{"pad_token_id": 200}"#,
+            "`max_position_embeddings` is `130`, expected more than",
+        ),
         ("whisper-words", r#"{"decoder_attention_heads": 7}"#, "`decoder_attention_heads` is `7`"),
         ("whisper-words", r#"{"max_source_positions": 100000000}"#, "`max_source_positions` is `100000000`"),
     ] {
@@ -531,7 +552,10 @@ fn configs_as_people_write_them() {
         ("{}", "`model_type` is missing, expected one of `bert`"),
         (r#"{"model_type": 3}"#, "`model_type` is `3`, expected a text"),
         (r#"{"model_type": "mamba"}"#, "architecture `mamba` is not supported"),
-        (r#"{"model_type": "gpt2", "quantization_config": {"quant_method": "awq"}}"#, "is `awq`, expected weights in"),
+        (
+            r#"{"model_type": "gpt2", "quantization_config": {"quant_method": "awq"}}"#,
+            "is `awq`, expected weights in",
+        ),
     ] {
         let error = refused(config);
         assert!(error.contains(words), "{error}");
@@ -555,14 +579,20 @@ fn a_config_that_is_no_text_is_named() {
     ModelFiles::open(dir.path()).expect("a byte order mark is no text");
     let utf16: Vec<u8> = format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect();
     let latin1 = [b"{\n\"a\": 1,\n\"name\": \"Caf", &[0xe9][..], b"\"}"].concat();
-    for (bytes, words) in [(utf16, "line 1 has other bytes at position 0"), (latin1, "line 3 has other bytes")] {
+    for (bytes, words) in
+        [(utf16, "line 1 has other bytes at position 0"), (latin1, "line 3 has other bytes")]
+    {
         for name in ["config.json", "generation_config.json"] {
             let path = dir.path().join(name);
             fs::write(&path, &bytes).expect("it can be written");
             let error = error(dir.path());
-            assert!(error.to_string().contains(&format!("`{}` is not UTF-8: {words}", path.display())), "{error}");
+            assert!(
+                error.to_string().contains(&format!("`{}` is not UTF-8: {words}", path.display())),
+                "{error}"
+            );
             assert!(error.hint().expect("a hint").contains("UTF-8"));
-            fs::write(&path, if name == "config.json" { text.as_str() } else { "{}" }).expect("it can be written");
+            fs::write(&path, if name == "config.json" { text.as_str() } else { "{}" })
+                .expect("it can be written");
         }
     }
 }
@@ -571,8 +601,18 @@ fn a_config_that_is_no_text_is_named() {
 #[test]
 fn weights_decide_about_numbers_of_a_config() {
     for (model, key, value, words) in [
-        ("llama", "num_hidden_layers", 1000, "expected at most 2: the last tensors are those of `model.layers.1`"),
-        ("llama", "vocab_size", 1 << 28, "expected 384: tensor `model.embed_tokens.weight` has shape [384, 64]"),
+        (
+            "llama",
+            "num_hidden_layers",
+            1000,
+            "expected at most 2: the last tensors are those of `model.layers.1`",
+        ),
+        (
+            "llama",
+            "vocab_size",
+            1 << 28,
+            "expected 384: tensor `model.embed_tokens.weight` has shape [384, 64]",
+        ),
         ("llama", "hidden_size", 1 << 20, "expected 64: tensor `model.embed_tokens.weight`"),
         ("llama", "intermediate_size", 1 << 22, "expected 176: tensor `model.layers.0.mlp.down_proj.weight`"),
         ("qwen3", "intermediate_size", 175, "expected 176"),
@@ -628,10 +668,16 @@ fn numbers_of_a_generation_config_have_ranges() {
     }
     // Keys of speech models are read only of those.
     let dir = decoder(false);
-    write(&dir.path().join("generation_config.json"), serde_json::json!({ "alignment_heads": "none", "top_k": 2.0 }));
+    write(
+        &dir.path().join("generation_config.json"),
+        serde_json::json!({ "alignment_heads": "none", "top_k": 2.0 }),
+    );
     assert_eq!(ModelFiles::open(dir.path()).expect("a model").generation.top_k, Some(2));
     for (json, words) in [
-        (serde_json::json!({ "alignment_heads": [[0, 0], [9, 1]] }), "`alignment_heads` is `layer 9, head 1`"),
+        (
+            serde_json::json!({ "alignment_heads": [[0, 0], [9, 1]] }),
+            "`alignment_heads` is `layer 9, head 1`",
+        ),
         (serde_json::json!({ "alignment_heads": [[-1, 0]] }), "expected a list of pairs: a layer and a head"),
         (serde_json::json!({ "suppress_tokens": [1, "two"] }), "`suppress_tokens[1]` is `\"two\"`"),
         (serde_json::json!({ "suppress_tokens": [1, -2] }), "`suppress_tokens[1]` is `-2`"),
@@ -696,7 +742,10 @@ fn labels_as_people_write_them() {
     let many = serde_json::json!({ "id2label": null, "num_labels": 1u64 << 40 });
     assert!(labels(many).expect_err("too many").contains("`num_labels` is `1099511627776`"));
     let problem = labels(serde_json::json!({ "problem_type": "poetry" })).expect_err("unknown");
-    assert!(problem.contains("`problem_type` is `poetry`, expected `single_label_classification`"), "{problem}");
+    assert!(
+        problem.contains("`problem_type` is `poetry`, expected `single_label_classification`"),
+        "{problem}"
+    );
 }
 
 #[test]
@@ -710,7 +759,8 @@ fn lists_of_a_speech_model_are_named_as_in_the_file() {
         let made = Transcriber::new(&files, options).map_err(|e| e.to_string());
         (made, path)
     };
-    let (made, path) = transcriber(serde_json::json!({ "begin_suppress_tokens": [1, 2, 3, 4, 5, 6, 7] }), false);
+    let (made, path) =
+        transcriber(serde_json::json!({ "begin_suppress_tokens": [1, 2, 3, 4, 5, 6, 7] }), false);
     let expected = format!("`{}`: `begin_suppress_tokens` has 7 tokens, expected at most 4", path.display());
     assert_eq!(made.err().expect("too many"), expected);
     // Four, one of them twice, and tokens that the model does not have.
@@ -735,10 +785,16 @@ fn absent_keys_have_the_defaults_of_transformers() {
         let mut n_compared = 0;
         for (key, default) in &found {
             let Some(expected) = expected.get(key) else {
-                assert!(NOT_IN_THE_REFERENCE.contains(&key.as_str()), "{model_type}: `{key}` has no reference");
+                assert!(
+                    NOT_IN_THE_REFERENCE.contains(&key.as_str()),
+                    "{model_type}: `{key}` has no reference"
+                );
                 continue;
             };
-            assert!(same(default, expected), "{model_type}: `{key}` is {default}, in transformers {expected}");
+            assert!(
+                same(default, expected),
+                "{model_type}: `{key}` is {default}, in transformers {expected}"
+            );
             n_compared += 1;
         }
         assert!(n_compared >= 8, "{model_type}: {n_compared} keys");

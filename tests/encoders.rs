@@ -461,7 +461,11 @@ fn what_a_folder_can_get_wrong_is_named() {
     config("id2label", serde_json::json!({}), "`id2label` is `{}`, expected a label or more");
     config("hidden_act", "snake".into(), "`hidden_act` is `snake`, expected `silu`");
     config("problem_type", "poetry".into(), "`problem_type` is `poetry`");
-    config("num_attention_heads", 3.into(), "`num_attention_heads` is `3`, expected a divisor of the width 64");
+    config(
+        "num_attention_heads",
+        3.into(),
+        "`num_attention_heads` is `3`, expected a divisor of the width 64",
+    );
     config("num_attention_heads", 0.into(), "`num_attention_heads`");
     config("hidden_size", 72.into(), "expected a divisor of the width 72, with heads of a multiple of 4");
     config("model_type", "resnet".into(), "`resnet` is not supported");
@@ -478,11 +482,7 @@ fn what_a_folder_can_get_wrong_is_named() {
     let pooling = serde_json::json!([module("Transformer", ""), module("Pooling", "1_Pooling")]);
     modules(pooling.clone(), serde_json::json!({ "word_embedding_dimension": 65 }), "is `65`, expected 64");
     modules(pooling.clone(), serde_json::json!({}), "no `pooling_mode_…` is true");
-    modules(
-        pooling.clone(),
-        serde_json::json!({ "pooling_mode": "median" }),
-        "`median`, expected `cls`",
-    );
+    modules(pooling.clone(), serde_json::json!({ "pooling_mode": "median" }), "`median`, expected `cls`");
     modules(pooling.clone(), "mean".into(), "1_Pooling/config.json");
     modules(serde_json::json!([module("Transformer", "")]), serde_json::json!({}), "no module `Pooling`");
     modules(serde_json::json!([module("CNN", "")]), serde_json::json!({}), "module `CNN` does not run here");

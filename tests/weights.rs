@@ -296,7 +296,8 @@ fn names_have_the_prefix_of_the_family_or_none() {
         let bytes = std::fs::read(of.join("model.safetensors")).expect("read");
         let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
         assert!(file.names().iter().any(|name| name.starts_with(prefix)), "{model}: {:?}", file.names());
-        let bare = file.iter().map(|(name, view)| (name.strip_prefix(prefix).unwrap_or(name).to_string(), view));
+        let bare =
+            file.iter().map(|(name, view)| (name.strip_prefix(prefix).unwrap_or(name).to_string(), view));
         let dir = tempfile::tempdir().expect("a folder");
         std::fs::copy(of.join("config.json"), dir.path().join("config.json")).expect("copy");
         let bytes = safetensors::serialize(bare, None).expect("serialize");
@@ -429,13 +430,21 @@ fn configs_that_do_not_run_are_refused_by_name() {
         assert!(error.contains(words), "`{error}` lacks `{words}`");
     };
     refused("model_type", Some("mamba".into()), "architecture `mamba` is not supported, these are: `bert`");
-    refused("hidden_size", Some("wide".into()), "`hidden_size` is `\"wide\"`, expected a whole number from 1");
+    refused(
+        "hidden_size",
+        Some("wide".into()),
+        "`hidden_size` is `\"wide\"`, expected a whole number from 1",
+    );
     refused("head_dim", Some(14.into()), "`head_dim` is `14`, expected a multiple of 4");
     refused("num_key_value_heads", Some(3.into()), "a divisor of the 4 attention heads");
     refused("num_attention_heads", Some(0.into()), "`num_attention_heads`");
     refused("num_hidden_layers", Some(0.into()), "`num_hidden_layers` is `0`");
     refused("quantization_config", Some(serde_json::json!({"quant_method": "gptq"})), "`gptq`");
-    refused("rope_parameters", Some(serde_json::json!({"rope_type": "longrope"})), "`longrope`, expected `default`");
+    refused(
+        "rope_parameters",
+        Some(serde_json::json!({"rope_type": "longrope"})),
+        "`longrope`, expected `default`",
+    );
     assert!(wginfer::models::open("not json").is_err());
     assert!(wginfer::models::open("{}").err().expect("refused").to_string().contains("model_type"));
 }

@@ -59,7 +59,7 @@ impl GenerationConfig {
         json: &str,
         audio: Option<&AudioShape>,
     ) -> Result<GenerationConfig, CheckpointError> {
-        let read = || {
+        let read = || -> Read<GenerationConfig> {
             let config = GenerationConfig::read(&Settings::parse(json)?)?;
             let speech = audio.map(|audio| SpeechConfig::read(&Settings::parse(json)?, audio)).transpose()?;
             Ok(GenerationConfig { speech: speech.unwrap_or_default(), ..config })
@@ -95,8 +95,7 @@ impl SpeechConfig {
         let pairs = "a list of pairs: a layer and a head";
         let alignment_heads: Vec<[usize; 2]> = s.of_type("alignment_heads", pairs)?.unwrap_or_default();
         let layers = &audio.cross_attention;
-        let is_absent =
-            |[layer, head]: &&[usize; 2]| layers.get(*layer).is_none_or(|a| *head >= a.n_heads);
+        let is_absent = |[layer, head]: &&[usize; 2]| layers.get(*layer).is_none_or(|a| *head >= a.n_heads);
         if let Some([layer, head]) = alignment_heads.iter().find(is_absent) {
             let n_heads = layers.first().map_or(0, |a| a.n_heads);
             let expected = format!("heads of the decoder, which has {} layers of {n_heads}", layers.len());

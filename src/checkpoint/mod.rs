@@ -162,13 +162,14 @@ impl ModelFiles {
             ModelKind::Encoder => Some(EmbeddingConfig::read(files, hidden_size)?),
         };
         let labels = architecture.labels().cloned();
-        let weights = files.weights("")?.into();
+        let weights = Arc::new(files.weights("")?);
         models::check_weights(&*architecture, &weights)?;
-        let tokenizer = match tokenizer(files, Some(config.as_bytes()), generation_json.as_deref().map(str::as_bytes)) {
-            Ok(tokenizer) => Ok(tokenizer),
-            Err(CheckpointError::Text(error)) => Err(error),
-            Err(other) => return Err(other),
-        };
+        let tokenizer =
+            match tokenizer(files, Some(config.as_bytes()), generation_json.as_deref().map(str::as_bytes)) {
+                Ok(tokenizer) => Ok(tokenizer),
+                Err(CheckpointError::Text(error)) => Err(error),
+                Err(other) => return Err(other),
+            };
         Ok(ModelFiles { name, config, architecture, weights, tokenizer, generation, embedding, labels })
     }
 

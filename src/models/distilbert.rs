@@ -79,10 +79,8 @@ impl Architecture for Config {
 
     fn names(&self) -> Names {
         let (hidden, inner) = (("dim", self.dim), ("hidden_dim", self.hidden_dim));
-        let (words, positions) = (
-            ("vocab_size", self.vocab_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-        );
+        let (words, positions) =
+            (("vocab_size", self.vocab_size), ("max_position_embeddings", self.max_position_embeddings));
         Names {
             prefix: "distilbert.",
             layers: vec![("transformer.layer.", "n_layers", self.n_layers)],

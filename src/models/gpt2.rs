@@ -6,8 +6,8 @@ use super::blocks::{
 };
 use super::settings::{EPSILON, INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH};
 use super::{
-    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelKind, ModelShape, Names, Scratch,
-    Shown,
+    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelKind, ModelShape, Names,
+    Scratch, Shown,
 };
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{Act, Lookup};

@@ -4,7 +4,7 @@
 use super::blocks::{
     DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, Mlp, SelfAttention, Target, load_rms_norm, normed,
 };
-use super::settings::{ROWS, Read, Settings};
+use super::settings::{Read, Settings, WINDOW};
 use super::{
     Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
 };
@@ -34,7 +34,7 @@ impl FromSettings for Config {
         let keys = DecoderKeys::read(s, &DEFAULTS)?;
         Ok(Config {
             // Absent it is 4096, `null` is none.
-            sliding_window: s.some_whole("sliding_window", ROWS, Some(4096))?,
+            sliding_window: s.some_whole("sliding_window", WINDOW, Some(4096))?,
             keys,
         })
     }

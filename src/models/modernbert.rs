@@ -5,7 +5,7 @@ use super::blocks::{
     Around, ClassificationHead, Embed, HeadKeys, HeadNames, Heads, LayerNorm, LayerType, Linear, Mlp, Rope,
     SelfAttention, Sequences, THETA, Target, act, read_labels,
 };
-use super::settings::{EPSILON, INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH};
+use super::settings::{EPSILON, INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH, WINDOW};
 use super::{
     Architecture, Batch, Capacity, FromSettings, Labels, Loader, Model, ModelError, ModelKind, ModelShape,
     Names, Scratch, Shown,
@@ -73,7 +73,7 @@ impl FromSettings for Config {
             norm_bias: s.flag("norm_bias", false)?,
             attention_bias: s.flag("attention_bias", false)?,
             mlp_bias: s.flag("mlp_bias", false)?,
-            local_attention: s.whole("local_attention", 2..=*ROWS.end(), 128)?,
+            local_attention: s.whole("local_attention", 2..=*WINDOW.end(), 128)?,
             layer_types: layer_types.unwrap_or_else(|| (0..num_hidden_layers).map(by_number).collect()),
             ropes: [
                 rope("full_attention", s.real("global_rope_theta", THETA, 160_000.0)?)?,

@@ -2,9 +2,10 @@
 //! Reference: transformers' `models/qwen2/modeling_qwen2.py`.
 
 use super::blocks::{
-    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, LayerType, Mlp, SelfAttention, Target, load_rms_norm, normed,
+    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, LayerType, Mlp, SelfAttention, Target,
+    load_rms_norm, normed,
 };
-use super::settings::{ROWS, Read, Settings};
+use super::settings::{LAYERS, Read, Settings, WINDOW};
 use super::{
     Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
 };
@@ -32,10 +33,7 @@ pub struct Config {
 impl FromSettings for Config {
     fn read(s: &Settings<'_>) -> Read<Self> {
         let keys = DecoderKeys::read(s, &DEFAULTS)?;
-        Ok(Config {
-            window: Window::read(s, keys.num_hidden_layers)?,
-            keys,
-        })
+        Ok(Config { window: Window::read(s, keys.num_hidden_layers)?, keys })
     }
 }
 
@@ -51,8 +49,8 @@ impl Window {
     pub fn read(s: &Settings<'_>, n_layers: usize) -> Read<Window> {
         let is_used = s.flag("use_sliding_window", false)?;
         Ok(Window {
-            sliding_window: s.some_whole("sliding_window", ROWS, Some(4096))?.filter(|_| is_used),
-            max_window_layers: s.whole("max_window_layers", 0..=*ROWS.end(), 28)?,
+            sliding_window: s.some_whole("sliding_window", WINDOW, Some(4096))?.filter(|_| is_used),
+            max_window_layers: s.whole("max_window_layers", 0..=*LAYERS.end(), 28)?,
             layer_types: LayerType::read(s, n_layers)?,
         })
     }

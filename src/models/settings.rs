@@ -22,8 +22,10 @@ pub(crate) const INNER_WIDTH: RangeInclusive<usize> = 1..=1 << 22;
 pub(crate) const HEADS: RangeInclusive<usize> = 1..=4096;
 /// Elements of a head, of which kernels keep a row in registers.
 pub(crate) const HEAD_WIDTH: RangeInclusive<usize> = 1..=256;
-/// Rows of tables: vocabularies, positions, windows. Small enough for a u32 index on the device, with bits to spare.
+/// Rows of tables: vocabularies, positions. Small enough for a u32 index on the device, with bits to spare.
 pub(crate) const ROWS: RangeInclusive<usize> = 1..=1 << 28;
+/// Keys that a query sees. The device adds a position to it, in 32 bits.
+pub(crate) const WINDOW: RangeInclusive<usize> = 1..=(1 << 31) - 1;
 /// Labels of a classification head.
 pub(crate) const LABELS: RangeInclusive<usize> = 1..=1 << 20;
 /// Token ids.

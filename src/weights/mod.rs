@@ -181,12 +181,14 @@ impl Weights {
     pub fn map_shards(index: &ShardIndex, files: &[(PathBuf, File)]) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
         for (shard, (path, file)) in index.files().into_iter().zip(files) {
-            weights.map_file(path, file, |tensor| index.shards.get(tensor).is_none_or(|named| named == shard))?;
+            weights
+                .map_file(path, file, |tensor| index.shards.get(tensor).is_none_or(|named| named == shard))?;
         }
         for (tensor, shard) in &index.shards {
             if weights.get(tensor).is_none() {
                 let path = index.path.with_file_name(shard);
-                let message = format!("it has no tensor `{tensor}`, for which `{}` names it", index.path.display());
+                let message =
+                    format!("it has no tensor `{tensor}`, for which `{}` names it", index.path.display());
                 return Err(WeightsError::Format { path, message });
             }
         }
@@ -214,12 +216,7 @@ impl Weights {
         self.random
     }
 
-    fn add(
-        &mut self,
-        path: &Path,
-        data: Data,
-        wanted: impl Fn(&str) -> bool,
-    ) -> Result<(), WeightsError> {
+    fn add(&mut self, path: &Path, data: Data, wanted: impl Fn(&str) -> bool) -> Result<(), WeightsError> {
         let mut entries = safetensors::entries(path, data.bytes(), self.files.len())?;
         entries.retain(|entry| wanted(&entry.name));
         self.files.push(data);

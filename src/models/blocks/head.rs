@@ -43,7 +43,9 @@ impl Head {
             embedding.clone()
         } else {
             if tied {
-                log::warn!("`tie_word_embeddings` is true, but `{head}` differs from `{embedding_name}`: used as stored");
+                log::warn!(
+                    "`tie_word_embeddings` is true, but `{head}` differs from `{embedding_name}`: used as stored"
+                );
             }
             loader.table(head, [embedding.n_rows(), embedding.n_cols()])?
         };

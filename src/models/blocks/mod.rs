@@ -13,8 +13,8 @@ mod post_norm;
 mod rope;
 
 pub use attention::SelfAttention;
-pub use classifier::{ClassificationHead, HeadNames, Sequences};
 pub(crate) use classifier::read_labels;
+pub use classifier::{ClassificationHead, HeadNames, Sequences};
 pub use embed::Embed;
 pub use head::{FinalNorm, Head};
 pub(crate) use keys::{DecoderDefaults, HeadKeys};

@@ -329,7 +329,10 @@ mod tests {
             (r#"{"type": "linear", "factor": 0}"#, "factor` is `0`, expected a number from 0.01 to 1000000"),
             (r#"{"type": "linear", "factor": -2.0}"#, "factor` is `-2.0`, expected"),
             (r#"{"type": "linear", "factor": 1e300}"#, "factor` is `1e300`, expected"),
-            (r#"{"type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 2}"#, "beta_fast` is `1`, expected"),
+            (
+                r#"{"type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 2}"#,
+                "beta_fast` is `1`, expected",
+            ),
             (r#"{"type": "longrope", "factor": 4}"#, "rope_scaling.type` is `longrope`, expected `default`"),
             (r#"{"rope_type": 4}"#, "rope_type` is `4`, expected"),
             ("[]", "`rope_scaling` is `[]`, expected an object"),

@@ -17,8 +17,7 @@ mod words;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 
 pub use format::{Transcript, TranscriptFormat, TranscriptWriter};
 pub use languages::{LANGUAGES, language_name};
@@ -214,7 +213,8 @@ impl Transcriber {
         if !tokens.can(options.task) {
             return Err(TranscribeError::NoTranslation);
         }
-        let alignment_heads = alignment_heads(&files.generation.speech.alignment_heads, &sound.cross_attention);
+        let alignment_heads =
+            alignment_heads(&files.generation.speech.alignment_heads, &sound.cross_attention);
         Ok(Transcriber(Arc::new(Plan { tokens, tokenizer, options, language, alignment_heads })))
     }
 

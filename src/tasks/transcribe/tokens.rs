@@ -75,12 +75,9 @@ impl SpeechTokens {
         suppress.dedup();
         let mut suppress_first = match &speech.begin_suppress_tokens {
             Some(tokens) => tokens.clone(),
-            None => tokenizer
-                .encode_plain(" ")
-                .map_err(EngineError::from)?
-                .into_iter()
-                .chain([end])
-                .collect(),
+            None => {
+                tokenizer.encode_plain(" ").map_err(EngineError::from)?.into_iter().chain([end]).collect()
+            }
         };
         suppress_first.retain(|token| (*token as usize) < vocab_size);
         suppress_first.sort_unstable();
