@@ -19,15 +19,14 @@ FAMILIES = [
     "bert", "camembert", "distilbert", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3", "roberta", "whisper",
     "xlm-roberta",
 ]
-# Attributes that are set in the constructor, not fields of the class.
-SET_LATER = ["global_attn_every_n_layers", "num_labels"]
 
 
 def family(name):
     config_class = CONFIG_MAPPING[name]
     config = config_class()
     table = {field.name: field.default for field in dataclasses.fields(config_class)}
-    table |= {key: getattr(config, key) for key in SET_LATER if hasattr(config, key)}
+    # No field, but an attribute that the constructor sets.
+    table["num_labels"] = config.num_labels
     if hasattr(config, "rope_parameters"):
         theta = getattr(config_class, "default_theta")
         if isinstance(theta, dict):
