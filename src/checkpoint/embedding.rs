@@ -234,5 +234,5 @@ fn settings<T>(
 ) -> Result<T, CheckpointError> {
     let path = files.path(name);
     let text = text(&path, files.read(name, Kind::Settings)?.into_owned())?;
-    Settings::parse(&text).and_then(|s| read(&s)).map_err(|error| CheckpointError::Setting { path, error })
+    Settings::parse(&text).and_then(|s| read(&s)).map_err(|error| CheckpointError::setting(&path, error))
 }

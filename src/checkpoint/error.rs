@@ -68,7 +68,7 @@ pub enum CheckpointError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        error: SettingError,
+        error: Box<SettingError>,
     },
     /// A text file has bytes that are no text.
     #[error("`{}` is not UTF-8: line {line} has other bytes at position {at} of the file", path.display())]
@@ -133,6 +133,11 @@ impl CheckpointError {
         CheckpointError::Config { path: path.to_path_buf(), message: message.to_string() }
     }
 
+    /// An error in the keys of the settings file at `path`.
+    pub(super) fn setting(path: &Path, error: SettingError) -> CheckpointError {
+        CheckpointError::Setting { path: path.to_path_buf(), error: error.into() }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         use CheckpointError::*;
@@ -144,6 +149,7 @@ impl CheckpointError {
             TooLarge { .. } | NotAFile { .. } => {
                 Some("the folder may be damaged: download the model again".into())
             }
+            Setting { error, .. } => error.hint(),
             NotUtf8 { .. } => Some("save the file as UTF-8, or download it again".into()),
             HubName { name } => {
                 Some(format!("`hf download {name} --local-dir DIR` fetches it; then open the folder `DIR`"))

@@ -64,7 +64,7 @@ impl GenerationConfig {
             let speech = audio.map(|audio| SpeechConfig::read(&Settings::parse(json)?, audio)).transpose()?;
             Ok(GenerationConfig { speech: speech.unwrap_or_default(), ..config })
         };
-        let config = read().map_err(|error| CheckpointError::Setting { path: path.into(), error })?;
+        let config = read().map_err(|error| CheckpointError::setting(path, error))?;
         let json = serde_json::from_str(json).map_err(|e| CheckpointError::config(path, e))?;
         Ok(GenerationConfig { path: path.into(), json, ..config })
     }

@@ -9,7 +9,7 @@ use crate::weights::WeightsError;
 pub enum ModelError {
     /// `config.json` is not JSON, or a key has a value outside its range.
     #[error("`config.json`{}: {}", .0.place(), .0)]
-    Setting(#[from] SettingError),
+    Setting(#[source] Box<SettingError>),
     /// The architecture is not supported.
     #[error("architecture `{found}` is not supported, these are: {known}")]
     UnknownArchitecture {
@@ -33,6 +33,12 @@ pub enum ModelError {
     Weights(#[from] WeightsError),
 }
 
+impl From<SettingError> for ModelError {
+    fn from(error: SettingError) -> Self {
+        ModelError::Setting(error.into())
+    }
+}
+
 impl From<crate::gpu::GpuError> for ModelError {
     fn from(error: crate::gpu::GpuError) -> Self {
         ModelError::Weights(error.into())
@@ -44,9 +50,7 @@ impl ModelError {
     pub fn hint(&self) -> Option<String> {
         match self {
             ModelError::Weights(error) => error.hint(),
-            ModelError::Setting(SettingError::Syntax { .. }) => {
-                Some("the file may be damaged: download it again".into())
-            }
+            ModelError::Setting(error) => error.hint(),
             _ => None,
         }
     }

@@ -355,7 +355,7 @@ pub(crate) fn check_weights(architecture: &dyn Architecture, weights: &Weights) 
             let found = entry.shape.get(axis).copied().unwrap_or(1);
             if found != *value || entry.shape.len() != shape.len() {
                 let expected = format!("{found}: tensor `{}` has shape {:?}", entry.name, entry.shape);
-                return Err(ModelError::Unsupported { key: *key, found: value.to_string(), expected });
+                return Err(ModelError::Unsupported { key, found: value.to_string(), expected });
             }
         }
     }

@@ -66,6 +66,12 @@ pub enum SettingError {
 }
 
 impl SettingError {
+    /// Advice for the user, if there is any.
+    pub fn hint(&self) -> Option<String> {
+        let is_syntax = matches!(self, SettingError::Syntax { .. });
+        is_syntax.then(|| "the file may be damaged: download it again".into())
+    }
+
     /// The line as it follows a file's name in a message: `, line 3`; empty if there is none.
     pub(crate) fn place(&self) -> String {
         match self {
@@ -401,7 +407,7 @@ fn whole(text: &str) -> Option<usize> {
     const EXACT: f64 = (1u64 << 53) as f64;
     text.parse().ok().or_else(|| {
         let x = number(text)?;
-        (x >= 0.0 && x <= EXACT && x.fract() == 0.0).then_some(x as usize)
+        ((0.0..=EXACT).contains(&x) && x.fract() == 0.0).then_some(x as usize)
     })
 }
 

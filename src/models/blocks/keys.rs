@@ -150,7 +150,7 @@ impl Heads {
             Some((_, n)) => n,
             None => {
                 let n = width / n_heads;
-                if width % n_heads != 0 || n == 0 || n % 4 != 0 || n > *HEAD_WIDTH.end() {
+                if !width.is_multiple_of(n_heads) || !n.is_multiple_of(4) || !HEAD_WIDTH.contains(&n) {
                     let expected =
                         format!("a divisor of the width {width}, with heads of {} elements", Self::FITS);
                     return Err(s.wrong_value(n_heads_key, n_heads, expected));
