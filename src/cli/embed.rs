@@ -1,8 +1,7 @@
 //! `wginfer embed`: vectors of texts.
 
-use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -13,6 +12,7 @@ use wginfer::tasks::{self, Encodings};
 use super::args::{DeviceArgs, ModelArg};
 use super::encode::encode;
 use super::failure::Failure;
+use super::output::{self, Inputs};
 use super::prompt;
 use super::table::{Format, Table};
 
@@ -97,6 +97,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         let hint = "give `--output FILE`, or redirect standard output";
         return Err(Failure::usage("`npy` is binary, and standard output is a terminal").with_hint(hint));
     }
+    let inputs = Inputs::default().model(&args.model).file(args.input());
+    let output = output::plan(&args.output, &inputs)?.pop();
     let checkpoint = args.model.open_encoder()?;
     let texts = match args.texts.is_empty() {
         true => prompt::lines(args.file.as_deref(), args.jsonl)?,
@@ -108,18 +110,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let mut encoder = args.device.load_encoder(checkpoint)?;
     let encodings = encode(&mut encoder, &texts, &prefix, Output::Embedding)?;
-    match &args.output {
+    match output {
         None => args.write(&texts, &encodings, out),
-        Some(path) => {
-            let failed = |e: &dyn std::fmt::Display| {
-                Failure::failed(format!("`{}` cannot be written: {e}", path.display()))
-            };
-            let mut file = BufWriter::new(File::create(path).map_err(|e| failed(&e))?);
-            match args.write(&texts, &encodings, &mut file).and_then(|()| Ok(file.flush()?)) {
-                Err(Failure::Failed { message, .. }) => Err(failed(&message)),
-                other => other,
-            }
-        }
+        Some(target) => target.write(|out| args.write(&texts, &encodings, out)),
     }
 }
 
@@ -127,6 +120,14 @@ impl Args {
     /// The format in the arguments, if any.
     fn format(&self) -> Option<EmbedFormat> {
         if self.json { Some(EmbedFormat::Json) } else { self.format }
+    }
+
+    /// The file of the texts, if they come from one.
+    fn input(&self) -> Option<&Path> {
+        match self.texts.is_empty() {
+            true => Some(self.file.as_deref().unwrap_or(Path::new("-"))),
+            false => None,
+        }
     }
 
     /// The prefix of each text.

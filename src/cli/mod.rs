@@ -1,6 +1,9 @@
 //! Layer 6: the command line. Standard output carries only the result; everything else goes through `log`, whose lines
 //! `terminal` writes to standard error.
 //!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; 130, 143 and 129 after SIGINT (Ctrl-C), SIGTERM and SIGHUP, which end
+//! every command alike (`interrupt`).
+//!
 //! A command is a file with its arguments (`Args`) and what it does (`run`), and a line in the table below. What
 //! commands share is in files that import no command.
 
@@ -24,6 +27,7 @@ mod labels;
 mod logits;
 mod measure;
 mod model;
+mod output;
 mod plot;
 mod prompt;
 mod sampling;
@@ -41,6 +45,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use failure::Failure;
+use output::Out;
 
 /// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (wgpu 30.0.1)");
@@ -109,8 +114,11 @@ commands! {
     Tune(tune),
 }
 
-/// Parses the arguments and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
+/// Parses the arguments and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage, 128 plus the number of a
+/// signal.
 pub fn main() -> ExitCode {
+    hush_device_select();
+    let caught = interrupt::init();
     let program = match Program::try_parse() {
         Ok(program) => program,
         Err(shown) => {
@@ -119,10 +127,14 @@ pub fn main() -> ExitCode {
             return if shown.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    hush_device_select();
     terminal::init(program.quiet, program.verbose);
-    let mut out = std::io::stdout().lock();
-    match program.command.run(&mut out).and_then(|()| Ok(out.flush()?)) {
+    if let Err(error) = caught {
+        log::warn!("signals cannot be caught, and leave nothing of unfinished output: {error}");
+    }
+    let mut out = Out::new();
+    let done = program.command.run(&mut out);
+    let flushed = out.finish();
+    match done.and_then(|()| Ok(flushed?)) {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
         Err(failure) => {
             terminal::error(&failure);

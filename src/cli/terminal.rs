@@ -94,6 +94,14 @@ pub fn finish(bar: &ProgressBar) {
     }
 }
 
+/// Removes the bar that is on the screen, if any.
+pub fn clear() {
+    let bar = TERMINAL.bar.lock().ok().and_then(|mut bar| bar.take());
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+}
+
 impl Terminal {
     fn line(&self, text: &str) {
         // If standard error is closed, nobody reads it, so failures are ignored: `eprintln!` would panic.
