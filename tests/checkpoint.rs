@@ -768,7 +768,7 @@ fn lists_of_a_speech_model_are_named_as_in_the_file() {
     let (made, path) =
         transcriber(serde_json::json!({ "begin_suppress_tokens": [1, 2, 3, 4, 5, 6, 7] }), false);
     let expected = format!("`{}`: `begin_suppress_tokens` has 7 tokens, expected at most 4", path.display());
-    assert_eq!(made.err().expect("too many"), expected);
+    assert_eq!(made.expect_err("too many"), expected);
     // Four, one of them twice, and tokens that the model does not have.
     let four = serde_json::json!({ "begin_suppress_tokens": [1, 2, 2, 3, 4, -1, 50256, 50257] });
     assert!(transcriber(four, false).0.is_ok());
