@@ -80,26 +80,21 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 
     let mut engine =
         args.device.load(checkpoint, EngineOptions { max_seqs: 1, ..EngineOptions::default() })?;
-    let mut n_failed = 0;
+    interrupt::init()?;
     let mut input = if args.json { Input::Plain } else { Input::open(out)? };
-    while let Some(line) = input.line()? {
+    loop {
+        let Some(line) = input.line()? else { return Ok(()) };
         let line = line.trim();
         match line.strip_prefix('/') {
             _ if line.is_empty() => {}
-            Some("exit" | "quit") => break,
+            Some("exit" | "quit") => return Ok(()),
             Some(command) => {
                 if let Err(failure) = obey(&mut chat, command, vocab_size) {
                     terminal::error(&failure);
                 }
             }
-            None => n_failed += usize::from(!say(&mut chat, &mut engine, line, args.json, out)?),
+            None => say(&mut chat, &mut engine, line, args.json, out)?,
         }
-    }
-    match (input, n_failed) {
-        // A person has seen it.
-        (Input::Editor(_), _) | (_, 0) => Ok(()),
-        (Input::Plain, 1) => Err(Failure::failed("1 message has no answer")),
-        (Input::Plain, n) => Err(Failure::failed(format!("{n} messages have no answer"))),
     }
 }
 
@@ -108,7 +103,7 @@ fn obey(chat: &mut Chat, command: &str, vocab_size: usize) -> Result<(), Failure
     let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
     let rest = rest.trim();
     match name {
-        "help" => log::info!("{HELP}"),
+        "help" => HELP.lines().for_each(|line| log::info!("{line}")),
         "reset" => {
             chat.reset();
             log::info!("the conversation is empty");
@@ -139,14 +134,14 @@ fn obey(chat: &mut Chat, command: &str, vocab_size: usize) -> Result<(), Failure
     Ok(())
 }
 
-/// Sends `line` to the model and writes the answer: token by token, or as an object. Returns whether there is one.
+/// Sends `line` to the model and writes the answer: token by token, or as an object.
 fn say(
     chat: &mut Chat,
     engine: &mut Engine,
     line: &str,
     as_json: bool,
     out: &mut dyn Write,
-) -> Result<bool, Failure> {
+) -> Result<(), Failure> {
     let writing = Writing::begin();
     let mut written: Result<(), std::io::Error> = Ok(());
     let mut ends_line = false;
@@ -173,14 +168,14 @@ fn say(
             }
             out.flush()?;
             report(&reply, engine.ctx());
-            Ok(true)
+            Ok(())
         }
         // The conversation continues without this message.
         Err(
             error @ (EngineError::PromptTooLong { .. } | EngineError::EmptyPrompt | EngineError::Text(_)),
         ) => {
             terminal::error(&error.into());
-            Ok(false)
+            Ok(())
         }
         Err(error) => Err(error.into()),
     }
@@ -196,8 +191,7 @@ fn report(reply: &Reply, ctx: usize) {
     log::info!("{}", format::figures(&reply.usage, reply.finish_reason, &reply.timings));
 }
 
-/// The source of the user's lines. Each is a message, also where several arrive at once, as from a paste or a pipe. Only
-/// a terminal with bracketed paste marks a paste, which is one message then.
+/// The source of the user's lines.
 enum Input {
     /// A terminal, with history and arrow keys.
     Editor(Box<DefaultEditor>),
@@ -214,7 +208,6 @@ impl Input {
             return Ok(Input::Plain);
         }
         out.flush()?;
-        interrupt::keep_terminal();
         let editor = DefaultEditor::new().map_err(unreadable)?;
         log::info!("`/help` lists the commands, Ctrl-D leaves");
         Ok(Input::Editor(Box::new(editor)))
@@ -240,7 +233,7 @@ impl Input {
                 if n == 0 {
                     return Ok(None);
                 }
-                prompt::utf8(bytes, "standard input").map(Some)
+                prompt::line(bytes).map(Some)
             }
         }
     }

@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use wginfer::bench::{self, BenchError, Limits, Meta};
 
 use super::failure::Failure;
-use super::output::{self, Inputs, Target};
 use super::table::Format;
-use super::terminal;
+use super::{format, terminal};
 
 /// The format of a report.
 #[derive(clap::Args)]
@@ -22,7 +21,7 @@ pub struct FormatArgs {
 
     /// Also draw a plot
     #[arg(long, value_name = "FILE.svg")]
-    plot: Option<PathBuf>,
+    pub plot: Option<PathBuf>,
 }
 
 impl FormatArgs {
@@ -31,15 +30,14 @@ impl FormatArgs {
         if self.json { Format::Json } else { self.format }
     }
 
-    /// The file of the plot, if one is wanted. Refuses a name that is not an SVG's, and a file that cannot be written,
-    /// before the measurement starts.
-    pub fn plot(&self, inputs: &Inputs) -> Result<Option<Target>, Failure> {
+    /// Refuses a plot whose name is not an SVG's, before the measurement starts.
+    pub fn check(&self) -> Result<(), Failure> {
         match &self.plot {
             Some(path) if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("svg")) => {
                 let message = format!("`{}` is not the name of an SVG file", path.display());
                 Err(Failure::usage(message).with_hint("give a name that ends with `.svg`"))
             }
-            plot => Ok(output::plan(plot, inputs)?.pop()),
+            _ => Ok(()),
         }
     }
 }
@@ -58,7 +56,7 @@ pub fn with_steps<T>(
     let result = measure(&mut |p| {
         bar.set_length(p.n_total as u64);
         bar.set_position(p.n_done as u64);
-        bar.set_message(p.next.to_string());
+        bar.set_message(format::escaped(p.next).into_owned());
     });
     terminal::finish(&bar);
     result

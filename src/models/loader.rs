@@ -61,10 +61,13 @@ impl Loader {
     }
 
     /// Whether the checkpoint has both tensors, and they differ.
-    pub fn differ(&self, a: &str, b: &str) -> bool {
+    ///
+    /// # Errors
+    /// [`WeightsError::Io`].
+    pub fn differ(&self, a: &str, b: &str) -> Result<bool, WeightsError> {
         match (self.weights.get(a), self.weights.get(b)) {
-            (Some(a), Some(b)) => !self.weights.are_equal(a, b),
-            _ => false,
+            (Some(a), Some(b)) => Ok(!self.weights.are_equal(a, b)?),
+            _ => Ok(false),
         }
     }
 
@@ -177,6 +180,11 @@ impl Loader {
     /// Bytes in device memory of the tensors so far.
     pub fn device_bytes(&self) -> u64 {
         self.items.iter().map(|item| item.tensor.size_bytes()).sum()
+    }
+
+    /// Most bytes that the upload takes besides, on the device or in the driver.
+    pub fn staging_bytes(&self) -> u64 {
+        super::upload::staging_bytes(&self.gpu, &self.items)
     }
 
     /// The upload that fills the tensors.

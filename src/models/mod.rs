@@ -36,6 +36,7 @@ pub use scratch::{Activations, AudioScratch, LabelScratch, Scratch};
 pub use settings::SettingError;
 use settings::{Read, Settings};
 pub use upload::{LoadProgress, Upload};
+pub(crate) use upload::{MOST_SLICE, PIECE};
 
 /// The kind of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

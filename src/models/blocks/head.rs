@@ -37,12 +37,12 @@ impl Head {
         tied: bool,
     ) -> Result<Self, ModelError> {
         let [embedding_name, head] = tables;
-        let is_shared = tied && !loader.differ(embedding_name, head);
+        let is_shared = tied && !loader.differ(embedding_name, head)?;
         let w = if is_shared {
             loader.ignore(head);
             embedding.clone()
         } else {
-            if tied {
+            if tied && !loader.gpu().is_plan() {
                 log::warn!(
                     "`tie_word_embeddings` is true, but `{head}` differs from `{embedding_name}`: used as stored"
                 );

@@ -136,17 +136,16 @@ impl<W: Write> TranscriptWriter<W> {
         out.flush()
     }
 
-    /// Writes the end; for JSON, everything. Returns the output.
+    /// Writes the end; for JSON, everything.
     ///
     /// # Errors
     /// Those of the output.
-    pub fn finish(mut self, transcript: &Transcript) -> io::Result<W> {
+    pub fn finish(mut self, transcript: &Transcript) -> io::Result<()> {
         if self.format == TranscriptFormat::Json {
             serde_json::to_writer_pretty(&mut self.out, transcript)?;
             writeln!(self.out)?;
         }
-        self.out.flush()?;
-        Ok(self.out)
+        self.out.flush()
     }
 }
 
