@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use wginfer::checkpoint::ModelFiles;
 use wginfer::engine::{EncoderOptions, Output, TextEncoder};
 use wginfer::gpu::{Gpu, GpuOptions};
-use wginfer::tasks;
+use wginfer::tasks::{self, Encoding, TaskError};
 
 const N_TEXTS: usize = 1000;
 
@@ -20,8 +20,8 @@ fn texts(vocab_size: usize) -> Vec<Vec<u32>> {
 }
 
 fn timed(
-    encode: impl FnOnce() -> wginfer::Result<Vec<Vec<f32>>>,
-) -> wginfer::Result<(Duration, Vec<Vec<f32>>)> {
+    encode: impl FnOnce() -> wginfer::Result<Vec<Encoding>>,
+) -> wginfer::Result<(Duration, Vec<Encoding>)> {
     let begin = Instant::now();
     let values = encode()?;
     Ok((begin.elapsed(), values))
@@ -39,7 +39,8 @@ fn main() -> wginfer::Result<()> {
         let mut encoder = TextEncoder::load(&gpu, checkpoint, EncoderOptions::default(), &mut |_| {})?;
         let texts = texts(encoder.shape().vocab_size);
         let mut encode = |texts: &[Vec<u32>]| {
-            tasks::encode_tokens(&mut encoder, texts.to_vec(), Output::Embedding, &mut |_| {})
+            let rows = tasks::encode_tokens(&mut encoder, texts.to_vec(), Output::Embedding, &mut |_| {})?;
+            rows.into_iter().collect::<Result<Vec<Encoding>, TaskError>>()
         };
         // Software devices compile a kernel at its first dispatch.
         encode(&texts)?;

@@ -51,6 +51,17 @@ impl Dtype {
         matches!(self, Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_K)
     }
 
+    /// Largest magnitude that quantisation to this type keeps finite: the scales of a block are F16.
+    pub(crate) const fn most_quantised(self) -> f32 {
+        let most_f16 = 65504.0;
+        match self {
+            Dtype::Q8_0 => 127.0 * most_f16,
+            Dtype::Q4_0 => 8.0 * most_f16,
+            Dtype::Q4_K => 63.0 * most_f16,
+            _ => f32::MAX,
+        }
+    }
+
     /// The type of weights with that name, ignoring case.
     pub fn from_name(name: &str) -> Option<Dtype> {
         Dtype::WEIGHTS.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(name))

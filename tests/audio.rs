@@ -104,7 +104,7 @@ fn wav(tag: u16, bits: u16, rate: u32, n_channels: u16, data: &[u8]) -> Vec<u8> 
     out.extend(tag.to_le_bytes());
     out.extend(n_channels.to_le_bytes());
     out.extend(rate.to_le_bytes());
-    out.extend((rate * u32::from(row)).to_le_bytes());
+    out.extend(rate.wrapping_mul(row.into()).to_le_bytes());
     out.extend(row.to_le_bytes());
     out.extend(bits.to_le_bytes());
     out.extend(extension);
@@ -639,6 +639,37 @@ fn rates_and_channels_out_of_range() {
         assert!(error.to_string().contains(what), "{error}");
         assert!(AudioReader::samples(vec![0.0; 8], sample_rate, n_channels).is_err());
     }
+    // Headers of files.
+    let aiff = |n_channels: u16| {
+        let mut out = b"FORM\0\0\0\x2eAIFFCOMM\0\0\0\x12".to_vec();
+        out.extend(n_channels.to_be_bytes());
+        out.extend(b"\0\0\0\x04\0\x10\x40\x0c\xfa\0\0\0\0\0\0\0SSND\0\0\0\x08\0\0\0\0\0\0\0\0");
+        out
+    };
+    let with_list = {
+        // Another chunk, of odd length, before the format.
+        let mut out = wav_s16(16_000, 40, &[1; 400]);
+        out.splice(12..12, *b"LIST\x03\0\0\0abc\0");
+        out
+    };
+    for (bytes, what) in [
+        (wav_s16(0, 1, &[1; 100]), "a sample rate of 0, expected 1000 to 768000 Hz"),
+        (wav_s16(0, 2, &[1; 4000]), "a sample rate of 0, expected 1000 to 768000 Hz"),
+        (wav_s16(u32::MAX, 1, &[1; 100]), "a sample rate of 4294967295, expected 1000 to 768000 Hz"),
+        (wav_s16(16_000, 0, &[1; 100]), "a number of channels of 0, expected 1 to 26"),
+        (wav_s16(16_000, 32, &[1; 640]), "a number of channels of 32, expected 1 to 26"),
+        (wav(3, 32, 48_000, 64, &[0; 512]), "a number of channels of 64, expected 1 to 26"),
+        (with_list, "a number of channels of 40, expected 1 to 26"),
+        (aiff(0), "a number of channels of 0, expected 1 to 26"),
+        (aiff(33), "a number of channels of 33, expected 1 to 26"),
+    ] {
+        let error = bad(AudioReader::decode(bytes));
+        assert!(error.to_string().contains(what), "{error}");
+        assert!(!error.hint().unwrap_or_default().contains("incomplete"), "{:?}", error.hint());
+    }
+    assert_eq!(good(AudioReader::decode(wav_s16(16_000, 26, &[1; 26 * 20]))).len(), 20);
+    let error = bad(AudioReader::decode(wav(1, 12, 16_000, 1, &[1; 100])));
+    assert!(error.hint().is_some_and(|hint| hint.contains("convert")), "{error}");
     let error = bad(AudioReader::decode(wav_s16(2_000_000, 1, &[1; 100])));
     assert!(error.to_string().contains("sample rate of 2000000, expected 1000 to 768000 Hz"), "{error}");
 }

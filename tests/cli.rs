@@ -1030,9 +1030,6 @@ fn texts_that_do_not_fit_or_are_not_there() {
     let embed = |line: &str| wginfer(line).model(&model);
     embed("embed").fails(1, "there is no text in standard input");
     embed("embed -f ./not/there").fails(1, "./not/there");
-    embed("embed --jsonl")
-        .stdin(b"{\"text\": \"a\"}\n{\"txt\": 1}\n")
-        .fails(1, "standard input, line 2: expected a field `text`");
     embed("embed --prompt-name query a").fails(2, "no prompt `query`, it has none");
     embed("embed a -f b").fails_to_parse();
     if common::gpu().is_none() {
@@ -1040,12 +1037,145 @@ fn texts_that_do_not_fit_or_are_not_there() {
     }
     embed("embed --ctx 0 a").fails(2, "`ctx` is 0");
     embed("embed a -o ./not/there").fails(1, "`./not/there` cannot be written");
-    // The golden tokenizers put nothing around a text.
-    embed("embed").stdin(b"a\n\nb\n").fails(1, "text 2 of 3 has no tokens");
     let long = "one ".repeat(1000);
     let done = embed("embed --format csv").arg(&long).arg("one").succeeds();
     assert!(done.err.contains("warning: 1 of 2 texts cut to 128 tokens"), "{}", done.err);
     assert_eq!(done.out.lines().count(), 2);
+}
+
+/// What is wrong with some lines costs these lines only.
+#[test]
+fn texts_that_fail_leave_the_others_as_they_are() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let model = golden("bert-classifier");
+    let run = |line: &str| wginfer(line).model(&model);
+    // With a byte order mark, line ends of Windows, a blank line, one of Latin-1, and one of zeros.
+    let lines = b"\xef\xbb\xbfa red ball\r\n\r\ncaf\xe9\r\na\0b\r\nrain\r\n";
+    let jsonl = b"\xef\xbb\xbf{\"text\": \"a red ball\"}\r\n\n{\"txt\": 1}\n{\"text\": \"\"}\n{\"text\": \"rain\"}\n[]\n{\"text\"";
+    let cases = [
+        ("embed --json", &lines[..], &[(2, "byte 3 is `0xe9`"), (3, "byte 1 is `0x00`")][..]),
+        (
+            "classify --json --jsonl",
+            &jsonl[..],
+            &[
+                (2, "expected a field `text`"),
+                (3, "text is empty"),
+                (5, "a JSON object"),
+                (6, "a JSON object"),
+            ],
+        ),
+    ];
+    for (command, input, errors) in cases {
+        let alone = run(command.trim_end_matches(" --jsonl")).arg("a red ball").arg("rain").json();
+        let done = run(command).stdin(input).done();
+        assert_eq!(done.code, Some(1), "{}", done.err);
+        let rows: Value = serde_json::from_str(&done.out).expect("JSON");
+        let rows = rows.as_array().expect("a list");
+        assert_eq!(rows.len(), 2 + errors.len(), "{}", done.out);
+        for (row, index, expected) in [(&rows[0], 0, &alone[0]), (&rows[3], 4, &alone[1])] {
+            let mut expected = expected.clone();
+            expected["index"] = index.into();
+            assert_eq!(row, &expected, "the bits of every batch are the same");
+        }
+        for (index, what) in errors {
+            let row = rows.iter().find(|row| row["index"] == *index).expect("a row");
+            assert!(row["error"].as_str().is_some_and(|e| e.contains(what)), "{row}");
+        }
+        let summary = format!("error: {} of {} inputs failed", errors.len(), rows.len());
+        assert!(done.err.contains("1 blank line skipped") && done.err.contains(&summary), "{}", done.err);
+    }
+
+    // Blank lines alone are no failure, and have no row.
+    let rows = run("embed").stdin(b"\na\n \t\n\nb\n\n").json();
+    let indices: Vec<_> = rows.as_array().expect("a list").iter().map(|row| row["index"].as_u64()).collect();
+    assert_eq!(indices, [Some(1), Some(4)]);
+
+    // Rows of numbers stay in the order of the texts.
+    let csv = run("embed --format csv").stdin(lines).done();
+    let rows: Vec<&str> = csv.out.lines().collect();
+    assert_eq!((csv.code, rows.len()), (Some(1), 4));
+    let is_nan = |row: &str| row.split(',').all(|cell| cell == "NaN") && row.split(',').count() == 64;
+    assert_eq!(rows.iter().map(|row| is_nan(row)).collect::<Vec<_>>(), [false, true, true, false]);
+    for line in
+        ["line 3: not valid UTF-8: byte 3 is `0xe9`", "line 4: not text", "error: 2 of 4 inputs failed"]
+    {
+        assert!(csv.err.contains(line), "{}", csv.err);
+    }
+    let dir = TempDir::new().expect("a folder");
+    let npy = dir.path().join("vectors.npy");
+    let done = run("embed --format npy").arg("-o").arg(&npy).arg("a red ball").arg("").arg("rain").done();
+    assert_eq!(done.code, Some(1));
+    assert!(done.err.contains("error: text 2: the text is empty"), "{}", done.err);
+    let values = bytemuck::pod_collect_to_vec::<u8, f32>(&fs::read(&npy).expect("it was written")[128..]);
+    assert_eq!(values.len(), 3 * 64);
+    assert!(values.iter().enumerate().all(|(i, value)| value.is_nan() == (64..128).contains(&i)));
+    let done = run("embed --similarity --json").arg("a red ball").arg(" ").arg("rain").done();
+    let found: Value = serde_json::from_str(&done.out).expect("JSON");
+    assert_eq!((done.code, &found["errors"][0]["index"]), (Some(1), &1.into()));
+    assert!(found["similarity"][0][1].is_null() && found["similarity"][2][0].is_number(), "{found}");
+
+    // All fail: every row says so.
+    let done = run("classify --json").arg("").done();
+    let rows: Value = serde_json::from_str(&done.out).expect("JSON");
+    assert_eq!((done.code, &rows[0]["error"]), (Some(1), &"the text is empty".into()));
+    // Another encoding is an error of the whole file.
+    run("embed").stdin(b"\xff\xfea\0\n\0").fails(1, "standard input is UTF-16");
+}
+
+/// What a file has in its names acts on no terminal, and is cut.
+#[test]
+fn names_of_files_are_escaped() {
+    let acting = |text: &str| {
+        text.contains(|c: char| c != '\n' && (c.is_control() || ('\u{202a}'..='\u{202e}').contains(&c)))
+    };
+    for (key, value) in [
+        ("model_type", "\x1b]0;title\x07\x1b[31m".to_string()),
+        ("model_type", "a\rb\u{9b}31m\u{202e}\x7f".to_string()),
+        ("model_type", format!("\x1b{}", "x".repeat(4 << 20))),
+        ("hidden_act", "\x1b[2J\nerror: fake".to_string()),
+    ] {
+        let dir = copy();
+        change_config(dir.path(), |config| drop(config.insert(key.into(), value.into())));
+        let done = wginfer("inspect").model(dir.path()).done();
+        assert!(!acting(&done.out) && !acting(&done.err), "{} {}", done.out, done.err);
+        assert!(done.err.len() < 2500 && done.err.lines().count() < 4, "{} bytes", done.err.len());
+    }
+    // A report for people is escaped, JSON is exact.
+    let dir = copy_of("bert-classifier");
+    let name = "\x1b[31mred\u{202e}";
+    change_config(dir.path(), |config| {
+        drop(config.insert("id2label".into(), serde_json::json!({ "0": name, "1": "b", "2": "c" })));
+    });
+    let shown = wginfer("inspect").model(dir.path()).out();
+    assert!(!acting(&shown) && shown.contains("`\\u{1b}[31mred\\u{202e}`"), "{shown}");
+    let json = wginfer("inspect --json").model(dir.path()).json();
+    assert_eq!(json["classifier"]["labels"][0], name);
+    let folder = TempDir::new().expect("a folder").path().join("\x1b[31m");
+    let done = wginfer("inspect").model(&folder).done();
+    assert!(done.err.contains("\\u{1b}[31m") && !acting(&done.err), "{}", done.err);
+    // So is an argument that the parser repeats: a name that the shell has put there.
+    for argument in ["\x1b]0;x\x07.flac", "\u{9b}31m\r.flac", "a\u{202e}.flac"] {
+        let done = wginfer("inspect").arg(argument).done();
+        assert!(done.code == Some(2) && done.err.contains(".flac") && !acting(&done.err), "{}", done.err);
+    }
+    if common::gpu().is_some() {
+        let shown = wginfer("classify --top 3 rain").model(dir.path()).out();
+        assert!(!acting(&shown.replace('\t', " ")) && shown.contains("\\u{1b}[31mred"), "{shown}");
+    }
+}
+
+/// A model's own files may have byte order marks, too.
+#[test]
+fn files_of_a_model_with_byte_order_marks() {
+    let dir = copy();
+    let config = dir.path().join("config.json");
+    let text = fs::read(&config).expect("a config");
+    fs::write(&config, [b"\xef\xbb\xbf", &text[..]].concat()).expect("it can be written");
+    wginfer("inspect").model(dir.path()).succeeds();
+    fs::write(&config, b"\xff\xfe{\0}\0").expect("it can be written");
+    wginfer("inspect").model(dir.path()).fails(1, "config.json`: it is UTF-16");
 }
 
 // --- bench ---

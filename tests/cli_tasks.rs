@@ -157,8 +157,7 @@ fn labels_that_are_none() {
     wginfer("classify --labels a,b").stdin(b"\n").fails(1, "there is no text in standard input");
     let dir = folder();
     wginfer("classify a --labels-file").arg(file(&dir, "l.txt", "\n")).fails(1, "l.txt` has no labels");
-    let bad =
-        [("{\"text\": \"a\"}\n{\"text\": 3}", "line 2: `text` is 3"), ("\n[]", "line 2"), ("{}", "line 1")];
+    let bad = [("{\"text\": 3}", "line 1: `text` is 3"), ("\n[]", "line 2"), ("{}", "line 1")];
     for (text, what) in bad {
         wginfer("classify --labels a,b -f").arg(file(&dir, "t.jsonl", text)).fails(1, what);
     }
@@ -204,24 +203,106 @@ fn scores_of_what_is_no_test() {
     }
     wginfer("score --stride 0").stdin(b"A text.").fails(2, "`stride` is 0");
     wginfer("score --ctx 16 --stride 16").stdin(b"A text.").fails(2, "`stride` is 16");
-    wginfer("score").stdin(b"a").fails(1, "the text is empty");
+    wginfer("score").stdin(b"a").fails(1, "the text has 1 token, expected at least 2");
     wginfer("score --labels a,b").stdin(b"A text.").fails(2, "`.jsonl`");
     let dir = folder();
     let bad = [
-        (
-            "{\"prompt\": \"a\", \"answer\": \"b\"}\n{\"prompt\": \"a\"",
-            "bad.jsonl`, line 2: expected a JSON object",
-        ),
+        ("{\"prompt\": \"a\"", "bad.jsonl`, line 1: expected a JSON object"),
         ("{\"prompt\": \"a\"}", "line 1: expected `prompt` with `answer`"),
-        ("{\"text\": \"a\", \"label\": \"b\"}", "expected a field `labels`"),
+        ("\n{\"text\": \"a\", \"label\": \"b\"}", "line 2: expected a field `labels`"),
         ("{\"text\": \"a\", \"label\": \"b\", \"labels\": \"b,c\"}", "expected a list of texts"),
         (
             "{\"text\": \"a\", \"label\": \"b\", \"labels\": [\"c\", \"d\"]}",
             "`label` is `b`, which is not among",
         ),
+        ("{\"text\": \"a\", \"label\": \"b\", \"labels\": [\"b\", \"c\", \"b\"]}", "`b` is there twice"),
         ("{\"text\": 1, \"label\": \"b\"}", "line 1: `text` is 1, expected a text"),
     ];
     for (text, what) in bad {
         wginfer("score -f").arg(file(&dir, "bad.jsonl", text)).fails(1, what);
+    }
+    wginfer("score --labels b,b -f").arg(file(&dir, "bad.jsonl", "{}")).fails(2, "`b` is there twice");
+}
+
+/// Lines that fail are errors of their own, in texts to classify and in questions to score.
+#[test]
+fn lines_that_fail_leave_the_others_as_they_are() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = folder();
+    let long = "Mia ran. ".repeat(1000);
+    let texts = file(&dir, "texts.txt", format!("{}\n\n{long}\n{OLGA}", MIA.replace('\n', " ")));
+    let done = wginfer("classify --labels happy,afraid -f").arg(&texts).done();
+    assert_eq!(done.code, Some(1), "{}", done.err);
+    let labels: Vec<&str> = done.out.lines().filter_map(|line| line.split('\t').next()).collect();
+    assert_eq!(labels, ["happy", "afraid"]);
+    assert!(
+        done.err.contains("texts.txt`, line 3: the prompt has") && done.err.contains("1 blank line skipped")
+    );
+    let done = wginfer("classify --json --labels happy,afraid -f").arg(&texts).done();
+    let rows: Value = serde_json::from_str(&done.out).expect("JSON");
+    let indices: Vec<_> = rows.as_array().expect("a list").iter().map(|row| row["index"].as_u64()).collect();
+    assert_eq!(indices, [Some(0), Some(2), Some(3)]);
+    assert!(rows[1]["error"].as_str().is_some_and(|e| e.contains("the context holds")), "{rows}");
+
+    let question = format!("Text:\n{MIA}\nQuestion: Who found the ball?");
+    let lines = [
+        json!({ "prompt": question, "answer": "tom found ball" }).to_string(),
+        String::new(),
+        json!({ "prompt": long, "answer": "Mia" }).to_string(),
+        json!({ "text": OLGA, "label": "afraid", "labels": ["happy", "afraid"] }).to_string(),
+        json!({ "text": OLGA, "label": "afraid", "labels": ["afraid", "afraid"] }).to_string(),
+        json!({ "text": long, "label": "happy", "labels": ["happy", "afraid"] }).to_string(),
+        json!({ "prompt": " ", "answer": "Mia" }).to_string(),
+        json!({ "text": OLGA, "label": "happy", "labels": ["happy", long] }).to_string(),
+        "{\"prompt\": ".to_string(),
+    ];
+    let lines = file(&dir, "all.jsonl", format!("\u{feff}{}\r\n", lines.join("\r\n")));
+    let done = wginfer("score --json -f").arg(&lines).done();
+    assert_eq!(done.code, Some(1), "{}", done.err);
+    assert!(done.err.contains("error: 6 of 8 inputs failed"), "{}", done.err);
+    let found: Value = serde_json::from_str(&done.out).expect("JSON");
+    assert_eq!((&found["items"], &found["failed"], &found["accuracy"]), (&2.into(), &6.into(), &1.0.into()));
+    let results = found["results"].as_array().expect("a list");
+    let indices: Vec<_> = results.iter().filter_map(|row| row["index"].as_u64()).collect();
+    assert_eq!(indices, [0, 2, 3, 4, 5, 6, 7, 8]);
+    for row in results {
+        let index = row["index"].as_u64().expect("a number");
+        assert_eq!(row["line"], index + 1);
+        let is_good = row["is_right"] == true && row["error"].is_null();
+        let is_bad = row["is_right"].is_null() && row["error"].is_string();
+        assert!(if index == 0 || index == 3 { is_good } else { is_bad }, "{row}");
+    }
+}
+
+/// A byte order mark and the line ends of Windows change nothing.
+#[test]
+fn files_of_windows_are_read_as_others() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = folder();
+    let windows = |text: &str| format!("\u{feff}{}", text.replace('\n', "\r\n"));
+    let both = format!("{OLGA}\n{MIA}");
+    let [plain, other] = [both.clone(), windows(&both)].map(|text| {
+        let path = file(&dir, "story.txt", &text);
+        let found = wginfer("answer --json -f").arg(&path).arg("Who found the ball?").json();
+        let [from, to] = [0, 1].map(|i| found["quote"]["bytes"][i].as_u64().expect("a place") as usize);
+        assert_eq!(found["quote"]["text"], text[from..to], "places are those of the file");
+        (found["answer"].clone(), found["quote"]["lines"].clone(), found["usage"]["prompt_tokens"].clone())
+    });
+    assert_eq!(plain, other);
+    let lists = ["happy\nafraid\n".to_string(), windows("happy\n\nafraid\n")].map(|list| {
+        let list = file(&dir, "labels.txt", list);
+        wginfer("classify -q --json --labels-file").arg(list).arg(OLGA).json()[0]["labels"].clone()
+    });
+    assert_eq!(lists[0], lists[1]);
+    let done = wginfer("chat -q").stdin("\u{feff}/exit\r\nHello.\r\n".as_bytes()).succeeds();
+    assert_eq!((done.out, done.err), (String::new(), String::new()), "a command of the chat");
+    for command in
+        ["generate -f", "summarize -f", "classify --labels a,b -f", "score -f", "classify a --labels-file"]
+    {
+        wginfer(command).arg(file(&dir, "wide.txt", b"\xff\xfea\0")).fails(1, "wide.txt` is UTF-16");
     }
 }

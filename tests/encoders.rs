@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use wginfer::checkpoint::ModelFiles;
 use wginfer::engine::{EncoderOptions, Engine, EngineError, EngineOptions, Output, TextEncoder};
 use wginfer::gpu::{Gpu, GpuError, GpuOptions};
-use wginfer::tasks;
+use wginfer::tasks::{self, TaskError};
 
 const CLASSIFIERS: [&str; 4] =
     ["bert-classifier", "roberta-classifier", "distilbert-classifier", "modernbert-classifier"];
@@ -39,7 +39,15 @@ fn encoder(gpu: &Gpu, dir: &Path, options: EncoderOptions) -> TextEncoder {
 
 /// The results of texts, in order.
 fn encode(encoder: &mut TextEncoder, texts: &[Vec<u32>], output: Output) -> Vec<Vec<f32>> {
-    tasks::encode_tokens(encoder, texts.to_vec(), output, &mut |_| {}).expect("it runs")
+    all(tasks::encode_tokens(encoder, texts.to_vec(), output, &mut |_| {}))
+        .into_iter()
+        .map(|encoding| encoding.values)
+        .collect()
+}
+
+/// The result of every text.
+fn all<T>(rows: Result<Vec<Result<T, TaskError>>, TaskError>) -> Vec<T> {
+    rows.expect("it runs").into_iter().map(|row| row.expect("a good text")).collect()
 }
 
 fn worst(found: &[f32], expected: &[f32]) -> f32 {
@@ -298,21 +306,22 @@ fn a_real_model_gives_the_embeddings_of_the_reference() {
         assert_eq!(encoder.unused_tensors(), [""; 0], "{what}");
         assert_eq!((encoder.ctx(), encoder.embedding_width()), (256, 384), "{what}");
         let texts: Vec<&str> = golden.iter().map(|sentence| sentence.text.as_str()).collect();
-        let found = tasks::encode(&mut encoder, &texts, Output::Embedding, &mut |_| {}).expect("it runs");
+        let found = all(tasks::encode(&mut encoder, &texts, Output::Embedding, &mut |_| {}));
         for (i, sentence) in golden.iter().enumerate() {
             assert_eq!(encoder.tokenize(&sentence.text).expect("ids"), (sentence.token_ids.clone(), 0));
-            let cosine = tasks::cosine(&found.values[i], &sentence.embedding);
+            let cosine = tasks::cosine(&found[i].values, &sentence.embedding);
             assert!(cosine >= 0.9999, "{what}: {} has cosine {cosine}", sentence.text);
-            let length = tasks::cosine(&found.values[i], &found.values[i]).sqrt();
-            assert!((length - 1.0).abs() < 1e-5 && found.values[i].len() == 384, "{what}");
+            let length = tasks::cosine(&found[i].values, &found[i].values).sqrt();
+            assert!((length - 1.0).abs() < 1e-5 && found[i].values.len() == 384, "{what}");
             let other = &golden[(i + 1) % golden.len()].embedding;
-            assert!(tasks::cosine(&found.values[i], other) < 0.9999, "{what}: any text passes");
+            assert!(tasks::cosine(&found[i].values, other) < 0.9999, "{what}: any text passes");
         }
         let (texts, labels) =
             (["the kitten purred", "steel cables hold the road"], ["a cat", "a bridge", "rain"]);
         let temperature = tasks::COSINE_TEMPERATURE;
         let mut embed = |texts: &[&str]| {
-            tasks::encode(&mut encoder, texts, Output::Embedding, &mut |_| {}).expect("it runs").values
+            let found = all(tasks::encode(&mut encoder, texts, Output::Embedding, &mut |_| {}));
+            found.into_iter().map(|encoding| encoding.values).collect::<Vec<_>>()
         };
         let scores = tasks::label_scores(&embed(&texts), &embed(&labels), temperature);
         let most = |row: &[f64]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]));
@@ -324,8 +333,12 @@ fn a_real_model_gives_the_embeddings_of_the_reference() {
         assert!(scores.iter().flatten().all(|score| score.abs() <= 1.0 / temperature + 1e-3), "{scores:?}");
 
         let long = "tide ".repeat(100_000);
-        let cut = tasks::encode(&mut encoder, &[&long], Output::Embedding, &mut |_| {}).expect("it runs");
-        assert_eq!((cut.n_tokens[0], cut.n_cut[0], cut.cut()), (256, 100_002 - 256, (1, 100_002 - 256)));
+        let cut = all(tasks::encode(&mut encoder, &[&long], Output::Embedding, &mut |_| {}));
+        assert_eq!((cut[0].n_tokens, cut[0].n_cut), (256, 100_002 - 256));
+        // What stands around a text is no text.
+        let empty = tasks::encode(&mut encoder, &["\u{200b}", "\t", "a"], Output::Embedding, &mut |_| {});
+        let empty: Vec<bool> = empty.expect("it runs").iter().map(Result::is_ok).collect();
+        assert_eq!(empty, [false, false, true]);
         let (ids, _) = encoder.tokenize(&long).expect("ids");
         assert_eq!((ids[0], ids[255]), (101, 102), "what stands around a text is not cut");
     }
@@ -528,9 +541,25 @@ fn what_a_folder_can_get_wrong_is_named() {
     refused(vec![], "empty");
     refused(vec![1; 129], "129 tokens, the context holds 128");
     refused(vec![1, 384], "token 384 at position 1");
-    // A refused text makes the whole call fail, and leaves nothing behind.
-    let texts = vec![vec![1, 2], vec![1, 384]];
-    assert!(tasks::encode_tokens(&mut encoder, texts, Output::Logits, &mut |_| {}).is_err());
+    // Refused texts are errors of their own, and leave nothing behind.
+    let texts = vec![vec![1, 2], vec![1, 384], vec![], vec![3, 4, 5], vec![1; 129]];
+    let mut n_reported = 0;
+    let found = tasks::encode_tokens(&mut encoder, texts, Output::Logits, &mut |n| n_reported = n);
+    let found = found.expect("it runs");
+    let errors: Vec<String> =
+        found.iter().map(|row| row.as_ref().map_or_else(|e| e.to_string(), |_| String::new())).collect();
+    assert_eq!(n_reported, 5);
+    for (error, what) in errors.iter().zip(["", "token 384 at position 1", "is empty", "", "129 tokens"]) {
+        assert!(error.contains(what) && error.is_empty() == what.is_empty(), "{errors:?}");
+    }
+    let alone = encode(&mut encoder, &[vec![3, 4, 5]], Output::Logits);
+    assert_eq!(found[3].as_ref().expect("a good text").values, alone[0]);
+    // What concerns the model is an error of all.
+    let bare = copy(&dir);
+    change(bare.path(), "config.json", |c| c["architectures"] = serde_json::json!(["RobertaModel"]));
+    let mut bare = self::encoder(&gpu, bare.path(), EncoderOptions::default());
+    let error = tasks::encode_tokens(&mut bare, vec![vec![1], vec![2]], Output::Logits, &mut |_| {});
+    assert!(error.expect_err("no head").to_string().contains("no classification head"));
     assert!(encoder.is_idle());
     assert_eq!(encode(&mut encoder, &[vec![1; 128]], Output::Embedding)[0].len(), 64);
 }

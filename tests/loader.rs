@@ -193,7 +193,7 @@ impl Host {
 fn open(dir: &std::path::Path) -> Arc<Weights> {
     let path = dir.join("model.safetensors");
     let file = std::fs::File::open(&path).expect("a file");
-    Arc::new(Weights::map(&[(path, file)]).expect("weights"))
+    Arc::new(Weights::from_files([(path, file)]).expect("weights"))
 }
 
 const QUANTIZE: [Option<Dtype>; 4] = [None, Some(Dtype::Q8_0), Some(Dtype::Q4_0), Some(Dtype::Q4_K)];
@@ -367,4 +367,77 @@ fn a_type_that_no_kernel_reads_is_refused_when_it_is_planned() {
     let weights = Arc::new(Weights::from_bytes(file).expect("weights"));
     let error = Loader::new(&gpu, weights, None).vector("ids", 4).expect_err("no type of weights");
     assert!(error.to_string().contains("`ids` has type `I32`, expected one of `F32`"), "{error}");
+}
+
+/// The weights of one matrix, `[4, 64]`, whose value at `at` is `value`.
+fn with_value(stored: Stored, at: usize, value: f32) -> Arc<Weights> {
+    let mut values = vec![0.5f32; 256];
+    values[at] = value;
+    let bytes: Vec<u8> = match stored {
+        Stored::F16 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        Stored::BF16 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    };
+    let view = TensorView::new(stored, vec![4, 64], &bytes).expect("a view");
+    let file = safetensors::serialize([("odd.weight", view)], None).expect("safetensors");
+    Arc::new(Weights::from_bytes(file).expect("weights"))
+}
+
+#[test]
+fn values_that_cannot_be_quantised_are_found() {
+    let Some(gpu) = common::gpu() else { return };
+    let load = |weights: Arc<Weights>, dtype, transposed| {
+        let mut loader = Loader::new(&gpu, weights, Some(dtype));
+        let tensor = match transposed {
+            true => loader.transposed("odd.weight", [64, 4]),
+            false => loader.matrix("odd.weight", [4, 64]),
+        };
+        tensor.expect("it fits");
+        loader.finish().run(&gpu, &mut |_| {})
+    };
+    for stored in [Stored::F32, Stored::F16, Stored::BF16] {
+        for dtype in [Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K] {
+            let odd = [(0, f32::NAN), (255, -f32::NAN), (77, f32::INFINITY), (130, f32::NEG_INFINITY)];
+            for (at, value) in odd.into_iter().chain((stored != Stored::F16).then_some((31, 1e30))) {
+                for transposed in [false, true] {
+                    let error =
+                        load(with_value(stored, at, value), dtype, transposed).expect_err("no number");
+                    let WeightsError::Value { name, found, .. } = error else { panic!("{error}") };
+                    assert_eq!(name, "odd.weight");
+                    assert_eq!(found.is_nan(), value.is_nan(), "{found} for {value}");
+                }
+            }
+            for value in [0.0, -65504.0, f32::MIN_POSITIVE] {
+                load(with_value(stored, 9, value), dtype, false).expect("a number");
+            }
+        }
+    }
+    // What is not quantised is as stored.
+    let mut loader = Loader::new(&gpu, with_value(Stored::F32, 9, f32::NAN), None);
+    let tensor = loader.matrix("odd.weight", [4, 64]).expect("it fits");
+    loader.finish().run(&gpu, &mut |_| {}).expect("as stored");
+    assert!(f32::from_bits(gpu.read_words(&tensor).expect("it reads back")[9]).is_nan());
+}
+
+#[test]
+fn a_file_that_becomes_shorter_is_an_error() {
+    let Some(gpu) = common::gpu() else { return };
+    for quantize in [None, Some(Dtype::Q4_K)] {
+        for left in [0, 1000, 3_000_000] {
+            let (dir, _) = checkpoint();
+            let weights = open(dir.path());
+            let (_, mut upload) = plan(&gpu, &weights, quantize);
+            let path = dir.path().join("model.safetensors");
+            let file = std::fs::OpenOptions::new().write(true).open(&path).expect("a file");
+            assert!(file.metadata().expect("metadata").len() > left);
+            file.set_len(left).expect("shorter");
+            let error = upload.run(&gpu, &mut |_| {}).expect_err("it is shorter");
+            assert!(
+                error.to_string().contains("model.safetensors` cannot be read: it ends at byte"),
+                "{error}"
+            );
+            assert!(error.hint().is_some_and(|hint| hint.contains("shorter")), "{error}");
+            assert!(!upload.is_done());
+        }
+    }
 }

@@ -126,6 +126,11 @@ fn go_on(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
+/// The result of every input.
+fn all<T>(rows: Result<Vec<Result<T, TaskError>>, TaskError>) -> Vec<T> {
+    rows.expect("it runs").into_iter().map(|row| row.expect("a good input")).collect()
+}
+
 fn ask(engine: &mut Engine, document: &str, question: &str) -> Answer {
     answer(engine, document, question, &DocumentOptions::default(), None, &mut go_on).expect("an answer")
 }
@@ -348,8 +353,7 @@ fn a_model_without_chat_template_is_given_texts_to_continue() {
         assert_eq!(found.cut, found.pieces.len(), "none of them ends by itself");
         assert_eq!((found.rounds, found.finish_reason), (2, FinishReason::Length));
         let labels = ["yes", "no"].map(Label::parse);
-        let classified =
-            classify(engine, &[ClassifyInput::Text("It is.")], &labels, &mut go_on).expect("labels");
+        let classified = all(classify(engine, &[ClassifyInput::Text("It is.")], &labels, &mut go_on));
         assert_eq!(classified[0].labels.len(), 2);
     });
 }
@@ -424,7 +428,7 @@ fn feelings() -> Vec<Label> {
 fn feelings_of_stories_are_recognised() {
     with_demo(|engine| {
         let inputs = FEELINGS.map(|(_, text)| ClassifyInput::Text(text));
-        let found = classify(engine, &inputs, &feelings(), &mut go_on).expect("labels");
+        let found = all(classify(engine, &inputs, &feelings(), &mut go_on));
         for ((feeling, text), classification) in FEELINGS.iter().zip(&found) {
             let best = classification.best().expect("a label");
             assert_eq!(&best.label, feeling, "{text}");
@@ -433,7 +437,7 @@ fn feelings_of_stories_are_recognised() {
             assert!(classification.labels.is_sorted_by(|a, b| a.probability >= b.probability));
         }
         // Alone or in company, in whatever order: the same.
-        let alone = classify(engine, &inputs[2..3], &feelings(), &mut go_on).expect("labels");
+        let alone = all(classify(engine, &inputs[2..3], &feelings(), &mut go_on));
         assert_eq!(alone[0].labels, found[2].labels);
     });
 }
@@ -486,8 +490,7 @@ fn probabilities_are_calibrated_and_prompts_computed_once() {
         let want = common::reference::softmax(&scores);
         assert!(with_text[0].2 > 1, "a label of several tokens");
 
-        let found =
-            classify(engine, &[ClassifyInput::Text(text)], &labels, &mut go_on).expect("labels").remove(0);
+        let found = all(classify(engine, &[ClassifyInput::Text(text)], &labels, &mut go_on)).remove(0);
         let of = |found: &Classification, name: &str| {
             found.labels.iter().find(|label| label.label == name).expect("it is there").probability
         };
@@ -505,8 +508,7 @@ fn probabilities_are_calibrated_and_prompts_computed_once() {
 
         // A text that the cache does not know: its prompt is computed once, but for what is no whole page.
         let fresh = format!("{} {}", FEELINGS[6].1, "They all went home. It was late.");
-        let found =
-            classify(engine, &[ClassifyInput::Text(&fresh)], &labels, &mut go_on).expect("labels").remove(0);
+        let found = all(classify(engine, &[ClassifyInput::Text(&fresh)], &labels, &mut go_on)).remove(0);
         let usage = found.usage;
         let n_fresh = (usage.prompt_tokens - n_answers) / labels.len();
         let n_pages = (n_fresh - 1) / 16 * 16;
@@ -526,10 +528,10 @@ fn descriptions_are_told_and_labels_are_checked() {
     assert_eq!(Label::parse("ham:"), Label { name: "ham".into(), description: None });
     with_demo(|engine| {
         let text = [ClassifyInput::Text(FEELINGS[0].1)];
-        let plain = classify(engine, &text, &feelings(), &mut go_on).expect("labels");
+        let plain = all(classify(engine, &text, &feelings(), &mut go_on));
         let mut described = feelings();
         described[0].description = Some("full of joy".into());
-        let other = classify(engine, &text, &described, &mut go_on).expect("labels");
+        let other = all(classify(engine, &text, &described, &mut go_on));
         assert_ne!(plain[0].labels, other[0].labels, "the description changes the prompt");
 
         let mut fails = |labels: &[&str], what: &str| {
@@ -541,11 +543,67 @@ fn descriptions_are_told_and_labels_are_checked() {
         fails(&["sad"], "at least two labels");
         fails(&["sad", ""], "is empty");
         fails(&["sad", "happy", "sad"], "is there twice");
+        // Labels that no prompt has room for are an error of all texts, not of each.
+        let many: Vec<Label> = (0..2000).map(|i| Label::parse(&format!("label {i}"))).collect();
+        let error = classify(engine, &text, &many, &mut go_on).expect_err("too many");
+        assert!(matches!(error, TaskError::Engine(EngineError::PromptTooLong { .. })), "{error}");
+    });
+}
+
+/// The kinds of texts that no task can do, among good ones.
+fn with_bad<'a>(good: [&'a str; 3], long: &'a str) -> [&'a str; 6] {
+    [good[0], "", good[1], " \n\t", long, good[2]]
+}
+
+#[test]
+fn a_text_that_fails_leaves_the_others_as_they_are() {
+    with_demo(|engine| {
+        let good = [FEELINGS[0].1, FEELINGS[1].1, FEELINGS[2].1];
         let long = "Mia ran. ".repeat(500);
-        let error = classify(engine, &[text[0], ClassifyInput::Text(&long)], &feelings(), &mut go_on)
-            .expect_err("too long");
-        assert!(matches!(error, TaskError::Item { number: 2, .. }), "{error}");
-        assert_eq!(classify(engine, &[], &feelings(), &mut go_on).expect("nothing to do"), []);
+        let is_bad = |error: &TaskError, i: usize| match i {
+            1 | 3 => matches!(error, TaskError::Empty { .. }),
+            4 => matches!(error, TaskError::Engine(EngineError::PromptTooLong { .. })),
+            _ => false,
+        };
+        for input in [ClassifyInput::Text as fn(&'static str) -> _, ClassifyInput::Prompt] {
+            // Leaked: the type of the two constructors has one lifetime.
+            let long: &'static str = long.clone().leak();
+            let expected = all(classify(engine, &good.map(input), &feelings(), &mut go_on));
+            let mut reported = Vec::new();
+            let found = classify(engine, &with_bad(good, long).map(input), &feelings(), &mut |progress| {
+                reported.push(progress);
+                ControlFlow::Continue(())
+            });
+            let found = found.expect("labels");
+            assert_eq!(found.len(), 6);
+            let mut expected = expected.iter();
+            for (i, row) in found.iter().enumerate() {
+                match row {
+                    Ok(row) => assert_eq!(row.labels, expected.next().expect("a good one").labels),
+                    Err(error) => assert!(is_bad(error, i), "{i}: {error}"),
+                }
+            }
+            assert!(expected.next().is_none());
+            let n_pieces = 4 * feelings().len();
+            assert_eq!(reported.last(), Some(&Progress::Done { n_done: n_pieces, n_pieces }));
+        }
+        // None is good, or there is none.
+        let found = classify(engine, &["", "\n"].map(ClassifyInput::Text), &feelings(), &mut go_on);
+        assert!(found.expect("rows").iter().all(Result::is_err));
+        assert!(classify(engine, &[], &feelings(), &mut go_on).expect("nothing to do").is_empty());
+
+        let prompt = format!("Text:\n{}\n\nQuestion: Where was the ball found?", FEELINGS[7].1);
+        let prompts = with_bad([&prompt, &prompt, "Hello."], &long);
+        let found = exact_match(engine, &prompts.map(|p| (p, "the ball was under a bench")), 16, &mut go_on);
+        let found = found.expect("answers");
+        for (i, row) in found.iter().enumerate() {
+            match row {
+                Ok(row) => assert_eq!(row.is_right, i == 0 || i == 2, "{}", row.answer),
+                Err(error) => assert!(is_bad(error, i), "{i}: {error}"),
+            }
+        }
+        assert_eq!(found.iter().flatten().count(), 3);
+        assert!(engine.is_idle());
     });
 }
 
@@ -594,10 +652,10 @@ fn perplexity_is_that_of_the_logits_in_windows() {
         for stride in [0, ctx, usize::MAX] {
             perplexity(engine, &text, Some(stride), &mut go_on).expect_err("no stride");
         }
-        for short in ["", "a"] {
-            let error = perplexity(engine, short, None, &mut go_on).expect_err("nothing to foresee");
-            assert!(matches!(error, TaskError::Empty { .. }), "{error}");
-        }
+        let error = perplexity(engine, "", None, &mut go_on).expect_err("nothing to foresee");
+        assert_eq!(error.to_string(), "the text is empty");
+        let error = perplexity(engine, "a", None, &mut go_on).expect_err("nothing to foresee");
+        assert_eq!(error.to_string(), "the text has 1 token, expected at least 2");
     });
 }
 
@@ -610,17 +668,11 @@ fn answers_are_compared_as_squad_does() {
             (&prompt, "The ball was under a bench."),
             (&prompt, "The ball was under a tree."),
         ];
-        let found = exact_match(engine, &items, 32, &mut go_on).expect("answers");
+        let found = all(exact_match(engine, &items, 32, &mut go_on));
         assert_eq!(found.iter().map(|m| m.is_right).collect::<Vec<_>>(), [true, true, false]);
         assert_eq!(
             tasks::total(found.iter().map(|m| m.usage)).completion_tokens,
             3 * found[0].usage.completion_tokens
-        );
-        let long = "word ".repeat(3000);
-        let error = exact_match(engine, &[(&long, "x")], 8, &mut go_on).expect_err("too long");
-        assert!(
-            matches!(error, TaskError::Item { number: 1, error: EngineError::PromptTooLong { .. }, .. }),
-            "{error}"
         );
     });
 }

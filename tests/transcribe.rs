@@ -284,6 +284,30 @@ fn words_have_their_times() {
     }
 }
 
+/// The times of words change nothing in the text, and no window is invented after the last word.
+#[test]
+fn words_have_times_without_timestamps_too() {
+    for batch_size in [1, 2] {
+        let options = TranscribeOptions { timestamps: false, batch_size, ..TranscribeOptions::default() };
+        let Some(mut plain) = Hearing::new(&words(), options.clone()) else { return };
+        let with_words = TranscribeOptions { word_timestamps: true, ..options };
+        let Some(mut hearing) = Hearing::new(&words(), with_words) else { return };
+        for name in ["en.flac", "de.flac", "long.flac", "silence.flac"] {
+            let (plain, found) = (plain.hear(reader(name)), hearing.hear(reader(name)));
+            let texts = |transcript: &Transcript| -> Vec<(usize, String)> {
+                transcript.segments.iter().map(|s| (s.seek, s.text.clone())).collect()
+            };
+            assert_eq!(texts(&found), texts(&plain), "{name}");
+            assert_eq!(found.duration, plain.duration);
+            for segment in &found.segments {
+                let words = segment.words.as_ref().expect("words");
+                assert_eq!(words.iter().map(|w| w.word.as_str()).collect::<String>(), segment.text);
+                assert!(words.is_sorted_by(|a, b| a.start <= a.end && a.end <= b.start), "{words:?}");
+            }
+        }
+    }
+}
+
 fn mean_logprob(transcript: &Transcript) -> f64 {
     let segments = &transcript.segments;
     segments.iter().map(|s| s.avg_logprob).sum::<f64>() / segments.len() as f64

@@ -16,7 +16,7 @@ use symphonia::core::formats::{FormatReader, Track, TrackType};
 use symphonia::core::io::{MediaSource, MediaSourceStream};
 use symphonia::core::units::{Duration, TimeBase, Timestamp};
 
-use super::source::{SAMPLE_RATES, Source, mix};
+use super::source::{SAMPLE_RATES, Source, check, check_channels, mix};
 use super::{AudioError, SAMPLE_RATE};
 
 const FORMATS: &str = "WAV, AIFF, FLAC, MP3, OGG, M4A, MP4 or Matroska";
@@ -35,6 +35,10 @@ const UNKNOWN_BYTES: u64 = 0x7fff_0000;
 
 /// Most bytes of a recording that comes through a pipe: 100 minutes of CD quality.
 const PIPE_BYTES: u64 = 1 << 30;
+/// Most channels of a WAV or AIFF file that the library reads: those that have positions.
+const MOST_POSITIONS: usize = 26;
+/// Bytes in which the header of a WAV or AIFF file is searched for.
+const START: u64 = 4096;
 
 const PANICKED: &str = "the decoder failed on its contents";
 
@@ -92,10 +96,14 @@ impl Decoder {
     /// Finds the format and the audio track of `source`.
     pub(super) fn new(mut source: Box<dyn MediaSource>, name: String) -> Result<Self, AudioError> {
         let mut start = Vec::new();
-        let read = source.by_ref().take(16).read_to_end(&mut start).and_then(|_| source.rewind());
+        let read = source.by_ref().take(START).read_to_end(&mut start).and_then(|_| source.rewind());
         read.map_err(|source| AudioError::Read { name: name.clone(), source })?;
         if start.is_empty() {
             return Err(AudioError::Empty { name });
+        }
+        // The library only says that the number is invalid.
+        if let Some(n_channels) = n_channels(&start) {
+            check_channels(&name, n_channels, MOST_POSITIONS)?;
         }
         let stream = MediaSourceStream::new(source, Default::default());
         let probe = symphonia::default::get_probe();
@@ -108,7 +116,13 @@ impl Decoder {
             Err(Error::DecodeError(reason)) => {
                 return Err(AudioError::Broken { name, seconds: 0.0, reason: reason.into() });
             }
-            Err(_) => return Err(AudioError::Format { name, expected: FORMATS, found: described(&start) }),
+            Err(_) => {
+                return Err(AudioError::Format {
+                    name,
+                    expected: FORMATS,
+                    found: described(&start[..start.len().min(16)]),
+                });
+            }
         };
         let panicked = || AudioError::Broken { name: name.clone(), seconds: 0.0, reason: PANICKED.into() };
         let chosen = guarded(|| choose(&name, format.as_ref()));
@@ -150,9 +164,9 @@ impl Decoder {
         let duration = track.num_frames.and_then(seconds);
         let duration = duration.or_else(|| by_clock(track.time_base, track.duration));
         let duration = duration.or_else(|| by_clock(media.time_base, media.duration));
-        self.duration = duration.filter(|seconds| *seconds > 0.0);
+        self.duration = duration.filter(|seconds| *seconds > 0.0 && seconds.is_finite());
 
-        self.is_pcm = self.decoder.codec_info().short_name.starts_with("pcm");
+        self.is_pcm = is_pcm(self.decoder.as_ref());
         let row_bits = params.bits_per_sample.unwrap_or(8) as u64
             * params.channels.as_ref().map_or(1, |channels| channels.count()) as u64;
         let n_bytes = track.num_frames.map(|n| n.saturating_mul(row_bits / 8));
@@ -330,12 +344,43 @@ fn choose(name: &str, format: &dyn FormatReader) -> Result<(Track, Box<dyn Audio
     };
     // The default removes samples that the encoder added at both ends, if the container marks them.
     match symphonia::default::get_codecs().make_audio_decoder(params, &AudioDecoderOptions::default()) {
-        Ok(decoder) => Ok((track.clone(), decoder)),
+        Ok(decoder) => {
+            // Other codecs have the rate in their packets too.
+            if let Some(rate) = params.sample_rate.filter(|_| is_pcm(decoder.as_ref())) {
+                check(name, rate, 1)?;
+            }
+            Ok((track.clone(), decoder))
+        }
         Err(Error::Unsupported(reason)) => Err(codec(match codec_name(params.codec) {
             Some(name) => format!("`{name}`"),
             None => format!("codec `{}` ({reason})", params.codec),
         })),
         Err(error) => Err(codec(error.to_string())),
+    }
+}
+
+fn is_pcm(decoder: &dyn AudioDecoder) -> bool {
+    decoder.codec_info().short_name.starts_with("pcm")
+}
+
+/// The number of channels in the header of a WAV or AIFF file that begins with `start`.
+fn n_channels(start: &[u8]) -> Option<usize> {
+    let (id, at, is_little) = match (start.get(..4)?, start.get(8..12)?) {
+        (b"RIFF", b"WAVE") => (b"fmt ", 2, true),
+        (b"FORM", b"AIFF" | b"AIFC") => (b"COMM", 0, false),
+        _ => return None,
+    };
+    let mut rest = &start[12..];
+    loop {
+        let (size, content) = (rest.get(4..8)?, rest.get(8..)?);
+        if rest.starts_with(id) {
+            let n: [u8; 2] = content.get(at..at + 2)?.try_into().ok()?;
+            return Some(usize::from(if is_little { u16::from_le_bytes(n) } else { u16::from_be_bytes(n) }));
+        }
+        let size: [u8; 4] = size.try_into().ok()?;
+        let size = if is_little { u32::from_le_bytes(size) } else { u32::from_be_bytes(size) };
+        // Chunks begin at even offsets.
+        rest = content.get((size as usize).checked_next_multiple_of(2)?..)?;
     }
 }
 

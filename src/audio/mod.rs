@@ -128,6 +128,12 @@ impl AudioError {
             Self::Format { .. } | Self::Codec { .. } => {
                 "convert it: `ffmpeg -i INPUT -ac 1 -ar 16000 output.wav`"
             }
+            Self::Property { what: source::CHANNELS, .. } => {
+                "mix them: `ffmpeg -i INPUT -ac 1 -ar 16000 output.wav`"
+            }
+            Self::Broken { seconds: 0.0, .. } => {
+                "the file may be damaged or unusual: fetch it again, or convert it: `ffmpeg -i INPUT -ac 1 output.wav`"
+            }
             Self::NoTrack { .. } => "choose a file with sound: a video must have an audio track",
             Self::Broken { .. } => {
                 "the file may be incomplete: fetch it again; the part before the damage can be used"

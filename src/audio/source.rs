@@ -8,6 +8,8 @@ use super::{AudioError, SAMPLE_RATE};
 pub(super) const SAMPLE_RATES: std::ops::RangeInclusive<u32> = 1_000..=768_000;
 /// Most channels, for higher-order Ambisonics. A header with more is damaged.
 const MAX_CHANNELS: usize = 256;
+/// The property of [`AudioError::Property`].
+pub(super) const CHANNELS: &str = "a number of channels of";
 /// Samples in memory, or bytes of a stream, per chunk.
 const CHUNK: usize = 1 << 14;
 
@@ -51,14 +53,20 @@ impl Default for PcmFormat {
 
 /// Checks the ranges of a rate and a number of channels.
 pub(super) fn check(name: &str, sample_rate: u32, n_channels: usize) -> Result<(), AudioError> {
-    let (what, found, expected) = if !SAMPLE_RATES.contains(&sample_rate) {
+    if !SAMPLE_RATES.contains(&sample_rate) {
         let expected = format!("{} to {} Hz", SAMPLE_RATES.start(), SAMPLE_RATES.end());
-        ("a sample rate of", u64::from(sample_rate), expected)
-    } else if n_channels == 0 || n_channels > MAX_CHANNELS {
-        ("a number of channels of", n_channels as u64, format!("1 to {MAX_CHANNELS}"))
-    } else {
+        let (name, what, found) = (name.to_string(), "a sample rate of", u64::from(sample_rate));
+        return Err(AudioError::Property { name, what, expected, found });
+    }
+    check_channels(name, n_channels, MAX_CHANNELS)
+}
+
+/// Checks a number of channels.
+pub(super) fn check_channels(name: &str, n_channels: usize, most: usize) -> Result<(), AudioError> {
+    if (1..=most).contains(&n_channels) {
         return Ok(());
-    };
+    }
+    let (what, expected, found) = (CHANNELS, format!("1 to {most}"), n_channels as u64);
     Err(AudioError::Property { name: name.to_string(), what, expected, found })
 }
 

@@ -73,7 +73,7 @@ impl Files<'_> {
             open(&path).map(|file| (path, file))
         };
         if let Some(file) = optional(open(&single))? {
-            return Ok(Weights::map(&[file])?);
+            return Ok(Weights::from_files([file])?);
         }
         let index = in_folder(folder, "model.safetensors.index.json");
         let Some(json) = optional(self.read(&index, Kind::Index))? else {
@@ -81,7 +81,7 @@ impl Files<'_> {
         };
         let names = Weights::shards(&self.path(&index), &json)?;
         let files = names.iter().map(|name| open(&in_folder(folder, name)));
-        Ok(Weights::map(&files.collect::<Result<Vec<_>, _>>()?)?)
+        Ok(Weights::from_files(files.collect::<Result<Vec<_>, _>>()?)?)
     }
 }
 
@@ -105,7 +105,7 @@ pub(super) fn optional<T>(result: Result<T, CheckpointError>) -> Result<Option<T
     }
 }
 
-/// Reads the file at `path`.
+/// Reads the file at `path`, without a byte order mark.
 pub(super) fn read(path: &Path, kind: Kind) -> Result<Vec<u8>, CheckpointError> {
     let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
     let limit_bytes = kind.limit_bytes();
@@ -120,6 +120,13 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Vec<u8>, CheckpointError> 
     // One byte beyond the limit: a file may hold more than its size says, those of `/proc` do.
     file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(io)?;
     check(bytes.len() as u64)?;
+    // All of them are text, in which an editor on Windows may have put a byte order mark.
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+        return Err(CheckpointError::config(path, "it is UTF-16 by its byte order mark, expected UTF-8"));
+    }
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
     Ok(bytes)
 }
 

@@ -32,7 +32,7 @@ pub struct ModelFiles {
     pub config: String,
     /// The architecture that `config` describes.
     pub architecture: Box<dyn Architecture>,
-    /// The tensors. Those of a folder are mapped into memory.
+    /// The tensors. Those of a folder are read when they are loaded.
     pub weights: Arc<Weights>,
     /// The tokenizer with its chat template, or the reason why it is missing.
     pub tokenizer: Result<Tokenizer, TextError>,

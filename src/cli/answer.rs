@@ -36,27 +36,36 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     if args.question.trim().is_empty() {
         return Err(tasks::TaskError::Empty { what: "question" }.into());
     }
-    let text = args.document.read()?;
+    let document = args.document.read()?;
+    let text = &document.text;
     let embedder = args.embedder.clone().map(|model| ModelArg { model: Some(model) }.open_encoder());
     let embedder = embedder.transpose()?;
+    // The quote's place is that in the file.
+    let in_file = |mut answer: tasks::Answer| {
+        if let Some(quote) = &mut answer.quote {
+            quote.bytes = quote.bytes.map(|at| document.place(at));
+        }
+        answer
+    };
     let answer = args.document.run(out, |engine, options, on| {
         let Some(checkpoint) = embedder else {
-            return tasks::answer(engine, &text, &args.question, options, None, on);
+            return tasks::answer(engine, text, &args.question, options, None, on).map(in_file);
         };
         let gpu = engine.gpu().clone();
         let mut encoder = TextEncoder::load(&gpu, checkpoint, EncoderOptions::default(), &mut |_| {})?;
         let mut embed = |texts: &[&str]| {
             let encodings = tasks::encode(&mut encoder, texts, Output::Embedding, &mut |_| {})?;
-            let (n_texts, n_tokens) = encodings.cut();
+            let cut = encodings.iter().flatten().map(|encoding| encoding.n_cut).filter(|n| *n > 0);
+            let (n_texts, n_tokens) = (cut.clone().count(), cut.sum::<usize>());
             if n_texts > 0 {
                 log::warn!(
                     "the embedder reads {} tokens: {n_tokens} tokens of {n_texts} pieces do not count in the choice",
                     encoder.ctx()
                 );
             }
-            Ok(encodings.values)
+            tasks::vectors(encodings)
         };
-        tasks::answer(engine, &text, &args.question, options, Some(&mut embed), on)
+        tasks::answer(engine, text, &args.question, options, Some(&mut embed), on).map(in_file)
     })?;
     match &answer.quote {
         Some(quote) if !args.document.json => {

@@ -108,7 +108,7 @@ fn obey(chat: &mut Chat, command: &str, vocab_size: usize) -> Result<(), Failure
     let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
     let rest = rest.trim();
     match name {
-        "help" => log::info!("{HELP}"),
+        "help" => HELP.lines().for_each(|line| log::info!("{line}")),
         "reset" => {
             chat.reset();
             log::info!("the conversation is empty");
@@ -240,7 +240,7 @@ impl Input {
                 if n == 0 {
                     return Ok(None);
                 }
-                prompt::utf8(bytes, "standard input").map(Some)
+                prompt::line(bytes).map(Some)
             }
         }
     }

@@ -3,17 +3,17 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use serde::Serialize;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::engine::{Output, Usage};
 use wginfer::models::{ModelKind, Problem};
-use wginfer::tasks::{self, COSINE_TEMPERATURE, Classification, ClassifyInput, Encodings, Label};
+use wginfer::tasks::{self, COSINE_TEMPERATURE, Classification, ClassifyInput, Encoding, Label};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
 use super::labels::{LabelArgs, load};
+use super::rows::{Done, Rows};
 use super::watch::watch;
-use super::{encode, json, prompt};
+use super::{encode, format, json, table};
 
 const EXAMPLES: &str = "Examples:
   wginfer classify \"Mia lost her ball and cried.\" --labels happy,sad,afraid,angry
@@ -23,7 +23,10 @@ const EXAMPLES: &str = "Examples:
 A model with a classification head has its own labels. A language model is asked which label fits: a label's score is
 the mean log-probability of its tokens as the answer, minus that for an empty text. With an embedding model, a
 label's score is the cosine between the text and the label's description, or its name, divided by 0.05.
-Probabilities are the softmax of the scores.";
+Probabilities are the softmax of the scores.
+
+Blank lines are skipped. In JSON, `index` is that of a text's line, from 0, blank ones counted, and a text that fails has
+`error` instead of labels. The others are classified; the exit code is 1.";
 
 /// Classify texts: compute the probability of each label
 #[derive(clap::Args)]
@@ -63,14 +66,6 @@ pub struct Args {
     device: DeviceArgs,
 }
 
-/// One text's labels as `--json` writes them.
-#[derive(Serialize)]
-struct TextJson<'a> {
-    text: &'a str,
-    #[serde(flatten)]
-    classification: &'a Classification,
-}
-
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     if !(0.0..=1.0).contains(&args.threshold) {
         return Err(Failure::usage(format!(
@@ -80,52 +75,58 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let labels = args.labels.read()?;
     let checkpoint = args.model.open_any()?;
-    let (mut classified, texts) = match checkpoint.kind() {
+    let mut classified = match checkpoint.kind() {
         ModelKind::Decoder => by_language_model(args, checkpoint, &labels)?,
         ModelKind::Encoder => by_encoder(args, checkpoint, &labels)?,
     };
-    let n_labels = classified.first().map_or(0, |c| c.labels.len());
-    let usage = tasks::total(classified.iter().map(|c| c.usage));
-
+    let n_texts = classified.rows.len();
     let top = match args.top {
         Some(top) => top as usize,
-        None if texts.len() > 1 && !args.json => 1,
+        None if n_texts > 1 && !args.json => 1,
         None => usize::MAX,
     };
-    for classification in &mut classified {
+    let (mut n_labels, mut usages) = (0, Vec::new());
+    for classification in classified.rows.iter_mut().flat_map(|row| &mut row.result) {
+        n_labels = classification.labels.len();
+        usages.push(classification.usage);
         classification.labels.truncate(top);
         classification.labels.retain(|label| label.probability >= args.threshold);
     }
-    let results = texts.iter().zip(&classified);
     if args.json {
-        let all: Vec<TextJson<'_>> =
-            results.map(|(text, classification)| TextJson { text, classification }).collect();
-        json::write(&all, out)?;
+        json::write(&classified.rows.iter().map(|row| row.json(|found| found)).collect::<Vec<_>>(), out)?;
     } else {
-        for (text, classification) in results {
-            // The user knows a single text; several need names.
-            let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            let behind = if texts.len() > 1 { format!("\t{line}") } else { String::new() };
-            for label in &classification.labels {
-                writeln!(out, "{}\t{:.4}{behind}", label.label, label.probability)?;
-            }
-            if classification.labels.is_empty() {
-                writeln!(out, "-\t-{behind}")?;
-            }
-        }
+        write_lines(&classified, out)?;
     }
+    let usage = tasks::total(usages);
     log::info!(
-        "texts: {}, labels: {} · {} prompt tokens ({} cached)",
-        texts.len(),
-        n_labels,
+        "texts: {n_texts}, labels: {n_labels} · {} prompt tokens ({} cached)",
         usage.prompt_tokens,
         usage.cached_tokens
     );
+    classified.report(args.json)
+}
+
+/// Writes a line for each label of each text that has labels.
+fn write_lines(classified: &Classified, out: &mut dyn Write) -> Result<(), Failure> {
+    for row in &classified.rows {
+        let Ok(classification) = &row.result else { continue };
+        // The user knows a single text; several need names.
+        let line = row.input.iter().flat_map(|text| text.split_whitespace()).collect::<Vec<_>>().join(" ");
+        let several = classified.rows.len() > 1;
+        let behind = if several { format!("\t{}", format::shown(&line, table::MOST)) } else { String::new() };
+        for label in &classification.labels {
+            let name = format::shown(&label.label, table::MOST);
+            writeln!(out, "{name}\t{:.4}{behind}", label.probability)?;
+        }
+        if classification.labels.is_empty() {
+            writeln!(out, "-\t-{behind}")?;
+        }
+    }
     Ok(())
 }
 
-/// The classification of each text, and the texts.
-type Classified = (Vec<Classification>, Vec<String>);
+/// The texts, and the classification of each.
+type Classified = Done<String, Classification>;
 
 fn no_labels(who: &str) -> Failure {
     let hint = format!("{who} needs them: `--labels happy,sad`, or `--labels-file FILE`");
@@ -136,19 +137,20 @@ fn by_language_model(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> R
     if labels.is_empty() {
         return Err(no_labels("a language model"));
     }
-    let texts = texts(args)?;
+    let texts = args.texts()?;
     let mut engine = load(checkpoint, &args.device)?;
-    let inputs: Vec<ClassifyInput<'_>> = texts.iter().map(|text| ClassifyInput::Text(text)).collect();
+    let inputs: Vec<ClassifyInput<'_>> =
+        texts.good().into_iter().map(|text| ClassifyInput::Text(text)).collect();
     let classified = watch(|_| Ok(()), |on| tasks::classify(&mut engine, &inputs, labels, on))?;
-    Ok((classified, texts))
+    Ok(texts.with(classified.into_iter().map(|classification| Ok(classification?))))
 }
 
 /// Classifies with the model's head if it has one, and otherwise by the similarity of texts and labels.
 fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<Classified, Failure> {
     checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
     let head = checkpoint.labels.clone();
-    let usage = |encodings: &Encodings, i: usize| {
-        let prompt_tokens = encodings.n_tokens[i];
+    let usage = |encoding: &Encoding| {
+        let prompt_tokens = encoding.n_tokens;
         Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() }
     };
     let name = checkpoint.name.clone();
@@ -162,43 +164,45 @@ fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<C
                 let message = format!("the head of `{name}` gives a value, not probabilities of labels");
                 return Err(Failure::failed(message).with_hint("`wginfer logits` shows it"));
             }
-            let texts = texts(args)?;
+            let texts = args.texts()?;
             let mut encoder = args.device.load_encoder(checkpoint)?;
-            let encodings = encode::encode(&mut encoder, &texts, "", Output::Logits)?;
-            let classify = |(i, logits): (usize, &Vec<f32>)| {
-                let probabilities = head.probabilities(logits).unwrap_or_default();
+            let encodings = encode::encode(&mut encoder, &texts.good(), "", Output::Logits)?;
+            let classify = |encoding: Result<Encoding, Failure>| {
+                let encoding = encoding?;
+                let probabilities = head.probabilities(&encoding.values).unwrap_or_default();
                 let probabilities = probabilities.into_iter().map(f64::from);
                 let names = head.names.iter().map(String::as_str);
-                Classification::of(names, probabilities, usage(&encodings, i))
+                Ok(Classification::of(names, probabilities, usage(&encoding)).checked()?)
             };
-            (encodings.values.iter().enumerate().map(classify).collect(), texts)
+            texts.with(encodings.into_iter().map(classify))
         }
         None if labels.is_empty() => return Err(no_labels("an embedder")),
         None => {
             tasks::check_labels(labels)?;
-            let texts = texts(args)?;
+            let texts = args.texts()?;
             let mut encoder = args.device.load_encoder(checkpoint)?;
             let meant: Vec<&String> =
                 labels.iter().map(|label| label.description.as_ref().unwrap_or(&label.name)).collect();
             let named = tasks::encode(&mut encoder, &meant, Output::Embedding, &mut |_| {})?;
-            let encodings = encode::encode(&mut encoder, &texts, "", Output::Embedding)?;
-            let classify = |(i, scores): (usize, Vec<f64>)| {
+            let named = labels.iter().zip(named).map(|(label, encoding)| {
+                Ok(encoding.map_err(|e| Failure::from(e).at(&format!("label `{}`", label.name)))?.values)
+            });
+            let named = named.collect::<Result<Vec<_>, Failure>>()?;
+            let encodings = encode::encode(&mut encoder, &texts.good(), "", Output::Embedding)?;
+            let classify = |encoding: Result<Encoding, Failure>| {
+                let encoding = encoding?;
                 let names = labels.iter().map(|label| label.name.as_str());
-                Classification::new(names, &scores, usage(&encodings, i))
+                let scores = tasks::label_scores(&[&encoding.values], &named, COSINE_TEMPERATURE);
+                Ok(Classification::new(names, &scores[0], usage(&encoding)).checked()?)
             };
-            let scores = tasks::label_scores(&encodings.values, &named.values, COSINE_TEMPERATURE);
-            (scores.into_iter().enumerate().map(classify).collect(), texts)
+            texts.with(encodings.into_iter().map(classify))
         }
     };
     Ok(classified)
 }
 
-/// The texts, without empty lines.
-fn texts(args: &Args) -> Result<Vec<String>, Failure> {
-    if !args.texts.is_empty() {
-        return Ok(args.texts.clone());
+impl Args {
+    fn texts(&self) -> Result<Rows<String>, Failure> {
+        Rows::texts(&self.texts, self.file.as_deref(), self.jsonl)
     }
-    let mut texts = prompt::lines(args.file.as_deref(), args.jsonl)?;
-    texts.retain(|text| !text.trim().is_empty());
-    Ok(texts)
 }

@@ -52,8 +52,8 @@ fn object(adapter: &AdapterSummary) -> Value {
 
 fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
     let (info, caps) = (&adapter.info, adapter.caps());
-    writeln!(out, "{}  {adapter}", adapter.index)?;
-    let mut row = |name: &str, value: String| writeln!(out, "   {name:<22} {value}");
+    writeln!(out, "{}  {}", adapter.index, format::escaped(&adapter.to_string()))?;
+    let mut row = |name: &str, value: String| writeln!(out, "   {name:<22} {}", format::escaped(&value));
     let yes = |is: bool| if is { "yes" } else { "no" }.to_string();
     let driver = format!("{} {}", info.driver, info.driver_info);
     row("driver", if driver.trim().is_empty() { "unknown".into() } else { driver.trim().into() })?;

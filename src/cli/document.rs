@@ -8,6 +8,7 @@ use wginfer::tasks::{DocumentOptions, Observer, TaskError};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
+use super::prompt::Document;
 use super::sampling::SamplingArgs;
 use super::watch::watch;
 use super::{json, prompt};
@@ -43,17 +44,12 @@ pub struct DocumentArgs {
 
 impl DocumentArgs {
     /// The document, which must not be empty.
-    pub fn read(&self) -> Result<String, Failure> {
-        let text = prompt::text(None, self.file.as_deref())?;
-        let name = prompt::name(self.file.as_deref());
-        if let Some(at) = text.find('\0') {
-            return Err(Failure::failed(format!("{name} is not text: byte {at} is `0x00`"))
-                .with_hint("a PDF or an office document must be turned into text first"));
+    pub fn read(&self) -> Result<Document, Failure> {
+        let document = prompt::document(self.file.as_deref())?;
+        match document.text.trim().is_empty() {
+            true => Err(Failure::failed(format!("{} is empty", prompt::name(self.file.as_deref())))),
+            false => Ok(document),
         }
-        if text.trim().is_empty() {
-            return Err(Failure::failed(format!("{name} is empty")));
-        }
-        Ok(text)
     }
 
     /// Loads the model and runs `task`. Writes its text to `out` as it is generated, or its result as JSON. Returns the

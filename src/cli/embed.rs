@@ -7,20 +7,24 @@ use clap::ValueEnum;
 use serde::Serialize;
 use wginfer::checkpoint::EmbeddingConfig;
 use wginfer::engine::Output;
-use wginfer::tasks::{self, Encodings};
+use wginfer::tasks::{self, Encoding};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::encode::encode;
 use super::failure::Failure;
+use super::json;
 use super::output::{self, Inputs};
-use super::prompt;
+use super::rows::{Done, DoneRow, Rows};
 use super::table::{Format, Table};
 
 const EXAMPLES: &str = "Examples:
   wginfer embed -m ~/models/all-MiniLM-L6-v2 \"A cat sits on the mat.\"
   wginfer embed -m ~/models/all-MiniLM-L6-v2 -f lines.txt --format npy -o vectors.npy
   wginfer embed -m ~/models/all-MiniLM-L6-v2 --similarity \"a cat\" \"a kitten\" \"a bridge\"
-  wginfer embed -m ~/models/e5-small-v2 --prefix \"query: \" \"how tall is a giraffe\"";
+  wginfer embed -m ~/models/e5-small-v2 --prefix \"query: \" \"how tall is a giraffe\"
+
+Blank lines are skipped. In JSON, `index` is that of a text's line, from 0, blank ones counted. A text that fails has
+`error` there, and a row of NaN in the other formats, so that row i is always that of the i-th text; the exit code is 1.";
 
 /// Compute embeddings of texts: vectors whose cosine measures similarity
 #[derive(clap::Args)]
@@ -77,19 +81,48 @@ pub enum EmbedFormat {
     Npy,
 }
 
-/// One text as `--format json` writes it.
+/// The result for a text as `--format json` writes it.
 #[derive(Serialize)]
-struct TextJson<'a> {
-    text: &'a str,
+struct EmbeddingJson<'a> {
     n_tokens: usize,
     embedding: &'a [f32],
 }
 
+impl EmbeddingJson<'_> {
+    fn of(encoding: &Encoding) -> EmbeddingJson<'_> {
+        EmbeddingJson { n_tokens: encoding.n_tokens, embedding: &encoding.values }
+    }
+}
+
 #[derive(Serialize)]
 struct SimilarityJson<'a> {
-    texts: &'a [String],
-    similarity: &'a [Vec<f32>],
+    /// Those of the texts.
+    indices: Vec<usize>,
+    texts: Vec<Option<&'a str>>,
+    /// Null for a text that failed.
+    similarity: Matrix,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<ErrorJson<'a>>,
 }
+
+#[derive(Serialize)]
+struct ErrorJson<'a> {
+    index: usize,
+    error: &'a str,
+}
+
+impl ErrorJson<'_> {
+    fn of(row: &Row) -> Option<ErrorJson<'_>> {
+        Some(ErrorJson { index: row.index, error: row.result.as_ref().err()?.message() })
+    }
+}
+
+/// Texts with their embeddings.
+type Embedded = Done<String, Encoding>;
+type Row = DoneRow<String, Encoding>;
+
+/// Rows of numbers; NaN where there is no result.
+type Matrix = Vec<Vec<f32>>;
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let to_terminal = args.output.is_none() && std::io::stdout().is_terminal();
@@ -100,20 +133,19 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let inputs = Inputs::default().model(&args.model).file(args.input());
     let output = output::plan(&args.output, &inputs)?.pop();
     let checkpoint = args.model.open_encoder()?;
-    let texts = match args.texts.is_empty() {
-        true => prompt::lines(args.file.as_deref(), args.jsonl)?,
-        false => args.texts.clone(),
-    };
+    let texts = Rows::texts(&args.texts, args.file.as_deref(), args.jsonl)?;
     let prefix = args.prefix(&checkpoint.embedding.clone().unwrap_or_default())?;
     if let Err(error) = &checkpoint.tokenizer {
         return Err(error.clone().into());
     }
     let mut encoder = args.device.load_encoder(checkpoint)?;
-    let encodings = encode(&mut encoder, &texts, &prefix, Output::Embedding)?;
+    let encodings = encode(&mut encoder, &texts.good(), &prefix, Output::Embedding)?;
+    let (embedded, width) = (texts.with(encodings), encoder.embedding_width());
     match output {
-        None => args.write(&texts, &encodings, out),
-        Some(target) => target.write(|out| args.write(&texts, &encodings, out)),
+        None => args.write(&embedded, width, out)?,
+        Some(target) => target.write(|out| args.write(&embedded, width, out))?,
     }
+    embedded.report(args.format().is_none_or(|format| format == EmbedFormat::Json) && !args.shows_table())
 }
 
 impl Args {
@@ -146,22 +178,35 @@ impl Args {
         })
     }
 
-    fn write(&self, texts: &[String], encodings: &Encodings, out: &mut dyn Write) -> Result<(), Failure> {
+    /// Whether the result is a table.
+    fn shows_table(&self) -> bool {
+        self.similarity && self.format().is_none()
+    }
+
+    fn write(&self, embedded: &Embedded, width: usize, out: &mut dyn Write) -> Result<(), Failure> {
         if !self.similarity {
             return match self.format().unwrap_or(EmbedFormat::Json) {
-                EmbedFormat::Json => json(texts, encodings, out),
-                EmbedFormat::Csv => csv(&encodings.values, out),
-                EmbedFormat::Npy => npy(&encodings.values, out),
+                EmbedFormat::Json => objects(embedded, out),
+                EmbedFormat::Csv => csv(&vectors(embedded, width), out),
+                EmbedFormat::Npy => npy(&vectors(embedded, width), out),
             };
         }
-        let vectors = &encodings.values;
-        let row = |a: &Vec<f32>| vectors.iter().map(|b| tasks::cosine(a, b)).collect();
-        let similarity: Vec<Vec<f32>> = vectors.iter().map(row).collect();
+        let rows = &embedded.rows;
+        let cosine = |a: &Row, b: &Row| match (&a.result, &b.result) {
+            (Ok(a), Ok(b)) => tasks::cosine(&a.values, &b.values),
+            _ => f32::NAN,
+        };
+        let similarity: Matrix = rows.iter().map(|a| rows.iter().map(|b| cosine(a, b)).collect()).collect();
         match self.format() {
-            None => table(texts, &similarity, out),
+            None => table(embedded, &similarity, out),
             Some(EmbedFormat::Json) => {
-                serde_json::to_writer(&mut *out, &SimilarityJson { texts, similarity: &similarity })?;
-                Ok(writeln!(out)?)
+                let all = SimilarityJson {
+                    indices: rows.iter().map(|row| row.index).collect(),
+                    texts: rows.iter().map(|row| row.input.as_deref()).collect(),
+                    similarity,
+                    errors: rows.iter().filter_map(ErrorJson::of).collect(),
+                };
+                json::line(&all, out)
             }
             Some(EmbedFormat::Csv) => csv(&similarity, out),
             Some(EmbedFormat::Npy) => npy(&similarity, out),
@@ -169,12 +214,17 @@ impl Args {
     }
 }
 
+/// The vector of each text; one of NaN for a text that failed.
+fn vectors(embedded: &Embedded, width: usize) -> Matrix {
+    let nan = || vec![f32::NAN; width];
+    embedded.rows.iter().map(|row| row.result.as_ref().map_or_else(|_| nan(), |e| e.values.clone())).collect()
+}
+
 /// Writes an array, one text per line.
-fn json(texts: &[String], encodings: &Encodings, out: &mut dyn Write) -> Result<(), Failure> {
-    for (i, text) in texts.iter().enumerate() {
+fn objects(embedded: &Embedded, out: &mut dyn Write) -> Result<(), Failure> {
+    for (i, row) in embedded.rows.iter().enumerate() {
         out.write_all(if i == 0 { b"[" } else { b",\n" })?;
-        let text = TextJson { text, n_tokens: encodings.n_tokens[i], embedding: &encodings.values[i] };
-        serde_json::to_writer(&mut *out, &text)?;
+        serde_json::to_writer(&mut *out, &row.json(EmbeddingJson::of))?;
     }
     Ok(out.write_all(b"]\n")?)
 }
@@ -204,17 +254,18 @@ fn npy(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
-fn table(texts: &[String], similarity: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
+fn table(embedded: &Embedded, similarity: &Matrix, out: &mut dyn Write) -> Result<(), Failure> {
     /// Characters of a text in the table.
     const SHOWN: usize = 32;
-    let numbers = (1..=texts.len()).map(|i| format!(" {i}"));
+    let numbers = (1..=embedded.rows.len()).map(|i| format!(" {i}"));
     let headers: Vec<String> = [" #".to_string(), "text".to_string()].into_iter().chain(numbers).collect();
     let mut table = Table::new(&headers);
-    for (i, (text, row)) in texts.iter().zip(similarity).enumerate() {
+    for (i, (row, similarity)) in embedded.rows.iter().zip(similarity).enumerate() {
+        let text = row.input.as_deref().unwrap_or_default();
         let is_long = text.chars().nth(SHOWN).is_some();
         let shown: String = text.chars().take(if is_long { SHOWN - 1 } else { SHOWN }).collect();
         let shown = if is_long { shown + "…" } else { shown };
-        let cells = row.iter().map(|cosine| format!("{cosine:.3}"));
+        let cells = similarity.iter().map(|cosine| format!("{cosine:.3}"));
         table.push([(i + 1).to_string(), shown].into_iter().chain(cells).collect());
     }
     table.write(Format::Table, out)

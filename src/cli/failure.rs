@@ -46,10 +46,27 @@ impl Failure {
     /// Message and hint, each on one line.
     pub fn lines(&self) -> (String, Option<String>) {
         let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let hint = match self {
+            Failure::ClosedPipe => None,
+            Failure::Usage { hint, .. } | Failure::Failed { hint, .. } => hint.as_deref(),
+        };
+        (one_line(self.message()), hint.map(one_line))
+    }
+
+    /// The message, with its line breaks.
+    pub fn message(&self) -> &str {
         match self {
-            Failure::ClosedPipe => ("standard output was closed".to_string(), None),
+            Failure::ClosedPipe => "standard output was closed",
+            Failure::Usage { message, .. } | Failure::Failed { message, .. } => message,
+        }
+    }
+
+    /// The failure of one input, which is at `place`. It is no wrong usage.
+    pub fn at(self, place: &str) -> Failure {
+        match self {
+            Failure::ClosedPipe => Failure::ClosedPipe,
             Failure::Usage { message, hint } | Failure::Failed { message, hint } => {
-                (one_line(message), hint.as_deref().map(one_line))
+                Failure::Failed { message: format!("{place}: {message}"), hint }
             }
         }
     }
@@ -78,7 +95,7 @@ fn in_flags(error: &wginfer::Error) -> Option<&'static str> {
         }
         Error::Transcribe(TranscribeError::Engine(e)) => of_engine(e),
         Error::Task(TaskError::NoRoom { .. }) => Some("raise `--ctx`, or ask a shorter question"),
-        Error::Task(TaskError::Engine(e) | TaskError::Item { error: e, .. }) => of_engine(e),
+        Error::Task(TaskError::Engine(e)) => of_engine(e),
         Error::Bench(BenchError::NoReport { .. }) => {
             Some("`bench kernels --json` or `bench model --json` writes one")
         }
@@ -159,9 +176,27 @@ fn of_gpu(error: &GpuError) -> Option<&'static str> {
     }
 }
 
+/// What would fit in memory, in flags.
+fn fitting(error: &wginfer::Error) -> Option<String> {
+    use wginfer::Error;
+    let (Error::Engine(engine)
+    | Error::Transcribe(TranscribeError::Engine(engine))
+    | Error::Task(TaskError::Engine(engine))
+    | Error::Bench(BenchError::Engine(engine))) = error
+    else {
+        return None;
+    };
+    let EngineError::Memory { fitting_ctx, fitting_quantize, .. } = engine else { return None };
+    let ctx = fitting_ctx.map(|n| format!("--ctx {n}"));
+    let quantize = fitting_quantize.map(|dtype| format!("--quantize {dtype}"));
+    let flags: Vec<String> = ctx.into_iter().chain(quantize).collect();
+    (!flags.is_empty()).then(|| format!("it would fit with `{}`", flags.join(" ")))
+}
+
 impl From<wginfer::Error> for Failure {
     fn from(error: wginfer::Error) -> Self {
-        let hint = in_flags(&error).map(str::to_string).or_else(|| error.hint());
+        let flags = in_flags(&error).map(str::to_string).or_else(|| fitting(&error));
+        let hint = flags.or_else(|| error.hint());
         let message = error.to_string();
         match error {
             wginfer::Error::Engine(EngineError::Parameter { .. })

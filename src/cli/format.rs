@@ -1,4 +1,6 @@
-//! Formats numbers and tokens for people.
+//! Formats numbers, tokens and texts for people.
+
+use std::borrow::Cow;
 
 use wginfer::engine::{FinishReason, Timings, Usage};
 use wginfer::text::Tokenizer;
@@ -36,6 +38,48 @@ pub fn ms(ms: f64) -> String {
     format!("{ms:.digits$}")
 }
 
+/// Whether a terminal acts on a character, or people see another order than that of the text: control characters (C0, DEL,
+/// C1), separators of lines, and those that override the direction of writing.
+pub fn is_acting(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// How a character that [`is_acting`] is shown.
+pub fn escape(c: char) -> String {
+    match c {
+        '\n' => "\\n".to_string(),
+        '\r' => "\\r".to_string(),
+        '\t' => "\\t".to_string(),
+        c => c.escape_unicode().to_string(),
+    }
+}
+
+/// `text` with the characters escaped that [`is_acting`] names.
+pub fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_acting) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_acting(c) { shown += &escape(c) } else { shown.push(c) }
+    }
+    Cow::Owned(shown)
+}
+
+/// `text` on one line for people: [`escaped`], and without its middle if it has more than `most` characters, of which it
+/// keeps three quarters at the beginning.
+pub fn shown(text: &str, most: usize) -> String {
+    let n_tail = most / 4;
+    if text.chars().nth(most).is_none() {
+        return escaped(text).into_owned();
+    }
+    let at = |at: Option<(usize, char)>| at.map_or(0, |(at, _)| at);
+    let head = &text[..at(text.char_indices().nth(most - n_tail))];
+    let tail = &text[at(text.char_indices().nth_back(n_tail.saturating_sub(1)))..];
+    let n_cut = text.len() - head.len() - tail.len();
+    format!("{}…({} more)…{}", escaped(head), bytes(n_cut as u64), escaped(tail))
+}
+
 /// The text of one token inside a text, in quotes; its spelling in the vocabulary if it is not a whole character.
 pub fn token(tokenizer: Option<&Tokenizer>, id: u32) -> String {
     let Some(tokenizer) = tokenizer else { return String::new() };
@@ -44,9 +88,18 @@ pub fn token(tokenizer: Option<&Tokenizer>, id: u32) -> String {
     let two = tokenizer.decode(&[id, id], false).unwrap_or_default();
     let text = two.strip_prefix(one.as_str()).unwrap_or(&one);
     if text.contains(char::REPLACEMENT_CHARACTER) || text.is_empty() {
-        return tokenizer.id_to_token(id).map_or_else(|| "(none)".to_string(), |t| format!("{t:?}"));
+        return tokenizer.id_to_token(id).map_or_else(|| "(none)".to_string(), |token| quoted(&token));
     }
-    format!("{text:?}")
+    quoted(text)
+}
+
+/// A token in quotes; most have less than ten characters.
+fn quoted(token: &str) -> String {
+    const MOST: usize = 40;
+    match token.chars().nth(MOST) {
+        None => format!("{token:?}"),
+        Some(_) => format!("{:?}…", token.chars().take(MOST).collect::<String>()),
+    }
 }
 
 /// The line of figures of an answer.
@@ -78,6 +131,37 @@ pub fn figures(usage: &Usage, finish_reason: FinishReason, timings: &Timings) ->
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn what_acts_on_a_terminal_is_escaped() {
+        let cases = [
+            ("\x1b]0;title\x07\x1b[31mred", "\\u{1b}]0;title\\u{7}\\u{1b}[31mred"),
+            ("a\rb\nc\td", "a\\rb\\nc\\td"),
+            ("\x7f\0\x08", "\\u{7f}\\u{0}\\u{8}"),
+            ("\u{9b}31m\u{85}", "\\u{9b}31m\\u{85}"),
+            ("a\u{202e}b\u{2066}c\u{2069}\u{2028}", "a\\u{202e}b\\u{2066}c\\u{2069}\\u{2028}"),
+            ("né 猫 👩‍👩‍👧 שלום \\ \\u{1b}", "né 猫 👩‍👩‍👧 שלום \\ \\u{1b}"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(super::escaped(text), expected);
+            assert_eq!(super::shown(text, 1000), expected);
+            // Debug's escapes, in which tokens are shown, cover the same.
+            assert!(!format!("{text:?}").contains(super::is_acting), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn long_texts_lose_their_middle() {
+        assert_eq!(super::shown("abcdefgh", 8), "abcdefgh");
+        assert_eq!(super::shown("abcdefghi", 8), "abcdef…(1 bytes more)…hi");
+        let long = format!("ä{}é", "\x1b".repeat(10 << 20));
+        let shown = super::shown(&long, 100);
+        assert!(shown.len() < 800 && shown.starts_with("ä\\u{1b}") && shown.ends_with("\\u{1b}é"), "{shown}");
+        assert!(shown.contains("10.0 MiB more"), "{shown}");
+        // Only the cut is new.
+        assert_eq!(super::shown("", 8), "");
+        assert!(super::shown("ab", 1).starts_with("a…"));
+    }
+
     #[test]
     fn numbers_are_short() {
         assert_eq!(super::bytes(0), "0 bytes");

@@ -15,7 +15,7 @@ use wginfer::weights::Weights;
 
 use super::args::ModelArg;
 use super::failure::Failure;
-use super::{format, json, sampling};
+use super::{format, json, sampling, table};
 
 const EXAMPLES: &str = "Examples:
   wginfer inspect
@@ -270,7 +270,9 @@ impl Report {
     }
 
     fn write(&self, out: &mut dyn Write) -> Result<(), Failure> {
-        let mut row = |name: &str, value: String| writeln!(out, "{name:<20} {value}");
+        /// Most characters of a value, of which a classifier's labels are the longest.
+        const MOST: usize = 1600;
+        let mut row = |name: &str, value: String| writeln!(out, "{name:<20} {}", format::shown(&value, MOST));
         let bytes = |n: usize| format::bytes(n as u64);
         row("model", self.name.clone())?;
         row("architecture", self.architecture.to_string())?;
@@ -352,12 +354,13 @@ impl Report {
             }
         }
         let tensors = self.tensors.iter().flatten();
-        let width = tensors.clone().map(|t| t.name.len()).max().unwrap_or(0);
-        for (i, t) in tensors.enumerate() {
+        let names: Vec<String> = tensors.clone().map(|t| format::shown(&t.name, table::MOST)).collect();
+        let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+        for (i, (t, name)) in tensors.zip(names).enumerate() {
             if i == 0 {
                 writeln!(out)?;
             }
-            writeln!(out, "{:<width$}  {:<5} {:?}", t.name, t.dtype, t.shape)?;
+            writeln!(out, "{name:<width$}  {:<5} {:?}", format::shown(&t.dtype, table::MOST), t.shape)?;
         }
         Ok(())
     }
@@ -367,7 +370,7 @@ fn listed(tokens: &[String]) -> String {
     if tokens.is_empty() {
         return "none".to_string();
     }
-    tokens.iter().map(|t| format!("`{t}`")).collect::<Vec<_>>().join(", ")
+    tokens.iter().map(|t| format!("`{}`", format::shown(t, table::MOST))).collect::<Vec<_>>().join(", ")
 }
 
 impl TensorRow {

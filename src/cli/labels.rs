@@ -9,6 +9,7 @@ use wginfer::tasks::{self, Label};
 use super::args::DeviceArgs;
 use super::failure::Failure;
 use super::prompt;
+use super::rows::Rows;
 
 /// The labels.
 #[derive(clap::Args)]
@@ -28,9 +29,8 @@ impl LabelArgs {
         match &self.labels_file {
             None => Ok(self.labels.iter().map(|label| Label::parse(label)).collect()),
             Some(path) => {
-                let text = prompt::text(None, Some(path))?;
-                let lines = text.lines().filter(|line| !line.trim().is_empty());
-                let labels: Vec<Label> = lines.map(Label::parse).collect();
+                let rows = Rows::lines(Some(path))?.map(|line| Ok(Label::parse(&line)));
+                let labels = rows.all()?;
                 match labels.is_empty() {
                     true => Err(Failure::failed(format!("{} has no labels", prompt::name(Some(path))))),
                     false => Ok(labels),

@@ -12,7 +12,7 @@ use wginfer::tasks;
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
-use super::{format, json, model, prompt};
+use super::{format, json, model, prompt, table};
 
 const EXAMPLES: &str = "Examples:
   wginfer logits \"Once upon a\" --top 5
@@ -127,8 +127,9 @@ fn of_labels(args: &Args, checkpoint: ModelFiles, out: &mut dyn Write) -> Result
         log::warn!("the text was cut to {} tokens, {n_cut} tokens lost", encoder.ctx());
     }
     let ids = prompt::check(ids)?;
-    let logits = tasks::encode_tokens(&mut encoder, vec![ids.clone()], Output::Logits, &mut |_| {})?;
-    let (Some(logits), Some(labels)) = (logits.first(), encoder.labels()) else { return Ok(()) };
+    let mut rows = tasks::encode_tokens(&mut encoder, vec![ids.clone()], Output::Logits, &mut |_| {})?;
+    let (Some(row), Some(labels)) = (rows.pop(), encoder.labels()) else { return Ok(()) };
+    let logits = &row?.values;
     let probabilities = labels.probabilities(logits);
     let probability = |i: usize| probabilities.as_ref().map(|p| p[i]);
     if args.json {
@@ -144,7 +145,8 @@ fn of_labels(args: &Args, checkpoint: ModelFiles, out: &mut dyn Write) -> Result
     writeln!(out, "{}", format!("{:<24} {:>10} {last:>12}", "label", "logit").trim_end())?;
     for i in best(logits, args.top.unwrap_or(TOP)) {
         let p = probability(i).map_or(String::new(), |p| format!(" {:>10.3} %", 100.0 * p));
-        writeln!(out, "{:<24} {:>10.4}{p}", labels.names[i], logits[i])?;
+        let name = format::shown(&labels.names[i], table::MOST);
+        writeln!(out, "{name:<24} {:>10.4}{p}", logits[i])?;
     }
     Ok(())
 }

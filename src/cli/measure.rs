@@ -7,7 +7,7 @@ use wginfer::bench::{self, BenchError, Limits, Meta};
 use super::failure::Failure;
 use super::output::{self, Inputs, Target};
 use super::table::Format;
-use super::terminal;
+use super::{format, terminal};
 
 /// The format of a report.
 #[derive(clap::Args)]
@@ -58,7 +58,7 @@ pub fn with_steps<T>(
     let result = measure(&mut |p| {
         bar.set_length(p.n_total as u64);
         bar.set_position(p.n_done as u64);
-        bar.set_message(p.next.to_string());
+        bar.set_message(format::escaped(p.next).into_owned());
     });
     terminal::finish(&bar);
     result

@@ -4,6 +4,10 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage; 130, 143 and 129 after SIGINT (Ctrl-C), SIGTERM and SIGHUP, which end
 //! every command alike (`interrupt`).
 //!
+//! Texts of files and models can hold characters on which a terminal acts. They are escaped on standard error, in tables
+//! and other reports for people, and in everything that goes to a terminal. JSON, CSV and generated text that goes to a
+//! pipe or a file are exact.
+//!
 //! A command is a file with its arguments (`Args`) and what it does (`run`), and a line in the table below. What
 //! commands share is in files that import no command.
 
@@ -30,6 +34,7 @@ mod model;
 mod output;
 mod plot;
 mod prompt;
+mod rows;
 mod sampling;
 mod score;
 mod summarize;
@@ -123,7 +128,11 @@ pub fn main() -> ExitCode {
         Ok(program) => program,
         Err(shown) => {
             // Help and version take this path too. If they cannot be printed, nobody reads them.
-            let _ = shown.print();
+            // Errors repeat arguments, among them names of files, with their escapes.
+            match std::env::args_os().any(|arg| arg.to_string_lossy().contains(format::is_acting)) {
+                true => terminal::lines(&shown.render().to_string()),
+                false => drop(shown.print()),
+            }
             return if shown.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };

@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::args::ModelArg;
 use super::failure::Failure;
 use super::interrupt::{self, Hold};
+use super::terminal::{Stdout, stdout};
 
 // --- standard output ---
 
@@ -31,7 +32,7 @@ pub struct Out {
 
 impl Out {
     pub fn new() -> Out {
-        Out { inner: io::stdout(), last: b'\n', hold: None }
+        Out { inner: stdout(), last: b'\n', hold: None }
     }
 
     /// Flushes it at the end of the command.
@@ -257,7 +258,7 @@ impl Target {
         };
         let file = match &self.place {
             Place::File(file) => file,
-            Place::Stdout => return Ok(output(Sink::Stdout(io::stdout()), None)),
+            Place::Stdout => return Ok(output(Sink::Stdout(stdout()), None)),
             Place::Stream => {
                 // A descriptor may stand for a file, which has what others wrote before.
                 let is_file = std::fs::metadata(&self.path).map_err(failed)?.is_file();
@@ -525,7 +526,7 @@ impl Write for Sink {
 impl Output {
     /// Standard output, for a command whose work a signal finishes in another thread.
     pub fn stdout() -> Output {
-        let sink = BufWriter::new(Sink::Stdout(io::stdout()));
+        let sink = BufWriter::new(Sink::Stdout(stdout()));
         Output { name: PathBuf::new(), sink, n_written: 0, partial: None }
     }
 
@@ -556,7 +557,7 @@ impl Output {
 
     /// Closes it without what was written since the last flush.
     fn close(&mut self) -> Option<PathBuf> {
-        let closed = BufWriter::with_capacity(0, Sink::Stdout(io::stdout()));
+        let closed = BufWriter::with_capacity(0, Sink::Stdout(stdout()));
         drop(std::mem::replace(&mut self.sink, closed).into_parts());
         self.partial.take()?.leave()
     }

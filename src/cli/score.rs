@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Serialize;
-use wginfer::engine::{Engine, Usage};
-use wginfer::tasks::{self, ClassifyInput, Label};
+use serde_json::Value;
+use wginfer::engine::{Engine, EngineError, Usage};
+use wginfer::tasks::{self, ClassifyInput, Label, TaskError};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
 use super::labels::{LabelArgs, load};
+use super::rows::{Object, Rows, brief, field, is_jsonl};
 use super::watch::watch;
 use super::{json, prompt};
 
@@ -26,7 +28,9 @@ A `.jsonl` file has one object per line:
   {\"prompt\": ..., \"answer\": ...}  the greedy answer is right if it is the same in lower case, without
                                   punctuation, articles and spare blanks (as SQuAD compares)
   {\"text\": ..., \"label\": ...}     the most probable label (as `classify` finds it) is right; the labels
-  {\"prompt\": ..., \"label\": ...}   are those in the field `labels`, or those of `--labels`";
+  {\"prompt\": ..., \"label\": ...}   are those in the field `labels`, or those of `--labels`
+Blank lines are skipped. In JSON, `index` is that of a line, from 0, blank ones counted. A line that fails has `error`
+there and counts in no accuracy; the exit code is 1.";
 
 /// Measure the perplexity of a text, or the accuracy of a model's answers
 #[derive(clap::Args)]
@@ -64,7 +68,6 @@ pub struct Args {
 
 /// A line of a `.jsonl` file.
 struct Item {
-    line: usize,
     question: String,
     expected: String,
     kind: Kind,
@@ -79,20 +82,37 @@ enum Kind {
     Text(Vec<Label>),
 }
 
+/// What the model found for an item.
+struct Found {
+    answer: String,
+    is_right: bool,
+    usage: Usage,
+}
+
 /// The result of one line.
 #[derive(Serialize)]
 struct ItemJson<'a> {
+    index: usize,
+    /// From 1, as editors count.
     line: usize,
-    expected: &'a str,
-    found: String,
-    is_right: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    found: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    is_right: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
 }
 
-#[derive(Default, Serialize)]
+#[derive(Serialize)]
 struct AccuracyJson<'a> {
-    accuracy: f64,
+    /// Null if no line has a result.
+    accuracy: Option<f64>,
     right: usize,
     items: usize,
+    /// Lines that failed.
+    failed: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     exact_match: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,18 +123,26 @@ struct AccuracyJson<'a> {
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let labels = args.labels.read()?;
-    let (text, from) = (prompt::text(None, args.file.as_deref())?, prompt::name(args.file.as_deref()));
-    if text.trim().is_empty() {
-        return Err(Failure::failed(format!("{from} is empty")));
-    }
-    let has_extension = args.file.as_deref().and_then(Path::extension).is_some_and(|e| e == "jsonl");
-    if args.jsonl || has_extension {
+    let from = prompt::name(args.file.as_deref());
+    let empty = || Failure::failed(format!("{from} is empty"));
+    if is_jsonl(args.file.as_deref(), args.jsonl) {
         if args.max_tokens == 0 {
             return Err(Failure::usage("`max_tokens` is 0, expected at least 1"));
         }
-        let items = items(&text, &from, &labels)?;
+        if !labels.is_empty() {
+            tasks::check_labels(&labels)?;
+        }
+        let objects = Rows::objects(args.file.as_deref())?;
+        if objects.rows.is_empty() {
+            return Err(empty());
+        }
+        let items = objects.map(|object| item(&object, &labels));
         let mut engine = load(args.model.open()?, &args.device)?;
-        return accuracy(args, &mut engine, &items, out);
+        return accuracy(args, &mut engine, items, out);
+    }
+    let text = prompt::text(None, args.file.as_deref())?;
+    if text.trim().is_empty() {
+        return Err(empty());
     }
     if !labels.is_empty() {
         let hint = "`--jsonl` treats a file of any name as one";
@@ -140,45 +168,50 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
-fn items(text: &str, from: &str, labels: &[Label]) -> Result<Vec<Item>, Failure> {
-    let parse = |(line, object): (usize, prompt::Object)| {
-        let wrong = |message: String| Failure::failed(format!("{from}, line {line}: {message}"));
-        let field = |key| prompt::field(&object, key, from, line);
-        let (asked, text, answer, label) =
-            (field("prompt")?, field("text")?, field("answer")?, field("label")?);
-        let own = match object.get("labels") {
-            None => None,
-            Some(serde_json::Value::Array(list)) => {
-                let names: Option<Vec<Label>> = list.iter().map(|v| v.as_str().map(Label::parse)).collect();
-                Some(names.ok_or_else(|| wrong("`labels` must be a list of texts".into()))?)
-            }
-            Some(other) => return Err(wrong(format!("`labels` is {other}, expected a list of texts"))),
-        };
-        let labels = own.unwrap_or_else(|| labels.to_vec());
-        let (question, expected, kind) = match (asked, text, answer, label) {
+fn item(object: &Object, labels: &[Label]) -> Result<Item, Failure> {
+    let own = match object.get("labels") {
+        None => None,
+        Some(Value::Array(list)) => {
+            let names: Option<Vec<Label>> = list.iter().map(|v| v.as_str().map(Label::parse)).collect();
+            Some(names.ok_or_else(|| Failure::failed("`labels` must be a list of texts"))?)
+        }
+        Some(other) => {
+            return Err(Failure::failed(format!("`labels` is {}, expected a list of texts", brief(other))));
+        }
+    };
+    let labels = own.unwrap_or_else(|| labels.to_vec());
+    let field = |key| field(object, key);
+    let (question, expected, kind) =
+        match (field("prompt")?, field("text")?, field("answer")?, field("label")?) {
             (Some(prompt), None, Some(answer), None) => (prompt, answer, Kind::Answer),
             (Some(prompt), None, None, Some(label)) => (prompt, label, Kind::Prompt(labels)),
             (None, Some(text), None, Some(label)) => (text, label, Kind::Text(labels)),
             _ => {
-                let message = "expected `prompt` with `answer` or `label`, or `text` with `label`";
                 let keys: Vec<String> = object.keys().map(|key| format!("`{key}`")).collect();
-                return Err(wrong(format!("{message}, found {}", keys.join(", "))));
+                let found = if keys.is_empty() { "none".to_string() } else { keys.join(", ") };
+                return Err(Failure::failed(format!(
+                    "expected `prompt` with `answer` or `label`, or `text` with `label`, found {found}"
+                )));
             }
         };
-        if let Kind::Prompt(labels) | Kind::Text(labels) = &kind {
-            if labels.is_empty() {
-                return Err(wrong("expected a field `labels`, or `--labels`, found none".into()));
-            }
-            if !labels.iter().any(|label| label.name == expected) {
-                return Err(wrong(format!("`label` is `{expected}`, which is not among the labels")));
-            }
+    if let Kind::Prompt(labels) | Kind::Text(labels) = &kind {
+        if labels.is_empty() {
+            return Err(Failure::failed("expected a field `labels`, or `--labels`, found none"));
         }
-        Ok(Item { line, question: question.to_string(), expected: expected.to_string(), kind })
-    };
-    prompt::objects(text, from)?.into_iter().map(parse).collect()
+        tasks::check_labels(labels)?;
+        if !labels.iter().any(|label| label.name == expected) {
+            return Err(Failure::failed(format!("`label` is `{expected}`, which is not among the labels")));
+        }
+    }
+    Ok(Item { question: question.to_string(), expected: expected.to_string(), kind })
 }
 
-fn accuracy(args: &Args, engine: &mut Engine, items: &[Item], out: &mut dyn Write) -> Result<(), Failure> {
+/// Asks the model. Returns what it found for each item, in their order.
+fn ask(
+    engine: &mut Engine,
+    items: &[&Item],
+    max_tokens: usize,
+) -> Result<Vec<Result<Found, TaskError>>, Failure> {
     // Lines with the same labels are one batch.
     let mut by_labels: BTreeMap<&[Label], Vec<usize>> = BTreeMap::new();
     let mut free = Vec::new();
@@ -188,18 +221,18 @@ fn accuracy(args: &Args, engine: &mut Engine, items: &[Item], out: &mut dyn Writ
             Kind::Prompt(labels) | Kind::Text(labels) => by_labels.entry(labels).or_default().push(i),
         }
     }
-    let mut found: Vec<(String, bool)> = vec![Default::default(); items.len()];
-    let mut usages = Vec::new();
+    let mut found: Vec<Result<Found, TaskError>> = items.iter().map(|_| Err(TaskError::Stopped)).collect();
     watch(
         |_| Ok(()),
         |on| {
             if !free.is_empty() {
                 let pairs: Vec<(&str, &str)> =
                     free.iter().map(|i| (&items[*i].question[..], &items[*i].expected[..])).collect();
-                let matches = tasks::exact_match(engine, &pairs, args.max_tokens, on)?;
-                for (i, found_one) in free.iter().zip(matches) {
-                    usages.push(found_one.usage);
-                    found[*i] = (found_one.answer, found_one.is_right);
+                let matches = tasks::exact_match(engine, &pairs, max_tokens, on)?;
+                for (i, one) in free.iter().zip(matches) {
+                    let of =
+                        |m: tasks::Match| Found { answer: m.answer, is_right: m.is_right, usage: m.usage };
+                    found[*i] = one.map(of);
                 }
             }
             for (labels, group) in &by_labels {
@@ -208,40 +241,69 @@ fn accuracy(args: &Args, engine: &mut Engine, items: &[Item], out: &mut dyn Writ
                     _ => ClassifyInput::Prompt(&items[*i].question),
                 };
                 let inputs: Vec<ClassifyInput<'_>> = group.iter().map(input).collect();
-                for (i, classified) in group.iter().zip(tasks::classify(engine, &inputs, labels, on)?) {
-                    let best = classified.best().map(|best| best.label.clone()).unwrap_or_default();
-                    usages.push(classified.usage);
-                    found[*i] = (best.clone(), best == items[*i].expected);
+                let classified = match tasks::classify(engine, &inputs, labels, on) {
+                    Ok(classified) => classified,
+                    Err(error) => {
+                        // Only these lines have these labels.
+                        let again = || of_labels(&error);
+                        let all: Option<Vec<TaskError>> = group.iter().map(|_| again()).collect();
+                        all.ok_or(error)?.into_iter().map(Err).collect()
+                    }
+                };
+                for (i, one) in group.iter().zip(classified) {
+                    found[*i] = one.map(|classification| {
+                        let answer = classification.best().map(|best| best.label.clone()).unwrap_or_default();
+                        let is_right = answer == items[*i].expected;
+                        Found { answer, is_right, usage: classification.usage }
+                    });
                 }
             }
             Ok(())
         },
     )?;
+    Ok(found)
+}
+
+/// Another of an error that is about the labels.
+fn of_labels(error: &TaskError) -> Option<TaskError> {
+    match error {
+        TaskError::Label { label, problem } => Some(TaskError::Label { label: label.clone(), problem }),
+        TaskError::Engine(EngineError::PromptTooLong { found, expected }) => {
+            Some(EngineError::PromptTooLong { found: *found, expected: *expected }.into())
+        }
+        _ => None,
+    }
+}
+
+fn accuracy(args: &Args, engine: &mut Engine, items: Rows<Item>, out: &mut dyn Write) -> Result<(), Failure> {
+    let found = ask(engine, &items.good(), args.max_tokens)?;
+    let done = items.with(found.into_iter().map(|one| Ok(one?)));
+    let scored = || done.rows.iter().filter_map(|row| row.input.as_ref().zip(row.result.as_ref().ok()));
     let share = |of: &dyn Fn(&Item) -> bool| {
-        let right: Vec<bool> = items
-            .iter()
-            .zip(&found)
-            .filter(|(item, _)| of(item))
-            .map(|(_, (_, is_right))| *is_right)
-            .collect();
+        let right: Vec<bool> =
+            scored().filter(|(item, _)| of(item)).map(|(_, found)| found.is_right).collect();
         let n_right = right.iter().filter(|right| **right).count();
         (!right.is_empty()).then(|| (n_right as f64 / right.len() as f64, n_right, right.len()))
     };
     let is_free = |item: &Item| matches!(item.kind, Kind::Answer);
     let (exact, labelled) = (share(&is_free), share(&|item| !is_free(item)));
-    let (accuracy, right, n_items) = share(&|_| true).unwrap_or_default();
-    let usage = tasks::total(usages);
+    let all = share(&|_| true);
+    let usage = tasks::total(scored().map(|(_, found)| found.usage));
     if args.json {
-        let results = items.iter().zip(found).map(|(item, (found, is_right))| ItemJson {
-            line: item.line,
-            expected: &item.expected,
-            found,
-            is_right,
+        let results = done.rows.iter().map(|row| ItemJson {
+            index: row.index,
+            line: row.index + 1,
+            expected: row.input.as_ref().map(|item| &item.expected[..]),
+            found: row.result.as_ref().ok().map(|found| &found.answer[..]),
+            is_right: row.result.as_ref().ok().map(|found| found.is_right),
+            error: row.result.as_ref().err().map(Failure::message),
         });
+        let (right, n_items) = all.map_or((0, 0), |(_, n_right, n)| (n_right, n));
         let accuracy = AccuracyJson {
-            accuracy,
+            accuracy: all.map(|a| a.0),
             right,
             items: n_items,
+            failed: done.rows.len() - n_items,
             exact_match: exact.map(|e| e.0),
             label_accuracy: labelled.map(|l| l.0),
             usage,
@@ -261,5 +323,5 @@ fn accuracy(args: &Args, engine: &mut Engine, items: &[Item], out: &mut dyn Writ
         usage.cached_tokens,
         usage.completion_tokens
     );
-    Ok(())
+    done.report(args.json)
 }

@@ -26,7 +26,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let text = args.document.read()?;
+    let text = args.document.read()?.text;
     let words = args.words.map(|n| n as usize);
     let summary =
         args.document.run(out, |engine, options, on| tasks::summarize(engine, &text, words, options, on))?;

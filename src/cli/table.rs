@@ -1,10 +1,14 @@
-//! Tables as text, Markdown and CSV.
+//! Tables as text, Markdown and CSV. In the former two, which people read, cells are escaped and cut.
 
 use std::io::Write;
 
 use clap::ValueEnum;
 
 use super::failure::Failure;
+use super::format;
+
+/// Most characters of a cell that people read.
+pub const MOST: usize = 200;
 
 /// The format of a table; JSON has its data.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,16 +47,22 @@ impl Table {
         std::iter::once(header).chain(self.rows.iter().map(|row| row.iter().map(String::as_str).collect()))
     }
 
+    /// The cells as people see them.
+    fn shown(&self) -> impl Iterator<Item = Vec<String>> {
+        self.lines().map(|line| line.into_iter().map(|cell| format::shown(cell, MOST)).collect())
+    }
+
     fn is_number(&self, column: usize) -> bool {
         self.headers.get(column).is_some_and(|h| h.starts_with(' '))
     }
 
     fn text(&self, out: &mut dyn Write) -> Result<(), Failure> {
-        let width = |c: usize| self.lines().filter_map(|l| l.get(c).map(|t| t.chars().count())).max();
+        let lines: Vec<Vec<String>> = self.shown().collect();
+        let width = |c: usize| lines.iter().filter_map(|l| l.get(c).map(|t| t.chars().count())).max();
         let widths: Vec<usize> = (0..self.headers.len()).map(|c| width(c).unwrap_or(0)).collect();
-        for line in self.lines() {
+        for line in &lines {
             let mut text = String::new();
-            for (c, cell) in line.into_iter().enumerate() {
+            for (c, cell) in line.iter().enumerate() {
                 // Counted in characters, as the formatter does.
                 let w = widths.get(c).copied().unwrap_or(0);
                 text += &if self.is_number(c) { format!("{cell:>w$}  ") } else { format!("{cell:<w$}  ") };
@@ -63,7 +73,7 @@ impl Table {
     }
 
     fn markdown(&self, out: &mut dyn Write) -> Result<(), Failure> {
-        for (i, line) in self.lines().enumerate() {
+        for (i, line) in self.shown().enumerate() {
             let cells: Vec<String> = line.into_iter().map(|cell| cell.replace('|', "\\|")).collect();
             writeln!(out, "| {} |", cells.join(" | "))?;
             if i == 0 {
@@ -78,7 +88,7 @@ impl Table {
     fn csv(&self, out: &mut dyn Write) -> Result<(), Failure> {
         for line in self.lines() {
             let quoted = |cell: &str| {
-                if cell.contains([',', '"', '\n']) {
+                if cell.contains([',', '"', '\n', '\r']) {
                     format!("\"{}\"", cell.replace('"', "\"\""))
                 } else {
                     cell.to_string()
@@ -107,5 +117,22 @@ mod tests {
         assert_eq!(write(Format::Table), "name    n\na, b    1\nµ|    100\n");
         assert_eq!(write(Format::Md), "| name | n |\n|---|---:|\n| a, b | 1 |\n| µ\\| | 100 |\n");
         assert_eq!(write(Format::Csv), "name,n\n\"a, b\",1\nµ|,100\n");
+    }
+
+    #[test]
+    fn cells_of_files_are_escaped_and_cut() {
+        let mut table = Table::new(&["na\x1bme", " n"]);
+        table.push(vec!["\x1b[2Ja\nb".into(), "1".into()]);
+        table.push(vec!["x".repeat(1 << 20), "2".into()]);
+        for format in [Format::Table, Format::Md] {
+            let mut out = Vec::new();
+            table.write(format, &mut out).expect("memory can be written");
+            let text = String::from_utf8(out).expect("UTF-8");
+            assert!(
+                !text.contains('\x1b') && text.contains("\\u{1b}[2Ja\\nb") && text.len() < 2000,
+                "{text}"
+            );
+            assert!(text.starts_with("na\\u{1b}me") || text.starts_with("| na\\u{1b}me |"), "{text}");
+        }
     }
 }

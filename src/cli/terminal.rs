@@ -1,12 +1,17 @@
-//! Standard error: log lines, the progress bar, the final error.
+//! The terminal. Everything for standard error is written here: log lines, the progress bar, the final error; what comes
+//! from files is escaped and cut there. [`Escaping`] does the former for standard output.
 
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Mutex;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use log::{Level, LevelFilter};
 
 use super::failure::Failure;
+use super::format;
+
+/// Most characters of a line on standard error: ten lines of a terminal.
+const MOST: usize = 800;
 
 struct Terminal {
     /// The bar on the screen, if any: lines are written above it.
@@ -39,6 +44,11 @@ pub fn error(failure: &Failure) {
     if let Some(hint) = hint {
         TERMINAL.line(&format!("hint: {hint}"));
     }
+}
+
+/// Prints a message of several lines, which may repeat the arguments, and with them names of files.
+pub fn lines(text: &str) {
+    text.trim_end().lines().for_each(|line| TERMINAL.line(line));
 }
 
 /// Smaller models load faster than a bar can be read.
@@ -103,7 +113,9 @@ pub fn clear() {
 }
 
 impl Terminal {
+    /// Writes one line, whatever is in it.
     fn line(&self, text: &str) {
+        let text = format::shown(text, MOST);
         // If standard error is closed, nobody reads it, so failures are ignored: `eprintln!` would panic.
         let write = || {
             let _ = writeln!(std::io::stderr(), "{text}");
@@ -115,24 +127,109 @@ impl Terminal {
     }
 }
 
+fn is_ours(metadata: &log::Metadata<'_>) -> bool {
+    metadata.target().split("::").next() == Some("wginfer")
+}
+
 impl log::Log for Terminal {
     fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
         // Drivers and wgpu log much that the user can do nothing about.
         let verbose = log::max_level() >= LevelFilter::Debug;
-        let ours = metadata.target().split("::").next() == Some("wginfer");
-        ours || (verbose && metadata.level() <= Level::Warn)
+        is_ours(metadata) || (verbose && metadata.level() <= Level::Warn)
     }
 
     fn log(&self, record: &log::Record<'_>) {
         if !self.enabled(record.metadata()) {
             return;
         }
-        match record.level() {
-            Level::Error => self.line(&format!("error: {}", record.args())),
-            Level::Warn => self.line(&format!("warning: {}", record.args())),
-            _ => self.line(&record.args().to_string()),
+        let text = match record.level() {
+            Level::Error => format!("error: {}", record.args()),
+            Level::Warn => format!("warning: {}", record.args()),
+            _ => record.args().to_string(),
+        };
+        // A message of ours is one line, and so a line break in it comes from a file.
+        match is_ours(record.metadata()) {
+            true => self.line(&text),
+            false => text.lines().for_each(|line| self.line(line)),
         }
     }
 
     fn flush(&self) {}
+}
+
+/// Standard output: on a terminal, no control character acts but line break and tab.
+pub type Stdout = Escaping<io::Stdout>;
+
+/// Standard output.
+pub fn stdout() -> Stdout {
+    let out = io::stdout();
+    Escaping { is_terminal: out.is_terminal(), out, pending: Vec::new() }
+}
+
+/// Escapes what acts on a terminal, if it is one.
+pub struct Escaping<W> {
+    out: W,
+    is_terminal: bool,
+    /// The beginning of a character whose other bytes have not been written yet.
+    pending: Vec<u8>,
+}
+
+impl<W: Write> Write for Escaping<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.is_terminal {
+            return self.out.write(bytes);
+        }
+        let mut whole = std::mem::take(&mut self.pending);
+        whole.extend_from_slice(bytes);
+        let mut shown = String::with_capacity(whole.len());
+        let mut chunks = whole.utf8_chunks().peekable();
+        while let Some(chunk) = chunks.next() {
+            for c in chunk.valid().chars() {
+                match c {
+                    '\n' | '\t' => shown.push(c),
+                    c if format::is_acting(c) => shown += &format::escape(c),
+                    c => shown.push(c),
+                }
+            }
+            let broken = chunk.invalid();
+            if chunks.peek().is_none() && std::str::from_utf8(broken).is_err_and(|e| e.error_len().is_none())
+            {
+                self.pending = broken.to_vec();
+            } else {
+                broken.iter().for_each(|byte| shown += &format!("\\x{byte:02x}"));
+            }
+        }
+        self.out.write_all(shown.as_bytes())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::Escaping;
+
+    #[test]
+    fn nothing_acts_on_a_terminal() {
+        let cases: [(&[u8], &str); 5] = [
+            (b"a story\n\twith a tab\n", "a story\n\twith a tab\n"),
+            (b"\x1b]0;title\x07\x1b[2J\r", "\\u{1b}]0;title\\u{7}\\u{1b}[2J\\r"),
+            ("né 猫\u{9b}m\u{202e}x".as_bytes(), "né 猫\\u{9b}m\\u{202e}x"),
+            (b"\x9b31m \xff\xc3(", "\\x9b31m \\xff\\xc3("),
+            (b"\xe7\x8c", ""),
+        ];
+        for (bytes, expected) in cases {
+            // In one piece, and byte by byte.
+            for step in [bytes.len(), 1] {
+                let mut out = Escaping { out: Vec::new(), is_terminal: true, pending: Vec::new() };
+                bytes.chunks(step).for_each(|piece| out.write_all(piece).expect("memory"));
+                assert_eq!(String::from_utf8(out.out).expect("UTF-8"), expected);
+            }
+        }
+    }
 }

@@ -19,7 +19,7 @@ use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
 use super::interrupt::Unfinished;
 use super::output::{self, Inputs, Output, Target};
-use super::terminal;
+use super::{format, terminal};
 
 const EXAMPLES: &str = "Examples:
   wginfer transcribe -m ~/models/whisper-small talk.mp3
@@ -267,7 +267,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             match outputs.get(i) {
                 Some(target) => log::info!("{name} -> {}", target.path().display()),
                 None if n > 1 => {
-                    writeln!(out, "--- {name} ---")?;
+                    writeln!(out, "--- {} ---", format::escaped(&name.to_string()))?;
                     out.flush()?;
                 }
                 None => {}

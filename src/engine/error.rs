@@ -3,10 +3,29 @@
 use std::path::PathBuf;
 
 use crate::checkpoint::CheckpointError;
+use crate::dtype::Dtype;
 use crate::gpu::GpuError;
 use crate::models::ModelError;
 use crate::text::TextError;
 use crate::weights::WeightsError;
+
+/// Bytes of memory that an engine takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryNeed {
+    /// The weights.
+    pub weights_bytes: u64,
+    /// The KV cache.
+    pub cache_bytes: u64,
+    /// Activations, tables, readback, and what the upload holds for a while.
+    pub other_bytes: u64,
+}
+
+impl MemoryNeed {
+    /// All together.
+    pub fn total_bytes(&self) -> u64 {
+        self.weights_bytes.saturating_add(self.cache_bytes).saturating_add(self.other_bytes)
+    }
+}
 
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +84,25 @@ pub enum EngineError {
         /// The cache's positions.
         expected: usize,
     },
+    /// The free memory does not hold the model.
+    #[error(
+        "the model needs {} of memory ({} for weights, {} for the KV cache, {} for the rest), {} are free",
+        size(need.total_bytes()),
+        size(need.weights_bytes),
+        size(need.cache_bytes),
+        size(need.other_bytes),
+        size(*free_bytes)
+    )]
+    Memory {
+        /// What it would take.
+        need: MemoryNeed,
+        /// What is free.
+        free_bytes: u64,
+        /// A shorter context that would fit, or would together with `fitting_quantize`.
+        fitting_ctx: Option<usize>,
+        /// A quantised type with which it would fit, or would together with `fitting_ctx`.
+        fitting_quantize: Option<Dtype>,
+    },
     /// [`Loading::finish`](super::Loading::finish) was called too early.
     #[error("the model is not loaded yet: {done_bytes} of {total_bytes} bytes are on the device")]
     NotLoaded {
@@ -114,13 +152,32 @@ pub enum EngineError {
     Text(#[from] TextError),
     /// The model.
     #[error(transparent)]
-    Model(#[from] ModelError),
+    Model(ModelError),
     /// The weights.
     #[error(transparent)]
-    Weights(#[from] WeightsError),
+    Weights(WeightsError),
     /// The device.
     #[error(transparent)]
     Gpu(#[from] GpuError),
+}
+
+// An error of the device is always `Gpu`, wherever it happened.
+impl From<WeightsError> for EngineError {
+    fn from(error: WeightsError) -> Self {
+        match error {
+            WeightsError::Gpu(error) => EngineError::Gpu(error),
+            other => EngineError::Weights(other),
+        }
+    }
+}
+
+impl From<ModelError> for EngineError {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Weights(WeightsError::Gpu(error)) => EngineError::Gpu(error),
+            other => EngineError::Model(other),
+        }
+    }
 }
 
 /// A speech model got only text.
@@ -142,6 +199,15 @@ impl EngineError {
             EngineError::CacheTooSmall { .. } => {
                 Some("shorten the prompt, or raise `EngineOptions::kv_tokens`".into())
             }
+            EngineError::Memory { fitting_ctx, fitting_quantize, .. } => {
+                let ctx = fitting_ctx.map(|n| format!("`EngineOptions::ctx` {n}"));
+                let quantize = fitting_quantize.map(|dtype| format!("`EngineOptions::quantize` {dtype}"));
+                let fitting: Vec<String> = ctx.into_iter().chain(quantize).collect();
+                Some(match fitting.is_empty() {
+                    true => "a smaller model is needed".to_string(),
+                    false => format!("it would fit with {}", fitting.join(" and ")),
+                })
+            }
             EngineError::Busy { .. } => Some("submit it again when other requests have ended".into()),
             EngineError::NotFinite { .. } => Some(
                 "the weights contain values that are not finite, or too large for `EngineOptions::kv_dtype`"
@@ -160,5 +226,13 @@ impl EngineError {
             EngineError::Gpu(e) => e.hint(),
             _ => None,
         }
+    }
+}
+
+/// A number of bytes in a unit that suits it.
+fn size(bytes: u64) -> String {
+    match bytes as f64 / 1e6 {
+        mb if mb < 1000.0 => format!("{mb:.1} MB"),
+        mb => format!("{:.1} GB", mb / 1000.0),
     }
 }

@@ -5,24 +5,22 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::model::page_width;
+use super::memory;
+use super::model::{page_bytes, page_width};
 use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
-use super::scheduler::{Admission, ClipTable, Limits, PAGE_SIZE, Scheduler, Step};
+use super::scheduler::{Admission, ClipTable, Limits, PAGE_SIZE, Scheduler, Step, Work};
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
-use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, RequestId, Sampling};
+use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, MemoryNeed, RequestId, Sampling};
 use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
-use crate::models::{Capacity, LoadProgress, ModelError, ModelKind, ModelShape, Upload};
+use crate::models::{
+    Capacity, LoadProgress, Loader, MOST_SLICE, Model, ModelError, ModelKind, ModelShape, PIECE, Upload,
+};
 use crate::ops::{KvLayer, Rows};
 
 /// Longest default context in tokens: models allow 128 K and more, for which few machines have the memory.
 pub(super) const DEFAULT_CTX: usize = 4096;
-
-/// Bytes of a piece of weights, and most pieces per slice: the driver keeps a copy of each piece until it has been
-/// submitted, and two slices can be in flight.
-const PIECE: usize = 4 << 20;
-const MOST_PIECES: usize = 8;
 
 /// An engine whose weights are being uploaded. A guest calls [`Loading::advance`] in its frame loop until
 /// [`Loading::is_done`], then [`Loading::finish`]. On a device of our own, [`Loading::wait`] does all that.
@@ -137,7 +135,7 @@ impl Machine for Uploads {
     fn next(&mut self) -> Option<Pieces> {
         let upload = self.0.iter().position(|upload| !upload.is_done())?;
         let LoadProgress { done_bytes, total_bytes } = self.0[upload].progress();
-        let n = total_bytes.saturating_sub(done_bytes).div_ceil(PIECE).clamp(1, MOST_PIECES);
+        let n = total_bytes.saturating_sub(done_bytes).div_ceil(PIECE).clamp(1, MOST_SLICE / PIECE);
         Some(Pieces { upload, n })
     }
 
@@ -157,6 +155,8 @@ impl Machine for Uploads {
     }
 
     fn landed(&mut self, _: Pieces, _: &[u8]) {}
+
+    fn abandon(&mut self, _: Vec<Pieces>, _: &GpuError) {}
 }
 
 impl Engine {
@@ -190,6 +190,13 @@ impl Engine {
         let options = EngineOptions { ctx: Some(ctx), ..options };
         // Checked first, so that a context beyond all limits fails before anything is allocated.
         let sizes = Sizes::new(gpu, &shape, &options)?;
+        memory::check(gpu, ctx, options.quantize, |ctx, quantize| {
+            let plan = gpu.plan();
+            let (weights, loader) = LoadedModel::allocate(&plan, &files, ModelKind::Decoder, ctx, quantize)?;
+            let options = EngineOptions { ctx: Some(ctx), quantize, ..options.clone() };
+            let need = Engine::need(&plan, &shape, &weights, &options)?;
+            Ok(MemoryNeed { other_bytes: need.other_bytes + staging_bytes(gpu, &loader)?, ..need })
+        })?;
         let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Decoder, ctx, options.quantize)?;
         let (mut engine, variants) = Engine::build(gpu, Arc::new(model), &options, sizes)?;
         Loading::new(gpu, vec![upload], variants, |compile_time| {
@@ -212,6 +219,10 @@ impl Engine {
         }
         let options = EngineOptions { ctx: Some(ctx), ..options };
         let sizes = Sizes::new(gpu, &model.shape, &options)?;
+        memory::check(gpu, ctx, None, |ctx, _| {
+            let options = EngineOptions { ctx: Some(ctx), ..options.clone() };
+            Engine::need(&gpu.plan(), &model.shape, &model.weights, &options)
+        })?;
         let (mut engine, variants) = Engine::build(gpu, model.clone(), &options, sizes)?;
         let begin = Instant::now();
         gpu.compile(&variants)?;
@@ -219,15 +230,30 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Allocates everything. Returns the variants that its steps use, too.
-    fn build(
+    /// What an engine takes on `plan`, where nothing is allocated, and what has been planned there before: `weights`.
+    fn need(
+        plan: &Gpu,
+        shape: &ModelShape,
+        weights: &Arc<dyn Model>,
+        options: &EngineOptions,
+    ) -> Result<MemoryNeed, EngineError> {
+        let weights_bytes = plan.counts().live_bytes;
+        let sizes = Sizes::new(plan, shape, options)?;
+        let _parts = Engine::allocate(plan, shape, weights, options, sizes)?;
+        let cache_bytes = (sizes.n_pages as u64).saturating_mul(page_bytes(shape, options.kv_dtype) as u64);
+        let other_bytes = plan.counts().live_bytes.saturating_sub(weights_bytes + cache_bytes);
+        Ok(MemoryNeed { weights_bytes, cache_bytes, other_bytes })
+    }
+
+    /// Allocates everything but the weights.
+    fn allocate(
         gpu: &Gpu,
-        model: Arc<LoadedModel>,
+        shape: &ModelShape,
+        weights: &Arc<dyn Model>,
         options: &EngineOptions,
         sizes: Sizes,
-    ) -> Result<(Engine, Vec<Variant>), EngineError> {
-        let shape = &model.shape;
-        let Sizes { capacity, n_pages, seq_pages, max_logprobs, prompt_logprobs } = sizes;
+    ) -> Result<(Runner, Option<ClipTable>, Stepper<Work>), EngineError> {
+        let Sizes { capacity, n_pages, seq_pages, max_logprobs, .. } = sizes;
         let Capacity { max_rows, max_seqs, max_sampled, max_seq_len: ctx } = capacity;
         let kv = shape.attention.iter().enumerate();
         let kv = kv.map(|(i, a)| KvLayer::new(gpu, i, n_pages, page_width(a), options.kv_dtype));
@@ -239,10 +265,10 @@ impl Engine {
             Ok::<_, EngineError>((table, clips))
         });
         let (clip_table, clips) = clips.transpose()?.unzip();
-        let mut runner = Runner {
+        let runner = Runner {
             gpu: gpu.clone(),
-            model: model.weights.clone(),
-            scratch: model.weights.scratch(gpu, capacity)?,
+            model: weights.clone(),
+            scratch: weights.scratch(gpu, capacity)?,
             kv: kv.collect::<Result<_, GpuError>>()?,
             steps: StepTables::new(gpu, max_rows, max_sampled)?,
             slots: SlotTables::new(gpu, max_seqs, ctx, seq_pages, shape.vocab_size)?,
@@ -257,7 +283,21 @@ impl Engine {
         if let Some(clips) = runner.clips.as_ref().filter(|clips| clips.weights.is_some()) {
             read_bytes += (max_rows * 4 * clips.alignment_width()) as u64;
         }
-        let mut stepper = Stepper::new(gpu, read_bytes, options.run_ahead)?;
+        Ok((runner, clip_table, Stepper::new(gpu, read_bytes, options.run_ahead)?))
+    }
+
+    /// Allocates everything but the weights. Returns the variants that its steps use, too.
+    fn build(
+        gpu: &Gpu,
+        model: Arc<LoadedModel>,
+        options: &EngineOptions,
+        sizes: Sizes,
+    ) -> Result<(Engine, Vec<Variant>), EngineError> {
+        let shape = &model.shape;
+        let Sizes { capacity, n_pages, max_logprobs, prompt_logprobs, .. } = sizes;
+        let Capacity { max_rows, max_seqs, max_sampled, max_seq_len: ctx } = capacity;
+        let (mut runner, clip_table, mut stepper) =
+            Engine::allocate(gpu, shape, &model.weights, options, sizes)?;
         let variants = stepper.recorder().variants(|rec| rehearse(&mut runner, rec, sizes));
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
         let limits = Limits {
@@ -282,6 +322,13 @@ impl Engine {
         let (gpu, compile_time) = (gpu.clone(), Duration::ZERO);
         Ok((Engine { gpu, model, machine, stepper, compile_time }, variants))
     }
+}
+
+/// Most bytes that a load takes and then gives back.
+pub(super) fn staging_bytes(gpu: &Gpu, loader: &Loader) -> Result<u64, GpuError> {
+    let plan = gpu.plan();
+    let _stepper = Stepper::<Pieces>::new(&plan, 4, true)?;
+    Ok(plan.counts().live_bytes + loader.staging_bytes())
 }
 
 /// The sizes of an engine.

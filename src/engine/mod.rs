@@ -14,6 +14,7 @@ mod encoder;
 mod error;
 mod events;
 mod loading;
+mod memory;
 mod model;
 mod options;
 mod runner;
@@ -26,7 +27,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 pub use encoder::{Encoded, EncoderOptions, Output, TextEncoder};
-pub use error::EngineError;
+pub use error::{EngineError, MemoryNeed};
 pub use events::{
     Event, FinishReason, Logits, Logprobs, Request, RequestId, SpeechRequest, Timings, TokenLogprob, Usage,
 };
@@ -36,7 +37,7 @@ pub use options::EngineOptions;
 pub use sampling::{MAX_BIAS, Sampling, SpeechRules, TimestampRules};
 pub use scheduler::{ClipId, PAGE_SIZE};
 
-use crate::gpu::{Gpu, Recorder};
+use crate::gpu::{Gpu, GpuError, Recorder};
 use crate::models::ModelShape;
 use crate::text::Tokenizer;
 use runner::{Clips, Runner};
@@ -115,8 +116,9 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Busy`] if [`EngineOptions::max_waiting`] requests wait already; [`EngineError::EmptyPrompt`],
     /// [`EngineError::PromptTooLong`], [`EngineError::CacheTooSmall`], [`EngineError::TokenRange`],
-    /// [`EngineError::Parameter`]. After an error, nothing has been queued.
+    /// [`EngineError::Parameter`]; [`EngineError::Gpu`] if the device is lost. After an error, nothing has been queued.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, EngineError> {
+        self.stepper.check(&mut self.machine)?;
         self.machine.scheduler.submit(request)
     }
 
@@ -130,8 +132,10 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Speech`] if the model has no audio encoder; [`EngineError::Clip`] if the features have another
-    /// size or are not finite, or [`EngineOptions::max_clips`] clips are kept already.
+    /// size or are not finite, or [`EngineOptions::max_clips`] clips are kept already; [`EngineError::Gpu`] if the
+    /// device is lost.
     pub fn listen(&mut self, features: &[f32]) -> Result<ClipId, EngineError> {
+        self.stepper.check(&mut self.machine)?;
         self.machine.scheduler.listen(features)
     }
 
@@ -180,21 +184,29 @@ impl Engine {
     /// The events since the last call. Never waits.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`] if the device is lost.
+    /// [`EngineError::Gpu`] if the device is lost. The events from before come first, with one [`Event::Failed`] for
+    /// each request that was open.
     pub fn events(&mut self) -> Result<Vec<Event>, EngineError> {
-        self.stepper.collect(&mut self.machine)?;
-        Ok(self.machine.scheduler.events())
+        let collected = self.stepper.collect(&mut self.machine);
+        self.events_or(collected)
+    }
+
+    /// The events, or if there are none, what has happened.
+    fn events_or(&mut self, result: Result<(), EngineError>) -> Result<Vec<Event>, EngineError> {
+        let events = self.machine.scheduler.events();
+        if events.is_empty() { result.map(|()| events) } else { Ok(events) }
     }
 
     /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit,
     /// and returns the events. Call it until [`Engine::is_idle`].
     ///
     /// # Errors
-    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the
-    /// host submits. In that case nothing has been recorded.
+    /// As [`Engine::events`]; [`GpuError::Adopted`] on an adopted device, where only the host submits. In that case
+    /// nothing has been recorded.
     pub fn pump(&mut self) -> Result<Vec<Event>, EngineError> {
-        self.stepper.pump(&mut self.machine)?;
-        Ok(self.machine.scheduler.events())
+        self.gpu.check_owned()?;
+        let pumped = self.stepper.pump(&mut self.machine);
+        self.events_or(pumped)
     }
 
     /// Runs until all requests have ended, and passes each event to `on_event`.
@@ -259,6 +271,10 @@ impl Machine for Decoding {
                 self.scheduler.step_landed(&step, results);
             }
         }
+    }
+
+    fn abandon(&mut self, _: Vec<Work>, error: &GpuError) {
+        self.scheduler.abandon(error);
     }
 }
 

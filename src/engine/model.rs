@@ -30,7 +30,7 @@ impl LoadedModel {
     /// Checks and allocates a model for sequences of up to `max_seq_len` tokens. The returned upload fills its weights.
     ///
     /// # Errors
-    /// [`EngineError`] with the file, tensor or limit.
+    /// As [`LoadedModel::allocate`].
     pub(super) fn plan(
         gpu: &Gpu,
         files: ModelFiles,
@@ -38,6 +38,32 @@ impl LoadedModel {
         max_seq_len: usize,
         quantize: Option<Dtype>,
     ) -> Result<(LoadedModel, Upload), EngineError> {
+        let (weights, loader) = LoadedModel::allocate(gpu, &files, kind, max_seq_len, quantize)?;
+        let model = LoadedModel {
+            shape: files.architecture.shape(),
+            name: files.name,
+            weights,
+            max_seq_len,
+            tokenizer: files.tokenizer,
+            labels: files.labels,
+            unused_tensors: loader.unused().into_iter().map(str::to_string).collect(),
+            weights_bytes: loader.device_bytes(),
+            sampling: Sampling::from(&files.generation),
+        };
+        Ok((model, loader.finish()))
+    }
+
+    /// Checks a model and allocates its weights.
+    ///
+    /// # Errors
+    /// [`EngineError`] with the file, tensor or limit.
+    pub(super) fn allocate(
+        gpu: &Gpu,
+        files: &ModelFiles,
+        kind: ModelKind,
+        max_seq_len: usize,
+        quantize: Option<Dtype>,
+    ) -> Result<(Arc<dyn Model>, Loader), EngineError> {
         files.expect(kind)?;
         let shape = files.architecture.shape();
         check_device(&shape, gpu.caps())?;
@@ -53,18 +79,7 @@ impl LoadedModel {
         }
         let mut loader = Loader::new(gpu, files.weights.clone(), quantize);
         let weights = files.architecture.load(&mut loader, max_seq_len)?;
-        let model = LoadedModel {
-            name: files.name,
-            weights: weights.into(),
-            max_seq_len,
-            tokenizer: files.tokenizer,
-            labels: files.labels,
-            unused_tensors: loader.unused().into_iter().map(str::to_string).collect(),
-            weights_bytes: loader.device_bytes(),
-            sampling: Sampling::from(&files.generation),
-            shape,
-        };
-        Ok((model, loader.finish()))
+        Ok((weights.into(), loader))
     }
 
     /// The tokenizer, if the checkpoint has one.

@@ -26,7 +26,7 @@ pub(super) trait Machine {
     /// Returns the byte ranges to read back, which are none before the last layer.
     ///
     /// # Errors
-    /// A failed recording, after which the machine is unusable.
+    /// A failed recording. The work is dropped.
     fn record(
         &mut self,
         rec: &mut Recorder,
@@ -35,6 +35,8 @@ pub(super) trait Machine {
     ) -> Result<Vec<ReadRange>, EngineError>;
     /// Handles the results of work whose last layer has run.
     fn landed(&mut self, work: Self::Work, bytes: &[u8]);
+    /// Ends everything that is open: the device does no more work. `works` were recorded, at least in part.
+    fn abandon(&mut self, works: Vec<Self::Work>, error: &GpuError);
 }
 
 /// A byte range to read back: tensor, offset, bytes.
@@ -87,6 +89,10 @@ pub(super) struct Stepper<W> {
     /// A word to read back if there is nothing else, so that the end of a slice is noticed.
     mark: Tensor,
     most_in_flight: usize,
+    /// Why the device does no more work.
+    broken: Option<GpuError>,
+    /// The error of a recording, for the next call: this one returned the buffers that were recorded before it.
+    failed: Option<EngineError>,
 }
 
 impl<W> Stepper<W> {
@@ -105,6 +111,8 @@ impl<W> Stepper<W> {
             ms: [SLICE.as_secs_f64() * 1e3; N_KINDS],
             mark: Tensor::zeros(gpu, "mark", [1, 1], Dtype::U32)?,
             most_in_flight: if run_ahead { MOST_IN_FLIGHT } else { 1 },
+            broken: None,
+            failed: None,
         })
     }
 
@@ -117,19 +125,64 @@ impl<W> Stepper<W> {
         self.recording.is_none() && self.flight.is_empty()
     }
 
+    /// Checks that the device works. If it does not, everything that is open ends.
+    ///
+    /// # Errors
+    /// [`EngineError::Gpu`]: once returned, every later call returns it, too.
+    pub fn check<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), EngineError> {
+        let alive = self.gpu.check_alive();
+        match (&self.broken, alive) {
+            // An earlier fault does not hide a loss.
+            (Some(_), Err(error)) => Err(error.into()),
+            (Some(error), Ok(())) => Err(error.clone().into()),
+            (None, Err(error)) => Err(self.abandon(machine, error)),
+            (None, Ok(())) => Ok(()),
+        }
+    }
+
+    /// Ends everything that is open.
+    fn abandon<M: Machine<Work = W>>(&mut self, machine: &mut M, error: GpuError) -> EngineError {
+        let mut works: Vec<W> = self.flight.abandon().filter_map(|slice| slice.done).collect();
+        works.extend(self.recording.take().map(|(work, _)| work));
+        machine.abandon(works, &error);
+        self.broken = Some(error.clone());
+        error.into()
+    }
+
     /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit,
     /// in order. Empty if no more slices may be in flight or there is nothing to do. Never waits.
     ///
     /// # Errors
-    /// Those of the device and of [`Machine::record`].
+    /// Those of [`Stepper::check`] and of [`Machine::record`].
     pub fn advance<M: Machine<Work = W>>(
         &mut self,
         machine: &mut M,
         budget: Duration,
     ) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
         self.collect(machine)?;
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        let (gpu, mut buffers) = (self.gpu.clone(), Vec::new());
+        match gpu.scoped(|| self.record(machine, budget, &mut buffers)).unwrap_or_else(|e| Err(e.into())) {
+            Ok(()) => Ok(buffers),
+            Err(EngineError::Gpu(error)) => Err(self.abandon(machine, error)),
+            Err(error) if buffers.is_empty() => Err(error),
+            Err(error) => {
+                self.failed = Some(error);
+                Ok(buffers)
+            }
+        }
+    }
+
+    /// Records slices within the budget, and adds their buffers to `buffers`.
+    fn record<M: Machine<Work = W>>(
+        &mut self,
+        machine: &mut M,
+        budget: Duration,
+        buffers: &mut Vec<wgpu::CommandBuffer>,
+    ) -> Result<(), EngineError> {
         let mut left_ms = budget.as_secs_f64() * 1e3;
-        let mut buffers = Vec::new();
         while self.flight.has_room(self.most_in_flight) {
             let (mut work, first) = match self.recording.take() {
                 Some(recording) => recording,
@@ -169,14 +222,23 @@ impl<W> Stepper<W> {
             self.flight.record(&mut self.rec, &sources, Slice { done, kind, n: (last - first) * n_units });
             buffers.extend(self.rec.finish()?);
         }
-        Ok(buffers)
+        Ok(())
     }
 
     /// Handles results that have arrived. Never waits.
     ///
     /// # Errors
-    /// [`GpuError::Lost`].
+    /// As [`Stepper::check`].
     pub fn collect<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), EngineError> {
+        if self.broken.is_none()
+            && let Err(error) = self.land(machine)
+        {
+            return Err(self.abandon(machine, error));
+        }
+        self.check(machine)
+    }
+
+    fn land<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), GpuError> {
         self.gpu.poll()?;
         while let Some(Landed { content: slice, bytes, ms }) = self.flight.land()? {
             if slice.n > 0 {
@@ -199,7 +261,9 @@ impl<W> Stepper<W> {
     pub fn pump<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), EngineError> {
         self.gpu.check_owned()?;
         let buffers = self.advance(machine, SLICE)?;
-        self.flight.submit(buffers)?;
+        if let Err(error) = self.flight.submit(buffers) {
+            return Err(self.abandon(machine, error));
+        }
         self.collect(machine)
     }
 }

@@ -1,8 +1,9 @@
 //! Choosing an adapter and opening it.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use super::{Caps, GpuError, lock};
+use super::fault::Fault;
+use super::{Caps, GpuError};
 
 /// An adapter, as `wginfer devices` lists it.
 #[derive(Clone, Debug)]
@@ -139,7 +140,7 @@ pub(super) fn wanted(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) 
 
 pub(super) fn open(
     adapter: &wgpu::Adapter,
-    fault: &Arc<Mutex<Option<GpuError>>>,
+    fault: &Arc<Fault>,
 ) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
     let (mut required_features, required_limits) = wanted(adapter);
     required_features |= adapter.features() & wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
@@ -159,16 +160,18 @@ pub(super) fn open(
     });
     let (device, queue) = pollster::block_on(request)
         .map_err(|e| GpuError::NoDevice { adapter: adapter.get_info().name, message: e.to_string() })?;
-    // On a device of our own, `Gpu::poll` returns the first fault. wgpu's default handler panics.
-    let first = fault.clone();
+    // On a device of our own, `Gpu::poll` returns the fault. wgpu's default handler panics.
+    let faults = fault.clone();
     device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-        lock(&first).get_or_insert(GpuError::Device { message: error.to_string() });
+        faults.note(GpuError::Device { message: error.to_string() });
     }));
-    let first = fault.clone();
+    let faults = fault.clone();
     device.set_device_lost_callback(move |reason, message| {
-        if reason != wgpu::DeviceLostReason::Destroyed {
-            lock(&first).get_or_insert(GpuError::Lost { message });
-        }
+        let message = match reason {
+            wgpu::DeviceLostReason::Destroyed => "it was destroyed".to_string(),
+            _ => message,
+        };
+        faults.note(GpuError::Lost { message });
     });
     Ok((device, queue))
 }

@@ -8,20 +8,26 @@ use super::Counters;
 /// A buffer that updates the device's memory counters when it is created and dropped.
 pub(super) struct Buffer {
     buffer: wgpu::Buffer,
+    n_bytes: u64,
     counters: Arc<Counters>,
 }
 
 impl Buffer {
-    pub fn new(buffer: wgpu::Buffer, counters: Arc<Counters>) -> Self {
-        let live = counters.live_bytes.fetch_add(buffer.size(), Ordering::Relaxed) + buffer.size();
+    /// Counts `buffer` as `n_bytes`, its size except in a plan.
+    pub fn new(buffer: wgpu::Buffer, n_bytes: u64, counters: Arc<Counters>) -> Self {
+        let live = counters.live_bytes.fetch_add(n_bytes, Ordering::Relaxed) + n_bytes;
         counters.peak_bytes.fetch_max(live, Ordering::Relaxed);
-        Buffer { buffer, counters }
+        Buffer { buffer, n_bytes, counters }
+    }
+
+    pub fn size(&self) -> u64 {
+        self.n_bytes
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.counters.live_bytes.fetch_sub(self.buffer.size(), Ordering::Relaxed);
+        self.counters.live_bytes.fetch_sub(self.n_bytes, Ordering::Relaxed);
     }
 }
 

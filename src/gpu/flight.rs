@@ -62,6 +62,11 @@ impl<T> Flight<T> {
         }
     }
 
+    /// Forgets all slices, which will never finish, and returns their contents.
+    pub fn abandon(&mut self) -> impl Iterator<Item = T> {
+        std::mem::take(&mut self.slices).into_iter().map(|slice| slice.content)
+    }
+
     /// Submits `buffers` to our own queue, or waits for the oldest slice if there are none.
     ///
     /// # Errors
@@ -84,16 +89,16 @@ impl<T> Flight<T> {
     /// The oldest slice, if it has finished. Never waits.
     ///
     /// # Errors
-    /// [`GpuError::Lost`].
+    /// [`GpuError::Lost`]; [`GpuError::Device`] if its results could not be mapped.
     pub fn land(&mut self) -> Result<Option<Landed<T>>, GpuError> {
         if !self.slices.front().is_some_and(|slice| self.ring.is_ready(slice.readback)) {
             return Ok(None);
         }
         let Some(slice) = self.slices.pop_front() else { return Ok(None) };
-        let arrived = self
-            .ring
-            .take(slice.readback)
-            .ok_or(GpuError::Lost { message: "results could not be mapped".to_string() })?;
+        let arrived = self.ring.take(slice.readback).ok_or_else(|| {
+            let unmapped = GpuError::Device { message: "results could not be mapped".to_string() };
+            self.gpu.check_alive().err().unwrap_or(unmapped)
+        })?;
         let now = Instant::now();
         let seen = now - slice.recorded.max(self.last_finish);
         self.last_finish = now;

@@ -8,9 +8,11 @@ mod buffer;
 mod cache;
 mod caps;
 mod error;
+mod fault;
 mod fields;
 mod flight;
 mod kernel;
+mod memory;
 mod readback;
 mod recorder;
 mod tensor;
@@ -37,6 +39,7 @@ pub use tuning::{Product, Tunable, Tuning, fnv};
 pub(crate) use fields::{FieldType, device_struct};
 
 use buffer::Buffer;
+use fault::Fault;
 use kernel::Pipeline;
 
 /// How to open a device.
@@ -51,6 +54,8 @@ pub struct GpuOptions {
     /// Products keep F32 inputs ([`Caps::f32_products`]). Slower on devices that multiply F16 faster, but logits
     /// are within 1e-3 of the largest instead of 1e-2 of the reference's.
     pub f32_products: bool,
+    /// Bytes of memory that count as free, to test what happens if there are few. Default: what the system says.
+    pub free_bytes: Option<u64>,
     /// Folder where compiled pipelines and measured choices of variants are kept between runs. Default: none are kept.
     pub cache_dir: Option<PathBuf>,
 }
@@ -97,6 +102,8 @@ pub struct Counts {
 #[derive(Clone)]
 pub struct Gpu {
     inner: Arc<Inner>,
+    counters: Arc<Counters>,
+    is_plan: bool,
 }
 
 struct Inner {
@@ -110,9 +117,11 @@ struct Inner {
     cache_dir: Option<PathBuf>,
     tuning: OnceLock<Tuning>,
     dummy: OnceLock<Tensor>,
-    counters: Arc<Counters>,
-    /// First error reported outside a scope; only on a device that we created.
-    fault: Arc<Mutex<Option<GpuError>>>,
+    /// What all buffers of a plan are.
+    stub: OnceLock<wgpu::Buffer>,
+    /// Memory that counts as free, whatever the system says.
+    free_bytes: Option<u64>,
+    fault: Arc<Fault>,
 }
 
 impl Gpu {
@@ -123,7 +132,7 @@ impl Gpu {
     /// [`GpuError::UnknownCapability`].
     pub fn open(options: &GpuOptions) -> Result<Gpu, GpuError> {
         let choice = adapter::choose(options.select.as_deref())?;
-        let fault = Arc::new(Mutex::new(None));
+        let fault = Arc::<Fault>::default();
         let (device, queue) = adapter::open(&choice.adapter, &fault)?;
         let gpu = Gpu::assemble(device, queue, Some(&choice.adapter), options, true, fault)?;
         log::info!("using {}: {}", choice.summary, choice.reason);
@@ -175,7 +184,7 @@ impl Gpu {
         adapter: Option<&wgpu::Adapter>,
         options: &GpuOptions,
         owned: bool,
-        fault: Arc<Mutex<Option<GpuError>>>,
+        fault: Arc<Fault>,
     ) -> Result<Gpu, GpuError> {
         let info = device.adapter_info();
         let mut caps = Caps::of(&device);
@@ -210,10 +219,24 @@ impl Gpu {
                 cache_dir: options.cache_dir.clone(),
                 tuning: OnceLock::new(),
                 dummy: OnceLock::new(),
-                counters: Arc::default(),
+                stub: OnceLock::new(),
+                free_bytes: options.free_bytes,
                 fault,
             }),
+            counters: Arc::default(),
+            is_plan: false,
         })
+    }
+
+    /// The same device, on which nothing is allocated or written: tensors have only sizes, which [`Gpu::counts`] adds
+    /// up. Nothing can be recorded there.
+    pub(crate) fn plan(&self) -> Gpu {
+        Gpu { inner: self.inner.clone(), counters: Arc::default(), is_plan: true }
+    }
+
+    /// Whether tensors have only sizes: then nothing need be computed to fill them.
+    pub(crate) fn is_plan(&self) -> bool {
+        self.is_plan
     }
 
     /// The capabilities and limits of the device.
@@ -253,7 +276,7 @@ impl Gpu {
 
     /// The counters at this moment.
     pub fn counts(&self) -> Counts {
-        let c = &self.inner.counters;
+        let c = &self.counters;
         let get = |a: &AtomicU64| a.load(Ordering::Relaxed);
         Counts {
             writes: get(&c.writes),
@@ -286,9 +309,7 @@ impl Gpu {
     /// [`GpuError::Adopted`], and as [`Gpu::poll`].
     pub fn wait_for(&self, submission: Submission) -> Result<(), GpuError> {
         self.check_owned()?;
-        let wait = wgpu::PollType::Wait { submission_index: Some(submission.0), timeout: None };
-        let polled = self.inner.device.poll(wait);
-        self.check(polled)
+        self.poll_device(wgpu::PollType::Wait { submission_index: Some(submission.0), timeout: None })
     }
 
     /// Runs the callbacks of finished work. Does not wait.
@@ -296,8 +317,7 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::Lost`] and other faults of the device.
     pub fn poll(&self) -> Result<(), GpuError> {
-        let polled = self.inner.device.poll(wgpu::PollType::Poll);
-        self.check(polled)
+        self.poll_device(wgpu::PollType::Poll)
     }
 
     /// Waits until all submitted work is done. Only for a device of our own.
@@ -306,15 +326,7 @@ impl Gpu {
     /// [`GpuError::Adopted`], and as [`Gpu::poll`].
     pub fn wait(&self) -> Result<(), GpuError> {
         self.check_owned()?;
-        let polled = self.inner.device.poll(wgpu::PollType::wait_indefinitely());
-        self.check(polled)
-    }
-
-    fn check(&self, polled: Result<wgpu::PollStatus, wgpu::PollError>) -> Result<(), GpuError> {
-        if let Some(fault) = lock(&self.inner.fault).clone() {
-            return Err(fault);
-        }
-        polled.map(|_| ()).map_err(|e| GpuError::Device { message: e.to_string() })
+        self.poll_device(wgpu::PollType::wait_indefinitely())
     }
 
     /// Reads an `F32` tensor back and waits for it: `n_rows · n_cols` values, row by row, without padding. For tests
@@ -427,8 +439,11 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::OutOfMemory`].
     pub fn dummy(&self) -> Result<Tensor, GpuError> {
-        if self.inner.dummy.get().is_none() {
+        if self.is_plan || self.inner.dummy.get().is_none() {
             let tensor = Tensor::zeros(self, "unused binding", [1, 64], crate::dtype::Dtype::F32)?;
+            if self.is_plan {
+                return Ok(tensor);
+            }
             // Another thread may have been first. Either tensor will do.
             let _ = self.inner.dummy.set(tensor);
         }
@@ -436,6 +451,24 @@ impl Gpu {
     }
 
     fn create_buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
+        // On a lost device, `wgpu` makes buffers that cannot be used.
+        self.check_alive()?;
+        let buffer = match self.is_plan {
+            false => self.allocate(label, size, usage)?,
+            true => match self.inner.stub.get() {
+                Some(stub) => stub.clone(),
+                None => {
+                    let stub = self.allocate("stub", 16, usage)?;
+                    self.inner.stub.get_or_init(|| stub).clone()
+                }
+            },
+        };
+        self.count(|c| &c.allocations, 1);
+        self.count(|c| &c.allocated_bytes, size);
+        Ok(Buffer::new(buffer, size, self.counters.clone()))
+    }
+
+    fn allocate(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer, GpuError> {
         let device = &self.inner.device;
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -459,12 +492,13 @@ impl Gpu {
                 None => {}
             }
         }
-        self.count(|c| &c.allocations, 1);
-        self.count(|c| &c.allocated_bytes, size);
-        Ok(Buffer::new(buffer, self.inner.counters.clone()))
+        Ok(buffer)
     }
 
     fn write_buffer(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+        if self.is_plan {
+            return;
+        }
         self.count(|c| &c.writes, 1);
         if bytes.len().is_multiple_of(4) {
             self.inner.queue.write_buffer(buffer, offset, bytes);
@@ -477,7 +511,7 @@ impl Gpu {
     }
 
     fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64, n: u64) {
-        counter(&self.inner.counters).fetch_add(n, Ordering::Relaxed);
+        counter(&self.counters).fetch_add(n, Ordering::Relaxed);
     }
 }
 

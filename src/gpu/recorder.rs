@@ -47,7 +47,8 @@ impl Recorder {
     pub fn new(gpu: &Gpu) -> Result<Recorder, GpuError> {
         Ok(Recorder {
             gpu: gpu.clone(),
-            params: None,
+            // Allocated when they are first used, which in a plan they never are.
+            params: if gpu.is_plan() { Some(params_buffer(gpu)?) } else { None },
             blocks: HashMap::new(),
             bind_groups: HashMap::new(),
             dummy: gpu.dummy()?,
@@ -199,10 +200,7 @@ impl Recorder {
         }
         let params = match &mut self.params {
             Some(params) => params,
-            none => {
-                let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
-                none.insert(self.gpu.create_buffer("params", PARAMS_BYTES, usage)?)
-            }
+            none => none.insert(params_buffer(&self.gpu)?),
         };
         let step = MAX_PARAMS.next_multiple_of(self.gpu.caps().uniform_align as usize);
         let offset = self.blocks.len() * step;
@@ -305,4 +303,8 @@ impl Recorder {
             None => Ok(encoder.map(wgpu::CommandEncoder::finish)),
         }
     }
+}
+
+fn params_buffer(gpu: &Gpu) -> Result<Buffer, GpuError> {
+    gpu.create_buffer("params", PARAMS_BYTES, wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST)
 }

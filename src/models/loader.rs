@@ -150,6 +150,11 @@ impl Loader {
         self.items.iter().map(|item| item.tensor.size_bytes()).sum()
     }
 
+    /// Most bytes that the upload takes besides, on the device or in the driver.
+    pub fn staging_bytes(&self) -> u64 {
+        super::upload::staging_bytes(&self.gpu, &self.items)
+    }
+
     /// The upload that fills the tensors.
     pub fn finish(self) -> Upload {
         Upload::new(&self.gpu, self.weights, self.items)

@@ -30,6 +30,7 @@ pub use error::ModelError;
 pub use loader::Loader;
 pub use scratch::{Activations, AudioScratch, LabelScratch, Scratch};
 pub use upload::{LoadProgress, Upload};
+pub(crate) use upload::{MOST_SLICE, PIECE};
 
 /// The kind of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,11 +22,13 @@ pub struct LoadProgress {
 }
 
 /// Most bytes per write.
-const PIECE: usize = 4 << 20;
+pub(crate) const PIECE: usize = 4 << 20;
 /// Maximum bytes that one recording quantises. Stages of this size stay in device memory while weights are quantised.
 const STAGED_PIECE: usize = 2 << 20;
 /// Stages: one per recording that can wait or run at a time, including the one that is being made.
 const N_STAGES: usize = MOST_IN_FLIGHT;
+/// Most bytes per slice of an engine's upload: the driver keeps a copy of each piece until it has been submitted.
+pub(crate) const MOST_SLICE: usize = 8 * PIECE;
 /// Bytes per slice of [`Upload::run`].
 const SLICE: usize = 8 << 20;
 
@@ -66,10 +68,7 @@ impl Upload {
     pub(super) fn new(gpu: &Gpu, weights: Arc<Weights>, items: Vec<Item>) -> Upload {
         let n_bytes: usize = items.iter().map(Item::n_bytes).sum();
         let total_bytes = weights.n_bytes().max(n_bytes);
-        // Small models need a smaller stage, and a stage must fit in one binding.
-        let most = STAGED_PIECE.min(gpu.caps().max_binding_bytes as usize);
-        let staged = items.iter().filter(|item| item.is_staged());
-        let stage_bytes = staged.map(|item| item.piece(0, most).len() * item.row_bytes()).max().unwrap_or(0);
+        let stage_bytes = stage_bytes(gpu, &items);
         Upload {
             weights,
             items: items.into(),
@@ -101,6 +100,7 @@ impl Upload {
     /// - resets the recorder ([`Recorder::reset_params`]) when its parameters are low and nothing is in flight.
     ///
     /// # Errors
+    /// [`WeightsError::Io`] if the file cannot be read, [`WeightsError::Value`] with a value that cannot be quantised,
     /// [`WeightsError::Gpu`] if there is no memory for a stage. The call can be repeated.
     pub fn record(&mut self, rec: &mut Recorder, n_bytes: usize) -> Result<(), WeightsError> {
         let goal = self.progress.done_bytes.saturating_add(n_bytes);
@@ -136,7 +136,7 @@ impl Upload {
     /// until then. A host that submits from `progress`, even nothing, keeps these copies few.
     ///
     /// # Errors
-    /// [`WeightsError::Gpu`]; [`GpuError::Adopted`] if weights are quantised or random on an adopted device, where the
+    /// Those of [`Upload::record`]; [`GpuError::Adopted`] if weights are quantised or random on an adopted device, where the
     /// host must submit the recordings of [`Upload::record`].
     pub fn run(&mut self, gpu: &Gpu, progress: &mut dyn FnMut(LoadProgress)) -> Result<(), WeightsError> {
         if self.items.iter().any(Item::is_recorded) {
@@ -145,8 +145,10 @@ impl Upload {
         let mut rec = Recorder::new(gpu)?;
         let mut last = None;
         while !self.is_done() {
-            self.record(&mut rec, SLICE)?;
-            let buffer = rec.finish()?;
+            let buffer = gpu.scoped(|| {
+                self.record(&mut rec, SLICE)?;
+                Ok::<_, WeightsError>(rec.finish()?)
+            })??;
             if gpu.is_owned() {
                 let submission = gpu.submit(buffer)?;
                 if let Some(before) = last.replace(submission) {
@@ -232,7 +234,11 @@ impl Item {
         weights: &Weights,
         stages: &mut Stages,
         rows: Range<usize>,
-    ) -> Result<(), GpuError> {
+    ) -> Result<(), WeightsError> {
+        let content = self.content(weights, rows.clone())?;
+        if self.is_staged() {
+            self.check(&content, rows.start)?;
+        }
         let stage = match self.is_staged() {
             true => Some(stages.next(rec.gpu(), [rows.len(), self.tensor.n_cols()], self.written)?),
             false => None,
@@ -243,8 +249,7 @@ impl Item {
             let seed = seed.wrapping_add((rows.start - row) as u32);
             ops::fill_normal_rows(rec, to, row..row + rows.len(), seed, mean, scale);
         } else {
-            to.write(rec.gpu(), row, &self.content(weights, rows.clone()));
-            self.release(weights, rows.clone());
+            to.write(rec.gpu(), row, &content);
         }
         if let Some(stage) = &stage {
             ops::quantize(rec, stage, &self.tensor, rows.start, rows.len());
@@ -253,16 +258,16 @@ impl Item {
     }
 
     /// The bytes to write for `rows`, with padding (except a vector's).
-    fn content<'a>(&self, weights: &'a Weights, rows: Range<usize>) -> Cow<'a, [u8]> {
+    fn content<'a>(&self, weights: &'a Weights, rows: Range<usize>) -> Result<Cow<'a, [u8]>, WeightsError> {
         let (n_rows, n_cols, row_bytes) = (self.tensor.n_rows(), self.tensor.n_cols(), self.row_bytes());
         match &self.source {
             Source::Stacked(entries) => {
                 let (first, entry, stored) = part(entries, rows.start);
                 let stored_bytes = stored.bytes(n_cols);
-                let piece =
-                    &weights.bytes(entry)[(rows.start - first) * stored_bytes..][..rows.len() * stored_bytes];
+                let piece = weights
+                    .read(entry, (rows.start - first) * stored_bytes..(rows.end - first) * stored_bytes)?;
                 if stored == self.written && stored_bytes == row_bytes {
-                    return piece.into();
+                    return Ok(piece);
                 }
                 let mut padded = vec![0; rows.len() * row_bytes];
                 for (from, to) in piece.chunks(stored_bytes).zip(padded.chunks_mut(row_bytes)) {
@@ -271,48 +276,63 @@ impl Item {
                         false => to[..4 * n_cols].copy_from_slice(bytemuck::cast_slice(&widen(stored, from))),
                     }
                 }
-                padded.into()
+                Ok(padded.into())
             }
             Source::Transposed(entry) => {
-                let (bytes, size) = (weights.bytes(entry), self.written.bytes(1));
+                let size = self.written.bytes(1);
                 let mut piece = vec![0; rows.len() * row_bytes];
                 for c in 0..n_cols {
-                    let column = &bytes[(c * n_rows + rows.start) * size..][..rows.len() * size];
+                    let column = weights
+                        .read(entry, (c * n_rows + rows.start) * size..(c * n_rows + rows.end) * size)?;
                     for (r, element) in column.chunks(size).enumerate() {
                         piece[r * row_bytes + c * size..][..size].copy_from_slice(element);
                     }
                 }
-                piece.into()
+                Ok(piece.into())
             }
             Source::Vectors(parts) => {
                 let mut values = Vec::with_capacity(n_cols);
                 for (entry, n) in parts {
                     match entry {
-                        Some((entry, stored)) => values.extend(widen(*stored, weights.bytes(entry))),
+                        Some((entry, stored)) => {
+                            values.extend(widen(*stored, &weights.read(entry, 0..entry.n_bytes)?));
+                        }
                         None => values.resize(values.len() + n, 0.0),
                     }
                 }
-                bytemuck::cast_slice(&values).to_vec().into()
+                Ok(bytemuck::cast_slice(&values).to_vec().into())
             }
-            Source::Random { .. } => Cow::default(),
+            Source::Random { .. } => Ok(Cow::default()),
         }
     }
 
-    /// Releases the pages of the source of `rows`.
-    fn release(&self, weights: &Weights, rows: Range<usize>) {
-        match &self.source {
-            Source::Stacked(entries) => {
-                let (first, entry, stored) = part(entries, rows.start);
-                let row_bytes = stored.bytes(self.tensor.n_cols());
-                weights.release(entry, (rows.start - first) * row_bytes..(rows.end - first) * row_bytes);
-            }
-            // Each piece reads all pages.
-            Source::Transposed(entry) if rows.end == self.tensor.n_rows() => {
-                weights.release(entry, 0..entry.n_bytes)
-            }
-            _ => {}
-        }
+    /// Checks that what is written from row `row` on can be quantised. The device would make numbers of values that
+    /// are none.
+    fn check(&self, content: &[u8], row: usize) -> Result<(), WeightsError> {
+        let expected = self.tensor.dtype().most_quantised();
+        let Some(found) = first_beyond(self.written, content, expected) else { return Ok(()) };
+        let name = match &self.source {
+            Source::Stacked(entries) => &part(entries, row).1.name,
+            Source::Transposed(entry) => &entry.name,
+            _ => self.tensor.label(),
+        };
+        Err(WeightsError::Value { name: name.to_string(), found, expected })
     }
+}
+
+/// Size of a stage for `items`. Small models need a smaller one, and it must fit in one binding.
+fn stage_bytes(gpu: &Gpu, items: &[Item]) -> usize {
+    let most = STAGED_PIECE.min(gpu.caps().max_binding_bytes as usize);
+    let staged = items.iter().filter(|item| item.is_staged());
+    staged.map(|item| item.piece(0, most).len() * item.row_bytes()).max().unwrap_or(0)
+}
+
+/// Most bytes that an upload of `items` takes besides their tensors: stages, and the driver's copies of what is
+/// written, two slices in flight.
+pub(super) fn staging_bytes(gpu: &Gpu, items: &[Item]) -> u64 {
+    let written: u64 = items.iter().map(|item| (item.row_bytes() * item.tensor.n_rows()) as u64).sum();
+    let copies = written.min((MOST_IN_FLIGHT * MOST_SLICE) as u64);
+    (N_STAGES * stage_bytes(gpu, items)) as u64 + copies
 }
 
 /// The entry with row `row` of a stack: its first row, the entry, its type.
@@ -357,4 +377,25 @@ fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
         Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
         _ => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
     }
+}
+
+/// The first value of `bytes` that is not a number from `-most` to `most`.
+fn first_beyond(dtype: Dtype, bytes: &[u8], most: f32) -> Option<f32> {
+    // Without its sign, a float's bits grow with its value, and those of infinity and NaN are the largest.
+    let beyond = match dtype {
+        Dtype::F16 => {
+            let most = f16::from_f32(most.min(f16::MAX.to_f32())).to_bits();
+            bytes.chunks_exact(2).position(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7fff > most)
+        }
+        Dtype::BF16 => {
+            let most = (most.to_bits() >> 16) as u16;
+            bytes.chunks_exact(2).position(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7fff > most)
+        }
+        _ => {
+            let bits = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7fff_ffff;
+            bytes.chunks_exact(4).position(|b| bits(b) > most.to_bits())
+        }
+    };
+    let (size, at) = (dtype.bytes(1), beyond?);
+    widen(dtype, &bytes[at * size..][..size]).first().copied()
 }

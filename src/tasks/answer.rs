@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::embed::EncodeTask;
+use super::embed::{EncodeTask, Encoding};
 use super::instruct::{Instruction, Prompter};
 use super::passage::{Passages, Quote, is_unknown};
 use super::split::split;
@@ -227,7 +227,7 @@ impl AnswerTask {
                 if !task.is_done() {
                     return Ok(());
                 }
-                let vectors = task.finish()?.values;
+                let vectors = vectors(task.finish()?)?;
                 self.choose(&vectors)?;
             }
             Phase::Pieces(writing) | Phase::Again(writing) | Phase::Merge { writing, .. } => {
@@ -434,6 +434,19 @@ impl Task for AnswerTask {
 fn prompt(prompter: &Prompter, question: &str, text: &str) -> Result<Vec<u32>, TaskError> {
     let user = format!("Text:\n{}\n\nQuestion: {question}", text.trim());
     prompter.prompt(&Instruction { system: Some(SYSTEM), user: &user, cue: "Answer:" })
+}
+
+/// The vectors for [`AnswerTask::choose`], from an encoder's results for [`AnswerTask::texts`]. A piece that has none, such
+/// as one of invisible characters, has zeros, which are near to nothing.
+///
+/// # Errors
+/// That of the question.
+pub fn vectors(results: Vec<Result<Encoding, TaskError>>) -> Result<Vec<Vec<f32>>, TaskError> {
+    let mut results = results.into_iter();
+    let question = results.next().transpose()?.unwrap_or_default().values;
+    let zeros = vec![0.0; question.len()];
+    let pieces = results.map(|piece| piece.map_or_else(|_| zeros.clone(), |piece| piece.values));
+    Ok(std::iter::once(question).chain(pieces).collect())
 }
 
 /// Those of `n_pieces` whose embeddings are nearest to the question's, in the order of the document. The question's is

@@ -1,9 +1,10 @@
 //! A batch of requests that belong together: submitted as the engine accepts them, numbered in their order, ended
 //! together.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::TaskError;
+use super::error::is_of_input;
 use super::task::Events;
 use crate::engine::{Encoded, Engine, EngineError, Event, Output, Request, RequestId, TextEncoder};
 
@@ -57,28 +58,41 @@ impl Submit for TextEncoder {
     }
 }
 
-/// Requests that belong together. If one fails, all fail.
+/// Requests that belong together.
 pub(super) struct Batch<R> {
     backlog: VecDeque<R>,
     /// The number of the first request in the backlog.
     next: usize,
     out: HashMap<RequestId, usize>,
     is_cancelled: bool,
+    /// Whether the other requests go on if one fails because of its content.
+    goes_on: bool,
+    /// The errors of such requests, by their numbers.
+    errors: BTreeMap<usize, EngineError>,
+    /// The error that ended all.
     failure: Option<EngineError>,
     /// Whether the submitted requests must be cancelled.
     must_cancel: bool,
 }
 
 impl<R> Batch<R> {
+    /// Requests that are of use only together: if one fails, all fail.
     pub fn new(requests: impl IntoIterator<Item = R>) -> Batch<R> {
         Batch {
             backlog: requests.into_iter().collect(),
             next: 0,
             out: HashMap::new(),
             is_cancelled: false,
+            goes_on: false,
+            errors: BTreeMap::new(),
             failure: None,
             must_cancel: false,
         }
+    }
+
+    /// Requests that are independent: if one fails because of its content, the others go on.
+    pub fn independent(requests: impl IntoIterator<Item = R>) -> Batch<R> {
+        Batch { goes_on: true, ..Batch::new(requests) }
     }
 
     /// Adds a request.
@@ -92,7 +106,7 @@ impl<R> Batch<R> {
             let Some(request) = self.backlog.pop_front() else { break };
             match engine.submit(request) {
                 Ok(id) => drop(self.out.insert(id, self.next)),
-                Err(error) => self.fail(error),
+                Err(error) => self.fail_one(self.next, error),
             }
             self.next += 1;
         }
@@ -116,6 +130,14 @@ impl<R> Batch<R> {
         self.out.clear();
     }
 
+    /// Request `i` has failed.
+    fn fail_one(&mut self, i: usize, error: EngineError) {
+        match self.goes_on && is_of_input(&error) {
+            true => drop(self.errors.insert(i, error)),
+            false => self.fail(error),
+        }
+    }
+
     /// Fails. The next call of [`Batch::advance`] cancels the submitted requests.
     fn fail(&mut self, error: EngineError) {
         self.failure.get_or_insert(error);
@@ -123,12 +145,27 @@ impl<R> Batch<R> {
         self.must_cancel = true;
     }
 
+    /// The number of requests that have not been submitted yet.
+    pub fn n_waiting(&self) -> usize {
+        self.backlog.len()
+    }
+
     /// Whether all requests have ended.
     pub fn is_done(&self) -> bool {
         self.backlog.is_empty() && self.out.is_empty()
     }
 
-    /// Checks that all requests have ended successfully.
+    /// The number of requests that have failed because of their content.
+    pub fn n_errors(&self) -> usize {
+        self.errors.len()
+    }
+
+    /// Takes the errors of requests that have failed because of their content, by their numbers.
+    pub fn take_errors(&mut self) -> BTreeMap<usize, EngineError> {
+        std::mem::take(&mut self.errors)
+    }
+
+    /// Checks that all requests have ended. Those of [`Batch::independent`] may have failed.
     ///
     /// # Errors
     /// As [`Batch::failure`]; [`TaskError::Stopped`] if they were cancelled, or have not ended.
@@ -137,10 +174,11 @@ impl<R> Batch<R> {
         if self.is_cancelled || !self.is_done() { Err(TaskError::Stopped) } else { Ok(()) }
     }
 
-    /// Checks that no request has failed.
+    /// Checks that nothing has ended all requests.
     ///
     /// # Errors
-    /// The error of the first request that was refused or failed.
+    /// The error of the first request that was refused or failed; of [`Batch::independent`] requests, only one that is
+    /// not about its content.
     pub fn failure(&mut self) -> Result<(), EngineError> {
         self.failure.take().map_or(Ok(()), Err)
     }
@@ -156,7 +194,7 @@ impl Batch<Request> {
                 self.out.remove(&id);
             }
             match event {
-                Event::Failed { error, .. } => self.fail(error),
+                Event::Failed { error, .. } => self.fail_one(i, error),
                 // Events after a cancellation count, too.
                 event if self.failure.is_none() => on(i, event),
                 _ => {}
@@ -173,7 +211,7 @@ impl Batch<(Vec<u32>, Output)> {
         for Encoded { id, values } in own {
             match (self.out.remove(&id), values) {
                 (Some(i), Ok(values)) => on(i, values),
-                (Some(_), Err(error)) => self.fail(error),
+                (Some(i), Err(error)) => self.fail_one(i, error),
                 (None, _) => {}
             }
         }

@@ -1,6 +1,6 @@
 //! Zero-shot classification: labels for texts by a language model.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::mem::{Discriminant, discriminant};
 
 use serde::Serialize;
@@ -40,6 +40,14 @@ pub enum ClassifyInput<'a> {
 }
 
 impl ClassifyInput<'_> {
+    fn check(&self) -> Result<(), TaskError> {
+        let (what, text) = match self {
+            ClassifyInput::Text(text) => ("text", text),
+            ClassifyInput::Prompt(text) => ("prompt", text),
+        };
+        if text.trim().is_empty() { Err(TaskError::Empty { what }) } else { Ok(()) }
+    }
+
     fn kind(&self) -> Kind {
         match self {
             ClassifyInput::Text(_) => discriminant(&ClassifyInput::Text("")),
@@ -88,6 +96,17 @@ impl Classification {
         Classification { labels, usage }
     }
 
+    /// This, if its probabilities are numbers.
+    ///
+    /// # Errors
+    /// [`EngineError::OutputNotFinite`].
+    pub fn checked(self) -> Result<Classification, TaskError> {
+        match self.labels.iter().all(|label| label.probability.is_finite()) {
+            true => Ok(self),
+            false => Err(EngineError::OutputNotFinite.into()),
+        }
+    }
+
     /// The most probable label.
     pub fn best(&self) -> Option<&LabelProbability> {
         self.labels.first()
@@ -103,7 +122,8 @@ pub fn prompt_logprob_rows(vocab_size: usize) -> usize {
     (LOGITS_BYTES / (4 * vocab_size.max(1))).clamp(8, 256)
 }
 
-/// Computes the probabilities of `labels` for each of `inputs` with [`ClassifyTask`], and waits for them.
+/// Computes the probabilities of `labels` for each of `inputs` with [`ClassifyTask`], and waits for them. Returns the
+/// result or the error of each input, in their order.
 ///
 /// # Errors
 /// Those of [`ClassifyTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where
@@ -113,7 +133,7 @@ pub fn classify(
     inputs: &[ClassifyInput<'_>],
     labels: &[Label],
     on: &mut Observer<'_>,
-) -> Result<Vec<Classification>, TaskError> {
+) -> Result<Vec<Result<Classification, TaskError>>, TaskError> {
     let mut task = ClassifyTask::new(engine, inputs, labels)?;
     observed(&mut task, &mut Engines::from(engine), on)
 }
@@ -123,7 +143,8 @@ pub fn classify(
 /// A label's score is the mean log-probability of its tokens as the model's answer (Brown et al. 2020, section 2.4),
 /// minus that for an empty input (Zhao et al. 2021, with differences of logarithms instead of a matrix; Holtzman et al.
 /// 2021), to correct for answers that the model prefers in general. Probabilities are the softmax of the scores. All
-/// labels of all inputs are one batch, in which the labels of an input share the pages of its prompt.
+/// labels of all inputs are one batch, in which the labels of an input share the pages of its prompt. An input that fails
+/// does not stop the others.
 ///
 /// The engine must be built with [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs).
 pub struct ClassifyTask {
@@ -132,25 +153,33 @@ pub struct ClassifyTask {
     labels: Vec<String>,
     /// Tokens of each label.
     n_tokens: Vec<usize>,
-    /// The kinds of the content-free inputs, and of the inputs.
+    /// The kinds of the content-free inputs.
     free: Vec<Kind>,
-    kinds: Vec<Kind>,
+    inputs: Vec<Result<Input, TaskError>>,
     /// Of each request.
     scores: Vec<f64>,
     usages: Vec<Usage>,
     n_done: usize,
-    progress: VecDeque<Progress>,
+    /// The next report: so many requests are done.
+    next_report: usize,
 }
 
 /// Which of its variants an [`ClassifyInput`] is.
 type Kind = Discriminant<ClassifyInput<'static>>;
 
+/// An input that has requests.
+struct Input {
+    kind: Kind,
+    /// Its number among the inputs that have requests.
+    number: usize,
+}
+
 impl ClassifyTask {
-    /// Makes the prompts.
+    /// Makes the prompts. An input that is blank or too long is an error of its own in the result.
     ///
     /// # Errors
     /// [`TaskError::Label`] for a label that is empty, occurs twice or has no tokens; [`TaskError::Parameter`] for
-    /// fewer than two labels; [`TaskError::Item`] for an input that is too long.
+    /// fewer than two labels; [`EngineError::PromptTooLong`] if the labels alone are too long.
     pub fn new(
         engine: &Engine,
         inputs: &[ClassifyInput<'_>],
@@ -172,42 +201,47 @@ impl ClassifyTask {
                 ClassifyInput::Text(text) => format!("Text:\n{}\n\n{question}", text.trim()),
                 ClassifyInput::Prompt(text) => text.to_string(),
             };
-            prompter.prompt(&Instruction { system: None, user: &user, cue: "Answer:" })
-        };
-        let kinds: Vec<Kind> = inputs.iter().map(|input| input.kind()).collect();
-        let mut free = vec![ClassifyInput::Text(""), ClassifyInput::Prompt("")];
-        free.retain(|input| kinds.contains(&input.kind()));
-        let mut requests = Vec::with_capacity((free.len() + inputs.len()) * labels.len());
-        for (i, input) in free.iter().chain(inputs).enumerate() {
-            let prompt = prompt(*input)?;
-            if prompt.len() + longest > engine.ctx() {
-                let error =
-                    EngineError::PromptTooLong { found: prompt.len() + longest, expected: engine.ctx() };
-                let number = (i + 1).saturating_sub(free.len());
-                return Err(TaskError::Item { what: "text", number, error });
+            let prompt = prompter.prompt(&Instruction { system: None, user: &user, cue: "Answer:" })?;
+            let (found, expected) = (prompt.len() + longest, engine.ctx());
+            if found > expected {
+                return Err(TaskError::Engine(EngineError::PromptTooLong { found, expected }));
             }
-            requests.extend(answers.iter().map(|answer| Request {
-                prompt_logprobs: Some(prompt.len()),
-                ..Request::new([&prompt[..], answer].concat())
-            }));
+            Ok(prompt)
+        };
+        let mut free = vec![ClassifyInput::Text(""), ClassifyInput::Prompt("")];
+        free.retain(|free| inputs.iter().any(|input| input.kind() == free.kind()));
+        let mut prompts = free.iter().map(|input| prompt(*input)).collect::<Result<Vec<_>, _>>()?;
+        let mut accept = |input: &ClassifyInput<'_>| {
+            input.check()?;
+            prompts.push(prompt(*input)?);
+            Ok(Input { kind: input.kind(), number: prompts.len() - free.len() - 1 })
+        };
+        let inputs: Vec<Result<Input, TaskError>> = inputs.iter().map(&mut accept).collect();
+        let request = |prompt: &[u32], answer: &[u32]| Request {
+            prompt_logprobs: Some(prompt.len()),
+            ..Request::new([prompt, answer].concat())
+        };
+        let mut requests = Vec::with_capacity(prompts.len() * labels.len());
+        for prompt in &prompts {
+            requests.extend(answers.iter().map(|answer| request(prompt, answer)));
         }
         let n_pieces = requests.len();
         Ok(ClassifyTask {
-            batch: Batch::new(requests),
+            batch: Batch::independent(requests),
             labels: labels.iter().map(|label| label.name.clone()).collect(),
             n_tokens: answers.iter().map(Vec::len).collect(),
             free: free.iter().map(|input| input.kind()).collect(),
-            kinds,
+            inputs,
             scores: vec![0.0; n_pieces],
             usages: vec![Usage::default(); n_pieces],
             n_done: 0,
-            progress: VecDeque::from([Progress::Done { n_done: 0, n_pieces }]),
+            next_report: 0,
         })
     }
 }
 
 impl Task for ClassifyTask {
-    type Output = Vec<Classification>;
+    type Output = Vec<Result<Classification, TaskError>>;
     type Error = TaskError;
     type Progress = Progress;
 
@@ -227,15 +261,18 @@ impl Task for ClassifyTask {
             Event::Done { usage, .. } => {
                 self.usages[i] = usage;
                 self.n_done += 1;
-                let n_pieces = self.usages.len();
-                self.progress.push_back(Progress::Done { n_done: self.n_done, n_pieces });
             }
             _ => {}
         });
     }
 
     fn progress(&mut self) -> Option<Progress> {
-        self.progress.pop_front()
+        let n_done = self.next_report;
+        if n_done > self.n_done + self.batch.n_errors() {
+            return None;
+        }
+        self.next_report += 1;
+        Some(Progress::Done { n_done, n_pieces: self.usages.len() })
     }
 
     fn cancel(&mut self, engines: &mut Engines<'_>) {
@@ -248,23 +285,38 @@ impl Task for ClassifyTask {
         self.batch.is_done()
     }
 
-    /// The labels of each input.
+    /// The labels or the error of each input, in their order. An error of an input is [`TaskError::Empty`], one of the
+    /// tokenizer, one with which [`Engine::submit`] refuses a prompt, [`EngineError::NotFinite`] or
+    /// [`EngineError::OutputNotFinite`].
     ///
     /// # Errors
     /// [`TaskError::Engine`], [`TaskError::Stopped`].
-    fn finish(&mut self) -> Result<Vec<Classification>, TaskError> {
+    fn finish(&mut self) -> Result<Vec<Result<Classification, TaskError>>, TaskError> {
         self.batch.result()?;
-        let rows: Vec<&[f64]> = self.scores.chunks(self.labels.len()).collect();
-        let (free, rows) = rows.split_at(self.free.len());
-        let usages = self.usages.chunks(self.labels.len()).skip(self.free.len());
-        let classified = self.kinds.iter().zip(rows).zip(usages).map(|((kind, row), usages)| {
-            let at = self.free.iter().position(|free| free == kind).unwrap_or(0);
-            let calibrated: Vec<f64> = row.iter().zip(free[at]).map(|(score, free)| score - free).collect();
+        let (n_labels, n_free) = (self.labels.len(), self.free.len());
+        let mut errors: BTreeMap<usize, EngineError> = BTreeMap::new();
+        for (i, error) in self.batch.take_errors() {
+            match (i / n_labels).checked_sub(n_free) {
+                Some(input) => drop(errors.entry(input).or_insert(error)),
+                // All inputs of its kind are compared with the content-free one.
+                None => return Err(error.into()),
+            }
+        }
+        let rows: Vec<&[f64]> = self.scores.chunks(n_labels).collect();
+        let (free, rows) = rows.split_at(n_free);
+        let usages: Vec<&[Usage]> = self.usages.chunks(n_labels).skip(n_free).collect();
+        let mut classify = |input: Input| {
+            if let Some(error) = errors.remove(&input.number) {
+                return Err(error.into());
+            }
+            let at = self.free.iter().position(|free| *free == input.kind).unwrap_or(0);
+            let scores = rows[input.number].iter().zip(free[at]);
+            let calibrated: Vec<f64> = scores.map(|(score, free)| score - free).collect();
             let mut usage = Usage::default();
-            usages.iter().for_each(|u| add(&mut usage, *u));
-            Classification::new(self.labels.iter().map(String::as_str), &calibrated, usage)
-        });
-        Ok(classified.collect())
+            usages[input.number].iter().for_each(|u| add(&mut usage, *u));
+            Classification::new(self.labels.iter().map(String::as_str), &calibrated, usage).checked()
+        };
+        Ok(std::mem::take(&mut self.inputs).into_iter().map(|input| classify(input?)).collect())
     }
 }
 

@@ -23,6 +23,16 @@ pub enum TaskError {
         /// Which text.
         what: &'static str,
     },
+    /// A text has too few tokens.
+    #[error("the {what} has {found} {}, expected at least {expected}", if *found == 1 { "token" } else { "tokens" })]
+    TooShort {
+        /// Which text.
+        what: &'static str,
+        /// Its tokens, without those around it.
+        found: usize,
+        /// The least number.
+        expected: usize,
+    },
     /// The checkpoint has no tokenizer, which the task needs.
     #[error("`{model}` has no tokenizer, which texts need")]
     NoTokenizer {
@@ -55,16 +65,6 @@ pub enum TaskError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// One of several inputs is invalid.
-    #[error("{what} {number}: {error}")]
-    Item {
-        /// What the inputs are.
-        what: &'static str,
-        /// Which one, from 1.
-        number: usize,
-        /// What is wrong with it.
-        error: EngineError,
-    },
     /// The caller stopped the task before it had a result.
     #[error("stopped before there was a result")]
     Stopped,
@@ -87,7 +87,7 @@ impl TaskError {
         match self {
             TaskError::NoRoom { .. } => Some("raise `EngineOptions::ctx`, or ask a shorter question".into()),
             TaskError::Endless { .. } => Some("the model repeats its text; try another model".into()),
-            TaskError::Engine(e) | TaskError::Item { error: e, .. } => e.hint(),
+            TaskError::Engine(e) => e.hint(),
             _ => None,
         }
     }
@@ -97,4 +97,18 @@ impl From<TextError> for TaskError {
     fn from(error: TextError) -> Self {
         TaskError::Engine(error.into())
     }
+}
+
+/// Whether an error is about the content of one input, so that other inputs can succeed.
+pub(super) fn is_of_input(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::EmptyPrompt
+            | EngineError::TokenRange { .. }
+            | EngineError::PromptTooLong { .. }
+            | EngineError::CacheTooSmall { .. }
+            | EngineError::NotFinite { .. }
+            | EngineError::OutputNotFinite
+            | EngineError::Text(_)
+    )
 }

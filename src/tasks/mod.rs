@@ -1,6 +1,10 @@
 //! Layer 5: tasks, built on the engine: chat, answer, classify, embed, transcribe, summarize, score. Nothing here
 //! prints.
 //!
+//! A task on many inputs ([`ClassifyTask`], [`EncodeTask`], [`MatchTask`]) has a result for each, in their order: an input
+//! that is empty, too long or fails in another way of its own is an error there, and the others are done. Its other
+//! errors, such as a lost device, concern all inputs.
+//!
 //! Each task is a [`Task`], which a host drives step by step on its own device. For a device of our own, there is also
 //! a function that waits for the result; it calls [`run`] with the task.
 
@@ -19,13 +23,13 @@ mod task;
 pub mod transcribe;
 mod write;
 
-pub use answer::{Answer, AnswerTask, Embed, Piece, answer};
+pub use answer::{Answer, AnswerTask, Embed, Piece, answer, vectors};
 pub use chat::{Chat, Reply};
 pub use classify::{
     Classification, ClassifyInput, ClassifyTask, Label, LabelProbability, check_labels, classify,
     prompt_logprob_rows,
 };
-pub use embed::{COSINE_TEMPERATURE, EncodeTask, Encodings, cosine, encode, encode_tokens, label_scores};
+pub use embed::{COSINE_TEMPERATURE, EncodeTask, Encoding, cosine, encode, encode_tokens, label_scores};
 pub use error::TaskError;
 pub use passage::Quote;
 pub use score::{

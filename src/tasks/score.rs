@@ -103,7 +103,8 @@ impl PerplexityTask {
     /// Cuts `text` into [`windows`] of the engine's context, `stride` tokens apart. Default stride: half the context.
     ///
     /// # Errors
-    /// [`TaskError::Empty`] for a text of fewer than two tokens, and those of [`windows`].
+    /// [`TaskError::Empty`]; [`TaskError::TooShort`] for a text of one token, which has none before it; those of
+    /// [`windows`].
     pub fn new(engine: &Engine, text: &str, stride: Option<usize>) -> Result<PerplexityTask, TaskError> {
         let no_tokenizer = || TaskError::NoTokenizer { model: engine.name().to_string() };
         let tokenizer = engine.tokenizer().ok_or_else(no_tokenizer)?;
@@ -115,8 +116,10 @@ impl PerplexityTask {
         } else {
             tokenizer.encode("", true)?.into_iter().chain(plain).collect()
         };
-        let Some(first) = ids.first().copied().filter(|_| ids.len() > 1) else {
-            return Err(TaskError::Empty { what: "text" });
+        let first = match &ids[..] {
+            _ if text.is_empty() => return Err(TaskError::Empty { what: "text" }),
+            [first, _, ..] => *first,
+            few => return Err(TaskError::TooShort { what: "text", found: few.len(), expected: 2 }),
         };
         let n_unscored =
             if tokenizer.is_special(first) { 0 } else { tokenizer.decode(&[first], false)?.len() };
@@ -183,10 +186,13 @@ impl Task for PerplexityTask {
     /// The perplexity.
     ///
     /// # Errors
-    /// What the engine refuses or fails with, [`TaskError::Stopped`].
+    /// What the engine refuses or fails with, [`EngineError::OutputNotFinite`], [`TaskError::Stopped`].
     fn finish(&mut self) -> Result<Perplexity, TaskError> {
         self.batch.result()?;
         let Perplexity { nll, scored, bytes, .. } = self.found;
+        if nll.is_nan() {
+            return Err(EngineError::OutputNotFinite.into());
+        }
         Ok(Perplexity {
             perplexity: (nll / scored as f64).exp(),
             bits_per_byte: nll / std::f64::consts::LN_2 / bytes as f64,
@@ -206,7 +212,8 @@ pub struct Match {
     pub usage: Usage,
 }
 
-/// Compares answers to prompts with the expected ones, with [`MatchTask`], and waits for them.
+/// Compares answers to prompts with the expected ones, with [`MatchTask`], and waits for them. Returns the result or the
+/// error of each prompt, in their order.
 ///
 /// # Errors
 /// Those of [`MatchTask::new`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only
@@ -216,49 +223,52 @@ pub fn exact_match(
     items: &[(&str, &str)],
     max_tokens: usize,
     on: &mut Observer<'_>,
-) -> Result<Vec<Match>, TaskError> {
+) -> Result<Vec<Result<Match, TaskError>>, TaskError> {
     let mut task = MatchTask::new(engine, items, max_tokens)?;
     observed(&mut task, &mut Engines::from(engine), on)
 }
 
 /// Compares greedy answers to prompts with the expected ones, all in one batch. If the model has a chat template, a
-/// prompt is a user's message; otherwise the model continues it, to the end of the line.
+/// prompt is a user's message; otherwise the model continues it, to the end of the line. A prompt that fails does not
+/// stop the others.
 pub struct MatchTask {
     writing: Writing,
-    /// The expected answers, [`normalized`].
-    expected: Vec<String>,
+    /// Of each prompt: its expected answer, [`normalized`], or why it is not asked.
+    expected: Vec<Result<String, TaskError>>,
     progress: VecDeque<Progress>,
 }
 
 impl MatchTask {
-    /// A task for pairs of a prompt and the expected answer, which may have up to `max_tokens` tokens.
+    /// A task for pairs of a prompt and the expected answer, which may have up to `max_tokens` tokens. A prompt that is
+    /// blank or too long is an error of its own in the result.
     ///
     /// # Errors
-    /// [`TaskError::Item`] for a prompt that is too long.
+    /// [`TaskError::NoTokenizer`], [`TaskError::Engine`] for a chat template that is not valid.
     pub fn new(engine: &Engine, items: &[(&str, &str)], max_tokens: usize) -> Result<MatchTask, TaskError> {
         let prompter = Prompter::new(engine)?;
         let mut prompts = Vec::with_capacity(items.len());
-        for (i, (prompt, _)) in items.iter().enumerate() {
+        let mut accept = |(prompt, expected): &(&str, &str)| {
+            if prompt.trim().is_empty() {
+                return Err(TaskError::Empty { what: "prompt" });
+            }
             let ids = prompter.prompt(&Instruction { system: None, user: prompt, cue: "" })?;
-            if ids.len() >= engine.ctx() {
-                let error = EngineError::PromptTooLong { found: ids.len(), expected: engine.ctx() - 1 };
-                return Err(TaskError::Item { what: "prompt", number: i + 1, error });
+            let (found, ctx) = (ids.len(), engine.ctx());
+            if found >= ctx {
+                return Err(TaskError::Engine(EngineError::PromptTooLong { found, expected: ctx - 1 }));
             }
             prompts.push(ids);
-        }
+            Ok(normalized(expected))
+        };
+        let expected = items.iter().map(&mut accept).collect();
         let stop = if prompter.has_template() { Vec::new() } else { vec!["\n".to_string()] };
         let style = Style { sampling: Sampling::greedy(), max_tokens, stop };
         let mut progress = VecDeque::new();
-        Ok(MatchTask {
-            writing: Writing::several(prompts, &style, &mut progress),
-            expected: items.iter().map(|(_, expected)| normalized(expected)).collect(),
-            progress,
-        })
+        Ok(MatchTask { writing: Writing::independent(prompts, &style, &mut progress), expected, progress })
     }
 }
 
 impl Task for MatchTask {
-    type Output = Vec<Match>;
+    type Output = Vec<Result<Match, TaskError>>;
     type Error = TaskError;
     type Progress = Progress;
 
@@ -287,18 +297,20 @@ impl Task for MatchTask {
         self.writing.is_done()
     }
 
-    /// The answers, in the order of the prompts.
+    /// The answer or the error of each prompt, in their order. An error of a prompt is [`TaskError::Empty`], one of the
+    /// tokenizer or the template, one with which [`Engine::submit`] refuses a prompt, or [`EngineError::NotFinite`].
     ///
     /// # Errors
-    /// What the engine refuses or fails with, [`TaskError::Stopped`].
-    fn finish(&mut self) -> Result<Vec<Match>, TaskError> {
-        let written = self.writing.finish()?;
-        let matches = self.expected.iter().zip(written).map(|(expected, written)| Match {
-            is_right: normalized(&written.text) == *expected,
-            answer: written.text,
-            usage: written.usage,
-        });
-        Ok(matches.collect())
+    /// [`TaskError::Engine`], [`TaskError::Stopped`].
+    fn finish(&mut self) -> Result<Vec<Result<Match, TaskError>>, TaskError> {
+        let mut written = self.writing.finish_each()?.into_iter();
+        let compare = |expected: Result<String, TaskError>| {
+            let expected = expected?;
+            let written = written.next().ok_or(TaskError::Stopped)??;
+            let is_right = normalized(&written.text) == expected;
+            Ok(Match { is_right, answer: written.text, usage: written.usage })
+        };
+        Ok(std::mem::take(&mut self.expected).into_iter().map(compare).collect())
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Writing {
     /// If there is one text, which is reported as it is generated.
     stream: Option<Stream>,
     n_done: usize,
+    /// How many texts have been reported as done.
+    n_reported: usize,
 }
 
 /// The reported part of a text.
@@ -42,22 +44,26 @@ struct Stream {
 }
 
 impl Writing {
-    /// Several texts. Reports to `progress` how many are done.
+    /// Several texts that are of use only together. Reports to `progress` how many are done.
     pub fn several(prompts: Vec<Vec<u32>>, style: &Style, progress: &mut VecDeque<Progress>) -> Writing {
-        let n = prompts.len();
+        Writing::of(Batch::new(requests(prompts, style)), progress)
+    }
+
+    /// As [`Writing::several`], but a text can fail while the others go on; see [`Writing::finish_each`].
+    pub fn independent(prompts: Vec<Vec<u32>>, style: &Style, progress: &mut VecDeque<Progress>) -> Writing {
+        Writing::of(Batch::independent(requests(prompts, style)), progress)
+    }
+
+    fn of(batch: Batch<Request>, progress: &mut VecDeque<Progress>) -> Writing {
+        let n = batch.n_waiting();
         progress.push_back(Progress::Done { n_done: 0, n_pieces: n });
-        let requests = prompts.into_iter().map(|prompt| Request {
-            sampling: style.sampling.clone(),
-            max_tokens: Some(style.max_tokens),
-            stop: style.stop.clone(),
-            ..Request::new(prompt)
-        });
         Writing {
-            batch: Batch::new(requests),
+            batch,
             texts: vec![String::new(); n],
             ends: vec![None; n],
             stream: None,
             n_done: 0,
+            n_reported: 0,
         }
     }
 
@@ -81,11 +87,12 @@ impl Writing {
             if let Event::Done { finish_reason, usage, .. } = event {
                 self.ends[i] = Some((finish_reason, usage));
                 self.n_done += 1;
-                if self.stream.is_none() {
-                    progress.push_back(Progress::Done { n_done: self.n_done, n_pieces });
-                }
             }
         });
+        while self.stream.is_none() && self.n_reported < self.n_done + self.batch.n_errors() {
+            self.n_reported += 1;
+            progress.push_back(Progress::Done { n_done: self.n_reported, n_pieces });
+        }
     }
 
     /// Fails without an engine.
@@ -111,13 +118,41 @@ impl Writing {
             Err(TaskError::Stopped) if self.stream.is_some() => {}
             result => result?,
         }
+        self.written().into_iter().map(|written| written.ok_or(TaskError::Stopped)).collect()
+    }
+
+    /// The text or the error of each prompt, in their order.
+    ///
+    /// # Errors
+    /// The error that ended all, [`TaskError::Stopped`].
+    pub fn finish_each(&mut self) -> Result<Vec<Result<Written, TaskError>>, TaskError> {
+        self.batch.result()?;
+        let mut errors = self.batch.take_errors();
+        let each = self.written().into_iter().enumerate().map(|(i, written)| match errors.remove(&i) {
+            Some(error) => Err(error.into()),
+            None => written.ok_or(TaskError::Stopped),
+        });
+        Ok(each.collect())
+    }
+
+    /// Takes the texts; `None` for one that has not ended.
+    fn written(&mut self) -> Vec<Option<Written>> {
         let texts = std::mem::take(&mut self.texts).into_iter().zip(std::mem::take(&mut self.ends));
         let written = texts.map(|(text, end)| {
-            let (finish_reason, usage) = end.ok_or(TaskError::Stopped)?;
-            Ok(Written { text: text.trim().to_string(), finish_reason, usage })
+            let (finish_reason, usage) = end?;
+            Some(Written { text: text.trim().to_string(), finish_reason, usage })
         });
         written.collect()
     }
+}
+
+fn requests(prompts: Vec<Vec<u32>>, style: &Style) -> impl Iterator<Item = Request> {
+    prompts.into_iter().map(|prompt| Request {
+        sampling: style.sampling.clone(),
+        max_tokens: Some(style.max_tokens),
+        stop: style.stop.clone(),
+        ..Request::new(prompt)
+    })
 }
 
 impl Stream {

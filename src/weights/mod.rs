@@ -1,14 +1,18 @@
 //! Layer 2: containers of tensors.
 //!
-//! [`Weights`] is an open container: names, shapes and bytes, mapped into memory. The loader of models makes device
-//! tensors from it.
+//! [`Weights`] is an open container: names, shapes, and where the bytes are. The loader of models makes device tensors
+//! from it, and reads the bytes piece by piece. Nothing is mapped: a mapped file that somebody shortens kills the
+//! process.
 
 mod safetensors;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::dtype::Dtype;
 use crate::gpu::GpuError;
@@ -59,6 +63,16 @@ pub enum WeightsError {
         /// In the file.
         found: String,
     },
+    /// A tensor holds a value that cannot be quantised.
+    #[error("tensor `{name}` holds {found}, expected finite numbers up to {expected:e} to quantise")]
+    Value {
+        /// Its name.
+        name: String,
+        /// The first such value.
+        found: f32,
+        /// Largest magnitude that the quantised type holds.
+        expected: f32,
+    },
     /// A device error.
     #[error(transparent)]
     Gpu(#[from] GpuError),
@@ -69,6 +83,12 @@ impl WeightsError {
     pub fn hint(&self) -> Option<String> {
         match self {
             WeightsError::Format { .. } => Some("the file may be incomplete: download it again".into()),
+            WeightsError::Io { source, .. } if source.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Some("the file became shorter while it was read: wait until it is complete".into())
+            }
+            WeightsError::Value { .. } => {
+                Some("the file may be damaged: download it again, or load it as it is stored".into())
+            }
             WeightsError::Missing { .. } | WeightsError::Shape { .. } => {
                 Some("`config.json` and the weights may belong to different models".into())
             }
@@ -103,39 +123,53 @@ pub struct Weights {
 }
 
 enum Data {
-    Mapped(memmap2::Mmap),
+    File(PathBuf, Mutex<File>),
     Embedded(Cow<'static, [u8]>),
 }
 
 impl std::fmt::Debug for Data {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes", self.bytes().len())
+        match self {
+            Data::File(path, _) => write!(f, "`{}`", path.display()),
+            Data::Embedded(bytes) => write!(f, "{} bytes", bytes.len()),
+        }
     }
 }
 
 impl Data {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Data::Mapped(map) => map,
-            Data::Embedded(bytes) => bytes,
+    /// The bytes from `start` to `end`.
+    fn read(&self, Range { start, end }: Range<usize>) -> Result<Cow<'_, [u8]>, WeightsError> {
+        let (path, file) = match self {
+            Data::File(path, file) => (path, file),
+            Data::Embedded(bytes) => return Ok(Cow::Borrowed(&bytes[start..end])),
+        };
+        let io = |source| WeightsError::Io { path: path.clone(), source };
+        // A poisoned lock is fine: every reader sets the position first.
+        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(start as u64)).map_err(io)?;
+        let mut bytes = Vec::with_capacity(end - start);
+        file.by_ref().take((end - start) as u64).read_to_end(&mut bytes).map_err(io)?;
+        match bytes.len() == end - start {
+            true => Ok(bytes.into()),
+            false => Err(io(std::io::Error::new(
+                std::io::ErrorKind::UnexpectedEof,
+                format!("it ends at byte {}, expected at least {end}", start + bytes.len()),
+            ))),
         }
     }
 }
 
 impl Weights {
-    /// Maps open safetensors files and reads only their headers. The paths are for messages.
+    /// Opens safetensors files, of which only the headers are read now. The paths are for messages.
     ///
     /// # Errors
     /// [`WeightsError::Io`], [`WeightsError::Format`].
-    pub fn map(files: &[(PathBuf, File)]) -> Result<Weights, WeightsError> {
+    pub fn from_files(files: impl IntoIterator<Item = (PathBuf, File)>) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
         for (path, file) in files {
-            // SAFETY: the map is read-only. Shortening the file during the run only kills the process, as with every
-            // mapped checkpoint.
-            #[allow(unsafe_code)]
-            let map = unsafe { memmap2::Mmap::map(file) };
-            let map = map.map_err(|source| WeightsError::Io { path: path.clone(), source })?;
-            weights.add(path, Data::Mapped(map))?;
+            let n_bytes =
+                file.metadata().map_err(|source| WeightsError::Io { path: path.clone(), source })?.len();
+            weights.add(&path.clone(), Data::File(path, Mutex::new(file)), n_bytes as usize)?;
         }
         Ok(weights)
     }
@@ -154,7 +188,9 @@ impl Weights {
     /// [`WeightsError::Format`].
     pub fn from_bytes(bytes: impl Into<Cow<'static, [u8]>>) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
-        weights.add(Path::new("model.safetensors"), Data::Embedded(bytes.into()))?;
+        let bytes = bytes.into();
+        let n_bytes = bytes.len();
+        weights.add(Path::new("model.safetensors"), Data::Embedded(bytes), n_bytes)?;
         Ok(weights)
     }
 
@@ -169,8 +205,8 @@ impl Weights {
         self.random
     }
 
-    fn add(&mut self, path: &Path, data: Data) -> Result<(), WeightsError> {
-        let mut entries = safetensors::entries(path, data.bytes(), self.files.len())?;
+    fn add(&mut self, path: &Path, data: Data, n_bytes: usize) -> Result<(), WeightsError> {
+        let mut entries = safetensors::entries(path, |range| data.read(range), n_bytes, self.files.len())?;
         self.files.push(data);
         self.entries.append(&mut entries);
         self.entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -201,26 +237,12 @@ impl Weights {
         self.entries.iter().map(|e| e.shape.iter().product::<usize>()).sum()
     }
 
-    /// Lets the system reclaim the memory of a range of a tensor's bytes, so that loading a large model does not fill
-    /// the host's memory.
-    pub(crate) fn release(&self, entry: &Entry, range: std::ops::Range<usize>) {
-        #[cfg(unix)]
-        if let Data::Mapped(map) = &self.files[entry.file] {
-            // SAFETY: the map is shared and never written, so its pages can be read from the file again.
-            #[allow(unsafe_code)]
-            let released = unsafe {
-                let advice = memmap2::UncheckedAdvice::DontNeed;
-                map.unchecked_advise_range(advice, entry.start + range.start, range.len())
-            };
-            // This is only advice: an error does not matter.
-            let _ = released;
-        }
-        #[cfg(not(unix))]
-        let _ = (entry, range);
-    }
-
-    pub(crate) fn bytes(&self, entry: &Entry) -> &[u8] {
+    /// Reads a range of a tensor's bytes.
+    ///
+    /// # Errors
+    /// [`WeightsError::Io`] if the file cannot be read, or has become shorter since it was opened.
+    pub(crate) fn read(&self, entry: &Entry, range: Range<usize>) -> Result<Cow<'_, [u8]>, WeightsError> {
         // `safetensors::entries` checked the range against the file.
-        &self.files[entry.file].bytes()[entry.start..entry.start + entry.n_bytes]
+        self.files[entry.file].read(entry.start + range.start..entry.start + range.end)
     }
 }

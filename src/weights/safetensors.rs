@@ -1,7 +1,11 @@
 //! The safetensors format: a length, a JSON header, the tensors' bytes.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Component, Path};
+
+use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{Entry, WeightsError};
 
@@ -22,32 +26,42 @@ pub(super) fn shards(path: &Path, json: &[u8]) -> Result<BTreeSet<String>, Weigh
     Ok(names.into_iter().map(str::to_string).collect())
 }
 
-/// The tensors of one file. The `safetensors` library compares the header with the file's length.
-pub(super) fn entries(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<Entry>, WeightsError> {
-    let format = |message: String| WeightsError::Format { path: path.to_path_buf(), message };
-    let (header, metadata) = safetensors::SafeTensors::read_metadata(bytes)
-        .map_err(|e| format(format!("{e} (the file has {} bytes)", bytes.len())))?;
-    let data = header + 8;
-    metadata
-        .tensors()
-        .into_iter()
-        .map(|(name, info)| {
-            let (start, end) = info.data_offsets;
-            if start > end || data + end > bytes.len() {
-                return Err(format(format!(
-                    "tensor `{name}` ends at byte {} of {}",
-                    data + end,
-                    bytes.len()
-                )));
-            }
-            Ok(Entry {
-                name,
-                dtype: format!("{:?}", info.dtype),
-                shape: info.shape.clone(),
-                n_bytes: end - start,
-                file,
-                start: data + start,
-            })
-        })
-        .collect()
+/// Longest header in bytes: the limit of the `safetensors` library.
+const MOST_HEADER: usize = 100_000_000;
+
+/// The tensors of file number `file`, of `n_bytes`, from its header. `read` returns a range of its bytes.
+pub(super) fn entries<'a>(
+    path: &Path,
+    read: impl Fn(Range<usize>) -> Result<Cow<'a, [u8]>, WeightsError>,
+    n_bytes: usize,
+    file: usize,
+) -> Result<Vec<Entry>, WeightsError> {
+    let format = |message: String| {
+        let message = format!("{message} (the file has {n_bytes} bytes)");
+        WeightsError::Format { path: path.to_path_buf(), message }
+    };
+    if n_bytes < 8 {
+        return Err(format("no header, expected its length in 8 bytes".into()));
+    }
+    let length = read(0..8)?;
+    let length = length.iter().rev().fold(0, |n, byte| n << 8 | u64::from(*byte));
+    let most = MOST_HEADER.min(n_bytes - 8);
+    if length > most as u64 {
+        return Err(format(format!("the header has {length} bytes, expected at most {most}")));
+    }
+    let data = 8 + length as usize;
+    let header = read(8..data)?;
+    // Checks that the tensors lie one after the other, and that their lengths match their shapes and types.
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| format(e.to_string()))?;
+    let tensors = metadata.tensors();
+    let end = data + tensors.values().map(|info| info.data_offsets.1).max().unwrap_or(0);
+    if end != n_bytes {
+        return Err(format(format!("the tensors end at byte {end}, expected the end of the file")));
+    }
+    let entry = |(name, info): (String, &TensorInfo)| {
+        let (start, end) = info.data_offsets;
+        let dtype = format!("{:?}", info.dtype);
+        Entry { name, dtype, shape: info.shape.clone(), n_bytes: end - start, file, start: data + start }
+    };
+    Ok(tensors.into_iter().map(entry).collect())
 }

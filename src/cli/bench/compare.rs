@@ -3,13 +3,13 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use wginfer::bench::{self, BenchError, Comparison, Report};
+use wginfer::bench::{self, Comparison, Report};
 
 use crate::cli::failure::Failure;
 use crate::cli::measure::{FormatArgs, number};
 use crate::cli::output::Inputs;
 use crate::cli::table::{Format, Table};
-use crate::cli::{json, plot};
+use crate::cli::{json, plot, prompt};
 
 const EXAMPLES: &str = "Examples:
   wginfer bench kernels --format json > before.json
@@ -56,9 +56,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 
 fn read(path: &Path) -> Result<(String, Report), Failure> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| BenchError::Io { path: path.to_path_buf(), source })?;
-    let report = Report::from_json(&name, &text)?;
+    let report = Report::from_json(&name, &prompt::document(Some(path))?.text)?;
     Ok((name, report))
 }
 

@@ -10,12 +10,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::loading::{DEFAULT_CTX, Loading, at_least_one};
+use super::loading::{DEFAULT_CTX, Loading, at_least_one, staging_bytes};
+use super::memory;
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
-use super::{EngineError, LoadedModel, PAGE_SIZE, RequestId};
+use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
+use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
 use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Scratch};
 use crate::ops::{KvLayer, Rows};
 use crate::text::Tokenizer;
@@ -136,32 +137,26 @@ impl TextEncoder {
         let max_seqs = at_least_one("max_seqs", options.max_seqs)?;
         let max_rows = at_least_one("max_rows", options.max_rows)?.max(ctx);
         let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
+        let n_labels = files.labels.as_ref().map_or(0, |labels| labels.names.len());
+        let widest = config.width(shape.hidden_size).max(n_labels);
+        let read_bytes = (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64;
+        memory::check(gpu, ctx, options.quantize, |ctx, quantize| {
+            let plan = gpu.plan();
+            let (weights, loader) = LoadedModel::allocate(&plan, &files, ModelKind::Encoder, ctx, quantize)?;
+            let weights_bytes = plan.counts().live_bytes;
+            let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
+            let (embedding, _) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
+            let _encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
+            let _stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
+            let other_bytes = plan.counts().live_bytes - weights_bytes + staging_bytes(gpu, &loader)?;
+            Ok(MemoryNeed { weights_bytes, cache_bytes: 0, other_bytes })
+        })?;
         let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Encoder, ctx, options.quantize)?;
         let (embedding, mut uploads) = Embedding::plan(gpu, &config, shape.hidden_size, max_seqs)?;
         uploads.push(upload);
 
         let model = Arc::new(model);
-        let n_pages = batch::n_pages(max_rows, max_seqs);
-        let kv = KvLayer::new(gpu, 0, n_pages, PAGE_SIZE * shape.hidden_size, Dtype::F32)?;
-        let pages: Vec<u32> = (0..n_pages as u32).collect();
-        let mut machine = Encoding {
-            waiting: BTreeMap::new(),
-            events: Vec::new(),
-            max_seqs,
-            max_rows,
-            block_rows: shape.attention.iter().map(|a| a.block_rows(gpu.caps())).min().unwrap_or(1),
-            gpu: gpu.clone(),
-            encoder: model.weights.clone(),
-            scratch: model.weights.scratch(gpu, capacity)?,
-            embedding,
-            kv: vec![kv; shape.n_layers()],
-            pages: Tensor::from_u32(gpu, "pages", [n_pages, 1], &pages)?,
-            tables: [Tables::new(gpu, max_rows, max_seqs)?, Tables::new(gpu, max_rows, max_seqs)?],
-            current: 0,
-        };
-        let n_labels = model.labels.as_ref().map_or(0, |labels| labels.names.len());
-        let widest = config.width(shape.hidden_size).max(n_labels);
-        let read_bytes = (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64;
+        let mut machine = Encoding::new(gpu, &shape, model.weights.clone(), embedding, capacity)?;
         let mut stepper = Stepper::new(gpu, read_bytes, true)?;
         let variants = machine.variants(stepper.recorder(), model.labels.is_some());
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
@@ -244,9 +239,10 @@ impl TextEncoder {
     ///
     /// # Errors
     /// [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::TokenRange`];
-    /// [`EngineError::Parameter`] if the checkpoint has no classification head. After an error, nothing has been
-    /// queued.
+    /// [`EngineError::Parameter`] if the checkpoint has no classification head; [`EngineError::Gpu`] if the device is
+    /// lost. After an error, nothing has been queued.
     pub fn submit(&mut self, token_ids: Vec<u32>, output: Output) -> Result<RequestId, EngineError> {
+        self.stepper.check(&mut self.machine)?;
         let (vocab_size, ctx) = (self.model.shape.vocab_size, self.ctx());
         if token_ids.is_empty() {
             return Err(EngineError::EmptyPrompt);
@@ -294,21 +290,29 @@ impl TextEncoder {
     /// The results since the last call, in no particular order. Never waits.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`] if the device is lost.
+    /// [`EngineError::Gpu`] if the device is lost. The results from before come first, with an error for each text that
+    /// was open.
     pub fn events(&mut self) -> Result<Vec<Encoded>, EngineError> {
-        self.stepper.collect(&mut self.machine)?;
-        Ok(std::mem::take(&mut self.machine.events))
+        let collected = self.stepper.collect(&mut self.machine);
+        self.events_or(collected)
+    }
+
+    /// The results, or if there are none, what has happened.
+    fn events_or(&mut self, result: Result<(), EngineError>) -> Result<Vec<Encoded>, EngineError> {
+        let events = std::mem::take(&mut self.machine.events);
+        if events.is_empty() { result.map(|()| events) } else { Ok(events) }
     }
 
     /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit,
     /// and returns results. Call it until [`TextEncoder::is_idle`].
     ///
     /// # Errors
-    /// [`EngineError::Gpu`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the
-    /// host submits. In that case nothing has been recorded.
+    /// As [`TextEncoder::events`]; [`GpuError::Adopted`] on an adopted device, where only the host submits. In that case
+    /// nothing has been recorded.
     pub fn pump(&mut self) -> Result<Vec<Encoded>, EngineError> {
-        self.stepper.pump(&mut self.machine)?;
-        Ok(std::mem::take(&mut self.machine.events))
+        self.gpu.check_owned()?;
+        let pumped = self.stepper.pump(&mut self.machine);
+        self.events_or(pumped)
     }
 
     /// Runs until all texts are done, and passes each result to `on_result`.
@@ -379,9 +383,46 @@ impl Machine for Encoding {
             self.events.push(Encoded { id: *id, values });
         }
     }
+
+    fn abandon(&mut self, batches: Vec<TextBatch>, error: &GpuError) {
+        let recorded = batches.into_iter().flat_map(|texts| texts.ids);
+        let waiting = std::mem::take(&mut self.waiting).into_keys();
+        for id in recorded.chain(waiting) {
+            self.events.push(Encoded { id, values: Err(error.clone().into()) });
+        }
+    }
 }
 
 impl Encoding {
+    /// Allocates everything but the weights.
+    fn new(
+        gpu: &Gpu,
+        shape: &ModelShape,
+        encoder: Arc<dyn Model>,
+        embedding: Embedding,
+        capacity: Capacity,
+    ) -> Result<Encoding, GpuError> {
+        let Capacity { max_rows, max_seqs, .. } = capacity;
+        let n_pages = batch::n_pages(max_rows, max_seqs);
+        let kv = KvLayer::new(gpu, 0, n_pages, PAGE_SIZE * shape.hidden_size, Dtype::F32)?;
+        let pages: Vec<u32> = (0..n_pages as u32).collect();
+        Ok(Encoding {
+            waiting: BTreeMap::new(),
+            events: Vec::new(),
+            max_seqs,
+            max_rows,
+            block_rows: shape.attention.iter().map(|a| a.block_rows(gpu.caps())).min().unwrap_or(1),
+            gpu: gpu.clone(),
+            scratch: encoder.scratch(gpu, capacity)?,
+            encoder,
+            embedding,
+            kv: vec![kv; shape.n_layers()],
+            pages: Tensor::from_u32(gpu, "pages", [n_pages, 1], &pages)?,
+            tables: [Tables::new(gpu, max_rows, max_seqs)?, Tables::new(gpu, max_rows, max_seqs)?],
+            current: 0,
+        })
+    }
+
     /// Every variant that batches of this encoder use: few rows share reads in smaller groups, large products take
     /// large tiles.
     fn variants(&mut self, rec: &mut Recorder, has_head: bool) -> Vec<Variant> {

@@ -156,4 +156,9 @@ impl ClipTable {
     pub fn place(&self, id: ClipId) -> Option<(ClipPlace, Node)> {
         self.clips.iter().find(|clip| clip.id == id).and_then(|clip| clip.place)
     }
+
+    /// Drops all clips.
+    pub fn abandon(&mut self) {
+        self.clips.clear();
+    }
 }

@@ -29,6 +29,7 @@ use step::Row;
 pub(in crate::engine) use step::{Admission, PageEntry, Step, StepResults};
 
 use super::{EngineError, Event, FinishReason, Logprobs, RequestId};
+use crate::gpu::GpuError;
 use crate::text::Tokenizer;
 
 /// The sizes of the runner's tables, and the outputs that it supports.
@@ -399,6 +400,19 @@ impl Scheduler {
             }
             self.events.push(Event::PromptLogprobs { id, position, logprobs });
         }
+    }
+
+    /// The device does no more work: ends every open request, and drops the clips.
+    pub fn abandon(&mut self, error: &GpuError) {
+        let running = std::mem::take(&mut self.running).into_iter().map(|s| (s.id, s));
+        let open: BTreeMap<RequestId, Sequence> = running.chain(std::mem::take(&mut self.waiting)).collect();
+        for mut s in open.into_values() {
+            if s.finished.is_none() {
+                s.fail(error.clone().into(), &mut self.events);
+            }
+            self.events.extend(s.done());
+        }
+        self.clips.iter_mut().for_each(ClipTable::abandon);
     }
 
     /// Releases slots and pages of sequences that are finished or preempted and have nothing in flight.

@@ -155,9 +155,10 @@ impl Rope {
         let n_rot = 2 * frequencies.len();
         let cos_sin = Tensor::zeros(gpu, "cos_sin", [n_positions, n_rot], Dtype::U32)?;
         let mut piece = Vec::with_capacity(PIECE * n_rot);
-        for first in (0..n_positions).step_by(PIECE) {
+        let n_filled = if gpu.is_plan() { 0 } else { n_positions };
+        for first in (0..n_filled).step_by(PIECE) {
             piece.clear();
-            for pos in first..(first + PIECE).min(n_positions) {
+            for pos in first..(first + PIECE).min(n_filled) {
                 for f in &frequencies {
                     let (sin, cos) = (pos as f64 * f).sin_cos();
                     piece.extend([(cos * factor) as f32, (sin * factor) as f32].map(f32::to_bits));

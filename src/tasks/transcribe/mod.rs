@@ -2,7 +2,8 @@
 //!
 //! The reference is `whisper/transcribe.py`. Departures from it: log-mel frames are normalised by the loudest frame so
 //! far, because a recording is not read to its end first; frames beyond its end are silence; a window's only segment
-//! begins with its first timestamp, not with the window; segments without text are omitted.
+//! begins with its first timestamp, not with the window; segments without text are omitted; without timestamps, the next
+//! window begins where this one ends, whether or not there are times of words, so that the text is the same.
 
 mod beam;
 mod format;

@@ -32,7 +32,7 @@ pub struct TranscribeOptions {
     pub task: SpeechTask,
     /// Whether the model predicts when segments begin and end. If not, each window is one segment.
     pub timestamps: bool,
-    /// Whether to compute the times of words.
+    /// Whether to compute the times of words. With `timestamps`, they also decide where the next window begins.
     pub word_timestamps: bool,
     /// Temperatures to try in turn until a window's text is good enough.
     pub temperatures: Vec<f32>,
