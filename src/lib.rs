@@ -69,7 +69,7 @@
 //!
 //! | layer | module | contents |
 //! |---|---|---|
-//! | 0 | [`dtype`], [`error`] | element types; the crate's error |
+//! | 0 | [`dtype`], [`error`], `file` | element types; the crate's error; regular files of bounded size |
 //! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback, tuning's choices |
 //! | 2 | [`ops`] | one file per operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | containers of tensors |
@@ -116,6 +116,7 @@ pub mod checkpoint;
 pub mod dtype;
 pub mod engine;
 pub mod error;
+mod file;
 pub mod gpu;
 pub mod models;
 pub mod ops;

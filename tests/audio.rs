@@ -508,6 +508,28 @@ fn files_that_are_no_recording() {
     assert!(matches!(error, AudioError::Format { .. }), "{error}");
 }
 
+/// A pipe, as a shell makes one for `<(cat a.flac)`, is a recording; a device is none.
+#[test]
+#[cfg(unix)]
+fn a_pipe_is_read_whole() {
+    let dir = tempfile::TempDir::new().expect("a folder");
+    for name in ["tone.flac", "tone.m4a", "tone.ogg", "tone.mp3"] {
+        let pipe = dir.path().join(name);
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("`mkfifo` runs");
+        assert!(made.success());
+        let writer = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::write(pipe, std::fs::read(file(name)).expect("a file"))
+        });
+        assert_eq!(good(AudioReader::open(&pipe)), good(AudioReader::open(&file(name))), "{name}");
+        writer.join().expect("it is written").expect("it is read");
+    }
+    for device in ["/dev/zero", "/dev/null"] {
+        let error = bad(AudioReader::open(Path::new(device))).to_string();
+        assert!(error.contains(device) && error.contains("found a device"), "{error}");
+    }
+}
+
 #[test]
 fn sound_that_is_not_there_or_not_decoded() {
     let error = bad(AudioReader::open(&file("silent.mp4")));

@@ -7,17 +7,22 @@ mod program;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
 
-use program::wginfer;
+use program::{SIGNALS, wginfer};
 
 // --- checkpoints ---
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn whisper() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/whisper-words")
 }
 
 fn golden_json(name: &str) -> Value {
@@ -538,24 +543,284 @@ fn explanations_are_a_line_a_token() {
     }
 }
 
+// --- signals ---
+
+/// Without its end token it would write for minutes.
+const LONG: &str = "generate --token-ids 5,6 --ctx 30000 --max-tokens 30000 --logit-bias 1=-99";
+
 #[test]
 #[cfg(unix)]
-fn ctrl_c_stops_the_answer() {
+fn signals_stop_the_answer_and_keep_it() {
     if common::gpu().is_none() {
         return;
     }
-    // Without its end token it would write for minutes.
-    let line = "generate --token-ids 5,6 --ctx 30000 --max-tokens 30000 --logit-bias 1=-99";
-    let mut child = wginfer(line).model(&golden("llama")).spawn();
-    let mut out = child.stdout.take().expect("a pipe");
-    out.read_exact(&mut [0]).expect("it begins to write");
-    Command::new("kill").arg("-INT").arg(child.id().to_string()).status().expect("`kill` runs");
-    let mut rest = Vec::new();
-    out.read_to_end(&mut rest).expect("it ends");
-    let output = child.wait_with_output().expect("it ends");
-    let err = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{err}");
-    assert!(err.contains("(cancelled)"), "{err}");
+    for (flags, (signal, code)) in ["", "--n 2", "--explain"].into_iter().zip(SIGNALS) {
+        let mut child = wginfer(&format!("{LONG} {flags}")).model(&golden("llama")).spawn();
+        let mut out = child.stdout.take().expect("a pipe");
+        let mut text = vec![0];
+        out.read_exact(&mut text).expect("it begins to write");
+        program::send(&child, signal);
+        out.read_to_end(&mut text).expect("it ends");
+        let output = child.wait_with_output().expect("it ends");
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{err}");
+        assert!(err.ends_with(&format!("error: interrupted by SIG{signal}\n")), "{err}");
+        let text = String::from_utf8(text).expect("text");
+        assert!(text.ends_with('\n'), "{text}");
+        assert_eq!(text.matches("--- ").count(), if flags == "--n 2" { 2 } else { 0 }, "{text}");
+    }
+}
+
+/// The tokens of an answer are on standard output at the end, in valid JSON.
+#[test]
+#[cfg(unix)]
+fn signals_leave_valid_json() {
+    if common::gpu().is_none() {
+        return;
+    }
+    // Nothing shows that the answers have begun, so a run that has none yet is followed by one with more time.
+    let mut wait = Duration::from_millis(200);
+    loop {
+        let child = wginfer(&format!("{LONG} --n 2 --json")).model(&golden("llama")).spawn();
+        std::thread::sleep(wait);
+        program::send(&child, "TERM");
+        let output = child.wait_with_output().expect("it ends");
+        assert!([Some(143), None].contains(&output.status.code()), "{output:?}");
+        let begun: Option<Value> = (!output.stdout.is_empty())
+            .then(|| serde_json::from_slice(&output.stdout).expect("JSON, or nothing"));
+        let Some(begun) = begun.filter(|answers| answers[0]["token_ids"][0].is_number()) else {
+            wait *= 2;
+            assert!(wait < Duration::from_secs(60), "no answer begins");
+            continue;
+        };
+        assert_eq!(output.status.code(), Some(143));
+        for answer in begun.as_array().expect("a list") {
+            let n = answer["token_ids"].as_array().expect("a list").len();
+            assert_eq!((&answer["finish_reason"], &answer["timings"]), (&"cancelled".into(), &Value::Null));
+            assert_eq!(answer["usage"]["completion_tokens"], n, "{answer}");
+            assert_eq!(answer["usage"]["total_tokens"], n + 2, "{answer}");
+        }
+        break;
+    }
+}
+
+/// No command has to notice a signal: while it waits for its input, and whatever else it does.
+#[test]
+#[cfg(target_os = "linux")]
+fn signals_end_every_command() {
+    let shape = tiny_shape();
+    let shape = shape.path().to_str().expect("UTF-8");
+    let (bert, speech) = (golden("bert-classifier"), whisper());
+    let waiting = [
+        "generate".to_string(),
+        "chat".to_string(),
+        "chat --json".to_string(),
+        "answer Who?".to_string(),
+        "summarize --json".to_string(),
+        "score".to_string(),
+        "classify --labels a,b".to_string(),
+        format!("classify --json -m {}", bert.display()),
+        format!("embed --format csv -m {}", bert.display()),
+        format!("transcribe - --json -m {}", speech.display()),
+    ];
+    let busy = ["bench kernels --shape", "bench model --shape", "tune --shape"]
+        .map(|command| format!("{command} {shape} --quiet"));
+    let n_waiting = waiting.len();
+    for (i, line) in waiting.into_iter().chain(busy).enumerate() {
+        if i >= n_waiting && common::gpu().is_none() {
+            return;
+        }
+        let (signal, code) = SIGNALS[i % SIGNALS.len()];
+        let mut child = wginfer(&line).command.spawn().expect("it starts");
+        // It stays open.
+        let stdin = child.stdin.take();
+        program::wait_until("SIGTERM is caught", || program::has_signal(&child, "SigCgt", 15));
+        if i >= n_waiting {
+            // Its threads: it is at work on the device.
+            let tasks = format!("/proc/{}/task", child.id());
+            program::wait_until("it works", || fs::read_dir(&tasks).is_ok_and(|all| all.count() > 3));
+        }
+        program::send(&child, signal);
+        let begin = Instant::now();
+        let output = child.wait_with_output().expect("it ends");
+        assert!(begin.elapsed() < Duration::from_secs(5), "`{line}` took {:?}", begin.elapsed());
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "`{line}`: {err}");
+        assert!(err.ends_with(&format!("error: interrupted by SIG{signal}\n")), "`{line}`: {err}");
+        assert!(
+            output.stdout.is_empty() || serde_json::from_slice::<Value>(&output.stdout).is_ok(),
+            "`{line}`"
+        );
+        drop(stdin);
+    }
+}
+
+/// Nobody reads the output, so the program is stuck in it.
+#[test]
+#[cfg(target_os = "linux")]
+fn signals_end_a_program_that_cannot_write() {
+    let dir = TempDir::new().expect("a folder");
+    let path = dir.path().join("a.json");
+    // More than a pipe holds.
+    report(&path, 2000);
+    for (flags, (signal, code)) in ["", "--json", "--format csv"].into_iter().zip(SIGNALS) {
+        let run = wginfer(&format!("bench compare {flags}")).arg(&path).arg(&path);
+        let mut child = run.spawn();
+        let out = child.stdout.take().expect("a pipe");
+        program::wait_until("SIGTERM is caught", || program::has_signal(&child, "SigCgt", 15));
+        let status = format!("/proc/{}/status", child.id());
+        let sleeps = || fs::read_to_string(&status).is_ok_and(|status| status.contains("State:\tS"));
+        program::wait_until("it is stuck", sleeps);
+        program::send(&child, signal);
+        let begin = Instant::now();
+        let output = child.wait_with_output().expect("it ends");
+        assert!(begin.elapsed() < Duration::from_secs(5), "`{flags}` took {:?}", begin.elapsed());
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "`{flags}`: {err}");
+        assert!(err.ends_with(&format!("error: interrupted by SIG{signal}\n")), "`{flags}`: {err}");
+        drop(out);
+    }
+}
+
+/// `nohup` ignores SIGHUP, and a shell SIGINT in its background jobs. They stay ignored.
+#[test]
+#[cfg(target_os = "linux")]
+fn ignored_signals_stay_ignored() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "trap '' INT HUP; exec \"$0\" generate", env!("CARGO_BIN_EXE_wginfer")]);
+    command.env_remove("WGINFER_MODEL");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    for is_ended in [false, true] {
+        let mut child = command.spawn().expect("it starts");
+        let stdin = child.stdin.take();
+        program::wait_until("SIGTERM is caught", || program::has_signal(&child, "SigCgt", 15));
+        for (signal, number) in [("HUP", 1), ("INT", 2)] {
+            assert!(program::has_signal(&child, "SigIgn", number), "{signal}");
+            program::send(&child, signal);
+        }
+        if is_ended {
+            program::send(&child, "TERM");
+        } else {
+            drop(stdin);
+        }
+        let output = child.wait_with_output().expect("it ends");
+        let err = String::from_utf8_lossy(&output.stderr);
+        let (code, what) =
+            if is_ended { (143, "interrupted by SIGTERM") } else { (1, "the prompt is empty") };
+        assert_eq!(output.status.code(), Some(code), "{err}");
+        assert!(err.contains(what), "{err}");
+    }
+}
+
+// --- files that are written ---
+
+/// A report that `bench compare` reads, which needs no device.
+fn report(path: &Path, n_rows: usize) {
+    let meta = ["program", "version", "wgpu_version", "date", "command", "adapter", "driver", "backend"];
+    let meta: serde_json::Map<String, Value> = meta.iter().map(|key| (key.to_string(), "x".into())).collect();
+    let row = |i: usize| {
+        serde_json::json!({
+            "kernel": "k", "variant": "v", "is_default": true, "shape": "s", "dtype": "F16", "n_rows": i, "us": 1.0,
+            "us_low": 0.9, "us_high": 1.1, "n_samples": 3, "gflops": 1.0, "gbps": 1.0, "percent": 1.0,
+            "limit": "memory", "error": null, "is_right": true,
+        })
+    };
+    let report = serde_json::json!({
+        "kind": "kernels",
+        "meta": meta,
+        "limits": { "copy_gbps": 1.0, "fma_gflops": 1.0, "clock": "device" },
+        "rows": (0..n_rows).map(row).collect::<Vec<_>>(),
+        "skipped": [],
+    });
+    fs::write(path, report.to_string()).expect("it can be written");
+}
+
+#[test]
+#[cfg(unix)]
+fn an_output_is_no_input() {
+    use std::os::unix::fs::symlink;
+    let dir = TempDir::new().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let model = golden("bert-classifier");
+    fs::write(at("texts"), "one\ntwo\n").expect("it can be written");
+    symlink("texts", at("soft")).expect("a link");
+    fs::hard_link(at("texts"), at("hard")).expect("a link");
+    fs::copy(at("texts"), at("x.partial")).expect("it can be copied");
+    let embed =
+        |file: &str, output: &str| wginfer("embed -f").arg(at(file)).arg("-o").arg(at(output)).model(&model);
+    for (file, output) in
+        [("texts", "texts"), ("texts", "soft"), ("soft", "hard"), ("hard", "soft"), ("x.partial", "x")]
+    {
+        embed(file, output).fails(2, "is the same file as the input");
+    }
+    let mut from_stdin = wginfer("embed -o").arg(at("hard")).model(&model).command;
+    let output = from_stdin.stdin(fs::File::open(at("texts")).expect("a file")).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    // The model's own files, by whatever name.
+    let own = copy_of("bert-classifier");
+    symlink(own.path().join("config.json"), at("config")).expect("a link");
+    for output in [own.path().join("config.json"), own.path().join("model.safetensors"), at("config")] {
+        let before = fs::read(&output).expect("a file");
+        wginfer("embed a -o").arg(&output).model(own.path()).fails(2, "of the model");
+        assert_eq!(fs::read(&output).expect("a file"), before);
+    }
+    for name in ["texts", "hard", "x.partial"] {
+        assert_eq!(fs::read_to_string(at(name)).expect("a file"), "one\ntwo\n", "{name}");
+    }
+    // A plot that is a report.
+    report(&at("a.json"), 1);
+    let before = fs::read(at("a.json")).expect("a file");
+    symlink("a.json", at("a.svg")).expect("a link");
+    let compare =
+        |plot: &str| wginfer("bench compare").arg(at("a.json")).arg(at("a.json")).arg("--plot").arg(at(plot));
+    compare("a.svg").fails(2, "is the same file as the input");
+    assert_eq!(fs::read(at("a.json")).expect("a file"), before);
+    // Any other file is replaced, behind its link, and keeps its permissions.
+    fs::write(at("old"), "old").expect("it can be written");
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(at("old"), permissions).expect("it can be set");
+    symlink("old", at("b.svg")).expect("a link");
+    compare("b.svg").succeeds();
+    assert!(at("b.svg").is_symlink());
+    assert!(fs::read_to_string(at("old")).expect("a file").starts_with("<svg"));
+    let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(at("old")).expect("a file"));
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+#[cfg(unix)]
+fn outputs_that_are_no_files() {
+    use std::os::unix::fs::symlink;
+    let dir = TempDir::new().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    report(&at("a.json"), 1);
+    let compare = |plot: &str| {
+        wginfer("bench compare --json").arg(at("a.json")).arg(at("a.json")).arg("--plot").arg(at(plot))
+    };
+    for (name, device) in [("null.svg", "/dev/null"), ("full.svg", "/dev/full"), ("out.svg", "/dev/stdout")] {
+        symlink(device, at(name)).expect("a link");
+    }
+    compare("null.svg").succeeds();
+    compare("full.svg").fails(1, "full.svg` cannot be written");
+    let out = compare("out.svg").out();
+    assert!(out.starts_with("<svg") && out.contains("</svg>") && out.contains("\"rows\""), "{out}");
+    assert!(["null.svg", "full.svg", "out.svg"].iter().all(|name| at(name).is_symlink()));
+    // A shell has appended to a file before, and does afterwards.
+    let file = fs::File::create(at("file")).expect("a file");
+    let mut before = file.try_clone().expect("a descriptor");
+    std::io::Write::write_all(&mut before, b"before\n").expect("it can be written");
+    let output = compare("out.svg").command.stdout(file).output().expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    let written = fs::read_to_string(at("file")).expect("a file");
+    assert!(written.starts_with("before\n<svg") && written.contains("\"rows\""), "{written}");
+    // Before any work.
+    wginfer("embed a -o ./not/there")
+        .model(&golden("bert-classifier"))
+        .fails(1, "`./not/there` cannot be written");
+    wginfer("embed a -o").arg(dir.path()).model(&golden("bert-classifier")).fails(1, "cannot be written");
+    fs::create_dir(at("c.svg.partial")).expect("a folder");
+    compare("c.svg").fails(1, "c.svg.partial`, which is a folder");
+    assert!(!at("c.svg").exists());
 }
 
 // --- chat ---
@@ -608,8 +873,10 @@ fn chat_drops_what_does_not_fit() {
     assert!(done.err.contains("dropped to fit the context of 80 tokens"), "{}", done.err);
     // One message that is too long is refused, and the next is answered.
     let script = format!("{}\nHello.\n", "story ".repeat(200));
-    let done = wginfer("chat --ctx 80 --temperature 0").stdin(script.as_bytes()).succeeds();
+    let done = wginfer("chat --ctx 80 --temperature 0").stdin(script.as_bytes()).done();
     assert!(done.err.contains("the context holds 79"), "{}", done.err);
+    assert_eq!(done.code, Some(1), "{}", done.err);
+    assert!(done.err.ends_with("error: 1 message has no answer\n"), "{}", done.err);
     assert_eq!(done.err.lines().filter(|l| l.contains("generated tokens")).count(), 1, "{}", done.err);
 }
 
@@ -618,6 +885,40 @@ fn chat_refuses_what_is_no_text() {
     if common::gpu().is_some() {
         wginfer("chat").stdin(b"\xff\n").fails(1, "not valid UTF-8");
     }
+}
+
+#[test]
+fn chat_without_an_answer_fails() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = copy();
+    fs::write(dir.path().join("chat_template.jinja"), "{{ raise_exception('no') }}")
+        .expect("it can be written");
+    for flags in ["", "--json"] {
+        let run = wginfer(&format!("chat {flags}"))
+            .model(dir.path())
+            .stdin(b"One.\n\n/help\nTwo.\n/exit\nThree.\n");
+        run.fails(1, "2 messages have no answer");
+    }
+    wginfer("chat").model(dir.path()).stdin(b"/help\n").succeeds();
+}
+
+/// At a terminal without bracketed paste, pasted lines arrive together: each is a message, none is lost.
+#[test]
+#[cfg(target_os = "linux")]
+fn chat_hears_all_pasted_lines() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let line = format!("{} chat --max-tokens 3 --temperature 0", env!("CARGO_BIN_EXE_wginfer"));
+    let mut command = Command::new("script");
+    command.args(["-qec", &line, "/dev/null"]).env_remove("WGINFER_MODEL").env("TERM", "xterm");
+    command.env("WGINFER_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+    let paste = "Who are you?\nAnd who am I?\nSecond to last.\nLast.\n/exit\n";
+    let done = program::Run { command, stdin: paste.into() }.piped().done();
+    assert_eq!(done.code, Some(0), "{}", done.out);
+    assert_eq!(done.out.matches("generated tokens").count(), 4, "{}", done.out);
 }
 
 // --- encoders ---

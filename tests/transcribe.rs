@@ -2,14 +2,18 @@
 //! that was trained on spoken words, and as a user runs it.
 
 mod common;
+#[path = "common/program.rs"]
+mod program;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use program::SIGNALS;
 use serde_json::Value;
 use tempfile::TempDir;
 use wginfer::audio::{AudioError, AudioReader};
@@ -719,55 +723,130 @@ fn raw_samples_from_standard_input() {
     let stereo: Vec<u8> = values.flat_map(|v| [v.to_le_bytes(), v.to_le_bytes()].concat()).collect();
     assert_eq!(succeeds(run("--channels 2 --sample-format f32le", &stereo)), expected);
     fails(&run("", &fs::read(clip("en.flac")).expect("a file")), 1, "a FLAC file");
-    fails(&run("", &[]), 1, "is empty");
+    for line in ["", "--json", "--format vtt"] {
+        assert_eq!(fails(&run(line, &[]), 1, "is empty"), "");
+    }
     fails(&run("--sample-rate 5", &[]), 2, "");
     fails(&transcribe("--sample-rate 8000", &[&clip("en.flac")]), 2, "raw PCM");
 }
 
+/// [`Endless`] that counts what was read of it.
+struct Counted(Endless, Arc<AtomicUsize>);
+
+impl Read for Counted {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        // What was read before has been written to the pipe.
+        self.1.store(self.0.at, Ordering::SeqCst);
+        self.0.read(out)
+    }
+}
+
+/// What is done is beside the place of the file, which has what it had before.
 #[test]
 #[cfg(unix)]
-fn ctrl_c_leaves_a_valid_file() {
+fn signals_leave_a_valid_file() {
     if common::gpu().is_none() {
         return;
     }
     let dir = TempDir::new().expect("a folder");
-    for format in ["srt", "json"] {
-        let file = dir.path().join(format!("talk.{format}"));
-        let mut child = wginfer(&format!("transcribe - --format {format} --output"))
-            .arg(&file)
+    for (format, (signal, code)) in ["srt", "json", "vtt"].into_iter().zip(SIGNALS) {
+        let (file, next) =
+            (dir.path().join(format!("stdin.{format}")), dir.path().join(format!("en.{format}")));
+        let partial = dir.path().join(format!("stdin.{format}.partial"));
+        fs::write(&file, "before").expect("it can be written");
+        let mut child = wginfer(&format!("transcribe - --format {format} --output-dir"))
+            .arg(dir.path())
+            .arg(clip("en.flac"))
             .arg("-m")
             .arg(words())
             .spawn()
             .expect("it runs");
         let mut pipe = child.stdin.take().expect("a pipe");
-        let feed = std::thread::spawn(move || {
-            let _ = std::io::copy(&mut Endless::new(36_000, 7), &mut pipe);
-        });
-        let mut err = child.stderr.take().expect("a pipe");
-        // Standard error says the language when the first window is on its way.
-        let mut said = Vec::new();
-        while !text(&said).contains("language:") {
-            let mut byte = [0];
-            assert_eq!(err.read(&mut byte).expect("it says something"), 1, "{}", text(&said));
-            said.push(byte[0]);
-        }
-        std::thread::sleep(Duration::from_secs(3));
-        Command::new("kill").arg("-INT").arg(child.id().to_string()).status().expect("`kill` runs");
-        err.read_to_end(&mut said).expect("it ends");
+        let read = Arc::new(AtomicUsize::new(0));
+        let mut speech = Counted(Endless::new(36_000, 7), read.clone());
+        let feed = std::thread::spawn(move || std::io::copy(&mut speech, &mut pipe).map(drop));
+        // More than one window of 30 s, and what a pipe holds: the first is done.
+        program::wait_until("it reads", || read.load(Ordering::SeqCst) > 36 * 32_000);
+        program::send(&child, signal);
         let output = child.wait_with_output().expect("it ends");
-        feed.join().expect("it is fed");
-        assert_eq!(output.status.code(), Some(0), "{}", text(&said));
-        assert!(text(&said).contains("(cancelled)"), "{}", text(&said));
-        let written = fs::read_to_string(&file).expect("a file");
+        feed.join().expect("it is fed").expect_err("nobody reads the rest");
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{err}");
+        let said =
+            format!("error: interrupted by SIG{signal}\nhint: what was done is in `{}`\n", partial.display());
+        assert!(err.ends_with(&said), "{err}");
+        assert_eq!(fs::read_to_string(&file).expect("a file"), "before");
+        assert!(!next.exists(), "the next recording is not begun");
+        let written = fs::read_to_string(&partial).expect("a file");
         let n = match format {
             "json" => {
                 let json: Value = serde_json::from_str(&written).expect("valid JSON");
+                assert_eq!(json["language"], "english");
                 json["segments"].as_array().expect("segments").len()
             }
             _ => cues(&written).len(),
         };
-        assert!(n >= 3, "{n} segments were done");
+        assert!(n >= 3, "{n} segments were done: {written}");
     }
+}
+
+/// An output is replaced when it is whole, and never one that is read.
+#[test]
+#[cfg(unix)]
+fn recordings_are_not_destroyed() {
+    use std::os::unix::fs::symlink;
+    let dir = TempDir::new().expect("a folder");
+    let at = |name: &str| dir.path().join(name);
+    let en = fs::read(clip("en.flac")).expect("a recording");
+    for name in ["a.flac", "b.txt", "c.partial", "config.txt"] {
+        fs::write(at(name), &en).expect("it can be written");
+    }
+    symlink("a.flac", at("soft")).expect("a link");
+    fs::hard_link(at("a.flac"), at("hard.flac")).expect("a link");
+    let to = |output: &str| format!("--output {}", at(output).display());
+    let into = format!("--output-dir {}", dir.path().display());
+    for (line, audio) in [
+        (to("a.flac"), "a.flac"),
+        (to("soft"), "a.flac"),
+        (to("a.flac"), "soft"),
+        (to("hard.flac"), "soft"),
+        (to("c"), "c.partial"),
+        (into.clone(), "b.txt"),
+    ] {
+        assert_eq!(fails(&transcribe(&line, &[&at(audio)]), 2, "is the same file as the input"), "");
+    }
+    for name in ["a.flac", "hard.flac", "b.txt", "c.partial"] {
+        assert!(fs::read(at(name)).expect("a recording") == en, "{name}");
+    }
+    fails(&transcribe(&into, &[&at("a.flac"), &at("a.mp3")]), 2, "a.flac` and `");
+    symlink("one.txt", at("hard.txt")).expect("a link");
+    symlink("one.txt", at("a.txt")).expect("a link");
+    fails(&transcribe(&into, &[&at("a.flac"), &at("hard.flac")]), 2, "two outputs are the same file");
+    fails(
+        &transcribe("--output /nonexistent/x.txt", &[&clip("en.flac")]),
+        1,
+        "`/nonexistent/x.txt` cannot be written",
+    );
+    if common::gpu().is_none() {
+        return;
+    }
+    // The file behind the link has its new content, with its old permissions, and nothing else is left.
+    fs::write(at("one.txt"), "before").expect("it can be written");
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o640);
+    fs::set_permissions(at("one.txt"), permissions).expect("it can be set");
+    fs::write(at("one.txt.partial"), "left").expect("it can be written");
+    succeeds(transcribe(&to("a.txt"), &[&at("a.flac")]));
+    assert!(at("a.txt").is_symlink() && !at("one.txt.partial").exists());
+    assert_eq!(fs::read_to_string(at("one.txt")).expect("a file").lines().count(), 3);
+    let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(at("one.txt")).expect("a file"));
+    assert_eq!(mode & 0o777, 0o640);
+    // A recording that breaks: what is done is beside the place.
+    fs::write(at("cut.flac"), &en[..en.len() * 2 / 3]).expect("it can be written");
+    let output = transcribe(&to("one.txt"), &[&at("cut.flac")]);
+    fails(&output, 1, "cut.flac");
+    assert!(text(&output.stderr).contains("one.txt.partial`"), "{}", text(&output.stderr));
+    assert_eq!(fs::read_to_string(at("one.txt")).expect("a file").lines().count(), 3);
+    assert!((1..3).contains(&fs::read_to_string(at("one.txt.partial")).expect("a file").lines().count()));
 }
 
 #[test]

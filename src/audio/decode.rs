@@ -1,6 +1,6 @@
 //! Decodes sound files with `symphonia`, packet by packet.
 
-use std::fs::File;
+use std::fs::{File, FileType};
 use std::io::{ErrorKind, Read, Seek};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -33,6 +33,8 @@ const MAX_GAP: f64 = 60.0;
 /// A program that writes a WAV file to a pipe does not know its length, and sets about the largest possible one.
 const UNKNOWN_BYTES: u64 = 0x7fff_0000;
 
+/// Most bytes of a recording that comes through a pipe: 100 minutes of CD quality.
+const PIPE_BYTES: u64 = 1 << 30;
 /// Most channels of a WAV or AIFF file that the library reads: those that have positions.
 const MOST_POSITIONS: usize = 26;
 /// Bytes in which the header of a WAV or AIFF file is searched for.
@@ -65,15 +67,30 @@ pub(super) struct Decoder {
 }
 
 impl Decoder {
-    /// Opens the file at `path`, called `name` in messages.
+    /// Opens the file at `path`, called `name` in messages. A pipe, which is no place to seek in, is read whole.
     pub(super) fn open(path: &Path, name: String) -> Result<Self, AudioError> {
         let read = |source| AudioError::Read { name: name.clone(), source };
-        let file = File::open(path).map_err(read)?;
+        let kind = std::fs::metadata(path).map_err(read)?.file_type();
         // Opening a folder succeeds; only reading it fails.
-        if file.metadata().map_err(read)?.is_dir() {
+        if kind.is_dir() {
             return Err(read(ErrorKind::IsADirectory.into()));
         }
-        Self::new(Box::new(file), name)
+        // Some devices never end, and opening one can have effects.
+        if is_device(kind) {
+            return Err(AudioError::Format { name, expected: FORMATS, found: "a device".into() });
+        }
+        let file = File::open(path).map_err(read)?;
+        if kind.is_file() {
+            return Self::new(Box::new(file), name);
+        }
+        let mut bytes = Vec::new();
+        file.take(PIPE_BYTES + 1).read_to_end(&mut bytes).map_err(read)?;
+        if bytes.len() as u64 > PIPE_BYTES {
+            let reason =
+                format!("a pipe can hold at most {} MiB; write it to a file first", PIPE_BYTES >> 20);
+            return Err(read(std::io::Error::new(ErrorKind::InvalidData, reason)));
+        }
+        Self::new(Box::new(std::io::Cursor::new(bytes)), name)
     }
 
     /// Finds the format and the audio track of `source`.
@@ -288,6 +305,17 @@ impl Source for Decoder {
     fn duration(&self) -> Option<f64> {
         self.duration
     }
+}
+
+#[cfg(unix)]
+fn is_device(kind: FileType) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    kind.is_char_device() || kind.is_block_device()
+}
+
+#[cfg(not(unix))]
+fn is_device(_kind: FileType) -> bool {
+    false
 }
 
 /// Calls the decoding library, which may panic: it overflows on some damaged headers in builds with checks. `None`

@@ -34,10 +34,10 @@ impl AudioReader {
     /// Opens a sound file, or a video with sound: WAV, AIFF, FLAC, MP3, OGG (Vorbis, FLAC), M4A, MP4
     /// and Matroska (AAC-LC, ALAC, MP3, Vorbis, FLAC, PCM).
     ///
-    /// A packet that cannot be decoded becomes silence, so that later times are right.
+    /// A packet that cannot be decoded becomes silence, so that later times are right. A pipe is read whole, up to 1 GiB.
     ///
     /// # Errors
-    /// [`AudioError`] if the file cannot be read, is empty, has another format, or has no sound.
+    /// [`AudioError`] if the file cannot be read, is a device, is empty, has another format, or has no sound.
     #[cfg(feature = "audio")]
     pub fn open(path: &std::path::Path) -> Result<Self, AudioError> {
         let name = format!("`{}`", path.display());

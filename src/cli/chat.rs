@@ -80,21 +80,26 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 
     let mut engine =
         args.device.load(checkpoint, EngineOptions { max_seqs: 1, ..EngineOptions::default() })?;
-    interrupt::init()?;
+    let mut n_failed = 0;
     let mut input = if args.json { Input::Plain } else { Input::open(out)? };
-    loop {
-        let Some(line) = input.line()? else { return Ok(()) };
+    while let Some(line) = input.line()? {
         let line = line.trim();
         match line.strip_prefix('/') {
             _ if line.is_empty() => {}
-            Some("exit" | "quit") => return Ok(()),
+            Some("exit" | "quit") => break,
             Some(command) => {
                 if let Err(failure) = obey(&mut chat, command, vocab_size) {
                     terminal::error(&failure);
                 }
             }
-            None => say(&mut chat, &mut engine, line, args.json, out)?,
+            None => n_failed += usize::from(!say(&mut chat, &mut engine, line, args.json, out)?),
         }
+    }
+    match (input, n_failed) {
+        // A person has seen it.
+        (Input::Editor(_), _) | (_, 0) => Ok(()),
+        (Input::Plain, 1) => Err(Failure::failed("1 message has no answer")),
+        (Input::Plain, n) => Err(Failure::failed(format!("{n} messages have no answer"))),
     }
 }
 
@@ -134,14 +139,14 @@ fn obey(chat: &mut Chat, command: &str, vocab_size: usize) -> Result<(), Failure
     Ok(())
 }
 
-/// Sends `line` to the model and writes the answer: token by token, or as an object.
+/// Sends `line` to the model and writes the answer: token by token, or as an object. Returns whether there is one.
 fn say(
     chat: &mut Chat,
     engine: &mut Engine,
     line: &str,
     as_json: bool,
     out: &mut dyn Write,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let writing = Writing::begin();
     let mut written: Result<(), std::io::Error> = Ok(());
     let mut ends_line = false;
@@ -168,14 +173,14 @@ fn say(
             }
             out.flush()?;
             report(&reply, engine.ctx());
-            Ok(())
+            Ok(true)
         }
         // The conversation continues without this message.
         Err(
             error @ (EngineError::PromptTooLong { .. } | EngineError::EmptyPrompt | EngineError::Text(_)),
         ) => {
             terminal::error(&error.into());
-            Ok(())
+            Ok(false)
         }
         Err(error) => Err(error.into()),
     }
@@ -191,7 +196,8 @@ fn report(reply: &Reply, ctx: usize) {
     log::info!("{}", format::figures(&reply.usage, reply.finish_reason, &reply.timings));
 }
 
-/// The source of the user's lines.
+/// The source of the user's lines. Each is a message, also where several arrive at once, from a pipe or a paste, as in
+/// other programs for chats: the end of a line sends it. A paste that the terminal marks as one is one message.
 enum Input {
     /// A terminal, with history and arrow keys.
     Editor(Box<DefaultEditor>),
@@ -208,6 +214,7 @@ impl Input {
             return Ok(Input::Plain);
         }
         out.flush()?;
+        interrupt::keep_terminal();
         let editor = DefaultEditor::new().map_err(unreadable)?;
         log::info!("`/help` lists the commands, Ctrl-D leaves");
         Ok(Input::Editor(Box::new(editor)))

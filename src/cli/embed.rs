@@ -1,8 +1,7 @@
 //! `wginfer embed`: vectors of texts.
 
-use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -14,6 +13,7 @@ use super::args::{DeviceArgs, ModelArg};
 use super::encode::encode;
 use super::failure::Failure;
 use super::json;
+use super::output::{self, Inputs};
 use super::rows::{Done, DoneRow, Rows};
 use super::table::{Format, Table};
 
@@ -130,6 +130,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         let hint = "give `--output FILE`, or redirect standard output";
         return Err(Failure::usage("`npy` is binary, and standard output is a terminal").with_hint(hint));
     }
+    let inputs = Inputs::default().model(&args.model).file(args.input());
+    let output = output::plan(&args.output, &inputs)?.pop();
     let checkpoint = args.model.open_encoder()?;
     let texts = Rows::texts(&args.texts, args.file.as_deref(), args.jsonl)?;
     let prefix = args.prefix(&checkpoint.embedding.clone().unwrap_or_default())?;
@@ -139,18 +141,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let mut encoder = args.device.load_encoder(checkpoint)?;
     let encodings = encode(&mut encoder, &texts.good(), &prefix, Output::Embedding)?;
     let (embedded, width) = (texts.with(encodings), encoder.embedding_width());
-    match &args.output {
+    match output {
         None => args.write(&embedded, width, out)?,
-        Some(path) => {
-            let failed = |e: &dyn std::fmt::Display| {
-                Failure::failed(format!("`{}` cannot be written: {e}", path.display()))
-            };
-            let mut file = BufWriter::new(File::create(path).map_err(|e| failed(&e))?);
-            match args.write(&embedded, width, &mut file).and_then(|()| Ok(file.flush()?)) {
-                Err(Failure::Failed { message, .. }) => return Err(failed(&message)),
-                other => other?,
-            }
-        }
+        Some(target) => target.write(|out| args.write(&embedded, width, out))?,
     }
     embedded.report(args.format().is_none_or(|format| format == EmbedFormat::Json) && !args.shows_table())
 }
@@ -159,6 +152,14 @@ impl Args {
     /// The format in the arguments, if any.
     fn format(&self) -> Option<EmbedFormat> {
         if self.json { Some(EmbedFormat::Json) } else { self.format }
+    }
+
+    /// The file of the texts, if they come from one.
+    fn input(&self) -> Option<&Path> {
+        match self.texts.is_empty() {
+            true => Some(self.file.as_deref().unwrap_or(Path::new("-"))),
+            false => None,
+        }
     }
 
     /// The prefix of each text.

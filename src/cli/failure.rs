@@ -13,6 +13,8 @@ use wginfer::tasks::transcribe::TranscribeError;
 use wginfer::text::TextError;
 use wginfer::weights::WeightsError;
 
+use super::output::WriteError;
+
 /// Why a command did not finish.
 #[derive(Debug)]
 pub enum Failure {
@@ -160,6 +162,9 @@ fn of_text(error: &TextError) -> Option<&'static str> {
         TextError::NoChatTemplate | TextError::NoDefaultTemplate { .. } => Some(
             "a base model continues text: use `wginfer generate`, or choose a model tuned for conversation",
         ),
+        TextError::TemplateSyntax { .. } | TextError::TemplateRender { .. } => {
+            Some("`wginfer generate` continues a text without the chat template")
+        }
         _ => None,
     }
 }
@@ -272,10 +277,13 @@ impl From<TextError> for Failure {
     }
 }
 
-/// Only writing to standard output fails this way: readers map their own errors.
+/// Only writing fails this way, to a file with a name or to standard output: readers map their own errors.
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         match error.kind() {
+            _ if error.get_ref().is_some_and(|inner| inner.is::<WriteError>()) => {
+                Failure::failed(error.to_string())
+            }
             std::io::ErrorKind::BrokenPipe => Failure::ClosedPipe,
             _ => Failure::failed(format!("standard output cannot be written: {error}")),
         }

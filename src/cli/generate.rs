@@ -13,8 +13,10 @@ use wginfer::text::Tokenizer;
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
+use super::interrupt::Unfinished;
+use super::output::Output;
 use super::sampling::SamplingArgs;
-use super::{format, interrupt, json, model, prompt};
+use super::{format, json, model, prompt};
 
 const EXAMPLES: &str = "Examples:
   wginfer generate \"Once upon a time\"
@@ -95,14 +97,15 @@ struct Answer {
 struct AnswerJson<'a> {
     text: &'a str,
     token_ids: &'a [u32],
-    finish_reason: Option<FinishReason>,
+    finish_reason: FinishReason,
     usage: Usage,
-    timings: Timings,
+    /// `None` after a signal.
+    timings: Option<Timings>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<Vec<Value>>,
 }
 
-pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, _out: &mut dyn Write) -> Result<(), Failure> {
     let checkpoint = args.model.open()?;
     let sampling = args.sampling.over(&Sampling::from(&checkpoint.generation));
     sampling.check(checkpoint.architecture.shape().vocab_size)?;
@@ -140,10 +143,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             Ok(engine.submit(request)?)
         })
         .collect::<Result<Vec<RequestId>, Failure>>()?;
-    interrupt::init()?;
 
-    let mut writer = Writer {
-        out,
+    let writer = Writer {
+        out: Output::stdout(),
+        n_prompt: ids.len(),
         // Prompt and answer are one text, but token ids have none.
         echo: text.filter(|_| !args.no_echo && !args.explain),
         tokenizer: engine.tokenizer().cloned(),
@@ -153,25 +156,32 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         current: 0,
         is_open: false,
     };
-    model::drive(&mut engine, &requests, |event| {
+    let writer = Unfinished::new(writer, |writer| {
+        // Nobody reads it if it fails.
+        let _ = writer.interrupted();
+        None
+    });
+    model::drive(&mut engine, |event| {
         let index = |id: RequestId| requests.iter().position(|r| *r == id).unwrap_or(0);
-        match event {
+        writer.update(|writer| match event {
             Event::Token { id, token, text, logprobs } => writer.token(index(id), token, &text, logprobs),
             Event::Done { id, text, finish_reason, usage, timings, .. } => {
                 writer.done(index(id), &text, (finish_reason, usage, timings))
             }
             Event::Failed { error, .. } => Err(error.into()),
             Event::Logits { .. } | Event::Alignment { .. } | Event::PromptLogprobs { .. } => Ok(()),
-        }
+        })
     })?;
-    let answers = writer.finish()?;
+    let answers = writer.finish(Writer::finish)?;
     report(&answers, &engine);
     Ok(())
 }
 
 /// Writes the answers in order; the first unfinished one token by token.
-struct Writer<'a> {
-    out: &'a mut dyn Write,
+struct Writer {
+    out: Output,
+    /// Tokens of the prompt.
+    n_prompt: usize,
     echo: Option<String>,
     tokenizer: Option<Tokenizer>,
     explain: bool,
@@ -183,7 +193,7 @@ struct Writer<'a> {
     is_open: bool,
 }
 
-impl Writer<'_> {
+impl Writer {
     fn token(&mut self, i: usize, token: u32, text: &str, logprobs: Option<Logprobs>) -> Result<(), Failure> {
         let answer = &mut self.answers[i];
         answer.text.push_str(text);
@@ -274,14 +284,29 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn finish(self) -> Result<Vec<Answer>, Failure> {
+    /// Writes the answers as far as they are generated.
+    fn interrupted(mut self) -> Result<(), Failure> {
+        if !self.json {
+            for i in self.current..self.answers.len() {
+                if i > self.current {
+                    self.current = i;
+                    self.catch_up()?;
+                }
+                if self.is_open {
+                    self.close()?;
+                }
+            }
+        }
+        self.finish().map(drop)
+    }
+
+    fn finish(mut self) -> Result<Vec<Answer>, Failure> {
         if self.json {
-            let tokenizer = self.tokenizer.as_ref();
-            let all: Vec<AnswerJson<'_>> =
-                self.answers.iter().map(|a| a.json(tokenizer, self.explain)).collect();
+            let json = |a| Answer::json(a, self.n_prompt, self.tokenizer.as_ref(), self.explain);
+            let all: Vec<AnswerJson<'_>> = self.answers.iter().map(json).collect();
             match &all[..] {
-                [one] => json::write(one, self.out)?,
-                all => json::write(&all, self.out)?,
+                [one] => json::write(one, &mut self.out)?,
+                all => json::write(&all, &mut self.out)?,
             }
         }
         self.out.flush()?;
@@ -290,10 +315,15 @@ impl Writer<'_> {
 }
 
 impl Answer {
-    fn json(&self, tokenizer: Option<&Tokenizer>, explain: bool) -> AnswerJson<'_> {
+    fn json(&self, n_prompt: usize, tokenizer: Option<&Tokenizer>, explain: bool) -> AnswerJson<'_> {
         let (finish_reason, usage, timings) = match self.end {
-            Some((reason, usage, timings)) => (Some(reason), usage, timings),
-            None => (None, Usage::default(), Timings::default()),
+            Some((reason, usage, timings)) => (reason, usage, Some(timings)),
+            None => {
+                let (prompt_tokens, completion_tokens) = (n_prompt, self.token_ids.len());
+                let total_tokens = prompt_tokens + completion_tokens;
+                let usage = Usage { prompt_tokens, completion_tokens, total_tokens, ..Usage::default() };
+                (FinishReason::Cancelled, usage, None)
+            }
         };
         let text_of = |id| tokenizer.and_then(|t| t.id_to_token(id));
         let entry = |t: &TokenLogprob| serde_json::json!({ "token_id": t.token, "token": text_of(t.token), "logprob": t.logprob });

@@ -166,9 +166,9 @@ fn of_tokens(args: &Args, checkpoint: ModelFiles, out: &mut dyn Write) -> Result
     };
     let mut engine = args.device.load(checkpoint, options)?;
     let wanted = if args.all { Logits::All } else { Logits::Last };
-    let request = engine.submit(Request { logits: Some(wanted), ..Request::new(ids.clone()) })?;
+    engine.submit(Request { logits: Some(wanted), ..Request::new(ids.clone()) })?;
     let mut rows: Vec<(usize, Vec<f32>)> = Vec::new();
-    model::drive(&mut engine, &[request], |event| match event {
+    model::drive(&mut engine, |event| match event {
         Event::Logits { position, values, .. } if values.iter().all(|v| v.is_finite()) => {
             rows.push((position, values));
             Ok(())

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use wginfer::bench::{self, BenchError, Limits, Meta};
 
 use super::failure::Failure;
+use super::output::{self, Inputs, Target};
 use super::table::Format;
 use super::{format, terminal};
 
@@ -21,7 +22,7 @@ pub struct FormatArgs {
 
     /// Also draw a plot
     #[arg(long, value_name = "FILE.svg")]
-    pub plot: Option<PathBuf>,
+    plot: Option<PathBuf>,
 }
 
 impl FormatArgs {
@@ -30,14 +31,15 @@ impl FormatArgs {
         if self.json { Format::Json } else { self.format }
     }
 
-    /// Refuses a plot whose name is not an SVG's, before the measurement starts.
-    pub fn check(&self) -> Result<(), Failure> {
+    /// The file of the plot, if one is wanted. Refuses a name that is not an SVG's, and a file that cannot be written,
+    /// before the measurement starts.
+    pub fn plot(&self, inputs: &Inputs) -> Result<Option<Target>, Failure> {
         match &self.plot {
             Some(path) if path.extension().is_none_or(|e| !e.eq_ignore_ascii_case("svg")) => {
                 let message = format!("`{}` is not the name of an SVG file", path.display());
                 Err(Failure::usage(message).with_hint("give a name that ends with `.svg`"))
             }
-            _ => Ok(()),
+            plot => Ok(output::plan(plot, inputs)?.pop()),
         }
     }
 }

@@ -1,6 +1,9 @@
 //! Layer 6: the command line. Standard output carries only the result; everything else goes through `log`, whose lines
 //! `terminal` writes to standard error.
 //!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage; 130, 143 and 129 after SIGINT (Ctrl-C), SIGTERM and SIGHUP, which end
+//! every command alike (`interrupt`).
+//!
 //! Texts of files and models can hold characters on which a terminal acts. They are escaped on standard error, in tables
 //! and other reports for people, and in everything that goes to a terminal. JSON, CSV and generated text that goes to a
 //! pipe or a file are exact.
@@ -28,6 +31,7 @@ mod labels;
 mod logits;
 mod measure;
 mod model;
+mod output;
 mod plot;
 mod prompt;
 mod rows;
@@ -40,12 +44,13 @@ mod transcribe;
 mod tune;
 mod watch;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use failure::Failure;
+use output::Out;
 
 /// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (wgpu 30.0.1)");
@@ -114,8 +119,11 @@ commands! {
     Tune(tune),
 }
 
-/// Parses the arguments and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage.
+/// Parses the arguments and runs the command. Exit codes: 0 done, 1 failed, 2 wrong usage, 128 plus the number of a
+/// signal.
 pub fn main() -> ExitCode {
+    hush_device_select();
+    let caught = interrupt::init();
     let program = match Program::try_parse() {
         Ok(program) => program,
         Err(shown) => {
@@ -128,14 +136,14 @@ pub fn main() -> ExitCode {
             return if shown.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    hush_device_select();
     terminal::init(program.quiet, program.verbose);
-    let stdout = std::io::stdout().lock();
-    let mut out: Box<dyn Write> = match stdout.is_terminal() {
-        true => Box::new(terminal::Escaping::new(stdout)),
-        false => Box::new(stdout),
-    };
-    match program.command.run(&mut *out).and_then(|()| Ok(out.flush()?)) {
+    if let Err(error) = caught {
+        log::warn!("signals cannot be caught, and leave nothing of unfinished output: {error}");
+    }
+    let mut out = Out::new();
+    let done = program.command.run(&mut out);
+    let flushed = out.finish();
+    match done.and_then(|()| Ok(flushed?)) {
         Ok(()) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
         Err(failure) => {
             terminal::error(&failure);

@@ -4,13 +4,12 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use wginfer::checkpoint::{CheckpointError, ModelFiles, Source};
-use wginfer::engine::{EncoderOptions, Engine, EngineOptions, Event, RequestId, TextEncoder};
+use wginfer::engine::{EncoderOptions, Engine, EngineOptions, Event, TextEncoder};
 use wginfer::gpu::{Gpu, GpuOptions};
 use wginfer::models::ModelKind;
 
 use super::args::{DeviceArgs, ModelArg, Precision, Quantize};
 use super::failure::Failure;
-use super::interrupt::Writing;
 use super::terminal;
 
 /// Environment variable: the folder of compiled kernels and of tuning's choices.
@@ -138,19 +137,12 @@ pub fn cache_dir() -> Option<PathBuf> {
     base.map(|dir| dir.join("wginfer"))
 }
 
-/// Runs the engine until nothing is left to do. Ctrl-C cancels `requests`.
+/// Runs the engine until nothing is left to do.
 pub fn drive(
     engine: &mut Engine,
-    requests: &[RequestId],
     mut on_event: impl FnMut(Event) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let writing = Writing::begin();
-    let mut is_cancelled = false;
     while !engine.is_idle() {
-        if writing.is_stopped() && !is_cancelled {
-            is_cancelled = true;
-            requests.iter().for_each(|id| engine.cancel(*id));
-        }
         engine.pump()?.into_iter().try_for_each(&mut on_event)?;
     }
     engine.events()?.into_iter().try_for_each(&mut on_event)

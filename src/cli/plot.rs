@@ -1,16 +1,14 @@
 //! Plots of reports, as SVG.
 
-use std::path::Path;
-
 use plotters::prelude::*;
 use wginfer::bench::{Comparison, KernelReport, KernelRow, ModelReport};
 
 use super::failure::Failure;
+use super::output::Target;
 
 /// Writes a plot to a file.
-pub fn save(path: &Path, svg: &str) -> Result<(), Failure> {
-    std::fs::write(path, svg)
-        .map_err(|e| Failure::failed(format!("`{}` cannot be written: {e}", path.display())))
+pub fn save(target: &Target, svg: &str) -> Result<(), Failure> {
+    target.write(|out| Ok(out.write_all(svg.as_bytes())?))
 }
 
 /// An error of the plotting library.

@@ -104,6 +104,14 @@ pub fn finish(bar: &ProgressBar) {
     }
 }
 
+/// Removes the bar that is on the screen, if any.
+pub fn clear() {
+    let bar = TERMINAL.bar.lock().ok().and_then(|mut bar| bar.take());
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+}
+
 impl Terminal {
     /// Writes one line, whatever is in it.
     fn line(&self, text: &str) {
@@ -149,21 +157,28 @@ impl log::Log for Terminal {
     fn flush(&self) {}
 }
 
-/// A writer to a terminal, on which no control character acts but line break and tab.
+/// Standard output: on a terminal, no control character acts but line break and tab.
+pub type Stdout = Escaping<io::Stdout>;
+
+/// Standard output.
+pub fn stdout() -> Stdout {
+    let out = io::stdout();
+    Escaping { is_terminal: out.is_terminal(), out, pending: Vec::new() }
+}
+
+/// Escapes what acts on a terminal, if it is one.
 pub struct Escaping<W> {
     out: W,
+    is_terminal: bool,
     /// The beginning of a character whose other bytes have not been written yet.
     pending: Vec<u8>,
 }
 
-impl<W: Write> Escaping<W> {
-    pub fn new(out: W) -> Escaping<W> {
-        Escaping { out, pending: Vec::new() }
-    }
-}
-
 impl<W: Write> Write for Escaping<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !self.is_terminal {
+            return self.out.write(bytes);
+        }
         let mut whole = std::mem::take(&mut self.pending);
         whole.extend_from_slice(bytes);
         let mut shown = String::with_capacity(whole.len());
@@ -211,7 +226,7 @@ mod tests {
         for (bytes, expected) in cases {
             // In one piece, and byte by byte.
             for step in [bytes.len(), 1] {
-                let mut out = Escaping::new(Vec::new());
+                let mut out = Escaping { out: Vec::new(), is_terminal: true, pending: Vec::new() };
                 bytes.chunks(step).for_each(|piece| out.write_all(piece).expect("memory"));
                 assert_eq!(String::from_utf8(out.out).expect("UTF-8"), expected);
             }

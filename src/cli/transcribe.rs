@@ -1,6 +1,5 @@
 //! `wginfer transcribe`: speech to text.
 
-use std::fs::File;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,8 @@ use wginfer::tasks::{self, Engines};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
-use super::interrupt::{self, Writing};
+use super::interrupt::Unfinished;
+use super::output::{self, Inputs, Output, Target};
 use super::{format, terminal};
 
 const EXAMPLES: &str = "Examples:
@@ -27,7 +27,8 @@ const EXAMPLES: &str = "Examples:
   wginfer transcribe -m ~/models/whisper-small *.flac --format json --word-timestamps --output-dir transcripts
   arecord -f S16_LE -r 16000 -t raw | wginfer transcribe -m ~/models/whisper-small - --language de
 
-Segments are written as they are decoded, JSON at the end. Ctrl-C stops and leaves a valid file.";
+Segments are written as they are decoded, JSON at the end. A file is written as `NAME.partial` and renamed when it is
+whole; Ctrl-C stops and leaves the valid transcript so far there.";
 
 /// Transcribe speech
 #[derive(clap::Args)]
@@ -234,7 +235,6 @@ struct Figures {
     seconds: f64,
     elapsed: Duration,
     n_tokens: usize,
-    is_cancelled: bool,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
@@ -243,6 +243,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         let hint = "a folder in Hugging Face layout, such as `hf download openai/whisper-small` fetches";
         return Err(Failure::usage("no speech model was given, expected `--model DIR`").with_hint(hint));
     }
+    let inputs = Inputs::default().model(&args.model).files(&args.audio);
+    let outputs = output::plan(&outputs, &inputs)?;
     let checkpoint = args.model.open()?;
     let transcriber = Transcriber::new(&checkpoint, args.options())?;
     // A file that cannot be opened is reported before a model is loaded.
@@ -253,31 +255,27 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         return Err(failure);
     }
     let mut engine = args.device.load(checkpoint, transcriber.engine_options(EngineOptions::default()))?;
-    interrupt::init()?;
 
     if args.token_ids {
         return readers.into_iter().try_for_each(|reader| token_ids(&transcriber, &mut engine, reader?, out));
     }
     let n = readers.len();
     let mut last = None;
-    for (i, (reader, output)) in readers.into_iter().zip(outputs).enumerate() {
+    for (i, reader) in readers.into_iter().enumerate() {
         let name = args.audio[i].display();
-        let result = reader.and_then(|reader| match &output {
-            Some(path) => {
-                log::info!("{name} -> {}", path.display());
-                let file = File::create(path).map_err(|e| cannot_write(path, &e))?;
-                transcribe(args, &transcriber, &mut engine, reader, file, &|e| cannot_write(path, &e))
-            }
-            None => {
-                if n > 1 {
+        let result = reader.and_then(|reader| {
+            match outputs.get(i) {
+                Some(target) => log::info!("{name} -> {}", target.path().display()),
+                None if n > 1 => {
                     writeln!(out, "--- {} ---", format::escaped(&name.to_string()))?;
+                    out.flush()?;
                 }
-                transcribe(args, &transcriber, &mut engine, reader, &mut *out, &Failure::from)
+                None => {}
             }
+            transcribe(args, &transcriber, &mut engine, reader, outputs.get(i))
         });
         match result {
-            Ok(figures) if figures.is_cancelled => return Ok(()),
-            Ok(_) => {}
+            Ok(()) => {}
             Err(Failure::ClosedPipe) => return Err(Failure::ClosedPipe),
             // The other recordings may be readable.
             Err(failure) => {
@@ -288,10 +286,6 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         }
     }
     last.map_or(Ok(()), Err)
-}
-
-fn cannot_write(path: &Path, error: &dyn std::fmt::Display) -> Failure {
-    Failure::failed(format!("`{}` cannot be written: {error}", path.display()))
 }
 
 impl Args {
@@ -333,8 +327,8 @@ impl Args {
         }
     }
 
-    /// The file that each recording's transcript goes to; standard output where there is none.
-    fn outputs(&self) -> Result<Vec<Option<PathBuf>>, Failure> {
+    /// The file of each recording's transcript; none where they go to standard output.
+    fn outputs(&self) -> Result<Vec<PathBuf>, Failure> {
         let n = self.audio.len();
         let is_stdin = |path: &PathBuf| path.as_os_str() == "-";
         let n_stdin = self.audio.iter().filter(|path| is_stdin(path)).count();
@@ -354,22 +348,30 @@ impl Args {
             let message = format!("{n} recordings make {n} files, expected `--output-dir`");
             return Err(Failure::usage(message));
         }
-        let Some(dir) = &self.output_dir else { return Ok(vec![self.output.clone(); n]) };
-        std::fs::create_dir_all(dir).map_err(|e| cannot_write(dir, &e))?;
-        let mut outputs: Vec<Option<PathBuf>> = Vec::new();
+        let Some(dir) = &self.output_dir else { return Ok(self.output.iter().cloned().collect()) };
+        let mut outputs: Vec<PathBuf> = Vec::new();
         for path in &self.audio {
             let stem = if is_stdin(path) { Some("stdin".as_ref()) } else { path.file_stem() };
             let mut name = stem.unwrap_or(path.as_os_str()).to_os_string();
             name.push(".");
             name.push(self.format().library().extension());
-            let output = Some(dir.join(name));
-            if outputs.contains(&output) {
-                let message =
-                    format!("two recordings have the name `{}`, expected different names", path.display());
-                return Err(Failure::usage(message));
+            let output = dir.join(name);
+            if let Some(i) = outputs.iter().position(|other| *other == output) {
+                let (other, path) = (self.audio[i].display(), path.display());
+                let message = format!(
+                    "two recordings would be written to `{}`: `{other}` and `{path}`",
+                    output.display()
+                );
+                return Err(
+                    Failure::usage(message).with_hint("transcribe one of them on its own, with `--output`")
+                );
             }
             outputs.push(output);
         }
+        std::fs::create_dir_all(dir).map_err(|e| {
+            let message = format!("`{}` cannot be made a folder for the transcripts: {e}", dir.display());
+            Failure::failed(message)
+        })?;
         Ok(outputs)
     }
 
@@ -389,70 +391,123 @@ impl Args {
     }
 }
 
-/// Writes one recording's transcript as it is decoded.
+/// A transcript as far as it is written.
+struct Draft {
+    format: TranscriptFormat,
+    /// Until the first segment.
+    out: Option<Output>,
+    /// From then on.
+    writer: Option<TranscriptWriter<Output>>,
+    n_segments: usize,
+    /// As far as it is known; in JSON, with all segments.
+    transcript: Transcript,
+}
+
+impl Draft {
+    fn writer(&mut self) -> std::io::Result<Option<&mut TranscriptWriter<Output>>> {
+        if let Some(out) = self.out.take() {
+            self.writer = Some(TranscriptWriter::new(out, self.format)?);
+        }
+        Ok(self.writer.as_mut())
+    }
+
+    fn segment(&mut self, segment: Segment) -> std::io::Result<()> {
+        self.n_segments += 1;
+        if let Some(writer) = self.writer()? {
+            writer.segment(&segment)?;
+        }
+        // The other formats are written by now, and a recording may be long.
+        if self.format == TranscriptFormat::Json {
+            self.transcript.segments.push(segment);
+        }
+        Ok(())
+    }
+
+    /// Writes the end.
+    fn finish(mut self) -> std::io::Result<Option<Output>> {
+        self.writer()?;
+        self.writer.map(|writer| writer.finish(&self.transcript)).transpose()
+    }
+
+    /// Writes the end of what is done so far. Returns the file that it is in.
+    fn leave(self) -> Option<PathBuf> {
+        self.finish().ok()??.leave()
+    }
+}
+
+/// Writes one recording's transcript as it is decoded: to `target`, or to standard output.
 fn transcribe(
     args: &Args,
     transcriber: &Transcriber,
     engine: &mut Engine,
     reader: AudioReader,
-    out: impl Write,
-    cannot_write: &dyn Fn(std::io::Error) -> Failure,
-) -> Result<Figures, Failure> {
+    target: Option<&Target>,
+) -> Result<(), Failure> {
     let begin = Instant::now();
-    let mut writer = TranscriptWriter::new(out, args.format().library()).map_err(cannot_write)?;
     let mut transcription = transcriber.begin(engine, reader)?;
+    let out = target.map_or_else(|| Ok(Output::stdout()), Target::create)?;
     let bar = terminal::seconds(transcription.duration());
-    let writing = Writing::begin();
-    let mut segments: Vec<Segment> = Vec::new();
-    let mut figures = Figures { seconds: 0.0, elapsed: Duration::ZERO, n_tokens: 0, is_cancelled: false };
+    let mut figures = Figures { seconds: 0.0, elapsed: Duration::ZERO, n_tokens: 0 };
+    let draft = Draft {
+        format: args.format().library(),
+        out: Some(out),
+        writer: None,
+        n_segments: 0,
+        transcript: Transcript {
+            task: if args.translate { SpeechTask::Translate } else { SpeechTask::Transcribe },
+            language: transcription.language().map(str::to_string),
+            duration: transcription.duration(),
+            segments: Vec::new(),
+        },
+    };
+    let draft = Unfinished::new(draft, Draft::leave);
     let mut written = Ok(());
     let result = tasks::run(&mut transcription, &mut Engines::from(engine), |event| {
-        match event {
-            Some(event) => written = write_event(event, &mut writer, &bar, args, &mut segments, &mut figures),
-            None => figures.is_cancelled = writing.is_stopped(),
+        if let (Some(event), Ok(())) = (event, &written) {
+            written = write_event(event, &draft, &bar, &mut figures);
         }
-        if written.is_err() || figures.is_cancelled {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if written.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     terminal::finish(&bar);
-    drop(writing);
-    let language = transcription.language().map(str::to_string);
-    let duration = transcription.duration();
-    let task = if args.translate { SpeechTask::Translate } else { SpeechTask::Transcribe };
-    let written = written.map_err(cannot_write);
     figures.elapsed = begin.elapsed();
-    // A closed pipe accepts nothing more.
-    if !matches!(written, Err(Failure::ClosedPipe)) {
-        writer.finish(&Transcript { task, language, duration, segments }).map_err(cannot_write)?;
+    let done: Result<(), Failure> = draft.finish(|mut draft| {
+        written?;
+        draft.transcript.language = transcription.language().map(str::to_string);
+        draft.transcript.duration = transcription.duration();
+        match result {
+            Ok(_) => draft.finish()?.map_or(Ok(()), Output::commit),
+            // Not a word of it can be used: nothing is written.
+            Err(error) if draft.n_segments == 0 => Err(error.into()),
+            Err(error) => {
+                let failure = Failure::from(error);
+                Err(match draft.leave() {
+                    Some(file) => failure.with_hint(format!("what was done is in `{}`", file.display())),
+                    None => failure,
+                })
+            }
+        }
+    });
+    if figures.n_tokens > 0 || done.is_ok() {
         report(&figures, args.offset);
     }
-    written?;
-    result?;
-    Ok(figures)
+    done
 }
 
 /// Writes one event of a transcription, and counts it.
-fn write_event<W: Write>(
+fn write_event(
     event: TranscriptEvent,
-    writer: &mut TranscriptWriter<W>,
+    draft: &Unfinished<Draft>,
     bar: &ProgressBar,
-    args: &Args,
-    segments: &mut Vec<Segment>,
     figures: &mut Figures,
 ) -> std::io::Result<()> {
     match event {
         TranscriptEvent::Language { code, probability } => {
             log::info!("language: {} ({:.0} %)", language_name(code), 100.0 * probability);
+            draft.update(|draft| draft.transcript.language = Some(code.to_string()));
         }
+        // A signal waits for the draft, not for the bar.
         TranscriptEvent::Segment(segment) => {
-            bar.suspend(|| writer.segment(&segment))?;
-            // The other formats are written by now, and a recording may be long.
-            if args.format() == OutputFormat::Json {
-                segments.push(segment);
-            }
+            draft.update(|draft| bar.suspend(|| draft.segment(segment)))?;
         }
         TranscriptEvent::Window { until, tokens } => {
             // A stream's length is unknown.
@@ -460,6 +515,7 @@ fn write_event<W: Write>(
             bar.set_position(until as u64);
             figures.seconds = until;
             figures.n_tokens += tokens.len();
+            draft.update(|draft| draft.transcript.duration = draft.transcript.duration.max(until));
         }
     }
     Ok(())
@@ -470,8 +526,7 @@ fn report(figures: &Figures, offset: f64) {
     let elapsed = figures.elapsed.as_secs_f64().max(1e-3);
     let seconds = (figures.seconds - offset).max(0.0);
     log::info!(
-        "{seconds:.1} s of sound in {elapsed:.1} s{}: {:.1} × real time · {} tokens, {:.0} tok/s",
-        if figures.is_cancelled { " (cancelled)" } else { "" },
+        "{seconds:.1} s of sound in {elapsed:.1} s: {:.1} × real time · {} tokens, {:.0} tok/s",
         seconds / elapsed,
         figures.n_tokens,
         figures.n_tokens as f64 / elapsed,

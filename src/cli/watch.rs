@@ -1,11 +1,10 @@
-//! A bar over a task's pieces, and Ctrl-C, which cancels it.
+//! A bar over a task's pieces.
 
 use std::ops::ControlFlow;
 
 use wginfer::tasks::{Observer, Progress, TaskError};
 
 use super::failure::Failure;
-use super::interrupt::{self, Writing};
 use super::terminal;
 
 /// Runs a task and shows its progress. `on_text` receives its text as it is generated; its error ends the task.
@@ -13,8 +12,6 @@ pub fn watch<T>(
     mut on_text: impl FnMut(&str) -> std::io::Result<()>,
     task: impl FnOnce(&mut Observer<'_>) -> Result<T, TaskError>,
 ) -> Result<T, Failure> {
-    interrupt::init()?;
-    let writing = Writing::begin();
     let bar = terminal::steps();
     let mut written = Ok(());
     let result = task(&mut |progress| {
@@ -35,7 +32,7 @@ pub fn watch<T>(
                 written = on_text(&text);
             }
         }
-        match written.is_err() || writing.is_stopped() {
+        match written.is_err() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         }

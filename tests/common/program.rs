@@ -1,9 +1,10 @@
 //! A run of the program, as a user starts it.
 #![allow(dead_code)] // each test binary uses its own part of this
 
-use std::io::Write;
+use std::io::{BufRead, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -24,11 +25,16 @@ pub fn wginfer(line: &str) -> Run {
     command.args(line.split_whitespace());
     command.env_remove("WGINFER_MODEL").env_remove("WGINFER_GPU");
     command.env("WGINFER_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Run { command, stdin: Vec::new() }
+    Run { command, stdin: Vec::new() }.piped()
 }
 
 impl Run {
+    /// With pipes as standard streams.
+    pub fn piped(mut self) -> Run {
+        self.command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self
+    }
+
     /// One more argument, which may contain spaces.
     pub fn arg(mut self, arg: impl AsRef<std::ffi::OsStr>) -> Run {
         self.command.arg(arg);
@@ -100,4 +106,43 @@ impl Run {
         let done = self.done();
         assert_eq!((done.code, done.out.as_str()), (Some(2), ""), "{}", done.err);
     }
+}
+
+/// The signals that end the program, as `kill` names them, with the exit codes.
+pub const SIGNALS: [(&str, i32); 3] = [("INT", 130), ("TERM", 143), ("HUP", 129)];
+
+/// Sends a signal to a program.
+#[track_caller]
+pub fn send(child: &Child, signal: &str) {
+    let sent = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status();
+    assert!(sent.expect("`kill` runs").success());
+}
+
+/// Waits until something is so, but not for ever.
+#[track_caller]
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what} does not happen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Whether a program has a signal, by its number, in one of the masks of its status: `SigCgt`, `SigIgn`.
+#[cfg(target_os = "linux")]
+pub fn has_signal(child: &Child, mask: &str, number: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap_or(":0");
+    let mask = u64::from_str_radix(line.trim_start_matches(':').trim(), 16).expect("a mask");
+    mask & (1 << (number - 1)) != 0
+}
+
+/// Reads lines until one contains `text`, and returns what was read.
+#[track_caller]
+pub fn read_until(reader: &mut impl BufRead, text: &str) -> String {
+    let mut read = String::new();
+    while !read.contains(text) {
+        assert!(reader.read_line(&mut read).expect("text") > 0, "`{text}` is not in: {read}");
+    }
+    read
 }

@@ -7,6 +7,7 @@ use wginfer::bench::{self, Comparison, Report};
 
 use crate::cli::failure::Failure;
 use crate::cli::measure::{FormatArgs, number};
+use crate::cli::output::Inputs;
 use crate::cli::table::{Format, Table};
 use crate::cli::{json, plot, prompt};
 
@@ -30,7 +31,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    args.format.check()?;
+    let plot = args.format.plot(&Inputs::default().files(&args.reports))?;
     let reports = args.reports.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>()?;
     let comparison = bench::compare(&reports)?;
     for (name, report) in &reports {
@@ -44,8 +45,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             meta.date
         );
     }
-    if let Some(path) = &args.format.plot {
-        plot::save(path, &plot::comparison_bars(&comparison)?)?;
+    if let Some(target) = &plot {
+        plot::save(target, &plot::comparison_bars(&comparison)?)?;
     }
     match args.format.format() {
         Format::Json => json::write(&comparison, out),

@@ -8,6 +8,7 @@ use wginfer::gpu::{Gpu, GpuOptions};
 use crate::cli::args::{GpuArg, WeightType};
 use crate::cli::failure::Failure;
 use crate::cli::measure::{FormatArgs, command_line, describe, number, with_steps};
+use crate::cli::output::Inputs;
 use crate::cli::table::{Format, Table};
 use crate::cli::{json, model, plot};
 
@@ -58,7 +59,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    args.format.check()?;
+    let plot = args.format.plot(&Inputs::default().shapes(&args.shape))?;
     let mut shapes = args.shape.iter().map(|name| Shape::open(name)).collect::<Result<Vec<_>, _>>()?;
     let options =
         GpuOptions { select: args.gpu.name(), cache_dir: model::cache_dir(), ..GpuOptions::default() };
@@ -85,8 +86,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let report = with_steps(|progress| bench::kernels(&gpu, &options, command_line(), progress))?;
     describe(&report.meta, &report.limits, &report.skipped);
-    if let Some(path) = &args.format.plot {
-        plot::save(path, &plot::roofline(&report)?)?;
+    if let Some(target) = &plot {
+        plot::save(target, &plot::roofline(&report)?)?;
     }
     let wrong: Vec<String> = report.rows.iter().filter(|row| !row.is_right).map(KernelRow::key).collect();
     match args.format.format() {

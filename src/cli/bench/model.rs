@@ -10,6 +10,7 @@ use wginfer::gpu::GpuOptions;
 use crate::cli::args::{GpuArg, KvType, ModelArg, Quantize, WeightType};
 use crate::cli::failure::Failure;
 use crate::cli::measure::{FormatArgs, command_line, describe, number};
+use crate::cli::output::Inputs;
 use crate::cli::table::{Format, Table};
 use crate::cli::{format, json, plot, terminal};
 
@@ -92,7 +93,7 @@ fn pair(text: &str) -> Result<(usize, usize), String> {
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    args.format.check()?;
+    let plot = args.format.plot(&Inputs::default().model(&args.model).shapes(&args.shape))?;
     let shape = args.shape.as_deref().map(Shape::open).transpose()?;
     if shape.is_none() {
         // Reports errors early, and logs which model it is.
@@ -128,8 +129,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let report = report?;
     describe(&report.meta, &report.limits, &[]);
     log_summary(&report);
-    if let Some(path) = &args.format.plot {
-        plot::save(path, &plot::model_bars(&report)?)?;
+    if let Some(target) = &plot {
+        plot::save(target, &plot::model_bars(&report)?)?;
     }
     match args.format.format() {
         Format::Json => json::write(&Report::Model(report), out),

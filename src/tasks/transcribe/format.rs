@@ -136,16 +136,17 @@ impl<W: Write> TranscriptWriter<W> {
         out.flush()
     }
 
-    /// Writes the end; for JSON, everything.
+    /// Writes the end; for JSON, everything. Returns the output.
     ///
     /// # Errors
     /// Those of the output.
-    pub fn finish(mut self, transcript: &Transcript) -> io::Result<()> {
+    pub fn finish(mut self, transcript: &Transcript) -> io::Result<W> {
         if self.format == TranscriptFormat::Json {
             serde_json::to_writer_pretty(&mut self.out, transcript)?;
             writeln!(self.out)?;
         }
-        self.out.flush()
+        self.out.flush()?;
+        Ok(self.out)
     }
 }
 
