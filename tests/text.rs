@@ -174,22 +174,6 @@ fn padding_and_truncation_of_training_do_not_apply() {
 }
 
 #[test]
-fn add_bos_token_counts_where_no_post_processor_does() {
-    let json = golden_tokenizer_bytes();
-    let plain = golden_tokenizer();
-    let special = (0..plain.vocab_size() as u32).find(|&id| plain.is_special(id)).unwrap();
-    let token = plain.id_to_token(special).unwrap();
-    for (add, expected) in [(true, Some(special)), (false, None)] {
-        let config = json!({ "bos_token": token, "add_bos_token": add }).to_string();
-        let tokenizer = tokenizer_of(&json, config_only(&config)).unwrap();
-        assert_eq!(tokenizer.bos(), Some(special));
-        let ids: Vec<u32> = expected.into_iter().chain(plain.encode("abc", false).unwrap()).collect();
-        assert_eq!(tokenizer.encode("abc", true).unwrap(), ids);
-        assert_eq!(tokenizer.encode("abc", false).unwrap(), plain.encode("abc", true).unwrap());
-    }
-}
-
-#[test]
 fn ends_of_text_are_the_union_of_all_files() {
     let json = golden_tokenizer_bytes();
     let plain = golden_tokenizer();
@@ -240,7 +224,41 @@ fn a_token_named_special_in_the_config_becomes_special() {
     let tokenizer = tokenizer_of(&golden_tokenizer_bytes(), config_only(&config)).unwrap();
     assert!(tokenizer.is_special(id));
     assert_eq!(tokenizer.eos(), [id]);
-    assert_eq!(tokenizer.vocab_size(), plain.vocab_size());
+    // A name that is no token becomes one.
+    assert_eq!(tokenizer.vocab_size(), plain.vocab_size() + 1);
+    assert_eq!(tokenizer.encode("no such token", false).unwrap(), [plain.vocab_size() as u32]);
+}
+
+/// Small tokenizers with every kind of setting beside them, and the ids that `AutoTokenizer` gives.
+#[test]
+fn all_files_count_as_in_transformers_5() {
+    let golden = json_file(&here().join("tests/golden/auto_tokenizer.json"));
+    let cases = golden["cases"].as_array().unwrap();
+    for case in cases {
+        let json = golden["tokenizers"][case["base"].as_str().unwrap()].to_string();
+        let file = |name: &str| case["files"].get(name).map(Value::to_string);
+        let (config, map, added) =
+            (file("tokenizer_config"), file("special_tokens_map"), file("added_tokens"));
+        let model = file("config");
+        let files = TokenizerFiles {
+            tokenizer_config: config.as_deref().map(str::as_bytes),
+            special_tokens_map: map.as_deref().map(str::as_bytes),
+            added_tokens: added.as_deref().map(str::as_bytes),
+            config: model.as_deref().map(str::as_bytes),
+            ..TokenizerFiles::default()
+        };
+        let tokenizer = tokenizer_of(json.as_bytes(), files).unwrap();
+        for text in case["texts"].as_array().unwrap() {
+            let (name, input) = (&case["name"], text["text"].as_str().unwrap());
+            let ids = ids_of(&text["ids"]);
+            assert_eq!(tokenizer.encode(input, true).unwrap(), ids, "{name}: {input:?}");
+            assert_eq!(tokenizer.encode(input, false).unwrap(), ids_of(&text["inner"]), "{name}: {input:?}");
+            assert_eq!(tokenizer.encode_cut(input, 512).unwrap(), (ids.clone(), 0), "{name}: {input:?}");
+            assert_eq!(tokenizer.decode(&ids, true).unwrap(), text["decoded"], "{name}: {input:?}");
+            assert_streams(&tokenizer, &ids, input);
+        }
+    }
+    assert!(cases.len() >= 40);
 }
 
 // --- streaming -------------------------------------------------------------------------------------------
@@ -358,6 +376,64 @@ fn byte_tokens_wait_for_the_rest_of_their_run() {
     assert_eq!(push("▁the"), " the");
     assert_eq!(push("<0xF0>"), "");
     assert_eq!(decoder.finish().unwrap(), "\u{fffd}");
+}
+
+/// The answer of a model to `prompt`, as it is streamed.
+fn answered(tokenizer: &Tokenizer, prompt: &[u32], answer: &[u32]) -> String {
+    let mut decoder = StreamDecoder::after(tokenizer, prompt, true).unwrap();
+    let mut text = String::new();
+    for id in answer {
+        text += &decoder.push(*id).unwrap();
+    }
+    text + &decoder.finish().unwrap()
+}
+
+#[test]
+fn an_answer_has_none_of_the_prompt_s_bytes() {
+    let tokenizer = byte_fallback_tokenizer(llama_decoder());
+    let id = |token: &str| tokenizer.token_to_id(token).unwrap();
+    let ids = |tokens: &[&str]| tokens.iter().map(|token| id(token)).collect::<Vec<_>>();
+    // (the end of the prompt, the answer, its text)
+    for (prompt, answer, text) in [
+        (&["▁the", "<0x0A>"][..], &["cat"][..], "cat"),
+        (&["▁the", "<0x0A>"], &["▁the"], " the"),
+        (&["<0xF0>", "<0x9F>", "<0xA6>", "<0x99>"], &["cat", "s"], "cats"),
+        // The bytes of both together would be a character, or spoil one.
+        (&["<0xC3>"], &["<0xA9>"], "\u{fffd}"),
+        (&["<0x0A>"], &["<0xC3>", "<0xA9>", "s"], "és"),
+        (&["<0x80>"], &["<0xC3>", "<0xA9>"], "é"),
+        (&["<0x0A>"], &["<0x80>", "s"], "\u{fffd}s"),
+        (&["<|end|>"], &["▁the"], "the"),
+        (&["<|end|>", "<0x0A>"], &["▁the"], " the"),
+        (&["cat"], &["▁the"], " the"),
+        (&[], &["▁the"], "the"),
+    ] {
+        assert_eq!(answered(&tokenizer, &ids(prompt), &ids(answer)), text, "{prompt:?}, {answer:?}");
+    }
+    // Ids that are not in the vocabulary are nothing.
+    assert_eq!(answered(&tokenizer, &[id("cat"), 9_999], &ids(&["▁the"])), " the");
+
+    // A prompt of ids may end within a character in any vocabulary.
+    let tokenizer = golden_tokenizer();
+    let parts = tokenizer.encode("é", false).unwrap();
+    assert_eq!(parts.len(), 2);
+    let [word] = tokenizer.encode("a", false).unwrap()[..] else { panic!() };
+    assert_eq!(answered(&tokenizer, &parts[..1], &[word]), "a");
+    assert_eq!(answered(&tokenizer, &parts, &[word]), "a");
+    assert_eq!(answered(&tokenizer, &parts[..1], &[parts[1], word]), "\u{fffd}a");
+}
+
+#[test]
+fn pending_text_is_what_finish_returns() {
+    let tokenizer = byte_fallback_tokenizer(llama_decoder());
+    let mut decoder = StreamDecoder::after(&tokenizer, &[], true).unwrap();
+    let mut seen = Vec::new();
+    for token in ["▁the", "<0x0A>", "<0xC3>", "<0xA9>", "s"] {
+        decoder.push(tokenizer.token_to_id(token).unwrap()).unwrap();
+        seen.push(decoder.pending().unwrap());
+    }
+    assert_eq!(seen, ["", "\n", "\u{fffd}\u{fffd}", "\né", ""]);
+    assert_eq!(decoder.finish().unwrap(), "");
 }
 
 #[test]
@@ -505,24 +581,288 @@ fn templates_render_as_in_python() {
     );
 }
 
+/// `tests/golden/templates.json` has what Jinja2 makes of our own templates, set up as transformers does it.
+#[test]
+fn templates_render_as_with_jinja2() {
+    let golden = json_file(&here().join("tests/golden/templates.json"));
+    let messages: Vec<Message> = serde_json::from_value(golden["messages"].clone()).unwrap();
+    let rendered = |source: &str| {
+        let special_tokens = BTreeMap::from([("bos_token".to_string(), "<s>".to_string())]);
+        ChatTemplate::new(source, special_tokens)?.render(&messages, true, &Map::new())
+    };
+    let cases = golden["rendered"].as_array().unwrap();
+    for case in cases {
+        let source = case["template"].as_str().unwrap();
+        assert_eq!(rendered(source).as_deref(), Ok(case["text"].as_str().unwrap()), "{source}");
+    }
+    let refused = golden["refused"].as_array().unwrap();
+    for source in refused {
+        let source = source.as_str().unwrap();
+        assert!(rendered(source).is_err(), "{source}");
+    }
+    assert!(cases.len() > 140 && refused.len() > 40);
+}
+
+/// Python's string operations, which a template of a public report uses.
+#[test]
+fn templates_use_python_strings() {
+    let source = "{%- for m in messages %}{{ '<%s-%02d>' % (m.role, loop.index) }}{{ m.content.rsplit(' ', 1)[0] }}\
+        {{- m.role.removeprefix('a').removesuffix('m') }};{% endfor %}";
+    assert_eq!(
+        render(source, json!({})).as_deref(),
+        Ok("<system-01>Besyste;<user-02>  Hi <b>&\"you\"user;<assistant-03>Yes.ssistant;")
+    );
+    assert_eq!(
+        render("{{ s | fromjson | tojson }}", json!({ "s": "{\"a\":[1,null]}" })).unwrap(),
+        r#"{"a": [1, null]}"#
+    );
+    for tools in [json!(null), json!([])] {
+        let source = "{% if tools is iterable and tools | length > 0 %}tools{% endif %}|";
+        assert_eq!(render(source, json!({ "tools": tools })).as_deref(), Ok("|"));
+    }
+}
+
 #[test]
 fn template_errors_carry_the_template_s_message() {
     let source = "{% if messages[0].role == 'system' %}\n{{ raise_exception('System role not supported') }}\n{% endif %}";
     let error = render(source, json!({})).unwrap_err();
-    assert_eq!(error, TextError::TemplateRender { line: 2, reason: "System role not supported".into() });
-    assert_eq!(error.to_string(), "the chat template failed in line 2: System role not supported");
-    assert!(error.hint().is_some());
+    assert_eq!(
+        error,
+        TextError::TemplateRefused { file: None, line: 2, message: "System role not supported".into() }
+    );
+    assert_eq!(
+        error.to_string(),
+        "the chat template refused the conversation in line 2: System role not supported"
+    );
+    assert!(error.hint().unwrap().contains("system"));
+    // Only a refusal that names system messages is explained by them.
+    for source in
+        ["{{ raise_exception('No tools') }}", "{{ nothing.at.all }}", "{% if %}", "{{ 'a' * 10 ** 12 }}"]
+    {
+        let hint = render(source, json!({})).unwrap_err().hint().unwrap_or_default();
+        assert!(!hint.contains("system"), "{source}: {hint}");
+    }
 
     let error = render("a\n{% if %}", json!({})).unwrap_err();
     assert!(matches!(error, TextError::TemplateSyntax { line: 2, .. }), "{error:?}");
+    let error = render("a\n\n{{ messages[0].nothing.at }}", json!({})).unwrap_err();
+    assert_eq!(error.to_string(), "the chat template failed in line 3: `nothing` is undefined");
     for source in [
         "{{ nothing.at.all }}",
         "{{ 1 + 'a' }}",
         "{{ strftime_now('%!') }}",
         "{{ 1 | tojson(indnt=2) }}",
         "{% generation %}",
+        "{% include 'chat_template' %}",
+        "{% extends 'chat_template' %}",
     ] {
         assert!(render(source, json!({})).is_err(), "{source}");
+    }
+}
+
+/// What a hostile file may try. Each is refused by the limit that it exceeds, at once.
+#[test]
+fn hostile_templates_exceed_a_limit() {
+    let many = |before: &str, middle: &str, after: &str| {
+        let n = 20_000;
+        format!("{}{middle}{}", before.repeat(n), after.repeat(n))
+    };
+    let in_print = |inside: String| format!("{{{{ {inside} }}}}");
+    let grow = |start: &str, step: &str| {
+        format!(
+            "{{% set ns = namespace(x={start}) %}}{{% for i in range(90000) %}}{{% set ns.x = {step} %}}{{% endfor %}}"
+        )
+    };
+    let nesting = "200 levels of nesting in the source";
+    let chain = "1000 operators in a row";
+    let memory = "536870912 bytes of text and lists";
+    let depth = "1000 levels of nested expressions, blocks and calls";
+    let values = "150 levels of nested lists and dicts";
+    let steps = "10000000 steps of evaluation";
+    let integer = "127 bits of an integer";
+    let cases: Vec<(String, &str)> = vec![
+        (in_print(many("", "1", " ~ 1")), chain),
+        (in_print(many("", "1", " + 1")), chain),
+        (in_print(many("", "1", " and 1")), chain),
+        (in_print(many("", "1", " < 1")), chain),
+        (in_print(many("", "a", ".a")), chain),
+        (in_print(many("", "a", "[0]")), chain),
+        (in_print(many("", "a", "()")), chain),
+        (in_print(many("", "a", " | upper")), chain),
+        (in_print(many("", "a", " is defined")), chain),
+        (in_print(many("", "1", " if 1")), chain),
+        (in_print(many("1 if 1 else ", "1", "")), nesting),
+        (in_print(many("(", "1", ")")), nesting),
+        (in_print(many("[", "1", "]")), nesting),
+        (in_print(many("{1: ", "1", "} ")), nesting),
+        (in_print(many("f(", "1", ")")), nesting),
+        (in_print(many("a[", "1", "]")), nesting),
+        (in_print(many("- ", "1", "")), nesting),
+        (in_print(many("not ", "1", "")), nesting),
+        (many("{% if 1 %}", "", "{% endif %}"), nesting),
+        (many("{% for x in [1] %}", "", "{% endfor %}"), nesting),
+        (many("{% macro m() %}", "", "{% endmacro %}"), nesting),
+        (many("{% set x %}", "", "{% endset %}"), nesting),
+        (format!("{{% for {} in [] %}}{{% endfor %}}", many("(", "x", ")")), nesting),
+        ("x".repeat((1 << 20) + 1), "1048576 bytes of source"),
+        ("{{ [1] | tojson(indent=10000000000) }}".into(), memory),
+        ("{{ [1] | tojson(indent='x' * 300000000) }}".into(), memory),
+        ("{{ 'a\nb' | indent(10000000000) }}".into(), memory),
+        ("{{ '%1000000000s' | format('a') }}".into(), memory),
+        ("{{ '%-1000000000d' % 5 }}".into(), memory),
+        ("{{ '%.1000000000d' % 5 }}".into(), memory),
+        ("{{ '%*d' % (10 ** 18, 5) }}".into(), memory),
+        ("{{ '%.1000000000f' % 5 }}".into(), "1000 digits after the point"),
+        ("{{ '{:.1000000000e}'.format(5.0) }}".into(), "1000 digits after the point"),
+        ("{{ '{:>10000000000}'.format(5) }}".into(), memory),
+        ("{{ '{:>1{w}}'.format(5, w=10 ** 30) }}".into(), memory),
+        ("{{ 'a'.center(10 ** 11) }}".into(), memory),
+        ("{{ 'a'.zfill(10 ** 11) }}".into(), memory),
+        ("{{ 'a'.ljust(10 ** 11, 'ß') }}".into(), memory),
+        ("{{ 'a' | center(10 ** 11) }}".into(), memory),
+        ("{{ '\t'.expandtabs(10 ** 11) }}".into(), memory),
+        ("{{ 'a' * 10 ** 11 }}".into(), memory),
+        ("{{ [1] * 10 ** 11 }}".into(), memory),
+        ("{{ [1, 2] | slice(10000000000) | list }}".into(), memory),
+        ("{{ [1, 2] | batch(10000000000, 1) | list }}".into(), memory),
+        ("{{ ('a' * 100000).replace('a', 'b' * 100000) }}".into(), memory),
+        ("{{ ('a' * 100000).replace('', 'b' * 100000) }}".into(), memory),
+        ("{{ ('a' * 1000000).join('b' * 100000) }}".into(), memory),
+        ("{{ 'ab' | join('a' * 300000000) }}".into(), memory),
+        ("{{ ('a' * 100000000) | list }}".into(), memory),
+        ("{{ ('[' ~ '1,' * 5000000 ~ '1]') | fromjson }}".into(), memory),
+        (grow("'aaaaaaaa'", "ns.x ~ ns.x"), memory),
+        (grow("'aaaaaaaa'", "ns.x + ns.x"), memory),
+        (grow("'%s%s'", "ns.x % (ns.x, ns.x)"), memory),
+        (grow("[1]", "ns.x + ns.x"), steps),
+        (grow("[1]", "[ns.x]"), values),
+        (grow("[1]", "{1: ns.x}"), values),
+        (grow("[1]", "(ns.x,)"), values),
+        (grow("[1]", "cycler(ns.x)"), values),
+        (grow("[1]", "[ns.x].count"), values),
+        (grow("2", "ns.x * ns.x"), integer),
+        ("{{ 9 ** 9 ** 9 }}".into(), integer),
+        ("{{ 170141183460469231731687303715884105728 }}".into(), integer),
+        ("{{ range(10 ** 11) | list }}".into(), "100000 items of a `range`"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".into(), depth),
+        (
+            "{% macro f() %}{% call g() %}x{% endcall %}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}".into(),
+            depth,
+        ),
+        ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".into(), depth),
+        ("{{ strftime_now('%Y' * 1000) }}".into(), "1000 bytes of a format of `strftime_now`"),
+        ("{% for a in range(10000) %}{{ 'a' * 100000 }}{% endfor %}".into(), "67108864 bytes of output"),
+        // Lists that contain one another twice, forty times over: small in memory, endless when they are compared.
+        (
+            "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}\
+             {% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}"
+                .into(),
+            steps,
+        ),
+        ("{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}".into(), steps),
+    ];
+    for (source, expected) in cases {
+        let shown: String = source.chars().take(100).collect();
+        match render(&source, json!({})) {
+            Err(error @ TextError::TemplateLimit { .. }) => {
+                let message = error.to_string();
+                assert!(message.contains(&format!("expected at most {expected}")), "{shown}: {message}");
+                assert!(error.hint().is_some());
+            }
+            other => panic!("{shown}: expected at most {expected}, found {other:?}"),
+        }
+    }
+}
+
+/// Close to the limits, and what refers to itself, is no reason to fail.
+#[test]
+fn templates_within_the_limits_render() {
+    let nested = |n: usize| format!("{}x{}", "{% if 1 %}".repeat(n), "{% endif %}".repeat(n));
+    assert_eq!(render(&nested(190), json!({})).as_deref(), Ok("x"));
+    let chain = format!("{{{{ 1{} }}}}", " + 1".repeat(900));
+    assert_eq!(render(&chain, json!({})).as_deref(), Ok("901"));
+    let many = "{% if messages is string %}{% elif 0 %}".to_string()
+        + &"{% elif 0 %}".repeat(5000)
+        + "{% endif %}ok";
+    assert_eq!(render(&many, json!({})).as_deref(), Ok("ok"));
+    let calls = "{% macro f(n) %}{{ n }}{% if n %},{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}";
+    assert!(render(calls, json!({})).unwrap().ends_with("2,1,0"));
+    let own = "{% set ns = namespace() %}{% set ns.x = ns %}{% macro m() %}{% endmacro %}{% set ns.m = m %}\
+        {%- for i in range(5000) %}{% set ns.x = namespace(x=ns.x) %}{% endfor %}{{ ns.x.x is defined }}";
+    assert_eq!(render(own, json!({})).as_deref(), Ok("True"));
+
+    // Deep variables of the host are refused as well as deep values of the template.
+    let mut deep = json!(1);
+    for _ in 0..200 {
+        deep = json!([deep]);
+    }
+    assert!(matches!(render("{{ deep }}", json!({ "deep": deep })), Err(TextError::TemplateLimit { .. })));
+    // A small stack of the caller suffices.
+    let source = format!("{{{{ {}1{} }}}}", "(".repeat(180), ")".repeat(180));
+    let caller = std::thread::Builder::new().stack_size(128 << 10).spawn(move || render(&source, json!({})));
+    assert_eq!(caller.unwrap().join().unwrap().as_deref(), Ok("1"));
+}
+
+/// Random pieces of templates: whatever comes out, nothing panics.
+#[test]
+fn random_templates_do_not_panic() {
+    const PIECES: [&str; 46] = [
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        "{%- ",
+        " -%}",
+        "if ",
+        "endif",
+        "for x in ",
+        "endfor",
+        "set x = ",
+        "macro f(",
+        ")",
+        "(",
+        "[",
+        "]",
+        "{",
+        "}",
+        "'",
+        "\"",
+        "\\",
+        "|",
+        ".",
+        ",",
+        ":",
+        "~",
+        "%",
+        "**",
+        "-",
+        "not ",
+        "is ",
+        "x",
+        "messages",
+        "1",
+        "1e400",
+        "0x",
+        "raw",
+        "endraw",
+        "upper",
+        "\r\n",
+        "é",
+        "'%s' % ",
+        "else ",
+        "\u{0}",
+    ];
+    for seed in 0..400 {
+        let pieces = random_ids(seed, 30, PIECES.len());
+        let mut source: String = pieces.iter().map(|i| PIECES[*i as usize]).collect();
+        if seed % 2 == 0 {
+            source = format!("{{{{ {} }}}}", source.replace(['{', '%', '#', '}'], " "));
+        }
+        if let Err(error) = render(&source, json!({})) {
+            assert!(!error.to_string().contains("panicked"), "{source:?}: {error}");
+        }
     }
 }
 
@@ -551,6 +891,22 @@ fn where_the_template_comes_from() {
         Err(TextError::Field { field: "chat_template", .. })
     ));
     assert!(matches!(with(json!({ "chat_template": "{% if" }), None), Err(TextError::TemplateSyntax { .. })));
+    for (config, file) in
+        [(json!({ "chat_template": "{% if" }), "tokenizer_config.json"), (json!({}), "chat_template.jinja")]
+    {
+        let jinja = (file == "chat_template.jinja").then_some("{{ 'a' * 10 ** 12");
+        let error = with(config, jinja).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("the chat template of `{file}` has an error in line 1: ")),
+            "{error}"
+        );
+        let template = with(json!({ "chat_template": "{{ 'a' * 10 ** 12 }}" }), None).unwrap();
+        assert_eq!(
+            template.render(&[], false, &Map::new()).unwrap_err().to_string(),
+            "the chat template of `tokenizer_config.json` exceeds a limit in line 1: expected at most 536870912 bytes of \
+             text and lists made while rendering"
+        );
+    }
 }
 
 #[test]
@@ -604,7 +960,7 @@ fn broken_files_are_errors_that_name_them() {
     let error = tokenizer_of(&good, config_only(r#"{ "bos_token": 5 }"#)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "field `bos_token` of `tokenizer_config.json`: expected a token, or an object with its `content`, found `5`"
+        "`bos_token` of `tokenizer_config.json`: expected a token, or an object with its `content`, found 5"
     );
 }
 
@@ -640,10 +996,286 @@ fn every_golden_checkpoint_opens() {
         let tokenizer = open_tokenizer(&dir).unwrap();
         for text in TEXTS {
             let ids = tokenizer.encode(text, false).unwrap();
-            assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+            let decoded = tokenizer.decode(&ids, false).unwrap();
+            // Some compose characters.
+            assert!(decoded == text || text.contains("combining"), "{}: {decoded}", dir.display());
             assert_streams(&tokenizer, &ids, text);
         }
         n += 1;
     }
     assert!(n > 0);
+}
+
+// --- hostile files ---------------------------------------------------------------------------------------
+
+/// A small tokenizer with one part replaced.
+fn with_part(base: &str, part: &str, value: Value) -> Vec<u8> {
+    let golden = json_file(&here().join("tests/golden/auto_tokenizer.json"));
+    let mut json = golden["tokenizers"][base].clone();
+    *json.pointer_mut(part).unwrap() = value;
+    json.to_string().into_bytes()
+}
+
+fn nested(list: &str, depth: usize) -> Value {
+    (0..depth).fold(
+        json!({ "type": "Sequence", list: [] }),
+        |inner, _| json!({ "type": "Sequence", list: [inner] }),
+    )
+}
+
+#[test]
+fn impossible_parts_of_a_tokenizer_are_named() {
+    let replace =
+        |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
+    let split = |pattern: Value| json!({ "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false });
+    let template = |pieces: Value| {
+        json!({ "type": "TemplateProcessing", "single": pieces, "pair": [],
+        "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] }, "<x>": { "id": "<x>", "ids": [70000], "tokens": ["<x>"] },
+            "<many>": { "id": "<many>", "ids": vec![1; 1000], "tokens": [] } } })
+    };
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let token = |name: &str| json!({ "SpecialToken": { "id": name, "type_id": 0 } });
+    let long = "a".repeat(70_000);
+    let text_and = |pieces: &[Value]| template(json!([std::slice::from_ref(&text), pieces].concat()));
+    let cases = [
+        ("/normalizer", replace(json!({ "String": "" }), "aaaa"), "`normalizer.pattern`"),
+        ("/normalizer", replace(json!({ "Regex": "" }), "a"), "`normalizer.pattern`"),
+        ("/normalizer", replace(json!({ "Regex": "(" }), "a"), "`normalizer.pattern`"),
+        ("/normalizer", replace(json!({ "Regex": "(?:a{1000}){1000}{1000}" }), "a"), "`normalizer.pattern`"),
+        ("/normalizer", replace(json!({ "Regex": "(".repeat(3000) }), "a"), "`normalizer.pattern`"),
+        ("/normalizer", replace(json!("a"), "a"), "`normalizer.pattern`"),
+        ("/normalizer", replace(json!({ "String": "a" }), &long), "`normalizer.content`"),
+        ("/normalizer", json!({ "type": "Prepend", "prepend": long }), "`normalizer.prepend`"),
+        (
+            "/normalizer",
+            json!({ "type": "Precompiled", "precompiled_charsmap": "AAAA" }),
+            "`normalizer.precompiled_charsmap`",
+        ),
+        (
+            "/normalizer",
+            json!({ "type": "Precompiled", "precompiled_charsmap": "/////w==" }),
+            "`normalizer.precompiled_charsmap`",
+        ),
+        (
+            "/normalizer",
+            json!({ "type": "Precompiled", "precompiled_charsmap": "é" }),
+            "`normalizer.precompiled_charsmap`",
+        ),
+        ("/normalizer", json!({ "type": "Precompiled" }), "`normalizer.precompiled_charsmap`"),
+        ("/normalizer", json!({ "type": "NoSuchThing" }), "`normalizer`"),
+        ("/normalizer", json!(7), "`normalizer`"),
+        ("/normalizer", nested("normalizers", 40), "`normalizer.normalizers[0]"),
+        (
+            "/normalizer",
+            json!({ "type": "Sequence", "normalizers": vec![json!({ "type": "NFC" }); 1000] }),
+            "`normalizer.normalizers[64]`",
+        ),
+        ("/normalizer", json!({ "type": "Sequence", "normalizers": {} }), "`normalizer.normalizers`"),
+        ("/pre_tokenizer", split(json!({ "String": "" })), "`pre_tokenizer.pattern`"),
+        ("/pre_tokenizer", split(json!({ "Regex": "[" })), "`pre_tokenizer.pattern`"),
+        (
+            "/pre_tokenizer",
+            json!({ "type": "Split", "pattern": { "String": "a" }, "behavior": "Eaten" }),
+            "`pre_tokenizer.behavior`",
+        ),
+        ("/pre_tokenizer", json!({ "type": "FixedLength", "length": 0 }), "`pre_tokenizer.length`"),
+        ("/pre_tokenizer", nested("pretokenizers", 40), "`pre_tokenizer.pretokenizers[0]"),
+        ("/decoder", nested("decoders", 40), "`decoder.decoders[0]"),
+        ("/decoder", replace(json!({ "String": "" }), "a"), "`decoder.pattern`"),
+        ("/decoder", json!({ "type": "WordPiece" }), "`decoder`"),
+        ("/decoder", json!({ "typ": "x" }), "`decoder`"),
+        ("/post_processor", nested("processors", 40), "`post_processor.processors[0]"),
+        ("/post_processor", text_and(&[token("<nope>")]), "`post_processor.single[1].SpecialToken.id`"),
+        ("/post_processor", text_and(std::slice::from_ref(&text)), "`post_processor.single[1].Sequence.id`"),
+        (
+            "/post_processor",
+            text_and(&[json!({ "Sequence": { "id": "B", "type_id": 0 } })]),
+            "`post_processor.single[1].Sequence.id`",
+        ),
+        ("/post_processor", text_and(&[token("<x>")]), "`post_processor`"),
+        ("/post_processor", text_and(&[token("<many>")]), "`post_processor.single`"),
+        ("/post_processor", text_and(&vec![token("<s>"); 1000]), "`post_processor.single`"),
+        ("/post_processor", template(json!([])), "`post_processor.single`"),
+        (
+            "/post_processor",
+            json!({ "type": "BertProcessing", "sep": ["</s>", -1], "cls": ["<s>", 1] }),
+            "`post_processor.",
+        ),
+        ("/post_processor", json!({ "type": "Other" }), "`post_processor.type`"),
+        ("/model/type", json!("Other"), "`model.type`"),
+        ("/model/type", json!("Unigram"), "`model.vocab`"),
+        ("/model/merges", json!([["h", "nope"]]), "`model.merges`"),
+        ("/model/merges", json!(["a b c"]), "`model.merges`"),
+        ("/model/merges", json!([["a"]]), "`model.merges`"),
+        ("/model/continuing_subword_prefix", json!(long), "`model.continuing_subword_prefix`"),
+        ("/model/end_of_word_suffix", json!("a".repeat(17)), "`model.end_of_word_suffix`"),
+        ("/model/vocab", json!({ "a": 4294967296u64 }), "`model.vocab`"),
+        ("/model/vocab", json!({ "a": -1 }), "`model.vocab`"),
+        ("/model/vocab", json!({ "a": 0.5 }), "`model.vocab`"),
+        ("/model/vocab", json!({ long.as_str(): 1 }), "`model.vocab`"),
+        ("/model/vocab", json!(7), "`model.vocab`"),
+        ("/added_tokens/0/content", json!(""), "`added_tokens[0].content`"),
+        ("/added_tokens/0/content", json!(long), "`added_tokens[0].content`"),
+        ("/added_tokens/0/id", json!(-5), "u32"),
+        ("/added_tokens", json!({ "a": 1 }), "sequence"),
+    ];
+    for (part, value, named) in cases {
+        let short = value.to_string().chars().take(120).collect::<String>();
+        let json = with_part("sentencepiece", part, value);
+        let error =
+            tokenizer_of(&json, TokenizerFiles::default()).map(|_| short.clone()).unwrap_err().to_string();
+        assert!(error.contains("`tokenizer.json`") && error.contains(named), "{part} {short}: {error}");
+        assert!(
+            error.contains("expected") && error.contains("found") && error.len() < 400,
+            "{part} {short}: {error}"
+        );
+    }
+    for (part, value, named) in [
+        ("/model/vocab/4/0", json!("a".repeat(2000)), "`model.vocab`"),
+        ("/model/vocab/4/1", json!(null), "f64"),
+        ("/model/vocab/4", json!(["a"]), "tuple"),
+        ("/model/unk_id", json!(1000), "`model`"),
+    ] {
+        let error = tokenizer_of(&with_part("unigram", part, value), TokenizerFiles::default()).unwrap_err();
+        assert!(error.to_string().contains(named), "{part}: {error}");
+    }
+    // Numbers that JSON does not have, and nesting that no parser should follow.
+    let json = String::from_utf8(with_part("unigram", "/normalizer", json!("HERE"))).unwrap();
+    let deep = "[".repeat(100_000);
+    for text in [json.replace("-2.0", "NaN"), json.replace("-2.0", "-1e999"), json.replace("\"HERE\"", &deep)]
+    {
+        let error = tokenizer_of(text.as_bytes(), TokenizerFiles::default()).unwrap_err();
+        assert!(matches!(&error, TextError::File { file, .. } if file == "tokenizer.json"), "{error}");
+    }
+}
+
+#[test]
+fn impossible_values_of_the_other_files_are_named() {
+    let json = with_part("byte_level", "/normalizer", json!(null));
+    for (config, named) in [
+        (json!({ "added_tokens_decoder": [] }), "`added_tokens_decoder`"),
+        (json!({ "added_tokens_decoder": { "x": { "content": "a" } } }), "`added_tokens_decoder`"),
+        (json!({ "added_tokens_decoder": { "4294967296": { "content": "a" } } }), "`added_tokens_decoder`"),
+        (json!({ "added_tokens_decoder": { "5": { "content": "" } } }), "`added_tokens_decoder.5`"),
+        (
+            json!({ "added_tokens_decoder": { "5": { "content": "a", "lstrip": "yes" } } }),
+            "`added_tokens_decoder.5.lstrip`",
+        ),
+        (
+            json!({ "added_tokens_decoder": { "5": { "content": "a".repeat(9000) } } }),
+            "`added_tokens_decoder.5`",
+        ),
+        (json!({ "additional_special_tokens": "a" }), "`additional_special_tokens`"),
+        (json!({ "extra_special_tokens": [3] }), "`extra_special_tokens[0]`"),
+        (json!({ "eos_token": "" }), "`eos_token`"),
+        (json!({ "split_special_tokens": 1 }), "`split_special_tokens`"),
+        (json!({ "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": "yes" }), "`add_prefix_space`"),
+    ] {
+        let error = tokenizer_of(&json, config_only(&config.to_string())).unwrap_err().to_string();
+        assert!(error.contains("`tokenizer_config.json`") && error.contains(named), "{config}: {error}");
+        assert!(error.contains("expected") && error.contains("found") && error.len() < 300, "{error}");
+    }
+    let other = |map: &str, added: &str| {
+        let files = TokenizerFiles {
+            special_tokens_map: Some(map.as_bytes()),
+            added_tokens: Some(added.as_bytes()),
+            ..TokenizerFiles::default()
+        };
+        tokenizer_of(&json, files).unwrap_err().to_string()
+    };
+    assert!(other("[]", "{}").contains("`special_tokens_map.json`"));
+    assert!(other(r#"{ "eos_token": 3 }"#, "{}").contains("`eos_token` of `special_tokens_map.json`"));
+    assert!(other("{}", r#"{ "a": 4294967296 }"#).contains("`a` of `added_tokens.json`"));
+    assert!(other("{}", r#"{ "": 5 }"#).contains("`added_tokens.json`"));
+}
+
+/// What a file makes of a text is bounded, and so is the time that it takes.
+#[test]
+fn explosions_are_errors_of_the_text() {
+    let replace =
+        |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
+    let steps = |steps: Vec<Value>, list: &str| json!({ "type": "Sequence", list: steps });
+    let catastrophe = json!({ "Regex": "((?:(?!y)x)+)+y" });
+    let split = |pattern: &Value| json!({ "type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false });
+    let bytes =
+        json!({ "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": false });
+    let letters = "x".repeat(40);
+    let cases = [
+        (
+            "/normalizer",
+            steps(vec![replace("a", "aaaaaaaaaa"); 9], "normalizers"),
+            "a",
+            "`normalizer.normalizers[",
+        ),
+        ("/normalizer", replace("a", &"b".repeat(1000)), "a".repeat(1000).leak(), "`normalizer`"),
+        (
+            "/normalizer",
+            json!({ "type": "Replace", "pattern": catastrophe, "content": "y" }),
+            letters.as_str(),
+            "`normalizer",
+        ),
+        ("/pre_tokenizer", split(&catastrophe), letters.as_str(), "`pre_tokenizer"),
+        ("/pre_tokenizer", steps(vec![bytes; 60], "pretokenizers"), "é", "`pre_tokenizer.pretokenizers["),
+    ];
+    for (part, value, text, named) in cases {
+        let tokenizer =
+            tokenizer_of(&with_part("sentencepiece", part, value), TokenizerFiles::default()).unwrap();
+        for result in [tokenizer.encode(text, true), tokenizer.encode_plain(text)] {
+            let error = result.unwrap_err();
+            assert!(matches!(error, TextError::Encode { .. }), "{error}");
+            assert!(
+                error.to_string().contains(named) && error.to_string().contains("`tokenizer.json`"),
+                "{error}"
+            );
+        }
+        assert!(tokenizer.encode("", true).is_ok());
+    }
+    let decoder = steps(vec![replace("h", "hhhhhhhhhh"); 9], "decoders");
+    let tokenizer =
+        tokenizer_of(&with_part("sentencepiece", "/decoder", decoder), TokenizerFiles::default()).unwrap();
+    let error = tokenizer.decode(&tokenizer.encode("hello", true).unwrap(), false).unwrap_err();
+    assert!(
+        matches!(&error, TextError::Decode { reason, .. } if reason.contains("`decoder.decoders[")),
+        "{error}"
+    );
+
+    // Many words, each at its limit, share one limit.
+    let prepend = json!({ "type": "Prepend", "prepend": "b".repeat(1000) });
+    let tokenizer =
+        tokenizer_of(&with_part("sentencepiece", "/normalizer", prepend), TokenizerFiles::default()).unwrap();
+    assert_eq!(tokenizer.decode(&tokenizer.encode("a", false).unwrap(), true).unwrap().len(), 1001);
+    assert!(tokenizer.encode(&"a</s>".repeat(1000), false).unwrap_err().to_string().contains("`normalizer`"));
+
+    // WordPiece looks at every pair of ends of a word.
+    let json = with_part("word_piece", "/model/max_input_chars_per_word", json!(1_000_000_000));
+    let tokenizer = tokenizer_of(&json, TokenizerFiles::default()).unwrap();
+    assert!(tokenizer.encode(&"a".repeat(100_000), true).unwrap_err().to_string().contains("100000 bytes"));
+}
+
+/// Panics of the library are errors.
+#[test]
+fn panics_of_the_library_are_errors_of_the_text() {
+    // A table of one unit that leads out of it, and texts.
+    let map = json!({ "type": "Precompiled", "precompiled_charsmap": "BAAAAAD///8AAAAA" });
+    match tokenizer_of(&with_part("sentencepiece", "/normalizer", map), TokenizerFiles::default()) {
+        Ok(tokenizer) => assert!(matches!(tokenizer.encode("hello", true), Err(TextError::Encode { .. }))),
+        Err(error) => assert!(error.to_string().contains("`normalizer"), "{error}"),
+    }
+    // More spaces to strip than there are.
+    let strip = json!({ "type": "Strip", "content": "h", "start": 0, "stop": 5 });
+    let tokenizer =
+        tokenizer_of(&with_part("sentencepiece", "/decoder", strip), TokenizerFiles::default()).unwrap();
+    let [.., h] = tokenizer.encode_plain("h").unwrap()[..] else { panic!() };
+    assert!(matches!(tokenizer.decode(&[h], false), Err(TextError::Decode { n_tokens: 1, .. })));
+    assert_eq!(tokenizer.decode(&[], false).unwrap(), "");
+}
+
+#[test]
+fn vocabularies_with_gaps_and_tokens_beyond_them_work() {
+    let mut vocab = json_file(&here().join("tests/golden/auto_tokenizer.json"))["tokenizers"]["byte_level"]["model"]["vocab"].clone();
+    vocab["a"] = json!(4_000_000_000u32);
+    let tokenizer =
+        tokenizer_of(&with_part("byte_level", "/model/vocab", vocab), TokenizerFiles::default()).unwrap();
+    assert_eq!(tokenizer.encode("a", false).unwrap(), [4_000_000_000]);
+    assert_eq!(tokenizer.decode(&[4_000_000_000, 97, u32::MAX], false).unwrap(), "a");
 }

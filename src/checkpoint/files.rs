@@ -1,11 +1,12 @@
 //! Reading: every file of a model is opened here, once.
 
 use std::borrow::Cow;
-use std::fs::{File, Metadata};
-use std::io::{ErrorKind, Read};
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
+use crate::file::{self, FileError};
 use crate::weights::Weights;
 
 /// Files by name: those of a folder, or those in the binary.
@@ -79,9 +80,9 @@ impl Files<'_> {
         let Some(json) = optional(self.read(&index, Kind::Index))? else {
             return Err(CheckpointError::NoWeights { dir: self.path(folder) });
         };
-        let names = Weights::shards(&self.path(&index), &json)?;
-        let files = names.iter().map(|name| open(&in_folder(folder, name)));
-        Ok(Weights::from_files(files.collect::<Result<Vec<_>, _>>()?)?)
+        let index = Weights::index(&self.path(&index), &json)?;
+        let files = index.files().into_iter().map(|name| open(&in_folder(folder, name)));
+        Ok(Weights::from_shards(&index, files.collect::<Result<Vec<_>, _>>()?)?)
     }
 }
 
@@ -107,19 +108,7 @@ pub(super) fn optional<T>(result: Result<T, CheckpointError>) -> Result<Option<T
 
 /// Reads the file at `path`, without a byte order mark.
 pub(super) fn read(path: &Path, kind: Kind) -> Result<Vec<u8>, CheckpointError> {
-    let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
-    let limit_bytes = kind.limit_bytes();
-    let check = |found_bytes| match found_bytes > limit_bytes {
-        true => Err(CheckpointError::TooLarge { path: path.to_path_buf(), found_bytes, limit_bytes }),
-        false => Ok(()),
-    };
-    let file = open(path)?;
-    let n_bytes = file.metadata().map_err(io)?.len();
-    check(n_bytes)?;
-    let mut bytes = Vec::with_capacity(n_bytes as usize);
-    // One byte beyond the limit: a file may hold more than its size says, those of `/proc` do.
-    file.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(io)?;
-    check(bytes.len() as u64)?;
+    let mut bytes = file::read(path, kind.limit_bytes()).map_err(|error| refused(path, error))?;
     // All of them are text, in which an editor on Windows may have put a byte order mark.
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err(CheckpointError::config(path, "it is UTF-16 by its byte order mark, expected UTF-8"));
@@ -132,41 +121,17 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Vec<u8>, CheckpointError> 
 
 /// Opens the regular file at `path`. Links are followed.
 pub(super) fn open(path: &Path) -> Result<File, CheckpointError> {
-    let io = |source| CheckpointError::Io { path: path.to_path_buf(), source };
-    let check = |metadata: Metadata| match not_a_file(&metadata) {
-        Some(found) => Err(CheckpointError::NotAFile { path: path.to_path_buf(), found }),
-        None => Ok(()),
-    };
-    // Checked before it is opened: opening a pipe waits until somebody writes to it.
-    check(std::fs::metadata(path).map_err(io)?)?;
     log::trace!("opening `{}`", path.display());
-    let file = File::open(path).map_err(io)?;
-    // Checked again: the path may have been given to something else in between.
-    check(file.metadata().map_err(io)?)?;
-    Ok(file)
+    file::open(path).map_err(|error| refused(path, error))
 }
 
-/// What a path leads to, unless that is a regular file.
-fn not_a_file(metadata: &Metadata) -> Option<&'static str> {
-    if metadata.is_file() {
-        return None;
-    }
-    if metadata.is_dir() {
-        return Some("a folder");
-    }
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::FileTypeExt;
-        let found = metadata.file_type();
-        if found.is_fifo() {
-            return Some("a named pipe");
-        }
-        if found.is_socket() {
-            return Some("a socket");
-        }
-        if found.is_char_device() || found.is_block_device() {
-            return Some("a device");
+fn refused(path: &Path, error: FileError) -> CheckpointError {
+    let path = path.to_path_buf();
+    match error {
+        FileError::Io(source) => CheckpointError::Io { path, source },
+        FileError::NotAFile { found } => CheckpointError::NotAFile { path, found },
+        FileError::TooLarge { found_bytes, limit_bytes } => {
+            CheckpointError::TooLarge { path, found_bytes, limit_bytes }
         }
     }
-    Some("something else")
 }

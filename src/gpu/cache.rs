@@ -1,7 +1,12 @@
 //! The driver's pipeline cache, kept in a file between runs.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+
+use crate::file::{self, FileError};
+
+/// Largest cache that is read. Drivers write some MB.
+const MOST_BYTES: u64 = 256 << 20;
 
 /// A pipeline cache and the file behind it.
 pub(super) struct DriverCache {
@@ -13,7 +18,14 @@ impl DriverCache {
     /// Loads the file, if there is one. `None` if the backend has no pipeline cache.
     pub fn open(device: &wgpu::Device, info: &wgpu::AdapterInfo, dir: &Path) -> Option<Self> {
         let path = dir.join(wgpu::util::pipeline_cache_key(info)?);
-        let data = std::fs::read(&path).ok();
+        let data = match file::read(&path, MOST_BYTES) {
+            Ok(data) => Some(data),
+            Err(FileError::Io(error)) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => {
+                log::warn!("`{}` is not used, kernels are compiled: {error}", path.display());
+                None
+            }
+        };
         // SAFETY: `save` wrote the file from `get_data`. wgpu compares its header with the driver, and `fallback`
         // starts with an empty cache on a mismatch. Whoever can write to the user's cache folder can run code as the
         // user anyway.

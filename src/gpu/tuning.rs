@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Gpu, cache};
 use crate::dtype::Dtype;
+use crate::file;
+
+/// Largest file that is read. A choice takes about 100 bytes.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// A product with weights, with all that the choice of its variant may depend on. That excludes the number of rows, so
 /// that a row's result does not depend on its batch.
@@ -117,8 +121,8 @@ impl Tuning {
     }
 
     fn parse(path: &Path, origin: &Origin, tunable: &Tunable) -> Result<Tuning, String> {
-        let text = std::fs::read_to_string(path).map_err(|e| e.to_string())?;
-        let kept: Kept = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+        let text = file::read(path, MOST_BYTES).map_err(|e| e.to_string())?;
+        let kept: Kept = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
         if kept.measured_on != *origin {
             return Err("it was measured on another device, or with another version".into());
         }
@@ -241,6 +245,8 @@ mod tests {
         for broken in ["", "[]", "{\"choices\": 3}", &kept[..kept.len() / 2]] {
             assert!(parse(broken).is_err(), "{broken}");
         }
+        let dir = tempfile::TempDir::new().expect("a temporary folder");
+        assert!(Tuning::parse(dir.path(), &origin(), &TUNABLE).is_err_and(|m| m.contains("a folder")));
         let foreign = Origin { adapter: "b".into(), ..origin() };
         let kept = serde_json::to_string(&Kept { measured_on: foreign, choices: vec![] }).expect("JSON");
         assert!(parse(&kept).is_err_and(|message| message.contains("another device")));

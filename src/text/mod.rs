@@ -4,11 +4,17 @@
 //! a text, the chat template. [`StreamDecoder`] turns ids into text as they arrive. [`ChatTemplate`] renders a
 //! conversation into a prompt in the format that the model was trained on.
 //!
-//! The reference is `transformers` with the same files (`AutoTokenizer`, `apply_chat_template`).
+//! The reference is transformers 5 with the same files (`AutoTokenizer`, `apply_chat_template`). `tokenizer_json` reads
+//! and checks `tokenizer.json`, `auto_tokenizer` decides what the other files change in it, `pipeline` runs its steps
+//! within limits.
 
+mod auto_tokenizer;
 mod chat;
+mod jinja;
+mod pipeline;
 mod stream;
 mod tokenizer;
+mod tokenizer_json;
 
 pub use chat::{ChatTemplate, Message};
 pub use stream::StreamDecoder;
@@ -50,6 +56,18 @@ pub enum TextError {
         /// What it holds.
         found: String,
     },
+    /// A key of a JSON file has a value that cannot be right.
+    #[error("`{key}` of `{file}`: expected {expected}, found {found}")]
+    Key {
+        /// The file's name.
+        file: &'static str,
+        /// The key, with those of the objects around it.
+        key: Box<str>,
+        /// What it should hold.
+        expected: Box<str>,
+        /// What it holds.
+        found: String,
+    },
     /// A text cannot be turned into ids.
     #[error("cannot tokenize a text of {n_bytes} bytes: {reason}")]
     Encode {
@@ -78,20 +96,46 @@ pub enum TextError {
         found: Vec<String>,
     },
     /// The chat template is not valid Jinja.
-    #[error("the chat template has an error in line {line}: {reason}")]
+    #[error("the chat template{} has an error{}: {reason}", of(file), in_line(*line))]
     TemplateSyntax {
-        /// The line in the template.
+        /// The file that it is from, if that is known.
+        file: Option<String>,
+        /// The line in the template. 0 is unknown.
         line: usize,
         /// The parser's message.
         reason: String,
     },
-    /// The chat template refused the conversation, or failed on it.
-    #[error("the chat template failed in line {line}: {reason}")]
+    /// The chat template failed on the conversation.
+    #[error("the chat template{} failed{}: {reason}", of(file), in_line(*line))]
     TemplateRender {
-        /// The line in the template.
+        /// The file that it is from, if that is known.
+        file: Option<String>,
+        /// The line in the template. 0 is unknown.
         line: usize,
-        /// The template's own message, if it raised one, else the engine's.
+        /// What went wrong.
         reason: String,
+    },
+    /// The chat template refused the conversation: it called `raise_exception`.
+    #[error("the chat template{} refused the conversation{}: {message}", of(file), in_line(*line))]
+    TemplateRefused {
+        /// The file that it is from, if that is known.
+        file: Option<String>,
+        /// The line in the template. 0 is unknown.
+        line: usize,
+        /// The template's own message.
+        message: String,
+    },
+    /// The chat template spends more than templates may: see [`ChatTemplate`].
+    #[error("the chat template{} exceeds a limit{}: expected at most {limit} {what}", of(file), in_line(*line))]
+    TemplateLimit {
+        /// The file that it is from, if that is known.
+        file: Option<String>,
+        /// The line in the template. 0 is unknown.
+        line: usize,
+        /// What is limited, with its unit.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
     },
 }
 
@@ -105,14 +149,21 @@ impl TextError {
             Self::NoTokenizer { .. } => {
                 "convert it in Python: `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)` writes `tokenizer.json`"
             }
+            Self::Key { .. } => "the file may be damaged, or of a newer format: fetch it again",
             Self::File { .. } => {
                 "the file may have been cut off or replaced by a Git LFS pointer: fetch it again"
             }
             Self::NoChatTemplate | Self::NoDefaultTemplate { .. } => {
                 "a base model continues text; choose a model tuned for conversation"
             }
-            Self::TemplateRender { .. } => {
-                "some templates accept no system message, or want user and assistant to alternate"
+            Self::TemplateRefused { message, .. } if message.to_lowercase().contains("system") => {
+                "the model was trained without system messages, or wants them elsewhere"
+            }
+            Self::TemplateRefused { message, .. } if message.to_lowercase().contains("alternat") => {
+                "the model was trained on messages of user and assistant in turn"
+            }
+            Self::TemplateLimit { .. } => {
+                "templates of real models need far less: this one is broken, or made to do harm"
             }
             _ => return None,
         };
@@ -126,4 +177,14 @@ fn listed(names: &[String]) -> String {
         return "none".to_string();
     }
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// The file of a template in a message.
+fn of(file: &Option<String>) -> String {
+    file.as_ref().map_or_else(String::new, |file| format!(" of `{file}`"))
+}
+
+/// The line of a template in a message.
+fn in_line(line: usize) -> String {
+    if line == 0 { String::new() } else { format!(" in line {line}") }
 }

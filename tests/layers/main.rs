@@ -8,8 +8,9 @@ use std::path::Path;
 use circles::circles;
 
 /// Each module's layer: it may import lower ones. Layer 0 is for all.
-const LAYERS: [(&str, u32); 15] = [
+const LAYERS: [(&str, u32); 16] = [
     ("dtype", 0),
+    ("file", 0),
     ("error", 0),
     ("gpu", 1),
     ("ops", 2),
