@@ -428,40 +428,6 @@ fn quantised_weights_classify_alike() {
     assert!(error > 1e-4 && error < 0.1, "{found:?}, expected {:?}", golden.logits);
 }
 
-/// A text whose result is no numbers is an error of its own, and the texts of its batch are not touched.
-#[test]
-fn texts_without_numbers_leave_the_others_as_they_are() {
-    let Some(gpu) = common::gpu() else { return };
-    let dir = copy(&folder("bert-classifier"));
-    let path = dir.path().join("model.safetensors");
-    let mut tensors = read_tensors(&path);
-    let (.., shape, bytes) = tensors
-        .iter_mut()
-        .find(|(name, ..)| name.ends_with("word_embeddings.weight"))
-        .expect("a table of tokens");
-    let (bad, width) = (7, shape[1]);
-    let row: Vec<u8> = (0..width).flat_map(|_| half::bf16::NAN.to_le_bytes()).collect();
-    bytes[bad * width * 2..(bad + 1) * width * 2].copy_from_slice(&row);
-    let tensors: Vec<_> =
-        tensors.into_iter().map(|(name, _, shape, bytes)| (name, "BF16", shape, bytes)).collect();
-    write_tensors(&path, &tensors);
-    let mut encoder = encoder(&gpu, dir.path(), EncoderOptions::default());
-    for output in [Output::Embedding, Output::Logits] {
-        let texts = vec![vec![1, 2, 3], vec![4, bad as u32, 5], vec![6], vec![bad as u32]];
-        let alone = encode(&mut encoder, &[texts[0].clone(), texts[2].clone()], output);
-        let found = tasks::encode_tokens(&mut encoder, texts, output, &mut |_| {}).expect("it runs");
-        let values = |i: usize| &found[i].as_ref().expect("a good text").values;
-        assert_eq!((values(0), values(2)), (&alone[0], &alone[1]));
-        for i in [1, 3] {
-            assert!(
-                matches!(found[i], Err(TaskError::Engine(EngineError::OutputNotFinite))),
-                "{:?}",
-                found[i]
-            );
-        }
-    }
-}
-
 #[test]
 fn labels_have_probabilities() {
     use wginfer::models::Problem;
