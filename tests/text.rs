@@ -505,24 +505,288 @@ fn templates_render_as_in_python() {
     );
 }
 
+/// `tests/golden/templates.json` has what Jinja2 makes of our own templates, set up as transformers does it.
+#[test]
+fn templates_render_as_with_jinja2() {
+    let golden = json_file(&here().join("tests/golden/templates.json"));
+    let messages: Vec<Message> = serde_json::from_value(golden["messages"].clone()).unwrap();
+    let rendered = |source: &str| {
+        let special_tokens = BTreeMap::from([("bos_token".to_string(), "<s>".to_string())]);
+        ChatTemplate::new(source, special_tokens)?.render(&messages, true, &Map::new())
+    };
+    let cases = golden["rendered"].as_array().unwrap();
+    for case in cases {
+        let source = case["template"].as_str().unwrap();
+        assert_eq!(rendered(source).as_deref(), Ok(case["text"].as_str().unwrap()), "{source}");
+    }
+    let refused = golden["refused"].as_array().unwrap();
+    for source in refused {
+        let source = source.as_str().unwrap();
+        assert!(rendered(source).is_err(), "{source}");
+    }
+    assert!(cases.len() > 140 && refused.len() > 40);
+}
+
+/// Python's string operations, which a template of a public report uses.
+#[test]
+fn templates_use_python_strings() {
+    let source = "{%- for m in messages %}{{ '<%s-%02d>' % (m.role, loop.index) }}{{ m.content.rsplit(' ', 1)[0] }}\
+        {{- m.role.removeprefix('a').removesuffix('m') }};{% endfor %}";
+    assert_eq!(
+        render(source, json!({})).as_deref(),
+        Ok("<system-01>Besyste;<user-02>  Hi <b>&\"you\"user;<assistant-03>Yes.ssistant;")
+    );
+    assert_eq!(
+        render("{{ s | fromjson | tojson }}", json!({ "s": "{\"a\":[1,null]}" })).unwrap(),
+        r#"{"a": [1, null]}"#
+    );
+    for tools in [json!(null), json!([])] {
+        let source = "{% if tools is iterable and tools | length > 0 %}tools{% endif %}|";
+        assert_eq!(render(source, json!({ "tools": tools })).as_deref(), Ok("|"));
+    }
+}
+
 #[test]
 fn template_errors_carry_the_template_s_message() {
     let source = "{% if messages[0].role == 'system' %}\n{{ raise_exception('System role not supported') }}\n{% endif %}";
     let error = render(source, json!({})).unwrap_err();
-    assert_eq!(error, TextError::TemplateRender { line: 2, reason: "System role not supported".into() });
-    assert_eq!(error.to_string(), "the chat template failed in line 2: System role not supported");
-    assert!(error.hint().is_some());
+    assert_eq!(
+        error,
+        TextError::TemplateRefused { file: None, line: 2, message: "System role not supported".into() }
+    );
+    assert_eq!(
+        error.to_string(),
+        "the chat template refused the conversation in line 2: System role not supported"
+    );
+    assert!(error.hint().unwrap().contains("system"));
+    // Only a refusal that names system messages is explained by them.
+    for source in
+        ["{{ raise_exception('No tools') }}", "{{ nothing.at.all }}", "{% if %}", "{{ 'a' * 10 ** 12 }}"]
+    {
+        let hint = render(source, json!({})).unwrap_err().hint().unwrap_or_default();
+        assert!(!hint.contains("system"), "{source}: {hint}");
+    }
 
     let error = render("a\n{% if %}", json!({})).unwrap_err();
     assert!(matches!(error, TextError::TemplateSyntax { line: 2, .. }), "{error:?}");
+    let error = render("a\n\n{{ messages[0].nothing.at }}", json!({})).unwrap_err();
+    assert_eq!(error.to_string(), "the chat template failed in line 3: `nothing` is undefined");
     for source in [
         "{{ nothing.at.all }}",
         "{{ 1 + 'a' }}",
         "{{ strftime_now('%!') }}",
         "{{ 1 | tojson(indnt=2) }}",
         "{% generation %}",
+        "{% include 'chat_template' %}",
+        "{% extends 'chat_template' %}",
     ] {
         assert!(render(source, json!({})).is_err(), "{source}");
+    }
+}
+
+/// What a hostile file may try. Each is refused by the limit that it exceeds, at once.
+#[test]
+fn hostile_templates_exceed_a_limit() {
+    let many = |before: &str, middle: &str, after: &str| {
+        let n = 20_000;
+        format!("{}{middle}{}", before.repeat(n), after.repeat(n))
+    };
+    let in_print = |inside: String| format!("{{{{ {inside} }}}}");
+    let grow = |start: &str, step: &str| {
+        format!(
+            "{{% set ns = namespace(x={start}) %}}{{% for i in range(90000) %}}{{% set ns.x = {step} %}}{{% endfor %}}"
+        )
+    };
+    let nesting = "200 levels of nesting in the source";
+    let chain = "1000 operators in a row";
+    let memory = "536870912 bytes of text and lists";
+    let depth = "1000 levels of nested expressions, blocks and calls";
+    let values = "150 levels of nested lists and dicts";
+    let steps = "10000000 steps of evaluation";
+    let integer = "127 bits of an integer";
+    let cases: Vec<(String, &str)> = vec![
+        (in_print(many("", "1", " ~ 1")), chain),
+        (in_print(many("", "1", " + 1")), chain),
+        (in_print(many("", "1", " and 1")), chain),
+        (in_print(many("", "1", " < 1")), chain),
+        (in_print(many("", "a", ".a")), chain),
+        (in_print(many("", "a", "[0]")), chain),
+        (in_print(many("", "a", "()")), chain),
+        (in_print(many("", "a", " | upper")), chain),
+        (in_print(many("", "a", " is defined")), chain),
+        (in_print(many("", "1", " if 1")), chain),
+        (in_print(many("1 if 1 else ", "1", "")), nesting),
+        (in_print(many("(", "1", ")")), nesting),
+        (in_print(many("[", "1", "]")), nesting),
+        (in_print(many("{1: ", "1", "} ")), nesting),
+        (in_print(many("f(", "1", ")")), nesting),
+        (in_print(many("a[", "1", "]")), nesting),
+        (in_print(many("- ", "1", "")), nesting),
+        (in_print(many("not ", "1", "")), nesting),
+        (many("{% if 1 %}", "", "{% endif %}"), nesting),
+        (many("{% for x in [1] %}", "", "{% endfor %}"), nesting),
+        (many("{% macro m() %}", "", "{% endmacro %}"), nesting),
+        (many("{% set x %}", "", "{% endset %}"), nesting),
+        (format!("{{% for {} in [] %}}{{% endfor %}}", many("(", "x", ")")), nesting),
+        ("x".repeat((1 << 20) + 1), "1048576 bytes of source"),
+        ("{{ [1] | tojson(indent=10000000000) }}".into(), memory),
+        ("{{ [1] | tojson(indent='x' * 300000000) }}".into(), memory),
+        ("{{ 'a\nb' | indent(10000000000) }}".into(), memory),
+        ("{{ '%1000000000s' | format('a') }}".into(), memory),
+        ("{{ '%-1000000000d' % 5 }}".into(), memory),
+        ("{{ '%.1000000000d' % 5 }}".into(), memory),
+        ("{{ '%*d' % (10 ** 18, 5) }}".into(), memory),
+        ("{{ '%.1000000000f' % 5 }}".into(), "1000 digits after the point"),
+        ("{{ '{:.1000000000e}'.format(5.0) }}".into(), "1000 digits after the point"),
+        ("{{ '{:>10000000000}'.format(5) }}".into(), memory),
+        ("{{ '{:>1{w}}'.format(5, w=10 ** 30) }}".into(), memory),
+        ("{{ 'a'.center(10 ** 11) }}".into(), memory),
+        ("{{ 'a'.zfill(10 ** 11) }}".into(), memory),
+        ("{{ 'a'.ljust(10 ** 11, 'ß') }}".into(), memory),
+        ("{{ 'a' | center(10 ** 11) }}".into(), memory),
+        ("{{ '\t'.expandtabs(10 ** 11) }}".into(), memory),
+        ("{{ 'a' * 10 ** 11 }}".into(), memory),
+        ("{{ [1] * 10 ** 11 }}".into(), memory),
+        ("{{ [1, 2] | slice(10000000000) | list }}".into(), memory),
+        ("{{ [1, 2] | batch(10000000000, 1) | list }}".into(), memory),
+        ("{{ ('a' * 100000).replace('a', 'b' * 100000) }}".into(), memory),
+        ("{{ ('a' * 100000).replace('', 'b' * 100000) }}".into(), memory),
+        ("{{ ('a' * 1000000).join('b' * 100000) }}".into(), memory),
+        ("{{ 'ab' | join('a' * 300000000) }}".into(), memory),
+        ("{{ ('a' * 100000000) | list }}".into(), memory),
+        ("{{ ('[' ~ '1,' * 5000000 ~ '1]') | fromjson }}".into(), memory),
+        (grow("'aaaaaaaa'", "ns.x ~ ns.x"), memory),
+        (grow("'aaaaaaaa'", "ns.x + ns.x"), memory),
+        (grow("'%s%s'", "ns.x % (ns.x, ns.x)"), memory),
+        (grow("[1]", "ns.x + ns.x"), steps),
+        (grow("[1]", "[ns.x]"), values),
+        (grow("[1]", "{1: ns.x}"), values),
+        (grow("[1]", "(ns.x,)"), values),
+        (grow("[1]", "cycler(ns.x)"), values),
+        (grow("[1]", "[ns.x].count"), values),
+        (grow("2", "ns.x * ns.x"), integer),
+        ("{{ 9 ** 9 ** 9 }}".into(), integer),
+        ("{{ 170141183460469231731687303715884105728 }}".into(), integer),
+        ("{{ range(10 ** 11) | list }}".into(), "100000 items of a `range`"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}".into(), depth),
+        (
+            "{% macro f() %}{% call g() %}x{% endcall %}{% endmacro %}{% macro g() %}{{ f() }}{% endmacro %}{{ f() }}".into(),
+            depth,
+        ),
+        ("{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}".into(), depth),
+        ("{{ strftime_now('%Y' * 1000) }}".into(), "1000 bytes of a format of `strftime_now`"),
+        ("{% for a in range(10000) %}{{ 'a' * 100000 }}{% endfor %}".into(), "67108864 bytes of output"),
+        // Lists that contain one another twice, forty times over: small in memory, endless when they are compared.
+        (
+            "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(40) %}{% set ns.x = [ns.x, ns.x] %}\
+             {% set ns.y = [ns.y, ns.y] %}{% endfor %}{{ ns.x == ns.y }}"
+                .into(),
+            steps,
+        ),
+        ("{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}".into(), steps),
+    ];
+    for (source, expected) in cases {
+        let shown: String = source.chars().take(100).collect();
+        match render(&source, json!({})) {
+            Err(error @ TextError::TemplateLimit { .. }) => {
+                let message = error.to_string();
+                assert!(message.contains(&format!("expected at most {expected}")), "{shown}: {message}");
+                assert!(error.hint().is_some());
+            }
+            other => panic!("{shown}: expected at most {expected}, found {other:?}"),
+        }
+    }
+}
+
+/// Close to the limits, and what refers to itself, is no reason to fail.
+#[test]
+fn templates_within_the_limits_render() {
+    let nested = |n: usize| format!("{}x{}", "{% if 1 %}".repeat(n), "{% endif %}".repeat(n));
+    assert_eq!(render(&nested(190), json!({})).as_deref(), Ok("x"));
+    let chain = format!("{{{{ 1{} }}}}", " + 1".repeat(900));
+    assert_eq!(render(&chain, json!({})).as_deref(), Ok("901"));
+    let many = "{% if messages is string %}{% elif 0 %}".to_string()
+        + &"{% elif 0 %}".repeat(5000)
+        + "{% endif %}ok";
+    assert_eq!(render(&many, json!({})).as_deref(), Ok("ok"));
+    let calls = "{% macro f(n) %}{{ n }}{% if n %},{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}";
+    assert!(render(calls, json!({})).unwrap().ends_with("2,1,0"));
+    let own = "{% set ns = namespace() %}{% set ns.x = ns %}{% macro m() %}{% endmacro %}{% set ns.m = m %}\
+        {%- for i in range(5000) %}{% set ns.x = namespace(x=ns.x) %}{% endfor %}{{ ns.x.x is defined }}";
+    assert_eq!(render(own, json!({})).as_deref(), Ok("True"));
+
+    // Deep variables of the host are refused as well as deep values of the template.
+    let mut deep = json!(1);
+    for _ in 0..200 {
+        deep = json!([deep]);
+    }
+    assert!(matches!(render("{{ deep }}", json!({ "deep": deep })), Err(TextError::TemplateLimit { .. })));
+    // A small stack of the caller suffices.
+    let source = format!("{{{{ {}1{} }}}}", "(".repeat(180), ")".repeat(180));
+    let caller = std::thread::Builder::new().stack_size(128 << 10).spawn(move || render(&source, json!({})));
+    assert_eq!(caller.unwrap().join().unwrap().as_deref(), Ok("1"));
+}
+
+/// Random pieces of templates: whatever comes out, nothing panics.
+#[test]
+fn random_templates_do_not_panic() {
+    const PIECES: [&str; 46] = [
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        "{%- ",
+        " -%}",
+        "if ",
+        "endif",
+        "for x in ",
+        "endfor",
+        "set x = ",
+        "macro f(",
+        ")",
+        "(",
+        "[",
+        "]",
+        "{",
+        "}",
+        "'",
+        "\"",
+        "\\",
+        "|",
+        ".",
+        ",",
+        ":",
+        "~",
+        "%",
+        "**",
+        "-",
+        "not ",
+        "is ",
+        "x",
+        "messages",
+        "1",
+        "1e400",
+        "0x",
+        "raw",
+        "endraw",
+        "upper",
+        "\r\n",
+        "é",
+        "'%s' % ",
+        "else ",
+        "\u{0}",
+    ];
+    for seed in 0..400 {
+        let pieces = random_ids(seed, 30, PIECES.len());
+        let mut source: String = pieces.iter().map(|i| PIECES[*i as usize]).collect();
+        if seed % 2 == 0 {
+            source = format!("{{{{ {} }}}}", source.replace(['{', '%', '#', '}'], " "));
+        }
+        if let Err(error) = render(&source, json!({})) {
+            assert!(!error.to_string().contains("panicked"), "{source:?}: {error}");
+        }
     }
 }
 
@@ -551,6 +815,22 @@ fn where_the_template_comes_from() {
         Err(TextError::Field { field: "chat_template", .. })
     ));
     assert!(matches!(with(json!({ "chat_template": "{% if" }), None), Err(TextError::TemplateSyntax { .. })));
+    for (config, file) in
+        [(json!({ "chat_template": "{% if" }), "tokenizer_config.json"), (json!({}), "chat_template.jinja")]
+    {
+        let jinja = (file == "chat_template.jinja").then_some("{{ 'a' * 10 ** 12");
+        let error = with(config, jinja).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("the chat template of `{file}` has an error in line 1: ")),
+            "{error}"
+        );
+        let template = with(json!({ "chat_template": "{{ 'a' * 10 ** 12 }}" }), None).unwrap();
+        assert_eq!(
+            template.render(&[], false, &Map::new()).unwrap_err().to_string(),
+            "the chat template of `tokenizer_config.json` exceeds a limit in line 1: expected at most 536870912 bytes of \
+             text and lists made while rendering"
+        );
+    }
 }
 
 #[test]

@@ -196,8 +196,8 @@ fn report(reply: &Reply, ctx: usize) {
     log::info!("{}", format::figures(&reply.usage, reply.finish_reason, &reply.timings));
 }
 
-/// The source of the user's lines. Each is a message, also where several arrive at once, as from a paste or a pipe. Only
-/// a terminal with bracketed paste marks a paste, which is one message then.
+/// The source of the user's lines. Each is a message, also where several arrive at once, from a pipe or a paste, as in
+/// other programs for chats: the end of a line sends it. A paste that the terminal marks as one is one message.
 enum Input {
     /// A terminal, with history and arrow keys.
     Editor(Box<DefaultEditor>),

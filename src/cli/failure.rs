@@ -162,6 +162,9 @@ fn of_text(error: &TextError) -> Option<&'static str> {
         TextError::NoChatTemplate | TextError::NoDefaultTemplate { .. } => Some(
             "a base model continues text: use `wginfer generate`, or choose a model tuned for conversation",
         ),
+        TextError::TemplateSyntax { .. } | TextError::TemplateRender { .. } => {
+            Some("`wginfer generate` continues a text without the chat template")
+        }
         _ => None,
     }
 }

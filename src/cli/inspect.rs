@@ -10,7 +10,7 @@ use wginfer::dtype::{BLOCK, Dtype};
 use wginfer::engine::{PAGE_SIZE, Sampling, page_bytes};
 use wginfer::models::{AudioShape, ModelKind, ModelShape, Problem};
 use wginfer::ops::{Attention, KvLayer};
-use wginfer::text::{TextError, Tokenizer};
+use wginfer::text::{Message, TextError, Tokenizer};
 use wginfer::weights::Weights;
 
 use super::args::ModelArg;
@@ -154,7 +154,11 @@ struct TokenizerRow {
     n_tokens: usize,
     bos: Option<String>,
     eos: Vec<String>,
+    /// Whether there is a chat template that works.
     chat_template: bool,
+    /// Why the chat template does not work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat_template_error: Option<String>,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
@@ -315,7 +319,8 @@ impl Report {
             (Some(t), _) if self.sampling.is_none() => row("tokenizer", format!("{} tokens", t.n_tokens))?,
             (Some(t), _) => {
                 row("tokenizer", format!("{} tokens, ends with {}", t.n_tokens, listed(&t.eos)))?;
-                row("chat template", if t.chat_template { "yes" } else { "no" }.to_string())?;
+                let works = if t.chat_template { "yes" } else { "no" };
+                row("chat template", t.chat_template_error.clone().unwrap_or_else(|| works.to_string()))?;
             }
             (None, error) => row("tokenizer", error.clone().unwrap_or_default())?,
         }
@@ -387,11 +392,23 @@ impl TensorRow {
 impl TokenizerRow {
     fn of(tokenizer: &Tokenizer) -> TokenizerRow {
         let name = |id: u32| tokenizer.id_to_token(id).unwrap_or_else(|| id.to_string());
+        // What is wrong with a template may show only when it is rendered.
+        let template = tokenizer.chat_template().and_then(|template| {
+            match template.render(&[Message::user("Hello")], true, &serde_json::Map::new()) {
+                // It works: it wants another conversation.
+                Ok(_) | Err(TextError::TemplateRefused { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        });
         TokenizerRow {
             n_tokens: tokenizer.vocab_size(),
             bos: tokenizer.bos().map(name),
             eos: tokenizer.eos().iter().map(|id| name(*id)).collect(),
-            chat_template: tokenizer.chat_template().is_ok(),
+            chat_template: template.is_ok(),
+            chat_template_error: match template {
+                Ok(()) | Err(TextError::NoChatTemplate | TextError::NoDefaultTemplate { .. }) => None,
+                Err(error) => Some(error.to_string()),
+            },
         }
     }
 }

@@ -463,7 +463,7 @@ fn transcribe(
     let draft = Unfinished::new(draft, Draft::leave);
     let mut written = Ok(());
     let result = tasks::run(&mut transcription, &mut Engines::from(engine), |event| {
-        if let Some(event) = event {
+        if let (Some(event), Ok(())) = (event, &written) {
             written = write_event(event, &draft, &bar, &mut figures);
         }
         if written.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

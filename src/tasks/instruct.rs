@@ -29,7 +29,7 @@ impl Prompter {
     /// A prompter for the engine's model.
     ///
     /// # Errors
-    /// [`TaskError::NoTokenizer`]; [`TextError`] if there is a template that is not valid.
+    /// [`TaskError::NoTokenizer`]; [`TextError`] if there is a template that is not valid, or fails.
     pub fn new(engine: &Engine) -> Result<Prompter, TaskError> {
         let no_tokenizer = || TaskError::NoTokenizer { model: engine.name().to_string() };
         let tokenizer = engine.tokenizer().ok_or_else(no_tokenizer)?.clone();
@@ -38,10 +38,13 @@ impl Prompter {
             Err(TextError::NoChatTemplate | TextError::NoDefaultTemplate { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        let has_system = template.as_ref().is_some_and(|template| {
-            let messages = [Message::system("a"), Message::user("b")];
-            template.render(&messages, true, &variables()).is_ok()
-        });
+        let messages = [Message::system("a"), Message::user("b")];
+        let has_system = match template.as_ref().map(|t| t.render(&messages, true, &variables())) {
+            Some(Ok(_)) => true,
+            None | Some(Err(TextError::TemplateRefused { .. })) => false,
+            // No other failure says anything about system messages.
+            Some(Err(error)) => return Err(error.into()),
+        };
         Ok(Prompter { tokenizer, template, has_system })
     }
 

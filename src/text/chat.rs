@@ -1,16 +1,12 @@
 //! Chat templates: Jinja, rendered as `transformers` does.
 
 use std::collections::BTreeMap;
-use std::io;
 
-use minijinja::value::{Kwargs, Serde};
-use minijinja::{AutoEscape, Environment, ErrorKind, Value, syntax::SyntaxConfig};
 use serde::{Deserialize, Serialize};
-use serde_json::ser::Formatter;
+use serde_json::Value;
 
 use super::TextError;
-
-const NAME: &str = "chat_template";
+use super::jinja::{Error, ErrorKind, Template};
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,9 +40,31 @@ impl Message {
 }
 
 /// A compiled chat template, with the special tokens that it may name.
+///
+/// A template is a program from a file that nobody has checked. It cannot reach files, the network or other templates, and
+/// what it may spend is limited. A template that exceeds a limit is refused with [`TextError::TemplateLimit`], which names
+/// the limit. Templates of real models stay far below all of them.
+///
+/// | limit | value | exceeded by |
+/// |---|---|---|
+/// | source | 1 MiB | [`ChatTemplate::new`] |
+/// | nesting of blocks, brackets and prefix operators in the source | 200 levels | [`ChatTemplate::new`] |
+/// | operators, filters or subscripts in a row in one expression | 1000 | [`ChatTemplate::new`] |
+/// | steps: expressions, statements, visited items, and each 64 bytes read or written | 10 million | [`ChatTemplate::render`] |
+/// | all texts and lists made while rendering, also those no longer in use | 512 MiB | [`ChatTemplate::render`] |
+/// | the prompt | 64 MiB | [`ChatTemplate::render`] |
+/// | nested expressions, blocks, calls of macros and recursive loops | 1000 levels | [`ChatTemplate::render`] |
+/// | nested lists and dicts, those of the variables included | 150 levels | [`ChatTemplate::render`] |
+/// | items of a `range` | 100,000 | [`ChatTemplate::render`] |
+/// | integers | 127 bits | both |
+///
+/// So a rendering takes some hundred milliseconds at worst, and no more memory than the limit. The limits do not depend on
+/// the machine: a conversation that is rendered once is rendered everywhere. Both functions run on a short-lived thread
+/// with a stack of its own, so they can be called from threads with a small one.
 #[derive(Clone)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
+    template: Template,
+    file: Option<String>,
     special_tokens: BTreeMap<String, String>,
 }
 
@@ -54,23 +72,38 @@ impl ChatTemplate {
     /// Compiles `source`. The `special_tokens` (`bos_token`, `eos_token`, ...) are variables of the template.
     ///
     /// # Errors
-    /// [`TextError::TemplateSyntax`] if `source` is not valid Jinja.
+    /// [`TextError::TemplateSyntax`] if `source` is not valid Jinja, [`TextError::TemplateLimit`] if it is too long or
+    /// nested too deep.
     pub fn new(source: &str, special_tokens: BTreeMap<String, String>) -> Result<Self, TextError> {
-        let syntax_error = |e: minijinja::Error| TextError::TemplateSyntax {
-            line: e.line().unwrap_or(0),
-            reason: reason(&e),
-        };
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(syntax_error)?);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
-        let source = without_generation_tags(source);
-        environment.add_template_owned(NAME, source).map_err(syntax_error)?;
-        Ok(Self { environment, special_tokens })
+        Self::compile(source, special_tokens, None)
+    }
+
+    /// As [`ChatTemplate::new`], for the template of `file`, which errors name.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::new`].
+    pub fn of_file(
+        file: &str,
+        source: &str,
+        special_tokens: BTreeMap<String, String>,
+    ) -> Result<Self, TextError> {
+        Self::compile(source, special_tokens, Some(file.to_string()))
+    }
+
+    fn compile(
+        source: &str,
+        special_tokens: BTreeMap<String, String>,
+        file: Option<String>,
+    ) -> Result<Self, TextError> {
+        match Template::parse(source) {
+            Ok(template) => Ok(Self { template, file, special_tokens }),
+            Err(Error { line, kind: ErrorKind::Limit { what, limit } }) => {
+                Err(TextError::TemplateLimit { file, line, what, limit })
+            }
+            Err(Error { line, kind: ErrorKind::Failed(reason) | ErrorKind::Raised(reason) }) => {
+                Err(TextError::TemplateSyntax { file, line, reason })
+            }
+        }
     }
 
     /// Renders `messages` into a prompt. If `add_generation_prompt`, it ends with the start of the assistant's turn.
@@ -78,189 +111,38 @@ impl ChatTemplate {
     /// `extra` holds further variables (`tools`, `enable_thinking`, ...), which replace others of the same name.
     ///
     /// # Errors
-    /// [`TextError::TemplateRender`] if the template raises an exception or cannot be evaluated.
+    /// [`TextError::TemplateRefused`] if the template raises an exception, [`TextError::TemplateRender`] if it cannot be
+    /// evaluated, [`TextError::TemplateLimit`] if it exceeds a limit.
     pub fn render(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
-        extra: &serde_json::Map<String, serde_json::Value>,
+        extra: &serde_json::Map<String, Value>,
     ) -> Result<String, TextError> {
-        let mut variables: BTreeMap<&str, Value> = BTreeMap::new();
+        let file = || self.file.clone();
+        let messages = serde_json::to_value(messages).map_err(|e| TextError::TemplateRender {
+            file: file(),
+            line: 0,
+            reason: e.to_string(),
+        })?;
+        let special_tokens: Vec<(&str, Value)> =
+            self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str().into())).collect();
+        let add_generation_prompt = add_generation_prompt.into();
         // transformers always passes these two, and templates compare them with `none`.
-        variables.insert("tools", Value::from(()));
-        variables.insert("documents", Value::from(()));
-        variables.extend(
-            self.special_tokens.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str()))),
-        );
-        variables.insert("messages", Value::from(Serde(messages)));
-        variables.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        variables.extend(extra.iter().map(|(name, value)| (name.as_str(), Value::from(Serde(value)))));
-
-        let rendered = self.environment.get_template(NAME).and_then(|template| template.render(variables));
-        rendered.map_err(|e| TextError::TemplateRender { line: e.line().unwrap_or(0), reason: reason(&e) })
+        let mut variables = vec![("tools", &Value::Null), ("documents", &Value::Null)];
+        variables.extend(special_tokens.iter().map(|(name, token)| (*name, token)));
+        variables.extend([("messages", &messages), ("add_generation_prompt", &add_generation_prompt)]);
+        variables.extend(extra.iter().map(|(name, value)| (name.as_str(), value)));
+        self.template.render(&variables).map_err(|Error { line, kind }| match kind {
+            ErrorKind::Failed(reason) => TextError::TemplateRender { file: file(), line, reason },
+            ErrorKind::Raised(message) => TextError::TemplateRefused { file: file(), line, message },
+            ErrorKind::Limit { what, limit } => TextError::TemplateLimit { file: file(), line, what, limit },
+        })
     }
 }
 
 impl std::fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChatTemplate").field("special_tokens", &self.special_tokens).finish_non_exhaustive()
-    }
-}
-
-/// The message of a template error, without the kind and line that minijinja adds.
-fn reason(error: &minijinja::Error) -> String {
-    error.detail().map_or_else(|| error.kind().to_string(), str::to_string)
-}
-
-fn invalid(message: impl ToString) -> minijinja::Error {
-    minijinja::Error::new(ErrorKind::InvalidOperation, message.to_string())
-}
-
-fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
-    Err(invalid(message))
-}
-
-fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
-    jiff::fmt::strtime::format(format, &jiff::Zoned::now()).map_err(invalid)
-}
-
-/// Replaces `{% generation %}`, with which transformers marks the tokens to train on, by a condition that is always
-/// true.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let (tag, after) = rest[start..].split_at(length + 2);
-        out.push_str(&rest[..start]);
-        match tag.trim_matches(['{', '%', '}', '-', '+']).trim() {
-            "generation" => out.push_str(&tag.replace("generation", "if true")),
-            "endgeneration" => out.push_str(&tag.replace("endgeneration", "endif")),
-            _ => out.push_str(tag),
-        }
-        rest = after;
-    }
-    out.push_str(rest);
-    out
-}
-
-/// The `tojson` filter of `transformers`: Python's `json.dumps`, with `ensure_ascii` off by default.
-fn to_json(value: Serde<serde_json::Value>, options: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let separators: Option<(String, String)> =
-        options.get::<Option<Serde<(String, String)>>>("separators")?.map(|pair| pair.0);
-    let sort_keys: Option<bool> = options.get("sort_keys")?;
-    let ensure_ascii: Option<bool> = options.get("ensure_ascii")?;
-    options.assert_all_used()?;
-
-    // json.dumps writes no space after a comma if a line break follows.
-    let (item, key) = separators
-        .unwrap_or_else(|| (if indent.is_some() { "," } else { ", " }.to_string(), ": ".to_string()));
-    let style =
-        PythonStyle { item, key, indent, depth: 0, empty: true, ensure_ascii: ensure_ascii.unwrap_or(false) };
-    let mut value = value.0;
-    if sort_keys.unwrap_or(false) {
-        value.sort_all_objects();
-    }
-    let mut out = Vec::new();
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, style)).map_err(invalid)?;
-    String::from_utf8(out).map_err(invalid)
-}
-
-/// JSON in the layout of Python's `json.dumps`.
-struct PythonStyle {
-    item: String,
-    key: String,
-    indent: Option<usize>,
-    depth: usize,
-    /// Whether the innermost array or object has no items yet: an empty one stays on its line.
-    empty: bool,
-    ensure_ascii: bool,
-}
-
-impl PythonStyle {
-    fn open<W: ?Sized + io::Write>(&mut self, w: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth += 1;
-        self.empty = true;
-        w.write_all(bracket)
-    }
-
-    fn close<W: ?Sized + io::Write>(&mut self, w: &mut W, bracket: &[u8]) -> io::Result<()> {
-        self.depth -= 1;
-        if !self.empty {
-            self.line_break(w)?;
-        }
-        self.empty = false;
-        w.write_all(bracket)
-    }
-
-    fn next<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        if !first {
-            w.write_all(self.item.as_bytes())?;
-        }
-        self.empty = false;
-        self.line_break(w)
-    }
-
-    fn line_break<W: ?Sized + io::Write>(&self, w: &mut W) -> io::Result<()> {
-        match self.indent {
-            Some(width) => write!(w, "\n{:1$}", "", width * self.depth),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Formatter for PythonStyle {
-    fn write_f64<W: ?Sized + io::Write>(&mut self, w: &mut W, value: f64) -> io::Result<()> {
-        // The digits are the same, but Python writes the exponent with a sign and at least two digits.
-        let text = serde_json::Number::from_f64(value).map_or("NaN".to_string(), |n| n.to_string());
-        match text.split_once('e').and_then(|(digits, e)| Some((digits, e.parse::<i32>().ok()?))) {
-            Some((digits, e)) => write!(w, "{digits}e{}{:02}", if e < 0 { '-' } else { '+' }, e.abs()),
-            None => w.write_all(text.as_bytes()),
-        }
-    }
-
-    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, w: &mut W, text: &str) -> io::Result<()> {
-        if !self.ensure_ascii {
-            return w.write_all(text.as_bytes());
-        }
-        for c in text.chars() {
-            if c.is_ascii() {
-                write!(w, "{c}")?;
-            } else {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    write!(w, "\\u{unit:04x}")?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn begin_array<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.open(w, b"[")
-    }
-
-    fn begin_array_value<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        self.next(w, first)
-    }
-
-    fn end_array<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.close(w, b"]")
-    }
-
-    fn begin_object<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.open(w, b"{")
-    }
-
-    fn begin_object_key<W: ?Sized + io::Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        self.next(w, first)
-    }
-
-    fn begin_object_value<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {
-        w.write_all(self.key.as_bytes())
-    }
-
-    fn end_object<W: ?Sized + io::Write>(&mut self, w: &mut W) -> io::Result<()> {
-        self.close(w, b"}")
     }
 }

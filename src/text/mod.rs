@@ -7,6 +7,7 @@
 //! The reference is `transformers` with the same files (`AutoTokenizer`, `apply_chat_template`).
 
 mod chat;
+mod jinja;
 mod stream;
 mod tokenizer;
 
@@ -78,20 +79,46 @@ pub enum TextError {
         found: Vec<String>,
     },
     /// The chat template is not valid Jinja.
-    #[error("the chat template has an error in line {line}: {reason}")]
+    #[error("the chat template{} has an error{}: {reason}", of(file), in_line(*line))]
     TemplateSyntax {
-        /// The line in the template.
+        /// The file that it is from, if that is known.
+        file: Option<String>,
+        /// The line in the template. 0 is unknown.
         line: usize,
         /// The parser's message.
         reason: String,
     },
-    /// The chat template refused the conversation, or failed on it.
-    #[error("the chat template failed in line {line}: {reason}")]
+    /// The chat template failed on the conversation.
+    #[error("the chat template{} failed{}: {reason}", of(file), in_line(*line))]
     TemplateRender {
-        /// The line in the template.
+        /// The file that it is from, if that is known.
+        file: Option<String>,
+        /// The line in the template. 0 is unknown.
         line: usize,
-        /// The template's own message, if it raised one, else the engine's.
+        /// What went wrong.
         reason: String,
+    },
+    /// The chat template refused the conversation: it called `raise_exception`.
+    #[error("the chat template{} refused the conversation{}: {message}", of(file), in_line(*line))]
+    TemplateRefused {
+        /// The file that it is from, if that is known.
+        file: Option<String>,
+        /// The line in the template. 0 is unknown.
+        line: usize,
+        /// The template's own message.
+        message: String,
+    },
+    /// The chat template spends more than templates may: see [`ChatTemplate`].
+    #[error("the chat template{} exceeds a limit{}: expected at most {limit} {what}", of(file), in_line(*line))]
+    TemplateLimit {
+        /// The file that it is from, if that is known.
+        file: Option<String>,
+        /// The line in the template. 0 is unknown.
+        line: usize,
+        /// What is limited, with its unit.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
     },
 }
 
@@ -111,8 +138,14 @@ impl TextError {
             Self::NoChatTemplate | Self::NoDefaultTemplate { .. } => {
                 "a base model continues text; choose a model tuned for conversation"
             }
-            Self::TemplateRender { .. } => {
-                "some templates accept no system message, or want user and assistant to alternate"
+            Self::TemplateRefused { message, .. } if message.to_lowercase().contains("system") => {
+                "the model was trained without system messages, or wants them elsewhere"
+            }
+            Self::TemplateRefused { message, .. } if message.to_lowercase().contains("alternat") => {
+                "the model was trained on messages of user and assistant in turn"
+            }
+            Self::TemplateLimit { .. } => {
+                "templates of real models need far less: this one is broken, or made to do harm"
             }
             _ => return None,
         };
@@ -126,4 +159,14 @@ fn listed(names: &[String]) -> String {
         return "none".to_string();
     }
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// The file of a template in a message.
+fn of(file: &Option<String>) -> String {
+    file.as_ref().map_or_else(String::new, |file| format!(" of `{file}`"))
+}
+
+/// The line of a template in a message.
+fn in_line(line: usize) -> String {
+    if line == 0 { String::new() } else { format!(" in line {line}") }
 }

@@ -53,6 +53,8 @@ struct Inner {
     special_tokens: BTreeMap<String, String>,
     /// Compiled only on demand, so that a model with a broken template can still continue text.
     chat_template: Result<String, TextError>,
+    /// The file that it is from.
+    template_file: &'static str,
 }
 
 impl Tokenizer {
@@ -61,6 +63,11 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::File`] or [`TextError::Field`] for a file with invalid contents.
     pub fn from_files(files: &TokenizerFiles<'_>) -> Result<Self, TextError> {
+        let template_file = match (files.chat_template_jinja, files.chat_template_json) {
+            (Some(_), _) => CHAT_TEMPLATE_JINJA,
+            (None, Some(_)) => CHAT_TEMPLATE,
+            (None, None) => TOKENIZER_CONFIG,
+        };
         let template = match (files.chat_template_jinja, files.chat_template_json) {
             (Some(bytes), _) => Some(utf8(bytes, CHAT_TEMPLATE_JINJA)?.to_string()),
             (None, Some(bytes)) => find_template(&object(Some(bytes), CHAT_TEMPLATE)?, CHAT_TEMPLATE)?,
@@ -109,7 +116,16 @@ impl Tokenizer {
             },
         };
         let byte_fallback = hf.get_decoder().is_some_and(has_byte_fallback);
-        Ok(Self(Arc::new(Inner { hf, bos, eos, prepend, byte_fallback, special_tokens, chat_template })))
+        Ok(Self(Arc::new(Inner {
+            hf,
+            bos,
+            eos,
+            prepend,
+            byte_fallback,
+            special_tokens,
+            chat_template,
+            template_file,
+        })))
     }
 
     /// Turns `text` into ids. The names of special tokens in it become these tokens, as a rendered chat needs.
@@ -212,10 +228,10 @@ impl Tokenizer {
     /// Compiles the checkpoint's chat template.
     ///
     /// # Errors
-    /// [`TextError::NoChatTemplate`], [`TextError::NoDefaultTemplate`], [`TextError::TemplateSyntax`].
+    /// [`TextError::NoChatTemplate`], [`TextError::NoDefaultTemplate`]; those of [`ChatTemplate::new`].
     pub fn chat_template(&self) -> Result<ChatTemplate, TextError> {
         let source = self.0.chat_template.as_ref().map_err(Clone::clone)?;
-        ChatTemplate::new(source, self.0.special_tokens.clone())
+        ChatTemplate::of_file(self.0.template_file, source, self.0.special_tokens.clone())
     }
 
     /// Whether `token` stands for one byte of a character that the vocabulary lacks (`<0xE2>`).
