@@ -52,7 +52,8 @@
 //! 8. One architecture is one file under `models`; it names no `wgpu` type, no file format and no quantised type.
 //! 9. A weight type is a [`dtype::Dtype`] and a shader part, not a model and not a copy of a kernel.
 //! 10. A shape mismatch inside the library is a bug (an assertion). What a user or a file can get wrong is an
-//!     `Err` that names the value, what was expected and what was found.
+//!     `Err` that names the value, what was expected and what was found. A panic of a library that reads a file is
+//!     caught, becomes an `Err`, and prints nothing: the process's panic hook is told about every other panic.
 //! 11. The command line uses only the public API, and only it prints.
 //! 12. A row's result has the same bits in every batch: the order of its sums depends on the device (and what
 //!     `bench::tune` measured and kept for it), on the shapes and types of weights and on the row's kind, never on how
@@ -101,7 +102,7 @@
 //! |---|---|
 //! | a kernel `x` | `shaders/x.wgsl`, `src/ops/x.rs`, its line in `src/ops/mod.rs`; `src/bench/reference`, a case in `src/bench/cases` and one in `tests/kernels.rs` |
 //! | a weight type | `src/dtype.rs`, `shaders/parts/weights_x.wgsl`, its lines in `src/ops/mod.rs`; `src/bench/reference/quant.rs` and its line in `src/bench/cases/mod.rs`; where files hold it, `src/models/loader.rs`; where it can be made at load, `shaders/parts/quantize_x.wgsl`, `src/engine/model.rs` and `src/cli/args.rs` |
-//! | an architecture | `src/models/x.rs`, its lines in `src/models/mod.rs`; a folder in `tests/golden` and its name in `tests/golden.rs` |
+//! | an architecture | `src/models/x.rs`, its lines in `src/models/mod.rs`; a folder in `tests/golden` and its name in `tests/golden.rs`; its name in `tests/config_defaults.py` |
 //! | a container format | `src/weights/x.rs` and its call in `src/weights/mod.rs`; a variant in `src/checkpoint/source.rs`, its function in `src/checkpoint/mod.rs`, the reading of its files in `src/checkpoint/files.rs` |
 //! | a sampling parameter | `src/engine/sampling.rs`, the record in `src/ops/sample.rs`, the shader that reads it with `shaders/parts/sampling.wgsl`; its entry in `src/cli/sampling.rs`; its reference in `src/bench/reference` with a case in `tests/sampling.rs`; `src/checkpoint/generation.rs` if models recommend it |
 //! | a task | `src/tasks/x.rs`, its lines in `src/tasks/mod.rs` |
@@ -118,6 +119,7 @@ pub mod engine;
 pub mod error;
 mod file;
 pub mod gpu;
+mod guard;
 pub mod models;
 pub mod ops;
 pub mod tasks;

@@ -163,9 +163,19 @@ fn shapes_that_are_none() {
     assert!(error.to_string().contains("`llama-4`") && error.to_string().contains("`gpt2`"), "{error}");
     assert!(error.hint().is_some_and(|hint| hint.contains("config.json")));
     let file = tempfile::NamedTempFile::new().expect("a file");
-    for (config, what) in
-        [("{", "EOF"), (r#"{"model_type": "rnn"}"#, "`rnn`"), (r#"{"model_type": "llama"}"#, "hidden_size")]
-    {
+    for (config, what) in [
+        ("{", "EOF"),
+        (r#"{"model_type": "rnn"}"#, "`rnn`"),
+        (
+            r#"{"model_type": "llama", "hidden_size": 9223372036854775808}"#,
+            "`hidden_size` is `9223372036854775808`",
+        ),
+        (
+            r#"{"model_type": "llama", "num_hidden_layers": 1000000000}"#,
+            "`num_hidden_layers` is `1000000000`",
+        ),
+        ("{\"model_type\": \"llama\",\n\"intermediate_size\": 0}", "line 2: `intermediate_size` is `0`"),
+    ] {
         std::fs::write(file.path(), config).expect("it can be written");
         let error = Shape::open(&file.path().to_string_lossy()).expect_err("no model").to_string();
         assert!(error.contains(what) && error.contains(&*file.path().to_string_lossy()), "{error}");

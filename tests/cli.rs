@@ -135,6 +135,19 @@ fn config_with_a_missing_key() {
     wginfer("inspect").model(dir.path()).fails(1, "hidden_size");
 }
 
+/// What is wrong in a file is no wrong usage.
+#[test]
+fn generation_config_out_of_range() {
+    let dir = copy();
+    let path = dir.path().join("generation_config.json");
+    fs::write(&path, r#"{"temperature": -1}"#).expect("it can be written");
+    let error =
+        format!("`{}`, line 1: `temperature` is `-1`, expected a number from 0 to 100", path.display());
+    for command in ["generate a", "inspect", "chat"] {
+        wginfer(command).model(dir.path()).fails(1, &error);
+    }
+}
+
 #[test]
 fn unknown_architecture() {
     let dir = copy();
@@ -1276,6 +1289,11 @@ fn bench_refuses_what_makes_no_sense() {
     wginfer("bench kernels --plot roof.png").fails(2, "`roof.png` is not the name of an SVG");
     fs::write(dir.path().join("config.json"), "{").expect("it can be written");
     wginfer("bench model --shape").arg(dir.path()).fails(1, "config.json");
+    let impossible = r#"{"model_type": "llama", "intermediate_size": 9223372036854775808}"#;
+    fs::write(dir.path().join("config.json"), impossible).expect("it can be written");
+    for command in ["bench model --shape", "bench kernels --shape", "tune --dry-run --shape"] {
+        wginfer(command).arg(dir.path()).fails(1, "`intermediate_size` is `9223372036854775808`, expected");
+    }
     wginfer("bench compare a.json b.json").fails(1, "`a.json` cannot be read");
     wginfer("bench compare Cargo.toml Cargo.toml").fails(1, "`Cargo.toml` is no report");
     wginfer("bench compare a.json").fails_to_parse();

@@ -11,6 +11,7 @@ use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request};
 use wginfer::gpu::{Gpu, GpuOptions};
+use wginfer::models::Loader;
 use wginfer::weights::Weights;
 
 fn golden(model: &str) -> PathBuf {
@@ -224,6 +225,156 @@ fn shards_are_one_checkpoint() {
     assert!(load_error(&gpu, dir.path()).contains("is not the name of a file in the folder"));
     std::fs::write(&index, "{}").expect("write");
     assert!(load_error(&gpu, dir.path()).contains("no `weight_map`"));
+    std::fs::write(&index, r#"{"weight_map": {"x": 3}}"#).expect("write");
+    assert!(load_error(&gpu, dir.path()).contains("`x` has 3, expected the name of a file"));
+}
+
+/// A tensor that two shards have is that of the shard that the index names.
+#[test]
+fn an_index_decides_between_shards() {
+    let Some(gpu) = common::gpu() else { return };
+    let tensors = read("llama");
+    let all: Vec<_> = tensors.iter().map(|(n, t)| (n, t, Stored::F32)).collect();
+    let zeros: Tensors =
+        tensors.iter().map(|(n, (shape, v))| (n.clone(), (shape.clone(), vec![0.0; v.len()]))).collect();
+    let other: Vec<_> = zeros.iter().map(|(n, t)| (n, t, Stored::F32)).collect();
+    let dir = folder("llama", &all);
+    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    std::fs::remove_file(dir.path().join("model.safetensors")).expect("remove");
+    let n = all.len() / 2;
+    let index = |map: serde_json::Value| {
+        let index = serde_json::json!({ "weight_map": map }).to_string();
+        std::fs::write(dir.path().join("model.safetensors.index.json"), index).expect("write");
+    };
+    // Each shard has its own half and zeros for some of the other.
+    let shard = |own: &[Part<'_>], others: &[Part<'_>], name: &str| {
+        write(&dir.path().join(name), &[own, others].concat());
+    };
+    shard(&all[..n], &other[n..], names[0]);
+    shard(&all[n..], &other[..1], names[1]);
+    let of = |i: usize| names[usize::from(i >= n)];
+    let map: serde_json::Map<_, _> =
+        all.iter().enumerate().map(|(i, (name, ..))| (name.to_string(), of(i).into())).collect();
+    index(map.clone().into());
+    assert!(logits(&gpu, dir.path()) == logits(&gpu, folder("llama", &all).path()));
+
+    // A tensor that the index does not list, in both.
+    let mut without = map.clone();
+    without.remove(all[0].0);
+    index(without.into());
+    let error = load_error(&gpu, dir.path());
+    assert!(error.contains(&format!("tensor `{}` is there twice", all[0].0)), "{error}");
+    // One that is not in the shard that the index names: both are named.
+    shard(&all[n + 1..], &[], names[1]);
+    index(map.into());
+    let error = load_error(&gpu, dir.path());
+    assert!(error.contains(&format!("{}` is not a valid checkpoint: it has no tensor", names[1])), "{error}");
+    assert!(error.contains(&format!("`{}`, for which", all[n].0)), "{error}");
+    assert!(error.contains("model.safetensors.index.json` names it"), "{error}");
+}
+
+/// Every family's checkpoint may be saved with the prefix of its names, or from the bare model.
+#[test]
+fn names_have_the_prefix_of_the_family_or_none() {
+    let Some(gpu) = common::gpu() else { return };
+    for (model, prefix) in [
+        ("llama", "model."),
+        ("mistral-window", "model."),
+        ("qwen2", "model."),
+        ("qwen3", "model."),
+        ("gpt2", "transformer."),
+        ("bert-classifier", "bert."),
+        ("roberta-classifier", "roberta."),
+        ("distilbert-classifier", "distilbert."),
+        ("modernbert-classifier", "model."),
+        ("whisper-words", "model."),
+    ] {
+        let mut of = golden(model);
+        if !of.exists() {
+            of = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(model);
+        }
+        let bytes = std::fs::read(of.join("model.safetensors")).expect("read");
+        let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        assert!(file.names().iter().any(|name| name.starts_with(prefix)), "{model}: {:?}", file.names());
+        let bare =
+            file.iter().map(|(name, view)| (name.strip_prefix(prefix).unwrap_or(name).to_string(), view));
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::copy(of.join("config.json"), dir.path().join("config.json")).expect("copy");
+        let bytes = safetensors::serialize(bare, None).expect("serialize");
+        std::fs::write(dir.path().join("model.safetensors"), bytes).expect("write");
+        let files = ModelFiles::open(dir.path()).expect("a checkpoint");
+        let mut loader = Loader::new(&gpu, files.weights.clone(), None);
+        let loaded = files.architecture.load(&mut loader, 64);
+        loaded.map(|_| ()).unwrap_or_else(|e| panic!("{model}: {e}"));
+        assert_eq!(loader.unused(), &[] as &[&str], "{model}");
+        // The numbers are held against the weights under both names.
+        let config = std::fs::read_to_string(of.join("config.json")).expect("read");
+        let vocab = config.replace("\"vocab_size\": ", "\"vocab_size\": 1");
+        std::fs::write(dir.path().join("config.json"), vocab).expect("write");
+        assert!(load_error(&gpu, dir.path()).contains("`vocab_size` is `1"), "{model}");
+    }
+}
+
+/// What is stored counts more than `tie_word_embeddings`, as in transformers 5.
+#[test]
+fn stored_heads_count_more_than_the_config() {
+    let Some(gpu) = common::gpu() else { return };
+    let tensors = read("llama");
+    let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let tied = |names: &[&str], with: &str| {
+        let values = tensors[with].clone();
+        let mut stored = tensors.clone();
+        stored.remove(embedding);
+        stored.remove(head);
+        for name in names {
+            let of = if names.len() == 2 && *name == embedding { &tensors[embedding] } else { &values };
+            stored.insert(name.to_string(), of.clone());
+        }
+        let all: Vec<_> = stored.iter().map(|(n, t)| (n, t, Stored::F32)).collect();
+        let dir = folder("llama", &all);
+        let path = dir.path().join("config.json");
+        let text = std::fs::read_to_string(&path).expect("read");
+        let text = text.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+        std::fs::write(&path, text).expect("write");
+        (logits(&gpu, dir.path()), dir)
+    };
+    let as_stored = logits(&gpu, &golden("llama"));
+    let (both, _) = tied(&[embedding, head], head);
+    assert!(both == as_stored, "another head is used");
+    let (shared, one) = tied(&[embedding], embedding);
+    assert!(shared != as_stored, "the embedding is the head");
+    let (equal, two) = tied(&[embedding, head], embedding);
+    assert!(equal == shared, "an equal head is the embedding");
+    let (only_head, _) = tied(&[head], embedding);
+    assert!(only_head == shared, "the head is the embedding");
+    // One copy in memory.
+    let [one, two] = [one, two].map(|dir| {
+        let checkpoint = ModelFiles::open(dir.path()).expect("checkpoint");
+        let mut loader = Loader::new(&gpu, checkpoint.weights.clone(), None);
+        checkpoint.architecture.load(&mut loader, 64).map(|_| ()).expect("it loads");
+        assert_eq!(loader.unused(), &[] as &[&str]);
+        loader.device_bytes()
+    });
+    assert_eq!(one, two);
+}
+
+/// Within the trained length dynamic scaling is none. Beyond it, its frequencies depend on the length of each text.
+#[test]
+fn dynamic_rotation_is_plain_within_the_trained_length() {
+    let Some(gpu) = common::gpu() else { return };
+    let tensors = read("llama");
+    let all: Vec<_> = tensors.iter().map(|(n, t)| (n, t, Stored::F32)).collect();
+    let dir = folder("llama", &all);
+    let path = dir.path().join("config.json");
+    let text = std::fs::read_to_string(&path).expect("read");
+    let dynamic = text.replace("\"rope_type\": \"default\"", "\"rope_type\": \"dynamic\", \"factor\": 4.0");
+    assert_ne!(text, dynamic);
+    std::fs::write(&path, dynamic).expect("write");
+    assert!(logits(&gpu, dir.path()) == logits(&gpu, &golden("llama")));
+    let options = EngineOptions { ctx: Some(257), ..Default::default() };
+    let checkpoint = ModelFiles::open(dir.path()).expect("checkpoint");
+    let error = Engine::load(&gpu, checkpoint, options, &mut |_| {}).expect_err("too long").to_string();
+    assert!(error.contains("`rope_type` is `dynamic`, expected another one for a context of 257"), "{error}");
 }
 
 #[test]
@@ -281,17 +432,21 @@ fn configs_that_do_not_run_are_refused_by_name() {
         assert!(error.contains(words), "`{error}` lacks `{words}`");
     };
     refused("model_type", Some("mamba".into()), "architecture `mamba` is not supported, these are: `bert`");
-    for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
-    {
-        refused(key, None, &format!("missing field `{key}`"));
-    }
-    refused("hidden_size", Some("wide".into()), "invalid type");
+    refused(
+        "hidden_size",
+        Some("wide".into()),
+        "`hidden_size` is `\"wide\"`, expected a whole number from 1",
+    );
     refused("head_dim", Some(14.into()), "`head_dim` is `14`, expected a multiple of 4");
     refused("num_key_value_heads", Some(3.into()), "a divisor of the 4 attention heads");
     refused("num_attention_heads", Some(0.into()), "`num_attention_heads`");
     refused("num_hidden_layers", Some(0.into()), "`num_hidden_layers` is `0`");
     refused("quantization_config", Some(serde_json::json!({"quant_method": "gptq"})), "`gptq`");
-    refused("rope_parameters", Some(serde_json::json!({"rope_type": "dynamic"})), "dynamic");
+    refused(
+        "rope_parameters",
+        Some(serde_json::json!({"rope_type": "longrope"})),
+        "`longrope`, expected `default`",
+    );
     assert!(wginfer::models::open("not json").is_err());
     assert!(wginfer::models::open("{}").err().expect("refused").to_string().contains("model_type"));
 }

@@ -2,7 +2,6 @@
 
 use std::fs::{File, FileType};
 use std::io::{ErrorKind, Read, Seek};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use symphonia::core::codecs::CodecParameters;
@@ -18,6 +17,7 @@ use symphonia::core::units::{Duration, TimeBase, Timestamp};
 
 use super::source::{SAMPLE_RATES, Source, check, check_channels, mix};
 use super::{AudioError, SAMPLE_RATE};
+use crate::guard::guarded;
 
 const FORMATS: &str = "WAV, AIFF, FLAC, MP3, OGG, M4A, MP4 or Matroska";
 const CODECS: &str = "PCM, FLAC, ALAC, MP3, AAC-LC or Vorbis";
@@ -126,7 +126,7 @@ impl Decoder {
         };
         let panicked = || AudioError::Broken { name: name.clone(), seconds: 0.0, reason: PANICKED.into() };
         let chosen = guarded(|| choose(&name, format.as_ref()));
-        let (track, decoder) = chosen.unwrap_or_else(|| Err(panicked()))?;
+        let (track, decoder) = chosen.unwrap_or_else(|_| Err(panicked()))?;
         let mut new = Self {
             name,
             track: 0,
@@ -299,7 +299,7 @@ impl Decoder {
 
 impl Source for Decoder {
     fn next(&mut self, mono: &mut Vec<f32>) -> Result<Option<u32>, AudioError> {
-        guarded(|| self.read(mono)).unwrap_or_else(|| Err(self.broken(PANICKED)))
+        guarded(|| self.read(mono)).unwrap_or_else(|_| Err(self.broken(PANICKED)))
     }
 
     fn duration(&self) -> Option<f64> {
@@ -316,13 +316,6 @@ fn is_device(kind: FileType) -> bool {
 #[cfg(not(unix))]
 fn is_device(_kind: FileType) -> bool {
     false
-}
-
-/// Calls the decoding library, which may panic: it overflows on some damaged headers in builds with checks. `None`
-/// after a panic.
-fn guarded<T>(call: impl FnOnce() -> T) -> Option<T> {
-    // State that a panic may have left inconsistent is not used again.
-    catch_unwind(AssertUnwindSafe(call)).ok()
 }
 
 /// The audio track, and its decoder.

@@ -5,10 +5,10 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
-use super::CheckpointError;
 use super::files::{Files, Kind, in_folder, optional};
+use super::{CheckpointError, text};
+use crate::models::settings::{ROWS, Read, Settings, WIDTH};
 use crate::ops::{Act, Pooling};
 use crate::weights::Weights;
 
@@ -58,64 +58,6 @@ struct Module {
     r#type: String,
 }
 
-/// `sentence_bert_config.json`.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct TransformerConfig {
-    max_seq_length: Option<usize>,
-    do_lower_case: bool,
-}
-
-/// `config_sentence_transformers.json`.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct PromptConfig {
-    prompts: BTreeMap<String, String>,
-    default_prompt_name: Option<String>,
-}
-
-/// `1_Pooling/config.json`. Later versions name modes, earlier ones have a switch for each.
-#[derive(Deserialize)]
-struct PoolingConfig {
-    word_embedding_dimension: Option<usize>,
-    pooling_mode: Option<Modes>,
-    #[serde(default)]
-    pooling_mode_cls_token: bool,
-    #[serde(default)]
-    pooling_mode_max_tokens: bool,
-    #[serde(default)]
-    pooling_mode_mean_tokens: bool,
-    #[serde(default)]
-    pooling_mode_mean_sqrt_len_tokens: bool,
-    #[serde(default)]
-    pooling_mode_weightedmean_tokens: bool,
-    #[serde(default)]
-    pooling_mode_lasttoken: bool,
-    #[serde(default = "yes")]
-    include_prompt: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Modes {
-    One(String),
-    Several(Vec<String>),
-}
-
-/// `2_Dense/config.json`.
-#[derive(Deserialize)]
-struct DenseConfig {
-    in_features: usize,
-    out_features: usize,
-    #[serde(default = "yes")]
-    bias: bool,
-    activation_function: String,
-}
-
-fn yes() -> bool {
-    true
-}
-
 /// The mean of all tokens, with length 1: what sentence-transformers does where there is no `modules.json`.
 impl Default for EmbeddingConfig {
     fn default() -> Self {
@@ -135,19 +77,24 @@ impl Default for EmbeddingConfig {
 impl EmbeddingConfig {
     /// Reads the files of a model whose rows have `hidden_size`.
     pub(super) fn read(files: Files<'_>, hidden_size: usize) -> Result<EmbeddingConfig, CheckpointError> {
-        let transformer: TransformerConfig =
-            optional(json(files, "sentence_bert_config.json"))?.unwrap_or_default();
-        let prompts: PromptConfig =
-            optional(json(files, "config_sentence_transformers.json"))?.unwrap_or_default();
+        let transformer = settings(files, "sentence_bert_config.json", |s| {
+            Ok((s.some_whole("max_seq_length", ROWS, None)?, s.flag("do_lower_case", false)?))
+        });
+        let (max_seq_length, do_lower_case) = optional(transformer)?.unwrap_or_default();
+        let prompts = settings(files, "config_sentence_transformers.json", |s| {
+            let prompts = s.of_type("prompts", "texts by their names")?;
+            Ok((prompts.unwrap_or_default(), s.some_text("default_prompt_name")?))
+        });
+        let (prompts, default_prompt_name) = optional(prompts)?.unwrap_or_default();
         let common = EmbeddingConfig {
-            max_seq_length: transformer.max_seq_length,
-            do_lower_case: transformer.do_lower_case,
-            prompts: prompts.prompts,
-            default_prompt_name: prompts.default_prompt_name,
+            max_seq_length,
+            do_lower_case,
+            prompts,
+            default_prompt_name,
             ..EmbeddingConfig::default()
         };
         const MODULES: &str = "modules.json";
-        let Some(modules) = optional(json::<Vec<Module>>(files, MODULES))? else { return Ok(common) };
+        let Some(modules) = optional(modules(files, MODULES))? else { return Ok(common) };
         let mut config =
             EmbeddingConfig { pooling: Vec::new(), normalize: false, is_declared: true, ..common };
         let wrong = |message: String| Err(CheckpointError::config(&files.path(MODULES), message));
@@ -202,83 +149,90 @@ impl EmbeddingConfig {
     }
 }
 
-/// The ways of a `Pooling` module, in the order in which sentence-transformers puts them side by side.
+/// The ways of a `Pooling` module, in the order in which sentence-transformers puts them side by side. Later versions
+/// name them, earlier ones have a switch for each.
 fn pooling(files: Files<'_>, folder: &str, hidden_size: usize) -> Result<Vec<Pooling>, CheckpointError> {
-    let name = in_folder(folder, "config.json");
-    let config: PoolingConfig = json(files, &name)?;
-    let wrong = |message: String| Err(CheckpointError::config(&files.path(&name), message));
-    if let Some(found) = config.word_embedding_dimension.filter(|n| *n != hidden_size) {
-        let message =
-            format!("`word_embedding_dimension` is {found}, expected {hidden_size} as in the model");
-        return wrong(message);
-    }
-    if !config.include_prompt {
-        return wrong("`include_prompt` is false, expected true".into());
-    }
-    let named = match &config.pooling_mode {
-        None => Vec::new(),
-        Some(Modes::One(name)) => vec![name.as_str()],
-        Some(Modes::Several(names)) => names.iter().map(String::as_str).collect(),
-    };
-    let known = [
-        (Pooling::First, config.pooling_mode_cls_token),
-        (Pooling::Max, config.pooling_mode_max_tokens),
-        (Pooling::Mean, config.pooling_mode_mean_tokens),
-        (Pooling::MeanSqrtLen, config.pooling_mode_mean_sqrt_len_tokens),
-        (Pooling::WeightedMean, config.pooling_mode_weightedmean_tokens),
-        (Pooling::Last, config.pooling_mode_lasttoken),
+    let switches = [
+        ("pooling_mode_cls_token", Pooling::First),
+        ("pooling_mode_max_tokens", Pooling::Max),
+        ("pooling_mode_mean_tokens", Pooling::Mean),
+        ("pooling_mode_mean_sqrt_len_tokens", Pooling::MeanSqrtLen),
+        ("pooling_mode_weightedmean_tokens", Pooling::WeightedMean),
+        ("pooling_mode_lasttoken", Pooling::Last),
     ];
-    let names =
-        || known.iter().map(|(pooling, _)| format!("`{}`", pooling.name())).collect::<Vec<_>>().join(", ");
-    if let Some(found) = named.iter().find(|found| !known.iter().any(|(p, _)| p.name() == **found)) {
-        return wrong(format!("`pooling_mode` is `{found}`, expected one of {}", names()));
+    let names = switches.map(|(_, pooling)| (pooling.name(), pooling));
+    let name = in_folder(folder, "config.json");
+    let chosen: Vec<Pooling> = settings(files, &name, |s| {
+        const DIMENSION: &str = "word_embedding_dimension";
+        if s.some_whole(DIMENSION, WIDTH, None)?.is_some_and(|n| n != hidden_size) {
+            return Err(s.wrong(DIMENSION, format!("{hidden_size} as in the model")));
+        }
+        if !s.flag("include_prompt", true)? {
+            return Err(s.wrong("include_prompt", "`true`"));
+        }
+        const NAMED: &str = "pooling_mode";
+        let named = match s.written(NAMED).is_some_and(|written| written.starts_with('[')) {
+            true => s.list_of(NAMED, &names)?.unwrap_or_default(),
+            false => s.some_one_of(NAMED, &names)?.into_iter().collect(),
+        };
+        let mut chosen = Vec::new();
+        for (key, pooling) in switches {
+            let is_on = s.flag(key, false)?;
+            if if named.is_empty() { is_on } else { named.contains(&pooling) } {
+                chosen.push(pooling);
+            }
+        }
+        Ok(chosen)
+    })?;
+    if chosen.is_empty() {
+        let names = names.map(|(name, _)| format!("`{name}`")).join(", ");
+        let message = format!("no `pooling_mode_…` is true, expected one: {names}");
+        return Err(CheckpointError::config(&files.path(&name), message));
     }
-    let is_chosen = |pooling: &Pooling, switch: bool| match named.is_empty() {
-        true => switch,
-        false => named.contains(&pooling.name()),
-    };
-    let chosen: Vec<Pooling> = known
-        .into_iter()
-        .filter(|(pooling, on)| is_chosen(pooling, *on))
-        .map(|(pooling, _)| pooling)
-        .collect();
-    match chosen.is_empty() {
-        true => wrong(format!("no `pooling_mode_…` is true, expected one: {}", names())),
-        false => Ok(chosen),
-    }
+    Ok(chosen)
 }
 
 impl DenseModule {
     fn read(files: Files<'_>, folder: &str, width: usize) -> Result<DenseModule, CheckpointError> {
-        let name = in_folder(folder, "config.json");
-        let config: DenseConfig = json(files, &name)?;
-        let wrong = |message: String| Err(CheckpointError::config(&files.path(&name), message));
-        if config.in_features != width {
-            return wrong(format!("`in_features` is {}, expected {width}", config.in_features));
-        }
-        if config.out_features == 0 {
-            return wrong("`out_features` is 0, expected at least 1".into());
-        }
-        let class = config.activation_function.rsplit('.').next().unwrap_or_default();
-        let act = match class {
-            "Identity" => None,
-            "Tanh" => Some(Act::Tanh),
-            "ReLU" => Some(Act::Relu),
-            "GELU" => Some(Act::Gelu),
-            "SiLU" => Some(Act::Silu),
-            found => {
-                let expected = "`Identity`, `Tanh`, `ReLU`, `GELU` or `SiLU`";
-                return wrong(format!("`activation_function` is `{found}`, expected {expected}"));
+        let (out_features, bias, act) = settings(files, &in_folder(folder, "config.json"), |s| {
+            if s.needed_whole("in_features", WIDTH)? != width {
+                return Err(s.wrong("in_features", width));
             }
-        };
-        let DenseConfig { in_features, out_features, bias, .. } = config;
+            let (out_features, bias) = (s.needed_whole("out_features", WIDTH)?, s.flag("bias", true)?);
+            let known = [
+                ("Identity", None),
+                ("Tanh", Some(Act::Tanh)),
+                ("ReLU", Some(Act::Relu)),
+                ("GELU", Some(Act::Gelu)),
+                ("SiLU", Some(Act::Silu)),
+            ];
+            const ACT: &str = "activation_function";
+            let class = s.some_text(ACT)?.unwrap_or_default();
+            let class = class.rsplit('.').next().unwrap_or_default();
+            let Some((_, act)) = known.iter().find(|(name, _)| *name == class) else {
+                return Err(s.wrong(ACT, "`Identity`, `Tanh`, `ReLU`, `GELU` or `SiLU`"));
+            };
+            Ok((out_features, bias, *act))
+        })?;
         let weights = files.weights(folder)?.into();
-        Ok(DenseModule { weights, in_features, out_features, bias, act })
+        Ok(DenseModule { weights, in_features: width, out_features, bias, act })
     }
 }
 
-/// A JSON file.
-fn json<T: DeserializeOwned>(files: Files<'_>, name: &str) -> Result<T, CheckpointError> {
-    let text = files.read(name, Kind::Settings)?;
-    serde_json::from_slice(&text).map_err(|e| CheckpointError::config(&files.path(name), e))
+/// The entries of `modules.json`.
+fn modules(files: Files<'_>, name: &str) -> Result<Vec<Module>, CheckpointError> {
+    let path = files.path(name);
+    let text = text(&path, files.read(name, Kind::Settings)?.into_owned())?;
+    serde_json::from_str(&text).map_err(|e| CheckpointError::config(&path, e))
+}
+
+/// Reads the keys of a JSON file.
+fn settings<T>(
+    files: Files<'_>,
+    name: &str,
+    read: impl FnOnce(&Settings<'_>) -> Read<T>,
+) -> Result<T, CheckpointError> {
+    let path = files.path(name);
+    let text = text(&path, files.read(name, Kind::Settings)?.into_owned())?;
+    Settings::parse(&text).and_then(|s| read(&s)).map_err(|error| CheckpointError::setting(&path, error))
 }

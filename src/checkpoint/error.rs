@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::Ability;
-use crate::models::{ModelError, ModelKind};
+use crate::models::{ModelError, ModelKind, SettingError};
 use crate::text::TextError;
 use crate::weights::WeightsError;
 
@@ -62,6 +62,24 @@ pub enum CheckpointError {
         /// The limit for files of its kind.
         limit_bytes: u64,
     },
+    /// A file is not JSON, or a key of it has a value outside its range.
+    #[error("`{}`{}: {error}", path.display(), error.place())]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: Box<SettingError>,
+    },
+    /// A text file has bytes that are no text.
+    #[error("`{}` is not UTF-8: line {line} has other bytes at position {at} of the file", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The first byte that is no text, from 0.
+        at: usize,
+    },
     /// The content of a file is wrong.
     #[error("`{}`: {message}", path.display())]
     Config {
@@ -115,6 +133,11 @@ impl CheckpointError {
         CheckpointError::Config { path: path.to_path_buf(), message: message.to_string() }
     }
 
+    /// An error in the keys of the settings file at `path`.
+    pub(super) fn setting(path: &Path, error: SettingError) -> CheckpointError {
+        CheckpointError::Setting { path: path.to_path_buf(), error: error.into() }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         use CheckpointError::*;
@@ -126,6 +149,8 @@ impl CheckpointError {
             TooLarge { .. } | NotAFile { .. } => {
                 Some("the folder may be damaged: download the model again".into())
             }
+            Setting { error, .. } => error.hint(),
+            NotUtf8 { .. } => Some("save the file as UTF-8, or download it again".into()),
             HubName { name } => {
                 Some(format!("`hf download {name} --local-dir DIR` fetches it; then open the folder `DIR`"))
             }

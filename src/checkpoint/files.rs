@@ -80,9 +80,9 @@ impl Files<'_> {
         let Some(json) = optional(self.read(&index, Kind::Index))? else {
             return Err(CheckpointError::NoWeights { dir: self.path(folder) });
         };
-        let names = Weights::shards(&self.path(&index), &json)?;
-        let files = names.iter().map(|name| open(&in_folder(folder, name)));
-        Ok(Weights::from_files(files.collect::<Result<Vec<_>, _>>()?)?)
+        let index = Weights::index(&self.path(&index), &json)?;
+        let files = index.files().into_iter().map(|name| open(&in_folder(folder, name)));
+        Ok(Weights::from_shards(&index, files.collect::<Result<Vec<_>, _>>()?)?)
     }
 }
 

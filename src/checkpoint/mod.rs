@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub use embedding::{DenseModule, EmbeddingConfig};
 pub use error::CheckpointError;
 use files::{Files, Kind, optional};
-pub use generation::GenerationConfig;
+pub use generation::{GenerationConfig, SpeechConfig};
 pub use source::Source;
 
 use crate::dtype::Dtype;
@@ -36,7 +36,7 @@ pub struct ModelFiles {
     pub weights: Arc<Weights>,
     /// The tokenizer with its chat template, or the reason why it is missing.
     pub tokenizer: Result<Tokenizer, TextError>,
-    /// `generation_config.json`.
+    /// `generation_config.json`, or the same keys of `config.json`.
     pub generation: GenerationConfig,
     /// `modules.json` and the files that it names: from rows to an embedding. `Some` for every encoder.
     pub embedding: Option<EmbeddingConfig>,
@@ -131,7 +131,7 @@ impl ModelFiles {
         }
         let architecture = models::open(config_json)?;
         let embedding = (architecture.shape().kind == ModelKind::Encoder).then(EmbeddingConfig::default);
-        let labels = architecture.labels()?;
+        let labels = architecture.labels().cloned();
         Ok(ModelFiles {
             name: name.to_string(),
             config: config_json.to_string(),
@@ -148,21 +148,28 @@ impl ModelFiles {
     fn read(name: String, files: Files<'_>) -> Result<ModelFiles, CheckpointError> {
         let config = text(&files.path(CONFIG), files.read(CONFIG, Kind::Settings)?.into_owned())?;
         let architecture = models::open(&config)?;
+        let ModelShape { kind, hidden_size, audio, .. } = architecture.shape();
+        let generation_path = files.path(GENERATION_CONFIG);
         let generation_json = optional(files.read(GENERATION_CONFIG, Kind::Settings))?;
-        let parse = |json: &[u8]| GenerationConfig::parse(&files.path(GENERATION_CONFIG), json);
-        let generation = generation_json.as_deref().map(parse).transpose()?.unwrap_or_default();
-        let ModelShape { kind, hidden_size, .. } = architecture.shape();
+        let generation_json =
+            generation_json.map(|json| text(&generation_path, json.into_owned())).transpose()?;
+        let generation = match &generation_json {
+            Some(json) => GenerationConfig::parse(&generation_path, json, audio.as_ref())?,
+            None => GenerationConfig::parse(&files.path(CONFIG), &config, audio.as_ref())?,
+        };
         let embedding = match kind {
             ModelKind::Decoder => None,
             ModelKind::Encoder => Some(EmbeddingConfig::read(files, hidden_size)?),
         };
-        let labels = architecture.labels()?;
-        let weights = files.weights("")?.into();
-        let tokenizer = match tokenizer(files, Some(config.as_bytes()), generation_json.as_deref()) {
-            Ok(tokenizer) => Ok(tokenizer),
-            Err(CheckpointError::Text(error)) => Err(error),
-            Err(other) => return Err(other),
-        };
+        let labels = architecture.labels().cloned();
+        let weights = Arc::new(files.weights("")?);
+        models::check_weights(&*architecture, &weights)?;
+        let tokenizer =
+            match tokenizer(files, Some(config.as_bytes()), generation_json.as_deref().map(str::as_bytes)) {
+                Ok(tokenizer) => Ok(tokenizer),
+                Err(CheckpointError::Text(error)) => Err(error),
+                Err(other) => return Err(other),
+            };
         Ok(ModelFiles { name, config, architecture, weights, tokenizer, generation, embedding, labels })
     }
 
@@ -215,7 +222,7 @@ pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
 ///
 /// # Errors
 /// [`CheckpointError::Io`], [`CheckpointError::NotAFile`] or [`CheckpointError::TooLarge`] if it cannot be read,
-/// [`CheckpointError::Config`] if it is not UTF-8.
+/// [`CheckpointError::NotUtf8`] if it is not text.
 pub fn read_config(path: &Path) -> Result<String, CheckpointError> {
     let path = if path.is_dir() { path.join(CONFIG) } else { path.to_path_buf() };
     text(&path, files::read(&path, Kind::Settings)?)
@@ -234,6 +241,8 @@ fn tokenizer(
         return Err(TextError::NoTokenizer { dir, found }.into());
     };
     let tokenizer_config = optional(files.read("tokenizer_config.json", Kind::Settings))?;
+    let special_tokens_map = optional(files.read("special_tokens_map.json", Kind::Settings))?;
+    let added_tokens = optional(files.read("added_tokens.json", Kind::Settings))?;
     let jinja = optional(files.read("chat_template.jinja", Kind::Template))?;
     let template = match jinja {
         Some(_) => None,
@@ -242,6 +251,8 @@ fn tokenizer(
     Ok(Tokenizer::from_files(&TokenizerFiles {
         tokenizer: &tokenizer,
         tokenizer_config: tokenizer_config.as_deref(),
+        special_tokens_map: special_tokens_map.as_deref(),
+        added_tokens: added_tokens.as_deref(),
         generation_config,
         config,
         chat_template_jinja: jinja.as_deref(),
@@ -249,7 +260,12 @@ fn tokenizer(
     })?)
 }
 
-/// The contents of the file at `path` as text.
+/// The contents of the file at `path` as text. A byte order mark is none of it.
 fn text(path: &Path, bytes: Vec<u8>) -> Result<String, CheckpointError> {
-    String::from_utf8(bytes).map_err(|e| CheckpointError::config(path, e))
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let line = 1 + e.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count();
+        CheckpointError::NotUtf8 { path: path.to_path_buf(), line, at }
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))
 }

@@ -111,14 +111,6 @@ pub enum EngineError {
         /// In the checkpoint.
         total_bytes: usize,
     },
-    /// The tokenizer has tokens that the model does not have.
-    #[error("the tokenizer has {tokenizer} tokens, the model {model}: they do not belong together")]
-    TokenizerMismatch {
-        /// The tokenizer's.
-        tokenizer: usize,
-        /// The model's.
-        model: usize,
-    },
     /// The model computed logits that are not finite.
     #[error("the logits after position {position} are not finite")]
     NotFinite {
@@ -216,9 +208,10 @@ impl EngineError {
             EngineError::OutputNotFinite => {
                 Some("the weights contain values that are not finite, or the checkpoint is damaged".into())
             }
-            EngineError::TokenizerMismatch { .. } => {
-                Some("`tokenizer.json` may belong to another model than the weights".into())
-            }
+            EngineError::TokenRange { .. } => Some(
+                "`tokenizer.json` may belong to another model than the weights, or have tokens that it lacks"
+                    .into(),
+            ),
             EngineError::Checkpoint(e) => e.hint(),
             EngineError::Text(e) => e.hint(),
             EngineError::Model(e) => e.hint(),

@@ -68,9 +68,10 @@ impl LoadedModel {
         let shape = files.architecture.shape();
         check_device(&shape, gpu.caps())?;
         match files.tokenizer.as_ref().map(Tokenizer::vocab_size) {
-            Ok(found) if found > shape.vocab_size => {
-                return Err(EngineError::TokenizerMismatch { tokenizer: found, model: shape.vocab_size });
-            }
+            Ok(found) if found > shape.vocab_size => log::warn!(
+                "the tokenizer has {found} tokens, the model {}: a prompt with one of the others will be refused",
+                shape.vocab_size
+            ),
             _ => {}
         }
         if let Some(found) = quantize.filter(|dtype| !dtype.is_quantised()) {

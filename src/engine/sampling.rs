@@ -93,7 +93,7 @@ pub struct TimestampRules {
 
 impl SpeechRules {
     /// Most tokens in `suppress_first`.
-    const MOST_FIRST: usize = 4;
+    pub const MOST_FIRST: usize = 4;
 
     /// Checks the rules for a prompt of `n_prompt` tokens.
     ///

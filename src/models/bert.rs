@@ -1,62 +1,68 @@
 //! BERT and models of the same shape: MiniLM, BGE, E5, GTE (Devlin et al. 2019).
 //! Reference: transformers' `models/bert/modeling_bert.py`.
 
-use serde::Deserialize;
-
 use super::blocks::{
-    ClassificationHead, Embed, HeadNames, LabelKeys, LayerNorm, Linear, Mlp, PostNormLayer, SelfAttention,
-    Sequences,
+    ClassificationHead, Embed, HeadKeys, HeadNames, Heads, LayerNorm, Linear, Mlp, PostNormLayer,
+    SelfAttention, Sequences, act, read_labels,
 };
+use super::settings::{EPSILON, INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH};
 use super::{
-    Architecture, Batch, Capacity, Labels, Loader, Model, ModelError, ModelKind, ModelShape, Scratch,
+    Architecture, Batch, Capacity, FromSettings, Labels, Loader, Model, ModelError, ModelKind, ModelShape,
+    Names, Scratch, Shown,
 };
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{Act, Attention, Lookup, Pooling};
+use crate::ops::{Act, Lookup, Pooling};
 
 /// The keys of `config.json` that BERT and RoBERTa share.
-#[derive(Deserialize)]
 pub struct Config {
     pub(super) hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
-    num_attention_heads: usize,
+    heads: Heads,
     vocab_size: usize,
     pub(super) max_position_embeddings: usize,
-    #[serde(default = "one")]
     type_vocab_size: usize,
-    #[serde(default = "eps")]
     layer_norm_eps: f32,
-    hidden_act: String,
-    position_embedding_type: Option<String>,
-    #[serde(default)]
-    is_decoder: bool,
-    #[serde(flatten)]
-    pub(super) labels: LabelKeys,
+    hidden_act: Act,
+    pub(super) labels: Option<Labels>,
 }
 
-fn one() -> usize {
-    1
-}
-
-fn eps() -> f32 {
-    1e-12
+impl FromSettings for Config {
+    fn read(s: &Settings<'_>) -> Read<Self> {
+        Config::read_with(s, 30_522)
+    }
 }
 
 impl Config {
+    /// Reads the keys; the families differ in the default of `vocab_size`.
+    pub(super) fn read_with(s: &Settings<'_>, vocab_size: usize) -> Read<Config> {
+        s.one_of("position_embedding_type", &[("absolute", ())], "absolute")?;
+        if s.flag("is_decoder", false)? {
+            return Err(s.wrong("is_decoder", "`false`: only encoders run"));
+        }
+        let hidden_size = s.whole("hidden_size", WIDTH, 768)?;
+        Ok(Config {
+            hidden_size,
+            intermediate_size: s.whole("intermediate_size", INNER_WIDTH, 3072)?,
+            num_hidden_layers: s.whole("num_hidden_layers", LAYERS, 12)?,
+            heads: Heads::read(s, HeadKeys::only("num_attention_heads", 12), hidden_size)?,
+            vocab_size: s.whole("vocab_size", ROWS, vocab_size)?,
+            max_position_embeddings: s.whole("max_position_embeddings", ROWS, 512)?,
+            type_vocab_size: s.whole("type_vocab_size", ROWS, 2)?,
+            layer_norm_eps: s.real("layer_norm_eps", EPSILON, 1e-12)? as f32,
+            hidden_act: act(s, "hidden_act", "gelu")?,
+            labels: read_labels(s)?,
+        })
+    }
+
     pub(super) fn shape(&self, architecture: &'static str) -> ModelShape {
-        let n_heads = self.num_attention_heads;
-        let head_dim = self.hidden_size / n_heads.max(1);
-        let scale = (head_dim as f32).powf(-0.5);
-        let n_kv_heads = n_heads;
-        let attention =
-            Attention { n_heads, n_kv_heads, head_dim, scale, causal: false, window: None, softcap: None };
         ModelShape {
             architecture,
             kind: ModelKind::Encoder,
             hidden_size: self.hidden_size,
             vocab_size: self.vocab_size,
             max_seq_len: self.max_position_embeddings,
-            attention: vec![attention; self.num_hidden_layers],
+            attention: vec![self.heads.attention(false, None); self.num_hidden_layers],
             intermediate_size: self.intermediate_size,
             has_gate: false,
             has_layer_norm: true,
@@ -66,21 +72,24 @@ impl Config {
         }
     }
 
-    /// The activation function, after a check that the other options of the config are supported.
-    ///
-    /// # Errors
-    /// [`ModelError::Unsupported`].
-    fn act(&self) -> Result<Act, ModelError> {
-        let unsupported = |key, found: &str, expected: &str| {
-            Err(ModelError::Unsupported { key, found: found.into(), expected: expected.into() })
-        };
-        if let Some(found) = self.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
-            return unsupported("position_embedding_type", found, "`absolute`");
+    pub(super) fn names(&self, prefix: &'static str) -> Names {
+        let (hidden, inner) =
+            (("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size));
+        let (words, positions, types) = (
+            ("vocab_size", self.vocab_size),
+            ("max_position_embeddings", self.max_position_embeddings),
+            ("type_vocab_size", self.type_vocab_size),
+        );
+        Names {
+            prefix,
+            layers: vec![("encoder.layer.", "num_hidden_layers", self.num_hidden_layers)],
+            shown: vec![
+                Shown { tensor: "embeddings.word_embeddings.weight", shape: [words, hidden] },
+                Shown { tensor: "embeddings.position_embeddings.weight", shape: [positions, hidden] },
+                Shown { tensor: "embeddings.token_type_embeddings.weight", shape: [types, hidden] },
+                Shown { tensor: "encoder.layer.0.intermediate.dense.weight", shape: [inner, hidden] },
+            ],
         }
-        if self.is_decoder {
-            return unsupported("is_decoder", "true", "an encoder");
-        }
-        super::blocks::act("hidden_act", &self.hidden_act)
     }
 }
 
@@ -110,7 +119,7 @@ impl Bert {
         positions: Lookup,
         head: impl FnOnce(&mut Loader) -> Result<Option<ClassificationHead>, ModelError>,
     ) -> Result<Self, ModelError> {
-        let act = config.act()?;
+        let act = config.hidden_act;
         let head = head(loader)?;
         let (n, n_inner, eps) = (shape.hidden_size, shape.intermediate_size, config.layer_norm_eps);
         let table = |part: &str| format!("{root}embeddings.{part}_embeddings.weight");
@@ -190,15 +199,19 @@ impl Architecture for Config {
         Config::shape(self, "bert")
     }
 
-    fn labels(&self) -> Result<Option<Labels>, ModelError> {
-        self.labels.labels()
+    fn labels(&self) -> Option<&Labels> {
+        self.labels.as_ref()
+    }
+
+    fn names(&self) -> Names {
+        Config::names(self, "bert.")
     }
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let shape = ModelShape { max_seq_len, ..Architecture::shape(self) };
-        let root = if loader.has("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
+        let root = loader.root(&Architecture::names(self));
         let head = |loader: &mut Loader| {
-            let Some(labels) = self.labels.labels()? else { return Ok(None) };
+            let Some(labels) = &self.labels else { return Ok(None) };
             let dense = format!("{root}pooler.dense");
             let names = HeadNames { dense: &dense, dense_bias: true, norm: None, out: "classifier" };
             let sizes = [self.hidden_size, labels.names.len()];

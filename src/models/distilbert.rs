@@ -1,29 +1,46 @@
 //! DistilBERT (Sanh et al. 2019): BERT without token types and pooler, half as deep.
 //! Reference: transformers' `models/distilbert/modeling_distilbert.py`.
 
-use serde::Deserialize;
-
 use super::blocks::{
-    ClassificationHead, Embed, HeadNames, LabelKeys, LayerNorm, Linear, Mlp, PostNormLayer, SelfAttention,
-    Sequences,
+    ClassificationHead, Embed, HeadKeys, HeadNames, Heads, LayerNorm, Linear, Mlp, PostNormLayer,
+    SelfAttention, Sequences, act, read_labels,
 };
+use super::settings::{INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH};
 use super::{
-    Architecture, Batch, Capacity, Labels, Loader, Model, ModelError, ModelKind, ModelShape, Scratch,
+    Architecture, Batch, Capacity, FromSettings, Labels, Loader, Model, ModelError, ModelKind, ModelShape,
+    Names, Scratch, Shown,
 };
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{Act, Attention, Lookup, Pooling};
+use crate::ops::{Act, Lookup, Pooling};
 
-#[derive(Deserialize)]
 pub struct Config {
     dim: usize,
     hidden_dim: usize,
     n_layers: usize,
-    n_heads: usize,
+    heads: Heads,
     vocab_size: usize,
     max_position_embeddings: usize,
-    activation: String,
-    #[serde(flatten)]
-    labels: LabelKeys,
+    activation: Act,
+    labels: Option<Labels>,
+}
+
+impl FromSettings for Config {
+    const ALSO: &'static [(&'static str, &'static str)] =
+        &[("hidden_size", "dim"), ("num_attention_heads", "n_heads"), ("num_hidden_layers", "n_layers")];
+
+    fn read(s: &Settings<'_>) -> Read<Self> {
+        let dim = s.whole("dim", WIDTH, 768)?;
+        Ok(Config {
+            dim,
+            hidden_dim: s.whole("hidden_dim", INNER_WIDTH, 3072)?,
+            n_layers: s.whole("n_layers", LAYERS, 6)?,
+            heads: Heads::read(s, HeadKeys::only("n_heads", 12), dim)?,
+            vocab_size: s.whole("vocab_size", ROWS, 30_522)?,
+            max_position_embeddings: s.whole("max_position_embeddings", ROWS, 512)?,
+            activation: act(s, "activation", "gelu")?,
+            labels: read_labels(s)?,
+        })
+    }
 }
 
 /// The epsilon of the norms, for which the config has no key.
@@ -40,18 +57,13 @@ struct DistilBert {
 
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
-        let (n_heads, n_kv_heads) = (self.n_heads, self.n_heads);
-        let head_dim = self.dim / n_heads.max(1);
-        let scale = (head_dim as f32).powf(-0.5);
-        let attention =
-            Attention { n_heads, n_kv_heads, head_dim, scale, causal: false, window: None, softcap: None };
         ModelShape {
             architecture: "distilbert",
             kind: ModelKind::Encoder,
             hidden_size: self.dim,
             vocab_size: self.vocab_size,
             max_seq_len: self.max_position_embeddings,
-            attention: vec![attention; self.n_layers],
+            attention: vec![self.heads.attention(false, None); self.n_layers],
             intermediate_size: self.hidden_dim,
             has_gate: false,
             has_layer_norm: true,
@@ -61,17 +73,31 @@ impl Architecture for Config {
         }
     }
 
-    fn labels(&self) -> Result<Option<Labels>, ModelError> {
-        self.labels.labels()
+    fn labels(&self) -> Option<&Labels> {
+        self.labels.as_ref()
+    }
+
+    fn names(&self) -> Names {
+        let (hidden, inner) = (("dim", self.dim), ("hidden_dim", self.hidden_dim));
+        let (words, positions) =
+            (("vocab_size", self.vocab_size), ("max_position_embeddings", self.max_position_embeddings));
+        Names {
+            prefix: "distilbert.",
+            layers: vec![("transformer.layer.", "n_layers", self.n_layers)],
+            shown: vec![
+                Shown { tensor: "embeddings.word_embeddings.weight", shape: [words, hidden] },
+                Shown { tensor: "embeddings.position_embeddings.weight", shape: [positions, hidden] },
+                Shown { tensor: "transformer.layer.0.ffn.lin1.weight", shape: [inner, hidden] },
+            ],
+        }
     }
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let shape = ModelShape { max_seq_len, ..self.shape() };
         let (n, n_inner) = (self.dim, self.hidden_dim);
-        let act = super::blocks::act("activation", &self.activation)?;
-        let is_prefixed = loader.has("distilbert.embeddings.word_embeddings.weight");
-        let root = if is_prefixed { "distilbert." } else { "" };
-        let head = match self.labels()? {
+        let act = self.activation;
+        let root = loader.root(&self.names());
+        let head = match &self.labels {
             None => None,
             Some(labels) => {
                 let (dense, out) = ("pre_classifier", "classifier");

@@ -1,17 +1,15 @@
 //! The error of models.
 
+use super::SettingError;
 use crate::weights::WeightsError;
 
 /// An error in a model's config or weights.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// `config.json` is not JSON, or a key is missing.
-    #[error("`config.json`: {message}")]
-    Config {
-        /// What is wrong.
-        message: String,
-    },
+    /// `config.json` is not JSON, or a key has a value outside its range.
+    #[error("`config.json`{}: {}", .0.place(), .0)]
+    Setting(#[source] Box<SettingError>),
     /// The architecture is not supported.
     #[error("architecture `{found}` is not supported, these are: {known}")]
     UnknownArchitecture {
@@ -35,6 +33,12 @@ pub enum ModelError {
     Weights(#[from] WeightsError),
 }
 
+impl From<SettingError> for ModelError {
+    fn from(error: SettingError) -> Self {
+        ModelError::Setting(error.into())
+    }
+}
+
 impl From<crate::gpu::GpuError> for ModelError {
     fn from(error: crate::gpu::GpuError) -> Self {
         ModelError::Weights(error.into())
@@ -46,6 +50,7 @@ impl ModelError {
     pub fn hint(&self) -> Option<String> {
         match self {
             ModelError::Weights(error) => error.hint(),
+            ModelError::Setting(error) => error.hint(),
             _ => None,
         }
     }

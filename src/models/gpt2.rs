@@ -1,38 +1,55 @@
 //! GPT-2 (Radford et al. 2019): learned positions, layer norms, no gate; weights stored transposed.
 //! Reference: transformers' `models/gpt2/modeling_gpt2.py`.
 
-use serde::Deserialize;
-
-use super::blocks::{Embed, FinalNorm, Head, LayerNorm, Linear, Mlp, SelfAttention, Target};
-use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelKind, ModelShape, Scratch};
+use super::blocks::{
+    Embed, FinalNorm, Head, HeadKeys, Heads, LayerNorm, Linear, Mlp, SelfAttention, Target, act,
+};
+use super::settings::{EPSILON, INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH};
+use super::{
+    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelKind, ModelShape, Names,
+    Scratch, Shown,
+};
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{Attention, Lookup};
+use crate::ops::{Act, Lookup};
 
-#[derive(Deserialize)]
 pub struct Config {
     n_embd: usize,
     n_layer: usize,
-    n_head: usize,
+    heads: Heads,
     n_positions: usize,
-    n_inner: Option<usize>,
+    n_inner: usize,
     vocab_size: usize,
     layer_norm_epsilon: f32,
-    #[serde(default = "gelu_new")]
-    activation_function: String,
-    #[serde(default = "yes")]
+    activation_function: Act,
     scale_attn_weights: bool,
-    #[serde(default)]
     scale_attn_by_inverse_layer_idx: bool,
-    #[serde(default = "yes")]
     tie_word_embeddings: bool,
 }
 
-fn gelu_new() -> String {
-    "gelu_new".into()
-}
+impl FromSettings for Config {
+    const ALSO: &'static [(&'static str, &'static str)] = &[
+        ("hidden_size", "n_embd"),
+        ("max_position_embeddings", "n_positions"),
+        ("num_attention_heads", "n_head"),
+        ("num_hidden_layers", "n_layer"),
+    ];
 
-fn yes() -> bool {
-    true
+    fn read(s: &Settings<'_>) -> Read<Self> {
+        let n_embd = s.whole("n_embd", WIDTH, 768)?;
+        Ok(Config {
+            n_embd,
+            n_layer: s.whole("n_layer", LAYERS, 12)?,
+            heads: Heads::read(s, HeadKeys::only("n_head", 12), n_embd)?,
+            n_positions: s.whole("n_positions", ROWS, 1024)?,
+            n_inner: s.some_whole("n_inner", INNER_WIDTH, None)?.unwrap_or(4 * n_embd),
+            vocab_size: s.whole("vocab_size", ROWS, 50_257)?,
+            layer_norm_epsilon: s.real("layer_norm_epsilon", EPSILON, 1e-5)? as f32,
+            activation_function: act(s, "activation_function", "gelu_new")?,
+            scale_attn_weights: s.flag("scale_attn_weights", true)?,
+            scale_attn_by_inverse_layer_idx: s.flag("scale_attn_by_inverse_layer_idx", false)?,
+            tie_word_embeddings: s.flag("tie_word_embeddings", true)?,
+        })
+    }
 }
 
 struct Layer {
@@ -52,14 +69,15 @@ struct Gpt2 {
 
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
-        let head_dim = self.n_embd / self.n_head.max(1);
         let attention = |i: usize| {
-            let mut scale = if self.scale_attn_weights { (head_dim as f32).powf(-0.5) } else { 1.0 };
-            if self.scale_attn_by_inverse_layer_idx {
-                scale /= (i + 1) as f32;
+            let mut attention = self.heads.attention(true, None);
+            if !self.scale_attn_weights {
+                attention.scale = 1.0;
             }
-            let (n_heads, n_kv_heads) = (self.n_head, self.n_head);
-            Attention { n_heads, n_kv_heads, head_dim, scale, causal: true, window: None, softcap: None }
+            if self.scale_attn_by_inverse_layer_idx {
+                attention.scale /= (i + 1) as f32;
+            }
+            attention
         };
         ModelShape {
             architecture: "gpt2",
@@ -68,12 +86,25 @@ impl Architecture for Config {
             vocab_size: self.vocab_size,
             max_seq_len: self.n_positions,
             attention: (0..self.n_layer).map(attention).collect(),
-            intermediate_size: self.n_inner.unwrap_or(4 * self.n_embd),
+            intermediate_size: self.n_inner,
             has_gate: false,
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: self.tie_word_embeddings,
             audio: None,
+        }
+    }
+
+    fn names(&self) -> Names {
+        let hidden = ("n_embd", self.n_embd);
+        Names {
+            prefix: "transformer.",
+            layers: vec![("h.", "n_layer", self.n_layer)],
+            shown: vec![
+                Shown { tensor: "wte.weight", shape: [("vocab_size", self.vocab_size), hidden] },
+                Shown { tensor: "wpe.weight", shape: [("n_positions", self.n_positions), hidden] },
+                Shown { tensor: "h.0.mlp.c_fc.weight", shape: [hidden, ("n_inner", self.n_inner)] },
+            ],
         }
     }
 
@@ -87,10 +118,11 @@ impl Architecture for Config {
         }
         let shape = ModelShape { max_seq_len, ..self.shape() };
         let (n, n_inner, eps) = (shape.hidden_size, shape.intermediate_size, self.layer_norm_epsilon);
-        let act = super::blocks::act("activation_function", &self.activation_function)?;
-        // The original checkpoints have no head, and so no prefix.
-        let root = if loader.has("transformer.wte.weight") { "transformer." } else { "" };
-        let wte = loader.table(&format!("{root}wte.weight"), [self.vocab_size, n])?;
+        let (act, tied) = (self.activation_function, self.tie_word_embeddings);
+        let root = loader.root(&self.names());
+        let embedding = format!("{root}wte.weight");
+        let tables = [embedding.as_str(), "lm_head.weight"];
+        let wte = loader.embedding(tables, [self.vocab_size, n], tied)?;
         let wpe = loader.as_stored(&format!("{root}wpe.weight"), [self.n_positions, n])?;
         let mut layers = Vec::with_capacity(self.n_layer);
         for (i, attention) in shape.attention.iter().enumerate() {
@@ -113,7 +145,7 @@ impl Architecture for Config {
             });
         }
         let ln_f = FinalNorm::Layer(LayerNorm::load(loader, &format!("{root}ln_f"), n, true, eps)?);
-        let head = Head::load(loader, "lm_head.weight", ln_f, &wte, self.tie_word_embeddings)?;
+        let head = Head::load(loader, tables, ln_f, &wte, tied)?;
         let (wte, wpe) = (Embed::tokens(wte), Embed::added(wpe, Lookup::AddPosition));
         Ok(Box::new(Gpt2 { shape, wte, wpe, layers, head }))
     }

@@ -1,21 +1,44 @@
 //! Llama 1 to 3, TinyLlama, SmolLM2 (Touvron et al. 2023; Grattafiori et al. 2024).
 //! Reference: transformers' `models/llama/modeling_llama.py`.
 
-use serde::Deserialize;
-
-use super::blocks::{DecoderKeys, Embed, FinalNorm, Head, Mlp, SelfAttention, Target, load_rms_norm, normed};
-use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelShape, Scratch};
+use super::blocks::{
+    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, Mlp, SelfAttention, Target, load_rms_norm, normed,
+};
+use super::settings::{Read, Settings};
+use super::{
+    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
+};
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::RmsNorm;
 
-#[derive(Deserialize)]
+/// The defaults of transformers' `LlamaConfig`.
+const DEFAULTS: DecoderDefaults = DecoderDefaults {
+    vocab_size: 32_000,
+    hidden_size: 4096,
+    intermediate_size: 11_008,
+    num_hidden_layers: 32,
+    num_attention_heads: 32,
+    num_key_value_heads: None,
+    head_dim: None,
+    max_position_embeddings: 2048,
+    rope_theta: 10_000.0,
+};
+
 pub struct Config {
-    #[serde(flatten)]
     keys: DecoderKeys,
-    #[serde(default)]
     attention_bias: bool,
-    #[serde(default)]
     mlp_bias: bool,
+}
+
+impl FromSettings for Config {
+    fn read(s: &Settings<'_>) -> Read<Self> {
+        let keys = DecoderKeys::read(s, &DEFAULTS)?;
+        Ok(Config {
+            attention_bias: s.flag("attention_bias", false)?,
+            mlp_bias: s.flag("mlp_bias", false)?,
+            keys,
+        })
+    }
 }
 
 struct Layer {
@@ -37,16 +60,22 @@ impl Architecture for Config {
         self.keys.shape("llama", |_| None)
     }
 
+    fn names(&self) -> Names {
+        self.keys.names()
+    }
+
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
         let (n, n_inner, eps) = (keys.hidden_size, keys.intermediate_size, keys.rms_norm_eps);
-        let act = keys.act()?;
-        let head_dim = shape.attention[0].head_dim;
-        let rotary = keys.rope.table(loader.gpu(), head_dim, keys.max_position_embeddings, max_seq_len)?;
-        let embed_tokens = loader.table("model.embed_tokens.weight", [keys.vocab_size, n])?;
+        let (act, tied) = (keys.hidden_act, keys.tie_word_embeddings);
+        let rotary = keys.rope.table(loader.gpu(), max_seq_len)?;
+        let root = loader.root(&self.names());
+        let embedding = format!("{root}embed_tokens.weight");
+        let tables = [embedding.as_str(), "lm_head.weight"];
+        let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
         let mut layers = Vec::with_capacity(keys.num_hidden_layers);
         for (i, a) in shape.attention.iter().enumerate() {
-            let name = |part: &str| format!("model.layers.{i}.{part}");
+            let name = |part: &str| format!("{root}layers.{i}.{part}");
             let post = name("post_attention_layernorm.weight");
             layers.push(Layer {
                 input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
@@ -62,8 +91,8 @@ impl Architecture for Config {
                 mlp: Mlp::load_gated(loader, &name("mlp"), act, [n, n_inner], self.mlp_bias)?,
             });
         }
-        let norm = FinalNorm::Rms(load_rms_norm(loader, "model.norm.weight", n, eps)?);
-        let head = Head::load(loader, "lm_head.weight", norm, &embed_tokens, keys.tie_word_embeddings)?;
+        let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
+        let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
         Ok(Box::new(Llama { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::Names;
 use super::upload::{Item, Source, Upload};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Tensor};
@@ -37,6 +38,37 @@ impl Loader {
     /// Whether the checkpoint has the tensor.
     pub fn has(&self, name: &str) -> bool {
         self.weights.get(name).is_some() || self.weights.random_dtype().is_some()
+    }
+
+    /// The prefix of the checkpoint's names: that of `names`, or nothing if it was saved from the bare model.
+    pub fn root(&self, names: &Names) -> &'static str {
+        names.root(&self.weights)
+    }
+
+    /// The embedding of tokens, `[n_rows, n_cols]`, as [`Loader::table`]. If it is absent and `tied` to the head, the
+    /// head has its weights. `tables` are the names of both.
+    ///
+    /// # Errors
+    /// As [`Loader::matrix`].
+    pub fn embedding(
+        &mut self,
+        [embedding, head]: [&str; 2],
+        shape: [usize; 2],
+        tied: bool,
+    ) -> Result<Tensor, WeightsError> {
+        let is_head = tied && !self.has(embedding) && self.has(head);
+        self.table(if is_head { head } else { embedding }, shape)
+    }
+
+    /// Whether the checkpoint has both tensors, and they differ.
+    ///
+    /// # Errors
+    /// [`WeightsError::Io`].
+    pub fn differ(&self, a: &str, b: &str) -> Result<bool, WeightsError> {
+        match (self.weights.get(a), self.weights.get(b)) {
+            (Some(a), Some(b)) => Ok(!self.weights.are_equal(a, b)?),
+            _ => Ok(false),
+        }
     }
 
     /// A matrix, `[n_rows, n_cols]`.

@@ -1,18 +1,43 @@
 //! Mistral (Jiang et al. 2023): Llama with a window of keys, and no biases.
 //! Reference: transformers' `models/mistral/modeling_mistral.py`.
 
-use serde::Deserialize;
-
-use super::blocks::{DecoderKeys, Embed, FinalNorm, Head, Mlp, SelfAttention, Target, load_rms_norm, normed};
-use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelShape, Scratch};
+use super::blocks::{
+    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, Mlp, SelfAttention, Target, load_rms_norm, normed,
+};
+use super::settings::{Read, Settings, WINDOW};
+use super::{
+    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
+};
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::RmsNorm;
 
-#[derive(Deserialize)]
+/// The defaults of transformers' `MistralConfig`.
+const DEFAULTS: DecoderDefaults = DecoderDefaults {
+    vocab_size: 32_000,
+    hidden_size: 4096,
+    intermediate_size: 14_336,
+    num_hidden_layers: 32,
+    num_attention_heads: 32,
+    num_key_value_heads: Some(8),
+    head_dim: None,
+    max_position_embeddings: 131_072,
+    rope_theta: 10_000.0,
+};
+
 pub struct Config {
-    #[serde(flatten)]
     keys: DecoderKeys,
     sliding_window: Option<usize>,
+}
+
+impl FromSettings for Config {
+    fn read(s: &Settings<'_>) -> Read<Self> {
+        let keys = DecoderKeys::read(s, &DEFAULTS)?;
+        Ok(Config {
+            // Absent it is 4096, `null` is none.
+            sliding_window: s.some_whole("sliding_window", WINDOW, Some(4096))?,
+            keys,
+        })
+    }
 }
 
 struct Layer {
@@ -34,16 +59,22 @@ impl Architecture for Config {
         self.keys.shape("mistral", |_| self.sliding_window)
     }
 
+    fn names(&self) -> Names {
+        self.keys.names()
+    }
+
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
         let (n, n_inner, eps) = (keys.hidden_size, keys.intermediate_size, keys.rms_norm_eps);
-        let act = keys.act()?;
-        let head_dim = shape.attention[0].head_dim;
-        let rotary = keys.rope.table(loader.gpu(), head_dim, keys.max_position_embeddings, max_seq_len)?;
-        let embed_tokens = loader.table("model.embed_tokens.weight", [keys.vocab_size, n])?;
+        let (act, tied) = (keys.hidden_act, keys.tie_word_embeddings);
+        let rotary = keys.rope.table(loader.gpu(), max_seq_len)?;
+        let root = loader.root(&self.names());
+        let embedding = format!("{root}embed_tokens.weight");
+        let tables = [embedding.as_str(), "lm_head.weight"];
+        let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
         let mut layers = Vec::with_capacity(keys.num_hidden_layers);
         for (i, a) in shape.attention.iter().enumerate() {
-            let name = |part: &str| format!("model.layers.{i}.{part}");
+            let name = |part: &str| format!("{root}layers.{i}.{part}");
             let post = name("post_attention_layernorm.weight");
             layers.push(Layer {
                 input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
@@ -59,8 +90,8 @@ impl Architecture for Config {
                 mlp: Mlp::load_gated(loader, &name("mlp"), act, [n, n_inner], false)?,
             });
         }
-        let norm = FinalNorm::Rms(load_rms_norm(loader, "model.norm.weight", n, eps)?);
-        let head = Head::load(loader, "lm_head.weight", norm, &embed_tokens, keys.tie_word_embeddings)?;
+        let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
+        let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
         Ok(Box::new(Mistral { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
     }
 }

@@ -18,17 +18,23 @@ mod qwen2;
 mod qwen3;
 mod roberta;
 mod scratch;
+pub(crate) mod settings;
 mod upload;
 mod whisper;
 
-use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+
+use serde_json::Value;
 
 use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{Attention, KvLayer};
+use crate::weights::Weights;
 pub use batch::{Alignment, Batch, BatchClips, Capacity};
 pub use error::ModelError;
 pub use loader::Loader;
 pub use scratch::{Activations, AudioScratch, LabelScratch, Scratch};
+pub use settings::SettingError;
+use settings::{Read, Settings};
 pub use upload::{LoadProgress, Upload};
 pub(crate) use upload::{MOST_SLICE, PIECE};
 
@@ -175,12 +181,11 @@ pub trait AudioEncoder: Send + Sync {
 pub trait Architecture: Send + Sync {
     /// The model's shape.
     fn shape(&self) -> ModelShape;
+    /// The names by which a checkpoint of this model is known.
+    fn names(&self) -> Names;
     /// The labels of the classification head, if the model has one.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`], [`ModelError::Unsupported`].
-    fn labels(&self) -> Result<Option<Labels>, ModelError> {
-        Ok(None)
+    fn labels(&self) -> Option<&Labels> {
+        None
     }
     /// Loads the weights, for sequences of up to `max_seq_len` positions.
     ///
@@ -193,6 +198,36 @@ pub trait Architecture: Send + Sync {
     /// As [`Architecture::load`].
     fn load_audio_encoder(&self, _loader: &mut Loader) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
         Ok(None)
+    }
+}
+
+/// The names of tensors by which a checkpoint of a model is known, without `prefix`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Names {
+    /// What all names of the model without its heads begin with (transformers' `base_model_prefix`), unless it was saved
+    /// alone.
+    pub prefix: &'static str,
+    /// For each stack of layers: what comes before a layer's number, the key of their number, and that number.
+    pub layers: Vec<(&'static str, &'static str, usize)>,
+    /// Tensors whose shapes show keys of the config.
+    pub shown: Vec<Shown>,
+}
+
+/// A matrix whose shape shows two keys of a config.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Its name.
+    pub tensor: &'static str,
+    /// For each dimension, the key and its value.
+    pub shape: [(&'static str, usize); 2],
+}
+
+impl Names {
+    /// The prefix that a checkpoint's names have.
+    pub(crate) fn root(&self, weights: &Weights) -> &'static str {
+        let any = |begin: &str| weights.entries().iter().any(|entry| entry.name.starts_with(begin));
+        let is_bare = !any(self.prefix) && self.layers.iter().any(|(before, ..)| any(before));
+        if is_bare { "" } else { self.prefix }
     }
 }
 
@@ -236,8 +271,22 @@ impl Labels {
     }
 }
 
-/// Parses a config.
-type Parse = fn(&str) -> Result<Box<dyn Architecture>, ModelError>;
+/// An architecture that is read from the keys of its config.
+trait FromSettings: Architecture + Sized + 'static {
+    /// Other names that files have for the family's keys (transformers' `attribute_map`), each with the key.
+    const ALSO: &'static [(&'static str, &'static str)] = &[];
+
+    /// Reads the keys. What a key may be is said where it is read: see [`settings`].
+    fn read(s: &Settings<'_>) -> Read<Self>;
+}
+
+/// Reads an architecture.
+type Parse = fn(&mut Settings<'_>) -> Read<Box<dyn Architecture>>;
+
+fn parse<C: FromSettings>(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
+    s.also(C::ALSO);
+    Ok(Box::new(C::read(s)?))
+}
 
 /// Every architecture, by its `model_type`.
 static ARCHITECTURES: &[(&str, Parse)] = &[
@@ -260,72 +309,78 @@ pub fn architectures() -> Vec<&'static str> {
     ARCHITECTURES.iter().map(|(name, _)| *name).collect()
 }
 
-/// The keys of every `config.json` that decide how to parse it.
-#[derive(serde::Deserialize)]
-struct Header {
-    model_type: String,
-    quantization_config: Option<serde_json::Value>,
-}
-
-/// Parses the `config.json` of a model of any kind.
+/// Parses the `config.json` of a model of any kind. A key that is absent has the default of transformers 5.
 ///
 /// # Errors
-/// [`ModelError::UnknownArchitecture`]; [`ModelError::Config`] with a missing key; [`ModelError::Unsupported`] with a
-/// key whose value is not supported.
+/// [`ModelError::UnknownArchitecture`]; [`ModelError::Setting`] with a key, its line, its value and its range.
 pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
-    let header: Header = read(config_json)?;
-    let Some((_, parse)) = ARCHITECTURES.iter().find(|(name, _)| *name == header.model_type) else {
-        let known = architectures().iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
-        return Err(ModelError::UnknownArchitecture { found: header.model_type, known });
-    };
-    if let Some(quantization) = header.quantization_config {
-        let found = quantization["quant_method"].as_str().unwrap_or("present").to_string();
-        let expected = "weights in F32, F16 or BF16".into();
-        return Err(ModelError::Unsupported { key: "quantization_config", found, expected });
-    }
-    let architecture = parse(config_json)?;
+    let architecture = read(&mut Settings::parse(config_json)?)?;
     check(&architecture.shape())?;
-    architecture.labels()?;
     Ok(architecture)
 }
 
-fn read<C: DeserializeOwned>(json: &str) -> Result<C, ModelError> {
-    serde_json::from_str(json).map_err(|e| ModelError::Config { message: e.to_string() })
+fn read(s: &mut Settings<'_>) -> Result<Box<dyn Architecture>, ModelError> {
+    let known = || architectures().iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+    let found = s.some_text("model_type")?;
+    let found = found.ok_or_else(|| s.wrong("model_type", format!("one of {}", known())))?;
+    let Some((_, parse)) = ARCHITECTURES.iter().find(|(name, _)| *name == found) else {
+        return Err(ModelError::UnknownArchitecture { found, known: known() });
+    };
+    if let Some(quantization) = s.object("quantization_config")? {
+        let found = quantization.some_text("quant_method")?.unwrap_or_else(|| "present".into());
+        return Err(s.wrong_value("quantization_config", found, "weights in F32, F16 or BF16").into());
+    }
+    Ok(parse(s)?)
 }
 
-fn parse<C: Architecture + DeserializeOwned + 'static>(
-    json: &str,
-) -> Result<Box<dyn Architecture>, ModelError> {
-    Ok(Box::new(read::<C>(json)?))
+/// The keys of `config.json` that the family `model_type` reads, with their defaults; `None` if it is not supported.
+/// `null` is the default of a key that may be absent.
+pub fn defaults(model_type: &str) -> Option<BTreeMap<String, Value>> {
+    let config = serde_json::json!({ "model_type": model_type }).to_string();
+    let mut settings = Settings::parse(&config).ok()?;
+    read(&mut settings).ok()?;
+    Some(settings.defaults())
 }
 
-/// Checks what kernels require of a shape.
+/// Checks the numbers of a config against the shapes of the weights, before anything of their size is allocated.
+/// Tensors that are missing are not its matter.
+///
+/// # Errors
+/// [`ModelError::Unsupported`] with a key that the weights contradict.
+pub(crate) fn check_weights(architecture: &dyn Architecture, weights: &Weights) -> Result<(), ModelError> {
+    let names = architecture.names();
+    let root = names.root(weights);
+    for Shown { tensor, shape } in &names.shown {
+        let Some(entry) = weights.get(&format!("{root}{tensor}")) else { continue };
+        for (axis, (key, value)) in shape.iter().enumerate() {
+            let found = entry.shape.get(axis).copied().unwrap_or(1);
+            if found != *value || entry.shape.len() != shape.len() {
+                let expected = format!("{found}: tensor `{}` has shape {:?}", entry.name, entry.shape);
+                return Err(ModelError::Unsupported { key, found: value.to_string(), expected });
+            }
+        }
+    }
+    for (before, key, n) in names.layers {
+        let before = format!("{root}{before}");
+        let number = |name: &str| name.strip_prefix(&before)?.split('.').next()?.parse::<usize>().ok();
+        let last = weights.entries().iter().filter_map(|entry| number(&entry.name)).max();
+        if let Some(last) = last.filter(|last| n > last + 1) {
+            let expected = format!("at most {}: the last tensors are those of `{before}{last}`", last + 1);
+            return Err(ModelError::Unsupported { key, found: n.to_string(), expected });
+        }
+    }
+    Ok(())
+}
+
+/// Checks what kernels require of a shape, whatever the keys of its numbers are.
 fn check(shape: &ModelShape) -> Result<(), ModelError> {
     let no = |key, found: String, expected: &str| {
         Err(ModelError::Unsupported { key, found, expected: expected.to_string() })
     };
-    for (key, n) in [
-        ("hidden_size", shape.hidden_size),
-        ("vocab_size", shape.vocab_size),
-        ("max_position_embeddings", shape.max_seq_len),
-        ("num_hidden_layers", shape.n_layers()),
-    ] {
-        // Tables must be small enough for a u32 index on the device.
-        if n == 0 || n > 1 << 28 {
-            return no(key, n.to_string(), "a number from 1 to 2^28");
-        }
-    }
     let audio = shape.audio.iter().flat_map(|audio| audio.attention.iter().chain(&audio.cross_attention));
     for a in shape.attention.iter().chain(audio) {
-        if a.n_heads == 0 {
-            return no("num_attention_heads", "0".into(), "at least 1");
-        }
         if a.head_dim == 0 || a.head_dim % 4 != 0 || a.head_dim > 256 {
             return no("head_dim", a.head_dim.to_string(), "a multiple of 4, at most 256");
-        }
-        if a.n_kv_heads == 0 || a.n_heads % a.n_kv_heads != 0 {
-            let expected = format!("a divisor of the {} attention heads", a.n_heads);
-            return no("num_key_value_heads", a.n_kv_heads.to_string(), &expected);
         }
         // All encoders so far have an attention output of the width of the residual stream.
         if shape.kind == ModelKind::Encoder && a.n_heads * a.head_dim != shape.hidden_size {

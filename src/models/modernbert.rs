@@ -1,94 +1,95 @@
 //! ModernBERT (Warner et al. 2024): norms before attention and MLP, rotary positions, gates, and a window in most
 //! layers. Reference: transformers' `models/modernbert/modeling_modernbert.py`.
 
-use serde::Deserialize;
-
 use super::blocks::{
-    ClassificationHead, Embed, HeadNames, LabelKeys, LayerNorm, Linear, Mlp, Rope, RopeScaling,
-    SelfAttention, Sequences, Target,
+    Around, ClassificationHead, Embed, HeadKeys, HeadNames, Heads, LayerNorm, LayerType, Linear, Mlp, Rope,
+    SelfAttention, Sequences, THETA, Target, act, read_labels,
 };
+use super::settings::{EPSILON, INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH, WINDOW};
 use super::{
-    Architecture, Batch, Capacity, Labels, Loader, Model, ModelError, ModelKind, ModelShape, Scratch,
+    Architecture, Batch, Capacity, FromSettings, Labels, Loader, Model, ModelError, ModelKind, ModelShape,
+    Names, Scratch, Shown,
 };
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{Attention, Pooling};
+use crate::ops::{Act, Pooling};
 
-#[derive(Deserialize)]
 pub struct Config {
     hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
-    num_attention_heads: usize,
+    heads: Heads,
     vocab_size: usize,
     max_position_embeddings: usize,
-    #[serde(default = "gelu")]
-    hidden_activation: String,
-    #[serde(default = "eps")]
+    hidden_activation: Act,
     norm_eps: f32,
-    #[serde(default)]
     norm_bias: bool,
-    #[serde(default)]
     attention_bias: bool,
-    #[serde(default)]
     mlp_bias: bool,
     /// The window: number of keys on both sides together.
     local_attention: usize,
-    #[serde(default = "three")]
-    global_attn_every_n_layers: usize,
-    layer_types: Option<Vec<LayerType>>,
-    #[serde(default)]
-    rope_parameters: RopeParameters,
-    #[serde(default = "global_theta")]
-    global_rope_theta: f64,
-    /// `null` in checkpoints with one theta for all layers.
-    local_rope_theta: Option<f64>,
-    #[serde(default = "cls")]
-    classifier_pooling: String,
-    #[serde(default)]
+    layer_types: Vec<LayerType>,
+    /// The rotation of layers that see all keys, and of those with a window.
+    ropes: [Rope; 2],
+    classifier_pooling: Pooling,
     classifier_bias: bool,
-    #[serde(default = "gelu")]
-    classifier_activation: String,
-    #[serde(flatten)]
-    labels: LabelKeys,
+    classifier_activation: Act,
+    labels: Option<Labels>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum LayerType {
-    FullAttention,
-    SlidingAttention,
+impl FromSettings for Config {
+    fn read(s: &Settings<'_>) -> Read<Self> {
+        let hidden_size = s.whole("hidden_size", WIDTH, 768)?;
+        let num_hidden_layers = s.whole("num_hidden_layers", LAYERS, 22)?;
+        let heads = Heads::read(s, HeadKeys::only("num_attention_heads", 12), hidden_size)?;
+        let max_position_embeddings = s.whole("max_position_embeddings", ROWS, 8192)?;
+        let every = s.whole("global_attn_every_n_layers", ROWS, 3)?;
+        let by_number = |i: usize| if i.is_multiple_of(every) { LayerType::Full } else { LayerType::Sliding };
+        let layer_types = LayerType::read(s, num_hidden_layers)?;
+        // Both forms: in that of transformers 5 each type of layer has an object, earlier ones have a theta for each.
+        let scalings = s.object("rope_parameters")?;
+        let rope = |layers: &str, theta: f64| {
+            let scaling = match &scalings {
+                Some(scalings) => scalings.object(layers)?,
+                None => None,
+            };
+            match scaling {
+                Some(scaling) => {
+                    let trained = max_position_embeddings;
+                    let around = Around { trained, original: None, theta, partial: 1.0 };
+                    Rope::scaled(&scaling, heads.head_dim, around)
+                }
+                None => Ok(Rope::plain(heads.head_dim, theta, 1.0).expect("heads have 4 elements or more")),
+            }
+        };
+        Ok(Config {
+            hidden_size,
+            intermediate_size: s.whole("intermediate_size", INNER_WIDTH, 1152)?,
+            num_hidden_layers,
+            heads,
+            vocab_size: s.whole("vocab_size", ROWS, 50_368)?,
+            max_position_embeddings,
+            hidden_activation: act(s, "hidden_activation", "gelu")?,
+            norm_eps: s.real("norm_eps", EPSILON, 1e-5)? as f32,
+            norm_bias: s.flag("norm_bias", false)?,
+            attention_bias: s.flag("attention_bias", false)?,
+            mlp_bias: s.flag("mlp_bias", false)?,
+            local_attention: s.whole("local_attention", 2..=*WINDOW.end(), 128)?,
+            layer_types: layer_types.unwrap_or_else(|| (0..num_hidden_layers).map(by_number).collect()),
+            ropes: [
+                rope("full_attention", s.real("global_rope_theta", THETA, 160_000.0)?)?,
+                rope("sliding_attention", s.real("local_rope_theta", THETA, 10_000.0)?)?,
+            ],
+            classifier_pooling: s.one_of(
+                "classifier_pooling",
+                &[("cls", Pooling::First), ("mean", Pooling::Mean)],
+                "cls",
+            )?,
+            classifier_bias: s.flag("classifier_bias", false)?,
+            classifier_activation: act(s, "classifier_activation", "gelu")?,
+            labels: read_labels(s)?,
+        })
+    }
 }
-
-/// The form of transformers 5. Earlier versions have one theta for each type of layer.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct RopeParameters {
-    full_attention: Option<RopeScaling>,
-    sliding_attention: Option<RopeScaling>,
-}
-
-fn gelu() -> String {
-    "gelu".into()
-}
-
-fn cls() -> String {
-    "cls".into()
-}
-
-fn eps() -> f32 {
-    1e-5
-}
-
-fn three() -> usize {
-    3
-}
-
-fn global_theta() -> f64 {
-    160_000.0
-}
-
-/// The default theta of local layers.
-const LOCAL_THETA: f64 = 10_000.0;
 
 struct Layer {
     /// `None` in the first layer, whose input is already normalised.
@@ -108,46 +109,15 @@ struct ModernBert {
 }
 
 impl Config {
-    fn layer_type(&self, i: usize) -> LayerType {
-        match &self.layer_types {
-            Some(types) => types.get(i).copied().unwrap_or(LayerType::FullAttention),
-            None if i.is_multiple_of(self.global_attn_every_n_layers.max(1)) => LayerType::FullAttention,
-            None => LayerType::SlidingAttention,
-        }
-    }
-
-    fn rope(&self, layers: LayerType) -> Rope {
-        match layers {
-            LayerType::FullAttention => {
-                Rope::new(self.rope_parameters.full_attention.clone(), self.global_rope_theta)
-            }
-            LayerType::SlidingAttention => {
-                let theta = self.local_rope_theta.unwrap_or(LOCAL_THETA);
-                Rope::new(self.rope_parameters.sliding_attention.clone(), theta)
-            }
-        }
-    }
-
     fn head(&self, loader: &mut Loader) -> Result<Option<ClassificationHead>, ModelError> {
-        let Some(labels) = self.labels.labels()? else { return Ok(None) };
+        let Some(labels) = &self.labels else { return Ok(None) };
         let names = HeadNames {
             dense: "head.dense",
             dense_bias: self.classifier_bias,
             norm: Some(("head.norm", self.norm_bias, self.norm_eps)),
             out: "classifier",
         };
-        let pooling = match self.classifier_pooling.as_str() {
-            "cls" => Pooling::First,
-            "mean" => Pooling::Mean,
-            found => {
-                return Err(ModelError::Unsupported {
-                    key: "classifier_pooling",
-                    found: found.into(),
-                    expected: "`cls` or `mean`".into(),
-                });
-            }
-        };
-        let act = super::blocks::act("classifier_activation", &self.classifier_activation)?;
+        let (pooling, act) = (self.classifier_pooling, self.classifier_activation);
         let sizes = [self.hidden_size, labels.names.len()];
         ClassificationHead::load(loader, names, pooling, act, sizes).map(Some)
     }
@@ -155,16 +125,9 @@ impl Config {
 
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
-        let (n_heads, n_kv_heads) = (self.num_attention_heads, self.num_attention_heads);
-        let head_dim = self.hidden_size / n_heads.max(1);
-        let attention = |i| Attention {
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            scale: (head_dim as f32).powf(-0.5),
-            causal: false,
-            window: (self.layer_type(i) == LayerType::SlidingAttention).then_some(self.local_attention / 2),
-            softcap: None,
+        let attention = |kind: &LayerType| {
+            let window = (*kind == LayerType::Sliding).then_some(self.local_attention / 2);
+            self.heads.attention(false, window)
         };
         ModelShape {
             architecture: "modernbert",
@@ -172,7 +135,7 @@ impl Architecture for Config {
             hidden_size: self.hidden_size,
             vocab_size: self.vocab_size,
             max_seq_len: self.max_position_embeddings,
-            attention: (0..self.num_hidden_layers).map(attention).collect(),
+            attention: self.layer_types.iter().map(attention).collect(),
             intermediate_size: self.intermediate_size,
             has_gate: true,
             has_layer_norm: true,
@@ -182,30 +145,37 @@ impl Architecture for Config {
         }
     }
 
-    fn labels(&self) -> Result<Option<Labels>, ModelError> {
-        self.labels.labels()
+    fn labels(&self) -> Option<&Labels> {
+        self.labels.as_ref()
+    }
+
+    fn names(&self) -> Names {
+        let (hidden, inner) =
+            (("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size));
+        Names {
+            prefix: "model.",
+            layers: vec![("layers.", "num_hidden_layers", self.num_hidden_layers)],
+            shown: vec![
+                Shown {
+                    tensor: "embeddings.tok_embeddings.weight",
+                    shape: [("vocab_size", self.vocab_size), hidden],
+                },
+                Shown { tensor: "layers.0.mlp.Wo.weight", shape: [hidden, inner] },
+            ],
+        }
     }
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
-        if self.local_attention < 2 {
-            return Err(ModelError::Unsupported {
-                key: "local_attention",
-                found: self.local_attention.to_string(),
-                expected: "at least 2".into(),
-            });
-        }
         let shape = ModelShape { max_seq_len, ..self.shape() };
         let (n, n_inner, eps) = (self.hidden_size, self.intermediate_size, self.norm_eps);
-        let act = super::blocks::act("hidden_activation", &self.hidden_activation)?;
-        let root = if loader.has("model.embeddings.tok_embeddings.weight") { "model." } else { "" };
+        let act = self.hidden_activation;
+        let root = loader.root(&self.names());
         let norm = |loader: &mut Loader, name: &str| {
             LayerNorm::load(loader, &format!("{root}{name}"), n, self.norm_bias, eps)
         };
-        let rotary = |layers| {
-            let (head_dim, trained) = (n / self.num_attention_heads, self.max_position_embeddings);
-            self.rope(layers).table(loader.gpu(), head_dim, trained, max_seq_len)
-        };
-        let (full, sliding) = (rotary(LayerType::FullAttention)?, rotary(LayerType::SlidingAttention)?);
+        let [full, sliding] = &self.ropes;
+        let (full, sliding) =
+            (full.table(loader.gpu(), max_seq_len)?, sliding.table(loader.gpu(), max_seq_len)?);
         let words = loader.table(&format!("{root}embeddings.tok_embeddings.weight"), [self.vocab_size, n])?;
         let embedding_norm = norm(loader, "embeddings.norm")?;
         let mut layers = Vec::with_capacity(self.num_hidden_layers);
@@ -222,9 +192,9 @@ impl Architecture for Config {
                     qkv: Linear::load(loader, &name("attn.Wqkv"), [3 * n, n], attention_bias)?,
                     out: Linear::load(loader, &name("attn.Wo"), [n, n], attention_bias)?,
                     head_norm: None,
-                    rotary: Some(match self.layer_type(i) {
-                        LayerType::FullAttention => full.clone(),
-                        LayerType::SlidingAttention => sliding.clone(),
+                    rotary: Some(match self.layer_types[i] {
+                        LayerType::Full => full.clone(),
+                        LayerType::Sliding => sliding.clone(),
                     }),
                 },
                 mlp_norm: norm(loader, &format!("layers.{i}.mlp_norm"))?,

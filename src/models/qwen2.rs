@@ -1,38 +1,66 @@
 //! Qwen 2 and 2.5 (Yang et al. 2024): Llama with biases on queries, keys and values, and a window in some layers.
 //! Reference: transformers' `models/qwen2/modeling_qwen2.py`.
 
-use serde::Deserialize;
-
-use super::blocks::{DecoderKeys, Embed, FinalNorm, Head, Mlp, SelfAttention, Target, load_rms_norm, normed};
-use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelShape, Scratch};
+use super::blocks::{
+    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, LayerType, Mlp, SelfAttention, Target,
+    load_rms_norm, normed,
+};
+use super::settings::{LAYERS, Read, Settings, WINDOW};
+use super::{
+    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
+};
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::RmsNorm;
 
-#[derive(Deserialize)]
+/// The defaults of transformers' `Qwen2Config`.
+const DEFAULTS: DecoderDefaults = DecoderDefaults {
+    vocab_size: 151_936,
+    hidden_size: 4096,
+    intermediate_size: 22_016,
+    num_hidden_layers: 32,
+    num_attention_heads: 32,
+    num_key_value_heads: Some(32),
+    head_dim: None,
+    max_position_embeddings: 32_768,
+    rope_theta: 10_000.0,
+};
+
 pub struct Config {
-    #[serde(flatten)]
     keys: DecoderKeys,
-    #[serde(flatten)]
     window: Window,
 }
 
+impl FromSettings for Config {
+    fn read(s: &Settings<'_>) -> Read<Self> {
+        let keys = DecoderKeys::read(s, &DEFAULTS)?;
+        Ok(Config { window: Window::read(s, keys.num_hidden_layers)?, keys })
+    }
+}
+
 /// The layers with a window: those in `layer_types`, or in older configs those from `max_window_layers` on.
-#[derive(Deserialize)]
 pub struct Window {
-    #[serde(default)]
-    use_sliding_window: bool,
+    /// Number of keys. `None` if no layer has a window.
     sliding_window: Option<usize>,
-    max_window_layers: Option<usize>,
-    layer_types: Option<Vec<String>>,
+    max_window_layers: usize,
+    layer_types: Option<Vec<LayerType>>,
 }
 
 impl Window {
+    pub fn read(s: &Settings<'_>, n_layers: usize) -> Read<Window> {
+        let is_used = s.flag("use_sliding_window", false)?;
+        Ok(Window {
+            sliding_window: s.some_whole("sliding_window", WINDOW, Some(4096))?.filter(|_| is_used),
+            max_window_layers: s.whole("max_window_layers", 0..=*LAYERS.end(), 28)?,
+            layer_types: LayerType::read(s, n_layers)?,
+        })
+    }
+
     pub fn of_layer(&self, i: usize) -> Option<usize> {
         let slides = match &self.layer_types {
-            Some(types) => types.get(i).is_some_and(|t| t == "sliding_attention"),
-            None => i >= self.max_window_layers.unwrap_or(0),
+            Some(types) => types[i] == LayerType::Sliding,
+            None => i >= self.max_window_layers,
         };
-        self.sliding_window.filter(|_| self.use_sliding_window && slides)
+        self.sliding_window.filter(|_| slides)
     }
 }
 
@@ -55,16 +83,22 @@ impl Architecture for Config {
         self.keys.shape("qwen2", |i| self.window.of_layer(i))
     }
 
+    fn names(&self) -> Names {
+        self.keys.names()
+    }
+
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
         let (n, n_inner, eps) = (keys.hidden_size, keys.intermediate_size, keys.rms_norm_eps);
-        let act = keys.act()?;
-        let head_dim = shape.attention[0].head_dim;
-        let rotary = keys.rope.table(loader.gpu(), head_dim, keys.max_position_embeddings, max_seq_len)?;
-        let embed_tokens = loader.table("model.embed_tokens.weight", [keys.vocab_size, n])?;
+        let (act, tied) = (keys.hidden_act, keys.tie_word_embeddings);
+        let rotary = keys.rope.table(loader.gpu(), max_seq_len)?;
+        let root = loader.root(&self.names());
+        let embedding = format!("{root}embed_tokens.weight");
+        let tables = [embedding.as_str(), "lm_head.weight"];
+        let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
         let mut layers = Vec::with_capacity(keys.num_hidden_layers);
         for (i, a) in shape.attention.iter().enumerate() {
-            let name = |part: &str| format!("model.layers.{i}.{part}");
+            let name = |part: &str| format!("{root}layers.{i}.{part}");
             let post = name("post_attention_layernorm.weight");
             layers.push(Layer {
                 input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
@@ -80,8 +114,8 @@ impl Architecture for Config {
                 mlp: Mlp::load_gated(loader, &name("mlp"), act, [n, n_inner], false)?,
             });
         }
-        let norm = FinalNorm::Rms(load_rms_norm(loader, "model.norm.weight", n, eps)?);
-        let head = Head::load(loader, "lm_head.weight", norm, &embed_tokens, keys.tie_word_embeddings)?;
+        let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
+        let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
         Ok(Box::new(Qwen2 { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
     }
 }

@@ -1,26 +1,46 @@
 //! Qwen 3 (Yang et al. 2025): Llama with norms of each head of queries and keys, and a window in some layers.
 //! Reference: transformers' `models/qwen3/modeling_qwen3.py`.
 
-use serde::Deserialize;
-
-use super::blocks::{DecoderKeys, Embed, FinalNorm, Head, Mlp, SelfAttention, Target, load_rms_norm, normed};
+use super::blocks::{
+    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, Mlp, SelfAttention, Target, load_rms_norm, normed,
+};
 use super::qwen2::Window;
-use super::{Architecture, Batch, Capacity, Loader, Model, ModelError, ModelShape, Scratch};
+use super::settings::{Read, Settings};
+use super::{
+    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
+};
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{HeadNorm, RmsNorm};
 
-#[derive(Deserialize)]
+/// The defaults of transformers' `Qwen3Config`.
+const DEFAULTS: DecoderDefaults = DecoderDefaults {
+    vocab_size: 151_936,
+    hidden_size: 4096,
+    intermediate_size: 22_016,
+    num_hidden_layers: 32,
+    num_attention_heads: 32,
+    num_key_value_heads: Some(32),
+    head_dim: Some(128),
+    max_position_embeddings: 32_768,
+    rope_theta: 10_000.0,
+};
+
 pub struct Config {
-    #[serde(flatten)]
     keys: DecoderKeys,
-    #[serde(default)]
     attention_bias: bool,
-    #[serde(flatten)]
     window: Window,
 }
 
-/// The default of `head_dim`, which does not follow from `hidden_size` here.
-const HEAD_DIM: usize = 128;
+impl FromSettings for Config {
+    fn read(s: &Settings<'_>) -> Read<Self> {
+        let keys = DecoderKeys::read(s, &DEFAULTS)?;
+        Ok(Config {
+            attention_bias: s.flag("attention_bias", false)?,
+            window: Window::read(s, keys.num_hidden_layers)?,
+            keys,
+        })
+    }
+}
 
 struct Layer {
     input_layernorm: RmsNorm,
@@ -38,21 +58,26 @@ struct Qwen3 {
 
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
-        let head_dim = Some(self.keys.head_dim.unwrap_or(HEAD_DIM));
-        let keys = DecoderKeys { head_dim, ..self.keys.clone() };
-        ModelShape { has_head_norm: true, ..keys.shape("qwen3", |i| self.window.of_layer(i)) }
+        ModelShape { has_head_norm: true, ..self.keys.shape("qwen3", |i| self.window.of_layer(i)) }
+    }
+
+    fn names(&self) -> Names {
+        self.keys.names()
     }
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
         let (n, n_inner, eps) = (keys.hidden_size, keys.intermediate_size, keys.rms_norm_eps);
-        let act = keys.act()?;
-        let head_dim = shape.attention[0].head_dim;
-        let rotary = keys.rope.table(loader.gpu(), head_dim, keys.max_position_embeddings, max_seq_len)?;
-        let embed_tokens = loader.table("model.embed_tokens.weight", [keys.vocab_size, n])?;
+        let (act, tied) = (keys.hidden_act, keys.tie_word_embeddings);
+        let head_dim = keys.heads.head_dim;
+        let rotary = keys.rope.table(loader.gpu(), max_seq_len)?;
+        let root = loader.root(&self.names());
+        let embedding = format!("{root}embed_tokens.weight");
+        let tables = [embedding.as_str(), "lm_head.weight"];
+        let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
         let mut layers = Vec::with_capacity(keys.num_hidden_layers);
         for (i, a) in shape.attention.iter().enumerate() {
-            let name = |part: &str| format!("model.layers.{i}.{part}");
+            let name = |part: &str| format!("{root}layers.{i}.{part}");
             let post = name("post_attention_layernorm.weight");
             layers.push(Layer {
                 input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
@@ -76,8 +101,8 @@ impl Architecture for Config {
                 mlp: Mlp::load_gated(loader, &name("mlp"), act, [n, n_inner], false)?,
             });
         }
-        let norm = FinalNorm::Rms(load_rms_norm(loader, "model.norm.weight", n, eps)?);
-        let head = Head::load(loader, "lm_head.weight", norm, &embed_tokens, keys.tie_word_embeddings)?;
+        let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
+        let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
         Ok(Box::new(Qwen3 { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
     }
 }

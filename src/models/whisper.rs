@@ -2,82 +2,78 @@
 //! sides, and a decoder with cross-attention to the encoder's rows. Learned positions, layer norms, no gate.
 //! Reference: transformers' `models/whisper/modeling_whisper.py`.
 
-use serde::Deserialize;
+use std::ops::RangeInclusive;
 
-use super::blocks::{Embed, FinalNorm, Head, LayerNorm, Linear, Mlp, SelfAttention, Target, act};
+use super::blocks::{
+    Embed, FinalNorm, Head, HeadKeys, Heads, LayerNorm, Linear, Mlp, SelfAttention, Target, act,
+};
+use super::settings::{INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH};
 use super::{
-    Activations, Architecture, AudioEncoder, AudioScratch, AudioShape, Batch, BatchClips, Capacity, Loader,
-    Model, ModelError, ModelKind, ModelShape, Scratch,
+    Activations, Architecture, AudioEncoder, AudioScratch, AudioShape, Batch, BatchClips, Capacity,
+    FromSettings, Loader, Model, ModelError, ModelKind, ModelShape, Names, Scratch, Shown,
 };
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{self, Act, Attention, AttentionPlan, KvLayer, Lookup, Places, Rows};
 
-#[derive(Deserialize)]
 pub struct Config {
     vocab_size: usize,
     num_mel_bins: usize,
     d_model: usize,
     encoder_layers: usize,
-    encoder_attention_heads: usize,
+    encoder_heads: Heads,
     encoder_ffn_dim: usize,
     decoder_layers: usize,
-    decoder_attention_heads: usize,
+    decoder_heads: Heads,
     decoder_ffn_dim: usize,
     max_source_positions: usize,
     max_target_positions: usize,
-    #[serde(default = "gelu")]
-    activation_function: String,
-    #[serde(default = "yes")]
+    activation_function: Act,
     tie_word_embeddings: bool,
 }
 
-fn gelu() -> String {
-    "gelu".into()
+impl FromSettings for Config {
+    fn read(s: &Settings<'_>) -> Read<Self> {
+        let d_model = s.whole("d_model", WIDTH, 384)?;
+        let heads = |key| Heads::read(s, HeadKeys::only(key, 6), d_model);
+        Ok(Config {
+            vocab_size: s.whole("vocab_size", ROWS, 51_865)?,
+            num_mel_bins: s.whole("num_mel_bins", MEL_BINS, 80)?,
+            d_model,
+            encoder_layers: s.whole("encoder_layers", LAYERS, 4)?,
+            encoder_heads: heads("encoder_attention_heads")?,
+            encoder_ffn_dim: s.whole("encoder_ffn_dim", INNER_WIDTH, 1536)?,
+            decoder_layers: s.whole("decoder_layers", LAYERS, 4)?,
+            decoder_heads: heads("decoder_attention_heads")?,
+            decoder_ffn_dim: s.whole("decoder_ffn_dim", INNER_WIDTH, 1536)?,
+            max_source_positions: s.whole("max_source_positions", CLIP_ROWS, 1500)?,
+            max_target_positions: s.whole("max_target_positions", ROWS, 448)?,
+            activation_function: act(s, "activation_function", "gelu")?,
+            tie_word_embeddings: s.flag("tie_word_embeddings", true)?,
+        })
+    }
 }
 
-fn yes() -> bool {
-    true
-}
-
+/// Mel bins: the original has 80 or 128.
+const MEL_BINS: RangeInclusive<usize> = 1..=1024;
+/// Rows of a clip, 20 ms each: up to 20 minutes. The original has 1,500.
+const CLIP_ROWS: RangeInclusive<usize> = 1..=60_000;
 /// torch's default epsilon, for which the config has no key.
 const EPS: f32 = 1e-5;
 
 /// Positions per page of the encoder's keys and values.
 const PAGE_SIZE: usize = 16;
 
-impl Config {
-    fn attention(&self, n_heads: usize, causal: bool) -> Attention {
-        let head_dim = self.d_model / n_heads.max(1);
-        let scale = (head_dim as f32).powf(-0.5);
-        Attention { n_heads, n_kv_heads: n_heads, head_dim, scale, causal, window: None, softcap: None }
-    }
-
-    fn act(&self) -> Result<Act, ModelError> {
-        act("activation_function", &self.activation_function)
-    }
-
-    fn encoder(&self, loader: &mut Loader) -> Result<Encoder, ModelError> {
-        Encoder::load(self, &root(loader), loader)
-    }
-}
-
-/// The prefix of names. Checkpoints of the bare model have none.
-fn root(loader: &Loader) -> String {
-    let has_prefix = loader.has("model.encoder.conv1.weight");
-    if has_prefix { "model.".into() } else { String::new() }
-}
-
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
-        let cross = self.attention(self.decoder_attention_heads, false);
+        let decoder = |causal| vec![self.decoder_heads.attention(causal, None); self.decoder_layers];
         ModelShape {
             architecture: "whisper",
             kind: ModelKind::Decoder,
             hidden_size: self.d_model,
             vocab_size: self.vocab_size,
             max_seq_len: self.max_target_positions,
-            attention: vec![self.attention(self.decoder_attention_heads, true); self.decoder_layers],
+            attention: decoder(true),
             intermediate_size: self.decoder_ffn_dim,
             has_gate: false,
             has_layer_norm: true,
@@ -87,10 +83,35 @@ impl Architecture for Config {
                 n_mels: self.num_mel_bins,
                 n_frames: 2 * self.max_source_positions,
                 n_positions: self.max_source_positions,
-                attention: vec![self.attention(self.encoder_attention_heads, false); self.encoder_layers],
+                attention: vec![self.encoder_heads.attention(false, None); self.encoder_layers],
                 intermediate_size: self.encoder_ffn_dim,
-                cross_attention: vec![cross; self.decoder_layers],
+                cross_attention: decoder(false),
             }),
+        }
+    }
+
+    fn names(&self) -> Names {
+        let hidden = ("d_model", self.d_model);
+        let (encoder, decoder) =
+            (("encoder_ffn_dim", self.encoder_ffn_dim), ("decoder_ffn_dim", self.decoder_ffn_dim));
+        let (words, clip, text) = (
+            ("vocab_size", self.vocab_size),
+            ("max_source_positions", self.max_source_positions),
+            ("max_target_positions", self.max_target_positions),
+        );
+        Names {
+            prefix: "model.",
+            layers: vec![
+                ("encoder.layers.", "encoder_layers", self.encoder_layers),
+                ("decoder.layers.", "decoder_layers", self.decoder_layers),
+            ],
+            shown: vec![
+                Shown { tensor: "decoder.embed_tokens.weight", shape: [words, hidden] },
+                Shown { tensor: "decoder.embed_positions.weight", shape: [text, hidden] },
+                Shown { tensor: "encoder.embed_positions.weight", shape: [clip, hidden] },
+                Shown { tensor: "encoder.layers.0.fc1.weight", shape: [encoder, hidden] },
+                Shown { tensor: "decoder.layers.0.fc1.weight", shape: [decoder, hidden] },
+            ],
         }
     }
 
@@ -103,14 +124,15 @@ impl Architecture for Config {
             });
         }
         let shape = ModelShape { max_seq_len, ..self.shape() };
-        let (n, act) = (self.d_model, self.act()?);
-        let root = root(loader);
-        let encoder = Encoder::load(self, &root, loader)?;
-        let embed_tokens =
-            loader.table(&format!("{root}decoder.embed_tokens.weight"), [self.vocab_size, n])?;
+        let (n, act, tied) = (self.d_model, self.activation_function, self.tie_word_embeddings);
+        let root = loader.root(&self.names());
+        let encoder = Encoder::load(self, root, loader)?;
+        let embedding = format!("{root}decoder.embed_tokens.weight");
+        let tables = [embedding.as_str(), "proj_out.weight"];
+        let embed_tokens = loader.embedding(tables, [self.vocab_size, n], tied)?;
         let embed_positions = format!("{root}decoder.embed_positions.weight");
         let embed_positions = loader.as_stored(&embed_positions, [self.max_target_positions, n])?;
-        let cross = self.attention(self.decoder_attention_heads, false);
+        let cross = self.decoder_heads.attention(false, None);
         let mut layers = Vec::with_capacity(self.decoder_layers);
         for (i, causal) in shape.attention.iter().enumerate() {
             let prefix = format!("{root}decoder.layers.{i}");
@@ -125,15 +147,15 @@ impl Architecture for Config {
             });
         }
         let norm = LayerNorm::load(loader, &format!("{root}decoder.layer_norm"), n, true, EPS)?;
-        let (norm, tied) = (FinalNorm::Layer(norm), self.tie_word_embeddings);
-        let head = Head::load(loader, "proj_out.weight", norm, &embed_tokens, tied)?;
+        let head = Head::load(loader, tables, FinalNorm::Layer(norm), &embed_tokens, tied)?;
         let embed_tokens = Embed::tokens(embed_tokens);
         let embed_positions = Embed::added(embed_positions, Lookup::AddPosition);
         Ok(Box::new(Whisper { shape, encoder, embed_tokens, embed_positions, layers, head }))
     }
 
     fn load_audio_encoder(&self, loader: &mut Loader) -> Result<Option<Box<dyn AudioEncoder>>, ModelError> {
-        Ok(Some(Box::new(self.encoder(loader)?)))
+        let root = loader.root(&self.names());
+        Ok(Some(Box::new(Encoder::load(self, root, loader)?)))
     }
 }
 
@@ -198,8 +220,7 @@ impl Encoder {
         let n = config.d_model;
         let n_positions = config.max_source_positions;
         let gpu = loader.gpu().clone();
-        let attention = config.attention(config.encoder_attention_heads, false);
-        let act = config.act()?;
+        let (attention, act) = (config.encoder_heads.attention(false, None), config.activation_function);
         let mut convolution = |name: &str, n_in: usize| -> Result<Linear, ModelError> {
             let name = format!("{root}encoder.{name}");
             Ok(Linear {

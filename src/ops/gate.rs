@@ -33,17 +33,17 @@ pub enum Act {
 }
 
 impl Act {
-    /// The activation of a `hidden_act` in `config.json`.
-    pub fn from_name(name: &str) -> Option<Act> {
-        match name {
-            "silu" | "swish" => Some(Act::Silu),
-            "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast" => Some(Act::GeluTanh),
-            "gelu" => Some(Act::Gelu),
-            "relu" => Some(Act::Relu),
-            "tanh" => Some(Act::Tanh),
-            _ => None,
-        }
-    }
+    /// By the names that `config.json` has for them.
+    pub const NAMES: [(&str, Act); 8] = [
+        ("silu", Act::Silu),
+        ("swish", Act::Silu),
+        ("gelu", Act::Gelu),
+        ("gelu_new", Act::GeluTanh),
+        ("gelu_pytorch_tanh", Act::GeluTanh),
+        ("gelu_fast", Act::GeluTanh),
+        ("relu", Act::Relu),
+        ("tanh", Act::Tanh),
+    ];
 }
 
 /// `y = act(x)`, `[_, n_cols]`, for the rows of `range`; if `x` is `[_, 2·n_cols]`, `y = act(left half) · right half`.

@@ -4,12 +4,17 @@
 //! a text, the chat template. [`StreamDecoder`] turns ids into text as they arrive. [`ChatTemplate`] renders a
 //! conversation into a prompt in the format that the model was trained on.
 //!
-//! The reference is `transformers` with the same files (`AutoTokenizer`, `apply_chat_template`).
+//! The reference is transformers 5 with the same files (`AutoTokenizer`, `apply_chat_template`). `tokenizer_json` reads
+//! and checks `tokenizer.json`, `auto_tokenizer` decides what the other files change in it, `pipeline` runs its steps
+//! within limits.
 
+mod auto_tokenizer;
 mod chat;
 mod jinja;
+mod pipeline;
 mod stream;
 mod tokenizer;
+mod tokenizer_json;
 
 pub use chat::{ChatTemplate, Message};
 pub use stream::StreamDecoder;
@@ -48,6 +53,18 @@ pub enum TextError {
         field: &'static str,
         /// What it should hold.
         expected: &'static str,
+        /// What it holds.
+        found: String,
+    },
+    /// A key of a JSON file has a value that cannot be right.
+    #[error("`{key}` of `{file}`: expected {expected}, found {found}")]
+    Key {
+        /// The file's name.
+        file: &'static str,
+        /// The key, with those of the objects around it.
+        key: Box<str>,
+        /// What it should hold.
+        expected: Box<str>,
         /// What it holds.
         found: String,
     },
@@ -132,6 +149,7 @@ impl TextError {
             Self::NoTokenizer { .. } => {
                 "convert it in Python: `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)` writes `tokenizer.json`"
             }
+            Self::Key { .. } => "the file may be damaged, or of a newer format: fetch it again",
             Self::File { .. } => {
                 "the file may have been cut off or replaced by a Git LFS pointer: fetch it again"
             }

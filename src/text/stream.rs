@@ -26,6 +26,30 @@ impl StreamDecoder {
         Self { tokenizer: tokenizer.clone(), skip_special, window: Vec::new(), emitted: 0 }
     }
 
+    /// A decoder for an answer to `prompt`, whose text it does not return.
+    ///
+    /// Some decoders drop a space at the beginning of a text. An answer is not the beginning of a text, except after a
+    /// special token (a turn of a chat): it keeps its space.
+    ///
+    /// # Errors
+    /// [`TextError::Decode`] for a prompt whose last token the tokenizer's decoder refuses.
+    pub fn after(tokenizer: &Tokenizer, prompt: &[u32], skip_special: bool) -> Result<Self, TextError> {
+        let mut decoder = Self::new(tokenizer, skip_special);
+        let mut tokens = prompt.iter().rev().filter_map(|id| Some((*id, tokenizer.id_to_token(*id)?)));
+        let Some((last, token)) = tokens.next().filter(|(id, _)| !tokenizer.is_special(*id)) else {
+            return Ok(decoder);
+        };
+        // The bytes of an unfinished run or character would become part of the answer's first one, so another token
+        // stands for them.
+        let is_open = tokenizer.is_byte(&token)
+            || tokenizer.decode(&[last], false)?.ends_with(char::REPLACEMENT_CHARACTER);
+        if let Some(context) = if is_open { tokenizer.filler() } else { Some(last) } {
+            decoder.window.push(context);
+            decoder.emitted = tokenizer.decode(&decoder.window, false)?.len();
+        }
+        Ok(decoder)
+    }
+
     /// Takes the next id and returns the text that has become certain: often one word, sometimes nothing.
     ///
     /// # Errors
@@ -57,15 +81,24 @@ impl StreamDecoder {
         Ok(piece)
     }
 
+    /// The text held back so far, as [`StreamDecoder::finish`] would return it now. A later token may change it.
+    ///
+    /// # Errors
+    /// [`TextError::Decode`] for ids that the tokenizer's decoder refuses.
+    pub fn pending(&self) -> Result<String, TextError> {
+        let text = self.tokenizer.decode(&self.window, false)?;
+        Ok(text.get(self.emitted..).unwrap_or_default().to_string())
+    }
+
     /// Returns the text held back so far, and resets the decoder for another sequence.
     ///
     /// # Errors
     /// [`TextError::Decode`] for ids that the tokenizer's decoder refuses.
     pub fn finish(&mut self) -> Result<String, TextError> {
-        let window = std::mem::take(&mut self.window);
-        let emitted = std::mem::take(&mut self.emitted);
-        let text = self.tokenizer.decode(&window, false)?;
-        Ok(text.get(emitted..).unwrap_or_default().to_string())
+        let text = self.pending();
+        self.window.clear();
+        self.emitted = 0;
+        text
     }
 }
 

@@ -1,37 +1,45 @@
 //! The tokenizer: `tokenizer.json`, and the other files that name special tokens.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use serde_json::Value;
 use tokenizers::{
-    AddedToken, DecoderWrapper, Model as _, NormalizedString, Normalizer as _, OffsetType,
-    PostProcessor as _, PreTokenizedString, PreTokenizer as _, TruncationDirection,
+    AddedToken, AddedVocabulary, Model as _, ModelWrapper, NormalizedString, Normalizer as _, OffsetType,
+    PreTokenizedString,
 };
 
+use super::auto_tokenizer::{ADDED_TOKENS, Around, Class, SPECIAL_TOKENS_MAP, Settings, TOKENIZER_CONFIG};
+use super::pipeline::{Decoder, Normalizer, PreTokenizer, bound};
+use super::tokenizer_json::{self, TokenizerJson, describe, wrong};
 use super::{ChatTemplate, TextError};
+use crate::guard::guarded;
 
-const TOKENIZER: &str = "tokenizer.json";
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
 const CHAT_TEMPLATE: &str = "chat_template.json";
 const CHAT_TEMPLATE_JINJA: &str = "chat_template.jinja";
 
-/// The fields of `tokenizer_config.json` that name one special token.
-const NAMED_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+/// Bytes of a word that a WordPiece model cuts: the time grows with their square. Longer ones become unknown tokens in
+/// nearly every tokenizer.
+const MAX_WORD: usize = 4 << 10;
 
 /// The contents of a tokenizer's files; `None` is a file that does not exist.
 #[derive(Clone, Copy, Default)]
 pub struct TokenizerFiles<'a> {
     /// `tokenizer.json`.
     pub tokenizer: &'a [u8],
-    /// `tokenizer_config.json`: the names of the special tokens.
+    /// `tokenizer_config.json`: the class of the tokenizer, its settings, and the special tokens.
     pub tokenizer_config: Option<&'a [u8]>,
+    /// `special_tokens_map.json`: the special tokens, in checkpoints without `added_tokens_decoder` in
+    /// `tokenizer_config.json`.
+    pub special_tokens_map: Option<&'a [u8]>,
+    /// `added_tokens.json`: tokens besides the vocabulary, in the same checkpoints.
+    pub added_tokens: Option<&'a [u8]>,
     /// `generation_config.json`: ids of the tokens that end a text.
     pub generation_config: Option<&'a [u8]>,
-    /// `config.json`: the same ids, as earlier versions of transformers wrote them.
+    /// `config.json`: the type of the model, and the same ids as earlier versions of transformers wrote them.
     pub config: Option<&'a [u8]>,
     /// `chat_template.jinja`: takes precedence over the other two places of a chat template.
     pub chat_template_jinja: Option<&'a [u8]>,
@@ -39,17 +47,25 @@ pub struct TokenizerFiles<'a> {
     pub chat_template_json: Option<&'a [u8]>,
 }
 
-/// A checkpoint's tokenizer. Cheap to clone.
+/// A checkpoint's tokenizer, as `AutoTokenizer` of transformers 5 reads it. Cheap to clone.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
 struct Inner {
-    hf: tokenizers::Tokenizer,
+    /// Tokens that are found in a text before its words.
+    added: AddedVocabulary,
+    normalizer: Normalizer,
+    pre_tokenizer: PreTokenizer,
+    model: ModelWrapper,
+    decoder: Decoder,
+    /// The tokens around a text.
+    before: Vec<u32>,
+    after: Vec<u32>,
+    vocab_size: usize,
     bos: Option<u32>,
     eos: Vec<u32>,
-    /// The token to add at the start of a text if there is no post-processor.
-    prepend: Option<u32>,
     byte_fallback: bool,
+    filler: Option<u32>,
     special_tokens: BTreeMap<String, String>,
     /// Compiled only on demand, so that a model with a broken template can still continue text.
     chat_template: Result<String, TextError>,
@@ -61,7 +77,7 @@ impl Tokenizer {
     /// Builds a tokenizer from the contents of its files.
     ///
     /// # Errors
-    /// [`TextError::File`] or [`TextError::Field`] for a file with invalid contents.
+    /// [`TextError::File`], [`TextError::Key`] or [`TextError::Field`] for a file with invalid contents.
     pub fn from_files(files: &TokenizerFiles<'_>) -> Result<Self, TextError> {
         let template_file = match (files.chat_template_jinja, files.chat_template_json) {
             (Some(_), _) => CHAT_TEMPLATE_JINJA,
@@ -73,59 +89,96 @@ impl Tokenizer {
             (None, Some(bytes)) => find_template(&object(Some(bytes), CHAT_TEMPLATE)?, CHAT_TEMPLATE)?,
             (None, None) => None,
         };
-        let mut hf = tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(|e| TextError::File {
-            file: TOKENIZER.into(),
-            expected: "a tokenizer in the format of the `tokenizers` library",
-            found: e.to_string(),
-        })?;
-        // A file may contain the padding and truncation of its last training run. Prompts are never truncated or
-        // padded.
-        let whole = hf.with_padding(None).with_truncation(None).map(|_| ());
-        whole.map_err(|e| TextError::Encode { n_bytes: 0, reason: e.to_string() })?;
-
-        let tokenizer_config = object(files.tokenizer_config, TOKENIZER_CONFIG)?;
+        let mut json = TokenizerJson::parse(files.tokenizer)?;
+        let settings = Settings {
+            tokenizer_config: object(files.tokenizer_config, TOKENIZER_CONFIG)?,
+            special_tokens_map: object(files.special_tokens_map, SPECIAL_TOKENS_MAP)?,
+            added_tokens: object(files.added_tokens, ADDED_TOKENS)?,
+            config: object(files.config, CONFIG)?,
+        };
         let generation_config = object(files.generation_config, GENERATION_CONFIG)?;
-        let config = object(files.config, CONFIG)?;
 
-        let special_tokens = named_tokens(&tokenizer_config)?;
-        mark_special(&mut hf, special_tokens.values());
+        let class = Class::find(&settings, &json);
+        let tokens = settings.tokens(&json, class)?;
+        if let Some(class) = class {
+            class.apply(&settings, &mut json)?;
+        }
+        let normalizer = Normalizer::new(json.normalizer)?;
+        let pre_tokenizer = PreTokenizer::new(json.pre_tokenizer)?;
+        let decoder = Decoder::new(json.decoder)?;
+        let (before, after) = tokenizer_json::around(&json.post_processor)?;
+        let model = json.model.build()?;
 
-        let named_bos = special_tokens.get("bos_token").and_then(|token| hf.token_to_id(token));
-        let mut eos: Vec<u32> =
-            special_tokens.get("eos_token").and_then(|token| hf.token_to_id(token)).into_iter().collect();
+        let listed = json.added.into_iter().map(|(_, token)| token).filter(|_| class.is_none());
+        let added_tokens = merged(listed.chain(tokens.added));
+        let n_bytes = added_tokens.iter().map(|token| token.content.len()).sum();
+        let mut added = AddedVocabulary::new();
+        let result = guarded(|| {
+            let normalizing = normalizer.within(bound(n_bytes));
+            added.add_tokens(&added_tokens, &model, Some(&normalizing));
+            normalizing.finish()
+        });
+        let invalid = |e: &dyn std::fmt::Display| wrong("normalizer", "one that takes the added tokens", e);
+        result.map_err(|e| invalid(&e))?.map_err(|e| invalid(&e))?;
+        added.set_encode_special_tokens(settings.split_special_tokens()?);
+        let id_of = |token: &str| added.token_to_id(token, &model);
+        let vocab_size = added.get_vocab().keys().filter(|token| model.token_to_id(token).is_none()).count()
+            + model.get_vocab_size();
+
+        let named = |name: &str| tokens.named.iter().find(|(known, _)| known == name).map(|(_, token)| token);
+        let named_id = |name: &str| named(name).and_then(|token| id_of(&token.content));
+        let (before, after) = match class.map_or(Around::File, |class| class.around) {
+            Around::File => (before, after),
+            Around::Nothing => (Vec::new(), Vec::new()),
+            Around::Named(first, last) => {
+                (named_id(first).into_iter().collect(), named_id(last).into_iter().collect())
+            }
+        };
+        let is_known = |id: u32| added.simple_id_to_token(id).or_else(|| model.id_to_token(id)).is_some();
+        if let Some(id) = before.iter().chain(&after).find(|id| !is_known(**id)) {
+            return Err(wrong("post_processor", "ids of the vocabulary", id));
+        }
+
+        let mut eos: Vec<u32> = named_id("eos_token").into_iter().collect();
         eos.extend(token_ids(&generation_config, "eos_token_id", GENERATION_CONFIG)?);
-        eos.extend(token_ids(&config, "eos_token_id", CONFIG)?);
+        eos.extend(token_ids(&settings.config, "eos_token_id", CONFIG)?);
         let mut seen = std::collections::HashSet::new();
         eos.retain(|id| seen.insert(*id));
-
-        let bos = match named_bos {
+        let bos = match named_id("bos_token") {
             Some(id) => Some(id),
             None => token_ids(&generation_config, "bos_token_id", GENERATION_CONFIG)?
                 .into_iter()
-                .chain(token_ids(&config, "bos_token_id", CONFIG)?)
+                .chain(token_ids(&settings.config, "bos_token_id", CONFIG)?)
                 .next(),
         };
-        let add_bos = tokenizer_config.get("add_bos_token").and_then(Value::as_bool).unwrap_or(false);
-        let prepend = if add_bos && hf.get_post_processor().is_none() { named_bos } else { None };
 
         let chat_template = match template {
             Some(source) => Ok(source),
-            None => match find_template(&tokenizer_config, TOKENIZER_CONFIG) {
+            None => match find_template(&settings.tokenizer_config, TOKENIZER_CONFIG) {
                 Ok(source) => source.ok_or(TextError::NoChatTemplate),
                 Err(e) => Err(e),
             },
         };
-        let byte_fallback = hf.get_decoder().is_some_and(has_byte_fallback);
-        Ok(Self(Arc::new(Inner {
-            hf,
+        let special_tokens = tokens.named.into_iter().map(|(name, token)| (name, token.content)).collect();
+        let mut inner = Inner {
+            byte_fallback: decoder.has_byte_fallback(),
+            added,
+            normalizer,
+            pre_tokenizer,
+            model,
+            decoder,
+            before,
+            after,
+            vocab_size,
             bos,
             eos,
-            prepend,
-            byte_fallback,
+            filler: None,
             special_tokens,
             chat_template,
             template_file,
-        })))
+        };
+        inner.filler = inner.find_filler();
+        Ok(Self(Arc::new(inner)))
     }
 
     /// Turns `text` into ids. The names of special tokens in it become these tokens, as a rendered chat needs.
@@ -134,31 +187,27 @@ impl Tokenizer {
     /// Pass `false` for a rendered chat template, which contains them.
     ///
     /// # Errors
-    /// [`TextError::Encode`] for a text that the tokenizer cannot split.
+    /// [`TextError::Encode`] for a text that the tokenizer cannot split, or of which it makes too much.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
-        let encoding = self.0.hf.encode_fast(text, add_special).map_err(|e| cannot_encode(text, e))?;
-        let prepend = if add_special { self.0.prepend } else { None };
-        Ok(prepend.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+        let ids = self.0.encode(text, true)?;
+        if !add_special {
+            return Ok(ids);
+        }
+        Ok([&self.0.before[..], &ids, &self.0.after].concat())
     }
 
     /// As [`Tokenizer::encode`] with `add_special`, in at most `max_tokens` ids: cuts the end of the text, never the
     /// tokens around it. Returns the ids, and how many of the text's ids were cut.
     ///
     /// # Errors
-    /// [`TextError::Encode`] for a text that the tokenizer cannot split.
+    /// [`TextError::Encode`] as for [`Tokenizer::encode`].
     pub fn encode_cut(&self, text: &str, max_tokens: usize) -> Result<(Vec<u32>, usize), TextError> {
-        let hf = &self.0.hf;
-        let mut encoding = hf.encode_fast(text, false).map_err(|e| cannot_encode(text, e))?;
-        let around = hf.get_post_processor().map_or(0, |p| p.added_tokens(false));
-        let room = max_tokens.saturating_sub(around + usize::from(self.0.prepend.is_some()));
-        let n_cut = encoding.len().saturating_sub(room);
-        if n_cut > 0 {
-            encoding.truncate(room, 0, TruncationDirection::Right);
-            // `truncate` keeps the rest there, and `post_process` would process it too.
-            encoding.take_overflowing();
-        }
-        let encoding = hf.post_process(encoding, None, true).map_err(|e| cannot_encode(text, e))?;
-        Ok((self.0.prepend.into_iter().chain(encoding.get_ids().iter().copied()).collect(), n_cut))
+        let Inner { before, after, .. } = &*self.0;
+        let mut ids = self.0.encode(text, true)?;
+        let room = max_tokens.saturating_sub(before.len() + after.len());
+        let n_cut = ids.len().saturating_sub(room);
+        ids.truncate(room);
+        Ok(([&before[..], &ids, after].concat(), n_cut))
     }
 
     /// Turns `text` into ids. Adds no special tokens, and treats their names in the text as ordinary characters.
@@ -166,38 +215,26 @@ impl Tokenizer {
     /// For text from untrusted sources: `<|im_end|>` in it does not end a message.
     ///
     /// # Errors
-    /// [`TextError::Encode`] for a text that the tokenizer cannot split.
+    /// [`TextError::Encode`] as for [`Tokenizer::encode`].
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        // The library's switch for this is a setting of the whole tokenizer. So this calls its three steps one by one,
-        // and leaves out the search for added tokens before them.
-        let hf = &self.0.hf;
-        let encode = || {
-            let mut normalized = NormalizedString::from(text);
-            if let Some(normalizer) = hf.get_normalizer() {
-                normalizer.normalize(&mut normalized)?;
-            }
-            let mut words = PreTokenizedString::from(normalized);
-            if let Some(pre_tokenizer) = hf.get_pre_tokenizer() {
-                pre_tokenizer.pre_tokenize(&mut words)?;
-            }
-            words.tokenize(|word| hf.get_model().tokenize(word.get()))?;
-            words.into_encoding(None, 0, OffsetType::None)
-        };
-        Ok(encode().map_err(|e| cannot_encode(text, e))?.get_ids().to_vec())
+        self.0.encode(text, false)
     }
 
     /// Turns `ids` into text. Omits special tokens if `skip_special`, and always ids outside the vocabulary.
     ///
     /// # Errors
-    /// [`TextError::Decode`] for ids that the tokenizer's decoder refuses.
+    /// [`TextError::Decode`] for ids that the tokenizer's decoder refuses, or of which it makes too much.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        let text = self.0.hf.decode(ids, skip_special);
-        text.map_err(|e| TextError::Decode { n_tokens: ids.len(), reason: e.to_string() })
+        let is_kept = |token: &String| !skip_special || !self.0.added.is_special_token(token);
+        let tokens = ids.iter().filter_map(|id| self.id_to_token(*id)).filter(is_kept).collect();
+        let failed = |reason: String| TextError::Decode { n_tokens: ids.len(), reason };
+        guarded(|| self.0.decoder.run(tokens)).map_err(failed)?.map_err(|e| failed(e.to_string()))
     }
 
-    /// The number of tokens, including special ones. A model's embedding may have more rows.
+    /// The number of tokens, including special ones. A model's embedding may have more rows, and fewer if the last
+    /// tokens are never used.
     pub fn vocab_size(&self) -> usize {
-        self.0.hf.get_vocab_size(true)
+        self.0.vocab_size
     }
 
     /// The beginning-of-text token, if the checkpoint names one. [`Tokenizer::encode`] may or may not add it.
@@ -205,24 +242,24 @@ impl Tokenizer {
         self.0.bos
     }
 
-    /// The tokens that end a text, from `tokenizer_config.json`, `generation_config.json` and `config.json`.
+    /// The tokens that end a text, from the files that name special tokens, `generation_config.json` and `config.json`.
     pub fn eos(&self) -> &[u32] {
         &self.0.eos
     }
 
     /// The id of `token`, spelled as in the vocabulary.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.0.hf.token_to_id(token)
+        self.0.added.token_to_id(token, &self.0.model)
     }
 
     /// The token of `id`, spelled as in the vocabulary.
     pub fn id_to_token(&self, id: u32) -> Option<String> {
-        self.0.hf.id_to_token(id)
+        self.0.id_to_token(id)
     }
 
     /// Whether `id` is a special token, which [`Tokenizer::decode`] can skip.
     pub fn is_special(&self, id: u32) -> bool {
-        self.id_to_token(id).is_some_and(|token| self.0.hf.get_added_vocabulary().is_special_token(&token))
+        self.id_to_token(id).is_some_and(|token| self.0.added.is_special_token(&token))
     }
 
     /// Compiles the checkpoint's chat template.
@@ -238,6 +275,67 @@ impl Tokenizer {
     pub(super) fn is_byte(&self, token: &str) -> bool {
         self.0.byte_fallback && byte_of(token).is_some()
     }
+
+    /// Some token of whole characters, neither special nor a byte, if there is one.
+    pub(super) fn filler(&self) -> Option<u32> {
+        self.0.filler
+    }
+}
+
+impl Inner {
+    fn id_to_token(&self, id: u32) -> Option<String> {
+        self.added.simple_id_to_token(id).or_else(|| self.model.id_to_token(id))
+    }
+
+    /// The ids of `text` without those around it. Added tokens in it are found if `with_added`.
+    fn encode(&self, text: &str, with_added: bool) -> Result<Vec<u32>, TextError> {
+        // The library has a method for all of this, without limits. Its switch for added tokens is a setting of the
+        // whole tokenizer.
+        let run = || -> tokenizers::Result<Vec<u32>> {
+            let bound = bound(text.len());
+            let normalizing = self.normalizer.within(bound);
+            let mut words = if with_added {
+                self.added.extract_and_normalize(Some(&normalizing), text)
+            } else {
+                let mut normalized = NormalizedString::from(text);
+                normalizing.normalize(&mut normalized)?;
+                PreTokenizedString::from(normalized)
+            };
+            normalizing.finish()?;
+            self.pre_tokenizer.run(&mut words, bound)?;
+            words.tokenize(|word| {
+                let word = word.get();
+                match &self.model {
+                    ModelWrapper::WordPiece(model) if word.len() > MAX_WORD => {
+                        let n_chars = word.chars().count();
+                        if n_chars <= model.max_input_chars_per_word {
+                            let n_bytes = word.len();
+                            return Err(
+                                format!("a word has {n_bytes} bytes, expected at most {MAX_WORD}").into()
+                            );
+                        }
+                        model.tokenize(word)
+                    }
+                    model => model.tokenize(word),
+                }
+            })?;
+            Ok(words.into_encoding(None, 0, OffsetType::None)?.get_ids().to_vec())
+        };
+        let failed = |reason: String| TextError::Encode { n_bytes: text.len(), reason };
+        guarded(run).map_err(failed)?.map_err(|e| failed(e.to_string()))
+    }
+
+    fn find_filler(&self) -> Option<u32> {
+        let is_filler = |id: &u32| {
+            let Some(token) = self.id_to_token(*id) else { return false };
+            let is_word = !self.added.is_special_token(&token) && byte_of(&token).is_none();
+            let run = guarded(|| self.decoder.run(vec![token]));
+            is_word
+                && matches!(run, Ok(Ok(text)) if !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER))
+        };
+        // The first ones may be special tokens and all bytes.
+        (0..1024).find(is_filler)
+    }
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -250,22 +348,28 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-fn cannot_encode(text: &str, e: tokenizers::Error) -> TextError {
-    TextError::Encode { n_bytes: text.len(), reason: e.to_string() }
+/// The tokens in the order of their first mention, with the flags of the last one. A token stays special.
+fn merged(tokens: impl Iterator<Item = AddedToken>) -> Vec<AddedToken> {
+    let (mut merged, mut places) = (Vec::<AddedToken>::new(), HashMap::new());
+    for token in tokens {
+        match places.entry(token.content.clone()) {
+            Entry::Vacant(place) => {
+                place.insert(merged.len());
+                merged.push(token);
+            }
+            Entry::Occupied(place) => {
+                let before = &mut merged[*place.get()];
+                *before = AddedToken { special: token.special || before.special, ..token };
+            }
+        }
+    }
+    merged
 }
 
 /// The byte that a token such as `<0xE2>` stands for.
 fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
-}
-
-fn has_byte_fallback(decoder: &DecoderWrapper) -> bool {
-    match decoder {
-        DecoderWrapper::ByteFallback(_) => true,
-        DecoderWrapper::Sequence(sequence) => sequence.get_decoders().iter().any(has_byte_fallback),
-        _ => false,
-    }
 }
 
 fn utf8<'a>(bytes: &'a [u8], file: &str) -> Result<&'a str, TextError> {
@@ -285,44 +389,6 @@ fn object(bytes: Option<&[u8]>, file: &str) -> Result<serde_json::Map<String, Va
         Some(Ok(other)) => Err(invalid(describe(&other))),
         Some(Err(e)) => Err(invalid(e.to_string())),
     }
-}
-
-/// A JSON value in an error message: the value if it is short, else its type.
-fn describe(value: &Value) -> String {
-    match value {
-        Value::Array(items) => format!("a list of {}", items.len()),
-        Value::Object(_) => "an object".into(),
-        Value::String(text) if text.len() > 40 => format!("a string of {} bytes", text.len()),
-        other => other.to_string(),
-    }
-}
-
-/// The special tokens in `tokenizer_config.json`, which are strings or objects with `content`.
-fn named_tokens(config: &serde_json::Map<String, Value>) -> Result<BTreeMap<String, String>, TextError> {
-    let mut tokens = BTreeMap::new();
-    for field in NAMED_TOKENS {
-        let Some(value) = config.get(field).filter(|value| !value.is_null()) else { continue };
-        let content = value.get("content").unwrap_or(value).as_str().ok_or_else(|| TextError::Field {
-            file: TOKENIZER_CONFIG.into(),
-            field,
-            expected: "a token, or an object with its `content`",
-            found: describe(value),
-        })?;
-        tokens.insert(field.to_string(), content.to_string());
-    }
-    Ok(tokens)
-}
-
-/// Marks tokens as special that `tokenizer_config.json` names but `tokenizer.json` has as ordinary ones.
-fn mark_special<'a>(hf: &mut tokenizers::Tokenizer, tokens: impl Iterator<Item = &'a String>) {
-    let missing: Vec<AddedToken> = tokens
-        // Only tokens of the vocabulary: a new id would be outside the model's embedding.
-        .filter(|token| {
-            hf.token_to_id(token).is_some_and(|id| !hf.get_added_tokens_decoder().contains_key(&id))
-        })
-        .map(|token| AddedToken::from(token.as_str(), true))
-        .collect();
-    hf.add_special_tokens(&missing);
 }
 
 /// A field that holds a token id, a list of them, or null.

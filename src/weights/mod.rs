@@ -7,7 +7,7 @@
 mod safetensors;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -122,6 +122,21 @@ pub struct Weights {
     random: Option<Dtype>,
 }
 
+/// The shard of each tensor: `model.safetensors.index.json`.
+#[derive(Clone, Debug)]
+pub struct ShardIndex {
+    path: PathBuf,
+    /// The file of each tensor.
+    shards: BTreeMap<String, String>,
+}
+
+impl ShardIndex {
+    /// The names of the files, each once.
+    pub fn files(&self) -> BTreeSet<&str> {
+        self.shards.values().map(String::as_str).collect()
+    }
+}
+
 enum Data {
     File(PathBuf, Mutex<File>),
     Embedded(Cow<'static, [u8]>),
@@ -167,19 +182,48 @@ impl Weights {
     pub fn from_files(files: impl IntoIterator<Item = (PathBuf, File)>) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
         for (path, file) in files {
-            let n_bytes =
-                file.metadata().map_err(|source| WeightsError::Io { path: path.clone(), source })?.len();
-            weights.add(&path.clone(), Data::File(path, Mutex::new(file)), n_bytes as usize)?;
+            weights.open(path, file, |_| true)?;
         }
         Ok(weights)
     }
 
-    /// The names of the shards that the index at `path` (`model.safetensors.index.json`) lists.
+    /// Adds the tensors of a file whose names are `wanted`.
+    fn open(&mut self, path: PathBuf, file: File, wanted: impl Fn(&str) -> bool) -> Result<(), WeightsError> {
+        let n_bytes =
+            file.metadata().map_err(|source| WeightsError::Io { path: path.clone(), source })?.len();
+        self.add(&path.clone(), Data::File(path, Mutex::new(file)), n_bytes as usize, wanted)
+    }
+
+    /// Reads the index at `path` (`model.safetensors.index.json`), which lists the shard of each tensor.
     ///
     /// # Errors
     /// [`WeightsError::Format`].
-    pub fn shards(path: &Path, index_json: &[u8]) -> Result<BTreeSet<String>, WeightsError> {
-        safetensors::shards(path, index_json)
+    pub fn index(path: &Path, index_json: &[u8]) -> Result<ShardIndex, WeightsError> {
+        safetensors::index(path, index_json)
+    }
+
+    /// Opens the files that an index names, in the order of [`ShardIndex::files`]. A tensor that is in two files is taken
+    /// from the one that the index names.
+    ///
+    /// # Errors
+    /// As [`Weights::from_files`]; [`WeightsError::Format`] with a file that lacks a tensor for which the index names it.
+    pub fn from_shards(
+        index: &ShardIndex,
+        files: impl IntoIterator<Item = (PathBuf, File)>,
+    ) -> Result<Weights, WeightsError> {
+        let mut weights = Weights::default();
+        for (shard, (path, file)) in index.files().into_iter().zip(files) {
+            weights.open(path, file, |tensor| index.shards.get(tensor).is_none_or(|named| named == shard))?;
+        }
+        for (tensor, shard) in &index.shards {
+            if weights.get(tensor).is_none() {
+                let path = index.path.with_file_name(shard);
+                let message =
+                    format!("it has no tensor `{tensor}`, for which `{}` names it", index.path.display());
+                return Err(WeightsError::Format { path, message });
+            }
+        }
+        Ok(weights)
     }
 
     /// Opens a safetensors file in memory.
@@ -190,7 +234,7 @@ impl Weights {
         let mut weights = Weights::default();
         let bytes = bytes.into();
         let n_bytes = bytes.len();
-        weights.add(Path::new("model.safetensors"), Data::Embedded(bytes), n_bytes)?;
+        weights.add(Path::new("model.safetensors"), Data::Embedded(bytes), n_bytes, |_| true)?;
         Ok(weights)
     }
 
@@ -205,13 +249,20 @@ impl Weights {
         self.random
     }
 
-    fn add(&mut self, path: &Path, data: Data, n_bytes: usize) -> Result<(), WeightsError> {
+    fn add(
+        &mut self,
+        path: &Path,
+        data: Data,
+        n_bytes: usize,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), WeightsError> {
         let mut entries = safetensors::entries(path, |range| data.read(range), n_bytes, self.files.len())?;
+        entries.retain(|entry| wanted(&entry.name));
         self.files.push(data);
         self.entries.append(&mut entries);
         self.entries.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(pair) = self.entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            let message = format!("tensor `{}` is there twice", pair[0].name);
+            let message = format!("tensor `{}` is there twice, and no index says which counts", pair[0].name);
             return Err(WeightsError::Format { path: path.to_path_buf(), message });
         }
         Ok(())
@@ -235,6 +286,25 @@ impl Weights {
     /// Elements of all tensors.
     pub fn n_params(&self) -> usize {
         self.entries.iter().map(|e| e.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Whether two tensors have the same type, shape and bytes.
+    ///
+    /// # Errors
+    /// As [`Weights::read`].
+    pub(crate) fn are_equal(&self, a: &Entry, b: &Entry) -> Result<bool, WeightsError> {
+        /// Bytes that are read at once.
+        const PIECE: usize = 4 << 20;
+        if a.dtype != b.dtype || a.shape != b.shape {
+            return Ok(false);
+        }
+        for first in (0..a.n_bytes).step_by(PIECE) {
+            let range = first..(first + PIECE).min(a.n_bytes);
+            if self.read(a, range.clone())? != self.read(b, range)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Reads a range of a tensor's bytes.

@@ -1,29 +1,29 @@
 //! The safetensors format: a length, a JSON header, the tensors' bytes.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Component, Path};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{Entry, WeightsError};
+use super::{Entry, ShardIndex, WeightsError};
 
-/// The names of the shards that the index at `path` (`model.safetensors.index.json`) lists.
-pub(super) fn shards(path: &Path, json: &[u8]) -> Result<BTreeSet<String>, WeightsError> {
+/// Reads the index at `path` (`model.safetensors.index.json`).
+pub(super) fn index(path: &Path, json: &[u8]) -> Result<ShardIndex, WeightsError> {
     let format = |message: String| WeightsError::Format { path: path.to_path_buf(), message };
     let json: serde_json::Value = serde_json::from_slice(json).map_err(|e| format(e.to_string()))?;
     let map = json["weight_map"].as_object().ok_or_else(|| format("no `weight_map`".into()))?;
-    let names: BTreeSet<&str> = map.values().filter_map(|v| v.as_str()).collect();
     // A name with a path in it could reach outside the folder.
     let is_plain = |name: &str| {
         let mut parts = Path::new(name).components();
         matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
     };
-    if let Some(odd) = names.iter().find(|name| !is_plain(name)) {
-        return Err(format(format!("`{odd}` is not the name of a file in the folder")));
-    }
-    Ok(names.into_iter().map(str::to_string).collect())
+    let shard = |(tensor, name): (&String, &serde_json::Value)| match name.as_str() {
+        Some(name) if is_plain(name) => Ok((tensor.clone(), name.to_string())),
+        Some(odd) => Err(format(format!("`{odd}` is not the name of a file in the folder"))),
+        None => Err(format(format!("`{tensor}` has {name}, expected the name of a file"))),
+    };
+    Ok(ShardIndex { path: path.to_path_buf(), shards: map.iter().map(shard).collect::<Result<_, _>>()? })
 }
 
 /// Longest header in bytes: the limit of the `safetensors` library.

@@ -229,20 +229,35 @@ impl Sequence {
         }
     }
 
-    /// Adds `piece` to the held text, and returns the part that cannot belong to a stop text. Finishes at a stop text.
+    /// Adds `piece` to the held text, and returns the part that cannot belong to a stop text. Finishes at a stop text,
+    /// also if the decoder still holds a part of it back.
     fn release(&mut self, piece: &str) -> String {
         self.held.push_str(piece);
         let stops = || self.request.stop.iter().filter(|s| !s.is_empty());
-        if let Some(at) = stops().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        if stops().next().is_none() {
+            return std::mem::take(&mut self.held);
+        }
+        let pending = self.decoder.as_ref().and_then(|d| d.pending().ok()).unwrap_or_default();
+        let n_held = self.held.len();
+        self.held.push_str(&pending);
+        if let Some(at) = self.stop_at() {
             self.finished = Some(FinishReason::Stop);
             self.decoder = None; // nothing follows a stop text
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }
+        self.held.truncate(n_held);
+        let stops = || self.request.stop.iter().filter(|s| !s.is_empty());
         let is_open = |at: &usize| stops().any(|stop| stop.starts_with(&self.held[*at..]));
         let keep = self.held.char_indices().map(|(at, _)| at).find(is_open).unwrap_or(self.held.len());
         let kept = self.held.split_off(keep);
         std::mem::replace(&mut self.held, kept)
+    }
+
+    /// Where the first stop text in the held text begins.
+    fn stop_at(&self) -> Option<usize> {
+        let stops = self.request.stop.iter().filter(|stop| !stop.is_empty());
+        stops.filter_map(|stop| self.held.find(stop.as_str())).min()
     }
 
     pub fn fail(&mut self, error: EngineError, events: &mut Vec<Event>) {
@@ -253,12 +268,16 @@ impl Sequence {
 
     /// The last event, once nothing is in flight. `None` after a failure, which has had its event.
     pub fn done(&mut self) -> Option<Event> {
-        let finish_reason = self.finished?;
+        let mut finish_reason = self.finished?;
         if self.failed {
             return None;
         }
-        let mut text = std::mem::take(&mut self.held);
-        text.push_str(&self.decoder.as_mut().and_then(|d| d.finish().ok()).unwrap_or_default());
+        self.held.push_str(&self.decoder.as_mut().and_then(|d| d.finish().ok()).unwrap_or_default());
+        if let Some(at) = self.stop_at() {
+            finish_reason = FinishReason::Stop;
+            self.held.truncate(at);
+        }
+        let text = std::mem::take(&mut self.held);
         let n_generated = self.tokens.len() - self.n_prompt();
         let usage = Usage {
             prompt_tokens: self.n_prompt(),

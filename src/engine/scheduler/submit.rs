@@ -7,7 +7,7 @@ use super::sequence::Sequence;
 use super::{Limits, Scheduler};
 use crate::engine::error::{NEEDS_CLIP, NO_AUDIO_ENCODER};
 use crate::engine::{EngineError, Request, RequestId};
-use crate::text::{StreamDecoder, Tokenizer};
+use crate::text::StreamDecoder;
 
 impl Scheduler {
     /// Queues a request. Its events carry the id.
@@ -29,7 +29,8 @@ impl Scheduler {
             clips.hold(speech.clip);
         }
         let seed = request.sampling.seed.unwrap_or_else(|| random_seed(id));
-        let decoder = self.tokenizer.as_ref().map(|t| decoder_after(t, &request.prompt));
+        let decoder = self.tokenizer.as_ref().map(|t| StreamDecoder::after(t, &request.prompt, true));
+        let decoder = decoder.transpose()?;
         self.waiting.insert(id, Sequence::new(id, request, seed, most, decoder));
         Ok(id)
     }
@@ -103,20 +104,6 @@ impl Scheduler {
             }
         }
     }
-}
-
-/// A decoder with the end of the prompt as context. SentencePiece decoders drop a space at the beginning of a text, and
-/// an answer is not the beginning of a text, except after a special token (a turn of a chat).
-fn decoder_after(tokenizer: &Tokenizer, prompt: &[u32]) -> StreamDecoder {
-    /// Tokens that may affect a character or a space after them.
-    const CONTEXT: usize = 8;
-    let mut decoder = StreamDecoder::new(tokenizer, true);
-    let n_text = prompt.iter().rev().take(CONTEXT).take_while(|t| !tokenizer.is_special(**t)).count();
-    for token in &prompt[prompt.len() - n_text..] {
-        // The prompt's text is not needed; ids that do not decode do not affect the answer.
-        let _ = decoder.push(*token);
-    }
-    decoder
 }
 
 /// A seed that differs from request to request and from run to run.

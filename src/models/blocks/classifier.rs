@@ -2,66 +2,60 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde_json::Value;
 
 use super::{LayerNorm, Linear, Target};
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::models::settings::{LABELS, Read, Settings};
 use crate::models::{Capacity, LabelScratch, Labels, Loader, ModelError, ModelShape, Problem, Scratch};
 use crate::ops::{self, Act, Pooling, Rows};
 
-/// The keys of `config.json` that describe a classification head.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct LabelKeys {
-    architectures: Option<Vec<String>>,
-    id2label: Option<BTreeMap<String, String>>,
-    num_labels: Option<usize>,
-    problem_type: Option<String>,
+/// Reads the labels, if the checkpoint has a sequence-classification head. Default names: `LABEL_0`, `LABEL_1` …, as in
+/// transformers' `configuration_utils.py`.
+pub(crate) fn read_labels(s: &Settings<'_>) -> Read<Option<Labels>> {
+    let architectures = s.texts("architectures")?.unwrap_or_default();
+    if !architectures.iter().any(|name| name.ends_with("ForSequenceClassification")) {
+        return Ok(None);
+    }
+    let names = match s.object("id2label")? {
+        Some(by_id) => names_by_id(s, &by_id)?,
+        None => (0..s.whole("num_labels", LABELS, 2)?).map(|i| format!("LABEL_{i}")).collect(),
+    };
+    let problems = [
+        ("single_label_classification", Problem::SingleLabel),
+        ("multi_label_classification", Problem::MultiLabel),
+        ("regression", Problem::Regression),
+    ];
+    let problem = s.some_one_of("problem_type", &problems)?.unwrap_or(match names.len() {
+        1 => Problem::Regression,
+        _ => Problem::SingleLabel,
+    });
+    Ok(Some(Labels { names, problem }))
 }
 
-impl LabelKeys {
-    /// The labels, if the checkpoint has a sequence-classification head. Default names: `LABEL_0`, `LABEL_1` …, as in
-    /// transformers' `configuration_utils.py`.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`] if the ids are not 0, 1, 2 …; [`ModelError::Unsupported`] if the kind of problem is
-    /// unknown.
-    pub fn labels(&self) -> Result<Option<Labels>, ModelError> {
-        let mut architectures = self.architectures.iter().flatten();
-        if !architectures.any(|name| name.ends_with("ForSequenceClassification")) {
-            return Ok(None);
-        }
-        let names: Vec<String> = match &self.id2label {
-            None => (0..self.num_labels.unwrap_or(2)).map(|i| format!("LABEL_{i}")).collect(),
-            Some(by_id) => {
-                let name = |i: usize| by_id.get(&i.to_string()).cloned();
-                (0..by_id.len()).map(name).collect::<Option<_>>().ok_or_else(|| {
-                    let found = by_id.keys().map(|id| format!("`{id}`")).collect::<Vec<_>>().join(", ");
-                    let message =
-                        format!("`id2label` has the ids {found}, expected 0 to {}", by_id.len() - 1);
-                    ModelError::Config { message }
-                })?
-            }
+/// The names in `id2label`, whose keys must be 0, 1, 2 …. A name may be written as a number.
+fn names_by_id(s: &Settings<'_>, by_id: &Settings<'_>) -> Read<Vec<String>> {
+    let mut names = BTreeMap::new();
+    for (id, written) in by_id.entries() {
+        let Ok(number) = id.trim().parse::<usize>() else {
+            return Err(by_id.wrong_value(id, written, "a whole number as its key"));
         };
-        if names.is_empty() {
-            return Err(ModelError::Config {
-                message: "`id2label` is empty, expected a label or more".into(),
-            });
-        }
-        let problem = match self.problem_type.as_deref() {
-            Some("single_label_classification") => Problem::SingleLabel,
-            Some("multi_label_classification") => Problem::MultiLabel,
-            Some("regression") => Problem::Regression,
-            None if names.len() == 1 => Problem::Regression,
-            None => Problem::SingleLabel,
-            Some(found) => {
-                let expected =
-                    "`single_label_classification`, `multi_label_classification` or `regression`".into();
-                return Err(ModelError::Unsupported { key: "problem_type", found: found.into(), expected });
-            }
+        let name = match serde_json::from_str(written) {
+            Ok(Value::String(name)) => name,
+            Ok(Value::Number(_)) => written.to_string(),
+            _ => return Err(by_id.wrong(id, "the name of a label")),
         };
-        Ok(Some(Labels { names, problem }))
+        names.insert(number, name);
     }
+    let n = names.len();
+    if n == 0 {
+        return Err(s.wrong("id2label", "a label or more"));
+    }
+    if names.keys().copied().ne(0..n) {
+        let found = names.keys().map(usize::to_string).collect::<Vec<_>>().join(", ");
+        return Err(s.wrong_value("id2label", found, format!("the ids 0 to {}", n - 1)));
+    }
+    Ok(names.into_values().collect())
 }
 
 /// Names and options of a head's weights.

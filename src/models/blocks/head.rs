@@ -23,21 +23,31 @@ pub struct Head {
 }
 
 impl Head {
-    /// The head after `norm`. Its weights are those of `embedding` if it is `tied`, else those of `name`, of the same
-    /// shape.
+    /// The head after `norm`. `tables` are the names of the embedding and of the head, which have the same shape. If the
+    /// head is `tied`, its weights are the embedding's, unless the checkpoint stores others: as in transformers 5, what
+    /// is stored counts more than the config.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
     pub fn load(
         loader: &mut Loader,
-        name: &str,
+        tables: [&str; 2],
         norm: FinalNorm,
         embedding: &Tensor,
         tied: bool,
     ) -> Result<Self, ModelError> {
-        let w = match tied {
-            true => embedding.clone(),
-            false => loader.table(name, [embedding.n_rows(), embedding.n_cols()])?,
+        let [embedding_name, head] = tables;
+        let is_shared = tied && !loader.differ(embedding_name, head)?;
+        let w = if is_shared {
+            loader.ignore(head);
+            embedding.clone()
+        } else {
+            if tied && !loader.gpu().is_plan() {
+                log::warn!(
+                    "`tie_word_embeddings` is true, but `{head}` differs from `{embedding_name}`: used as stored"
+                );
+            }
+            loader.table(head, [embedding.n_rows(), embedding.n_cols()])?
         };
         Ok(Head { norm, w })
     }

@@ -2,6 +2,7 @@
 
 use super::{Linear, Target};
 use crate::gpu::Recorder;
+use crate::models::settings::{Read, Settings};
 use crate::models::{Activations, Loader, ModelError};
 use crate::ops::{self, Act, Input, Rows};
 
@@ -52,14 +53,7 @@ impl Mlp {
     }
 }
 
-/// The activation function that a config names.
-///
-/// # Errors
-/// [`ModelError::Unsupported`].
-pub(crate) fn act(key: &'static str, name: &str) -> Result<Act, ModelError> {
-    Act::from_name(name).ok_or_else(|| ModelError::Unsupported {
-        key,
-        found: name.to_string(),
-        expected: "`silu`, `gelu`, `gelu_new`, `gelu_pytorch_tanh`, `relu` or `tanh`".into(),
-    })
+/// Reads the key of an activation function.
+pub(crate) fn act(s: &Settings<'_>, key: &str, default: &str) -> Read<Act> {
+    s.one_of(key, &Act::NAMES, default)
 }

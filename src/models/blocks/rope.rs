@@ -4,101 +4,137 @@
 //! frequencies reach a hundred thousand radians.
 
 use std::f64::consts::PI;
-
-use serde::Deserialize;
+use std::ops::RangeInclusive;
 
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Tensor};
 use crate::models::ModelError;
+use crate::models::settings::{ROWS, Read, Settings};
 use crate::ops::Rotary;
 
 /// Positions computed and written at once.
 const PIECE: usize = 1024;
 
+/// The base of the frequencies. Published models have 10 thousand to 100 million.
+pub(crate) const THETA: RangeInclusive<f64> = 2.0..=1e15;
+/// The factor by which a context is extended. Published models have 2 to 128.
+const FACTOR: RangeInclusive<f64> = 0.01..=1e6;
+/// Numbers of rotations within the original context, and factors between them.
+const ROTATIONS: RangeInclusive<f64> = 1e-3..=1e6;
+/// Factors on scores.
+const SCORES: RangeInclusive<f64> = 0.0..=1e3;
+
 /// The method for positions beyond those of the training.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RopeType {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RopeType {
     /// No scaling (Su et al. 2021).
-    #[default]
     Default,
     /// Positions divided by the factor (Chen et al. 2023).
     Linear,
+    /// As `Default` within the trained length. Beyond it, the frequencies would depend on the length of each text.
+    Dynamic,
     /// Low frequencies divided, high ones kept, blended between (Llama 3.1).
     Llama3,
     /// As `Llama3`, by the number of rotations in the original context, and with a factor on scores (Peng et al. 2023).
     Yarn,
 }
 
-/// `rope_parameters` of transformers 5, `rope_scaling` of earlier ones.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
-pub struct RopeScaling {
-    rope_theta: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    rope_type: Option<RopeType>,
-    /// The key's earlier name. Files have either or both.
-    r#type: Option<RopeType>,
-    factor: Option<f64>,
-    original_max_position_embeddings: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    beta_fast: Option<f64>,
-    beta_slow: Option<f64>,
-    attention_factor: Option<f64>,
-    mscale: Option<f64>,
-    mscale_all_dim: Option<f64>,
-    truncate: Option<bool>,
+impl RopeType {
+    /// By their names. `longrope`, a list of factors for each frequency, is not among them.
+    const NAMES: [(&str, RopeType); 5] = [
+        ("default", RopeType::Default),
+        ("linear", RopeType::Linear),
+        ("dynamic", RopeType::Dynamic),
+        ("llama3", RopeType::Llama3),
+        ("yarn", RopeType::Yarn),
+    ];
 }
 
-/// The keys of a config for rotation, in both forms that exist.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// What an object with the keys of a scaling leaves to those around it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Around {
+    /// The model's maximum number of positions.
+    pub trained: usize,
+    /// That before the scaling. It counts more than the object's.
+    pub original: Option<usize>,
+    /// The base of the frequencies, if the object has none.
+    pub theta: f64,
+    /// The part of a head that is rotated, if the object has none.
+    pub partial: f64,
+}
+
+/// The rotation that a config describes.
+#[derive(Clone, Debug)]
 pub struct Rope {
-    rope_theta: Option<f64>,
-    partial_rotary_factor: Option<f64>,
-    rope_scaling: Option<RopeScaling>,
-    rope_parameters: Option<RopeScaling>,
+    /// Frequencies of the rotated pairs of a head, in radians per position.
+    pub frequencies: Vec<f64>,
+    /// The factor on cosines and sines.
+    pub factor: f64,
+    /// The most positions for which the frequencies hold. Default: any number.
+    limit: Option<usize>,
 }
 
 impl Rope {
-    /// A rotation with this scaling, and `theta` if that has none.
-    pub fn new(scaling: Option<RopeScaling>, theta: f64) -> Rope {
-        Rope { rope_theta: Some(theta), rope_parameters: scaling, ..Rope::default() }
+    /// Reads the keys in both forms that exist: `rope_parameters` of transformers 5, or `rope_scaling` with
+    /// `rope_theta` of earlier versions. `trained` is the model's maximum number of positions.
+    pub(crate) fn read(s: &Settings<'_>, head_dim: usize, trained: usize, theta: f64) -> Read<Rope> {
+        let theta = s.real("rope_theta", THETA, theta)?;
+        // transformers 5 takes `rope_scaling`, if it is there and not empty.
+        let earlier = s.object("rope_scaling")?.filter(|scaling| scaling.entries().next().is_some());
+        let scaling = match earlier {
+            Some(scaling) => Some(scaling),
+            None => s.object("rope_parameters")?,
+        };
+        let partial = s.real("partial_rotary_factor", 0.0..=1.0, 1.0)?;
+        let original = s.some_whole("original_max_position_embeddings", ROWS, None)?;
+        match scaling {
+            Some(scaling) => {
+                let around = Around { trained, original, theta, partial };
+                Rope::scaled(&scaling, head_dim, around)
+            }
+            None => Rope::plain(head_dim, theta, partial)
+                .ok_or_else(|| s.wrong_value("partial_rotary_factor", partial, rotates(head_dim))),
+        }
     }
 
-    /// Frequencies of the rotated pairs of a head in radians per position, and the factor on cosines and sines.
-    ///
-    /// The formulas are those of transformers' `modeling_rope_utils.py`.
-    ///
-    /// # Errors
-    /// [`ModelError::Config`] if a key of the scaling is missing.
-    pub fn frequencies(&self, head_dim: usize, max_seq_len: usize) -> Result<(Vec<f64>, f64), ModelError> {
-        let s = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref()).cloned().unwrap_or_default();
-        let theta = s.rope_theta.or(self.rope_theta).unwrap_or(10_000.0);
-        let partial = s.partial_rotary_factor.or(self.partial_rotary_factor).unwrap_or(1.0);
-        let dim = (head_dim as f64 * partial) as usize / 2 * 2;
-        if dim == 0 || dim > head_dim || theta.is_nan() || theta <= 1.0 {
-            let message =
-                format!("`rope_theta` {theta} with `partial_rotary_factor` {partial} rotates nothing");
-            return Err(ModelError::Config { message });
-        }
-        let need = |value: Option<f64>, key: &str| {
-            value.ok_or_else(|| ModelError::Config { message: format!("`rope_scaling` lacks `{key}`") })
+    /// Reads an object with the keys of a scaling. The formulas are those of transformers' `modeling_rope_utils.py`.
+    pub(crate) fn scaled(s: &Settings<'_>, head_dim: usize, around: Around) -> Read<Rope> {
+        let trained = around.trained;
+        let theta = s.real("rope_theta", THETA, around.theta)?;
+        let partial = s.real("partial_rotary_factor", 0.0..=1.0, around.partial)?;
+        let Some(plain) = Rope::plain(head_dim, theta, partial) else {
+            return Err(s.wrong_value("partial_rotary_factor", partial, rotates(head_dim)));
         };
-        let plain: Vec<f64> = (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64)).collect();
-        let original = s.original_max_position_embeddings;
-        match s.rope_type.or(s.r#type).unwrap_or_default() {
-            RopeType::Default => Ok((plain, 1.0)),
+        let need = |key: &str, range: RangeInclusive<f64>| {
+            let missing = || s.wrong(key, format!("a number from {} to {}", range.start(), range.end()));
+            s.some_real(key, range.clone())?.ok_or_else(missing)
+        };
+        // The second is the key's earlier name. Files have either or both.
+        let kind = match s.some_one_of("rope_type", &RopeType::NAMES)? {
+            Some(kind) => kind,
+            None => s.some_one_of("type", &RopeType::NAMES)?.unwrap_or(RopeType::Default),
+        };
+        let original = s.some_whole("original_max_position_embeddings", ROWS, None)?;
+        let original = around.original.or(original).unwrap_or(trained) as f64;
+        match kind {
+            RopeType::Default => Ok(plain),
             RopeType::Linear => {
-                let factor = need(s.factor, "factor")?;
-                Ok((plain.iter().map(|f| f / factor).collect(), 1.0))
+                let factor = need("factor", FACTOR)?;
+                Ok(plain.map(|_, f| f / factor))
+            }
+            RopeType::Dynamic => {
+                need("factor", FACTOR)?;
+                Ok(Rope { limit: Some(trained), ..plain })
             }
             RopeType::Llama3 => {
-                let factor = need(s.factor, "factor")?;
-                let low = need(s.low_freq_factor, "low_freq_factor")?;
-                let high = need(s.high_freq_factor, "high_freq_factor")?;
-                let original = need(original, "original_max_position_embeddings")?;
-                let scaled = |f: f64| {
+                let factor = need("factor", FACTOR)?;
+                let low = need("low_freq_factor", ROTATIONS)?;
+                let high = need("high_freq_factor", ROTATIONS)?;
+                if high <= low {
+                    let expected = format!("a number above `low_freq_factor`, which is {low}");
+                    return Err(s.wrong("high_freq_factor", expected));
+                }
+                Ok(plain.map(|_, f| {
                     let wavelength = 2.0 * PI / f;
                     if wavelength < original / high {
                         f
@@ -108,60 +144,77 @@ impl Rope {
                         let smooth = (original / wavelength - low) / (high - low);
                         (1.0 - smooth) * f / factor + smooth * f
                     }
-                };
-                Ok((plain.into_iter().map(scaled).collect(), 1.0))
+                }))
             }
             RopeType::Yarn => {
-                let original = original.unwrap_or(max_seq_len as f64);
-                let factor = s.factor.unwrap_or(max_seq_len as f64 / original);
+                let factor = s.some_real("factor", FACTOR)?.unwrap_or(trained as f64 / original);
                 let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-                let attention_factor =
-                    s.attention_factor.unwrap_or_else(|| match (s.mscale, s.mscale_all_dim) {
-                        (Some(m), Some(all)) if m != 0.0 && all != 0.0 => mscale(m) / mscale(all),
-                        _ => mscale(1.0),
-                    });
+                let (m, all) = (s.some_real("mscale", SCORES)?, s.some_real("mscale_all_dim", SCORES)?);
+                let on_scores = s.some_real("attention_factor", SCORES)?.unwrap_or_else(|| match (m, all) {
+                    (Some(m), Some(all)) if m != 0.0 && all != 0.0 => mscale(m) / mscale(all),
+                    _ => mscale(1.0),
+                });
+                let fast = s.real("beta_fast", ROTATIONS, 32.0)?;
+                let slow = s.real("beta_slow", ROTATIONS, 1.0)?;
+                if fast < slow {
+                    let expected = format!("at least `beta_slow`, which is {slow}");
+                    return Err(s.wrong_value("beta_fast", fast, expected));
+                }
                 // The dimension that rotates `n` times within the original context.
-                let turning = |n: f64| dim as f64 * (original / (n * 2.0 * PI)).ln() / (2.0 * theta.ln());
-                let mut low = turning(s.beta_fast.unwrap_or(32.0));
-                let mut high = turning(s.beta_slow.unwrap_or(1.0));
-                if s.truncate.unwrap_or(true) {
+                let dim = 2.0 * plain.frequencies.len() as f64;
+                let turning = |n: f64| dim * (original / (n * 2.0 * PI)).ln() / (2.0 * theta.ln());
+                let (mut low, mut high) = (turning(fast), turning(slow));
+                if s.flag("truncate", true)? {
                     (low, high) = (low.floor(), high.ceil());
                 }
-                (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
+                (low, high) = (low.max(0.0), high.min(dim - 1.0));
                 if low == high {
                     high += 0.001;
                 }
-                let blend = |(i, f): (usize, f64)| {
+                let blended = plain.map(|i, f| {
                     let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
                     f / factor * ramp + f * (1.0 - ramp)
-                };
-                Ok((plain.into_iter().enumerate().map(blend).collect(), attention_factor))
+                });
+                Ok(Rope { factor: on_scores, ..blended })
             }
         }
+    }
+
+    /// A rotation with no scaling of the first `partial` of a head's elements; `None` if that is not even a pair.
+    pub(crate) fn plain(head_dim: usize, theta: f64, partial: f64) -> Option<Rope> {
+        let dim = (head_dim as f64 * partial) as usize / 2 * 2;
+        let frequencies = (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64)).collect();
+        (dim > 0).then_some(Rope { frequencies, factor: 1.0, limit: None })
+    }
+
+    fn map(self, scaled: impl Fn(usize, f64) -> f64) -> Rope {
+        let frequencies = self.frequencies.iter().enumerate().map(|(i, f)| scaled(i, *f)).collect();
+        Rope { frequencies, ..self }
     }
 
     /// The table for `n_positions` positions in device memory.
     ///
     /// # Errors
-    /// As [`Rope::frequencies`]; [`ModelError::Weights`] if the device has no memory.
-    pub fn table(
-        &self,
-        gpu: &Gpu,
-        head_dim: usize,
-        max_seq_len: usize,
-        n_positions: usize,
-    ) -> Result<Rotary, ModelError> {
-        let (frequencies, factor) = self.frequencies(head_dim, max_seq_len)?;
-        let n_rot = 2 * frequencies.len();
+    /// [`ModelError::Unsupported`] if the frequencies do not hold for so many positions; [`ModelError::Weights`] if the
+    /// device has no memory.
+    pub fn table(&self, gpu: &Gpu, n_positions: usize) -> Result<Rotary, ModelError> {
+        if let Some(limit) = self.limit.filter(|limit| n_positions > *limit) {
+            return Err(ModelError::Unsupported {
+                key: "rope_type",
+                found: "dynamic".into(),
+                expected: format!("another one for a context of {n_positions}: it holds up to {limit}"),
+            });
+        }
+        let n_rot = 2 * self.frequencies.len();
         let cos_sin = Tensor::zeros(gpu, "cos_sin", [n_positions, n_rot], Dtype::U32)?;
         let mut piece = Vec::with_capacity(PIECE * n_rot);
         let n_filled = if gpu.is_plan() { 0 } else { n_positions };
         for first in (0..n_filled).step_by(PIECE) {
             piece.clear();
             for pos in first..(first + PIECE).min(n_filled) {
-                for f in &frequencies {
+                for f in &self.frequencies {
                     let (sin, cos) = (pos as f64 * f).sin_cos();
-                    piece.extend([(cos * factor) as f32, (sin * factor) as f32].map(f32::to_bits));
+                    piece.extend([cos, sin].map(|x| ((x * self.factor) as f32).to_bits()));
                 }
             }
             cos_sin.write(gpu, first, bytemuck::cast_slice(&piece));
@@ -170,19 +223,28 @@ impl Rope {
     }
 }
 
+/// What `partial_rotary_factor` must be.
+fn rotates(head_dim: usize) -> String {
+    format!("a number that rotates at least 2 of the {head_dim} elements of a head")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::settings::SettingError;
+
+    fn read(config: &str, head_dim: usize) -> Result<Rope, SettingError> {
+        Rope::read(&Settings::parse(config).expect("an object"), head_dim, 512, 10_000.0)
+    }
 
     /// Compares with transformers' `ROPE_INIT_FUNCTIONS`, which computes in f32.
     fn check(config: &str, head_dim: usize, expected: &[f64], factor: f64) {
-        let rope: Rope = serde_json::from_str(config).expect("config");
-        let (found, found_factor) = rope.frequencies(head_dim, 512).expect("frequencies");
-        assert_eq!(found.len(), head_dim / 2);
-        for (f, e) in found.iter().zip(expected) {
+        let found = read(config, head_dim).expect("a rotation");
+        assert_eq!(found.frequencies.len(), head_dim / 2);
+        for (f, e) in found.frequencies.iter().zip(expected) {
             assert!((f - e).abs() < 2e-6 * e, "{config}: {f}, expected {e}");
         }
-        assert!((found_factor - factor).abs() < 1e-9, "{config}: {found_factor}, expected {factor}");
+        assert!((found.factor - factor).abs() < 1e-9, "{config}: {}, expected {factor}", found.factor);
     }
 
     #[test]
@@ -220,17 +282,63 @@ mod tests {
     }
 
     #[test]
+    fn the_original_length_is_the_trained_one_if_no_key_has_it() {
+        let llama3 = |around: &str, within: &str| {
+            let config = format!(
+                r#"{{{around} "rope_scaling": {{{within} "rope_type": "llama3", "factor": 8.0,
+                "low_freq_factor": 1.0, "high_freq_factor": 4.0}}}}"#
+            );
+            read(&config, 32).expect("a rotation").frequencies
+        };
+        let key = |n: usize| format!(r#""original_max_position_embeddings": {n},"#);
+        assert_eq!(llama3("", ""), llama3("", &key(512)));
+        assert_eq!(llama3(&key(64), &key(512)), llama3("", &key(64)));
+        assert_ne!(llama3("", ""), llama3("", &key(64)));
+    }
+
+    #[test]
     fn a_part_of_a_head_can_be_rotated() {
-        let rope: Rope = serde_json::from_str(r#"{"partial_rotary_factor": 0.25}"#).expect("config");
-        let (found, _) = rope.frequencies(32, 512).expect("frequencies");
+        let found = read(r#"{"partial_rotary_factor": 0.25}"#, 32).expect("a rotation").frequencies;
         assert_eq!(found.len(), 4);
         assert!((found[1] - 0.1).abs() < 1e-12, "10000^(-2/8)");
+        let error = read(r#"{"partial_rotary_factor": 0.01}"#, 32).expect_err("no pair").to_string();
+        assert!(error.contains("`partial_rotary_factor` is `0.01`, expected"), "{error}");
+    }
+
+    #[test]
+    fn dynamic_scaling_is_plain_within_the_trained_length() {
+        let plain = read("{}", 32).expect("a rotation");
+        let dynamic = r#"{"rope_scaling": {"type": "dynamic", "factor": 4.0}}"#;
+        let dynamic = read(dynamic, 32).expect("a rotation");
+        assert_eq!((&dynamic.frequencies, dynamic.factor), (&plain.frequencies, 1.0));
+        assert_eq!((dynamic.limit, plain.limit), (Some(512), None));
     }
 
     #[test]
     fn what_a_scaling_lacks_is_named() {
-        let rope: Rope = serde_json::from_str(r#"{"rope_scaling": {"type": "llama3"}}"#).expect("config");
-        let error = rope.frequencies(32, 512).expect_err("no factor").to_string();
-        assert!(error.contains("`factor`"), "{error}");
+        let error = |scaling: &str| {
+            let config = format!(r#"{{"rope_scaling": {scaling}}}"#);
+            read(&config, 32).expect_err(scaling).to_string()
+        };
+        for (scaling, key) in [
+            (r#"{"type": "llama3"}"#, "rope_scaling.factor` is missing"),
+            (r#"{"type": "llama3", "factor": 8, "low_freq_factor": 1}"#, "high_freq_factor` is missing"),
+            (
+                r#"{"type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4}"#,
+                "high_freq_factor` is `4`, expected a number above `low_freq_factor`, which is 4",
+            ),
+            (r#"{"type": "linear", "factor": 0}"#, "factor` is `0`, expected a number from 0.01 to 1000000"),
+            (r#"{"type": "linear", "factor": -2.0}"#, "factor` is `-2.0`, expected"),
+            (r#"{"type": "linear", "factor": 1e300}"#, "factor` is `1e300`, expected"),
+            (
+                r#"{"type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 2}"#,
+                "beta_fast` is `1`, expected",
+            ),
+            (r#"{"type": "longrope", "factor": 4}"#, "rope_scaling.type` is `longrope`, expected `default`"),
+            (r#"{"rope_type": 4}"#, "rope_type` is `4`, expected"),
+            ("[]", "`rope_scaling` is `[]`, expected an object"),
+        ] {
+            assert!(error(scaling).contains(key), "{scaling}: {}", error(scaling));
+        }
     }
 }

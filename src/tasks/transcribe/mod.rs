@@ -18,8 +18,7 @@ mod words;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 
 pub use format::{Transcript, TranscriptFormat, TranscriptWriter};
 pub use languages::{LANGUAGES, language_name};
@@ -210,12 +209,13 @@ impl Transcriber {
         let tokens = SpeechTokens::new(files, &tokenizer)?;
         let language = match &options.language {
             Some(language) => tokens.language(language)?,
-            None => None,
+            None => tokens.default_language,
         };
         if !tokens.can(options.task) {
             return Err(TranscribeError::NoTranslation);
         }
-        let alignment_heads = alignment_heads(&files.generation.json, &sound.cross_attention)?;
+        let alignment_heads =
+            alignment_heads(&files.generation.speech.alignment_heads, &sound.cross_attention);
         Ok(Transcriber(Arc::new(Plan { tokens, tokenizer, options, language, alignment_heads })))
     }
 
@@ -260,19 +260,13 @@ impl Transcriber {
 /// Most alignment heads if the checkpoint names none: each one's weights over a clip are read back for every token.
 const MOST_HEADS: usize = 24;
 
-/// The alignment heads in `generation_config.json`, or some heads of the upper half of the decoder, evenly spread
+/// The alignment heads that the checkpoint names, or some heads of the upper half of the decoder, evenly spread
 /// (`whisper/model.py` takes all of these).
-fn alignment_heads(generation: &Value, layers: &[Attention]) -> Result<Vec<[usize; 2]>, TranscribeError> {
-    let listed = match generation.get("alignment_heads") {
-        None | Some(Value::Null) => None,
-        Some(list) => Some(Vec::<[usize; 2]>::deserialize(list).map_err(|e| EngineError::Config {
-            path: "generation_config.json".into(),
-            message: format!("`alignment_heads`: {e}"),
-        })?),
-    };
+fn alignment_heads(named: &[[usize; 2]], layers: &[Attention]) -> Vec<[usize; 2]> {
+    if !named.is_empty() {
+        return named.to_vec();
+    }
     let of_layer = |layer: usize| (0..layers[layer].n_heads).map(move |head| [layer, head]);
-    Ok(listed.unwrap_or_else(|| {
-        let upper: Vec<[usize; 2]> = (layers.len() / 2..layers.len()).flat_map(of_layer).collect();
-        upper.iter().copied().step_by(upper.len().div_ceil(MOST_HEADS).max(1)).collect()
-    }))
+    let upper: Vec<[usize; 2]> = (layers.len() / 2..layers.len()).flat_map(of_layer).collect();
+    upper.iter().copied().step_by(upper.len().div_ceil(MOST_HEADS).max(1)).collect()
 }

@@ -1,11 +1,9 @@
 //! Whisper's special tokens: languages, tasks, and suppressed tokens.
 
-use serde_json::Value;
-
 use super::languages::{self, LANGUAGES};
 use super::{SpeechTask, TranscribeError};
-use crate::checkpoint::ModelFiles;
-use crate::engine::{SpeechRules, TimestampRules};
+use crate::checkpoint::{GenerationConfig, ModelFiles};
+use crate::engine::{EngineError, SpeechRules, TimestampRules};
 use crate::text::Tokenizer;
 
 /// Size of the vocabulary from which on a checkpoint counts as multilingual, if it does not specify that
@@ -40,25 +38,23 @@ pub(super) struct SpeechTokens {
     /// Suppressed at the beginning.
     suppress_first: Vec<u32>,
     max_initial: u32,
+    /// The language if nobody chooses one, by the checkpoint. Default: detected.
+    pub default_language: Option<Language>,
 }
 
 impl SpeechTokens {
     /// # Errors
-    /// [`TranscribeError::Token`] with the first missing token.
+    /// [`TranscribeError::Token`] with the first missing token, [`EngineError::Config`] with a list that is too long.
     pub fn new(files: &ModelFiles, tokenizer: &Tokenizer) -> Result<SpeechTokens, TranscribeError> {
-        let generation = &files.generation.json;
+        let GenerationConfig { speech, path, .. } = &files.generation;
         let vocab_size = files.architecture.shape().vocab_size;
         let id = |name: &str| tokenizer.token_to_id(name).filter(|id| (*id as usize) < vocab_size);
         let need = |name: &'static str| id(name).ok_or(TranscribeError::Token { name });
-        let list = |key: &str| generation.get(key).and_then(Value::as_array).map(|ids| numbers(ids));
 
         let start = need("<|startoftranscript|>")?;
         let end = need("<|endoftext|>")?;
         let no_timestamps = need("<|notimestamps|>")?;
-        let is_multilingual = match generation.get("is_multilingual").and_then(Value::as_bool) {
-            Some(stated) => stated,
-            None => vocab_size >= MULTILINGUAL_VOCAB,
-        };
+        let is_multilingual = speech.is_multilingual.unwrap_or(vocab_size >= MULTILINGUAL_VOCAB);
         let language = |(code, _): (&'static str, &str)| {
             id(&format!("<|{code}|>")).map(|token| Language { code, token })
         };
@@ -70,29 +66,34 @@ impl SpeechTokens {
         let (transcribe, translate) = (id("<|transcribe|>"), id("<|translate|>"));
 
         // The checkpoint's list, and all special tokens, which are no text.
-        let mut suppress = list("suppress_tokens").unwrap_or_default();
+        let mut suppress = speech.suppress_tokens.clone().unwrap_or_default();
         suppress.extend(
             [Some(start), previous, id("<|startoflm|>"), no_speech, transcribe, translate].iter().flatten(),
         );
         suppress.retain(|token| (*token as usize) < vocab_size);
         suppress.sort_unstable();
         suppress.dedup();
-        let suppress_first = match list("begin_suppress_tokens") {
-            Some(tokens) => tokens,
-            None => tokenizer
-                .encode_plain(" ")
-                .map_err(crate::engine::EngineError::from)?
-                .into_iter()
-                .chain([end])
-                .collect(),
+        let mut suppress_first = match &speech.begin_suppress_tokens {
+            Some(tokens) => tokens.clone(),
+            None => {
+                tokenizer.encode_plain(" ").map_err(EngineError::from)?.into_iter().chain([end]).collect()
+            }
         };
-        let stated = generation.get("max_initial_timestamp_index").and_then(Value::as_u64);
-        let max_initial = stated.and_then(|index| u32::try_from(index).ok()).unwrap_or(MAX_INITIAL_TIMESTAMP);
+        suppress_first.retain(|token| (*token as usize) < vocab_size);
+        suppress_first.sort_unstable();
+        suppress_first.dedup();
+        if suppress_first.len() > SpeechRules::MOST_FIRST {
+            let (n, most) = (suppress_first.len(), SpeechRules::MOST_FIRST);
+            let message = format!("`begin_suppress_tokens` has {n} tokens, expected at most {most}");
+            return Err(EngineError::Config { path: path.clone(), message }.into());
+        }
+        let max_initial = speech.max_initial_timestamp_index.unwrap_or(MAX_INITIAL_TIMESTAMP);
         Ok(SpeechTokens {
             start,
             end,
             no_timestamps,
             first_timestamp: no_timestamps + 1,
+            default_language: languages.iter().find(|l| Some(l.token) == speech.language).copied(),
             previous,
             no_speech,
             transcribe,
@@ -163,9 +164,4 @@ impl SpeechTokens {
             }),
         }
     }
-}
-
-/// The valid token ids of a list; some lists contain -1.
-fn numbers(ids: &[Value]) -> Vec<u32> {
-    ids.iter().filter_map(Value::as_u64).filter_map(|id| u32::try_from(id).ok()).collect()
 }
