@@ -297,3 +297,59 @@ impl Sequence {
         Some(Event::Done { id: self.id, text, finish_reason, end_logprobs, usage, timings })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::{Tokenizer, TokenizerFiles};
+
+    /// Text and reason of an answer of at most `most` tokens, and how many arrived until its end.
+    fn answer(tokens: &[u32], stop: &[&str], most: usize) -> (String, FinishReason, usize) {
+        const TOKENIZER: &str = r#"{ "decoder": { "type": "ByteFallback" }, "model": { "type": "BPE", "merges": [],
+            "vocab": { "<0x0A>": 0, "<0xC3>": 1, "<0xA9>": 2, "a": 3, "b": 4 } } }"#;
+        let files = TokenizerFiles { tokenizer: TOKENIZER.as_bytes(), ..TokenizerFiles::default() };
+        let tokenizer = Tokenizer::from_files(&files).unwrap();
+        // The prompt ends in a byte token, which belongs to no answer and ends none.
+        let request =
+            Request { stop: stop.iter().map(|stop| stop.to_string()).collect(), ..Request::new(vec![3, 0]) };
+        let decoder = StreamDecoder::after(&tokenizer, &request.prompt, true).unwrap();
+        let mut sequence = Sequence::new(RequestId(0), request, 0, most, Some(decoder));
+        let mut events = Vec::new();
+        let mut n_arrived = 0;
+        for token in tokens {
+            if sequence.finished.is_none() {
+                sequence.arrived(*token, false, None, &mut events);
+                n_arrived += 1;
+            }
+        }
+        events.extend(sequence.done());
+        let mut text = String::new();
+        for event in events {
+            match event {
+                Event::Token { text: piece, .. } => text += &piece,
+                Event::Done { text: piece, finish_reason, .. } => {
+                    return (text + &piece, finish_reason, n_arrived);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("not ended")
+    }
+
+    #[test]
+    fn stop_texts_of_byte_tokens_end_the_answer_at_once() {
+        use FinishReason::{Length, Stop};
+        let of = |text: &str, reason, n| (text.to_string(), reason, n);
+        assert_eq!(answer(&[0, 0, 0], &["\n"], 3), of("", Stop, 1));
+        assert_eq!(answer(&[0], &["\n"], 1), of("", Stop, 1));
+        assert_eq!(answer(&[0, 0, 0], &["\n\n"], 3), of("", Stop, 2));
+        assert_eq!(answer(&[3, 0, 4], &["\n"], 3), of("a", Stop, 2));
+        assert_eq!(answer(&[3, 4, 0, 3], &["b\n"], 4), of("a", Stop, 3));
+        assert_eq!(answer(&[1, 2, 3], &["é"], 3), of("", Stop, 2));
+        assert_eq!(answer(&[0, 3, 4], &["\na"], 3), of("", Stop, 2));
+        assert_eq!(answer(&[0, 4, 0], &["\na", "x"], 3), of("\nb\n", Length, 3));
+        // Half a character at the end is the replacement character of the flushed text.
+        assert_eq!(answer(&[3, 1], &["\u{fffd}"], 2), of("a", Stop, 2));
+        assert_eq!(answer(&[1, 3], &[], 2), of("\u{fffd}a", Length, 2));
+    }
+}
