@@ -13,8 +13,6 @@ use wginfer::tasks::transcribe::TranscribeError;
 use wginfer::text::TextError;
 use wginfer::weights::WeightsError;
 
-use super::output::WriteError;
-
 /// Why a command did not finish.
 #[derive(Debug)]
 pub enum Failure {
@@ -79,6 +77,21 @@ impl Failure {
         }
     }
 }
+
+/// An error of an output that has a name.
+#[derive(Debug)]
+pub struct WriteError {
+    pub name: std::path::PathBuf,
+    pub source: std::io::Error,
+}
+
+impl std::fmt::Display for WriteError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` cannot be written: {}", self.name.display(), self.source)
+    }
+}
+
+impl std::error::Error for WriteError {}
 
 /// The hint for an error in terms of flags and commands: the library's own hints name its options.
 fn in_flags(error: &wginfer::Error) -> Option<&'static str> {

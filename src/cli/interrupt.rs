@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::failure::Failure;
-use super::{output, terminal};
+use super::terminal;
 
 /// How long a signal waits for output that is being written.
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -43,11 +43,20 @@ thread_local! {
     static N_HOLDS: Cell<usize> = const { Cell::new(0) };
 }
 
+/// What a signal does with output, before the program ends.
+#[derive(Clone, Copy)]
+pub struct Outputs {
+    /// Ends the line on standard output.
+    pub end_line: fn(),
+    /// Cuts off what is not whole in files.
+    pub leave_all: fn(),
+}
+
 /// Catches the signals from now on, except those that were ignored when the program started, as by `nohup`.
 ///
 /// # Errors
 /// Why signals cannot be caught. They end the program then, with nothing written.
-pub fn init() -> Result<(), String> {
+pub fn init(outputs: Outputs) -> Result<(), String> {
     let mut first: Option<Instant> = None;
     let caught = catch(move |signal| {
         if Writing::stop(signal) {
@@ -56,9 +65,9 @@ pub fn init() -> Result<(), String> {
         match SIGNAL.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => {
                 first = Some(Instant::now());
-                let ends: [fn(i32) -> Infallible; 2] = [leave, leave_late];
+                let ends: [fn(i32, Outputs) -> Infallible; 2] = [leave, leave_late];
                 if ends
-                    .map(|end| thread::Builder::new().spawn(move || end(signal)))
+                    .map(|end| thread::Builder::new().spawn(move || end(signal, outputs)))
                     .iter()
                     .any(Result::is_err)
                 {
@@ -73,7 +82,7 @@ pub fn init() -> Result<(), String> {
 }
 
 /// Ends the program in an orderly way.
-fn leave(signal: i32) -> Infallible {
+fn leave(signal: i32, outputs: Outputs) -> Infallible {
     // This thread may write.
     N_HOLDS.set(1);
     let begin = Instant::now();
@@ -87,21 +96,21 @@ fn leave(signal: i32) -> Infallible {
     };
     restore_terminal();
     terminal::clear();
-    output::end_line();
+    (outputs.end_line)();
     let finish = lock(&UNFINISHED).take();
     let file = finish.and_then(|finish| finish());
-    output::leave_all();
+    (outputs.leave_all)();
     report(signal, file);
     exit(signal)
 }
 
 /// Ends the program if [`leave`] does not.
-fn leave_late(signal: i32) -> Infallible {
+fn leave_late(signal: i32, outputs: Outputs) -> Infallible {
     thread::sleep(DEADLINE);
     // Standard error may be stuck, too.
     let _ = thread::Builder::new().spawn(move || report(signal, None));
     thread::sleep(Duration::from_millis(50));
-    output::leave_all();
+    (outputs.leave_all)();
     exit(signal)
 }
 

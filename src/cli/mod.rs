@@ -50,6 +50,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use failure::Failure;
+use interrupt::Outputs;
 use output::Out;
 
 /// The package's version and that of the `wgpu` in `Cargo.lock`; a test compares them.
@@ -123,7 +124,7 @@ commands! {
 /// signal.
 pub fn main() -> ExitCode {
     hush_device_select();
-    let caught = interrupt::init();
+    let caught = interrupt::init(Outputs { end_line: output::end_line, leave_all: output::leave_all });
     let program = match Program::try_parse() {
         Ok(program) => program,
         Err(shown) => {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::args::ModelArg;
-use super::failure::Failure;
+use super::failure::{Failure, WriteError};
 use super::interrupt::{self, Hold};
 use super::terminal::{Stdout, stdout};
 
@@ -597,21 +597,6 @@ impl Drop for Output {
         self.close();
     }
 }
-
-/// An error of an output that has a name.
-#[derive(Debug)]
-pub struct WriteError {
-    name: PathBuf,
-    source: io::Error,
-}
-
-impl fmt::Display for WriteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` cannot be written: {}", self.name.display(), self.source)
-    }
-}
-
-impl std::error::Error for WriteError {}
 
 fn cannot_write(path: &Path, error: &dyn fmt::Display) -> Failure {
     Failure::failed(format!("`{}` cannot be written: {error}", path.display()))
