@@ -64,17 +64,23 @@
 //!     Pages are freed when the work in flight has finished. The tables of a step's rows are copied in the recording
 //!     itself.
 //!
+//! 14. A lost device is a state: every open request ends with one `Failed`, every later call returns the loss, nothing
+//!     waits and nothing panics.
+//! 15. What a load will take is added up by the code that allocates it, on a plan of the device, and compared with the
+//!     free memory before anything is allocated.
+//! 16. A file is data, never a program: everything that reads one has limits on time, memory and depth.
+//!
 //! # Map
 //!
 //! A module imports only lower layers, and the modules of layer 2 do not import each other.
 //!
 //! | layer | module | contents |
 //! |---|---|---|
-//! | 0 | [`dtype`], [`error`], `file` | element types; the crate's error; regular files of bounded size |
+//! | 0 | [`dtype`], [`error`], `file`, `guard` | element types; the crate's error; regular files of bounded size; panics of libraries |
 //! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback, tuning's choices |
 //! | 2 | [`ops`] | one file per operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | containers of tensors |
-//! | 2 | [`text`] | tokenizer, streaming decoder, chat template |
+//! | 2 | [`text`] | tokenizer, streaming decoder, chat templates: an interpreter of Jinja that counts what it spends |
 //! | 2 | [`audio`] | recordings to log-mel frames: decoding, resampling, voice activity |
 //! | 3 | [`models`] | one file per architecture, made of `models::blocks`; the loader: a plan, then a resumable upload |
 //! | 3 | [`checkpoint`] | opens a model (a folder, the demonstration model): config, weights, tokenizer, settings; it names no device |

@@ -7,6 +7,8 @@
 //! - Values and syntax trees have a limited depth from the start, so that whatever descends into them (comparison,
 //!   output, JSON, destruction) needs no counter of its own.
 //!
+//! A library cannot do that from outside: an operator that doubles a text sixty times takes sixty steps.
+//!
 //! `lexer` makes tokens, `parser` a [`syntax`] tree, `vm` evaluates it. `ops` are the operators, `methods` those of
 //! Python's types, `filters` and `predicates` (what follows `is`) Jinja's, `format` is `%` and `str.format`, `json` reads and writes JSON.
 //!
