@@ -63,7 +63,6 @@
 //!     once. A slot's tables change only while nothing in flight uses the slot, or grow beyond the positions in flight.
 //!     Pages are freed when the work in flight has finished. The tables of a step's rows are copied in the recording
 //!     itself.
-//!
 //! 14. A lost device is a state: every open request ends with one `Failed`, every later call returns the loss, nothing
 //!     waits and nothing panics.
 //! 15. What a load will take is added up by the code that allocates it, on a plan of the device, and compared with the

@@ -381,3 +381,74 @@ fn an_encoder_adds_up_its_memory_too() {
     assert!(peak <= total, "{peak} of {total}");
     load(&with_memory(total - 1).expect("a device")).map(|_| ()).expect_err("a byte too few");
 }
+
+#[test]
+fn odd_options_are_refused_or_run() {
+    let Some(gpu) = common::gpu() else { return };
+    let most = usize::MAX;
+    let plain = || EngineOptions { ctx: Some(64), max_seqs: 2, ..EngineOptions::default() };
+    let odd = [
+        EngineOptions { ctx: Some(1), ..plain() },
+        EngineOptions { ctx: Some(2), max_seqs: 1, max_rows: 1, ..plain() },
+        EngineOptions { ctx: Some(0), ..plain() },
+        EngineOptions { ctx: Some(most), ..plain() },
+        EngineOptions { ctx: Some(1 << 40), ..plain() },
+        EngineOptions { max_seqs: 0, ..plain() },
+        EngineOptions { max_seqs: 3000, ctx: Some(16), ..plain() },
+        EngineOptions { max_seqs: most, ..plain() },
+        EngineOptions { max_seqs: 1 << 32, ..plain() },
+        EngineOptions { max_rows: 0, ..plain() },
+        EngineOptions { max_rows: most, ..plain() },
+        EngineOptions { max_rows: 1 << 33, ..plain() },
+        EngineOptions { kv_tokens: Some(0), ..plain() },
+        EngineOptions { kv_tokens: Some(most), ..plain() },
+        EngineOptions { max_waiting: 0, ..plain() },
+        EngineOptions { max_waiting: most, ..plain() },
+        EngineOptions { max_logprobs: most, ..plain() },
+        EngineOptions { prompt_logprobs: most, ..plain() },
+        EngineOptions { max_clips: 0, ..plain() },
+        EngineOptions { max_clips: most, ..plain() },
+        EngineOptions { alignment_heads: vec![[99, 99]], ..plain() },
+        EngineOptions { quantize: Some(Dtype::F32), ..plain() },
+        EngineOptions { quantize: Some(Dtype::U32), ..plain() },
+        EngineOptions { kv_dtype: Dtype::Q4_K, ..plain() },
+    ];
+    let (mut n_run, mut n_refused) = (0, 0);
+    for options in odd {
+        let files = ModelFiles::open(&folder("llama")).expect("a model");
+        let what = format!("{options:?}");
+        match Engine::load(&gpu, files, options, &mut |_| {}) {
+            Err(error) => {
+                assert!(!is_lost(&error), "{what}: {error}");
+                n_refused += 1;
+            }
+            Ok(mut engine) => {
+                if let Err(error) = engine.submit(write(&[5], 3, seeded(1))) {
+                    assert!(
+                        matches!(error, EngineError::PromptTooLong { .. }) && engine.ctx() == 1,
+                        "{what}: {error}"
+                    );
+                    continue;
+                }
+                let mut n_ends = 0;
+                engine
+                    .run(|event| n_ends += usize::from(matches!(event, Event::Done { .. })))
+                    .unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert_eq!(n_ends, 1, "{what}");
+                n_run += 1;
+            }
+        }
+    }
+    assert!(n_run > 5 && n_refused > 5, "{n_run} ran, {n_refused} were refused");
+    // The same for encoders.
+    for (ctx, max_seqs, max_rows) in
+        [(None, 0, 1), (Some(0), 1, 1), (Some(most), 1, 1), (None, most, 1), (None, 1, most), (Some(3), 1, 1)]
+    {
+        let files = ModelFiles::open(&folder("bert-classifier")).expect("a model");
+        let options = EncoderOptions { ctx, max_seqs, max_rows, quantize: None };
+        if let Ok(mut encoder) = TextEncoder::load(&gpu, files, options, &mut |_| {}) {
+            encoder.submit(vec![1, 2], Output::Embedding).expect("submit");
+            encoder.run(|one| assert!(one.values.is_ok())).expect("run");
+        }
+    }
+}

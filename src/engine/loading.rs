@@ -258,7 +258,7 @@ impl Engine {
         let kv = shape.attention.iter().enumerate();
         let kv = kv.map(|(i, a)| KvLayer::new(gpu, i, n_pages, page_width(a), options.kv_dtype));
         let clips = shape.audio.as_ref().map(|audio| {
-            let n_places = at_least_one("max_clips", options.max_clips)?;
+            let n_places = n_seqs("max_clips", options.max_clips)?;
             let table = ClipTable::new(n_places, [audio.n_frames, audio.n_mels]);
             let heads = &options.alignment_heads;
             let clips = Clips::new(gpu, audio, n_places, capacity, options.kv_dtype, heads)?;
@@ -355,17 +355,17 @@ impl Sizes {
         if options.kv_dtype == Dtype::Q8_0 && shape.attention.iter().any(|a| a.head_dim % BLOCK != 0) {
             return wrong(options.kv_dtype, "`F32` or `F16`: the head size is not a multiple of 32");
         }
-        let ctx = at_least_one("ctx", options.ctx.unwrap_or(shape.max_seq_len))?;
+        let ctx = n_rows("ctx", options.ctx.unwrap_or(shape.max_seq_len))?;
         if ctx > shape.max_seq_len {
             log::warn!(
                 "a context of {ctx} tokens is longer than the model's maximum of {}",
                 shape.max_seq_len
             );
         }
-        let max_seqs = at_least_one("max_seqs", options.max_seqs)?;
-        at_least_one("max_waiting", options.max_waiting)?;
+        let max_seqs = n_seqs("max_seqs", options.max_seqs)?;
+        in_range("max_waiting", options.max_waiting, usize::MAX, "at least 1")?;
         // A step holds one row of each sequence that decodes, and at least one prompt row.
-        let max_rows = at_least_one("max_rows", options.max_rows)?.max(max_seqs + 1);
+        let max_rows = n_rows("max_rows", options.max_rows)?.max(max_seqs + 1);
         let prompt_logprobs = options.prompt_logprobs.min(max_rows);
         let max_sampled = max_seqs.max(prompt_logprobs);
         let seq_pages = ctx.div_ceil(PAGE_SIZE);
@@ -378,7 +378,7 @@ impl Sizes {
             return Err(GpuError::TooLarge { what: "key cache 0".into(), bytes, limit_bytes }.into());
         }
         let n_pages = match options.kv_tokens {
-            Some(n) => at_least_one("kv_tokens", n)?.div_ceil(PAGE_SIZE),
+            Some(n) => in_range("kv_tokens", n, usize::MAX, "at least 1")?.div_ceil(PAGE_SIZE),
             None => max_seqs.saturating_mul(seq_pages),
         };
         Ok(Sizes {
@@ -391,9 +391,26 @@ impl Sizes {
     }
 }
 
-pub(super) fn at_least_one(name: &'static str, n: usize) -> Result<usize, EngineError> {
-    let expected = "at least 1";
-    if n > 0 { Ok(n) } else { Err(EngineError::Parameter { name, found: n.to_string(), expected }) }
+/// Most sequences and clips of an engine.
+const MOST_SEQS: usize = 1 << 20;
+/// Most positions of a sequence, and rows of a step: tables have indices of 32 bits.
+const MOST_ROWS: usize = 1 << 28;
+
+/// Checks an option that counts sequences or clips.
+pub(super) fn n_seqs(name: &'static str, n: usize) -> Result<usize, EngineError> {
+    in_range(name, n, MOST_SEQS, "a number from 1 to 2^20")
+}
+
+/// Checks an option that counts positions or rows.
+pub(super) fn n_rows(name: &'static str, n: usize) -> Result<usize, EngineError> {
+    in_range(name, n, MOST_ROWS, "a number from 1 to 2^28")
+}
+
+fn in_range(name: &'static str, n: usize, most: usize, expected: &'static str) -> Result<usize, EngineError> {
+    match (1..=most).contains(&n) {
+        true => Ok(n),
+        false => Err(EngineError::Parameter { name, found: n.to_string(), expected }),
+    }
 }
 
 /// Records every kind of step of an engine, to collect their variants.

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::loading::{DEFAULT_CTX, Loading, at_least_one, staging_bytes};
+use super::loading::{DEFAULT_CTX, Loading, n_rows, n_seqs, staging_bytes};
 use super::memory;
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
@@ -134,8 +134,8 @@ impl TextEncoder {
             let expected = "at least 1 and no more than the positions of the model";
             return Err(EngineError::Parameter { name: "ctx", found: ctx.to_string(), expected });
         }
-        let max_seqs = at_least_one("max_seqs", options.max_seqs)?;
-        let max_rows = at_least_one("max_rows", options.max_rows)?.max(ctx);
+        let max_seqs = n_seqs("max_seqs", options.max_seqs)?;
+        let max_rows = n_rows("max_rows", options.max_rows)?.max(ctx);
         let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
         let n_labels = files.labels.as_ref().map_or(0, |labels| labels.names.len());
         let widest = config.width(shape.hidden_size).max(n_labels);
