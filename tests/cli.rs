@@ -1193,7 +1193,7 @@ fn files_of_a_model_with_byte_order_marks() {
     fs::write(&config, [b"\xef\xbb\xbf", &text[..]].concat()).expect("it can be written");
     wginfer("inspect").model(dir.path()).succeeds();
     fs::write(&config, b"\xff\xfe{\0}\0").expect("it can be written");
-    wginfer("inspect").model(dir.path()).fails(1, "config.json`: it is UTF-16");
+    wginfer("inspect").model(dir.path()).fails(1, "config.json` is not UTF-8");
 }
 
 // --- bench ---

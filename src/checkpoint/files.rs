@@ -109,9 +109,10 @@ pub(super) fn optional<T>(result: Result<T, CheckpointError>) -> Result<Option<T
 /// Reads the file at `path`, without a byte order mark.
 pub(super) fn read(path: &Path, kind: Kind) -> Result<Vec<u8>, CheckpointError> {
     let mut bytes = file::read(path, kind.limit_bytes()).map_err(|error| refused(path, error))?;
+    log::trace!("opening `{}`", path.display());
     // All of them are text, in which an editor on Windows may have put a byte order mark.
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
-        return Err(CheckpointError::config(path, "it is UTF-16 by its byte order mark, expected UTF-8"));
+        return Err(CheckpointError::NotUtf8 { path: path.to_path_buf(), line: 1, at: 0 });
     }
     if bytes.starts_with(b"\xef\xbb\xbf") {
         bytes.drain(..3);
@@ -121,8 +122,9 @@ pub(super) fn read(path: &Path, kind: Kind) -> Result<Vec<u8>, CheckpointError> 
 
 /// Opens the regular file at `path`. Links are followed.
 pub(super) fn open(path: &Path) -> Result<File, CheckpointError> {
+    let file = file::open(path).map_err(|error| refused(path, error))?;
     log::trace!("opening `{}`", path.display());
-    file::open(path).map_err(|error| refused(path, error))
+    Ok(file)
 }
 
 fn refused(path: &Path, error: FileError) -> CheckpointError {
