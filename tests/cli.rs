@@ -695,6 +695,7 @@ fn ignored_signals_stay_ignored() {
     command.args(["-c", "trap '' INT HUP; exec \"$0\" generate", env!("CARGO_BIN_EXE_wginfer")]);
     command.env_remove("WGINFER_MODEL");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    program::with_signals(&mut command);
     for is_ended in [false, true] {
         let mut child = command.spawn().expect("it starts");
         let stdin = child.stdin.take();

@@ -565,6 +565,7 @@ fn models_and_languages_that_do_not_go() {
 
 fn wginfer(line: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wginfer"));
+    program::with_signals(&mut command);
     command.args(line.split_whitespace());
     command.env_remove("WGINFER_MODEL").env_remove("WGINFER_GPU");
     command.env("WGINFER_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));

@@ -22,6 +22,7 @@ pub struct Done {
 /// The program with the arguments in `line`, separated by spaces, without the user's settings.
 pub fn wginfer(line: &str) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wginfer"));
+    with_signals(&mut command);
     command.args(line.split_whitespace());
     command.env_remove("WGINFER_MODEL").env_remove("WGINFER_GPU");
     command.env("WGINFER_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
@@ -116,6 +117,25 @@ pub const SIGNALS: [(&str, i32); 3] = [("INT", 130), ("TERM", 143), ("HUP", 129)
 pub fn send(child: &Child, signal: &str) {
     let sent = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status();
     assert!(sent.expect("`kill` runs").success());
+}
+
+/// Lets the program hear signals. It would inherit those that are ignored here: tests may run under `nohup`, or as a
+/// shell's background job.
+pub fn with_signals(command: &mut Command) {
+    #[cfg(unix)]
+    {
+        let by_default = || {
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                // SAFETY: `signal` may be called between fork and exec.
+                unsafe { libc::signal(signal, libc::SIG_DFL) };
+            }
+            Ok(())
+        };
+        // SAFETY: nothing but that happens there.
+        unsafe { std::os::unix::process::CommandExt::pre_exec(command, by_default) };
+    }
+    #[cfg(not(unix))]
+    let _ = command;
 }
 
 /// Waits until something is so, but not for ever.
