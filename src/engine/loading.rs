@@ -356,7 +356,7 @@ impl Sizes {
             return wrong(options.kv_dtype, "`F32` or `F16`: the head size is not a multiple of 32");
         }
         let ctx = n_rows("ctx", options.ctx.unwrap_or(shape.max_seq_len))?;
-        if ctx > shape.max_seq_len {
+        if ctx > shape.max_seq_len && !gpu.is_plan() {
             log::warn!(
                 "a context of {ctx} tokens is longer than the model's maximum of {}",
                 shape.max_seq_len

@@ -39,8 +39,16 @@ impl LoadedModel {
         quantize: Option<Dtype>,
     ) -> Result<(LoadedModel, Upload), EngineError> {
         let (weights, loader) = LoadedModel::allocate(gpu, &files, kind, max_seq_len, quantize)?;
+        let shape = files.architecture.shape();
+        match files.tokenizer.as_ref().map(Tokenizer::vocab_size) {
+            Ok(found) if found > shape.vocab_size => log::warn!(
+                "the tokenizer has {found} tokens, the model {}: a prompt with one of the others will be refused",
+                shape.vocab_size
+            ),
+            _ => {}
+        }
         let model = LoadedModel {
-            shape: files.architecture.shape(),
+            shape,
             name: files.name,
             weights,
             max_seq_len,
@@ -67,13 +75,6 @@ impl LoadedModel {
         files.expect(kind)?;
         let shape = files.architecture.shape();
         check_device(&shape, gpu.caps())?;
-        match files.tokenizer.as_ref().map(Tokenizer::vocab_size) {
-            Ok(found) if found > shape.vocab_size => log::warn!(
-                "the tokenizer has {found} tokens, the model {}: a prompt with one of the others will be refused",
-                shape.vocab_size
-            ),
-            _ => {}
-        }
         if let Some(found) = quantize.filter(|dtype| !dtype.is_quantised()) {
             let (found, expected) = (found.to_string(), "`Q8_0`, `Q4_0` or `Q4_K`");
             return Err(EngineError::Parameter { name: "quantize", found, expected });
