@@ -217,6 +217,45 @@ fn tokenizer_of_another_model() {
     assert!(!wginfer("generate a --max-tokens 2").model(dir.path()).out().is_empty());
 }
 
+/// Weights that are no numbers for one token: only its rows have no result.
+#[test]
+fn a_row_that_is_no_number_costs_only_itself() {
+    if common::gpu().is_none() {
+        return;
+    }
+    // Their heads have tanh and ReLU, which make a number of everything unless they take care.
+    for (model, table) in [("bert-classifier", "bert"), ("distilbert-classifier", "distilbert")] {
+        let dir = copy_of(model);
+        let tokenizer = wginfer::checkpoint::open_tokenizer(dir.path()).expect("a tokenizer");
+        let odd = tokenizer.encode("b", false).expect("ids");
+        assert_ne!(odd, tokenizer.encode("a", false).expect("ids"));
+        change_weights(dir.path(), |bytes| {
+            let (text, start) = header(bytes);
+            let tensors: Value = serde_json::from_str(&text).expect("JSON");
+            let table = &tensors[format!("{table}.embeddings.word_embeddings.weight")];
+            let number = |value: &Value| value.as_u64().expect("a number") as usize;
+            let [from, to] = [0, 1].map(|i| start + number(&table["data_offsets"][i]));
+            let row_bytes = (to - from) / number(&table["shape"][0]);
+            odd.iter().for_each(|id| bytes[from + *id as usize * row_bytes..][..row_bytes].fill(0xff));
+        });
+        for command in ["embed", "classify"] {
+            let run = wginfer(&format!("{command} --json")).stdin(b"a\nb\na a\n").model(dir.path()).done();
+            assert_eq!(run.code, Some(1), "{model}: {}", run.err);
+            let rows: Vec<Value> = serde_json::from_str(&run.out).expect("JSON");
+            assert_eq!(rows.len(), 3, "{model}, {command}");
+            for (i, row) in rows.iter().enumerate() {
+                assert_eq!(row["index"], i, "{model}, {command}");
+                let error = row["error"].as_str();
+                assert_eq!(
+                    error.is_some_and(|e| e.contains("not finite")),
+                    i == 1,
+                    "{model}, {command}: {row}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn weights_that_are_no_numbers() {
     if common::gpu().is_none() {

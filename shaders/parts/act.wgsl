@@ -8,6 +8,12 @@ fn erf(x: f32) -> f32 {
     return sign(x) * (1.0 - poly * exp(-x * x));
 }
 
+// Infinite, or no number. `max` and `clamp` would make a number of the latter, and hide that weights are damaged; a
+// comparison of floats may be optimised away.
+fn is_odd(x: f32) -> bool {
+    return (bitcast<u32>(x) & 0x7f800000u) == 0x7f800000u;
+}
+
 fn act(x: f32) -> f32 {
     if ACT == 0u {
         return x / (1.0 + exp(-x));
@@ -18,10 +24,10 @@ fn act(x: f32) -> f32 {
         return 0.5 * x * (1.0 + tanh(clamp(inner, -15.0, 15.0)));
     }
     if ACT == 3u {
-        return max(x, 0.0);
+        return select(max(x, 0.0), x, is_odd(x));
     }
     if ACT == 4u {
-        return tanh(clamp(x, -15.0, 15.0));
+        return select(tanh(clamp(x, -15.0, 15.0)), x, is_odd(x));
     }
     return 0.5 * x * (1.0 + erf(x * 0.7071067812));
 }
