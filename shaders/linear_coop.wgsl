@@ -46,9 +46,10 @@ var<workgroup> xs: array<vec4<f16>, XS>;
 var<workgroup> ws: array<vec4<f16>, WS>;
 var<workgroup> sums: array<f32, SUMS>; // one tile per subgroup, on its way to y
 
-// Clamped to the largest f16, so that nothing becomes infinite.
+// Clamped to the largest f16, so that nothing finite becomes infinite. What is no number stays so.
 fn half4(v: vec4f) -> vec4<f16> {
-    return vec4<f16>(clamp(v, vec4f(-65504.0), vec4f(65504.0)));
+    let is_odd = (bitcast<vec4u>(v) & vec4u(0x7f800000u)) == vec4u(0x7f800000u);
+    return vec4<f16>(select(clamp(v, vec4f(-65504.0), vec4f(65504.0)), v, is_odd));
 }
 
 fn finish(tile: TileC, r: u32, o: u32, subgroup: u32, lane: u32) {

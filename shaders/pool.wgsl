@@ -38,6 +38,9 @@ fn pool(
         return;
     }
     var value = vec4f();
+    // `max` may lose what is no number: this keeps it.
+    var odd = vec4f();
+    var is_odd = vec4<bool>();
     if MODE == 4u {
         value = x[first * params.x_stride + i];
     }
@@ -45,6 +48,9 @@ fn pool(
         let row = x[(first + r) * params.x_stride + i];
         if MODE == 4u {
             value = max(value, row);
+            let is_now = (bitcast<vec4u>(row) & vec4u(0x7f800000u)) == vec4u(0x7f800000u);
+            odd = select(odd, row, is_now);
+            is_odd |= is_now;
         } else if MODE == 5u {
             value += f32(r + 1u) * row;
         } else {
@@ -56,6 +62,8 @@ fn pool(
         value /= count;
     } else if MODE == 3u {
         value /= sqrt(count);
+    } else if MODE == 4u {
+        value = select(value, odd, is_odd);
     } else if MODE == 5u {
         value /= 0.5 * count * (count + 1.0);
     }

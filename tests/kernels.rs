@@ -183,6 +183,23 @@ fn layer_norm() {
 }
 
 #[test]
+fn what_is_no_number_is_not_pooled_away() {
+    for gpu in gpus() {
+        for odd in 0..3 {
+            let mut xs: Vec<f32> = (0..12).map(|i| i as f32).collect();
+            xs[4 * odd + 1] = f32::NAN;
+            let (x, spans) = (tensor_f32(&gpu, [3, 4], &xs), tensor_u32(&gpu, [1, 2], &[0, 3]));
+            for pooling in [Pooling::Mean, Pooling::MeanSqrtLen, Pooling::Max, Pooling::WeightedMean] {
+                let y = filled(&gpu, [1, 4], 0.0);
+                run(&gpu, |rec| ops::pool(rec, pooling, &spans, &x, &y, 0, 1));
+                let is_nan: Vec<bool> = read(&gpu, &y).iter().map(|v| v.is_nan()).collect();
+                assert_eq!(is_nan, [false, true, false, false], "{pooling:?}, row {odd}");
+            }
+        }
+    }
+}
+
+#[test]
 fn pool() {
     for gpu in gpus() {
         let mut rng = Rng::new(20);
