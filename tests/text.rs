@@ -965,6 +965,23 @@ fn broken_files_are_errors_that_name_them() {
 }
 
 #[test]
+fn added_tokens_have_a_limit_in_all_files_together() {
+    let with = |n: usize| -> Value {
+        (0..n).map(|i| json!({"id": 1000 + i, "content": format!("<{i}>"), "special": true})).collect()
+    };
+    let mut tokenizer: Value = serde_json::from_slice(&golden_tokenizer_bytes()).expect("JSON");
+    tokenizer["added_tokens"] = with(40_001);
+    let error = tokenizer_of(&serde_json::to_vec(&tokenizer).expect("JSON"), TokenizerFiles::default());
+    let error = error.map(|_| ()).expect_err("too many").to_string();
+    assert!(error.contains("`added_tokens` of `tokenizer.json`: expected at most 40000 tokens"), "{error}");
+    assert!(error.ends_with("found 40001"), "{error}");
+    let listed: serde_json::Map<String, Value> =
+        (0..40_001).map(|i| ((1000 + i).to_string(), json!({"content": format!("<{i}>")}))).collect();
+    let config = json!({ "added_tokens_decoder": listed }).to_string();
+    tokenizer_of(&golden_tokenizer_bytes(), config_only(&config)).map(|_| ()).expect_err("too many");
+}
+
+#[test]
 fn absent_files() {
     let dir = tempfile::tempdir().unwrap();
     let open = || match open_tokenizer(dir.path()) {

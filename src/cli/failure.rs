@@ -203,10 +203,14 @@ fn fitting(error: &wginfer::Error) -> Option<String> {
         return None;
     };
     let EngineError::Memory { fitting_ctx, fitting_quantize, .. } = engine else { return None };
-    let ctx = fitting_ctx.map(|n| format!("--ctx {n}"));
-    let quantize = fitting_quantize.map(|dtype| format!("--quantize {dtype}"));
+    let ctx = fitting_ctx.map(|n| format!("`--ctx {n}`"));
+    let quantize = fitting_quantize.map(|dtype| match error {
+        // The weights of a shape are drawn in the type.
+        Error::Bench(_) => format!("`--type {dtype}` (with `--model`: `--quantize {dtype}`)"),
+        _ => format!("`--quantize {dtype}`"),
+    });
     let flags: Vec<String> = ctx.into_iter().chain(quantize).collect();
-    (!flags.is_empty()).then(|| format!("it would fit with `{}`", flags.join(" ")))
+    (!flags.is_empty()).then(|| format!("it would fit with {}", flags.join(" and ")))
 }
 
 impl From<wginfer::Error> for Failure {

@@ -72,17 +72,29 @@ pub fn lines(file: Option<&Path>) -> Result<Vec<Result<String, Failure>>, Failur
     Ok(bytes.split(|byte| *byte == b'\n').map(line).collect())
 }
 
+/// Most bytes of a text: a device such as `/dev/zero` never ends.
+const MOST_BYTES: u64 = 1 << 30;
+
 fn bytes(file: Option<&Path>) -> Result<Vec<u8>, Failure> {
-    let unreadable = |e| Failure::failed(format!("{} cannot be read: {e}", name(file)));
-    if let Some(path) = named(file) {
-        return std::fs::read(path).map_err(unreadable);
-    }
-    if std::io::stdin().is_terminal() {
-        log::info!("type the text; Ctrl-D on an empty line ends it");
-    }
+    let name = name(file);
+    let unreadable = |e| Failure::failed(format!("{name} cannot be read: {e}"));
+    let source: Box<dyn Read> = match named(file) {
+        Some(path) => Box::new(std::fs::File::open(path).map_err(unreadable)?),
+        None => {
+            if std::io::stdin().is_terminal() {
+                log::info!("type the text; Ctrl-D on an empty line ends it");
+            }
+            Box::new(std::io::stdin().lock())
+        }
+    };
     let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes).map_err(unreadable)?;
-    Ok(bytes)
+    source.take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    match bytes.len() as u64 > MOST_BYTES {
+        true => {
+            Err(Failure::failed(format!("{name} does not end: expected at most {MOST_BYTES} bytes of text")))
+        }
+        false => Ok(bytes),
+    }
 }
 
 /// The file, unless it stands for standard input.

@@ -25,6 +25,10 @@ const CHAT_TEMPLATE_JINJA: &str = "chat_template.jinja";
 /// nearly every tokenizer.
 const MAX_WORD: usize = 4 << 10;
 
+/// Most added tokens, in all files together. Their number counts twice in the time to load them; real tokenizers have some
+/// thousand.
+const MAX_ADDED: usize = 40_000;
+
 /// The contents of a tokenizer's files; `None` is a file that does not exist.
 #[derive(Clone, Copy, Default)]
 pub struct TokenizerFiles<'a> {
@@ -98,6 +102,21 @@ impl Tokenizer {
         };
         let generation_config = object(files.generation_config, GENERATION_CONFIG)?;
 
+        let in_config = |name: &str| match settings.tokenizer_config.get(name) {
+            Some(Value::Object(tokens)) => tokens.len(),
+            Some(Value::Array(tokens)) => tokens.len(),
+            _ => 0,
+        };
+        let lists = ["added_tokens_decoder", "additional_special_tokens", "extra_special_tokens"];
+        let n_added =
+            json.added.len() + settings.added_tokens.len() + lists.map(in_config).iter().sum::<usize>();
+        if n_added > MAX_ADDED {
+            return Err(wrong(
+                "added_tokens",
+                format!("at most {MAX_ADDED} tokens, those of other files included"),
+                n_added,
+            ));
+        }
         let class = Class::find(&settings, &json);
         let tokens = settings.tokens(&json, class)?;
         if let Some(class) = class {
