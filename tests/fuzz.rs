@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use common::Rng;
 use serde_json::{Value, json};
+#[cfg(feature = "audio")]
 use wginfer::audio::AudioReader;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::models;
@@ -39,6 +40,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_path_buf()
 }
 
+#[cfg(feature = "audio")]
 fn file(path: &str) -> Vec<u8> {
     std::fs::read(root().join(path)).expect(path)
 }
@@ -64,6 +66,7 @@ fn kinds() -> Vec<Kind> {
         Kind { name: "tokenizer", seeds: golden("tokenizer.json"), mutate: mutate_json, run: tokenizer },
         Kind { name: "folder", seeds: side_files(), mutate: mutate_json, run: folder },
         Kind { name: "safetensors", seeds: vec![small_tensors()], mutate: mutate_header, run: safetensors },
+        #[cfg(feature = "audio")]
         Kind { name: "audio", seeds: recordings(), mutate: mutate_bytes, run: audio },
     ]
 }
@@ -153,6 +156,7 @@ fn headers_of_safetensors() {
     short("safetensors");
 }
 
+#[cfg(feature = "audio")]
 #[test]
 fn sounds() {
     short("audio");
@@ -262,8 +266,10 @@ fn small_tensors() -> Vec<u8> {
 }
 
 /// Most samples that a mutated recording of some seconds may have.
+#[cfg(feature = "audio")]
 const MOST_SAMPLES: usize = 16_000 * 3600;
 
+#[cfg(feature = "audio")]
 fn audio(bytes: &[u8]) {
     let Ok(mut reader) = AudioReader::decode(bytes.to_vec()) else { return };
     let (mut samples, mut n) = (Vec::new(), 0);
@@ -277,6 +283,7 @@ fn audio(bytes: &[u8]) {
     }
 }
 
+#[cfg(feature = "audio")]
 fn recordings() -> Vec<Vec<u8>> {
     let mut wav = Vec::new();
     let n = 2000u32;
