@@ -321,8 +321,9 @@ fn absurd_sizes() {
     wginfer("generate a --max-tokens 0").fails(2, "`max_tokens` is 0");
     let most = usize::MAX;
     wginfer(&format!("generate --token-ids 5 --ctx 9 --max-tokens {most}")).succeeds();
-    wginfer(&format!("generate a --ctx {most}")).fails(1, "");
-    wginfer("generate a --ctx 4000000000").fails(1, "");
+    wginfer(&format!("generate a --ctx {most}")).fails(2, "`ctx` is 18446744073709551615, expected");
+    wginfer("generate a --ctx 4000000000").fails(2, "expected a number from 1 to 2^28");
+    wginfer("generate a --ctx 200000000").fails(1, "needs");
 }
 
 // --- streams and devices ---
