@@ -225,7 +225,8 @@ fn options_at_the_edges_work_or_are_refused_by_name() {
         (EngineOptions { max_waiting: 0, ..base() }, Some("max_waiting")),
         (EngineOptions { max_rows: 0, ..base() }, Some("max_rows")),
         (EngineOptions { kv_tokens: Some(0), ..base() }, Some("kv_tokens")),
-        (EngineOptions { ctx: Some(usize::MAX / 2), ..base() }, Some("key cache")),
+        (EngineOptions { ctx: Some(usize::MAX / 2), ..base() }, Some("`ctx`")),
+        (EngineOptions { ctx: Some(1 << 28), ..base() }, Some("key cache")),
     ];
     for (options, refusal) in cases {
         let what = format!("{options:?}");
