@@ -2,51 +2,41 @@
 
 use std::cmp::Ordering;
 
+use super::args::{Args, int, required, text};
+use super::budget::Budget;
 use super::format::percent;
-use super::globals::{Args, int, required, text};
 use super::repr::{self, brief, to_text};
 use super::syntax::Name;
 use super::value::{Object, SeqKind, Value};
-use super::vm::{Vm, undefined};
-use super::{Error, Result, json, methods, ops, predicates};
+use super::{Error, Result, access, compare, json, methods, ops, predicates, undefined};
 
-/// Whether there is such a filter.
-pub fn is_known(name: &str) -> bool {
-    #[rustfmt::skip]
-    const NAMES: [&str; 51] = [
-        "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
-        "filesizeformat", "first", "float", "forceescape", "format", "fromjson", "groupby", "indent", "int", "items",
-        "join", "last", "length", "list", "lower", "map", "max", "min", "pprint", "reject", "rejectattr", "replace",
-        "reverse", "round", "safe", "select", "selectattr", "slice", "sort", "string", "sum", "title", "tojson", "trim",
-        "truncate", "unique", "upper", "urlencode", "wordcount", "from_json",
-    ];
-    NAMES.contains(&name)
-}
-
-pub fn apply(vm: &Vm, name: &Name, value: Value, args: Args) -> Result<Value> {
+pub fn apply(budget: &Budget, name: &Name, value: Value, args: Args) -> Result<Value> {
     if let Value::Str(text) = &value {
-        vm.scan(text.len())?;
+        budget.scan(text.len())?;
     }
     match &**name {
-        "map" => map(vm, &value, args),
-        "select" | "reject" => select(vm, &value, args, None, **name == *"select"),
+        "map" => map(budget, &value, args),
+        "select" | "reject" => select(budget, &value, args, None, **name == *"select"),
         "selectattr" | "rejectattr" => {
             let mut positional = args.positional.into_iter();
             let attribute = required(positional.next(), name, "attribute")?;
             let args = Args { positional: positional.collect(), named: args.named };
-            select(vm, &value, args, Some(&attribute), **name == *"selectattr")
+            select(budget, &value, args, Some(&attribute), **name == *"selectattr")
         }
         "format" => {
-            let format = to_text(vm, &value)?;
+            let format = to_text(budget, &value)?;
             let values = if args.named.is_empty() {
-                vm.tuple(args.positional)?
+                budget.tuple(args.positional)?
             } else {
-                vm.dict(args.named.into_iter().map(|(name, value)| (Value::Str(name), value)).collect())?
+                compare::dict(
+                    budget,
+                    args.named.into_iter().map(|(name, value)| (Value::Str(name), value)).collect(),
+                )?
             };
-            percent(vm, &format, &values)
+            percent(budget, &format, &values)
         }
-        "tojson" => json::dump(vm, &value, args),
-        _ => match plain(vm, name, &value, args)? {
+        "tojson" => json::dump(budget, &value, args),
+        _ => match plain(budget, name, &value, args)? {
             Some(value) => Ok(value),
             None => Err(Error::new(format!("there is no filter `{}`", brief(name)))),
         },
@@ -54,7 +44,7 @@ pub fn apply(vm: &Vm, name: &Name, value: Value, args: Args) -> Result<Value> {
 }
 
 /// The filters that take a fixed list of arguments.
-fn plain(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Option<Value>> {
+fn plain(budget: &Budget, name: &str, value: &Value, args: Args) -> Result<Option<Value>> {
     let is_set = |arg: Option<Value>| arg.is_some_and(|arg| arg.is_true());
     Ok(Some(match name {
         "default" | "d" => {
@@ -64,55 +54,55 @@ fn plain(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Option<Value>
         }
         "length" | "count" => {
             let [] = args.take(name, [])?;
-            length(vm, value)?
+            length(budget, value)?
         }
         "upper" | "lower" | "capitalize" => {
             let [] = args.take(name, [])?;
-            methods::change_case(vm, &to_text(vm, value)?, name)?
+            methods::change_case(budget, &to_text(budget, value)?, name)?
         }
         "title" => {
             let [] = args.take(name, [])?;
-            let text = to_text(vm, value)?;
-            vm.reserve(text.len() * 3)?;
+            let text = to_text(budget, value)?;
+            budget.reserve(text.len() * 3)?;
             Value::str(title(&text))
         }
         "trim" => {
             let [chars] = args.take(name, ["chars"])?;
             let chars = chars.filter(|chars| !matches!(chars, Value::None));
-            let whole = to_text(vm, value)?;
-            vm.text(methods::strip(vm, &whole, "strip", chars.as_ref().map(text).transpose()?)?)?
+            let whole = to_text(budget, value)?;
+            budget.text(methods::strip(budget, &whole, "strip", chars.as_ref().map(text).transpose()?)?)?
         }
         "replace" => {
             let [old, new, count] = args.take(name, ["old", "new", "count"])?;
-            let old = to_text(vm, &required(old, name, "old")?)?;
-            let new = to_text(vm, &required(new, name, "new")?)?;
+            let old = to_text(budget, &required(old, name, "old")?)?;
+            let new = to_text(budget, &required(new, name, "new")?)?;
             let count = count.filter(|count| !matches!(count, Value::None));
             let count = count.as_ref().map(int).transpose()?.and_then(|n| usize::try_from(n).ok());
-            methods::replace(vm, &to_text(vm, value)?, &old, &new, count)?
+            methods::replace(budget, &to_text(budget, value)?, &old, &new, count)?
         }
         "center" => {
             let [width] = args.take(name, ["width"])?;
             let width = usize::try_from(width.as_ref().map_or(Ok(80), int)?.max(0)).unwrap_or(usize::MAX);
-            methods::pad(vm, &to_text(vm, value)?, name, width, ' ')?
+            methods::pad(budget, &to_text(budget, value)?, name, width, ' ')?
         }
         "string" => {
             let [] = args.take(name, [])?;
             match value {
                 Value::Str(_) => value.clone(),
-                _ => Value::str(to_text(vm, value)?),
+                _ => Value::str(to_text(budget, value)?),
             }
         }
         "safe" => value.clone(),
         "escape" | "e" | "forceescape" => {
             let mut out = String::new();
-            for c in to_text(vm, value)?.chars() {
+            for c in to_text(budget, value)?.chars() {
                 match c {
-                    '&' => vm.push(&mut out, "&amp;")?,
-                    '<' => vm.push(&mut out, "&lt;")?,
-                    '>' => vm.push(&mut out, "&gt;")?,
-                    '\'' => vm.push(&mut out, "&#39;")?,
-                    '"' => vm.push(&mut out, "&#34;")?,
-                    c => vm.push(&mut out, c.encode_utf8(&mut [0; 4]))?,
+                    '&' => budget.push(&mut out, "&amp;")?,
+                    '<' => budget.push(&mut out, "&lt;")?,
+                    '>' => budget.push(&mut out, "&gt;")?,
+                    '\'' => budget.push(&mut out, "&#39;")?,
+                    '"' => budget.push(&mut out, "&#34;")?,
+                    c => budget.push(&mut out, c.encode_utf8(&mut [0; 4]))?,
                 }
             }
             Value::str(out)
@@ -120,23 +110,23 @@ fn plain(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Option<Value>
         "urlencode" => {
             let [] = args.take(name, [])?;
             let mut out = String::new();
-            for byte in to_text(vm, value)?.bytes() {
+            for byte in to_text(budget, value)?.bytes() {
                 match byte {
                     b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'_' | b'.' | b'-' | b'~' | b'/' => {
-                        vm.push(&mut out, (byte as char).encode_utf8(&mut [0; 4]))?;
+                        budget.push(&mut out, (byte as char).encode_utf8(&mut [0; 4]))?;
                     }
-                    byte => vm.push(&mut out, &format!("%{byte:02X}"))?,
+                    byte => budget.push(&mut out, &format!("%{byte:02X}"))?,
                 }
             }
             Value::str(out)
         }
         "pprint" => {
             let mut out = String::new();
-            repr::write_repr(vm, value, &mut out)?;
+            repr::write_repr(budget, value, &mut out)?;
             Value::str(out)
         }
         "wordcount" => {
-            let text = to_text(vm, value)?;
+            let text = to_text(budget, value)?;
             let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
             Value::from(words.filter(|word| !word.is_empty()).count())
         }
@@ -144,41 +134,41 @@ fn plain(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Option<Value>
             let Value::Undefined(missing) = value else { return Ok(None) };
             return Err(undefined(missing.as_deref()));
         }
-        "indent" => indent(vm, value, args)?,
-        "truncate" => truncate(vm, value, args)?,
+        "indent" => indent(budget, value, args)?,
+        "truncate" => truncate(budget, value, args)?,
         "fromjson" | "from_json" => {
             let [] = args.take(name, [])?;
-            json::from_json(vm, text(value)?)?
+            json::from_json(budget, text(value)?)?
         }
-        "abs" | "round" | "int" | "float" | "filesizeformat" => number(vm, name, value, args)?,
+        "abs" | "round" | "int" | "float" | "filesizeformat" => number(budget, name, value, args)?,
         "first" | "last" => {
             let [] = args.take(name, [])?;
-            let items = ops::sequence(vm, value)?;
+            let items = ops::sequence(budget, value)?;
             let items = items.read();
             let item = if name == "first" { items.first() } else { items.last() };
             item.cloned().unwrap_or(Value::Undefined(None))
         }
         "list" => {
             let [] = args.take(name, [])?;
-            vm.list(items(vm, value)?)?
+            budget.list(items(budget, value)?)?
         }
         "reverse" => {
             let [] = args.take(name, [])?;
             match value {
-                Value::Str(text) => vm.text(&text.chars().rev().collect::<String>())?,
+                Value::Str(text) => budget.text(&text.chars().rev().collect::<String>())?,
                 _ => {
-                    let mut items = items(vm, value)?;
+                    let mut items = items(budget, value)?;
                     items.reverse();
-                    vm.seq(items, SeqKind::Generator)?
+                    budget.seq(items, SeqKind::Generator)?
                 }
             }
         }
         "items" => match value {
-            Value::Undefined(_) => vm.seq(Vec::new(), SeqKind::Generator)?,
+            Value::Undefined(_) => budget.seq(Vec::new(), SeqKind::Generator)?,
             Value::Dict(dict) => {
                 let items =
-                    dict.entries.iter().map(|(key, value)| vm.tuple(vec![key.clone(), value.clone()]));
-                vm.seq(items.collect::<Result<_>>()?, SeqKind::Generator)?
+                    dict.entries.iter().map(|(key, value)| budget.tuple(vec![key.clone(), value.clone()]));
+                budget.seq(items.collect::<Result<_>>()?, SeqKind::Generator)?
             }
             other => return Err(Error::new(format!("`items` needs a dict, not a {}", other.type_name()))),
         },
@@ -187,22 +177,22 @@ fn plain(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Option<Value>
             let attribute = required(attribute, name, "name")?;
             let attribute = text(&attribute)?;
             match value {
-                Value::Dict(_) if !methods::has(value, attribute) => Value::Undefined(Some(attribute.into())),
-                _ => vm.attr(value, &attribute.into())?,
+                Value::Dict(_) if !access::has(value, attribute) => Value::Undefined(Some(attribute.into())),
+                _ => access::attr(budget, value, &attribute.into())?,
             }
         }
         "join" => {
             let [separator, attribute] = args.take(name, ["d", "attribute"])?;
-            let separator = separator.map_or(Ok(String::new()), |separator| to_text(vm, &separator))?;
+            let separator = separator.map_or(Ok(String::new()), |separator| to_text(budget, &separator))?;
             let mut out = String::new();
-            for (i, item) in items(vm, value)?.iter().enumerate() {
-                vm.step(1)?;
+            for (i, item) in items(budget, value)?.iter().enumerate() {
+                budget.step(1)?;
                 if i > 0 {
-                    vm.push(&mut out, &separator)?;
+                    budget.push(&mut out, &separator)?;
                 }
                 match &attribute {
-                    Some(attribute) => repr::write_text(vm, &get(vm, item, attribute)?, &mut out)?,
-                    None => repr::write_text(vm, item, &mut out)?,
+                    Some(attribute) => repr::write_text(budget, &get(budget, item, attribute)?, &mut out)?,
+                    None => repr::write_text(budget, item, &mut out)?,
                 }
             }
             Value::str(out)
@@ -210,38 +200,38 @@ fn plain(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Option<Value>
         "sum" => {
             let [attribute, start] = args.take(name, ["attribute", "start"])?;
             let mut sum = start.unwrap_or(Value::Int(0));
-            for item in items(vm, value)? {
+            for item in items(budget, value)? {
                 let item = match &attribute {
                     Some(Value::None) | None => item,
-                    Some(attribute) => get(vm, &item, attribute)?,
+                    Some(attribute) => get(budget, &item, attribute)?,
                 };
-                sum = ops::binary(vm, super::syntax::BinaryOp::Add, &sum, &item)?;
+                sum = ops::binary(budget, super::syntax::BinaryOp::Add, &sum, &item)?;
             }
             sum
         }
-        "batch" | "slice" => columns(vm, name, value, args)?,
-        "sort" | "dictsort" | "unique" | "min" | "max" | "groupby" => ordered(vm, name, value, args)?,
+        "batch" | "slice" => columns(budget, name, value, args)?,
+        "sort" | "dictsort" | "unique" | "min" | "max" | "groupby" => ordered(budget, name, value, args)?,
         _ => return Ok(None),
     }))
 }
 
 /// What an iteration visits, as a list of its own.
-fn items(vm: &Vm, value: &Value) -> Result<Vec<Value>> {
-    let items = ops::sequence(vm, value)?;
-    vm.reserve(32 * items.items.len())?;
+fn items(budget: &Budget, value: &Value) -> Result<Vec<Value>> {
+    let items = ops::sequence(budget, value)?;
+    budget.reserve(32 * items.items.len())?;
     Ok(items.read().to_vec())
 }
 
 /// The same, but none of a value that is false: `tools | selectattr(...)` with `none`.
-fn items_if_any(vm: &Vm, value: &Value) -> Result<Vec<Value>> {
-    if value.is_true() { items(vm, value) } else { Ok(Vec::new()) }
+fn items_if_any(budget: &Budget, value: &Value) -> Result<Vec<Value>> {
+    if value.is_true() { items(budget, value) } else { Ok(Vec::new()) }
 }
 
-fn length(vm: &Vm, value: &Value) -> Result<Value> {
+fn length(budget: &Budget, value: &Value) -> Result<Value> {
     Ok(Value::from(match value {
         Value::Undefined(_) => 0,
         Value::Str(text) => {
-            vm.scan(text.len())?;
+            budget.scan(text.len())?;
             text.chars().count()
         }
         Value::Seq(seq) if seq.kind != SeqKind::Generator => seq.items.len(),
@@ -269,7 +259,7 @@ fn title(text: &str) -> String {
     out
 }
 
-fn indent(vm: &Vm, value: &Value, args: Args) -> Result<Value> {
+fn indent(budget: &Budget, value: &Value, args: Args) -> Result<Value> {
     let [width, first, blank] = args.take("indent", ["width", "first", "blank"])?;
     let is_set = |arg: Option<Value>| arg.is_some_and(|arg| arg.is_true());
     let (first, blank) = (is_set(first), is_set(blank));
@@ -277,35 +267,35 @@ fn indent(vm: &Vm, value: &Value, args: Args) -> Result<Value> {
         Some(Value::Str(text)) => text.to_string(),
         width => {
             let n = usize::try_from(width.as_ref().map_or(Ok(4), int)?.max(0)).unwrap_or(usize::MAX);
-            vm.reserve(n)?;
+            budget.reserve(n)?;
             " ".repeat(n)
         }
     };
-    let whole = to_text(vm, value)? + "\n";
+    let whole = to_text(budget, value)? + "\n";
     let mut out = String::new();
     // Jinja's own notion of lines is Python's.
-    let lines = methods::lines(vm, &whole, false)?;
+    let lines = methods::lines(budget, &whole, false)?;
     for (i, line) in lines.into_iter().enumerate() {
         if i > 0 {
-            vm.push(&mut out, "\n")?;
+            budget.push(&mut out, "\n")?;
         }
         if if i == 0 { first } else { blank || !line.is_empty() } {
-            vm.push(&mut out, &indent)?;
+            budget.push(&mut out, &indent)?;
         }
-        vm.push(&mut out, line)?;
+        budget.push(&mut out, line)?;
     }
     Ok(Value::str(out))
 }
 
-fn truncate(vm: &Vm, value: &Value, args: Args) -> Result<Value> {
+fn truncate(budget: &Budget, value: &Value, args: Args) -> Result<Value> {
     let [length, kill, end, leeway] = args.take("truncate", ["length", "killwords", "end", "leeway"])?;
     let size = |arg: Option<Value>, default: i128| {
         let n = arg.filter(|arg| !matches!(arg, Value::None)).as_ref().map_or(Ok(default), int)?;
         Ok::<_, Error>(usize::try_from(n.max(0)).unwrap_or(usize::MAX))
     };
     let (length, leeway) = (size(length, 255)?, size(leeway, 5)?);
-    let end = end.map_or(Ok("...".to_string()), |end| to_text(vm, &end))?;
-    let whole = to_text(vm, value)?;
+    let end = end.map_or(Ok("...".to_string()), |end| to_text(budget, &end))?;
+    let whole = to_text(budget, value)?;
     if whole.chars().count() <= length.saturating_add(leeway) {
         return Ok(Value::str(whole));
     }
@@ -315,10 +305,10 @@ fn truncate(vm: &Vm, value: &Value, args: Args) -> Result<Value> {
     if !kill.is_some_and(|kill| kill.is_true()) {
         kept = kept.rsplit_once(' ').map_or(kept, |(kept, _)| kept);
     }
-    vm.text(&format!("{kept}{end}"))
+    budget.text(&format!("{kept}{end}"))
 }
 
-fn number(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
+fn number(budget: &Budget, name: &str, value: &Value, args: Args) -> Result<Value> {
     match name {
         "abs" => {
             let [] = args.take(name, [])?;
@@ -401,7 +391,7 @@ fn number(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
             }
             let prefix =
                 if is_binary { format!("{}i", letter.to_ascii_uppercase()) } else { letter.to_string() };
-            vm.text(&format!("{:.1} {prefix}B", bytes / unit))
+            budget.text(&format!("{:.1} {prefix}B", bytes / unit))
         }
     }
 }
@@ -411,25 +401,25 @@ fn parse_float(text: &str) -> Option<f64> {
 }
 
 /// An attribute by its path: `a.b.0`.
-fn get(vm: &Vm, item: &Value, attribute: &Value) -> Result<Value> {
-    let Value::Str(path) = attribute else { return vm.item(item, attribute) };
+fn get(budget: &Budget, item: &Value, attribute: &Value) -> Result<Value> {
+    let Value::Str(path) = attribute else { return access::item(budget, item, attribute) };
     let mut value = item.clone();
     for part in path.split('.') {
-        vm.step(1)?;
+        budget.step(1)?;
         let part = part.parse().map_or_else(|_| Value::str(part), Value::Int);
-        value = vm.item(&value, &part)?;
+        value = access::item(budget, &value, &part)?;
     }
     Ok(value)
 }
 
-fn map(vm: &Vm, value: &Value, mut args: Args) -> Result<Value> {
-    let items = items_if_any(vm, value)?;
+fn map(budget: &Budget, value: &Value, mut args: Args) -> Result<Value> {
+    let items = items_if_any(budget, value)?;
     let is_attribute =
         args.positional.is_empty() && args.named.iter().any(|(name, _)| **name == *"attribute");
     let mapped: Result<Vec<Value>> = if is_attribute {
         let [attribute, default] = args.take("map", ["attribute", "default"])?;
         let attribute = required(attribute, "map", "attribute")?;
-        let one = |item: &Value| match (get(vm, item, &attribute)?, &default) {
+        let one = |item: &Value| match (get(budget, item, &attribute)?, &default) {
             (Value::Undefined(_), Some(default)) => Ok(default.clone()),
             (found, _) => Ok(found),
         };
@@ -440,72 +430,80 @@ fn map(vm: &Vm, value: &Value, mut args: Args) -> Result<Value> {
         }
         let filter = args.positional.remove(0);
         let filter: Name = text(&filter)?.into();
-        vm.deeper(|| items.into_iter().map(|item| apply(vm, &filter, item, copy(vm, &args)?)).collect())
+        budget.deeper(|| {
+            items.into_iter().map(|item| apply(budget, &filter, item, copy(budget, &args)?)).collect()
+        })
     };
-    vm.seq(mapped?, SeqKind::Generator)
+    budget.seq(mapped?, SeqKind::Generator)
 }
 
 /// The arguments once more, for the next item.
-fn copy(vm: &Vm, args: &Args) -> Result<Args> {
-    vm.step(1 + args.positional.len() + args.named.len())?;
+fn copy(budget: &Budget, args: &Args) -> Result<Args> {
+    budget.step(1 + args.positional.len() + args.named.len())?;
     Ok(Args { positional: args.positional.clone(), named: args.named.clone() })
 }
 
-fn select(vm: &Vm, value: &Value, mut args: Args, attribute: Option<&Value>, keep: bool) -> Result<Value> {
+fn select(
+    budget: &Budget,
+    value: &Value,
+    mut args: Args,
+    attribute: Option<&Value>,
+    keep: bool,
+) -> Result<Value> {
     let test: Option<Name> = match args.positional.is_empty() {
         true => None,
         false => Some(text(&args.positional.remove(0))?.into()),
     };
     let mut kept = Vec::new();
-    for item in items_if_any(vm, value)? {
+    for item in items_if_any(budget, value)? {
         let tested = match attribute {
-            Some(attribute) => get(vm, &item, attribute)?,
+            Some(attribute) => get(budget, &item, attribute)?,
             None => item.clone(),
         };
         let passes = match &test {
-            Some(test) => predicates::check(vm, test, &tested, copy(vm, &args)?)?,
+            Some(test) => predicates::check(budget, test, &tested, copy(budget, &args)?)?,
             None => tested.is_true(),
         };
         if passes == keep {
             kept.push(item);
         }
     }
-    vm.seq(kept, SeqKind::Generator)
+    budget.seq(kept, SeqKind::Generator)
 }
 
 /// `batch` and `slice`.
-fn columns(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
+fn columns(budget: &Budget, name: &str, value: &Value, args: Args) -> Result<Value> {
     let [n, fill] = args.take(name, ["n", "fill_with"])?;
     let n = usize::try_from(int(&required(n, name, "n")?)?).ok().filter(|n| *n > 0);
     let n = n.ok_or_else(|| Error::new(format!("`{name}` needs a number of at least 1")))?;
     let fill = fill.filter(|fill| !matches!(fill, Value::None));
-    let items = items(vm, value)?;
+    let items = items(budget, value)?;
     let mut parts = Vec::new();
     if name == "batch" {
         for part in items.chunks(n) {
             let mut part = part.to_vec();
             if let Some(fill) = &fill {
-                vm.reserve(32usize.saturating_mul(n - part.len()))?;
+                budget.reserve(32usize.saturating_mul(n - part.len()))?;
                 part.resize(n, fill.clone());
             }
-            parts.push(vm.list(part)?);
+            parts.push(budget.list(part)?);
         }
     } else {
-        vm.reserve(64usize.saturating_mul(n))?;
-        vm.step(n)?;
+        budget.reserve(64usize.saturating_mul(n))?;
+        budget.step(n)?;
         let (each, more) = (items.len() / n, items.len() % n);
         let mut items = items.into_iter();
         for i in 0..n {
             let mut part: Vec<Value> = items.by_ref().take(each + usize::from(i < more)).collect();
             part.extend(fill.clone().filter(|_| i >= more));
-            parts.push(vm.list(part)?);
+            parts.push(budget.list(part)?);
         }
     }
-    vm.seq(parts, SeqKind::Generator)
+    budget.seq(parts, SeqKind::Generator)
 }
 
 /// The filters that compare items.
-fn ordered(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
+fn ordered(budget: &Budget, name: &str, value: &Value, args: Args) -> Result<Value> {
     let is_set = |arg: &Option<Value>| arg.as_ref().is_some_and(Value::is_true);
     if name == "dictsort" {
         let [case, by, reverse] = args.take(name, ["case_sensitive", "by", "reverse"])?;
@@ -515,10 +513,10 @@ fn ordered(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
         let by_value = by.as_ref().and_then(Value::as_str) == Some("value");
         let mut pairs = Vec::new();
         for (key, value) in &dict.entries {
-            let sort_key = fold(vm, if by_value { value } else { key }.clone(), is_set(&case))?;
-            pairs.push((vec![sort_key], vm.tuple(vec![key.clone(), value.clone()])?));
+            let sort_key = fold(budget, if by_value { value } else { key }.clone(), is_set(&case))?;
+            pairs.push((vec![sort_key], budget.tuple(vec![key.clone(), value.clone()])?));
         }
-        return vm.list(sorted(vm, pairs, is_set(&reverse))?);
+        return budget.list(sorted(budget, pairs, is_set(&reverse))?);
     }
     let (reverse, case, attribute, default) = match name {
         "sort" => {
@@ -536,31 +534,31 @@ fn ordered(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
     };
     let attribute = attribute.filter(|attribute| !matches!(attribute, Value::None));
     let mut keyed = Vec::new();
-    for item in items(vm, value)? {
+    for item in items(budget, value)? {
         let keys = match &attribute {
-            None => vec![fold(vm, item.clone(), case)?],
+            None => vec![fold(budget, item.clone(), case)?],
             Some(attribute) => {
                 // Several attributes have commas between them.
                 let paths: Vec<Value> = match attribute {
                     Value::Str(paths) if name == "sort" => paths.split(',').map(Value::str).collect(),
                     path => vec![path.clone()],
                 };
-                let one = |path: &Value| match (get(vm, &item, path)?, &default) {
+                let one = |path: &Value| match (get(budget, &item, path)?, &default) {
                     (Value::Undefined(_), Some(default)) => Ok(default.clone()),
-                    (found, _) => fold(vm, found, case),
+                    (found, _) => fold(budget, found, case),
                 };
                 paths.iter().map(one).collect::<Result<_>>()?
             }
         };
-        vm.reserve(32 * (keys.len() + 1))?;
+        budget.reserve(32 * (keys.len() + 1))?;
         keyed.push((keys, item));
     }
     match name {
-        "sort" => vm.list(sorted(vm, keyed, reverse)?),
+        "sort" => budget.list(sorted(budget, keyed, reverse)?),
         "min" | "max" => {
             let mut best: Option<(Vec<Value>, Value)> = None;
             for (keys, item) in keyed {
-                let order = best.as_ref().map(|(best, _)| compare(vm, &keys, best)).transpose()?;
+                let order = best.as_ref().map(|(best, _)| compare(budget, &keys, best)).transpose()?;
                 let better = if reverse { Ordering::Greater } else { Ordering::Less };
                 if order.is_none_or(|order| order == better) {
                     best = Some((keys, item));
@@ -573,25 +571,27 @@ fn ordered(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
             let mut kept = Vec::new();
             for (mut keys, item) in keyed {
                 let Some(key) = keys.pop() else { continue };
-                if vm.find(&seen, &key)?.is_none() {
+                if compare::find(budget, &seen, &key)?.is_none() {
                     seen.push((key, Value::None));
                     kept.push(item);
                 }
             }
-            vm.seq(kept, SeqKind::Generator)
+            budget.seq(kept, SeqKind::Generator)
         }
         _ => {
             let attribute = required(attribute, name, "attribute")?;
             let mut groups: Vec<(Value, Vec<Value>)> = Vec::new();
-            for item in sorted(vm, keyed, false)? {
-                let mut key = get(vm, &item, &attribute)?;
+            for item in sorted(budget, keyed, false)? {
+                let mut key = get(budget, &item, &attribute)?;
                 if let (true, Some(default)) = (key.is_undefined(), &default) {
                     key = default.clone();
                 }
                 let same = match groups.last() {
-                    Some((last, _)) => {
-                        ops::equal(vm, &fold(vm, last.clone(), case)?, &fold(vm, key.clone(), case)?)?
-                    }
+                    Some((last, _)) => compare::equal(
+                        budget,
+                        &fold(budget, last.clone(), case)?,
+                        &fold(budget, key.clone(), case)?,
+                    )?,
                     None => false,
                 };
                 match groups.last_mut() {
@@ -599,23 +599,23 @@ fn ordered(vm: &Vm, name: &str, value: &Value, args: Args) -> Result<Value> {
                     _ => groups.push((key, vec![item])),
                 }
             }
-            let group = |(key, items)| vm.seq(vec![key, vm.list(items)?], SeqKind::Group);
-            vm.list(groups.into_iter().map(group).collect::<Result<_>>()?)
+            let group = |(key, items)| budget.seq(vec![key, budget.list(items)?], SeqKind::Group);
+            budget.list(groups.into_iter().map(group).collect::<Result<_>>()?)
         }
     }
 }
 
 /// A key to compare: in small letters, unless case counts.
-fn fold(vm: &Vm, value: Value, case_sensitive: bool) -> Result<Value> {
+fn fold(budget: &Budget, value: Value, case_sensitive: bool) -> Result<Value> {
     match &value {
-        Value::Str(text) if !case_sensitive => vm.text(&text.to_lowercase()),
+        Value::Str(text) if !case_sensitive => budget.text(&text.to_lowercase()),
         _ => Ok(value),
     }
 }
 
-fn compare(vm: &Vm, a: &[Value], b: &[Value]) -> Result<Ordering> {
+fn compare(budget: &Budget, a: &[Value], b: &[Value]) -> Result<Ordering> {
     for (a, b) in a.iter().zip(b) {
-        match ops::compare(vm, a, b)? {
+        match compare::compare(budget, a, b)? {
             Some(Ordering::Equal) | None => {}
             Some(order) => return Ok(order),
         }
@@ -624,7 +624,7 @@ fn compare(vm: &Vm, a: &[Value], b: &[Value]) -> Result<Ordering> {
 }
 
 /// The items in the order of their keys; equal ones stay in order. The standard library's sorting cannot end with an error.
-fn sorted(vm: &Vm, items: Vec<(Vec<Value>, Value)>, reverse: bool) -> Result<Vec<Value>> {
+fn sorted(budget: &Budget, items: Vec<(Vec<Value>, Value)>, reverse: bool) -> Result<Vec<Value>> {
     let mut items: Vec<Option<(Vec<Value>, Value)>> = items.into_iter().map(Some).collect();
     let mut width = 1;
     while width < items.len() {
@@ -633,7 +633,7 @@ fn sorted(vm: &Vm, items: Vec<(Vec<Value>, Value)>, reverse: bool) -> Result<Vec
             let (left, right) = pair.split_at_mut(width.min(pair.len()));
             let (mut i, mut j) = (0, 0);
             while let (Some(Some(a)), Some(Some(b))) = (left.get(i), right.get(j)) {
-                let order = compare(vm, &a.0, &b.0)?;
+                let order = compare(budget, &a.0, &b.0)?;
                 let takes_right = order == if reverse { Ordering::Less } else { Ordering::Greater };
                 let (side, at) = if takes_right { (&mut *right, &mut j) } else { (&mut *left, &mut i) };
                 merged.push(side[*at].take());

@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 
-use super::globals::Args;
+use super::args::Args;
+use super::budget::Budget;
 use super::repr::{brief, float, to_text, write_repr};
 use super::syntax::Name;
 use super::value::{SeqKind, Value};
-use super::vm::Vm;
-use super::{Error, Result};
+use super::{Error, Result, access};
 
 /// Most digits after the point.
 const PRECISION: usize = 1000;
@@ -30,11 +30,11 @@ struct Spec {
 
 impl Spec {
     /// Appends `text` with its padding. `sign` stands before it, and before zeros.
-    fn pad(&self, vm: &Vm, out: &mut String, sign: &str, text: &str, default: char) -> Result<()> {
+    fn pad(&self, budget: &Budget, out: &mut String, sign: &str, text: &str, default: char) -> Result<()> {
         let fill = self.fill.unwrap_or(' ');
         let n_chars = sign.chars().count() + text.chars().count();
         let n_fill = self.width.saturating_sub(n_chars);
-        vm.reserve(n_fill.saturating_mul(fill.len_utf8()).saturating_add(sign.len() + text.len()))?;
+        budget.reserve(n_fill.saturating_mul(fill.len_utf8()).saturating_add(sign.len() + text.len()))?;
         let (before, inside) = match self.align.unwrap_or(default) {
             '<' => (0, 0),
             '^' => (n_fill / 2, 0),
@@ -59,14 +59,14 @@ impl Spec {
         }
     }
 
-    fn write_str(&self, vm: &Vm, out: &mut String, text: &str) -> Result<()> {
+    fn write_str(&self, budget: &Budget, out: &mut String, text: &str) -> Result<()> {
         match self.precision.and_then(|n| text.char_indices().nth(n)) {
-            Some((end, _)) => self.pad(vm, out, "", &text[..end], '<'),
-            None => self.pad(vm, out, "", text, '<'),
+            Some((end, _)) => self.pad(budget, out, "", &text[..end], '<'),
+            None => self.pad(budget, out, "", text, '<'),
         }
     }
 
-    fn write_int(&self, vm: &Vm, out: &mut String, value: i128, default: char) -> Result<()> {
+    fn write_int(&self, budget: &Budget, out: &mut String, value: i128, default: char) -> Result<()> {
         let magnitude = value.unsigned_abs();
         let (mut digits, prefix, group) = match self.kind {
             Some('b') => (format!("{magnitude:b}"), "0b", 4),
@@ -79,10 +79,10 @@ impl Spec {
             digits = grouped(&digits, separator, group);
         }
         let sign = self.sign_of(value < 0).to_string() + if self.alternate { prefix } else { "" };
-        self.pad(vm, out, &sign, &digits, default)
+        self.pad(budget, out, &sign, &digits, default)
     }
 
-    fn write_float(&self, vm: &Vm, out: &mut String, value: f64, default: char) -> Result<()> {
+    fn write_float(&self, budget: &Budget, out: &mut String, value: f64, default: char) -> Result<()> {
         let magnitude = value.abs();
         let precision = self.precision.unwrap_or(6);
         if precision > PRECISION {
@@ -110,7 +110,7 @@ impl Spec {
         if kind == '%' {
             text.push('%');
         }
-        self.pad(vm, out, self.sign_of(value.is_sign_negative() && !value.is_nan()), &text, default)
+        self.pad(budget, out, self.sign_of(value.is_sign_negative() && !value.is_nan()), &text, default)
     }
 }
 
@@ -174,7 +174,7 @@ fn number(value: &Value, kind: char) -> Result<f64> {
 // --- `%` -----------------------------------------------------------------------------------------------------
 
 /// `format % args`.
-pub fn percent(vm: &Vm, format: &str, args: &Value) -> Result<Value> {
+pub fn percent(budget: &Budget, format: &str, args: &Value) -> Result<Value> {
     let (many, one);
     let mut values: std::slice::Iter<'_, Value> = match args {
         Value::Seq(seq) if seq.kind == SeqKind::Tuple => {
@@ -191,15 +191,15 @@ pub fn percent(vm: &Vm, format: &str, args: &Value) -> Result<Value> {
     let mut rest = format;
     let mut is_mapping = false;
     while let Some(at) = rest.find('%') {
-        vm.step(1)?;
-        vm.push(&mut out, &rest[..at])?;
+        budget.step(1)?;
+        budget.push(&mut out, &rest[..at])?;
         let mut chars = Cursor(&rest[at + 1..]);
         let named = if chars.skip('(') {
             let (key, after) =
                 chars.0.split_once(')').ok_or_else(|| Error::new("a format key has no end `)`"))?;
             chars.0 = after;
             let Value::Dict(dict) = args else { return Err(Error::new("a format with names needs a dict")) };
-            vm.step(dict.entries.len() / 8)?;
+            budget.step(dict.entries.len() / 8)?;
             is_mapping = true;
             let value = dict.get(key).cloned();
             Some(value.ok_or_else(|| Error::new(format!("the format's key `{}` is missing", brief(key))))?)
@@ -241,7 +241,7 @@ pub fn percent(vm: &Vm, format: &str, args: &Value) -> Result<Value> {
         chars.skip(kind);
         rest = chars.0;
         if kind == '%' {
-            vm.push(&mut out, "%")?;
+            budget.push(&mut out, "%")?;
             continue;
         }
         let value = match &named {
@@ -263,30 +263,32 @@ pub fn percent(vm: &Vm, format: &str, args: &Value) -> Result<Value> {
         match kind {
             's' | 'r' | 'a' | 'c' => {
                 let text = match (kind, value) {
-                    ('s', value) => to_text(vm, value)?,
+                    ('s', value) => to_text(budget, value)?,
                     ('c', Value::Int(code)) => {
                         let c = u32::try_from(*code).ok().and_then(char::from_u32);
                         c.ok_or_else(|| Error::new("format `c` needs a character"))?.to_string()
                     }
-                    ('c', value) => to_text(vm, value)?,
+                    ('c', value) => to_text(budget, value)?,
                     _ => {
                         let mut text = String::new();
-                        write_repr(vm, value, &mut text)?;
+                        write_repr(budget, value, &mut text)?;
                         text
                     }
                 };
                 spec.align = spec.align.or(Some('>'));
-                spec.write_str(vm, &mut out, &text)?;
+                spec.write_str(budget, &mut out, &text)?;
             }
             'd' | 'i' | 'u' | 'x' | 'X' | 'o' => {
                 let value = integer(value, kind)?;
-                spec.write_int_with_digits(vm, &mut out, value)?;
+                spec.write_int_with_digits(budget, &mut out, value)?;
             }
-            'e' | 'E' | 'f' | 'F' | 'g' | 'G' => spec.write_float(vm, &mut out, number(value, kind)?, '>')?,
+            'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
+                spec.write_float(budget, &mut out, number(value, kind)?, '>')?
+            }
             other => return Err(Error::new(format!("`%{}` is no format", other.escape_debug()))),
         }
     }
-    vm.push(&mut out, rest)?;
+    budget.push(&mut out, rest)?;
     if values.next().is_some() && !is_mapping && !matches!(args, Value::Dict(_)) {
         return Err(Error::new("a format has fewer places than there are values"));
     }
@@ -295,13 +297,18 @@ pub fn percent(vm: &Vm, format: &str, args: &Value) -> Result<Value> {
 
 impl Spec {
     /// An integer whose precision is the least number of digits.
-    fn write_int_with_digits(&self, vm: &Vm, out: &mut String, value: i128) -> Result<()> {
-        let Some(n_digits) = self.precision else { return self.write_int(vm, out, value, '>') };
+    fn write_int_with_digits(&self, budget: &Budget, out: &mut String, value: i128) -> Result<()> {
+        let Some(n_digits) = self.precision else { return self.write_int(budget, out, value, '>') };
         let mut digits = String::new();
         let inner =
             Spec { fill: Some('0'), align: Some('>'), width: n_digits, kind: self.kind, ..Spec::default() };
-        inner.write_int(vm, &mut digits, i128::try_from(value.unsigned_abs()).unwrap_or(i128::MAX), '>')?;
-        self.pad(vm, out, self.sign_of(value < 0), &digits, '>')
+        inner.write_int(
+            budget,
+            &mut digits,
+            i128::try_from(value.unsigned_abs()).unwrap_or(i128::MAX),
+            '>',
+        )?;
+        self.pad(budget, out, self.sign_of(value < 0), &digits, '>')
     }
 }
 
@@ -330,14 +337,14 @@ impl Cursor<'_> {
 // --- `str.format` --------------------------------------------------------------------------------------------
 
 /// `format.format(*args, **kwargs)`.
-pub fn str_format(vm: &Vm, format: &str, args: &Args) -> Result<Value> {
+pub fn str_format(budget: &Budget, format: &str, args: &Args) -> Result<Value> {
     let mut out = String::new();
-    Fields { vm, args, next: Some(0) }.write(format, 0, &mut out)?;
+    Fields { budget, args, next: Some(0) }.write(format, 0, &mut out)?;
     Ok(Value::str(out))
 }
 
 struct Fields<'a> {
-    vm: &'a Vm,
+    budget: &'a Budget,
     args: &'a Args,
     /// The next value without a number; none after a number was given.
     next: Option<usize>,
@@ -347,12 +354,12 @@ impl Fields<'_> {
     fn write(&mut self, format: &str, level: usize, out: &mut String) -> Result<()> {
         let mut rest = format;
         while let Some(at) = rest.find(['{', '}']) {
-            self.vm.step(1)?;
-            self.vm.push(out, &rest[..at])?;
+            self.budget.step(1)?;
+            self.budget.push(out, &rest[..at])?;
             let brace = &rest[at..=at];
             rest = &rest[at + 1..];
             if let Some(after) = rest.strip_prefix(brace) {
-                self.vm.push(out, brace)?;
+                self.budget.push(out, brace)?;
                 rest = after;
             } else if brace == "}" {
                 return Err(Error::new("a single `}` in a format"));
@@ -362,7 +369,7 @@ impl Fields<'_> {
                 rest = &rest[end + 1..];
             }
         }
-        self.vm.push(out, rest)
+        self.budget.push(out, rest)
     }
 
     fn field(&mut self, field: &str, level: usize, out: &mut String) -> Result<()> {
@@ -384,8 +391,8 @@ impl Fields<'_> {
             cursor.skip(conversion);
             let mut text = String::new();
             match conversion {
-                's' => text = to_text(self.vm, &value)?,
-                _ => write_repr(self.vm, &value, &mut text)?,
+                's' => text = to_text(self.budget, &value)?,
+                _ => write_repr(self.budget, &value, &mut text)?,
             }
             value = Value::str(text);
         }
@@ -394,7 +401,7 @@ impl Fields<'_> {
         }
         let mut spec = String::new();
         self.write(cursor.0, level + 1, &mut spec)?;
-        write_value(self.vm, &value, &spec, out)
+        write_value(self.budget, &value, &spec, out)
     }
 
     /// The value of `name.attribute[item]`.
@@ -416,23 +423,23 @@ impl Fields<'_> {
         let mut value = match numbered {
             Some(i) => self.args.positional.get(i).cloned().ok_or_else(missing)?,
             None => {
-                self.vm.step(self.args.named.len() / 8)?;
+                self.budget.step(self.args.named.len() / 8)?;
                 let named = self.args.named.iter().rev().find(|(found, _)| **found == *first);
                 named.map(|(_, value)| value.clone()).ok_or_else(missing)?
             }
         };
         while !path.is_empty() {
-            self.vm.step(1)?;
+            self.budget.step(1)?;
             let mut cursor = Cursor(path);
             if cursor.skip('.') {
                 let end = cursor.0.find(['.', '[']).unwrap_or(cursor.0.len());
-                value = self.vm.attr(&value, &Name::from(&cursor.0[..end]))?;
+                value = access::attr(self.budget, &value, &Name::from(&cursor.0[..end]))?;
                 path = &cursor.0[end..];
             } else {
                 let inside = path.strip_prefix('[').and_then(|rest| rest.split_once(']'));
                 let (key, rest) = inside.ok_or_else(|| Error::new("a field of a format has no end `]`"))?;
                 let key = key.parse().map_or_else(|_| Value::str(key), Value::Int);
-                value = self.vm.item(&value, &key)?;
+                value = access::item(self.budget, &value, &key)?;
                 path = rest;
             }
         }
@@ -455,14 +462,14 @@ fn field_end(text: &str) -> Option<usize> {
 }
 
 /// Appends `format(value, spec)`.
-fn write_value(vm: &Vm, value: &Value, spec: &str, out: &mut String) -> Result<()> {
+fn write_value(budget: &Budget, value: &Value, spec: &str, out: &mut String) -> Result<()> {
     if spec.is_empty() {
-        let text = to_text(vm, value)?;
-        return vm.push(out, &text);
+        let text = to_text(budget, value)?;
+        return budget.push(out, &text);
     }
     let spec = parse_spec(spec)?;
     match (value, spec.kind) {
-        (Value::Str(text), None | Some('s')) => spec.write_str(vm, out, text),
+        (Value::Str(text), None | Some('s')) => spec.write_str(budget, out, text),
         (Value::Bool(_) | Value::Int(_), Some('e' | 'E' | 'f' | 'F' | 'g' | 'G' | '%'))
         | (Value::Float(_), _) => {
             if matches!(spec.kind, Some('b' | 'c' | 'd' | 'o' | 's' | 'x' | 'X')) {
@@ -471,17 +478,17 @@ fn write_value(vm: &Vm, value: &Value, spec: &str, out: &mut String) -> Result<(
                     spec.kind.unwrap_or(' ')
                 )));
             }
-            spec.write_float(vm, out, value.as_float().unwrap_or(0.0), '>')
+            spec.write_float(budget, out, value.as_float().unwrap_or(0.0), '>')
         }
         (Value::Int(code), Some('c')) => {
             let c = u32::try_from(*code).ok().and_then(char::from_u32);
             let c = c.ok_or_else(|| Error::new("format `c` needs a character"))?;
-            spec.pad(vm, out, "", c.encode_utf8(&mut [0; 4]), '>')
+            spec.pad(budget, out, "", c.encode_utf8(&mut [0; 4]), '>')
         }
         (Value::Bool(_) | Value::Int(_), None | Some('b' | 'd' | 'n' | 'o' | 'x' | 'X'))
             if spec.precision.is_none() =>
         {
-            spec.write_int(vm, out, value.as_int().unwrap_or(0), '>')
+            spec.write_int(budget, out, value.as_int().unwrap_or(0), '>')
         }
         _ => {
             let kind = spec.kind.map_or(String::new(), |kind| format!(" `{}`", kind.escape_debug()));

@@ -4,18 +4,18 @@ use std::rc::Rc;
 
 use serde_json::Value as Json;
 
-use super::globals::{Args, int};
+use super::args::{Args, int};
+use super::budget::Budget;
 use super::repr::float;
 use super::value::{Dict, Value};
-use super::vm::Vm;
-use super::{Error, Result, limits};
+use super::{Error, Result, limits, undefined};
 
 /// A value of the host, or of `fromjson`.
-pub fn to_value(vm: &Vm, json: &Json) -> Result<Value> {
-    convert(vm, json, 0)
+pub fn to_value(budget: &Budget, json: &Json) -> Result<Value> {
+    convert(budget, json, 0)
 }
 
-fn convert(vm: &Vm, json: &Json, depth: u64) -> Result<Value> {
+fn convert(budget: &Budget, json: &Json, depth: u64) -> Result<Value> {
     if depth > limits::VALUE_DEPTH {
         return Err(Error::limit("levels of nested lists and dicts", limits::VALUE_DEPTH));
     }
@@ -27,14 +27,15 @@ fn convert(vm: &Vm, json: &Json, depth: u64) -> Result<Value> {
             (None, Some(value)) => Value::Int(value.into()),
             (None, None) => Value::Float(number.as_f64().unwrap_or(f64::NAN)),
         },
-        Json::String(text) => vm.text(text)?,
+        Json::String(text) => budget.text(text)?,
         Json::Array(items) => {
-            let items = items.iter().map(|item| convert(vm, item, depth + 1));
-            vm.list(items.collect::<Result<_>>()?)?
+            let items = items.iter().map(|item| convert(budget, item, depth + 1));
+            budget.list(items.collect::<Result<_>>()?)?
         }
         Json::Object(entries) => {
-            vm.reserve(64 * (entries.len() + 1))?;
-            let entry = |(key, value): (&String, &Json)| Ok((vm.text(key)?, convert(vm, value, depth + 1)?));
+            budget.reserve(64 * (entries.len() + 1))?;
+            let entry =
+                |(key, value): (&String, &Json)| Ok((budget.text(key)?, convert(budget, value, depth + 1)?));
             let dict = Dict::new(entries.iter().map(entry).collect::<Result<_>>()?);
             Value::Dict(Rc::new(dict))
         }
@@ -42,16 +43,16 @@ fn convert(vm: &Vm, json: &Json, depth: u64) -> Result<Value> {
 }
 
 /// The filter `fromjson`.
-pub fn from_json(vm: &Vm, text: &str) -> Result<Value> {
+pub fn from_json(budget: &Budget, text: &str) -> Result<Value> {
     // What the parser makes of a text can be that much larger: `[1,1,1`.
-    vm.reserve(text.len().saturating_mul(64))?;
+    budget.reserve(text.len().saturating_mul(64))?;
     let json =
         serde_json::from_str(text).map_err(|e| Error::new(format!("`fromjson` found no JSON: {e}")))?;
-    to_value(vm, &json)
+    to_value(budget, &json)
 }
 
 /// The filter `tojson` of `transformers`: `json.dumps`, with `ensure_ascii` off by default.
-pub fn dump(vm: &Vm, value: &Value, args: Args) -> Result<Value> {
+pub fn dump(budget: &Budget, value: &Value, args: Args) -> Result<Value> {
     let [ascii, indent, separators, sort] =
         args.take("tojson", ["ensure_ascii", "indent", "separators", "sort_keys"])?;
     let indent = match indent {
@@ -68,14 +69,14 @@ pub fn dump(vm: &Vm, value: &Value, args: Args) -> Result<Value> {
         Some(_) => return Err(Error::new("`separators` of `tojson` must be two strings")),
     };
     let is_set = |value: Option<Value>| value.is_some_and(|value| value.is_true());
-    let style = Style { vm, ascii: is_set(ascii), sort: is_set(sort), indent, item: &item, key: &key };
+    let style = Style { budget, ascii: is_set(ascii), sort: is_set(sort), indent, item: &item, key: &key };
     let mut out = String::new();
     style.write(value, 1, &mut out)?;
     Ok(Value::str(out))
 }
 
 struct Style<'a> {
-    vm: &'a Vm,
+    budget: &'a Budget,
     ascii: bool,
     sort: bool,
     /// How often which text is written for each level.
@@ -88,8 +89,8 @@ struct Style<'a> {
 
 impl Style<'_> {
     fn write(&self, value: &Value, level: usize, out: &mut String) -> Result<()> {
-        let vm = self.vm;
-        vm.step(1)?;
+        let budget = self.budget;
+        budget.step(1)?;
         match value {
             Value::Str(text) => self.string(text, out),
             Value::Seq(seq) => {
@@ -99,7 +100,7 @@ impl Style<'_> {
             Value::Dict(dict) => {
                 let mut entries: Vec<_> = dict.entries.iter().collect();
                 if self.sort {
-                    vm.step(entries.len() * 4)?;
+                    budget.step(entries.len() * 4)?;
                     entries.sort_by(|(a, _), (b, _)| a.as_str().cmp(&b.as_str()));
                 }
                 self.bracketed("{", "}", entries.len(), level, out, |i, out| {
@@ -108,11 +109,11 @@ impl Style<'_> {
                         Value::Str(text) => self.string(text, out)?,
                         _ => self.string(&scalar(key)?, out)?,
                     }
-                    vm.push(out, self.key)?;
+                    budget.push(out, self.key)?;
                     self.write(value, level + 1, out)
                 })
             }
-            other => vm.push(out, &scalar(other)?),
+            other => budget.push(out, &scalar(other)?),
         }
     }
 
@@ -125,10 +126,10 @@ impl Style<'_> {
         out: &mut String,
         write: impl Fn(usize, &mut String) -> Result<()>,
     ) -> Result<()> {
-        self.vm.push(out, open)?;
+        self.budget.push(out, open)?;
         for i in 0..n {
             if i > 0 {
-                self.vm.push(out, self.item)?;
+                self.budget.push(out, self.item)?;
             }
             self.line_break(level, out)?;
             write(i, out)?;
@@ -136,13 +137,13 @@ impl Style<'_> {
         if n > 0 {
             self.line_break(level - 1, out)?;
         }
-        self.vm.push(out, close)
+        self.budget.push(out, close)
     }
 
     fn line_break(&self, level: usize, out: &mut String) -> Result<()> {
         let Some((n, text)) = &self.indent else { return Ok(()) };
         let n = n.saturating_mul(level);
-        self.vm.reserve(text.len().saturating_mul(n).saturating_add(1))?;
+        self.budget.reserve(text.len().saturating_mul(n).saturating_add(1))?;
         out.push('\n');
         out.push_str(&text.repeat(n));
         Ok(())
@@ -150,7 +151,7 @@ impl Style<'_> {
 
     fn string(&self, text: &str, out: &mut String) -> Result<()> {
         // At most six bytes for each: `\u0001`.
-        self.vm.reserve(text.len() + 2)?;
+        self.budget.reserve(text.len() + 2)?;
         out.push('"');
         let mut clean = 0;
         for (at, c) in text.char_indices() {
@@ -168,12 +169,12 @@ impl Style<'_> {
             out.push_str(&text[clean..at]);
             clean = at + c.len_utf8();
             if escape.is_empty() {
-                self.vm.reserve(12)?;
+                self.budget.reserve(12)?;
                 for unit in c.encode_utf16(&mut [0; 2]) {
                     out.push_str(&format!("\\u{unit:04x}"));
                 }
             } else {
-                self.vm.reserve(1)?;
+                self.budget.reserve(1)?;
                 out.push_str(escape);
             }
         }
@@ -194,7 +195,7 @@ fn scalar(value: &Value) -> Result<String> {
             if *value > 0.0 { "Infinity" } else { "-Infinity" }.to_string()
         }
         Value::Float(value) => float(*value),
-        Value::Undefined(name) => return Err(super::vm::undefined(name.as_deref())),
+        Value::Undefined(name) => return Err(undefined(name.as_deref())),
         other => return Err(Error::new(format!("a {} cannot be written as JSON", other.type_name()))),
     })
 }

@@ -1,87 +1,20 @@
 //! The methods of Python's strings, lists and dicts. Those that would change a value are refused, as in Jinja's sandbox.
 
+use super::access::{DICT_CHANGES, LIST_CHANGES};
+use super::args::{Args, int, required, text};
+use super::budget::Budget;
 use super::format::str_format;
-use super::globals::{self, Args, int, required, text};
-use super::repr::{brief, is_printable};
+use super::repr::{brief, is_printable, write_repr};
 use super::syntax::Name;
-use super::value::{SeqKind, Value};
-use super::vm::{Vm, check_key};
-use super::{Error, Result, ops};
-
-const STR: [&str; 46] = [
-    "capitalize",
-    "casefold",
-    "center",
-    "count",
-    "encode",
-    "endswith",
-    "expandtabs",
-    "find",
-    "format",
-    "format_map",
-    "index",
-    "isalnum",
-    "isalpha",
-    "isascii",
-    "isdecimal",
-    "isdigit",
-    "isidentifier",
-    "islower",
-    "isnumeric",
-    "isprintable",
-    "isspace",
-    "istitle",
-    "isupper",
-    "join",
-    "ljust",
-    "lower",
-    "lstrip",
-    "maketrans",
-    "partition",
-    "removeprefix",
-    "removesuffix",
-    "replace",
-    "rfind",
-    "rindex",
-    "rjust",
-    "rpartition",
-    "rsplit",
-    "rstrip",
-    "split",
-    "splitlines",
-    "startswith",
-    "strip",
-    "swapcase",
-    "title",
-    "upper",
-    "zfill",
-];
-const LIST: [&str; 3] = ["copy", "count", "index"];
-const LIST_CHANGES: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
-const DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
-const DICT_CHANGES: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
-
-/// Whether a value has a method.
-pub fn has(value: &Value, name: &str) -> bool {
-    match value {
-        Value::Str(_) => STR.contains(&name),
-        Value::Seq(seq) => match seq.kind {
-            SeqKind::List => LIST.contains(&name) || LIST_CHANGES.contains(&name),
-            SeqKind::Tuple | SeqKind::Group => LIST[1..].contains(&name),
-            SeqKind::View(_) | SeqKind::Generator => false,
-        },
-        Value::Dict(_) => DICT.contains(&name) || DICT_CHANGES.contains(&name),
-        Value::Object(object) => globals::has_method(object, name),
-        _ => false,
-    }
-}
+use super::value::{Object, SeqKind, Value};
+use super::{Error, Result, compare, ops};
 
 /// `value.name(args)`.
-pub fn call(vm: &Vm, value: &Value, name: &Name, args: Args) -> Result<Value> {
+pub fn call(budget: &Budget, value: &Value, name: &Name, args: Args) -> Result<Value> {
     match value {
         Value::Str(text) => {
-            vm.scan(text.len())?;
-            str_method(vm, text, name, args)
+            budget.scan(text.len())?;
+            str_method(budget, text, name, args)
         }
         Value::Seq(_) | Value::Dict(_)
             if LIST_CHANGES.contains(&&**name) || DICT_CHANGES.contains(&&**name) =>
@@ -104,7 +37,7 @@ pub fn call(vm: &Vm, value: &Value, name: &Name, args: Args) -> Result<Value> {
                 let (start, stop) = (at(start, 0)?, at(stop, seq.items.len())?);
                 let mut count = 0;
                 for (i, found) in seq.items.iter().enumerate().take(stop).skip(start) {
-                    if ops::equal(vm, found, &item)? {
+                    if compare::equal(budget, found, &item)? {
                         if **name == *"index" {
                             return Ok(Value::from(i));
                         }
@@ -122,34 +55,35 @@ pub fn call(vm: &Vm, value: &Value, name: &Name, args: Args) -> Result<Value> {
             match &**name {
                 "get" => {
                     let [key, default] = args.take(name, ["key", "default"])?;
-                    let found = vm.find(entries, check_key(&required(key, name, "key")?)?)?;
+                    let found =
+                        compare::find(budget, entries, compare::check_key(&required(key, name, "key")?)?)?;
                     Ok(found.map_or(default.unwrap_or(Value::None), |i| entries[i].1.clone()))
                 }
-                "keys" => {
-                    vm.seq(entries.iter().map(|(key, _)| key.clone()).collect(), SeqKind::View("dict_keys"))
-                }
+                "keys" => budget
+                    .seq(entries.iter().map(|(key, _)| key.clone()).collect(), SeqKind::View("dict_keys")),
                 "values" => {
                     let values = entries.iter().map(|(_, value)| value.clone());
-                    vm.seq(values.collect(), SeqKind::View("dict_values"))
+                    budget.seq(values.collect(), SeqKind::View("dict_values"))
                 }
                 "items" => {
-                    let items = entries.iter().map(|(key, value)| vm.tuple(vec![key.clone(), value.clone()]));
-                    vm.seq(items.collect::<Result<_>>()?, SeqKind::View("dict_items"))
+                    let items =
+                        entries.iter().map(|(key, value)| budget.tuple(vec![key.clone(), value.clone()]));
+                    budget.seq(items.collect::<Result<_>>()?, SeqKind::View("dict_items"))
                 }
                 _ => Ok(value.clone()),
             }
         }
-        Value::Object(object) => globals::call_object_method(vm, object, name, args),
+        Value::Object(object) => call_object_method(budget, object, name, args),
         other => Err(Error::new(format!("a {} has no method `{}`", other.type_name(), brief(name)))),
     }
 }
 
-fn str_method(vm: &Vm, s: &str, name: &str, args: Args) -> Result<Value> {
+fn str_method(budget: &Budget, s: &str, name: &str, args: Args) -> Result<Value> {
     let none = |args: Args| args.take(name, []).map(|[]: [_; 0]| ());
     match name {
         "upper" | "lower" | "casefold" | "capitalize" | "title" | "swapcase" => {
             none(args)?;
-            change_case(vm, s, name)
+            change_case(budget, s, name)
         }
         "isalnum" | "isalpha" | "isascii" | "isdecimal" | "isdigit" | "isidentifier" | "islower"
         | "isnumeric" | "isprintable" | "isspace" | "istitle" | "isupper" => {
@@ -159,24 +93,24 @@ fn str_method(vm: &Vm, s: &str, name: &str, args: Args) -> Result<Value> {
         "strip" | "lstrip" | "rstrip" => {
             let [chars] = args.take(name, ["chars"])?;
             let chars = chars.filter(|chars| !matches!(chars, Value::None));
-            vm.text(strip(vm, s, name, chars.as_ref().map(text).transpose()?)?)
+            budget.text(strip(budget, s, name, chars.as_ref().map(text).transpose()?)?)
         }
         "replace" => {
             let [old, new, count] = args.take(name, ["old", "new", "count"])?;
             let (old, new) = (required(old, name, "old")?, required(new, name, "new")?);
             let count = count.as_ref().map(int).transpose()?.and_then(|n| usize::try_from(n).ok());
-            replace(vm, s, text(&old)?, text(&new)?, count)
+            replace(budget, s, text(&old)?, text(&new)?, count)
         }
         "split" | "rsplit" => {
             let [separator, limit] = args.take(name, ["sep", "maxsplit"])?;
             let separator = separator.filter(|separator| !matches!(separator, Value::None));
             let limit = limit.as_ref().map(int).transpose()?.and_then(|n| usize::try_from(n).ok());
-            let parts = split(vm, s, separator.as_ref().map(text).transpose()?, limit, name == "rsplit")?;
-            texts(vm, parts)
+            let parts = split(budget, s, separator.as_ref().map(text).transpose()?, limit, name == "rsplit")?;
+            texts(budget, parts)
         }
         "splitlines" => {
             let [keep] = args.take(name, ["keepends"])?;
-            texts(vm, lines(vm, s, keep.is_some_and(|keep| keep.is_true()))?)
+            texts(budget, lines(budget, s, keep.is_some_and(|keep| keep.is_true()))?)
         }
         "partition" | "rpartition" => {
             let [separator] = args.take(name, ["sep"])?;
@@ -188,18 +122,18 @@ fn str_method(vm: &Vm, s: &str, name: &str, args: Args) -> Result<Value> {
                 None if name == "partition" => [s, "", ""],
                 None => ["", "", s],
             };
-            vm.tuple(parts.into_iter().map(|part| vm.text(part)).collect::<Result<_>>()?)
+            budget.tuple(parts.into_iter().map(|part| budget.text(part)).collect::<Result<_>>()?)
         }
         "join" => {
             let [items] = args.take(name, ["iterable"])?;
-            let items = ops::sequence(vm, &required(items, name, "iterable")?)?;
+            let items = ops::sequence(budget, &required(items, name, "iterable")?)?;
             let mut out = String::new();
             for (i, item) in items.read().iter().enumerate() {
-                vm.step(1)?;
+                budget.step(1)?;
                 if i > 0 {
-                    vm.push(&mut out, s)?;
+                    budget.push(&mut out, s)?;
                 }
-                vm.push(&mut out, text(item)?)?;
+                budget.push(&mut out, text(item)?)?;
             }
             Ok(Value::str(out))
         }
@@ -208,12 +142,12 @@ fn str_method(vm: &Vm, s: &str, name: &str, args: Args) -> Result<Value> {
             let part = required(part, name, "part")?;
             let part = text(&part)?;
             let rest = if name == "removeprefix" { s.strip_prefix(part) } else { s.strip_suffix(part) };
-            vm.text(rest.unwrap_or(s))
+            budget.text(rest.unwrap_or(s))
         }
         "startswith" | "endswith" => {
             let [part, start, end] = args.take(name, ["part", "start", "end"])?;
             let part = required(part, name, "part")?;
-            let (s, _) = within(vm, s, start, end)?;
+            let (s, _) = within(budget, s, start, end)?;
             let fits = |part: &Value| {
                 let part = text(part)?;
                 Ok(if name == "startswith" { s.starts_with(part) } else { s.ends_with(part) })
@@ -221,7 +155,7 @@ fn str_method(vm: &Vm, s: &str, name: &str, args: Args) -> Result<Value> {
             match &part {
                 Value::Seq(parts) if parts.kind == SeqKind::Tuple => {
                     for part in &parts.items {
-                        vm.step(1)?;
+                        budget.step(1)?;
                         if fits(part)? {
                             return Ok(Value::Bool(true));
                         }
@@ -235,7 +169,7 @@ fn str_method(vm: &Vm, s: &str, name: &str, args: Args) -> Result<Value> {
             let [part, start, end] = args.take(name, ["sub", "start", "end"])?;
             let part = required(part, name, "sub")?;
             let part = text(&part)?;
-            let (s, n_before) = within(vm, s, start, end)?;
+            let (s, n_before) = within(budget, s, start, end)?;
             if name == "count" {
                 return Ok(Value::from(s.matches(part).count()));
             }
@@ -254,7 +188,7 @@ fn str_method(vm: &Vm, s: &str, name: &str, args: Args) -> Result<Value> {
             let (Some(fill), None) = (chars.next(), chars.next()) else {
                 return Err(Error::new(format!("`{name}` fills with one character")));
             };
-            pad(vm, s, name, width, fill)
+            pad(budget, s, name, width, fill)
         }
         "expandtabs" => {
             let [size] = args.take(name, ["tabsize"])?;
@@ -264,36 +198,36 @@ fn str_method(vm: &Vm, s: &str, name: &str, args: Args) -> Result<Value> {
             for c in s.chars() {
                 if c == '\t' {
                     let n = size.saturating_sub(column % size.max(1));
-                    vm.reserve(n)?;
+                    budget.reserve(n)?;
                     out.push_str(&" ".repeat(n));
                     column += n;
                 } else {
-                    vm.reserve(c.len_utf8())?;
+                    budget.reserve(c.len_utf8())?;
                     out.push(c);
                     column = if matches!(c, '\n' | '\r') { 0 } else { column + 1 };
                 }
             }
             Ok(Value::str(out))
         }
-        "format" => str_format(vm, s, &args),
+        "format" => str_format(budget, s, &args),
         "format_map" => {
             let [map] = args.take(name, ["mapping"])?;
             let Some(Value::Dict(dict)) = map else { return Err(Error::new("`format_map` needs a dict")) };
-            vm.reserve(64 * dict.entries.len())?;
+            budget.reserve(64 * dict.entries.len())?;
             let named = dict.entries.iter().filter_map(|(key, value)| match key {
                 Value::Str(name) => Some((name.clone(), value.clone())),
                 _ => None,
             });
-            str_format(vm, s, &Args { positional: Vec::new(), named: named.collect() })
+            str_format(budget, s, &Args { positional: Vec::new(), named: named.collect() })
         }
         _ => Err(Error::new(format!("the method `{name}` of strings is not supported"))),
     }
 }
 
 /// `upper` and the like.
-pub fn change_case(vm: &Vm, s: &str, name: &str) -> Result<Value> {
+pub fn change_case(budget: &Budget, s: &str, name: &str) -> Result<Value> {
     // Some letters become three.
-    vm.reserve(if s.is_ascii() { s.len() } else { s.len().saturating_mul(3) })?;
+    budget.reserve(if s.is_ascii() { s.len() } else { s.len().saturating_mul(3) })?;
     Ok(Value::str(changed_case(s, name)))
 }
 
@@ -360,9 +294,9 @@ fn is_fraction(c: char) -> bool {
 }
 
 /// `strip`, `lstrip` or `rstrip`.
-pub fn strip<'a>(vm: &Vm, s: &'a str, name: &str, chars: Option<&str>) -> Result<&'a str> {
+pub fn strip<'a>(budget: &Budget, s: &'a str, name: &str, chars: Option<&str>) -> Result<&'a str> {
     let n_chars = chars.map_or(1, str::len);
-    vm.step(s.len().saturating_mul(n_chars) / 64)?;
+    budget.step(s.len().saturating_mul(n_chars) / 64)?;
     let is_stripped = |c: char| match chars {
         Some(chars) => chars.contains(c),
         None => c.is_whitespace() || matches!(c, '\x1c'..='\x1f'),
@@ -374,19 +308,24 @@ pub fn strip<'a>(vm: &Vm, s: &'a str, name: &str, chars: Option<&str>) -> Result
     })
 }
 
-pub fn replace(vm: &Vm, s: &str, old: &str, new: &str, count: Option<usize>) -> Result<Value> {
-    vm.scan(s.len())?;
+pub fn replace(budget: &Budget, s: &str, old: &str, new: &str, count: Option<usize>) -> Result<Value> {
+    budget.scan(s.len())?;
     let n = s.matches(old).take(count.unwrap_or(usize::MAX)).count();
-    vm.reserve(n.saturating_mul(new.len()).saturating_add(s.len()))?;
+    budget.reserve(n.saturating_mul(new.len()).saturating_add(s.len()))?;
     Ok(Value::str(s.replacen(old, new, n)))
 }
 
 /// The part of `s` between two places, and how many characters are before it.
-fn within<'a>(vm: &Vm, s: &'a str, start: Option<Value>, end: Option<Value>) -> Result<(&'a str, usize)> {
+fn within<'a>(
+    budget: &Budget,
+    s: &'a str,
+    start: Option<Value>,
+    end: Option<Value>,
+) -> Result<(&'a str, usize)> {
     if start.is_none() && end.is_none() {
         return Ok((s, 0));
     }
-    vm.scan(s.len())?;
+    budget.scan(s.len())?;
     let n = s.chars().count();
     let place = |bound: Option<Value>, default: usize| {
         let bound = bound.filter(|bound| !matches!(bound, Value::None));
@@ -399,14 +338,14 @@ fn within<'a>(vm: &Vm, s: &'a str, start: Option<Value>, end: Option<Value>) -> 
 }
 
 /// Texts that are parts of one text.
-fn texts(vm: &Vm, parts: Vec<&str>) -> Result<Value> {
+fn texts(budget: &Budget, parts: Vec<&str>) -> Result<Value> {
     // A value and a text of its own for each.
-    vm.reserve(parts.iter().map(|part| part.len() + 80).sum())?;
-    vm.list(parts.into_iter().map(Value::str).collect())
+    budget.reserve(parts.iter().map(|part| part.len() + 80).sum())?;
+    budget.list(parts.into_iter().map(Value::str).collect())
 }
 
 fn split<'a>(
-    vm: &Vm,
+    budget: &Budget,
     s: &'a str,
     separator: Option<&str>,
     limit: Option<usize>,
@@ -417,8 +356,8 @@ fn split<'a>(
         Some(separator) => 1 + s.matches(separator).count(),
         None => s.split_whitespace().count(),
     };
-    vm.step(n_parts.min(n))?;
-    vm.reserve(16usize.saturating_mul(n_parts.min(n)))?;
+    budget.step(n_parts.min(n))?;
+    budget.reserve(16usize.saturating_mul(n_parts.min(n)))?;
     Ok(match (separator, from_right) {
         (Some(""), _) => return Err(Error::new("the separator of `split` is empty")),
         (Some(separator), false) => s.splitn(n, separator).collect(),
@@ -455,12 +394,12 @@ fn split<'a>(
 }
 
 /// The lines of a text, with every break that Python knows.
-pub fn lines<'a>(vm: &Vm, s: &'a str, keep_ends: bool) -> Result<Vec<&'a str>> {
+pub fn lines<'a>(budget: &Budget, s: &'a str, keep_ends: bool) -> Result<Vec<&'a str>> {
     let is_break =
         |c| matches!(c, '\n' | '\r' | '\x0b' | '\x0c' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let n_lines = 1 + s.matches(is_break).count();
-    vm.step(n_lines)?;
-    vm.reserve(16 * n_lines)?;
+    budget.step(n_lines)?;
+    budget.reserve(16 * n_lines)?;
     let mut lines = Vec::new();
     let mut rest = s;
     while !rest.is_empty() {
@@ -477,9 +416,9 @@ pub fn lines<'a>(vm: &Vm, s: &'a str, keep_ends: bool) -> Result<Vec<&'a str>> {
 }
 
 /// `center` and the like.
-pub fn pad(vm: &Vm, s: &str, name: &str, width: usize, fill: char) -> Result<Value> {
+pub fn pad(budget: &Budget, s: &str, name: &str, width: usize, fill: char) -> Result<Value> {
     let n_fill = width.saturating_sub(s.chars().count());
-    vm.reserve(n_fill.saturating_mul(fill.len_utf8()).saturating_add(s.len()))?;
+    budget.reserve(n_fill.saturating_mul(fill.len_utf8()).saturating_add(s.len()))?;
     let fills = |n: usize| std::iter::repeat_n(fill, n).collect::<String>();
     Ok(Value::str(match name {
         "ljust" => s.to_string() + &fills(n_fill),
@@ -495,4 +434,34 @@ pub fn pad(vm: &Vm, s: &str, name: &str, width: usize, fill: char) -> Result<Val
             fills(left) + s + &fills(n_fill - left)
         }
     }))
+}
+
+/// The methods of `loop` and of cyclers.
+fn call_object_method(budget: &Budget, object: &Object, name: &str, args: Args) -> Result<Value> {
+    match (object, name) {
+        (Object::Loop(state), "cycle") => {
+            let at = state.at.get().checked_rem(args.positional.len());
+            let at = at.ok_or_else(|| Error::new("`loop.cycle` needs at least one item"))?;
+            Ok(args.positional[at].clone())
+        }
+        (Object::Loop(state), "changed") => {
+            let mut seen = String::new();
+            for value in &args.positional {
+                write_repr(budget, value, &mut seen)?;
+                budget.push(&mut seen, ",")?;
+            }
+            let last = state.changed.replace(Some(seen.clone()));
+            Ok(Value::Bool(last != Some(seen)))
+        }
+        (Object::Cycler { items, at }, "next") => {
+            let value = items[at.get()].clone();
+            at.set((at.get() + 1) % items.len());
+            Ok(value)
+        }
+        (Object::Cycler { at, .. }, "reset") => {
+            at.set(0);
+            Ok(Value::None)
+        }
+        _ => Err(Error::new(format!("no method `{}`", brief(name)))),
+    }
 }

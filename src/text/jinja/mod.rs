@@ -1,7 +1,7 @@
 //! Jinja, as chat templates use it: Jinja2's language with Python's values and methods.
 //!
 //! A template is a program from an untrusted file. So everything that it can spend has a limit ([`limits`]), and each
-//! place that computes, copies or descends goes through [`vm::Vm`], which counts. Two rules keep that simple:
+//! place that computes, copies or descends goes through [`budget::Budget`], which counts. Two rules keep that simple:
 //!
 //! - No text or list is made before its size has been charged.
 //! - Values and syntax trees have a limited depth from the start, so that whatever descends into them (comparison,
@@ -9,17 +9,24 @@
 //!
 //! A library cannot do that from outside: an operator that doubles a text sixty times takes sixty steps.
 //!
-//! `lexer` makes tokens, `parser` a [`syntax`] tree, `vm` evaluates it. `ops` are the operators, `methods` those of
-//! Python's types, `filters` and `predicates` (what follows `is`) Jinja's, `format` is `%` and `str.format`, `json` reads and writes JSON.
+//! `lexer` makes tokens, `parser` a [`syntax`] tree, `vm` evaluates it. It alone calls templates' code: the others compute
+//! with values. `compare` and `access` are what all need of them, `ops` are the operators, `methods` those of Python's
+//! types, `filters` and `predicates` (what follows `is`) Jinja's, `format` is `%` and `str.format`, `json` reads and
+//! writes JSON.
 //!
 //! The reference is Jinja2 as `transformers` sets it up: sandboxed, `trim_blocks`, `lstrip_blocks`, loop controls.
 
+mod access;
+mod args;
+mod budget;
+mod compare;
 mod filters;
 mod format;
 mod globals;
 mod json;
 mod lexer;
 mod methods;
+mod names;
 mod ops;
 mod parser;
 mod predicates;
@@ -98,6 +105,14 @@ impl Error {
         }
         self
     }
+}
+
+/// The use of an undefined value for something that needs one.
+fn undefined(what: Option<&str>) -> Error {
+    Error::new(match what {
+        Some(name) => format!("`{}` is undefined", repr::brief(name)),
+        None => "an item is undefined".to_string(),
+    })
 }
 
 /// The first characters of a message.

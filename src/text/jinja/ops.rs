@@ -1,33 +1,32 @@
 //! Python's operators.
 
-use std::cmp::Ordering;
 use std::rc::Rc;
 
+use super::budget::Budget;
 use super::format::percent;
 use super::syntax::BinaryOp;
 use super::value::{Seq, SeqKind, Value};
-use super::vm::{Vm, check_key, undefined};
-use super::{Error, Result};
+use super::{Error, Result, compare, undefined};
 
-pub fn binary(vm: &Vm, op: BinaryOp, left: &Value, right: &Value) -> Result<Value> {
+pub fn binary(budget: &Budget, op: BinaryOp, left: &Value, right: &Value) -> Result<Value> {
     match (op, left, right) {
         (_, Value::Undefined(name), _) | (_, _, Value::Undefined(name)) if !is_format(op, left) => {
             return Err(undefined(name.as_deref()));
         }
         (BinaryOp::Add, Value::Str(a), Value::Str(b)) => {
-            vm.reserve(a.len() + b.len())?;
+            budget.reserve(a.len() + b.len())?;
             return Ok(Value::str([&**a, &**b].concat()));
         }
         (BinaryOp::Add, Value::Seq(a), Value::Seq(b)) if a.kind == b.kind && a.is_indexed() => {
-            vm.reserve(32 * (a.items.len() + b.items.len()))?;
-            return vm.seq([&*a.items, &*b.items].concat(), a.kind);
+            budget.reserve(32 * (a.items.len() + b.items.len()))?;
+            return budget.seq([&*a.items, &*b.items].concat(), a.kind);
         }
-        (BinaryOp::Mod, Value::Str(format), _) => return percent(vm, format, right),
+        (BinaryOp::Mod, Value::Str(format), _) => return percent(budget, format, right),
         (BinaryOp::Mul, value, count) | (BinaryOp::Mul, count, value)
             if matches!(value, Value::Str(_) | Value::Seq(_)) && count.as_int().is_some() =>
         {
             let count = usize::try_from(count.as_int().unwrap_or(0).max(0)).unwrap_or(usize::MAX);
-            return repeat(vm, value, count);
+            return repeat(budget, value, count);
         }
         _ => {}
     }
@@ -46,15 +45,15 @@ fn is_format(op: BinaryOp, left: &Value) -> bool {
     op == BinaryOp::Mod && matches!(left, Value::Str(_))
 }
 
-fn repeat(vm: &Vm, value: &Value, count: usize) -> Result<Value> {
+fn repeat(budget: &Budget, value: &Value, count: usize) -> Result<Value> {
     match value {
         Value::Str(text) => {
-            vm.reserve(text.len().saturating_mul(count))?;
+            budget.reserve(text.len().saturating_mul(count))?;
             Ok(Value::str(text.repeat(count)))
         }
         Value::Seq(seq) if seq.is_indexed() => {
-            vm.reserve(seq.items.len().saturating_mul(count).saturating_mul(32))?;
-            vm.seq(seq.items.iter().cycle().take(seq.items.len() * count).cloned().collect(), seq.kind)
+            budget.reserve(seq.items.len().saturating_mul(count).saturating_mul(32))?;
+            budget.seq(seq.items.iter().cycle().take(seq.items.len() * count).cloned().collect(), seq.kind)
         }
         other => Err(Error::new(format!("a {} cannot be repeated", other.type_name()))),
     }
@@ -124,95 +123,21 @@ pub fn positive(value: &Value) -> Result<Value> {
     negative(&negative(value)?)
 }
 
-/// `a == b`.
-pub fn equal(vm: &Vm, a: &Value, b: &Value) -> Result<bool> {
-    vm.step(1)?;
-    Ok(match (a, b) {
-        (Value::Undefined(_), Value::Undefined(_)) | (Value::None, Value::None) => true,
-        (Value::Str(a), Value::Str(b)) => {
-            vm.scan(a.len().min(b.len()))?;
-            a == b
-        }
-        (Value::Seq(a), Value::Seq(b)) => {
-            if !a.is_indexed() || !b.is_indexed() {
-                return Ok(Rc::ptr_eq(a, b));
-            }
-            if a.kind != b.kind || a.items.len() != b.items.len() {
-                return Ok(false);
-            }
-            for (a, b) in a.items.iter().zip(&b.items) {
-                if !equal(vm, a, b)? {
-                    return Ok(false);
-                }
-            }
-            true
-        }
-        (Value::Dict(a), Value::Dict(b)) => {
-            if a.entries.len() != b.entries.len() {
-                return Ok(false);
-            }
-            for (key, value) in &a.entries {
-                match vm.find(&b.entries, key)? {
-                    Some(i) if equal(vm, value, &b.entries[i].1)? => {}
-                    _ => return Ok(false),
-                }
-            }
-            true
-        }
-        (Value::Object(a), Value::Object(b)) => Rc::ptr_eq(a, b),
-        _ => match (a.as_int(), b.as_int()) {
-            (Some(a), Some(b)) => a == b,
-            _ => match (a.as_float(), b.as_float()) {
-                (Some(a), Some(b)) => a == b,
-                _ => false,
-            },
-        },
-    })
-}
-
-/// The order of two values; none if one is not a number.
-pub fn compare(vm: &Vm, a: &Value, b: &Value) -> Result<Option<Ordering>> {
-    vm.step(1)?;
-    match (a, b) {
-        (Value::Undefined(name), _) | (_, Value::Undefined(name)) => return Err(undefined(name.as_deref())),
-        (Value::Str(a), Value::Str(b)) => {
-            vm.scan(a.len().min(b.len()))?;
-            return Ok(Some(a.cmp(b)));
-        }
-        (Value::Seq(a), Value::Seq(b)) if a.kind == b.kind && a.is_indexed() => {
-            for (a, b) in a.items.iter().zip(&b.items) {
-                if !equal(vm, a, b)? {
-                    return compare(vm, a, b);
-                }
-            }
-            return Ok(Some(a.items.len().cmp(&b.items.len())));
-        }
-        _ => {}
-    }
-    if let (Some(a), Some(b)) = (a.as_int(), b.as_int()) {
-        return Ok(Some(a.cmp(&b)));
-    }
-    match (a.as_float(), b.as_float()) {
-        (Some(a), Some(b)) => Ok(a.partial_cmp(&b)),
-        _ => Err(Error::new(format!("a {} and a {} cannot be compared", a.type_name(), b.type_name()))),
-    }
-}
-
 /// `item in container`.
-pub fn contains(vm: &Vm, container: &Value, item: &Value) -> Result<bool> {
+pub fn contains(budget: &Budget, container: &Value, item: &Value) -> Result<bool> {
     match container {
         Value::Str(text) => match item {
             Value::Str(part) => {
-                vm.scan(text.len())?;
+                budget.scan(text.len())?;
                 Ok(text.contains(&**part))
             }
             Value::Undefined(name) => Err(undefined(name.as_deref())),
             other => Err(Error::new(format!("`in` of a str needs a str, not a {}", other.type_name()))),
         },
-        Value::Dict(dict) => Ok(vm.find(&dict.entries, check_key(item)?)?.is_some()),
+        Value::Dict(dict) => Ok(compare::find(budget, &dict.entries, compare::check_key(item)?)?.is_some()),
         Value::Seq(seq) => {
             for found in seq.read() {
-                if equal(vm, found, item)? {
+                if compare::equal(budget, found, item)? {
                     return Ok(true);
                 }
             }
@@ -224,20 +149,20 @@ pub fn contains(vm: &Vm, container: &Value, item: &Value) -> Result<bool> {
 }
 
 /// What an iteration over a value visits.
-pub fn sequence(vm: &Vm, value: &Value) -> Result<Rc<Seq>> {
+pub fn sequence(budget: &Budget, value: &Value) -> Result<Rc<Seq>> {
     let items = match value {
         Value::Seq(seq) => {
-            vm.step(seq.items.len())?;
+            budget.step(seq.items.len())?;
             return Ok(seq.clone());
         }
         Value::Undefined(_) => Vec::new(),
         Value::Dict(dict) => {
-            vm.reserve(32 * dict.entries.len())?;
+            budget.reserve(32 * dict.entries.len())?;
             dict.entries.iter().map(|(key, _)| key.clone()).collect()
         }
         Value::Str(text) => {
             // Each character is a text of its own.
-            vm.reserve(text.len().saturating_mul(64))?;
+            budget.reserve(text.len().saturating_mul(64))?;
             text.chars().map(|c| Value::str(&*c.encode_utf8(&mut [0; 4]))).collect::<Vec<_>>()
         }
         Value::Object(object) if matches!(&**object, super::value::Object::Loop(_)) => {
@@ -245,18 +170,12 @@ pub fn sequence(vm: &Vm, value: &Value) -> Result<Rc<Seq>> {
         }
         other => return Err(Error::new(format!("a {} is not iterable", other.type_name()))),
     };
-    vm.step(items.len())?;
+    budget.step(items.len())?;
     Ok(Rc::new(Seq::new(items, SeqKind::List)))
 }
 
-/// The place of a Python index, which counts from the end if it is negative.
-pub fn index(i: i128, n: usize) -> Option<usize> {
-    let i = if i < 0 { i.checked_add(n as i128)? } else { i };
-    usize::try_from(i).ok().filter(|i| *i < n)
-}
-
 /// `value[start:stop:step]`.
-pub fn slice(vm: &Vm, value: &Value, [start, stop, step]: [Option<i128>; 3]) -> Result<Value> {
+pub fn slice(budget: &Budget, value: &Value, [start, stop, step]: [Option<i128>; 3]) -> Result<Value> {
     let step = step.unwrap_or(1);
     if step == 0 {
         return Err(Error::new("the step of a slice is 0"));
@@ -275,17 +194,17 @@ pub fn slice(vm: &Vm, value: &Value, [start, stop, step]: [Option<i128>; 3]) -> 
         Value::Str(text) if text.is_ascii() && step == 1 => {
             let places = places(text.len());
             let (n, from) = (places.len(), places.clone().next().unwrap_or(0));
-            vm.scan(text.len())?;
-            vm.text(&text[from..from + n])
+            budget.scan(text.len())?;
+            budget.text(&text[from..from + n])
         }
         Value::Str(text) => {
-            vm.reserve(text.len().saturating_mul(4))?;
+            budget.reserve(text.len().saturating_mul(4))?;
             let chars: Vec<char> = text.chars().collect();
             Ok(Value::str(places(chars.len()).map(|i| chars[i]).collect::<String>()))
         }
         Value::Seq(seq) if seq.is_indexed() => {
             let places = places(seq.items.len());
-            vm.seq(places.map(|i| seq.items[i].clone()).collect(), seq.kind)
+            budget.seq(places.map(|i| seq.items[i].clone()).collect(), seq.kind)
         }
         Value::Undefined(name) => Err(undefined(name.as_deref())),
         other => Err(Error::new(format!("a {} cannot be sliced", other.type_name()))),

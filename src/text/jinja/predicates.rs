@@ -1,28 +1,16 @@
 //! What Jinja calls tests: `value is name`.
 
-use super::globals::{Args, int, required};
+use super::args::{Args, int, required};
+use super::budget::Budget;
 use super::syntax::Name;
 use super::value::{Object, Value};
-use super::vm::Vm;
-use super::{Error, Result, filters, methods, ops, repr};
+use super::{Error, Result, compare, methods, names, ops, repr};
 
-/// Whether there is such a test.
-pub fn is_known(name: &str) -> bool {
-    #[rustfmt::skip]
-    const NAMES: [&str; 39] = [
-        "odd", "even", "divisibleby", "defined", "undefined", "filter", "test", "none", "boolean", "false", "true",
-        "integer", "float", "lower", "upper", "string", "mapping", "number", "sequence", "iterable", "callable", "sameas",
-        "escaped", "in", "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">=", "<", "lt", "lessthan",
-        "le", "<=",
-    ];
-    NAMES.contains(&name)
-}
-
-pub fn check(vm: &Vm, name: &Name, value: &Value, args: Args) -> Result<bool> {
+pub fn check(budget: &Budget, name: &Name, value: &Value, args: Args) -> Result<bool> {
     use std::cmp::Ordering::{Equal, Greater, Less};
     let order = |args: Args| {
         let other = other(args, name)?;
-        ops::compare(vm, value, &other)
+        compare::compare(budget, value, &other)
     };
     Ok(match &**name {
         "defined" => !value.is_undefined(),
@@ -50,7 +38,7 @@ pub fn check(vm: &Vm, name: &Name, value: &Value, args: Args) -> Result<bool> {
         },
         "escaped" => false,
         "lower" | "upper" => {
-            let text = repr::to_text(vm, value)?;
+            let text = repr::to_text(budget, value)?;
             methods::is(&text, if **name == *"lower" { "islower" } else { "isupper" })
         }
         "odd" => int(value)?.rem_euclid(2) == 1,
@@ -65,18 +53,18 @@ pub fn check(vm: &Vm, name: &Name, value: &Value, args: Args) -> Result<bool> {
                 (Value::Seq(a), Value::Seq(b)) => std::rc::Rc::ptr_eq(a, b),
                 (Value::Dict(a), Value::Dict(b)) => std::rc::Rc::ptr_eq(a, b),
                 (Value::Undefined(_), _) => false,
-                (a, b) => a.type_name() == b.type_name() && ops::equal(vm, a, b)?,
+                (a, b) => a.type_name() == b.type_name() && compare::equal(budget, a, b)?,
             }
         }
-        "in" => ops::contains(vm, &other(args, name)?, value)?,
-        "eq" | "equalto" | "==" => ops::equal(vm, value, &other(args, name)?)?,
-        "ne" | "!=" => !ops::equal(vm, value, &other(args, name)?)?,
+        "in" => ops::contains(budget, &other(args, name)?, value)?,
+        "eq" | "equalto" | "==" => compare::equal(budget, value, &other(args, name)?)?,
+        "ne" | "!=" => !compare::equal(budget, value, &other(args, name)?)?,
         "lt" | "lessthan" | "<" => order(args)? == Some(Less),
         "gt" | "greaterthan" | ">" => order(args)? == Some(Greater),
         "le" | "<=" => matches!(order(args)?, Some(Less | Equal)),
         "ge" | ">=" => matches!(order(args)?, Some(Greater | Equal)),
-        "filter" => value.as_str().is_some_and(filters::is_known),
-        "test" => value.as_str().is_some_and(is_known),
+        "filter" => value.as_str().is_some_and(names::is_filter),
+        "test" => value.as_str().is_some_and(names::is_test),
         _ => return Err(Error::new(format!("there is no test `{}`", repr::brief(name)))),
     })
 }

@@ -1,76 +1,76 @@
 //! Values as text: Python's `str` and `repr`.
 
 use super::Result;
+use super::budget::Budget;
 use super::value::{Object, SeqKind, Value};
-use super::vm::Vm;
 
 /// `str(value)`; nothing for an undefined value.
-pub fn to_text(vm: &Vm, value: &Value) -> Result<String> {
+pub fn to_text(budget: &Budget, value: &Value) -> Result<String> {
     let mut out = String::new();
-    write_text(vm, value, &mut out)?;
+    write_text(budget, value, &mut out)?;
     Ok(out)
 }
 
 /// Appends `str(value)`.
-pub fn write_text(vm: &Vm, value: &Value, out: &mut String) -> Result<()> {
+pub fn write_text(budget: &Budget, value: &Value, out: &mut String) -> Result<()> {
     match value {
         Value::Undefined(_) => Ok(()),
-        Value::Str(text) => vm.push(out, text),
-        _ => write_repr(vm, value, out),
+        Value::Str(text) => budget.push(out, text),
+        _ => write_repr(budget, value, out),
     }
 }
 
 /// Appends `repr(value)`.
-pub fn write_repr(vm: &Vm, value: &Value, out: &mut String) -> Result<()> {
-    vm.step(1)?;
+pub fn write_repr(budget: &Budget, value: &Value, out: &mut String) -> Result<()> {
+    budget.step(1)?;
     match value {
-        Value::Undefined(_) => vm.push(out, "Undefined"),
-        Value::None => vm.push(out, "None"),
-        Value::Bool(true) => vm.push(out, "True"),
-        Value::Bool(false) => vm.push(out, "False"),
-        Value::Int(value) => vm.push(out, &value.to_string()),
-        Value::Float(value) => vm.push(out, &float(*value)),
-        Value::Str(text) => quote(vm, text, out),
+        Value::Undefined(_) => budget.push(out, "Undefined"),
+        Value::None => budget.push(out, "None"),
+        Value::Bool(true) => budget.push(out, "True"),
+        Value::Bool(false) => budget.push(out, "False"),
+        Value::Int(value) => budget.push(out, &value.to_string()),
+        Value::Float(value) => budget.push(out, &float(*value)),
+        Value::Str(text) => quote(budget, text, out),
         Value::Seq(seq) => {
             let (open, close) = match seq.kind {
                 SeqKind::List => ("[", "]"),
                 SeqKind::Tuple if seq.items.len() == 1 => ("(", ",)"),
                 SeqKind::Tuple | SeqKind::Group => ("(", ")"),
                 SeqKind::View(name) => {
-                    vm.push(out, name)?;
+                    budget.push(out, name)?;
                     ("([", "])")
                 }
-                SeqKind::Generator => return vm.push(out, "<generator object>"),
+                SeqKind::Generator => return budget.push(out, "<generator object>"),
             };
-            vm.push(out, open)?;
+            budget.push(out, open)?;
             for (i, item) in seq.items.iter().enumerate() {
                 if i > 0 {
-                    vm.push(out, ", ")?;
+                    budget.push(out, ", ")?;
                 }
-                write_repr(vm, item, out)?;
+                write_repr(budget, item, out)?;
             }
-            vm.push(out, close)
+            budget.push(out, close)
         }
         Value::Dict(dict) => {
-            vm.push(out, "{")?;
+            budget.push(out, "{")?;
             for (i, (key, value)) in dict.entries.iter().enumerate() {
                 if i > 0 {
-                    vm.push(out, ", ")?;
+                    budget.push(out, ", ")?;
                 }
-                write_repr(vm, key, out)?;
-                vm.push(out, ": ")?;
-                write_repr(vm, value, out)?;
+                write_repr(budget, key, out)?;
+                budget.push(out, ": ")?;
+                write_repr(budget, value, out)?;
             }
-            vm.push(out, "}")
+            budget.push(out, "}")
         }
         Value::Object(object) => match &**object {
-            Object::Macro(object) => vm.push(out, &format!("<Macro '{}'>", object.code.name)),
-            _ => vm.push(out, &format!("<{}>", value.type_name())),
+            Object::Macro(object) => budget.push(out, &format!("<Macro '{}'>", object.code.name)),
+            _ => budget.push(out, &format!("<{}>", value.type_name())),
         },
     }
 }
 
-fn quote(vm: &Vm, text: &str, out: &mut String) -> Result<()> {
+fn quote(budget: &Budget, text: &str, out: &mut String) -> Result<()> {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut quoted = String::new();
     quoted.push(quote);
@@ -89,12 +89,12 @@ fn quote(vm: &Vm, text: &str, out: &mut String) -> Result<()> {
             c => quoted.push(c),
         }
         if quoted.len() > 4096 {
-            vm.push(out, &quoted)?;
+            budget.push(out, &quoted)?;
             quoted.clear();
         }
     }
     quoted.push(quote);
-    vm.push(out, &quoted)
+    budget.push(out, &quoted)
 }
 
 /// Nearly `str.isprintable`: neither control characters nor separators other than the space.

@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::globals::Builtin;
 use super::syntax::{For, Macro, Name};
-use super::vm::Scope;
 
 #[derive(Clone)]
 pub enum Value {
@@ -119,6 +117,36 @@ pub struct Loop {
     pub recursion: Option<(Arc<For>, Rc<Scope>)>,
 }
 
+/// A function that every template can call.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Builtin {
+    Range,
+    Dict,
+    Namespace,
+    Cycler,
+    Joiner,
+    RaiseException,
+    StrftimeNow,
+    /// `self`: the template, whose blocks are its attributes. Here it has none.
+    Template,
+}
+
+/// Variables, and those around them.
+pub struct Scope {
+    pub variables: RefCell<HashMap<Name, Value>>,
+    pub parent: Option<Rc<Scope>>,
+}
+
+impl Scope {
+    pub fn new(parent: Option<Rc<Scope>>) -> Rc<Scope> {
+        Rc::new(Scope { variables: RefCell::default(), parent })
+    }
+
+    pub fn set(&self, name: Name, value: Value) {
+        self.variables.borrow_mut().insert(name, value);
+    }
+}
+
 impl Value {
     pub fn str(text: impl Into<Arc<str>>) -> Value {
         Value::Str(text.into())
@@ -165,8 +193,8 @@ impl Value {
         }
     }
 
-    /// How deep lists and dicts are nested in the value. Namespaces and macros end the count: `Vm` keeps them until the
-    /// end, and nothing descends into them.
+    /// How deep lists and dicts are nested in the value. Namespaces and macros end the count: `Budget` and `Vm` keep them until
+    /// the end, and nothing descends into them.
     pub fn depth(&self) -> u32 {
         match self {
             Value::Seq(seq) => seq.depth,
