@@ -67,7 +67,8 @@
 //!     waits and nothing panics.
 //! 15. What a load will take is added up by the code that allocates it, on a plan of the device, and compared with the
 //!     free memory before anything is allocated.
-//! 16. A file is data, never a program: everything that reads one has limits on time, memory and depth.
+//! 16. Files are not trusted: their sizes are bounded, their numbers have ranges, and chat templates and tokenizers
+//!     count what they make of a text.
 //!
 //! # Map
 //!

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use wginfer::audio::AudioReader;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::models;
-use wginfer::text::{ChatTemplate, Message, Tokenizer, TokenizerFiles};
+use wginfer::text::{ChatTemplate, Message, TextError, Tokenizer, TokenizerFiles};
 use wginfer::weights::Weights;
 
 /// Time of a kind in the short run.
@@ -176,13 +176,19 @@ fn long() {
 fn template(bytes: &[u8]) {
     let source = String::from_utf8_lossy(bytes);
     let tokens = BTreeMap::from([("bos_token".to_string(), "<s>".to_string())]);
-    let Ok(template) = ChatTemplate::new(&source, tokens) else { return };
+    // The interpreter turns a panic of its own into an error.
+    let check = |error: TextError| assert!(!error.to_string().contains("panicked"), "{source:?}: {error}");
+    let template = match ChatTemplate::new(&source, tokens) {
+        Ok(template) => template,
+        Err(error) => return check(error),
+    };
     let messages = [Message::system("Be brief."), Message::user("Hello, é!"), Message::assistant("Hi")];
     let tools = json!([{"type": "function", "function": {"name": "f", "parameters": {"a": [1, null]}}}]);
     let extra = serde_json::Map::from_iter([("tools".to_string(), tools)]);
     for n in [1, 2, 3] {
-        let _ = template.render(&messages[..n], true, &Default::default());
-        let _ = template.render(&messages[..n], false, &extra);
+        for (start, variables) in [(true, Default::default()), (false, extra.clone())] {
+            let _ = template.render(&messages[..n], start, &variables).map_err(check);
+        }
     }
 }
 
@@ -320,7 +326,7 @@ const TEMPLATES: [&str; 4] = [
      list | length }}{{ {'a': [1, 2.5, none]} | tojson }}{% endfor %}{{ 'x' * 3 }}{{ 'ab'.replace('a', 'bb') }}",
 ];
 
-const FRAGMENTS: [&str; 48] = [
+const FRAGMENTS: [&str; 78] = [
     "{{",
     "}}",
     "{%",
@@ -369,21 +375,61 @@ const FRAGMENTS: [&str; 48] = [
     "slice(99999999)",
     "batch(1)",
     "range(9999999)",
+    "{%- ",
+    " -%}",
+    "if ",
+    "endif",
+    "for x in ",
+    "endfor",
+    "set x = ",
+    "macro f(",
+    "\\",
+    ".",
+    ",",
+    ":",
+    "~",
+    "%",
+    "**",
+    "-",
+    "not ",
+    "is ",
+    "x",
+    "1",
+    "1e400",
+    "0x",
+    "raw",
+    "endraw",
+    "upper",
+    "\r\n",
+    "é",
+    "'%s' % ",
+    "else ",
+    "\u{0}",
 ];
 
 fn mutate_text(rng: &mut Rng, text: &mut Vec<u8>, fragments: &[&str]) {
     let at = rng.below(text.len() + 1);
-    match rng.below(6) {
+    match rng.below(8) {
+        // Nothing but pieces, in or out of an expression.
         0 => {
+            let pieces = (0..1 + rng.below(30)).map(|_| fragments[rng.below(fragments.len())]);
+            let made = pieces.collect::<String>();
+            *text = match rng.below(2) {
+                0 => made,
+                _ => format!("{{{{ {} }}}}", made.replace(['{', '%', '#', '}'], " ")),
+            }
+            .into_bytes();
+        }
+        1 => {
             let fragment = fragments[rng.below(fragments.len())].repeat(1 << rng.below(3));
             text.splice(at..at, fragment.into_bytes());
         }
-        1 => {
+        2 => {
             let fragment = fragments[rng.below(fragments.len())];
             text.splice(at..(at + fragment.len()).min(text.len()), fragment.bytes());
         }
         // The same again, often.
-        2 => {
+        3 => {
             let end = (at + 1 + rng.below(60)).min(text.len());
             let piece = text[at..end].repeat(1 << rng.below(12));
             text.splice(at..at, piece.into_iter().take(1 << 18));

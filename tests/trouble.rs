@@ -304,7 +304,7 @@ fn memory_is_added_up_before_it_is_asked_for() {
         let total = need.total_bytes();
         let large = with_memory(total).expect("a device");
         let engine = loaded(&large, open(), &options).expect("it is enough");
-        assert_eq!(engine.weights_bytes(), need.weights_bytes - rope_bytes(&large, model, 256), "{model}");
+        assert_eq!(engine.weights_bytes(), need.weights_bytes - rope_bytes(model, 256), "{model}");
         let peak = large.counts().peak_bytes;
         // Not everything is needed at once: staging while it is loaded, some parameters after that.
         let most_less = need.weights_bytes + (2 << 20) + 4096;
@@ -314,10 +314,9 @@ fn memory_is_added_up_before_it_is_asked_for() {
 }
 
 /// Bytes of the table of angles, which belongs to the weights in memory but not in the file.
-fn rope_bytes(gpu: &Gpu, model: &str, ctx: usize) -> u64 {
+fn rope_bytes(model: &str, ctx: usize) -> u64 {
     let files = ModelFiles::open(&folder(model)).expect("a model");
     let attention = files.architecture.shape().attention[0];
-    let _ = gpu;
     if model == "gpt2" { 0 } else { (ctx * attention.head_dim * 4) as u64 }
 }
 

@@ -111,17 +111,8 @@ const CLASSES: &[Class] = &[
         apply: |settings, json| byte_level(settings, json, Value::Null),
     },
     Class {
-        names: &["GPT2Tokenizer"],
-        model: "BPE",
-        tokens: &[("bos_token", ENDOFTEXT), ("eos_token", ENDOFTEXT), ("unk_token", ENDOFTEXT)],
-        around: Around::File,
-        unknown: None,
-        plain_special: false,
-        apply: |settings, json| byte_level(settings, json, Value::Null),
-    },
-    Class {
-        // Transcription puts its own tokens around a text.
-        names: &["WhisperTokenizer"],
+        // Whisper's transcription puts its own tokens around a text.
+        names: &["GPT2Tokenizer", "WhisperTokenizer"],
         model: "BPE",
         tokens: &[("bos_token", ENDOFTEXT), ("eos_token", ENDOFTEXT), ("unk_token", ENDOFTEXT)],
         around: Around::File,

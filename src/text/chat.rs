@@ -58,8 +58,8 @@ impl Message {
 /// | items of a `range` | 100,000 | [`ChatTemplate::render`] |
 /// | integers | 127 bits | both |
 ///
-/// So a rendering takes some hundred milliseconds at worst, and no more memory than the limit. The limits do not depend on
-/// the machine: a conversation that is rendered once is rendered everywhere. Both functions run on a short-lived thread
+/// So a rendering ends within seconds, and its memory is of the order of the limit. The limits are counts, no times: a
+/// conversation that is rendered on one machine is rendered on all. Both functions run on a short-lived thread
 /// with a stack of its own, so they can be called from threads with a small one.
 #[derive(Clone)]
 pub struct ChatTemplate {

@@ -119,8 +119,8 @@ pub fn send(child: &Child, signal: &str) {
     assert!(sent.expect("`kill` runs").success());
 }
 
-/// Lets the program hear signals. It would inherit those that are ignored here: tests may run under `nohup`, or as a
-/// shell's background job.
+/// Gives the program the default action for signals. It would inherit those that are ignored here: tests may run under
+/// `nohup`, or as a shell's background job.
 pub fn with_signals(command: &mut Command) {
     #[cfg(unix)]
     {

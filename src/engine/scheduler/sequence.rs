@@ -308,11 +308,11 @@ mod tests {
         const TOKENIZER: &str = r#"{ "decoder": { "type": "ByteFallback" }, "model": { "type": "BPE", "merges": [],
             "vocab": { "<0x0A>": 0, "<0xC3>": 1, "<0xA9>": 2, "a": 3, "b": 4 } } }"#;
         let files = TokenizerFiles { tokenizer: TOKENIZER.as_bytes(), ..TokenizerFiles::default() };
-        let tokenizer = Tokenizer::from_files(&files).unwrap();
+        let tokenizer = Tokenizer::from_files(&files).expect("a tokenizer");
         // The prompt ends in a byte token, which belongs to no answer and ends none.
         let request =
             Request { stop: stop.iter().map(|stop| stop.to_string()).collect(), ..Request::new(vec![3, 0]) };
-        let decoder = StreamDecoder::after(&tokenizer, &request.prompt, true).unwrap();
+        let decoder = StreamDecoder::after(&tokenizer, &request.prompt, true).expect("a decoder");
         let mut sequence = Sequence::new(RequestId(0), request, 0, most, Some(decoder));
         let mut events = Vec::new();
         let mut n_arrived = 0;

@@ -446,8 +446,8 @@ impl Stretch {
             let word = segments.iter().rev().flat_map(|s| s.words.iter().flatten().next_back()).next();
             let end = word.map(|word| word.end).or(segments.last().map(|segment| segment.end));
             if let Some(end) = end {
-                // The next window begins after the last word, not after the timestamp. Without timestamps, the model has
-                // written down the whole window, and would only hear speech in the rest where there is none.
+                // The next window begins after the last word, not after the timestamp. A model with no timestamps
+                // has written down the whole window, and would only invent speech in the rest.
                 if plan.options.timestamps && !split.ends_in_silence && end > offset {
                     seek = ((end * FRAMES_PER_SECOND).round() as usize).max(self.seek + 1);
                 }
