@@ -311,7 +311,7 @@ fn recordings() -> Vec<Vec<u8>> {
     vec![wav, file("assets/whisper-words/en.flac"), file("assets/whisper-words/silence.flac")]
 }
 
-const TEMPLATES: [&str; 4] = [
+const TEMPLATES: [&str; 5] = [
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] | trim }}\n{% endfor %}\
      {% if add_generation_prompt %}<|assistant|>\n{% endif %}",
     "{{ bos_token }}{% if messages[0].role == 'system' %}{% set loop_messages = messages[1:] %}{% else %}\
@@ -324,6 +324,10 @@ const TEMPLATES: [&str; 4] = [
      {% endfor %}{{ ns.s[:40] }}{{ '%s and %d' | format('a', ns.n) }}",
     "{% for i in range(3) %}{{ 'a,b' .split(',') | join(';') }}{{ messages | selectattr('role', 'equalto', 'user') | \
      list | length }}{{ {'a': [1, 2.5, none]} | tojson }}{% endfor %}{{ 'x' * 3 }}{{ 'ab'.replace('a', 'bb') }}",
+    "{{ messages | map(attribute='role') | unique | sort | join(',') | upper | title | center(40) | indent(2) }}\
+     {{ messages | groupby('role') | first | last | length }}{{ 'a b' | wordcount }}{{ [3, 1] | sum }}{{ [1, 2, 3] | \
+     batch(2) | list }}{{ {'b': 1, 'a': 2} | dictsort | reverse | list }}{{ '7' | int | abs | round | float }}\
+     {{ messages | rejectattr('role', 'in', ['user']) | map('tojson') | join | truncate(9) | urlencode }}{{ x | default(1) }}",
 ];
 
 const FRAGMENTS: [&str; 78] = [
