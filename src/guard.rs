@@ -2,28 +2,22 @@
 
 use std::any::Any;
 use std::cell::Cell;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
-use std::sync::Once;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 thread_local! {
     /// Whether this thread is inside [`guarded`].
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Calls a library that may panic, and returns the panic's message as an error. Nothing is printed.
-///
-/// The first call replaces the panic hook of the process by one that passes on every panic except those in here.
+/// Whether a panic of this thread would be caught and returned as an error: for the panic hook of a program, which need
+/// not report it. The library leaves the hook alone, because it belongs to the whole process.
+pub fn panic_is_caught() -> bool {
+    // The flag is gone while a thread ends.
+    GUARDED.try_with(Cell::get).unwrap_or(false)
+}
+
+/// Calls a library that may panic, and returns the panic's message as an error.
 pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let before = take_hook();
-        set_hook(Box::new(move |info| {
-            // The flag is gone while a thread ends.
-            if !GUARDED.try_with(Cell::get).unwrap_or(false) {
-                before(info);
-            }
-        }));
-    });
     let outer = GUARDED.replace(true);
     // State that a panic may have left inconsistent is not used again.
     let result = catch_unwind(AssertUnwindSafe(call));
@@ -48,6 +42,6 @@ mod tests {
         assert_eq!(guarded(|| -> u8 { panic!("index {}", 7) }), Err("index 7".into()));
         assert_eq!(guarded(|| -> u8 { panic!("plain") }), Err("plain".into()));
         assert_eq!(guarded(|| guarded(|| -> u8 { panic!("inner") })), Ok(Err("inner".into())));
-        assert!(!GUARDED.get());
+        assert_eq!((guarded(panic_is_caught), panic_is_caught()), (Ok(true), false));
     }
 }

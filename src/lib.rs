@@ -53,7 +53,7 @@
 //! 9. A weight type is a [`dtype::Dtype`] and a shader part, not a model and not a copy of a kernel.
 //! 10. A shape mismatch inside the library is a bug (an assertion). What a user or a file can get wrong is an
 //!     `Err` that names the value, what was expected and what was found. A panic of a library that reads a file is
-//!     caught, becomes an `Err`, and prints nothing: the process's panic hook is told about every other panic.
+//!     caught and becomes an `Err`; [`panic_is_caught`] tells a panic hook that it need not be reported.
 //! 11. The command line uses only the public API, and only it prints.
 //! 12. A row's result has the same bits in every batch: the order of its sums depends on the device (and what
 //!     `bench::tune` measured and kept for it), on the shapes and types of weights and on the row's kind, never on how
@@ -133,6 +133,7 @@ pub mod text;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use guard::panic_is_caught;
 pub use wgpu;
 
 /// The README's examples compile.

@@ -124,6 +124,7 @@ commands! {
 /// signal.
 pub fn main() -> ExitCode {
     hush_device_select();
+    hush_caught_panics();
     let caught = interrupt::init(Outputs { end_line: output::end_line, leave_all: output::leave_all });
     let program = match Program::try_parse() {
         Ok(program) => program,
@@ -151,6 +152,16 @@ pub fn main() -> ExitCode {
             failure.exit_code()
         }
     }
+}
+
+/// Reports no panic that becomes an error.
+fn hush_caught_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !wginfer::panic_is_caught() {
+            report(info);
+        }
+    }));
 }
 
 /// Switches Mesa's device-select layer off if there is no desktop. The layer asks the desktop which device it uses;

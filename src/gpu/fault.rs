@@ -1,9 +1,9 @@
 //! Faults of a device. Its loss is a state: once lost, it stays lost, and every call says so.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 
 use super::{Gpu, GpuError, lock};
+use crate::guard::guarded;
 
 /// The first fault, which a loss replaces: the fault may have been its first sign.
 #[derive(Debug, Default)]
@@ -79,9 +79,9 @@ impl Gpu {
     /// Polls the device.
     pub(super) fn poll_device(&self, poll: wgpu::PollType) -> Result<(), GpuError> {
         // wgpu panics if it learns here that the driver has lost the device.
-        let polled = catch_unwind(AssertUnwindSafe(|| self.inner.device.poll(poll)));
-        if polled.is_err() {
-            self.inner.fault.note(GpuError::Lost { message: "its driver gave it up".into() });
+        let polled = guarded(|| self.inner.device.poll(poll));
+        if let Err(message) = &polled {
+            self.inner.fault.note(GpuError::Lost { message: message.clone() });
         }
         self.check_alive()?;
         match polled {
