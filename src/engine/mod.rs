@@ -21,6 +21,7 @@ mod runner;
 mod sampling;
 mod scheduler;
 mod stepper;
+mod variants;
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};
