@@ -380,13 +380,14 @@ fn what_is_done_of_many_inputs_survives_a_signal() {
     let rows: Vec<Value> = serde_json::from_str(&left).expect("valid JSON");
     assert!((1..N).contains(&rows.len()) && rows.iter().all(|row| row["labels"].is_array()));
 
-    // A language model.
+    // A language model takes longer.
+    let texts = file(&dir, "few.txt", format!("{OLGA}\n").repeat(1000));
     let line = "classify --labels happy,sad,afraid --json -f";
     let left = interrupted(line, &[&texts], program::SIGNALS[0], on_stdout);
     let rows: Vec<Value> = serde_json::from_str(&left).expect("valid JSON");
-    assert!((1..N).contains(&rows.len()) && rows.iter().all(|row| row["labels"][2].is_object()));
+    assert!((1..1000).contains(&rows.len()) && rows.iter().all(|row| row["labels"][2].is_object()));
 
-    let lines = (0..2000).map(|i| match i % 2 {
+    let lines = (0..1000).map(|i| match i % 2 {
         0 => json!({ "prompt": "Who found the ball?", "answer": "Tom" }).to_string(),
         _ => json!({ "text": MIA, "label": "happy", "labels": ["happy", "sad"] }).to_string(),
     });
@@ -394,5 +395,5 @@ fn what_is_done_of_many_inputs_survives_a_signal() {
     let left = interrupted("score --json -f", &[&lines], program::SIGNALS[1], on_stdout);
     let found: Value = serde_json::from_str(&left).expect("valid JSON");
     let n = found["results"].as_array().expect("results").len();
-    assert!((1..2000).contains(&n) && found["items"] == n && found["failed"] == 0, "{found}");
+    assert!((1..1000).contains(&n) && found["items"] == n && found["failed"] == 0, "{found}");
 }

@@ -88,7 +88,10 @@ impl Inputs {
             Some(path) => Identity::of(path),
         };
         if let (Some(path), Some(identity)) = (path, identity) {
-            self.files.push((format!("the input `{}`", path.display()), identity));
+            let is_stdin = path == "-";
+            let name =
+                if is_stdin { "standard input".into() } else { format!("the input `{}`", path.display()) };
+            self.files.push((name, identity));
         }
         self
     }
