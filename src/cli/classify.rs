@@ -149,7 +149,7 @@ fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<C
     match head {
         Some(head) if !labels.is_empty() => {
             let message = format!("`{name}` has labels of its own: {}", head.names.join(", "));
-            return Err(Failure::usage(message).with_hint("leave `--labels` out, or give another model"));
+            Err(Failure::usage(message).with_hint("leave `--labels` out, or give another model"))
         }
         Some(head) => {
             if head.problem == Problem::Regression {
@@ -170,7 +170,7 @@ fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<C
             let work = encode::run(&mut encoder, task, |i, encoding| draft.set(i, classify(encoding)));
             draft.finish(work)
         }
-        None if labels.is_empty() => return Err(no_labels("an embedder")),
+        None if labels.is_empty() => Err(no_labels("an embedder")),
         None => {
             tasks::check_labels(labels)?;
             let texts = args.texts()?;

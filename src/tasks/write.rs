@@ -26,8 +26,7 @@ pub(super) struct Written {
 /// The generation of texts for several prompts, all in one batch.
 pub(super) struct Writing {
     batch: Batch<Request>,
-    texts: Vec<String>,
-    ends: Vec<Option<(FinishReason, Usage)>>,
+    texts: Vec<Text>,
     /// Finished texts that have not been taken.
     finished: Vec<usize>,
     /// If there is one text, which is reported as it is generated.
@@ -35,6 +34,13 @@ pub(super) struct Writing {
     n_done: usize,
     /// How many texts have been reported as done.
     n_reported: usize,
+}
+
+/// A text so far, and its end once it has one.
+#[derive(Default)]
+struct Text {
+    text: String,
+    end: Option<(FinishReason, Usage)>,
 }
 
 /// The reported part of a text.
@@ -61,8 +67,7 @@ impl Writing {
         progress.push_back(Progress::Done { n_done: 0, n_pieces: n });
         Writing {
             batch,
-            texts: vec![String::new(); n],
-            ends: vec![None; n],
+            texts: (0..n).map(|_| Text::default()).collect(),
             finished: Vec::new(),
             stream: None,
             n_done: 0,
@@ -80,15 +85,15 @@ impl Writing {
     }
 
     pub fn observe(&mut self, events: &mut Events, progress: &mut VecDeque<Progress>) {
-        let n_pieces = self.ends.len();
+        let n_pieces = self.texts.len();
         self.batch.observe(events, |i, event| {
             let (Event::Token { text, .. } | Event::Done { text, .. }) = &event else { return };
-            self.texts[i].push_str(text);
+            self.texts[i].text.push_str(text);
             if let Some(text) = self.stream.as_mut().and_then(|stream| stream.push(text)) {
                 progress.push_back(Progress::Text(text));
             }
             if let Event::Done { finish_reason, usage, .. } = event {
-                self.ends[i] = Some((finish_reason, usage));
+                self.texts[i].end = Some((finish_reason, usage));
                 self.finished.push(i);
                 self.n_done += 1;
             }
@@ -122,7 +127,7 @@ impl Writing {
             Err(TaskError::Stopped) if self.stream.is_some() => {}
             result => result?,
         }
-        (0..self.ends.len()).map(|i| self.written(i)).collect()
+        (0..self.texts.len()).map(|i| self.written(i)).collect()
     }
 
     /// Takes the texts that have finished, or the errors with which their requests failed, with the numbers of their
@@ -143,8 +148,9 @@ impl Writing {
 
     /// Takes a text that has ended.
     fn written(&mut self, i: usize) -> Result<Written, TaskError> {
-        let (finish_reason, usage) = self.ends[i].take().ok_or(TaskError::Stopped)?;
-        Ok(Written { text: std::mem::take(&mut self.texts[i]).trim().to_string(), finish_reason, usage })
+        let Text { text, end } = std::mem::take(&mut self.texts[i]);
+        let (finish_reason, usage) = end.ok_or(TaskError::Stopped)?;
+        Ok(Written { text: text.trim().to_string(), finish_reason, usage })
     }
 }
 
