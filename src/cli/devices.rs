@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use serde_json::{Value, json};
-use wginfer::gpu::{AdapterSummary, Gpu, GpuError};
+use wginfer::gpu::{AdapterSummary, Gpu, GpuError, Quirk};
 
 use super::failure::Failure;
 use super::{format, json};
@@ -38,16 +38,22 @@ fn object(adapter: &AdapterSummary) -> Value {
         "driver": info.driver,
         "driver_info": info.driver_info,
         "f16": caps.f16,
-        "subgroup_width": caps.subgroup,
+        "subgroups": caps.subgroups.as_ref().map(|s| json!({ "min": s.min, "max": s.max })),
         "timestamps": caps.timestamps,
         "pipeline_cache": caps.pipeline_cache,
         "cooperative_matrices": caps.cooperative_matrices,
+        "quirks": adapter.quirks().iter().map(|quirk| quirk_object(quirk)).collect::<Vec<_>>(),
         "max_binding_bytes": caps.max_binding_bytes,
         "max_buffer_bytes": caps.max_buffer_bytes,
         "max_workgroup_bytes": caps.max_workgroup_bytes,
         "max_workgroup_size": caps.max_workgroup_size,
         "max_workgroups": caps.max_workgroups,
     })
+}
+
+/// A quirk, as `devices` and `doctor` print it.
+pub fn quirk_object(quirk: &Quirk) -> Value {
+    json!({ "what": quirk.what, "avoided": quirk.avoids, "link": quirk.link })
 }
 
 fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
@@ -58,7 +64,7 @@ fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
     let driver = format!("{} {}", info.driver, info.driver_info);
     row("driver", if driver.trim().is_empty() { "unknown".into() } else { driver.trim().into() })?;
     row("f16 arithmetic", yes(caps.f16))?;
-    row("subgroups", caps.subgroup.map_or("no, or of no fixed width".into(), |n| format!("of {n}")))?;
+    row("subgroups", caps.subgroups.map_or("no".into(), |subgroups| subgroups.to_string()))?;
     row("timestamps", yes(caps.timestamps))?;
     row("pipeline cache", yes(caps.pipeline_cache))?;
     let tiles: Vec<String> =
@@ -68,5 +74,8 @@ fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
     row("largest buffer", format::bytes(caps.max_buffer_bytes))?;
     row("workgroup memory", format::bytes(u64::from(caps.max_workgroup_bytes)))?;
     row("workgroup size", caps.max_workgroup_size.to_string())?;
+    for quirk in adapter.quirks() {
+        row("quirk", format!("{}; not used: {} ({})", quirk.what, quirk.avoids, quirk.link))?;
+    }
     Ok(())
 }

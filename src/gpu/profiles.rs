@@ -66,8 +66,7 @@ pub fn profiles() -> Vec<Profile> {
     };
     let with_tiles = |n: u32, caps: Caps| Caps { cooperative_matrices: vec![(n, n, n)], ..caps };
     let fixed = |width| Some(Subgroups::fixed(width));
-    // A driver that takes the width of half the workgroup, but 32 at most.
-    let intel = Subgroups::range(8, 32).probed(1024, |workgroup, _| Some(if workgroup <= 16 { 16 } else { 32 }));
+    let intel = Subgroups::range(8, 32);
     let apple = Subgroups::range(4, 64).probed(1024, |_, _| Some(32));
     [
         ("minimum", "what every device has", minimum()),
@@ -77,8 +76,12 @@ pub fn profiles() -> Vec<Profile> {
         ("gcn", "AMD before RDNA", card(fixed(64), 64)),
         ("rdna2", "AMD RDNA 1 and 2, on Vulkan", card(Some(rdna()), 64)),
         ("rdna3", "AMD from RDNA 3 on, on Vulkan", with_tiles(16, card(Some(rdna()), 64))),
-        ("adopted", "a host's device whose widths of subgroups vary", card(Some(Subgroups::range(32, 64)), 64)),
-        ("intel", "Intel Xe and Arc, on Vulkan", card(Some(intel), 64)),
+        (
+            "adopted",
+            "a host's device whose widths of subgroups vary",
+            card(Some(Subgroups::range(32, 64)), 64),
+        ),
+        ("intel", "Intel Xe and Arc, on Vulkan, whose widths a probe cannot tell", card(Some(intel), 64)),
         ("apple", "Apple M1 and later", with_tiles(8, card(Some(apple), 32))),
         ("dx12-fxc", "DX12 with Microsoft's FXC: shader model 5.1", Caps { f16: false, ..card(None, 32) }),
         ("dx12-32", "DX12 with Microsoft's DXC, waves of 32", card(fixed(32), 32)),
