@@ -77,7 +77,7 @@
 //! | layer | module | contents |
 //! |---|---|---|
 //! | 0 | [`dtype`], [`error`], `file`, `guard` | element types; the crate's error; regular files of bounded size; panics of libraries |
-//! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback, tuning's choices |
+//! | 1 | [`gpu`] | device, capabilities (of others, too: `profiles`), tensors, kernel declarations, recorder, readback, tuning's choices |
 //! | 2 | [`ops`] | one file per operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | containers of tensors |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat templates: an interpreter of Jinja that counts what it spends |

@@ -12,13 +12,33 @@ use wginfer::models::ModelKind;
 use wginfer::ops;
 
 /// Types of the weights in the file, after quantisation, and of the cache.
-const TYPES: [(Dtype, Option<Dtype>, Dtype); 6] = [
+type Types = (Dtype, Option<Dtype>, Dtype);
+
+/// All types, for one model of each architecture.
+const TYPES: [Types; 6] = [
     (Dtype::F32, None, Dtype::F32),
     (Dtype::F16, None, Dtype::F16),
     (Dtype::BF16, None, Dtype::F16),
     (Dtype::F16, Some(Dtype::Q8_0), Dtype::Q8_0),
     (Dtype::F32, Some(Dtype::Q4_0), Dtype::F16),
     (Dtype::BF16, Some(Dtype::Q4_K), Dtype::Q8_0),
+];
+
+/// Types of the cache for the other models, which differ in the shapes of heads and in the sizes of products.
+const CACHE_TYPES: [Types; 3] =
+    [(Dtype::F16, None, Dtype::F32), (Dtype::F16, None, Dtype::F16), (Dtype::F16, None, Dtype::Q8_0)];
+
+/// The models with all types, and with every variant that measurements may choose.
+const WHOLE: [&str; 9] = [
+    "smollm2-135m",
+    "gpt2",
+    "qwen2.5-0.5b",
+    "qwen3-0.6b",
+    "whisper-tiny",
+    "bert",
+    "distilbert",
+    "roberta",
+    "modernbert",
 ];
 
 /// Configurations beside the named shapes: architectures and features that these lack.
@@ -45,8 +65,9 @@ pub fn of_profiles(gpu: &Gpu, names: &[&str]) -> Vec<Variant> {
     let (mut all, mut seen) = (Vec::new(), HashSet::new());
     for profile in &profiles {
         for (name, config) in &models {
-            for types in TYPES {
-                let variants = of_model(gpu, profile, name, config, types);
+            let is_whole = WHOLE.contains(name);
+            for types in if is_whole { &TYPES[..] } else { &CACHE_TYPES } {
+                let variants = of_model(gpu, profile, name, config, *types, is_whole);
                 all.extend(variants.into_iter().filter(|variant| seen.insert(*variant)));
             }
         }
@@ -70,15 +91,15 @@ fn of_model(
     profile: &Profile,
     name: &str,
     config: &str,
-    (stored, quantize, kv_dtype): (Dtype, Option<Dtype>, Dtype),
+    (stored, quantize, kv_dtype): Types,
+    tuned: bool,
 ) -> Vec<Variant> {
     let files = ModelFiles::random(name, config, stored).expect("a shape");
     let mut all = Vec::new();
-    // What runs by default, and what measurements may choose.
-    let ways =
-        [false, true].into_iter().flat_map(|is_prompt| ops::product_variants(&profile.caps, is_prompt));
-    let tunings = std::iter::once(None).chain(ways.map(|way| Some(Arc::new(Tuning::same(way)))));
-    for tuning in tunings {
+    // What runs by default, and what measurements may choose: ways of prompts are those of decode rows, and others.
+    let ways = if tuned { ops::product_variants(&profile.caps, true) } else { Vec::new() };
+    let tuned = ways.into_iter().map(|way| Some(Arc::new(Tuning::same(way))));
+    for tuning in std::iter::once(None).chain(tuned) {
         let variants = match files.kind() {
             ModelKind::Encoder => {
                 let options = EncoderOptions { quantize, ..EncoderOptions::default() };

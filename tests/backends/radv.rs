@@ -29,7 +29,7 @@ const FAMILIES: [Family; 5] = [
 ];
 
 /// Where each variant is known to spill or to need scratch memory: the beginning of its label, and why. The list may only
-/// shrink: an entry that no variant needs fails the test.
+/// shrink: an entry that no variant needs fails the test of all variants.
 const KNOWN: &[(&str, &str)] = &[
     ("attention+", "keeps its sums in an array with a computed index"),
     ("qkv+rows_few+reduce_subgroup+share_16+weights_q4_k", "16 rows take more scalar registers than GCN has"),
@@ -100,7 +100,7 @@ fn radv_compiles_without_spills() {
         wrong.len(),
         wrong[..wrong.len().min(8)].join("\n")
     );
-    for (begin, why) in KNOWN {
+    for (begin, why) in KNOWN.iter().filter(|_| tools::takes_all()) {
         assert!(needed.contains(begin), "`{begin}` ({why}) spills nowhere any more: take it off the list");
     }
 }
