@@ -13,6 +13,8 @@ mod radv;
 mod tools;
 mod translate;
 
+use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -20,7 +22,7 @@ use naga::back::hlsl::ShaderModel;
 use wginfer::gpu::Variant;
 
 use tools::{assert_none, failures};
-use translate::{MSL_VERSIONS, SPIRV_TARGETS, Shader, uses_matrices};
+use translate::{MSL_VERSIONS, SPIRV_TARGETS, Shader, Spirv, uses_matrices};
 
 /// The variants of all profiles. `None` if there is no device to plan on, and that is allowed.
 fn all_variants() -> Option<&'static [Variant]> {
@@ -32,23 +34,28 @@ fn all_variants() -> Option<&'static [Variant]> {
 fn every_variant_translates() {
     let Some(variants) = all_variants() else { return };
     let failed = failures(variants, |variant| {
-        let fail =
-            |language: String, message: String| format!("{} to {language}: {message}", variant.label());
-        let shader = Shader::new(variant).map_err(|e| fail("naga".into(), e))?;
-        for version in MSL_VERSIONS {
-            shader.msl(version).map_err(|e| fail(format!("MSL {version:?}"), e))?;
-        }
-        for model in [ShaderModel::V5_1, ShaderModel::V6_0, ShaderModel::V6_6] {
-            if !uses_matrices(variant) {
-                shader.hlsl(model).map_err(|e| fail(format!("HLSL {model:?}"), e))?;
-            }
-        }
-        for target in SPIRV_TARGETS {
-            shader.spirv(target).map_err(|e| fail(format!("{target:?}"), e))?;
-        }
-        Ok(())
+        let label = variant.label();
+        translate(variant).err().map(|(language, message)| format!("{label} to {language}: {message}"))
     });
     assert_none("MSL, HLSL and SPIR-V", variants.len(), &failed);
+}
+
+/// Translates a variant to every language. The error names the language.
+fn translate(variant: &Variant) -> Result<(), (String, String)> {
+    let shader = Shader::new(variant).map_err(|e| ("naga".to_string(), e))?;
+    for version in MSL_VERSIONS {
+        shader.msl(version).map_err(|e| (format!("MSL {version:?}"), e))?;
+    }
+    for model in [ShaderModel::V5_1, ShaderModel::V6_0, ShaderModel::V6_6] {
+        // wgpu has no cooperative matrices on DX12.
+        if !uses_matrices(variant) {
+            shader.hlsl(model).map_err(|e| (format!("HLSL {model:?}"), e))?;
+        }
+    }
+    for target in SPIRV_TARGETS {
+        shader.spirv(target).map_err(|e| (format!("{target:?}"), e))?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -59,22 +66,27 @@ fn spirv_is_valid() {
     let Some(variants) = all_variants() else { return };
     let modules: Vec<_> = variants.iter().flat_map(|v| SPIRV_TARGETS.map(|target| (v, target))).collect();
     let failed = failures(&modules, |(variant, target)| {
-        let fail = |message: &str| format!("{}, {target:?}: {message}", variant.label());
-        let words = Shader::new(variant).and_then(|shader| shader.spirv(*target)).map_err(|e| fail(&e))?;
-        let environment = if target.version >= (1, 6) { "vulkan1.3" } else { "vulkan1.1" };
-        let mut command = Command::new(&validator);
-        command.args(["--target-env", environment, "-"]).stdin(Stdio::piped());
-        command.stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|e| fail(&e.to_string()))?;
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let mut stdin = child.stdin.take().expect("it is piped");
-        std::io::Write::write_all(&mut stdin, &bytes).map_err(|e| fail(&e.to_string()))?;
-        drop(stdin);
-        let output = child.wait_with_output().map_err(|e| fail(&e.to_string()))?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(fail(&String::from_utf8_lossy(&output.stderr))),
-        }
+        let label = variant.label();
+        validate(&validator, variant, *target).err().map(|message| format!("{label}, {target:?}: {message}"))
     });
     assert_none("spirv-val", modules.len(), &failed);
+}
+
+/// Asks spirv-val about a variant's module.
+fn validate(validator: &Path, variant: &Variant, target: Spirv) -> Result<(), String> {
+    let words = Shader::new(variant).and_then(|shader| shader.spirv(target))?;
+    let environment = if target.version >= (1, 6) { "vulkan1.3" } else { "vulkan1.1" };
+    let mut command = Command::new(validator);
+    command.args(["--target-env", environment, "-"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| e.to_string())?;
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut stdin = child.stdin.take().expect("it is piped");
+    stdin.write_all(&bytes).map_err(|e| e.to_string())?;
+    drop(stdin);
+    let output = child.wait_with_output().map_err(|e| e.to_string())?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
 }

@@ -50,16 +50,18 @@ pub fn program(names: &[&str]) -> Option<PathBuf> {
     names.iter().flat_map(|name| folders.iter().map(move |dir| dir.join(name))).find(|path| path.is_file())
 }
 
-/// Calls `work` for each item, on every processor, and returns what it says of each that fails.
-pub fn failures<T: Sync>(items: &[T], work: impl Fn(&T) -> Result<(), String> + Sync) -> Vec<String> {
+/// Calls `work` for each item, on every processor, and returns what it says of those that fail.
+pub fn failures<T: Sync, E: IntoIterator<Item = String>>(
+    items: &[T],
+    work: impl Fn(&T) -> E + Sync,
+) -> Vec<String> {
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
                 while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(message) = work(item) {
-                        failed.lock().expect("no worker panicked").push(message);
-                    }
+                    let messages = work(item);
+                    failed.lock().expect("no worker panicked").extend(messages);
                 }
             });
         }

@@ -149,15 +149,12 @@ impl Shader {
         };
         let (text, translated) =
             msl::write_string(&self.module, &self.info, &options, &pipeline).map_err(|e| e.to_string())?;
-        translated.entry_point_names.into_iter().try_for_each(|name| match name {
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        })?;
-        Ok(text)
+        let entry = translated.entry_point_names.into_iter().next().ok_or("no entry point")?;
+        entry.map(|_| text).map_err(|e| e.to_string())
     }
 
-    /// The text in Direct3D's language.
-    pub fn hlsl(&self, model: hlsl::ShaderModel) -> Result<String, String> {
+    /// The text in Direct3D's language, and the name of the entry point there: `linear` and `sample` are words of HLSL.
+    pub fn hlsl(&self, model: hlsl::ShaderModel) -> Result<(String, String), String> {
         let mut binding_map = hlsl::BindingMap::default();
         let (mut cbv, mut srv, mut uav) = (0, 0, 0);
         for (binding, variable) in self.bindings() {
@@ -187,11 +184,8 @@ impl Shader {
         let translated = hlsl::Writer::new(&mut text, &options, &pipeline)
             .write(&self.module, &self.info, None)
             .map_err(|e| e.to_string())?;
-        translated.entry_point_names.into_iter().try_for_each(|name| match name {
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.to_string()),
-        })?;
-        Ok(text)
+        let entry = translated.entry_point_names.into_iter().next().ok_or("no entry point")?;
+        Ok((text, entry.map_err(|e| e.to_string())?))
     }
 }
 
