@@ -59,6 +59,11 @@ impl Trust {
         self.right.contains(&label) || self.wrong.iter().any(|wrong| wrong.variant == label)
     }
 
+    /// Labels of the variants that computed the same.
+    pub fn right(&self) -> impl Iterator<Item = &str> {
+        self.right.iter().map(String::as_str)
+    }
+
     /// The variants that computed something else.
     pub fn wrong(&self) -> &[WrongVariant] {
         &self.wrong
