@@ -29,7 +29,7 @@ fn capabilities_can_be_switched_off() {
     let disable = |names: &str| Gpu::open(&GpuOptions { disable: names.into(), ..Default::default() });
     let less = disable("f16, subgroups,timestamps,pipeline-cache,cooperative-matrices").expect("known names");
     let caps = less.caps();
-    assert!(!caps.f16 && caps.subgroup.is_none() && !caps.timestamps && !caps.pipeline_cache);
+    assert!(!caps.f16 && caps.subgroups.is_none() && !caps.timestamps && !caps.pipeline_cache);
     assert!(caps.cooperative_matrices.is_empty() && !caps.f16_products());
     assert_eq!(caps.max_buffer_bytes, gpu.caps().max_buffer_bytes);
     let least = disable("limits").expect("a known name");
@@ -38,6 +38,45 @@ fn capabilities_can_be_switched_off() {
     assert_eq!((caps.max_workgroup_bytes, caps.max_binding_bytes), (16 << 10, 128 << 20));
     let error = disable("subgroups,warp").expect_err("unknown").to_string();
     assert!(error.contains("`warp`"), "{error}");
+}
+
+/// The variant of a kernel that needs subgroups of a certain width, or does without.
+fn reducing(gpu: &Gpu) -> String {
+    let [x, w] = [[3, 40], [1, 40]].map(|shape| common::zeros(gpu, shape, Dtype::F32));
+    let norm = ops::RmsNorm { w, eps: 1e-5, offset: 0.0 };
+    let mut rec = Recorder::new(gpu).expect("a recorder");
+    let variants = rec.variants(|rec| ops::rms_norm(rec, &x, &norm, None, &x, 0..3));
+    assert_eq!(variants.len(), 1);
+    variants[0].label()
+}
+
+#[test]
+fn only_certain_widths_of_subgroups_are_used() {
+    let Some(gpu) = common::gpu() else { return };
+    let Some(width) = gpu.caps().one_subgroup() else {
+        common::say(&format!("skipped, `{}` has no subgroups of a certain width", gpu.info().name));
+        return;
+    };
+    let claiming = |range, disable: &str| {
+        let options =
+            GpuOptions { subgroup_range: Some(range), disable: disable.into(), ..Default::default() };
+        Gpu::open(&options).expect("the same device")
+    };
+    let subgroup = reducing(&gpu);
+    assert!(subgroup.contains("reduce_subgroup"), "{subgroup}");
+    // The driver leaves the width open; the probe finds it, in every workgroup and on matrices too.
+    let found = claiming([width / 2, 4 * width], "");
+    let probed = &found.caps().subgroups.as_ref().expect("subgroups").probed;
+    assert!(probed.len() >= 4 && probed.iter().all(|p| p.width == width), "{probed:?}");
+    let tile = |gpu: &Gpu| gpu.caps().coop_tile();
+    assert_eq!((found.caps().one_subgroup(), tile(&found)), (Some(width), tile(&gpu)));
+    assert_eq!(probed.iter().any(|p| p.matrices), tile(&gpu).is_some());
+    assert_eq!(reducing(&found), subgroup);
+    // It reports only widths that no kernel has, or the probe is switched off: nothing is certain.
+    for unsure in [claiming([2 * width, 4 * width], ""), claiming([width, 4 * width], "subgroup-probe")] {
+        assert_eq!((unsure.caps().one_subgroup(), tile(&unsure)), (None, None));
+        assert!(reducing(&unsure).contains("reduce_workgroup"), "{}", reducing(&unsure));
+    }
 }
 
 #[test]

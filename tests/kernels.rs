@@ -6,7 +6,7 @@ mod common;
 use common::reference as exact;
 use common::*;
 use wginfer::dtype::Dtype;
-use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Tensor};
+use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Subgroups, Tensor};
 use wginfer::ops::{
     self, Act, AttentionPlan, HeadNorm, Input, KvLayer, Lookup, Places, Pooling, RmsNorm, Rows,
 };
@@ -411,7 +411,7 @@ fn cards_with_matrix_units_take_them() {
     let Some(gpu) = gpu() else { return };
     let card = Caps {
         f16: true,
-        subgroup: Some(32),
+        subgroups: Some(Subgroups::fixed(32)),
         cooperative_matrices: vec![(16, 8, 16), (16, 16, 16)],
         f32_products: false,
         cpu: false,
@@ -430,11 +430,18 @@ fn cards_with_matrix_units_take_them() {
     assert_eq!(block_rows(&card, [8, 2, 64]), 16);
     assert_eq!(block_rows(&card, [8, 8, 256]), 32);
 
+    // A driver that makes subgroups of 64 of all workgroups larger than 32 has both shapes of products too.
+    let rdna = Subgroups::range(32, 64).probed(1024, |size, _| Some(if size <= 32 { 32 } else { 64 }));
+    let rdna = Caps { subgroups: Some(rdna), ..card.clone() };
+    assert_eq!((rdna.coop_tile(), n_coop(&rdna), rdna.coop_width(8)), (Some(16), 2, Some(64)));
+    assert_eq!([[14, 2, 128], [8, 2, 64]].map(|heads| block_rows(&rdna, heads)), [9, 16]);
+
     let small = Caps { max_workgroup_bytes: 16 << 10, ..card.clone() };
     assert_eq!(n_coop(&small), 1, "small tiles alone");
     for less in [
         Caps { f32_products: true, ..card.clone() },
-        Caps { subgroup: None, ..card.clone() },
+        Caps { subgroups: None, ..card.clone() },
+        Caps { subgroups: Some(Subgroups::range(32, 64)), ..card.clone() },
         Caps { f16: false, ..card.clone() },
         Caps { cooperative_matrices: vec![(16, 8, 16)], ..card.clone() },
     ] {

@@ -38,7 +38,7 @@ fn object(adapter: &AdapterSummary) -> Value {
         "driver": info.driver,
         "driver_info": info.driver_info,
         "f16": caps.f16,
-        "subgroup_width": caps.subgroup,
+        "subgroups": caps.subgroups.as_ref().map(|s| json!({ "min": s.min, "max": s.max })),
         "timestamps": caps.timestamps,
         "pipeline_cache": caps.pipeline_cache,
         "cooperative_matrices": caps.cooperative_matrices,
@@ -58,7 +58,7 @@ fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
     let driver = format!("{} {}", info.driver, info.driver_info);
     row("driver", if driver.trim().is_empty() { "unknown".into() } else { driver.trim().into() })?;
     row("f16 arithmetic", yes(caps.f16))?;
-    row("subgroups", caps.subgroup.map_or("no, or of no fixed width".into(), |n| format!("of {n}")))?;
+    row("subgroups", caps.subgroups.map_or("no".into(), |subgroups| subgroups.to_string()))?;
     row("timestamps", yes(caps.timestamps))?;
     row("pipeline cache", yes(caps.pipeline_cache))?;
     let tiles: Vec<String> =

@@ -48,7 +48,8 @@ impl SelfTest {
         let portable = with(operations());
         let mut variants = with(distrusted(gpu));
         let mut trials = Vec::new();
-        for variant in variants.iter().filter(|variant| !portable.contains(variant) && !trust.knows(variant)) {
+        for variant in variants.iter().filter(|variant| !portable.contains(variant) && !trust.knows(variant))
+        {
             match Trial::of(gpu, variant)?.filter(|trial| trial.runs_its_variant(rec)) {
                 Some(trial) => trials.push(trial),
                 // A test holds that there are none.

@@ -1,9 +1,12 @@
 //! The capabilities of a device, which decide which kernel variants run.
 
+use super::Subgroups;
+use super::subgroups::MATRIX_SUBGROUPS;
+
 /// Environment variable that disables capabilities, so that every variant can be tested on one machine. A
-/// comma-separated list of `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning`
-/// (measured choices of variants), `software` (the variants for software devices) and `limits` (limits above the
-/// minimum that every device has).
+/// comma-separated list of `f16`, `subgroups`, `subgroup-probe` (widths of subgroups that the driver chooses by kernel),
+/// `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning` (measured choices of variants), `software` (the
+/// variants for software devices) and `limits` (limits above the minimum that every device has).
 pub const DISABLE_ENV: &str = "WGINFER_DISABLE";
 
 /// Limits that every device must have. They are WebGPU's defaults.
@@ -19,8 +22,10 @@ pub(super) const MINIMUM: &[(&str, u64)] = &[
 pub struct Caps {
     /// Shaders may compute in `f16`. (Loading `f16` weights needs no capability: they are unpacked.)
     pub f16: bool,
-    /// Width of a subgroup, if the device's minimum and maximum are equal. Otherwise a kernel cannot know the width.
-    pub subgroup: Option<u32>,
+    /// Widths of subgroups, if shaders may use subgroups.
+    pub subgroups: Option<Subgroups>,
+    /// Widths of subgroups that a driver chooses by kernel are probed when a device of our own is opened.
+    pub subgroup_probe: bool,
     /// Passes can write timestamps.
     pub timestamps: bool,
     /// The driver's compiled pipelines can be kept on disk.
@@ -59,11 +64,12 @@ impl Caps {
 
     /// The capabilities of a device with these features and limits, but no cooperative matrices.
     pub(super) fn new(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Self {
-        let fixed_width = info.subgroup_min_size == info.subgroup_max_size;
         Caps {
             f16: features.contains(wgpu::Features::SHADER_F16),
-            subgroup: (features.contains(wgpu::Features::SUBGROUP) && fixed_width)
-                .then_some(info.subgroup_min_size),
+            subgroups: features
+                .contains(wgpu::Features::SUBGROUP)
+                .then(|| Subgroups::range(info.subgroup_min_size, info.subgroup_max_size)),
+            subgroup_probe: true,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
             cooperative_matrices: Vec::new(),
@@ -91,7 +97,8 @@ impl Caps {
         for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
             match name {
                 "f16" => self.f16 = false,
-                "subgroups" => self.subgroup = None,
+                "subgroups" => self.subgroups = None,
+                "subgroup-probe" => self.subgroup_probe = false,
                 "timestamps" => self.timestamps = false,
                 "pipeline-cache" => self.pipeline_cache = false,
                 "tuning" => self.tuning = false,
@@ -127,14 +134,17 @@ impl Caps {
 
     /// The same device without what a driver may compute wrongly: subgroups, f16 and cooperative matrices.
     pub fn portable(&self) -> Caps {
-        Caps { f16: false, subgroup: None, cooperative_matrices: Vec::new(), ..self.clone() }
+        Caps { f16: false, subgroups: None, cooperative_matrices: Vec::new(), ..self.clone() }
     }
 
     /// The capabilities that this device lacks, each with its cost.
     pub fn lost(&self) -> Vec<&'static str> {
         let mut lost = Vec::new();
-        if self.subgroup.is_none() {
-            lost.push("no subgroups of a fixed width: slower variants run");
+        if self.one_subgroup().is_none() {
+            lost.push(match self.subgroups {
+                None => "no subgroups: slower variants run",
+                Some(_) => "subgroups of no certain width: slower variants run",
+            });
         }
         if self.max_storage_buffers < 10 {
             lost.push("fewer than 10 storage buffers per kernel: projection, rotation and cache take two more kernels");
@@ -145,12 +155,34 @@ impl Caps {
         lost
     }
 
+    /// Invocations of a workgroup that is certainly one whole subgroup. `None` if no width is certain.
+    pub fn one_subgroup(&self) -> Option<u32> {
+        self.subgroups.as_ref()?.certain(1, false)
+    }
+
+    /// Whether a workgroup of `n` invocations is certainly one whole subgroup.
+    pub fn is_one_subgroup(&self, n: u32) -> bool {
+        self.subgroups.as_ref().is_some_and(|subgroups| subgroups.width(n, false) == Some(n))
+    }
+
+    /// Invocations of a subgroup in a kernel on cooperative matrices, if its workgroups certainly are `n_subgroups`
+    /// whole subgroups of that width.
+    pub fn coop_width(&self, n_subgroups: u32) -> Option<u32> {
+        self.subgroups.as_ref()?.certain(n_subgroups, true)
+    }
+
+    /// Side of the cooperative matrices that kernels could use if widths are certain: 16 if the device has them, else
+    /// 8. `None` if the device lacks f16, the type of tiles in workgroup memory.
+    pub(super) fn matrix_tile(&self) -> Option<u32> {
+        [16, 8].into_iter().find(|&n| self.f16 && self.cooperative_matrices.contains(&(n, n, n)))
+    }
+
     /// Side of the cooperative matrices that kernels use on this device: 16 if it has them, else 8. `None` if the
     /// device lacks f16 (the type of tiles in workgroup memory) or subgroups of a certain width (which hold a tile), or
     /// if [`Caps::f32_products`] is set.
     pub fn coop_tile(&self) -> Option<u32> {
-        let usable = self.f16 && self.subgroup.is_some() && !self.f32_products;
-        [16, 8].into_iter().find(|&n| usable && self.cooperative_matrices.contains(&(n, n, n)))
+        let is_certain = MATRIX_SUBGROUPS.iter().any(|n| self.coop_width(*n).is_some());
+        self.matrix_tile().filter(|_| is_certain && !self.f32_products)
     }
 
     /// Whether products of many rows run on cooperative matrices, with F16 inputs. True wherever kernels can use them,

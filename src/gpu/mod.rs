@@ -13,8 +13,10 @@ mod fields;
 mod flight;
 mod kernel;
 mod memory;
+mod probe;
 mod readback;
 mod recorder;
+mod subgroups;
 mod tensor;
 mod timing;
 mod trace;
@@ -34,11 +36,13 @@ pub(crate) use flight::{Flight, Landed, MOST_IN_FLIGHT};
 pub use kernel::{Access, Kernel, Part, Variant};
 pub use readback::{Arrived, Readback, ReadbackRing};
 pub use recorder::Recorder;
+pub use subgroups::{Probed, Subgroups};
 pub use tensor::{ROW_ALIGN, Tensor, View};
 pub use trust::{SelfTest, Trust, WrongVariant};
 pub use tuning::{Product, Tunable, Tuning, fnv};
 
 pub(crate) use fields::{FieldType, device_struct};
+pub(crate) use probe::{COOP_8, COOP_16, PROBE_COOP, PROBE_SUBGROUPS, coop};
 
 use buffer::Buffer;
 use fault::Fault;
@@ -53,6 +57,9 @@ pub struct GpuOptions {
     pub disable: String,
     /// Upper limit of a storage binding in bytes, to test the splitting of large tensors. Default: the device's limit.
     pub max_binding_bytes: Option<u64>,
+    /// Range of subgroup widths that the driver is taken to report, to test devices where it is no fixed one. Default:
+    /// what it reports.
+    pub subgroup_range: Option<[u32; 2]>,
     /// Products keep F32 inputs ([`Caps::f32_products`]). Slower on devices that multiply F16 faster, but logits
     /// are within 1e-3 of the largest instead of 1e-2 of the reference's.
     pub f32_products: bool,
@@ -215,6 +222,9 @@ impl Gpu {
         if let Some(adapter) = adapter {
             caps.cooperative_matrices = adapter::cooperative_matrices(adapter, device.features());
         }
+        if let (Some(subgroups), Some([min, max])) = (&mut caps.subgroups, options.subgroup_range) {
+            *subgroups = Subgroups::range(min, max);
+        }
         let from_env = std::env::var(DISABLE_ENV).unwrap_or_default();
         for names in [&options.disable, &from_env] {
             caps.disable(names).map_err(|found| GpuError::UnknownCapability { found })?;
@@ -223,15 +233,12 @@ impl Gpu {
         if let Some(most) = options.max_binding_bytes {
             caps.max_binding_bytes = caps.max_binding_bytes.min(most);
         }
-        for lost in caps.lost() {
-            log::info!("`{}` has {lost}", info.name);
-        }
         let driver_cache = options
             .cache_dir
             .as_deref()
             .filter(|_| caps.pipeline_cache)
             .and_then(|dir| cache::DriverCache::open(&device, &info, dir));
-        Ok(Gpu {
+        let mut gpu = Gpu {
             inner: Arc::new(Inner {
                 device,
                 queue,
@@ -253,7 +260,26 @@ impl Gpu {
             }),
             counters: Arc::default(),
             is_plan: false,
-        })
+        };
+        gpu.probe_subgroups();
+        for lost in gpu.caps().lost() {
+            log::info!("`{}` has {lost}", gpu.info().name);
+        }
+        Ok(gpu)
+    }
+
+    /// Makes certain what can be of the widths of subgroups, on a device of our own. If that fails, nothing is certain.
+    fn probe_subgroups(&mut self) {
+        let caps = self.caps();
+        let range = caps.subgroups.clone().filter(|_| self.is_owned() && caps.subgroup_probe);
+        let Some(range) = range.filter(|range| range.min < range.max) else { return };
+        match probe::subgroups(self, range) {
+            Ok(probed) => {
+                let inner = Arc::get_mut(&mut self.inner).expect("the probe kept no copy of the device");
+                inner.caps.subgroups = Some(probed);
+            }
+            Err(error) => log::warn!("the widths of subgroups stay unknown: {error}"),
+        }
     }
 
     /// The same device, on which nothing is allocated or written: tensors have only sizes, which [`Gpu::counts`] adds

@@ -168,8 +168,8 @@ impl Origin {
             backend: info.backend.to_str().into(),
             // These can be disabled, and a measurement is valid only for the same set.
             capabilities: format!(
-                "f16 {}, subgroup {:?}, software {}, matrices {:?}",
-                caps.f16, caps.subgroup, caps.cpu, caps.cooperative_matrices
+                "f16 {}, subgroups {:?}, software {}, matrices {:?}",
+                caps.f16, caps.subgroups, caps.cpu, caps.cooperative_matrices
             ),
             shaders: format!("{:016x}", tunable.shaders),
         }

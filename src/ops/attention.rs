@@ -118,26 +118,27 @@ impl Attention {
 
     /// Whether a lane keeps a whole query in registers, for devices where barriers are expensive.
     fn in_registers(&self, caps: &Caps) -> bool {
-        let one_subgroup = caps.subgroup == Some(REG_LANES as u32) && self.group() <= REG_LANES;
+        let one_subgroup = caps.is_one_subgroup(REG_LANES as u32) && self.group() <= REG_LANES;
         caps.cpu && one_subgroup && self.head_dim <= REG_HEAD_DIM
     }
 
     /// For prompts: the side of a cooperative matrix, and as many subgroups per workgroup as fit.
     fn on_tiles(&self, caps: &Caps) -> Option<(usize, usize)> {
         let tile = caps.coop_tile().filter(|_| caps.f16_products())? as usize;
-        let width = caps.subgroup? as usize;
         // A head is padded with zeros to whole groups of four tiles.
         let padded = self.head_dim.next_multiple_of(4 * tile);
         let fits = |n: &usize| {
+            let Some(width) = caps.coop_width(*n as u32).map(|width| width as usize) else { return false };
             let queries = n * tile;
             // Queries, keys and weights are f16 with a padding of eight per row; scores are f32 with four.
             let halves = (queries + COOP_KEYS) * (padded + 8) + queries * (COOP_KEYS + 8);
             let words = queries * (COOP_KEYS + 4) + queries + COOP_KEYS + 1;
             let fits_memory = 2 * halves + 4 * words <= caps.max_workgroup_bytes as usize;
-            fits_memory && n * width <= caps.max_workgroup_size as usize && self.group() <= queries
+            let fits_size = n * width <= caps.max_workgroup_size as usize && width >= tile;
+            fits_memory && fits_size && self.group() <= queries
         };
         let n_subgroups = (1..=COOP_SUBGROUPS).rev().find(fits)?;
-        (padded <= COOP_HEAD_TILES * tile && width >= tile).then_some((tile, n_subgroups))
+        (padded <= COOP_HEAD_TILES * tile).then_some((tile, n_subgroups))
     }
 
     /// Lanes per workgroup: as many as the sums need, or one per query if queries are in registers.
@@ -261,7 +262,7 @@ impl Attention {
                     .part(kv(cache.dtype))
                     .part(&VISIBLE)
                     .set("CAUSAL", self.causal.into())
-                    .set("SG", caps.subgroup.unwrap_or_default())
+                    .set("SG", caps.coop_width(n_subgroups as u32).unwrap_or_default())
                     .set("N_SG", n_subgroups as u32)
                     .set("GROUP", self.group() as u32)
                     .set("N_D4", n4 as u32),

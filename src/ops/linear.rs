@@ -164,13 +164,13 @@ pub(super) fn launch(
             }
             Way::Tile => (Variant::new(&LINEAR_TILE), [n_out.div_ceil(TILE), n_rows.div_ceil(TILE), 1]),
             Way::Coop | Way::CoopLarge | Way::CoopSmall => {
-                let (tile, width) =
-                    caps.coop_tile().zip(caps.subgroup).expect("only such devices have the way");
+                let tile = caps.coop_tile().expect("only devices with matrices have the way");
                 let shape = match span.way {
                     Way::CoopLarge => COOP_LARGE,
                     Way::CoopSmall => COOP_SMALL,
                     _ => coop_shape(caps, tile, w, n_rows),
                 };
+                let width = caps.coop_width(shape[0] * shape[1]).expect("`coop_fits`");
                 let [tile_rows, outs] = coop_tile(tile, shape);
                 let variant = Variant::new(&LINEAR_COOP).part(coop(tile)).set("SG", width);
                 let variant = variant.set("SG_ROWS", shape[0]).set("SG_OUTS", shape[1]);

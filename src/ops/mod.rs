@@ -63,7 +63,10 @@ pub use top_k::top_k;
 pub use unfold::unfold;
 
 use crate::dtype::Dtype;
-use crate::gpu::{Caps, Gpu, Kernel, Part, Recorder, Tensor, Tunable, Tuning, Variant, fnv};
+use crate::gpu::{
+    COOP_8, COOP_16, Caps, Gpu, Kernel, PROBE_COOP, PROBE_SUBGROUPS, Part, Recorder, Tensor, Tunable, Tuning,
+    Variant, coop, fnv,
+};
 use kv::{append, kv, pair};
 use rows::{SHARES, Span, Way, n_blocks, words};
 
@@ -86,8 +89,10 @@ pub static KERNELS: &[&Kernel] = &[
     &linear::LINEAR_TILE,
     &penalize::PENALIZE,
     &pool::POOL,
+    &PROBE_COOP,
     &probe_copy::PROBE_COPY,
     &probe_fma::PROBE_FMA,
+    &PROBE_SUBGROUPS,
     &qkv::QKV,
     &quantize::QUANTIZE,
     &rms_norm::RMS_NORM,
@@ -143,11 +148,11 @@ pub static PARTS: &[&[&Part]] = &[
 ];
 
 macro_rules! part {
-    ($name:ident, $file:literal $(, enable $word:literal)*) => {
+    ($name:ident, $file:literal) => {
         static $name: Part = Part {
             name: $file,
             source: include_str!(concat!("../../shaders/parts/", $file, ".wgsl")),
-            enables: &[$($word),*],
+            enables: &[],
         };
     };
 }
@@ -181,8 +186,6 @@ part!(SAMPLING, "sampling");
 part!(PRODUCT, "product");
 part!(ACT, "act");
 part!(VISIBLE, "visible");
-part!(COOP_8, "coop_8", enable "f16", enable "wgpu_cooperative_matrix");
-part!(COOP_16, "coop_16", enable "f16", enable "wgpu_cooperative_matrix");
 
 /// Declares a kernel from its file: name, params struct, access of its bindings (`Records` with the struct that the
 /// host writes), and `proven` if no index can be out of bounds, for a reason that the comment above gives.
@@ -209,7 +212,7 @@ use kernel;
 /// their parts.
 const PRODUCTS: &str = "product";
 
-/// Lanes per workgroup if the device has no fixed subgroup width: the widest common subgroup.
+/// Lanes per workgroup if no width of subgroups is certain: the widest common subgroup.
 const PORTABLE_LANES: u32 = 64;
 
 /// The part that loads weights of `dtype`.
@@ -235,19 +238,10 @@ fn quantizer(dtype: Dtype) -> &'static Part {
     }
 }
 
-/// The part for cooperative matrices of `n` × `n`.
-fn coop(n: u32) -> &'static Part {
-    match n {
-        8 => &COOP_8,
-        16 => &COOP_16,
-        other => unreachable!("no kernel multiplies tiles of {other}"),
-    }
-}
-
 /// A variant whose lanes reduce values: over one subgroup if its width is certain, else over a workgroup.
 fn folding(kernel: &'static Kernel, rec: &Recorder) -> Variant {
     let caps = rec.caps(kernel.name);
-    match caps.subgroup {
+    match caps.one_subgroup() {
         Some(width) => Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width),
         None => Variant::new(kernel).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES),
     }
@@ -259,7 +253,7 @@ fn folding(kernel: &'static Kernel, rec: &Recorder) -> Variant {
 /// times.
 fn vocabulary(kernel: &'static Kernel, rec: &Recorder, n: usize) -> Variant {
     let caps = rec.caps(kernel.name);
-    match caps.subgroup {
+    match caps.one_subgroup() {
         Some(width) if caps.cpu && n <= 2048 * width as usize => {
             Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width)
         }

@@ -104,7 +104,7 @@ impl Way {
     fn runs(self, caps: &Caps) -> bool {
         match self {
             Way::Few | Way::Tile => true,
-            Way::Reg => caps.subgroup == Some(REG_LANES),
+            Way::Reg => caps.is_one_subgroup(REG_LANES),
             // If large tiles fit, small ones do too.
             Way::Coop | Way::CoopSmall => coop_fits(caps, COOP_SMALL),
             Way::CoopLarge => coop_fits(caps, COOP_LARGE),
@@ -158,8 +158,8 @@ pub(super) const COOP_SMALL: [u32; 2] = [2, 1];
 
 /// Whether the device can run `linear_coop` with workgroups of `[down, along]` subgroups.
 pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
-    let (Some(tile), Some(width)) = (caps.coop_tile(), caps.subgroup) else { return false };
     let subgroups = down * along;
+    let (Some(tile), Some(width)) = (caps.coop_tile(), caps.coop_width(subgroups)) else { return false };
     // Tiles of f16 with 40 elements per row, and one tile of sums per subgroup.
     let bytes = (2 * down + 4 * along) * tile * 80 + subgroups * tile * tile * 4;
     // Each lane loads the same number of vec4s of x.
@@ -174,7 +174,7 @@ pub(super) static SHARES: [&Part; 5] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, 
 /// whose vector units have 32 registers (16 rows take twice as long as twice 8), and where each row's sum is a tree of
 /// barriers.
 fn most_shared(caps: &Caps) -> usize {
-    if caps.cpu || caps.subgroup.is_none() { 8 } else { 16 }
+    if caps.cpu || caps.one_subgroup().is_none() { 8 } else { 16 }
 }
 
 /// Lanes of `rows_reg`, which must be one subgroup: the width of subgroups on software devices.
@@ -227,7 +227,7 @@ impl Span {
     pub fn sharing(self, kernel: &'static Kernel, caps: &Caps, n_quads: u32) -> (Variant, [u32; 3]) {
         let n_shared = self.n_shared(caps);
         let variant = Variant::new(kernel);
-        let (variant, n) = match (self.way, caps.subgroup) {
+        let (variant, n) = match (self.way, caps.one_subgroup()) {
             (Way::Reg, _) => (variant.part(&ROWS_REG).set("WG", REG_LANES), n_quads.div_ceil(REG_LANES)),
             (_, Some(width)) => (variant.part(&ROWS_FEW).part(&REDUCE_SUBGROUP).set("WG", width), n_quads),
             (_, None) => (variant.part(&ROWS_FEW).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES), n_quads),
