@@ -375,6 +375,16 @@ fn reports_survive_json() {
     let error = Report::from_json("a file", r#"{"kind": "weather"}"#).expect_err("no report");
     assert!(error.to_string().contains("`a file`") && error.hint().is_some(), "{error}");
     assert!(Report::from_json("a file", "").is_err());
+    // Speedups are quotients.
+    for (report, key) in [
+        (kernel_report(&[("a", 0.0, 0.0)]), "`us`"),
+        (kernel_report(&[("a", -1.5, 0.0)]), "`us`"),
+        (model_report(0.0, 1.0), "`tokens_per_second`"),
+    ] {
+        let json = serde_json::to_string(&report).expect("JSON");
+        let error = Report::from_json("a file", &json).expect_err("no time is 0").to_string();
+        assert!(error.contains(key) && error.contains("above 0"), "{error}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod common;
 mod program;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use program::wginfer;
 use serde_json::{Value, json};
@@ -305,4 +305,95 @@ fn files_of_windows_are_read_as_others() {
     {
         wginfer(command).arg(file(&dir, "wide.txt", b"\xff\xfea\0")).fails(1, "wide.txt` is UTF-16");
     }
+}
+
+/// Runs a command on many inputs, ends it by a signal once some are done, and returns what it left.
+#[cfg(unix)]
+fn interrupted(
+    line: &str,
+    arguments: &[&Path],
+    (signal, code): (&str, i32),
+    left: impl Fn(&program::Done) -> String,
+) -> String {
+    // Nothing outside shows when the first inputs are done.
+    let mut wait = std::time::Duration::from_millis(250);
+    loop {
+        let run = arguments.iter().fold(wginfer(line), |run, argument| run.arg(argument));
+        let child = run.spawn();
+        std::thread::sleep(wait);
+        program::send(&child, signal);
+        let output = child.wait_with_output().expect("it ends");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        let done =
+            program::Done { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
+        assert_eq!(done.code, Some(code), "{line}: {}", done.err);
+        assert!(done.err.contains(&format!("interrupted by SIG{signal}")), "{}", done.err);
+        let left = left(&done);
+        if !left.is_empty() {
+            return left;
+        }
+        assert!(wait.as_secs() < 60, "{line}: nothing is ever done");
+        wait *= 2;
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn what_is_done_of_many_inputs_survives_a_signal() {
+    const N: usize = 20_000;
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = folder();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert-classifier");
+    let texts: String = (0..N).map(|i| format!("{} a cat\n\n", i % 100)).collect();
+    let texts = file(&dir, "texts.txt", texts);
+    let on_stdout = |done: &program::Done| done.out.clone();
+
+    // To a file: beside it, and what it had stays.
+    let vectors = file(&dir, "vectors.json", "before");
+    let partial = dir.path().join("vectors.json.partial");
+    let beside = |done: &program::Done| {
+        assert_eq!((&done.out[..], fs::read_to_string(&vectors).expect("a file").as_str()), ("", "before"));
+        let hint = format!("hint: what was done is in `{}`\n", partial.display());
+        assert_eq!(partial.exists(), done.err.ends_with(&hint), "{}", done.err);
+        fs::read_to_string(&partial).unwrap_or_default()
+    };
+    let arguments: [&Path; 5] = [&model, "-f".as_ref(), &texts, "-o".as_ref(), &vectors];
+    let left = interrupted("embed -m", &arguments, program::SIGNALS[0], beside);
+    let rows: Vec<Value> = serde_json::from_str(&left).expect("valid JSON");
+    assert!((1..N).contains(&rows.len()), "{} rows", rows.len());
+    for row in &rows {
+        let i = row["index"].as_u64().expect("an index") as usize / 2;
+        assert_eq!(row["text"], format!("{} a cat", i % 100));
+        assert!(row["embedding"].as_array().is_some_and(|values| !values.is_empty()), "{row}");
+    }
+
+    // Row i is that of text i, also where rows are missing.
+    let arguments: [&Path; 3] = [&model, "-f".as_ref(), &texts];
+    let left = interrupted("embed --format csv -m", &arguments, program::SIGNALS[1], on_stdout);
+    let rows: Vec<&str> = left.lines().collect();
+    let n_done = rows.iter().filter(|row| !row.contains("NaN")).count();
+    assert!(rows.len() == N && (1..N).contains(&n_done), "{n_done} of {} rows", rows.len());
+
+    let left = interrupted("classify --json -m", &arguments, program::SIGNALS[2], on_stdout);
+    let rows: Vec<Value> = serde_json::from_str(&left).expect("valid JSON");
+    assert!((1..N).contains(&rows.len()) && rows.iter().all(|row| row["labels"].is_array()));
+
+    // A language model takes longer.
+    let texts = file(&dir, "few.txt", format!("{OLGA}\n").repeat(1000));
+    let line = "classify --labels happy,sad,afraid --json -f";
+    let left = interrupted(line, &[&texts], program::SIGNALS[0], on_stdout);
+    let rows: Vec<Value> = serde_json::from_str(&left).expect("valid JSON");
+    assert!((1..1000).contains(&rows.len()) && rows.iter().all(|row| row["labels"][2].is_object()));
+
+    let lines = (0..1000).map(|i| match i % 2 {
+        0 => json!({ "prompt": "Who found the ball?", "answer": "Tom" }).to_string(),
+        _ => json!({ "text": MIA, "label": "happy", "labels": ["happy", "sad"] }).to_string(),
+    });
+    let lines = file(&dir, "items.jsonl", lines.collect::<Vec<_>>().join("\n"));
+    let left = interrupted("score --json -f", &[&lines], program::SIGNALS[1], on_stdout);
+    let found: Value = serde_json::from_str(&left).expect("valid JSON");
+    let n = found["results"].as_array().expect("results").len();
+    assert!((1..1000).contains(&n) && found["items"] == n && found["failed"] == 0, "{found}");
 }

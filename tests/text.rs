@@ -593,7 +593,12 @@ fn templates_render_as_with_jinja2() {
     let cases = golden["rendered"].as_array().unwrap();
     for case in cases {
         let source = case["template"].as_str().unwrap();
-        assert_eq!(rendered(source).as_deref(), Ok(case["text"].as_str().unwrap()), "{source}");
+        // Here, an empty prompt is an error.
+        let rendered = rendered(source).or_else(|error| match error {
+            TextError::TemplateRender { line: 0, .. } => Ok(String::new()),
+            error => Err(error),
+        });
+        assert_eq!(rendered.as_deref(), Ok(case["text"].as_str().unwrap()), "{source}");
     }
     let refused = golden["refused"].as_array().unwrap();
     for source in refused {
@@ -647,6 +652,10 @@ fn template_errors_carry_the_template_s_message() {
     assert!(matches!(error, TextError::TemplateSyntax { line: 2, .. }), "{error:?}");
     let error = render("a\n\n{{ messages[0].nothing.at }}", json!({})).unwrap_err();
     assert_eq!(error.to_string(), "the chat template failed in line 3: `nothing` is undefined");
+    for source in ["", "{# nothing #}", "{% for m in messages if m.role == 'tool' %}{{ m }}{% endfor %}"] {
+        let error = render(source, json!({})).unwrap_err().to_string();
+        assert_eq!(error, "the chat template failed: expected a prompt, found nothing", "{source}");
+    }
     for source in [
         "{{ nothing.at.all }}",
         "{{ 1 + 'a' }}",

@@ -204,8 +204,25 @@ impl Report {
     /// # Errors
     /// [`BenchError::NoReport`].
     pub fn from_json(name: &str, json: &str) -> Result<Report, BenchError> {
-        serde_json::from_str(json)
-            .map_err(|e| BenchError::NoReport { name: name.into(), message: e.to_string() })
+        let wrong = |message| BenchError::NoReport { name: name.into(), message };
+        let report: Report = serde_json::from_str(json).map_err(|e| wrong(e.to_string()))?;
+        match report.measured().into_iter().find(|(_, _, value)| *value <= 0.0) {
+            Some((row, key, value)) => {
+                Err(wrong(format!("`{key}` of `{row}` is {value}, expected a number above 0")))
+            }
+            None => Ok(report),
+        }
+    }
+
+    /// What was measured: row, key and value.
+    fn measured(&self) -> Vec<(String, &'static str, f64)> {
+        match self {
+            Report::Kernels(report) => report.rows.iter().map(|row| (row.key(), "us", row.us)).collect(),
+            Report::Model(report) => {
+                let of = |row: &ModelRow| (row.label(), "tokens_per_second", row.tokens_per_second);
+                report.rows.iter().map(of).collect()
+            }
+        }
     }
 
     /// `kernel` or `model`, for messages.

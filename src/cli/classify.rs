@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::engine::{Output, Usage};
 use wginfer::models::{ModelKind, Problem};
-use wginfer::tasks::{self, COSINE_TEMPERATURE, Classification, ClassifyInput, Encoding, Label};
+use wginfer::tasks::{
+    self, COSINE_TEMPERATURE, Classification, ClassifyInput, ClassifyTask, Encoding, Label,
+};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
 use super::labels::{LabelArgs, load};
-use super::rows::{Done, Rows};
-use super::watch::watch;
+use super::rows::{Done, DoneRow, Draft, Rows};
+use super::watch::watch_each;
 use super::{encode, format, json, table};
 
 const EXAMPLES: &str = "Examples:
@@ -26,7 +28,7 @@ label's score is the cosine between the text and the label's description, or its
 Probabilities are the softmax of the scores.
 
 Blank lines are skipped. In JSON, `index` is that of a text's line, from 0, blank ones counted, and a text that fails has
-`error` instead of labels. The others are classified; the exit code is 1.";
+`error` instead of labels. The others are classified; the exit code is 1. Ctrl-C stops, and writes what is done.";
 
 /// Classify texts: compute the probability of each label
 #[derive(clap::Args)]
@@ -66,7 +68,7 @@ pub struct Args {
     device: DeviceArgs,
 }
 
-pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, _out: &mut dyn Write) -> Result<(), Failure> {
     if !(0.0..=1.0).contains(&args.threshold) {
         return Err(Failure::usage(format!(
             "`threshold` is {}, expected a number from 0 to 1",
@@ -75,31 +77,14 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let labels = args.labels.read()?;
     let checkpoint = args.model.open_any()?;
-    let mut classified = match checkpoint.kind() {
+    let classified = match checkpoint.kind() {
         ModelKind::Decoder => by_language_model(args, checkpoint, &labels)?,
         ModelKind::Encoder => by_encoder(args, checkpoint, &labels)?,
     };
-    let n_texts = classified.rows.len();
-    let top = match args.top {
-        Some(top) => top as usize,
-        None if n_texts > 1 && !args.json => 1,
-        None => usize::MAX,
-    };
-    let (mut n_labels, mut usages) = (0, Vec::new());
-    for classification in classified.rows.iter_mut().flat_map(|row| &mut row.result) {
-        n_labels = classification.labels.len();
-        usages.push(classification.usage);
-        classification.labels.truncate(top);
-        classification.labels.retain(|label| label.probability >= args.threshold);
-    }
-    if args.json {
-        json::write(&classified.rows.iter().map(|row| row.json(|found| found)).collect::<Vec<_>>(), out)?;
-    } else {
-        write_lines(&classified, out)?;
-    }
-    let usage = tasks::total(usages);
+    let usage = tasks::total(classified.rows.iter().filter_map(DoneRow::good).map(|found| found.usage));
     log::info!(
-        "texts: {n_texts}, labels: {n_labels} · {} prompt tokens ({} cached)",
+        "texts: {} · {} prompt tokens ({} cached)",
+        classified.rows.len(),
         usage.prompt_tokens,
         usage.cached_tokens
     );
@@ -107,9 +92,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 /// Writes a line for each label of each text that has labels.
-fn write_lines(classified: &Classified, out: &mut dyn Write) -> Result<(), Failure> {
+fn write_lines(
+    classified: &Classified,
+    shown: impl Fn(&Classification) -> Classification,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
     for row in &classified.rows {
-        let Ok(classification) = &row.result else { continue };
+        let Some(classification) = row.good().map(&shown) else { continue };
         // The user knows a single text; several need names.
         let line = row.input.iter().flat_map(|text| text.split_whitespace()).collect::<Vec<_>>().join(" ");
         let several = classified.rows.len() > 1;
@@ -141,8 +130,11 @@ fn by_language_model(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> R
     let mut engine = load(checkpoint, &args.device)?;
     let inputs: Vec<ClassifyInput<'_>> =
         texts.good().into_iter().map(|text| ClassifyInput::Text(text)).collect();
-    let classified = watch(|_| Ok(()), |on| tasks::classify(&mut engine, &inputs, labels, on))?;
-    Ok(texts.with(classified.into_iter().map(|classification| Ok(classification?))))
+    let mut task = ClassifyTask::new(&engine, &inputs, labels)?;
+    let n_texts = inputs.len();
+    let draft = args.draft(texts);
+    let work = watch_each(&mut task, &mut engine, n_texts, |i, found| draft.set(i, found));
+    draft.finish(work)
 }
 
 /// Classifies with the model's head if it has one, and otherwise by the similarity of texts and labels.
@@ -154,10 +146,10 @@ fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<C
         Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() }
     };
     let name = checkpoint.name.clone();
-    let classified = match head {
+    match head {
         Some(head) if !labels.is_empty() => {
             let message = format!("`{name}` has labels of its own: {}", head.names.join(", "));
-            return Err(Failure::usage(message).with_hint("leave `--labels` out, or give another model"));
+            Err(Failure::usage(message).with_hint("leave `--labels` out, or give another model"))
         }
         Some(head) => {
             if head.problem == Problem::Regression {
@@ -166,7 +158,8 @@ fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<C
             }
             let texts = args.texts()?;
             let mut encoder = args.device.load_encoder(checkpoint)?;
-            let encodings = encode::encode(&mut encoder, &texts.good(), "", Output::Logits)?;
+            let task = encode::task(&encoder, &texts.good(), "", Output::Logits)?;
+            let draft = args.draft(texts);
             let classify = |encoding: Result<Encoding, Failure>| {
                 let encoding = encoding?;
                 let probabilities = head.probabilities(&encoding.values).unwrap_or_default();
@@ -174,9 +167,10 @@ fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<C
                 let names = head.names.iter().map(String::as_str);
                 Ok(Classification::of(names, probabilities, usage(&encoding)).checked()?)
             };
-            texts.with(encodings.into_iter().map(classify))
+            let work = encode::run(&mut encoder, task, |i, encoding| draft.set(i, classify(encoding)));
+            draft.finish(work)
         }
-        None if labels.is_empty() => return Err(no_labels("an embedder")),
+        None if labels.is_empty() => Err(no_labels("an embedder")),
         None => {
             tasks::check_labels(labels)?;
             let texts = args.texts()?;
@@ -188,20 +182,44 @@ fn by_encoder(args: &Args, checkpoint: ModelFiles, labels: &[Label]) -> Result<C
                 Ok(encoding.map_err(|e| Failure::from(e).at(&format!("label `{}`", label.name)))?.values)
             });
             let named = named.collect::<Result<Vec<_>, Failure>>()?;
-            let encodings = encode::encode(&mut encoder, &texts.good(), "", Output::Embedding)?;
+            let task = encode::task(&encoder, &texts.good(), "", Output::Embedding)?;
+            let draft = args.draft(texts);
             let classify = |encoding: Result<Encoding, Failure>| {
                 let encoding = encoding?;
                 let names = labels.iter().map(|label| label.name.as_str());
                 let scores = tasks::label_scores(&[&encoding.values], &named, COSINE_TEMPERATURE);
                 Ok(Classification::new(names, &scores[0], usage(&encoding)).checked()?)
             };
-            texts.with(encodings.into_iter().map(classify))
+            let work = encode::run(&mut encoder, task, |i, encoding| draft.set(i, classify(encoding)));
+            draft.finish(work)
         }
-    };
-    Ok(classified)
+    }
 }
 
 impl Args {
+    /// The texts whose labels will be written.
+    fn draft(&self, texts: Rows<String>) -> Draft<String, Classification> {
+        let top = match self.top {
+            Some(top) => top as usize,
+            None if texts.rows.len() > 1 && !self.json => 1,
+            None => usize::MAX,
+        };
+        let (threshold, json) = (self.threshold, self.json);
+        let shown = move |found: &Classification| {
+            let mut found = found.clone();
+            found.labels.truncate(top);
+            found.labels.retain(|label| label.probability >= threshold);
+            found
+        };
+        Draft::new(texts, None, move |classified, out| match json {
+            true => {
+                let rows = classified.rows.iter().filter_map(|row| row.json(shown));
+                json::write(&rows.collect::<Vec<_>>(), out)
+            }
+            false => write_lines(classified, shown, out),
+        })
+    }
+
     fn texts(&self) -> Result<Rows<String>, Failure> {
         Rows::texts(&self.texts, self.file.as_deref(), self.jsonl)
     }

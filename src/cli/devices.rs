@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use serde_json::{Value, json};
-use wginfer::gpu::{AdapterSummary, Gpu, GpuError};
+use wginfer::gpu::{AdapterSummary, Gpu, GpuError, Quirk};
 
 use super::failure::Failure;
 use super::{format, json};
@@ -42,12 +42,18 @@ fn object(adapter: &AdapterSummary) -> Value {
         "timestamps": caps.timestamps,
         "pipeline_cache": caps.pipeline_cache,
         "cooperative_matrices": caps.cooperative_matrices,
+        "quirks": adapter.quirks().iter().map(|quirk| quirk_object(quirk)).collect::<Vec<_>>(),
         "max_binding_bytes": caps.max_binding_bytes,
         "max_buffer_bytes": caps.max_buffer_bytes,
         "max_workgroup_bytes": caps.max_workgroup_bytes,
         "max_workgroup_size": caps.max_workgroup_size,
         "max_workgroups": caps.max_workgroups,
     })
+}
+
+/// A quirk, as `devices` and `doctor` print it.
+pub fn quirk_object(quirk: &Quirk) -> Value {
+    json!({ "what": quirk.what, "avoided": quirk.avoids, "link": quirk.link })
 }
 
 fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
@@ -68,5 +74,8 @@ fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
     row("largest buffer", format::bytes(caps.max_buffer_bytes))?;
     row("workgroup memory", format::bytes(u64::from(caps.max_workgroup_bytes)))?;
     row("workgroup size", caps.max_workgroup_size.to_string())?;
+    for quirk in adapter.quirks() {
+        row("quirk", format!("{}; not used: {} ({})", quirk.what, quirk.avoids, quirk.link))?;
+    }
     Ok(())
 }

@@ -10,12 +10,11 @@ use wginfer::engine::Output;
 use wginfer::tasks::{self, Encoding};
 
 use super::args::{DeviceArgs, ModelArg};
-use super::encode::encode;
 use super::failure::Failure;
-use super::json;
 use super::output::{self, Inputs};
-use super::rows::{Done, DoneRow, Rows};
+use super::rows::{Done, DoneRow, Draft, Rows};
 use super::table::{Format, Table};
+use super::{encode, json};
 
 const EXAMPLES: &str = "Examples:
   wginfer embed -m ~/models/all-MiniLM-L6-v2 \"A cat sits on the mat.\"
@@ -24,7 +23,8 @@ const EXAMPLES: &str = "Examples:
   wginfer embed -m ~/models/e5-small-v2 --prefix \"query: \" \"how tall is a giraffe\"
 
 Blank lines are skipped. In JSON, `index` is that of a text's line, from 0, blank ones counted. A text that fails has
-`error` there, and a row of NaN in the other formats, so that row i is always that of the i-th text; the exit code is 1.";
+`error` there, and a row of NaN in the other formats, so that row i is always that of the i-th text; the exit code is 1.
+Ctrl-C leaves what is done in `NAME.partial`, or writes it to standard output; other texts are not there, or NaN.";
 
 /// Compute embeddings of texts: vectors whose cosine measures similarity
 #[derive(clap::Args)]
@@ -113,7 +113,7 @@ struct ErrorJson<'a> {
 
 impl ErrorJson<'_> {
     fn of(row: &Row) -> Option<ErrorJson<'_>> {
-        Some(ErrorJson { index: row.index, error: row.result.as_ref().err()?.message() })
+        Some(ErrorJson { index: row.index, error: row.error()?.message() })
     }
 }
 
@@ -124,14 +124,14 @@ type Row = DoneRow<String, Encoding>;
 /// Rows of numbers; NaN where there is no result.
 type Matrix = Vec<Vec<f32>>;
 
-pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+pub fn run(args: &Args, _out: &mut dyn Write) -> Result<(), Failure> {
     let to_terminal = args.output.is_none() && std::io::stdout().is_terminal();
     if args.format == Some(EmbedFormat::Npy) && to_terminal {
         let hint = "give `--output FILE`, or redirect standard output";
         return Err(Failure::usage("`npy` is binary, and standard output is a terminal").with_hint(hint));
     }
     let inputs = Inputs::default().model(&args.model).file(args.input());
-    let output = output::plan(&args.output, &inputs)?.pop();
+    let target = output::plan(&args.output, &inputs)?.pop();
     let checkpoint = args.model.open_encoder()?;
     let texts = Rows::texts(&args.texts, args.file.as_deref(), args.jsonl)?;
     let prefix = args.prefix(&checkpoint.embedding.clone().unwrap_or_default())?;
@@ -139,19 +139,30 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         return Err(error.clone().into());
     }
     let mut encoder = args.device.load_encoder(checkpoint)?;
-    let encodings = encode(&mut encoder, &texts.good(), &prefix, Output::Embedding)?;
-    let (embedded, width) = (texts.with(encodings), encoder.embedding_width());
-    match output {
-        None => args.write(&embedded, width, out)?,
-        Some(target) => target.write(|out| args.write(&embedded, width, out))?,
-    }
-    embedded.report(args.format().is_none_or(|format| format == EmbedFormat::Json) && !args.shows_table())
+    let task = encode::task(&encoder, &texts.good(), &prefix, Output::Embedding)?;
+    let (form, width) = (args.form(), encoder.embedding_width());
+    let draft = Draft::new(texts, target, move |embedded, out| form.write(embedded, width, out));
+    let work = encode::run(&mut encoder, task, |i, result| draft.set(i, result));
+    let is_json =
+        matches!(form, Form::Vectors(EmbedFormat::Json) | Form::Similarity(Some(EmbedFormat::Json)));
+    draft.finish(work)?.report(is_json)
+}
+
+/// What is written.
+#[derive(Clone, Copy)]
+enum Form {
+    Vectors(EmbedFormat),
+    /// A table if there is no format.
+    Similarity(Option<EmbedFormat>),
 }
 
 impl Args {
-    /// The format in the arguments, if any.
-    fn format(&self) -> Option<EmbedFormat> {
-        if self.json { Some(EmbedFormat::Json) } else { self.format }
+    fn form(&self) -> Form {
+        let format = if self.json { Some(EmbedFormat::Json) } else { self.format };
+        match self.similarity {
+            true => Form::Similarity(format),
+            false => Form::Vectors(format.unwrap_or(EmbedFormat::Json)),
+        }
     }
 
     /// The file of the texts, if they come from one.
@@ -177,34 +188,33 @@ impl Args {
                 .with_hint("`--prefix` takes any text")
         })
     }
+}
 
-    /// Whether the result is a table.
-    fn shows_table(&self) -> bool {
-        self.similarity && self.format().is_none()
-    }
-
-    fn write(&self, embedded: &Embedded, width: usize, out: &mut dyn Write) -> Result<(), Failure> {
-        if !self.similarity {
-            return match self.format().unwrap_or(EmbedFormat::Json) {
-                EmbedFormat::Json => objects(embedded, out),
-                EmbedFormat::Csv => csv(&vectors(embedded, width), out),
-                EmbedFormat::Npy => npy(&vectors(embedded, width), out),
-            };
-        }
-        let rows = &embedded.rows;
-        let cosine = |a: &Row, b: &Row| match (&a.result, &b.result) {
-            (Ok(a), Ok(b)) => tasks::cosine(&a.values, &b.values),
+impl Form {
+    fn write(self, embedded: &Embedded, width: usize, out: &mut dyn Write) -> Result<(), Failure> {
+        let format = match self {
+            Form::Vectors(EmbedFormat::Json) => return objects(embedded, out),
+            Form::Vectors(EmbedFormat::Csv) => return csv(&vectors(embedded, width), out),
+            Form::Vectors(EmbedFormat::Npy) => return npy(&vectors(embedded, width), out),
+            Form::Similarity(format) => format,
+        };
+        let rows: Vec<&Row> = match format {
+            None | Some(EmbedFormat::Json) => embedded.finished().collect(),
+            Some(EmbedFormat::Csv | EmbedFormat::Npy) => embedded.rows.iter().collect(),
+        };
+        let cosine = |a: &Row, b: &Row| match (a.good(), b.good()) {
+            (Some(a), Some(b)) => tasks::cosine(&a.values, &b.values),
             _ => f32::NAN,
         };
         let similarity: Matrix = rows.iter().map(|a| rows.iter().map(|b| cosine(a, b)).collect()).collect();
-        match self.format() {
-            None => table(embedded, &similarity, out),
+        match format {
+            None => table(&rows, &similarity, out),
             Some(EmbedFormat::Json) => {
                 let all = SimilarityJson {
                     indices: rows.iter().map(|row| row.index).collect(),
                     texts: rows.iter().map(|row| row.input.as_deref()).collect(),
                     similarity,
-                    errors: rows.iter().filter_map(ErrorJson::of).collect(),
+                    errors: rows.iter().filter_map(|row| ErrorJson::of(row)).collect(),
                 };
                 json::line(&all, out)
             }
@@ -214,15 +224,15 @@ impl Args {
     }
 }
 
-/// The vector of each text; one of NaN for a text that failed.
+/// The vector of each text; one of NaN for a text that has none.
 fn vectors(embedded: &Embedded, width: usize) -> Matrix {
     let nan = || vec![f32::NAN; width];
-    embedded.rows.iter().map(|row| row.result.as_ref().map_or_else(|_| nan(), |e| e.values.clone())).collect()
+    embedded.rows.iter().map(|row| row.good().map_or_else(nan, |e| e.values.clone())).collect()
 }
 
 /// Writes an array, one text per line.
 fn objects(embedded: &Embedded, out: &mut dyn Write) -> Result<(), Failure> {
-    for (i, row) in embedded.rows.iter().enumerate() {
+    for (i, row) in embedded.finished().enumerate() {
         out.write_all(if i == 0 { b"[" } else { b",\n" })?;
         serde_json::to_writer(&mut *out, &row.json(EmbeddingJson::of))?;
     }
@@ -254,13 +264,13 @@ fn npy(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
-fn table(embedded: &Embedded, similarity: &Matrix, out: &mut dyn Write) -> Result<(), Failure> {
+fn table(rows: &[&Row], similarity: &Matrix, out: &mut dyn Write) -> Result<(), Failure> {
     /// Characters of a text in the table.
     const SHOWN: usize = 32;
-    let numbers = (1..=embedded.rows.len()).map(|i| format!(" {i}"));
+    let numbers = (1..=rows.len()).map(|i| format!(" {i}"));
     let headers: Vec<String> = [" #".to_string(), "text".to_string()].into_iter().chain(numbers).collect();
     let mut table = Table::new(&headers);
-    for (i, (row, similarity)) in embedded.rows.iter().zip(similarity).enumerate() {
+    for (i, (row, similarity)) in rows.iter().zip(similarity).enumerate() {
         let text = row.input.as_deref().unwrap_or_default();
         let is_long = text.chars().nth(SHOWN).is_some();
         let shown: String = text.chars().take(if is_long { SHOWN - 1 } else { SHOWN }).collect();

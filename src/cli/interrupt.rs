@@ -3,7 +3,8 @@
 //! A thread of its own waits for them. At the first, it waits until output that is being written is whole ([`hold`]),
 //! writes what the command has done so far ([`Unfinished`]), reports the signal, and ends the program with 128 plus the
 //! signal's number. It does so whatever the other threads do: one may be inside a driver, or wait for standard input.
-//! It takes less than a second, even if nobody reads the output. A second signal ends the program at once.
+//! It takes less than a second, even if nobody reads the output, and longer only while much output is being written. A
+//! second signal ends the program at once.
 //!
 //! The exception is `chat`, where Ctrl-C stops the answer that is being written ([`Writing`]).
 
@@ -22,6 +23,10 @@ use super::terminal;
 const PATIENCE: Duration = Duration::from_millis(400);
 /// Time from a signal to the end of the program, if its output cannot be written.
 const DEADLINE: Duration = Duration::from_millis(800);
+/// The program does not end while output is written within this time.
+const STEP: Duration = Duration::from_millis(200);
+/// But it ends then: who reads the output may be slow.
+const MOST: Duration = Duration::from_secs(10);
 /// Signals within this time are one. `timeout` sends its signal to the program and then to its group, and when a
 /// terminal closes, both the system and the shell send SIGHUP.
 const SAME: Duration = Duration::from_millis(200);
@@ -50,6 +55,8 @@ pub struct Outputs {
     pub end_line: fn(),
     /// Cuts off what is not whole in files.
     pub leave_all: fn(),
+    /// The bytes written so far.
+    pub n_written: fn() -> u64,
 }
 
 /// Catches the signals from now on, except those that were ignored when the program started, as by `nohup`.
@@ -106,7 +113,15 @@ fn leave(signal: i32, outputs: Outputs) -> Infallible {
 
 /// Ends the program if [`leave`] does not.
 fn leave_late(signal: i32, outputs: Outputs) -> Infallible {
-    thread::sleep(DEADLINE);
+    let begin = Instant::now();
+    thread::sleep(DEADLINE - STEP);
+    loop {
+        let n_written = (outputs.n_written)();
+        thread::sleep(STEP);
+        if (outputs.n_written)() == n_written || begin.elapsed() > MOST {
+            break;
+        }
+    }
     // Standard error may be stuck, too.
     let _ = thread::Builder::new().spawn(move || report(signal, None));
     thread::sleep(Duration::from_millis(50));

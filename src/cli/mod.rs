@@ -125,7 +125,11 @@ commands! {
 pub fn main() -> ExitCode {
     hush_device_select();
     hush_caught_panics();
-    let caught = interrupt::init(Outputs { end_line: output::end_line, leave_all: output::leave_all });
+    let caught = interrupt::init(Outputs {
+        end_line: output::end_line,
+        leave_all: output::leave_all,
+        n_written: output::n_written,
+    });
     let program = match Program::try_parse() {
         Ok(program) => program,
         Err(shown) => {

@@ -88,7 +88,10 @@ impl Inputs {
             Some(path) => Identity::of(path),
         };
         if let (Some(path), Some(identity)) = (path, identity) {
-            self.files.push((format!("the input `{}`", path.display()), identity));
+            let is_stdin = path == "-";
+            let name =
+                if is_stdin { "standard input".into() } else { format!("the input `{}`", path.display()) };
+            self.files.push((name, identity));
         }
         self
     }
@@ -438,6 +441,14 @@ fn system(path: &Path, _found: &Metadata) -> Option<System> {
 
 // --- writing ---
 
+/// Bytes written to all outputs.
+static N_WRITTEN: AtomicU64 = AtomicU64::new(0);
+
+/// The bytes written so far.
+pub fn n_written() -> u64 {
+    N_WRITTEN.load(Ordering::SeqCst)
+}
+
 /// The files that are being written.
 static PARTIALS: Mutex<Vec<Arc<Partial>>> = Mutex::new(Vec::new());
 
@@ -509,10 +520,12 @@ enum Sink {
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
+        let n = match self {
             Sink::File(file) => file.write(bytes),
             Sink::Stdout(out) => out.write(bytes),
-        }
+        }?;
+        N_WRITTEN.fetch_add(n as u64, Ordering::SeqCst);
+        Ok(n)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -1,15 +1,19 @@
-//! Many inputs, each an argument or a line: a bad one is an error of its row, and the others are done.
+//! Many inputs, each an argument or a line: a bad one is an error of its row, and the others are done. If a signal ends
+//! the program, what is done is written ([`Draft`]).
 //!
 //! A row's index is that of its line in the file or standard input, from 0; all lines count, also blank ones, which have
 //! no row. Of arguments it is the place among them.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::Value;
 use wginfer::tasks::TaskError;
 
 use super::failure::Failure;
+use super::interrupt::Unfinished;
+use super::output::{Output, Target};
 use super::{format, prompt};
 
 /// An input.
@@ -114,19 +118,6 @@ impl<T> Rows<T> {
     pub fn good(&self) -> Vec<&T> {
         self.rows.iter().filter_map(|row| row.input.as_ref().ok()).collect()
     }
-
-    /// The inputs with their indices, and what became of each. `results` are those of [`Rows::good`], in their order.
-    pub fn with<R>(self, results: impl IntoIterator<Item = Result<R, Failure>>) -> Done<T, R> {
-        let mut results = results.into_iter();
-        let finish = |row: Row<T>| match row.input {
-            Err(failure) => DoneRow { index: row.index, input: None, result: Err(failure) },
-            Ok(input) => {
-                let result = results.next().unwrap_or_else(|| Err(TaskError::Stopped.into()));
-                DoneRow { index: row.index, input: Some(input), result }
-            }
-        };
-        Done { rows: self.rows.into_iter().map(finish).collect(), from: self.from }
-    }
 }
 
 /// The place of a row, for people, who count from 1.
@@ -142,21 +133,39 @@ pub struct DoneRow<T, R> {
     pub index: usize,
     /// The input, if it could be read.
     pub input: Option<T>,
-    pub result: Result<R, Failure>,
+    /// `None` if a signal or an error came before it was done.
+    pub result: Option<Result<R, Failure>>,
 }
 
-/// What became of all inputs.
+impl<T, R> DoneRow<T, R> {
+    /// Its result, if it has one.
+    pub fn good(&self) -> Option<&R> {
+        self.result.as_ref()?.as_ref().ok()
+    }
+
+    /// Its error, if it has one.
+    pub fn error(&self) -> Option<&Failure> {
+        self.result.as_ref()?.as_ref().err()
+    }
+}
+
+/// All inputs, and what became of them.
 pub struct Done<T, R> {
     pub rows: Vec<DoneRow<T, R>>,
     from: Option<String>,
 }
 
 impl<T, R> Done<T, R> {
+    /// The rows that are done, or have failed.
+    pub fn finished(&self) -> impl Iterator<Item = &DoneRow<T, R>> {
+        self.rows.iter().filter(|row| row.result.is_some())
+    }
+
     /// Fails if a row has failed. Prints the errors of the rows, unless they are in the result that was written.
     pub fn report(self, errors_are_written: bool) -> Result<(), Failure> {
         let (n, from) = (self.rows.len(), self.from);
         let failed = self.rows.into_iter();
-        let failed = failed.filter_map(|row| Some(row.result.err()?.at(&place(&from, row.index))));
+        let failed = failed.filter_map(|row| Some(row.result?.err()?.at(&place(&from, row.index))));
         let mut failed: Vec<Failure> = failed.collect();
         match failed.len() {
             0 => Ok(()),
@@ -173,6 +182,74 @@ impl<T, R> Done<T, R> {
                 })
             }
         }
+    }
+}
+
+/// What a command writes of its rows.
+type Write<T, R> = Box<dyn FnOnce(&Done<T, R>, &mut dyn io::Write) -> Result<(), Failure> + Send>;
+
+/// The results of rows as they arrive. If a signal or an error ends the work, what is done is written: to
+/// `NAME.partial`, or to standard output.
+pub struct Draft<T, R>(Unfinished<Parts<T, R>>);
+
+struct Parts<T, R> {
+    done: Done<T, R>,
+    /// The place of each good input.
+    places: Vec<usize>,
+    /// Standard output if `None`.
+    target: Option<Target>,
+    write: Write<T, R>,
+}
+
+impl<T: Send + 'static, R: Send + 'static> Draft<T, R> {
+    /// `write` writes the rows to `target`, or to standard output.
+    pub fn new(
+        rows: Rows<T>,
+        target: Option<Target>,
+        write: impl FnOnce(&Done<T, R>, &mut dyn io::Write) -> Result<(), Failure> + Send + 'static,
+    ) -> Draft<T, R> {
+        let begin = |row: Row<T>| match row.input {
+            Ok(input) => DoneRow { index: row.index, input: Some(input), result: None },
+            Err(failure) => DoneRow { index: row.index, input: None, result: Some(Err(failure)) },
+        };
+        let done = Done { rows: rows.rows.into_iter().map(begin).collect(), from: rows.from };
+        let places = (0..done.rows.len()).filter(|i| done.rows[*i].result.is_none()).collect();
+        Draft(Unfinished::new(Parts { done, places, target, write: Box::new(write) }, Parts::leave))
+    }
+
+    /// The result of a good input, by its place among those of [`Rows::good`].
+    pub fn set(&self, i: usize, result: Result<R, Failure>) {
+        self.0.update(|parts| parts.done.rows[parts.places[i]].result = Some(result));
+    }
+
+    /// Writes all rows if `work` has done them all, and otherwise those that are done.
+    ///
+    /// # Errors
+    /// Those of `work` and of the output.
+    pub fn finish(self, work: Result<(), Failure>) -> Result<Done<T, R>, Failure> {
+        self.0.finish(|parts| match work {
+            Ok(()) => {
+                let Parts { done, target, write, .. } = parts;
+                let mut out = target.as_ref().map_or_else(|| Ok(Output::stdout()), Target::create)?;
+                write(&done, &mut out)?;
+                out.commit()?;
+                Ok(done)
+            }
+            Err(failure) => Err(match parts.leave() {
+                Some(file) => failure.with_hint(format!("what was done is in `{}`", file.display())),
+                None => failure,
+            }),
+        })
+    }
+}
+
+impl<T, R> Parts<T, R> {
+    /// Writes what is done, if anything is. Returns the file that it is in.
+    fn leave(self) -> Option<PathBuf> {
+        self.done.rows.iter().find_map(DoneRow::good)?;
+        let mut out = self.target.as_ref().map_or_else(|| Ok(Output::stdout()), Target::create).ok()?;
+        (self.write)(&self.done, &mut out).ok()?;
+        out.leave()
     }
 }
 
@@ -194,13 +271,13 @@ enum ResultJson<'a, R> {
 }
 
 impl<R> DoneRow<String, R> {
-    /// The row with `fields` of its result.
-    pub fn json<'a, F: Serialize>(&'a self, fields: impl FnOnce(&'a R) -> F) -> RowJson<'a, F> {
-        let result = match &self.result {
+    /// The row with `fields` of its result; `None` if it is not done.
+    pub fn json<'a, F: Serialize>(&'a self, fields: impl FnOnce(&'a R) -> F) -> Option<RowJson<'a, F>> {
+        let result = match self.result.as_ref()? {
             Ok(result) => ResultJson::Done(fields(result)),
             Err(failure) => ResultJson::Failed { error: failure.message() },
         };
-        RowJson { index: self.index, text: self.input.as_deref(), result }
+        Some(RowJson { index: self.index, text: self.input.as_deref(), result })
     }
 }
 

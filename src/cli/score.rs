@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use serde::Serialize;
 use serde_json::Value;
 use wginfer::engine::{Engine, EngineError, Usage};
-use wginfer::tasks::{self, ClassifyInput, Label, TaskError};
+use wginfer::tasks::{self, Classification, ClassifyInput, ClassifyTask, Label, MatchTask, TaskError};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
 use super::labels::{LabelArgs, load};
-use super::rows::{Object, Rows, brief, field, is_jsonl};
-use super::watch::watch;
+use super::rows::{Done, Draft, Object, Rows, brief, field, is_jsonl};
+use super::watch::{watch, watch_each};
 use super::{json, prompt};
 
 const EXAMPLES: &str = "Examples:
@@ -30,7 +30,7 @@ A `.jsonl` file has one object per line:
   {\"text\": ..., \"label\": ...}     the most probable label (as `classify` finds it) is right; the labels
   {\"prompt\": ..., \"label\": ...}   are those in the field `labels`, or those of `--labels`
 Blank lines are skipped. In JSON, `index` is that of a line, from 0, blank ones counted. A line that fails has `error`
-there and counts in no accuracy; the exit code is 1.";
+there and counts in no accuracy; the exit code is 1. Ctrl-C stops, and writes what is done.";
 
 /// Measure the perplexity of a text, or the accuracy of a model's answers
 #[derive(clap::Args)]
@@ -67,12 +67,14 @@ pub struct Args {
 }
 
 /// A line of a `.jsonl` file.
+#[derive(Clone)]
 struct Item {
     question: String,
     expected: String,
     kind: Kind,
 }
 
+#[derive(Clone)]
 enum Kind {
     /// A prompt to answer freely.
     Answer,
@@ -138,7 +140,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         }
         let items = objects.map(|object| item(&object, &labels));
         let mut engine = load(args.model.open()?, &args.device)?;
-        return accuracy(args, &mut engine, items, out);
+        return accuracy(args, &mut engine, items);
     }
     let text = prompt::text(None, args.file.as_deref())?;
     if text.trim().is_empty() {
@@ -206,12 +208,13 @@ fn item(object: &Object, labels: &[Label]) -> Result<Item, Failure> {
     Ok(Item { question: question.to_string(), expected: expected.to_string(), kind })
 }
 
-/// Asks the model. Returns what it found for each item, in their order.
+/// Asks the model. `on` receives what it found for each item, with its index.
 fn ask(
     engine: &mut Engine,
-    items: &[&Item],
+    items: &[Item],
     max_tokens: usize,
-) -> Result<Vec<Result<Found, TaskError>>, Failure> {
+    mut on: impl FnMut(usize, Result<Found, Failure>),
+) -> Result<(), Failure> {
     // Lines with the same labels are one batch.
     let mut by_labels: BTreeMap<&[Label], Vec<usize>> = BTreeMap::new();
     let mut free = Vec::new();
@@ -221,47 +224,44 @@ fn ask(
             Kind::Prompt(labels) | Kind::Text(labels) => by_labels.entry(labels).or_default().push(i),
         }
     }
-    let mut found: Vec<Result<Found, TaskError>> = items.iter().map(|_| Err(TaskError::Stopped)).collect();
-    watch(
-        |_| Ok(()),
-        |on| {
-            if !free.is_empty() {
-                let pairs: Vec<(&str, &str)> =
-                    free.iter().map(|i| (&items[*i].question[..], &items[*i].expected[..])).collect();
-                let matches = tasks::exact_match(engine, &pairs, max_tokens, on)?;
-                for (i, one) in free.iter().zip(matches) {
-                    let of =
-                        |m: tasks::Match| Found { answer: m.answer, is_right: m.is_right, usage: m.usage };
-                    found[*i] = one.map(of);
-                }
-            }
-            for (labels, group) in &by_labels {
-                let input = |i: &usize| match items[*i].kind {
-                    Kind::Text(_) => ClassifyInput::Text(&items[*i].question),
-                    _ => ClassifyInput::Prompt(&items[*i].question),
-                };
-                let inputs: Vec<ClassifyInput<'_>> = group.iter().map(input).collect();
-                let classified = match tasks::classify(engine, &inputs, labels, on) {
-                    Ok(classified) => classified,
-                    Err(error) => {
-                        // Only these lines have these labels.
-                        let again = || of_labels(&error);
-                        let all: Option<Vec<TaskError>> = group.iter().map(|_| again()).collect();
-                        all.ok_or(error)?.into_iter().map(Err).collect()
+    if !free.is_empty() {
+        let pairs: Vec<(&str, &str)> =
+            free.iter().map(|i| (&items[*i].question[..], &items[*i].expected[..])).collect();
+        let mut task = MatchTask::new(engine, &pairs, max_tokens)?;
+        watch_each(&mut task, engine, free.len(), |i, found| {
+            let of = |m: tasks::Match| Found { answer: m.answer, is_right: m.is_right, usage: m.usage };
+            on(free[i], found.map(of));
+        })?;
+    }
+    for (labels, group) in &by_labels {
+        let input = |i: &usize| match items[*i].kind {
+            Kind::Text(_) => ClassifyInput::Text(&items[*i].question),
+            _ => ClassifyInput::Prompt(&items[*i].question),
+        };
+        let inputs: Vec<ClassifyInput<'_>> = group.iter().map(input).collect();
+        let mut task = match ClassifyTask::new(engine, &inputs, labels) {
+            Ok(task) => task,
+            Err(error) => {
+                // Only these lines have these labels.
+                for i in group {
+                    match of_labels(&error) {
+                        Some(again) => on(*i, Err(again.into())),
+                        None => return Err(error.into()),
                     }
-                };
-                for (i, one) in group.iter().zip(classified) {
-                    found[*i] = one.map(|classification| {
-                        let answer = classification.best().map(|best| best.label.clone()).unwrap_or_default();
-                        let is_right = answer == items[*i].expected;
-                        Found { answer, is_right, usage: classification.usage }
-                    });
                 }
+                continue;
             }
-            Ok(())
-        },
-    )?;
-    Ok(found)
+        };
+        watch_each(&mut task, engine, group.len(), |i, found| {
+            let of = |classification: Classification| {
+                let answer = classification.best().map(|best| best.label.clone()).unwrap_or_default();
+                let is_right = answer == items[group[i]].expected;
+                Found { answer, is_right, usage: classification.usage }
+            };
+            on(group[i], found.map(of));
+        })?;
+    }
+    Ok(())
 }
 
 /// Another of an error that is about the labels.
@@ -275,38 +275,55 @@ fn of_labels(error: &TaskError) -> Option<TaskError> {
     }
 }
 
-fn accuracy(args: &Args, engine: &mut Engine, items: Rows<Item>, out: &mut dyn Write) -> Result<(), Failure> {
-    let found = ask(engine, &items.good(), args.max_tokens)?;
-    let done = items.with(found.into_iter().map(|one| Ok(one?)));
-    let scored = || done.rows.iter().filter_map(|row| row.input.as_ref().zip(row.result.as_ref().ok()));
+/// The items that were answered, and the answers.
+fn answered(done: &Done<Item, Found>) -> impl Iterator<Item = (&Item, &Found)> {
+    done.rows.iter().filter_map(|row| row.input.as_ref().zip(row.good()))
+}
+
+fn accuracy(args: &Args, engine: &mut Engine, items: Rows<Item>) -> Result<(), Failure> {
+    let asked: Vec<Item> = items.good().into_iter().cloned().collect();
+    let json = args.json;
+    let draft = Draft::new(items, None, move |done, out| write_accuracy(done, json, out));
+    let work = ask(engine, &asked, args.max_tokens, |i, found| draft.set(i, found));
+    let done = draft.finish(work)?;
+    let usage = tasks::total(answered(&done).map(|(_, found)| found.usage));
+    log::info!(
+        "{} prompt ({} cached) + {} generated tokens",
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        usage.completion_tokens
+    );
+    done.report(args.json)
+}
+
+fn write_accuracy(done: &Done<Item, Found>, json: bool, out: &mut dyn Write) -> Result<(), Failure> {
     let share = |of: &dyn Fn(&Item) -> bool| {
         let right: Vec<bool> =
-            scored().filter(|(item, _)| of(item)).map(|(_, found)| found.is_right).collect();
+            answered(done).filter(|(item, _)| of(item)).map(|(_, found)| found.is_right).collect();
         let n_right = right.iter().filter(|right| **right).count();
         (!right.is_empty()).then(|| (n_right as f64 / right.len() as f64, n_right, right.len()))
     };
     let is_free = |item: &Item| matches!(item.kind, Kind::Answer);
     let (exact, labelled) = (share(&is_free), share(&|item| !is_free(item)));
-    let all = share(&|_| true);
-    let usage = tasks::total(scored().map(|(_, found)| found.usage));
-    if args.json {
-        let results = done.rows.iter().map(|row| ItemJson {
+    if json {
+        let results = done.finished().map(|row| ItemJson {
             index: row.index,
             line: row.index + 1,
             expected: row.input.as_ref().map(|item| &item.expected[..]),
-            found: row.result.as_ref().ok().map(|found| &found.answer[..]),
-            is_right: row.result.as_ref().ok().map(|found| found.is_right),
-            error: row.result.as_ref().err().map(Failure::message),
+            found: row.good().map(|found| &found.answer[..]),
+            is_right: row.good().map(|found| found.is_right),
+            error: row.error().map(Failure::message),
         });
+        let all = share(&|_| true);
         let (right, n_items) = all.map_or((0, 0), |(_, n_right, n)| (n_right, n));
         let accuracy = AccuracyJson {
             accuracy: all.map(|a| a.0),
             right,
             items: n_items,
-            failed: done.rows.len() - n_items,
+            failed: done.finished().count() - n_items,
             exact_match: exact.map(|e| e.0),
             label_accuracy: labelled.map(|l| l.0),
-            usage,
+            usage: tasks::total(answered(done).map(|(_, found)| found.usage)),
             results: results.collect(),
         };
         json::write(&accuracy, out)?;
@@ -317,11 +334,5 @@ fn accuracy(args: &Args, engine: &mut Engine, items: Rows<Item>, out: &mut dyn W
             }
         }
     }
-    log::info!(
-        "{} prompt ({} cached) + {} generated tokens",
-        usage.prompt_tokens,
-        usage.cached_tokens,
-        usage.completion_tokens
-    );
-    done.report(args.json)
+    Ok(())
 }

@@ -2,10 +2,34 @@
 
 use std::ops::ControlFlow;
 
-use wginfer::tasks::{Observer, Progress, TaskError};
+use wginfer::engine::Engine;
+use wginfer::tasks::{self, Engines, Finished, Observer, Progress, Task, TaskError};
 
 use super::failure::Failure;
 use super::terminal;
+
+/// Runs a task on `n` inputs and shows its progress. `on` receives the result of each, with its index.
+pub fn watch_each<R, T>(
+    task: &mut T,
+    engine: &mut Engine,
+    n: usize,
+    mut on: impl FnMut(usize, Result<R, Failure>),
+) -> Result<(), Failure>
+where
+    T: Task<Progress = Finished<R>, Error = TaskError>,
+{
+    let bar = terminal::steps();
+    bar.set_length(n as u64);
+    let result = tasks::run(task, &mut Engines::from(engine), |finished| {
+        if let Some(Finished { index, result }) = finished {
+            on(index, result.map_err(Failure::from));
+            bar.inc(1);
+        }
+        ControlFlow::Continue(())
+    });
+    terminal::finish(&bar);
+    Ok(result.map(drop)?)
+}
 
 /// Runs a task and shows its progress. `on_text` receives its text as it is generated; its error ends the task.
 pub fn watch<T>(

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::fault::Fault;
-use super::{Caps, GpuError};
+use super::{Caps, GpuError, Quirk, quirks};
 
 /// An adapter, as `wginfer devices` lists it.
 #[derive(Clone, Debug)]
@@ -21,10 +21,14 @@ pub struct AdapterSummary {
 }
 
 impl AdapterSummary {
-    /// The capabilities of a device of this adapter.
+    /// The capabilities of a device of this adapter. Widths of subgroups are not probed yet.
     pub fn caps(&self) -> Caps {
-        let cooperative_matrices = self.cooperative_matrices.clone();
-        Caps { cooperative_matrices, ..Caps::new(self.features, &self.limits, &self.info) }
+        Caps::new(self.features, &self.limits, &self.info, self.cooperative_matrices.clone())
+    }
+
+    /// The driver's quirks.
+    pub fn quirks(&self) -> Vec<&'static Quirk> {
+        quirks(&self.info)
     }
 
     /// `discrete`, `integrated`, `virtual`, `software` or `other`.

@@ -1,7 +1,7 @@
 //! The capabilities of a device, which decide which kernel variants run.
 
-use super::Subgroups;
 use super::subgroups::MATRIX_SUBGROUPS;
+use super::{Subgroups, quirks};
 
 /// Environment variable that disables capabilities, so that every variant can be tested on one machine. A
 /// comma-separated list of `f16`, `subgroups`, `subgroup-probe` (widths of subgroups that the driver chooses by kernel),
@@ -57,14 +57,15 @@ pub struct Caps {
 }
 
 impl Caps {
-    /// Reads the capabilities of a device.
-    pub(super) fn of(device: &wgpu::Device) -> Self {
-        Caps::new(device.features(), &device.limits(), &device.adapter_info())
-    }
-
-    /// The capabilities of a device with these features and limits, but no cooperative matrices.
-    pub(super) fn new(features: wgpu::Features, limits: &wgpu::Limits, info: &wgpu::AdapterInfo) -> Self {
-        Caps {
+    /// The capabilities of a device with these features, limits and shapes of cooperative matrices, without what its
+    /// driver's quirks forbid.
+    pub(super) fn new(
+        features: wgpu::Features,
+        limits: &wgpu::Limits,
+        info: &wgpu::AdapterInfo,
+        cooperative_matrices: Vec<(u32, u32, u32)>,
+    ) -> Self {
+        let mut caps = Caps {
             f16: features.contains(wgpu::Features::SHADER_F16),
             subgroups: features
                 .contains(wgpu::Features::SUBGROUP)
@@ -72,7 +73,7 @@ impl Caps {
             subgroup_probe: true,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             pipeline_cache: features.contains(wgpu::Features::PIPELINE_CACHE),
-            cooperative_matrices: Vec::new(),
+            cooperative_matrices,
             f32_products: false,
             tuning: true,
             cpu: info.device_type == wgpu::DeviceType::Cpu,
@@ -86,7 +87,9 @@ impl Caps {
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             storage_align: limits.min_storage_buffer_offset_alignment,
             uniform_align: limits.min_uniform_buffer_offset_alignment,
-        }
+        };
+        quirks::avoid(&mut caps, &quirks::quirks(info));
+        caps
     }
 
     /// Disables the capabilities in `names` (see [`DISABLE_ENV`]).

@@ -14,6 +14,7 @@ mod flight;
 mod kernel;
 mod memory;
 mod probe;
+mod quirks;
 mod readback;
 mod recorder;
 mod subgroups;
@@ -34,6 +35,7 @@ pub use error::GpuError;
 pub use fields::{Field, Fields};
 pub(crate) use flight::{Flight, Landed, MOST_IN_FLIGHT};
 pub use kernel::{Access, Kernel, Part, Variant};
+pub use quirks::{QUIRKS, Quirk, Vendor, quirks};
 pub use readback::{Arrived, Readback, ReadbackRing};
 pub use recorder::Recorder;
 pub use subgroups::{Probed, Subgroups};
@@ -218,10 +220,9 @@ impl Gpu {
         fault: Arc<Fault>,
     ) -> Result<Gpu, GpuError> {
         let info = device.adapter_info();
-        let mut caps = Caps::of(&device);
-        if let Some(adapter) = adapter {
-            caps.cooperative_matrices = adapter::cooperative_matrices(adapter, device.features());
-        }
+        let matrices =
+            adapter.map(|a| adapter::cooperative_matrices(a, device.features())).unwrap_or_default();
+        let mut caps = Caps::new(device.features(), &device.limits(), &info, matrices);
         if let (Some(subgroups), Some([min, max])) = (&mut caps.subgroups, options.subgroup_range) {
             *subgroups = Subgroups::range(min, max);
         }
@@ -306,6 +307,11 @@ impl Gpu {
     /// The capabilities that an operation may use: all, or only those that every device has.
     pub(crate) fn caps_of(&self, is_portable: bool) -> &Caps {
         if is_portable { &self.inner.portable } else { self.caps() }
+    }
+
+    /// The driver's quirks.
+    pub fn quirks(&self) -> Vec<&'static Quirk> {
+        quirks(self.info())
     }
 
     /// The choices of variants that are kept for this device, read at the first call. Empty if [`Caps::tuning`] is

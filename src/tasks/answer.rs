@@ -227,7 +227,8 @@ impl AnswerTask {
                 if !task.is_done() {
                     return Ok(());
                 }
-                let vectors = vectors(task.finish()?)?;
+                let finished = task.finish()?.into_iter();
+                let vectors = vectors(finished.map(|finished| finished.result).collect())?;
                 self.choose(&vectors)?;
             }
             Phase::Pieces(writing) | Phase::Again(writing) | Phase::Merge { writing, .. } => {

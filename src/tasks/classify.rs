@@ -1,6 +1,6 @@
 //! Zero-shot classification: labels for texts by a language model.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::mem::{Discriminant, discriminant};
 
 use serde::Serialize;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::TaskError;
 use super::batch::Batch;
 use super::instruct::{Instruction, Prompter};
-use super::task::{Engines, Events, Observer, Progress, Task, observed};
+use super::task::{Engines, Events, Finished, Observer, Task, collected, rest};
 use super::write::add;
 use crate::engine::{Engine, EngineError, Event, Request, Usage};
 
@@ -135,7 +135,7 @@ pub fn classify(
     on: &mut Observer<'_>,
 ) -> Result<Vec<Result<Classification, TaskError>>, TaskError> {
     let mut task = ClassifyTask::new(engine, inputs, labels)?;
-    observed(&mut task, &mut Engines::from(engine), on)
+    collected(&mut task, &mut Engines::from(engine), inputs.len(), on)
 }
 
 /// Classifies texts with a language model that was not trained for it.
@@ -148,30 +148,35 @@ pub fn classify(
 ///
 /// The engine must be built with [`EngineOptions::prompt_logprobs`](crate::engine::EngineOptions::prompt_logprobs).
 pub struct ClassifyTask {
-    /// One request for each input and label. Content-free inputs come first, one for each kind of input that occurs.
+    /// One request for each prompt and label.
     batch: Batch<Request>,
     labels: Vec<String>,
     /// Tokens of each label.
     n_tokens: Vec<usize>,
-    /// The kinds of the content-free inputs.
-    free: Vec<Kind>,
-    inputs: Vec<Result<Input, TaskError>>,
-    /// Of each request.
-    scores: Vec<f64>,
-    usages: Vec<Usage>,
-    n_done: usize,
-    /// The next report: so many requests are done.
-    next_report: usize,
+    /// Content-free prompts come first, one for each kind of input that occurs.
+    prompts: Vec<Prompt>,
+    n_free: usize,
+    /// Prompts that have ended, but whose inputs have no result yet, because a content-free prompt has not ended.
+    ended: Vec<usize>,
+    finished: VecDeque<Finished<Classification>>,
+    /// The error of a content-free prompt, with which all are compared.
+    failure: Option<TaskError>,
 }
 
 /// Which of its variants an [`ClassifyInput`] is.
 type Kind = Discriminant<ClassifyInput<'static>>;
 
-/// An input that has requests.
-struct Input {
+/// A prompt, and what is known of its labels.
+struct Prompt {
     kind: Kind,
-    /// Its number among the inputs that have requests.
-    number: usize,
+    /// The input that it is for, if it is not content-free.
+    index: usize,
+    /// Of each label.
+    scores: Vec<f64>,
+    usage: Usage,
+    /// Requests that have not ended.
+    n_left: usize,
+    error: Option<EngineError>,
 }
 
 impl ClassifyTask {
@@ -210,69 +215,125 @@ impl ClassifyTask {
         };
         let mut free = vec![ClassifyInput::Text(""), ClassifyInput::Prompt("")];
         free.retain(|free| inputs.iter().any(|input| input.kind() == free.kind()));
-        let mut prompts = free.iter().map(|input| prompt(*input)).collect::<Result<Vec<_>, _>>()?;
-        let mut accept = |input: &ClassifyInput<'_>| {
-            input.check()?;
-            prompts.push(prompt(*input)?);
-            Ok(Input { kind: input.kind(), number: prompts.len() - free.len() - 1 })
-        };
-        let inputs: Vec<Result<Input, TaskError>> = inputs.iter().map(&mut accept).collect();
-        let request = |prompt: &[u32], answer: &[u32]| Request {
-            prompt_logprobs: Some(prompt.len()),
-            ..Request::new([prompt, answer].concat())
-        };
-        let mut requests = Vec::with_capacity(prompts.len() * labels.len());
-        for prompt in &prompts {
-            requests.extend(answers.iter().map(|answer| request(prompt, answer)));
-        }
-        let n_pieces = requests.len();
-        Ok(ClassifyTask {
-            batch: Batch::independent(requests),
+        let n_free = free.len();
+        let mut task = ClassifyTask {
+            batch: Batch::independent([]),
             labels: labels.iter().map(|label| label.name.clone()).collect(),
             n_tokens: answers.iter().map(Vec::len).collect(),
-            free: free.iter().map(|input| input.kind()).collect(),
-            inputs,
-            scores: vec![0.0; n_pieces],
-            usages: vec![Usage::default(); n_pieces],
-            n_done: 0,
-            next_report: 0,
-        })
+            prompts: Vec::with_capacity(n_free + inputs.len()),
+            n_free,
+            ended: Vec::new(),
+            finished: VecDeque::new(),
+            failure: None,
+        };
+        let mut add = |input: &ClassifyInput<'_>, index: usize, prompt: Vec<u32>| {
+            for answer in &answers {
+                let prompt_logprobs = Some(prompt.len());
+                task.batch.push(Request { prompt_logprobs, ..Request::new([&prompt[..], answer].concat()) });
+            }
+            task.prompts.push(Prompt {
+                kind: input.kind(),
+                index,
+                scores: vec![0.0; answers.len()],
+                usage: Usage::default(),
+                n_left: answers.len(),
+                error: None,
+            });
+        };
+        for (index, input) in free.iter().enumerate() {
+            add(input, index, prompt(*input)?);
+        }
+        for (index, input) in inputs.iter().enumerate() {
+            match input.check().and_then(|()| prompt(*input)) {
+                Ok(prompt) => add(input, index, prompt),
+                Err(error) => task.finished.push_back(Finished { index, result: Err(error) }),
+            }
+        }
+        Ok(task)
+    }
+
+    /// Notes the requests that were refused or failed.
+    fn take_errors(&mut self) {
+        for (i, error) in self.batch.take_errors() {
+            let (i, prompt) = (i / self.labels.len(), &mut self.prompts[i / self.labels.len()]);
+            prompt.error.get_or_insert(error);
+            prompt.n_left -= 1;
+            if prompt.n_left == 0 {
+                self.ended.push(i);
+            }
+        }
+    }
+
+    /// Finishes the inputs whose prompts have ended, once the content-free prompts have.
+    fn judge(&mut self) {
+        self.take_errors();
+        let (free, prompts) = self.prompts.split_at_mut(self.n_free);
+        if free.iter().any(|free| free.n_left > 0) {
+            return;
+        }
+        let error = free.iter_mut().find_map(|free| free.error.take());
+        if let Some(error) = error {
+            self.failure.get_or_insert(error.into());
+        }
+        for i in self.ended.drain(..) {
+            let Some(i) = i.checked_sub(self.n_free).filter(|_| self.failure.is_none()) else { continue };
+            let prompt = &mut prompts[i];
+            let result = match prompt.error.take() {
+                Some(error) => Err(error.into()),
+                None => prompt.classify(free, &self.labels),
+            };
+            self.finished.push_back(Finished { index: prompt.index, result });
+        }
+    }
+}
+
+impl Prompt {
+    /// The labels of its input, compared with the content-free prompt of its kind.
+    fn classify(&self, free: &[Prompt], labels: &[String]) -> Result<Classification, TaskError> {
+        let free = free.iter().find(|free| free.kind == self.kind).map_or(&[][..], |free| &free.scores);
+        let calibrated: Vec<f64> = self.scores.iter().zip(free).map(|(score, free)| score - free).collect();
+        Classification::new(labels.iter().map(String::as_str), &calibrated, self.usage).checked()
     }
 }
 
 impl Task for ClassifyTask {
-    type Output = Vec<Result<Classification, TaskError>>;
+    type Output = Vec<Finished<Classification>>;
     type Error = TaskError;
-    type Progress = Progress;
+    type Progress = Finished<Classification>;
 
     fn advance(&mut self, engines: &mut Engines<'_>) {
         match engines.language() {
             Ok(engine) => self.batch.advance(engine),
             Err(error) => self.batch.give_up(error),
         }
+        self.judge();
     }
 
     fn observe(&mut self, events: &mut Events) {
-        self.batch.observe(events, |i, event| match event {
-            Event::PromptLogprobs { logprobs, .. } => {
-                let sum: f64 = logprobs.iter().map(|p| f64::from(*p)).sum();
-                self.scores[i] += sum / self.n_tokens[i % self.n_tokens.len()] as f64;
+        let n_labels = self.labels.len();
+        self.batch.observe(events, |i, event| {
+            let (i, label) = (i / n_labels, i % n_labels);
+            let prompt = &mut self.prompts[i];
+            match event {
+                Event::PromptLogprobs { logprobs, .. } => {
+                    let sum: f64 = logprobs.iter().map(|p| f64::from(*p)).sum();
+                    prompt.scores[label] += sum / self.n_tokens[label] as f64;
+                }
+                Event::Done { usage, .. } => {
+                    add(&mut prompt.usage, usage);
+                    prompt.n_left -= 1;
+                    if prompt.n_left == 0 {
+                        self.ended.push(i);
+                    }
+                }
+                _ => {}
             }
-            Event::Done { usage, .. } => {
-                self.usages[i] = usage;
-                self.n_done += 1;
-            }
-            _ => {}
         });
+        self.judge();
     }
 
-    fn progress(&mut self) -> Option<Progress> {
-        let n_done = self.next_report;
-        if n_done > self.n_done + self.batch.n_errors() {
-            return None;
-        }
-        self.next_report += 1;
-        Some(Progress::Done { n_done, n_pieces: self.usages.len() })
+    fn progress(&mut self) -> Option<Finished<Classification>> {
+        self.finished.pop_front()
     }
 
     fn cancel(&mut self, engines: &mut Engines<'_>) {
@@ -285,38 +346,17 @@ impl Task for ClassifyTask {
         self.batch.is_done()
     }
 
-    /// The labels or the error of each input, in their order. An error of an input is [`TaskError::Empty`], one of the
-    /// tokenizer, one with which [`Engine::submit`] refuses a prompt, [`EngineError::NotFinite`] or
-    /// [`EngineError::OutputNotFinite`].
+    /// The labels or the error of each input. An error of an input is [`TaskError::Empty`], one of the tokenizer, one
+    /// with which [`Engine::submit`] refuses a prompt, [`EngineError::NotFinite`] or [`EngineError::OutputNotFinite`].
     ///
     /// # Errors
     /// [`TaskError::Engine`], [`TaskError::Stopped`].
-    fn finish(&mut self) -> Result<Vec<Result<Classification, TaskError>>, TaskError> {
+    fn finish(&mut self) -> Result<Vec<Finished<Classification>>, TaskError> {
         self.batch.result()?;
-        let (n_labels, n_free) = (self.labels.len(), self.free.len());
-        let mut errors: BTreeMap<usize, EngineError> = BTreeMap::new();
-        for (i, error) in self.batch.take_errors() {
-            match (i / n_labels).checked_sub(n_free) {
-                Some(input) => drop(errors.entry(input).or_insert(error)),
-                // All inputs of its kind are compared with the content-free one.
-                None => return Err(error.into()),
-            }
+        match self.failure.take() {
+            Some(error) => Err(error),
+            None => Ok(rest(&mut self.finished)),
         }
-        let rows: Vec<&[f64]> = self.scores.chunks(n_labels).collect();
-        let (free, rows) = rows.split_at(n_free);
-        let usages: Vec<&[Usage]> = self.usages.chunks(n_labels).skip(n_free).collect();
-        let mut classify = |input: Input| {
-            if let Some(error) = errors.remove(&input.number) {
-                return Err(error.into());
-            }
-            let at = self.free.iter().position(|free| *free == input.kind).unwrap_or(0);
-            let scores = rows[input.number].iter().zip(free[at]);
-            let calibrated: Vec<f64> = scores.map(|(score, free)| score - free).collect();
-            let mut usage = Usage::default();
-            usages[input.number].iter().for_each(|u| add(&mut usage, *u));
-            Classification::new(self.labels.iter().map(String::as_str), &calibrated, usage).checked()
-        };
-        Ok(std::mem::take(&mut self.inputs).into_iter().map(|input| classify(input?)).collect())
     }
 }
 

@@ -1,11 +1,12 @@
 //! Embeddings, or logits of a classification head, of many texts.
 
 use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
 use super::TaskError;
 use super::batch::Batch;
-use super::task::{Engines, Events, Progress, Task, run};
+use super::task::{Engines, Events, Finished, Progress, Task, collected, rest};
 use crate::engine::{Output, TextEncoder};
 
 /// The result of an encoder for a text.
@@ -31,8 +32,7 @@ pub fn encode(
     output: Output,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Result<Encoding, TaskError>>, TaskError> {
-    let task = EncodeTask::new(encoder, texts, output)?;
-    run_to_end(task, encoder, progress)
+    run_to_end(EncodeTask::new(encoder, texts, output)?, encoder, progress)
 }
 
 /// As [`encode`], for texts that are already token ids.
@@ -53,8 +53,9 @@ fn run_to_end(
     encoder: &mut TextEncoder,
     on: &mut dyn FnMut(usize),
 ) -> Result<Vec<Result<Encoding, TaskError>>, TaskError> {
-    run(&mut task, &mut Engines::from(encoder), |progress| {
-        if let Some(Progress::Done { n_done, .. }) = progress {
+    let n = task.n_texts();
+    collected(&mut task, &mut Engines::from(encoder), n, &mut |progress| {
+        if let Progress::Done { n_done, .. } = progress {
             on(n_done);
         }
         ControlFlow::Continue(())
@@ -64,13 +65,10 @@ fn run_to_end(
 /// Computes embeddings of many texts, or logits of a classification head. A text that fails does not stop the others.
 pub struct EncodeTask {
     batch: Batch<(Vec<u32>, Output)>,
-    /// The index of each request's text.
-    order: Vec<usize>,
-    /// Of each text: its result, once there is one.
-    encodings: Vec<Result<Encoding, TaskError>>,
-    n_done: usize,
-    /// Number of finished texts that have been reported.
-    n_reported: usize,
+    n_texts: usize,
+    /// Of each request: its text, and the result without values.
+    requests: Vec<(usize, Encoding)>,
+    finished: VecDeque<Finished<Encoding>>,
 }
 
 impl EncodeTask {
@@ -105,52 +103,65 @@ impl EncodeTask {
     }
 
     /// A task for token ids, with the number of ids that were cut, or errors.
-    fn of(texts: impl Iterator<Item = Result<(Vec<u32>, usize), TaskError>>, output: Output) -> EncodeTask {
-        let (mut encodings, mut requests) = (Vec::new(), Vec::new());
-        for (i, text) in texts.enumerate() {
-            encodings.push(text.map(|(token_ids, n_cut)| {
-                let n_tokens = token_ids.len();
-                requests.push((i, token_ids));
-                Encoding { values: Vec::new(), n_tokens, n_cut }
-            }));
+    fn of(
+        texts: impl ExactSizeIterator<Item = Result<(Vec<u32>, usize), TaskError>>,
+        output: Output,
+    ) -> EncodeTask {
+        let n_texts = texts.len();
+        let (mut finished, mut all) = (VecDeque::new(), Vec::new());
+        for (index, text) in texts.enumerate() {
+            match text {
+                Ok((token_ids, n_cut)) => all.push((index, token_ids, n_cut)),
+                Err(error) => finished.push_back(Finished { index, result: Err(error) }),
+            }
         }
         // Longest first: texts of a batch have similar lengths, and little is lost at the end.
-        requests.sort_by_key(|(_, token_ids)| Reverse(token_ids.len()));
-        let order = requests.iter().map(|(i, _)| *i).collect();
-        let batch = Batch::independent(requests.into_iter().map(|(_, token_ids)| (token_ids, output)));
-        EncodeTask { batch, order, encodings, n_done: 0, n_reported: 0 }
+        all.sort_by_key(|(_, token_ids, _)| Reverse(token_ids.len()));
+        let of_text = |(index, token_ids, n_cut): &(usize, Vec<u32>, usize)| {
+            (*index, Encoding { values: Vec::new(), n_tokens: token_ids.len(), n_cut: *n_cut })
+        };
+        let requests = all.iter().map(of_text).collect();
+        let batch = Batch::independent(all.into_iter().map(|(_, token_ids, _)| (token_ids, output)));
+        EncodeTask { batch, n_texts, requests, finished }
+    }
+
+    /// The number of texts.
+    pub fn n_texts(&self) -> usize {
+        self.n_texts
+    }
+
+    /// Finishes the texts that were refused or failed.
+    fn take_errors(&mut self) {
+        for (i, error) in self.batch.take_errors() {
+            self.finished.push_back(Finished { index: self.requests[i].0, result: Err(error.into()) });
+        }
     }
 }
 
 impl Task for EncodeTask {
-    type Output = Vec<Result<Encoding, TaskError>>;
+    type Output = Vec<Finished<Encoding>>;
     type Error = TaskError;
-    type Progress = Progress;
+    type Progress = Finished<Encoding>;
 
     fn advance(&mut self, engines: &mut Engines<'_>) {
         match engines.encoder() {
             Ok(encoder) => self.batch.advance(encoder),
             Err(error) => self.batch.give_up(error),
         }
+        self.take_errors();
     }
 
     fn observe(&mut self, events: &mut Events) {
         self.batch.observe_encoded(events, |i, values| {
-            if let Ok(encoding) = &mut self.encodings[self.order[i]] {
-                encoding.values = values;
-            }
-            self.n_done += 1;
+            let (index, encoding) = &mut self.requests[i];
+            let result = Ok(Encoding { values, ..std::mem::take(encoding) });
+            self.finished.push_back(Finished { index: *index, result });
         });
+        self.take_errors();
     }
 
-    /// [`Progress::Done`] for each text.
-    fn progress(&mut self) -> Option<Progress> {
-        let n_refused = self.encodings.len() - self.order.len();
-        if self.n_reported >= n_refused + self.n_done + self.batch.n_errors() {
-            return None;
-        }
-        self.n_reported += 1;
-        Some(Progress::Done { n_done: self.n_reported, n_pieces: self.encodings.len() })
+    fn progress(&mut self) -> Option<Finished<Encoding>> {
+        self.finished.pop_front()
     }
 
     fn cancel(&mut self, engines: &mut Engines<'_>) {
@@ -163,18 +174,15 @@ impl Task for EncodeTask {
         self.batch.is_done()
     }
 
-    /// The result or the error of each text, in their order. An error of a text is [`TaskError::Empty`],
-    /// [`TaskError::TooShort`], one of the tokenizer, one with which [`TextEncoder::submit`] refuses token ids, or
+    /// The result or the error of each text. An error of a text is [`TaskError::Empty`], [`TaskError::TooShort`], one of
+    /// the tokenizer, one with which [`TextEncoder::submit`] refuses token ids, or
     /// [`EngineError::OutputNotFinite`](crate::engine::EngineError::OutputNotFinite).
     ///
     /// # Errors
     /// Those of the device and of the model, [`TaskError::Stopped`].
-    fn finish(&mut self) -> Result<Vec<Result<Encoding, TaskError>>, TaskError> {
+    fn finish(&mut self) -> Result<Vec<Finished<Encoding>>, TaskError> {
         self.batch.result()?;
-        for (i, error) in self.batch.take_errors() {
-            self.encodings[self.order[i]] = Err(error.into());
-        }
-        Ok(std::mem::take(&mut self.encodings))
+        Ok(rest(&mut self.finished))
     }
 }
 

@@ -1,9 +1,9 @@
 //! Layer 5: tasks, built on the engine: chat, answer, classify, embed, transcribe, summarize, score. Nothing here
 //! prints.
 //!
-//! A task on many inputs ([`ClassifyTask`], [`EncodeTask`], [`MatchTask`]) has a result for each, in their order: an input
+//! A task on many inputs ([`ClassifyTask`], [`EncodeTask`], [`MatchTask`]) has a result for each ([`Finished`]): an input
 //! that is empty, too long or fails in another way of its own is an error there, and the others are done. Its other
-//! errors, such as a lost device, concern all inputs.
+//! errors, such as a lost device, concern all inputs that have not finished.
 //!
 //! Each task is a [`Task`], which a host drives step by step on its own device. For a device of our own, there is also
 //! a function that waits for the result; it calls [`run`] with the task.
@@ -38,4 +38,4 @@ pub use score::{
 };
 pub use split::{DocumentOptions, MIN_PIECE_TOKENS, split};
 pub use summarize::{SummarizeTask, Summary, summarize};
-pub use task::{Engines, Events, Observer, Progress, Task, run};
+pub use task::{Engines, Events, Finished, Observer, Progress, Task, run};

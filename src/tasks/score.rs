@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::TaskError;
 use super::batch::Batch;
 use super::instruct::{Instruction, Prompter};
-use super::task::{Engines, Events, Observer, Progress, Task, observed};
-use super::write::{Style, Writing, add};
+use super::task::{Engines, Events, Finished, Observer, Progress, Task, collected, observed, rest};
+use super::write::{Style, Writing, Written, add};
 use crate::engine::{Engine, EngineError, Event, Request, Sampling, Usage};
 
 /// How well a model predicts a text.
@@ -225,7 +225,7 @@ pub fn exact_match(
     on: &mut Observer<'_>,
 ) -> Result<Vec<Result<Match, TaskError>>, TaskError> {
     let mut task = MatchTask::new(engine, items, max_tokens)?;
-    observed(&mut task, &mut Engines::from(engine), on)
+    collected(&mut task, &mut Engines::from(engine), items.len(), on)
 }
 
 /// Compares greedy answers to prompts with the expected ones, all in one batch. If the model has a chat template, a
@@ -233,9 +233,9 @@ pub fn exact_match(
 /// stop the others.
 pub struct MatchTask {
     writing: Writing,
-    /// Of each prompt: its expected answer, [`normalized`], or why it is not asked.
-    expected: Vec<Result<String, TaskError>>,
-    progress: VecDeque<Progress>,
+    /// Of each prompt that is asked: its index, and the expected answer, [`normalized`].
+    expected: Vec<(usize, String)>,
+    finished: VecDeque<Finished<Match>>,
 }
 
 impl MatchTask {
@@ -246,8 +246,7 @@ impl MatchTask {
     /// [`TaskError::NoTokenizer`], [`TaskError::Engine`] for a chat template that is not valid.
     pub fn new(engine: &Engine, items: &[(&str, &str)], max_tokens: usize) -> Result<MatchTask, TaskError> {
         let prompter = Prompter::new(engine)?;
-        let mut prompts = Vec::with_capacity(items.len());
-        let mut accept = |(prompt, expected): &(&str, &str)| {
+        let ids = |prompt: &str| {
             if prompt.trim().is_empty() {
                 return Err(TaskError::Empty { what: "prompt" });
             }
@@ -256,35 +255,56 @@ impl MatchTask {
             if found >= ctx {
                 return Err(TaskError::Engine(EngineError::PromptTooLong { found, expected: ctx - 1 }));
             }
-            prompts.push(ids);
-            Ok(normalized(expected))
+            Ok(ids)
         };
-        let expected = items.iter().map(&mut accept).collect();
+        let (mut prompts, mut expected, mut finished) = (Vec::new(), Vec::new(), VecDeque::new());
+        for (index, (prompt, answer)) in items.iter().enumerate() {
+            match ids(prompt) {
+                Ok(ids) => {
+                    prompts.push(ids);
+                    expected.push((index, normalized(answer)));
+                }
+                Err(error) => finished.push_back(Finished { index, result: Err(error) }),
+            }
+        }
         let stop = if prompter.has_template() { Vec::new() } else { vec!["\n".to_string()] };
         let style = Style { sampling: Sampling::greedy(), max_tokens, stop };
-        let mut progress = VecDeque::new();
-        Ok(MatchTask { writing: Writing::independent(prompts, &style, &mut progress), expected, progress })
+        Ok(MatchTask { writing: Writing::independent(prompts, &style), expected, finished })
+    }
+
+    /// Compares the answers that have arrived.
+    fn compare(&mut self) {
+        for (i, written) in self.writing.take_finished() {
+            let (index, expected) = &self.expected[i];
+            let compare = |written: Written| {
+                let is_right = normalized(&written.text) == *expected;
+                Match { is_right, answer: written.text, usage: written.usage }
+            };
+            self.finished.push_back(Finished { index: *index, result: written.map(compare) });
+        }
     }
 }
 
 impl Task for MatchTask {
-    type Output = Vec<Result<Match, TaskError>>;
+    type Output = Vec<Finished<Match>>;
     type Error = TaskError;
-    type Progress = Progress;
+    type Progress = Finished<Match>;
 
     fn advance(&mut self, engines: &mut Engines<'_>) {
         match engines.language() {
             Ok(engine) => self.writing.advance(engine),
             Err(error) => self.writing.give_up(error),
         }
+        self.compare();
     }
 
     fn observe(&mut self, events: &mut Events) {
-        self.writing.observe(events, &mut self.progress);
+        self.writing.observe(events, &mut VecDeque::new());
+        self.compare();
     }
 
-    fn progress(&mut self) -> Option<Progress> {
-        self.progress.pop_front()
+    fn progress(&mut self) -> Option<Finished<Match>> {
+        self.finished.pop_front()
     }
 
     fn cancel(&mut self, engines: &mut Engines<'_>) {
@@ -297,20 +317,14 @@ impl Task for MatchTask {
         self.writing.is_done()
     }
 
-    /// The answer or the error of each prompt, in their order. An error of a prompt is [`TaskError::Empty`], one of the
-    /// tokenizer or the template, one with which [`Engine::submit`] refuses a prompt, or [`EngineError::NotFinite`].
+    /// The answer or the error of each prompt. An error of a prompt is [`TaskError::Empty`], one of the tokenizer or the
+    /// template, one with which [`Engine::submit`] refuses a prompt, or [`EngineError::NotFinite`].
     ///
     /// # Errors
     /// [`TaskError::Engine`], [`TaskError::Stopped`].
-    fn finish(&mut self) -> Result<Vec<Result<Match, TaskError>>, TaskError> {
-        let mut written = self.writing.finish_each()?.into_iter();
-        let compare = |expected: Result<String, TaskError>| {
-            let expected = expected?;
-            let written = written.next().ok_or(TaskError::Stopped)??;
-            let is_right = normalized(&written.text) == expected;
-            Ok(Match { is_right, answer: written.text, usage: written.usage })
-        };
-        Ok(std::mem::take(&mut self.expected).into_iter().map(compare).collect())
+    fn finish(&mut self) -> Result<Vec<Finished<Match>>, TaskError> {
+        self.writing.result()?;
+        Ok(rest(&mut self.finished))
     }
 }
 

@@ -1,7 +1,9 @@
 //! The contract of all tasks, and the loop that runs a task to its end.
 
+use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
+use super::TaskError;
 use crate::engine::{Encoded, Engine, EngineError, Event, RequestId, TextEncoder};
 
 /// A task on a model, which runs step by step on a device of our own or of a host.
@@ -207,8 +209,48 @@ pub enum Progress {
     Text(String),
 }
 
+/// The result of one of many inputs. A task reports each as soon as it is there; [`Task::finish`] returns those that were
+/// not reported.
+#[derive(Debug)]
+pub struct Finished<R> {
+    /// The index of the input.
+    pub index: usize,
+    /// The result, or the input's own error.
+    pub result: Result<R, TaskError>,
+}
+
+/// Takes the results that were not reported, in the order of the inputs.
+pub(super) fn rest<R>(finished: &mut VecDeque<Finished<R>>) -> Vec<Finished<R>> {
+    let mut rest = Vec::from(std::mem::take(finished));
+    rest.sort_by_key(|finished| finished.index);
+    rest
+}
+
 /// A callback for progress reports.
 pub type Observer<'a> = dyn FnMut(Progress) -> ControlFlow<()> + 'a;
+
+/// Runs a task on `n` inputs to its end. Returns the result of each, in their order.
+pub(super) fn collected<R, T>(
+    task: &mut T,
+    engines: &mut Engines<'_>,
+    n: usize,
+    on: &mut Observer<'_>,
+) -> Result<Vec<Result<R, TaskError>>, TaskError>
+where
+    T: Task<Output = Vec<Finished<R>>, Error = TaskError, Progress = Finished<R>>,
+{
+    let mut results: Vec<Result<R, TaskError>> = (0..n).map(|_| Err(TaskError::Stopped)).collect();
+    let mut n_done = 0;
+    let rest = run(task, engines, |finished| {
+        if let Some(Finished { index, result }) = finished {
+            n_done += 1;
+            results[index] = result;
+        }
+        on(Progress::Done { n_done, n_pieces: n })
+    })?;
+    rest.into_iter().for_each(|Finished { index, result }| results[index] = result);
+    Ok(results)
+}
 
 /// Runs a task, and repeats the last [`Progress::Done`] in every round.
 pub(super) fn observed<T: Task<Progress = Progress>>(

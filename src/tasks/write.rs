@@ -26,13 +26,21 @@ pub(super) struct Written {
 /// The generation of texts for several prompts, all in one batch.
 pub(super) struct Writing {
     batch: Batch<Request>,
-    texts: Vec<String>,
-    ends: Vec<Option<(FinishReason, Usage)>>,
+    texts: Vec<Text>,
+    /// Finished texts that have not been taken.
+    finished: Vec<usize>,
     /// If there is one text, which is reported as it is generated.
     stream: Option<Stream>,
     n_done: usize,
     /// How many texts have been reported as done.
     n_reported: usize,
+}
+
+/// A text so far, and its end once it has one.
+#[derive(Default)]
+struct Text {
+    text: String,
+    end: Option<(FinishReason, Usage)>,
 }
 
 /// The reported part of a text.
@@ -49,9 +57,9 @@ impl Writing {
         Writing::of(Batch::new(requests(prompts, style)), progress)
     }
 
-    /// As [`Writing::several`], but a text can fail while the others go on; see [`Writing::finish_each`].
-    pub fn independent(prompts: Vec<Vec<u32>>, style: &Style, progress: &mut VecDeque<Progress>) -> Writing {
-        Writing::of(Batch::independent(requests(prompts, style)), progress)
+    /// As [`Writing::several`], but a text can fail while the others go on; see [`Writing::take_finished`].
+    pub fn independent(prompts: Vec<Vec<u32>>, style: &Style) -> Writing {
+        Writing::of(Batch::independent(requests(prompts, style)), &mut VecDeque::new())
     }
 
     fn of(batch: Batch<Request>, progress: &mut VecDeque<Progress>) -> Writing {
@@ -59,8 +67,8 @@ impl Writing {
         progress.push_back(Progress::Done { n_done: 0, n_pieces: n });
         Writing {
             batch,
-            texts: vec![String::new(); n],
-            ends: vec![None; n],
+            texts: (0..n).map(|_| Text::default()).collect(),
+            finished: Vec::new(),
             stream: None,
             n_done: 0,
             n_reported: 0,
@@ -77,15 +85,16 @@ impl Writing {
     }
 
     pub fn observe(&mut self, events: &mut Events, progress: &mut VecDeque<Progress>) {
-        let n_pieces = self.ends.len();
+        let n_pieces = self.texts.len();
         self.batch.observe(events, |i, event| {
             let (Event::Token { text, .. } | Event::Done { text, .. }) = &event else { return };
-            self.texts[i].push_str(text);
+            self.texts[i].text.push_str(text);
             if let Some(text) = self.stream.as_mut().and_then(|stream| stream.push(text)) {
                 progress.push_back(Progress::Text(text));
             }
             if let Event::Done { finish_reason, usage, .. } = event {
-                self.ends[i] = Some((finish_reason, usage));
+                self.texts[i].end = Some((finish_reason, usage));
+                self.finished.push(i);
                 self.n_done += 1;
             }
         });
@@ -118,31 +127,30 @@ impl Writing {
             Err(TaskError::Stopped) if self.stream.is_some() => {}
             result => result?,
         }
-        self.written().into_iter().map(|written| written.ok_or(TaskError::Stopped)).collect()
+        (0..self.texts.len()).map(|i| self.written(i)).collect()
     }
 
-    /// The text or the error of each prompt, in their order.
-    ///
-    /// # Errors
-    /// The error that ended all, [`TaskError::Stopped`].
-    pub fn finish_each(&mut self) -> Result<Vec<Result<Written, TaskError>>, TaskError> {
-        self.batch.result()?;
-        let mut errors = self.batch.take_errors();
-        let each = self.written().into_iter().enumerate().map(|(i, written)| match errors.remove(&i) {
-            Some(error) => Err(error.into()),
-            None => written.ok_or(TaskError::Stopped),
-        });
-        Ok(each.collect())
+    /// Takes the texts that have finished, or the errors with which their requests failed, with the numbers of their
+    /// prompts.
+    pub fn take_finished(&mut self) -> Vec<(usize, Result<Written, TaskError>)> {
+        let errors = self.batch.take_errors().into_iter().map(|(i, error)| (i, Err(error.into())));
+        let mut finished: Vec<_> = errors.collect();
+        for i in std::mem::take(&mut self.finished) {
+            finished.push((i, self.written(i)));
+        }
+        finished
     }
 
-    /// Takes the texts; `None` for one that has not ended.
-    fn written(&mut self) -> Vec<Option<Written>> {
-        let texts = std::mem::take(&mut self.texts).into_iter().zip(std::mem::take(&mut self.ends));
-        let written = texts.map(|(text, end)| {
-            let (finish_reason, usage) = end?;
-            Some(Written { text: text.trim().to_string(), finish_reason, usage })
-        });
-        written.collect()
+    /// Checks that all requests have ended; see [`Batch::result`].
+    pub fn result(&mut self) -> Result<(), TaskError> {
+        self.batch.result()
+    }
+
+    /// Takes a text that has ended.
+    fn written(&mut self, i: usize) -> Result<Written, TaskError> {
+        let Text { text, end } = std::mem::take(&mut self.texts[i]);
+        let (finish_reason, usage) = end.ok_or(TaskError::Stopped)?;
+        Ok(Written { text: text.trim().to_string(), finish_reason, usage })
     }
 }
 

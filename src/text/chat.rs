@@ -112,7 +112,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TextError::TemplateRefused`] if the template raises an exception, [`TextError::TemplateRender`] if it cannot be
-    /// evaluated, [`TextError::TemplateLimit`] if it exceeds a limit.
+    /// evaluated or makes an empty text, [`TextError::TemplateLimit`] if it exceeds a limit.
     pub fn render(
         &self,
         messages: &[Message],
@@ -133,11 +133,16 @@ impl ChatTemplate {
         variables.extend(special_tokens.iter().map(|(name, token)| (*name, token)));
         variables.extend([("messages", &messages), ("add_generation_prompt", &add_generation_prompt)]);
         variables.extend(extra.iter().map(|(name, value)| (name.as_str(), value)));
-        self.template.render(&variables).map_err(|Error { line, kind }| match kind {
+        let rendered = self.template.render(&variables).map_err(|Error { line, kind }| match kind {
             ErrorKind::Failed(reason) => TextError::TemplateRender { file: file(), line, reason },
             ErrorKind::Raised(message) => TextError::TemplateRefused { file: file(), line, message },
             ErrorKind::Limit { what, limit } => TextError::TemplateLimit { file: file(), line, what, limit },
-        })
+        })?;
+        if rendered.is_empty() {
+            let reason = "expected a prompt, found nothing".into();
+            return Err(TextError::TemplateRender { file: file(), line: 0, reason });
+        }
+        Ok(rendered)
     }
 }
 

@@ -69,7 +69,7 @@ pub enum TextError {
         found: String,
     },
     /// A text cannot be turned into ids.
-    #[error("cannot tokenize a text of {n_bytes} bytes: {reason}")]
+    #[error("the tokenizer of the model fails on a text of {n_bytes} bytes: {reason}")]
     Encode {
         /// The text's length.
         n_bytes: usize,
@@ -77,7 +77,7 @@ pub enum TextError {
         reason: String,
     },
     /// Ids cannot be turned into text.
-    #[error("cannot decode {n_tokens} token ids: {reason}")]
+    #[error("the tokenizer of the model fails on {n_tokens} token ids: {reason}")]
     Decode {
         /// The number of ids.
         n_tokens: usize,
@@ -153,6 +153,7 @@ impl TextError {
             Self::File { .. } => {
                 "the file may have been cut off or replaced by a Git LFS pointer: fetch it again"
             }
+            Self::Encode { .. } | Self::Decode { .. } => "`tokenizer.json` may be damaged: fetch it again",
             Self::NoChatTemplate | Self::NoDefaultTemplate { .. } => {
                 "a base model continues text; choose a model tuned for conversation"
             }
