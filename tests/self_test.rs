@@ -178,7 +178,7 @@ fn a_wrong_kernel_is_noticed_and_the_text_is_right() {
     let said = heard("WARN: self-test");
     assert_eq!((said.len(), again), (2, right), "{said:?}");
     assert!(said[0].contains("attention_reg") && said[0].contains("times the tolerance"), "{said:?}");
-    assert!(said[1].contains("`product` runs portable variants"), "{said:?}");
+    assert!(said[1].contains("operation `product` runs portable variants"), "{said:?}");
 }
 
 #[test]

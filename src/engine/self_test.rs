@@ -47,38 +47,36 @@ impl SelfTest {
         };
         let portable = with(operations());
         let mut variants = with(distrusted(gpu));
-        let mut trials = Vec::new();
-        for variant in variants.iter().filter(|variant| !portable.contains(variant) && !trust.knows(variant))
-        {
-            match Trial::of(gpu, variant)?.filter(|trial| trial.runs_its_variant(rec)) {
+        let is_untested = |variant: &&Variant| !portable.contains(variant) && !trust.knows(variant);
+        let untested: Vec<Variant> = variants.iter().filter(is_untested).copied().collect();
+        if untested.is_empty() {
+            return Ok((variants, None));
+        }
+        let (mut own, mut trials) = (Recorder::new(gpu)?, Vec::new());
+        for variant in untested {
+            match Trial::of(gpu, &variant)?.filter(|trial| trial.runs_its_variant(&mut own)) {
                 Some(trial) => trials.push(trial),
                 // A test holds that there are none.
                 None => log::debug!("self-test: nothing tries `{}`", variant.label()),
             }
         }
-        if trials.is_empty() {
-            rec.set_portable(distrusted(gpu));
-            return Ok((variants, None));
-        }
-        let mut test = SelfTest::new(gpu, trials)?;
         let mut safe = distrusted(gpu);
-        safe.extend(test.trials.iter().map(|trial| trial.operation));
+        safe.extend(trials.iter().map(|trial| trial.operation));
         rec.set_portable(safe);
-        let SelfTest { trials, rec: own, .. } = &mut test;
         let tried = own.variants(|rec| trials.iter().for_each(|trial| trial.record(rec)));
         for variant in portable.into_iter().chain(tried) {
             if !variants.contains(&variant) {
                 variants.push(variant);
             }
         }
-        Ok((variants, Some(test)))
+        Ok((variants, Some(SelfTest::new(gpu, own, trials)?)))
     }
 
-    fn new(gpu: &Gpu, trials: Vec<Trial>) -> Result<SelfTest, GpuError> {
+    fn new(gpu: &Gpu, rec: Recorder, trials: Vec<Trial>) -> Result<SelfTest, GpuError> {
         let slices = trials.chunks(A_SLICE).map(|slice| slice.iter().map(Trial::n_bytes).sum::<u64>());
         Ok(SelfTest {
             gpu: gpu.clone(),
-            rec: Recorder::new(gpu)?,
+            rec,
             flight: Flight::new(gpu, slices.max().unwrap_or(0))?,
             trials,
             n_recorded: 0,
@@ -182,7 +180,7 @@ impl SelfTest {
             };
             log::warn!(
                 "self-test of `{}`: the results of `{variant}` and of the portable variant differ{by}; from now on \
-                 `{operation}` runs portable variants there",
+                 operation `{operation}` runs portable variants there",
                 self.gpu.info().name
             );
         }
