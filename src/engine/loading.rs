@@ -9,12 +9,12 @@ use super::memory;
 use super::model::{page_bytes, page_width};
 use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
 use super::scheduler::{Admission, ClipTable, Limits, PAGE_SIZE, Scheduler, Step, Work};
-use super::self_test::SelfTest;
+use super::self_test::{Tested, Trials};
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, MemoryNeed, RequestId, Sampling};
 use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder};
 use crate::models::{
     Capacity, LoadProgress, Loader, MOST_SLICE, Model, ModelError, ModelKind, ModelShape, PIECE, Upload,
 };
@@ -31,12 +31,12 @@ pub struct Loading<E> {
     stepper: Stepper<Pieces>,
     compiler: JoinHandle<Result<Duration, GpuError>>,
     /// Begins once the kernels are compiled.
-    self_test: Option<SelfTest>,
+    self_test: Option<Trials>,
     /// Makes the engine; gets the time to compile, and the self-test, which may not have ended.
     finish: Box<Finish<E>>,
 }
 
-type Finish<E> = dyn FnOnce(Duration, Option<SelfTest>) -> E + Send;
+type Finish<E> = dyn FnOnce(Duration, Option<Trials>) -> E + Send;
 
 /// The uploads that are not finished.
 struct Uploads(Vec<Upload>);
@@ -46,8 +46,8 @@ impl<E> Loading<E> {
     pub(super) fn new(
         gpu: &Gpu,
         uploads: Vec<Upload>,
-        (variants, self_test): (Vec<Variant>, Option<SelfTest>),
-        finish: impl FnOnce(Duration, Option<SelfTest>) -> E + Send + 'static,
+        Tested { variants, self_test }: Tested,
+        finish: impl FnOnce(Duration, Option<Trials>) -> E + Send + 'static,
     ) -> Result<Self, EngineError> {
         let compiler = gpu.clone();
         let compile = move || {
@@ -76,7 +76,7 @@ impl<E> Loading<E> {
 
     /// Whether [`Loading::finish`] returns the engine without waiting.
     pub fn is_done(&self) -> bool {
-        let is_tested = self.self_test.as_ref().is_none_or(SelfTest::is_done);
+        let is_tested = self.self_test.as_ref().is_none_or(Trials::is_done);
         self.uploads.is_done() && self.stepper.is_idle() && self.compiler.is_finished() && is_tested
     }
 
@@ -93,7 +93,7 @@ impl<E> Loading<E> {
     }
 
     /// The self-test, if its kernels are compiled.
-    fn compiled_test(&mut self) -> Option<&mut SelfTest> {
+    fn compiled_test(&mut self) -> Option<&mut Trials> {
         self.self_test.as_mut().filter(|_| self.compiler.is_finished())
     }
 
@@ -247,7 +247,8 @@ impl Engine {
             let options = EngineOptions { ctx: Some(ctx), ..options.clone() };
             Engine::need(&gpu.plan(), &model.shape, &model.weights, &options)
         })?;
-        let (mut engine, (variants, mut self_test)) = Engine::build(gpu, model.clone(), &options, sizes)?;
+        let (mut engine, Tested { variants, mut self_test }) =
+            Engine::build(gpu, model.clone(), &options, sizes)?;
         let begin = Instant::now();
         gpu.compile(&variants)?;
         engine.compile_time = begin.elapsed();
@@ -268,7 +269,7 @@ impl Engine {
         let weights_bytes = plan.counts().live_bytes;
         let sizes = Sizes::new(plan, shape, options)?;
         let (mut runner, _clips, mut stepper) = Engine::allocate(plan, shape, weights, options, sizes)?;
-        let _tested = SelfTest::plan(plan, stepper.recorder(), |rec| rehearse(&mut runner, rec, sizes))?;
+        let _tested = Trials::plan(plan, stepper.recorder(), |rec| rehearse(&mut runner, rec, sizes))?;
         let cache_bytes = (sizes.n_pages as u64).saturating_mul(page_bytes(shape, options.kv_dtype) as u64);
         let other_bytes = plan.counts().live_bytes.saturating_sub(weights_bytes + cache_bytes);
         Ok(MemoryNeed { weights_bytes, cache_bytes, other_bytes })
@@ -321,13 +322,13 @@ impl Engine {
         model: Arc<LoadedModel>,
         options: &EngineOptions,
         sizes: Sizes,
-    ) -> Result<(Engine, (Vec<Variant>, Option<SelfTest>)), EngineError> {
+    ) -> Result<(Engine, Tested), EngineError> {
         let shape = &model.shape;
         let Sizes { capacity, n_pages, max_logprobs, prompt_logprobs, .. } = sizes;
         let Capacity { max_rows, max_seqs, max_sampled, max_seq_len: ctx } = capacity;
         let (mut runner, clip_table, mut stepper) =
             Engine::allocate(gpu, shape, &model.weights, options, sizes)?;
-        let tested = SelfTest::plan(gpu, stepper.recorder(), |rec| rehearse(&mut runner, rec, sizes))?;
+        let tested = Trials::plan(gpu, stepper.recorder(), |rec| rehearse(&mut runner, rec, sizes))?;
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
         let limits = Limits {
             architecture: shape.architecture,

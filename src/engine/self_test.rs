@@ -2,7 +2,7 @@
 //! capabilities run on small inputs, and so do the portable ones. An operation with a variant that computes something
 //! else runs portable variants on this device from then on.
 //!
-//! It has tensors of its own and changes nothing of the engine's. Nothing here waits but [`SelfTest::pump`].
+//! It has tensors of its own and changes nothing of the engine's. Nothing here waits but [`Trials::pump`].
 
 use std::ops::Range;
 
@@ -13,8 +13,15 @@ use crate::ops::tunable;
 /// Trials per submission.
 const A_SLICE: usize = 8;
 
+/// The variants that an engine compiles.
+pub(super) struct Tested {
+    pub variants: Vec<Variant>,
+    /// The test of those of which nothing is known.
+    pub self_test: Option<Trials>,
+}
+
 /// A self-test that runs, or has run.
-pub(super) struct SelfTest {
+pub(super) struct Trials {
     gpu: Gpu,
     rec: Recorder,
     flight: Flight<Range<usize>>,
@@ -25,9 +32,9 @@ pub(super) struct SelfTest {
     wrong: Vec<WrongVariant>,
 }
 
-impl SelfTest {
-    /// The variants that `record` records with `rec`, to be compiled, and the test of those that nothing is known of. Until
-    /// its end, their operations are recorded by `rec` with portable variants, and so are, forever, those that an
+impl Trials {
+    /// The variants that `record` records with `rec`, and the test of those of which nothing is known. Until its end, their
+    /// operations are recorded by `rec` with portable variants, and so are, forever, those that an
     /// earlier test found wrong.
     ///
     /// # Errors
@@ -36,9 +43,9 @@ impl SelfTest {
         gpu: &Gpu,
         rec: &mut Recorder,
         mut record: impl FnMut(&mut Recorder),
-    ) -> Result<(Vec<Variant>, Option<SelfTest>), GpuError> {
+    ) -> Result<Tested, GpuError> {
         if !gpu.wants_self_test() {
-            return Ok((rec.variants(record), None));
+            return Ok(Tested { variants: rec.variants(record), self_test: None });
         }
         let trust = gpu.trust(tunable());
         let mut with = |operations: Vec<&'static str>| {
@@ -50,7 +57,7 @@ impl SelfTest {
         let is_untested = |variant: &&Variant| !portable.contains(variant) && !trust.knows(variant);
         let untested: Vec<Variant> = variants.iter().filter(is_untested).copied().collect();
         if untested.is_empty() {
-            return Ok((variants, None));
+            return Ok(Tested { variants, self_test: None });
         }
         let (mut own, mut trials) = (Recorder::new(gpu)?, Vec::new());
         for variant in untested {
@@ -69,12 +76,12 @@ impl SelfTest {
                 variants.push(variant);
             }
         }
-        Ok((variants, Some(SelfTest::new(gpu, own, trials)?)))
+        Ok(Tested { variants, self_test: Some(Trials::new(gpu, own, trials)?) })
     }
 
-    fn new(gpu: &Gpu, rec: Recorder, trials: Vec<Trial>) -> Result<SelfTest, GpuError> {
+    fn new(gpu: &Gpu, rec: Recorder, trials: Vec<Trial>) -> Result<Trials, GpuError> {
         let slices = trials.chunks(A_SLICE).map(|slice| slice.iter().map(Trial::n_bytes).sum::<u64>());
-        Ok(SelfTest {
+        Ok(Trials {
             gpu: gpu.clone(),
             rec,
             flight: Flight::new(gpu, slices.max().unwrap_or(0))?,
@@ -137,7 +144,7 @@ impl SelfTest {
     /// Runs all trials and waits for them, on a device of our own.
     ///
     /// # Errors
-    /// As [`SelfTest::pump`].
+    /// As [`Trials::pump`].
     pub fn run(&mut self) -> Result<(), GpuError> {
         while !self.is_done() {
             self.pump()?;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::EngineError;
-use super::self_test::{SelfTest, distrusted};
+use super::self_test::{Trials, distrusted};
 use crate::dtype::Dtype;
 use crate::gpu::{Flight, Gpu, GpuError, Landed, MOST_IN_FLIGHT, Recorder, Tensor};
 
@@ -93,7 +93,7 @@ pub(super) struct Stepper<W> {
     mark: Tensor,
     most_in_flight: usize,
     /// The test of variants that the work will use when it has ended.
-    self_test: Option<SelfTest>,
+    self_test: Option<Trials>,
     /// Why the device does no more work.
     broken: Option<GpuError>,
     /// The error of a recording, for the next call: this one returned the buffers that were recorded before it.
@@ -128,7 +128,7 @@ impl<W> Stepper<W> {
 
     /// Takes over a self-test, which may have ended. Its trials are recorded along with the work; the first work after its
     /// end uses what it found.
-    pub fn begin(&mut self, self_test: Option<SelfTest>) {
+    pub fn begin(&mut self, self_test: Option<Trials>) {
         self.self_test = self_test;
     }
 

@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use super::loading::{DEFAULT_CTX, Loading, n_rows, n_seqs, staging_bytes};
 use super::memory;
-use super::self_test::SelfTest;
+use super::self_test::{Tested, Trials};
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
+use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor};
 use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Scratch};
 use crate::ops::{KvLayer, Rows};
 use crate::text::Tokenizer;
@@ -436,14 +436,10 @@ impl Encoding {
 
     /// Every variant that batches of this encoder use, and their self-test: few rows share reads in smaller groups, large
     /// products take large tiles.
-    fn tested(
-        &mut self,
-        rec: &mut Recorder,
-        has_head: bool,
-    ) -> Result<(Vec<Variant>, Option<SelfTest>), GpuError> {
+    fn tested(&mut self, rec: &mut Recorder, has_head: bool) -> Result<Tested, GpuError> {
         let outputs = if has_head { &[Output::Embedding, Output::Logits][..] } else { &[Output::Embedding] };
         let (max_seqs, max_rows, n_layers) = (self.max_seqs, self.max_rows, self.kv.len());
-        let tested = SelfTest::plan(&rec.gpu().clone(), rec, |rec| {
+        let tested = Trials::plan(&rec.gpu().clone(), rec, |rec| {
             for n_rows in [1, 2, 3, 7, 15, max_rows] {
                 for output in outputs {
                     let texts = TextBatch {
