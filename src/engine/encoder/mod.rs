@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::loading::{DEFAULT_CTX, Loading, n_rows, n_seqs, staging_bytes};
 use super::memory;
+use super::self_test::{Tested, Trials};
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
@@ -87,6 +88,7 @@ struct Encoding {
     events: Vec<Encoded>,
     max_seqs: usize,
     max_rows: usize,
+    shape: ModelShape,
     block_rows: usize,
     gpu: Gpu,
     encoder: Arc<dyn Model>,
@@ -139,8 +141,9 @@ impl TextEncoder {
             let weights_bytes = plan.counts().live_bytes;
             let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
             let (embedding, _) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
-            let _encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
-            let _stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
+            let mut encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
+            let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
+            let _tested = encoding.tested(stepper.recorder(), files.labels.is_some())?;
             let other_bytes = plan.counts().live_bytes - weights_bytes + staging_bytes(gpu, &loader)?;
             Ok(MemoryNeed { weights_bytes, cache_bytes: 0, other_bytes })
         })?;
@@ -151,13 +154,15 @@ impl TextEncoder {
         let model = Arc::new(model);
         let mut machine = Encoding::new(gpu, &shape, model.weights.clone(), embedding, capacity)?;
         let mut stepper = Stepper::new(gpu, read_bytes, true)?;
-        let has_head = model.labels.is_some();
-        let variants = stepper.recorder().variants(|rec| machine.batches(rec, has_head));
+        let tested = machine.tested(stepper.recorder(), model.labels.is_some())?;
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
         let says_mean = !config.is_declared;
-        let encoder =
+        let mut encoder =
             TextEncoder { gpu: gpu.clone(), model, config, machine, stepper, next_id: 1, says_mean };
-        Loading::new(gpu, uploads, variants, |_| encoder)
+        Loading::new(gpu, uploads, tested, |_, self_test| {
+            encoder.stepper.begin(self_test);
+            encoder
+        })
     }
 
     /// The variants that an encoder for `files` uses on a device with `caps`, each once. `tuning` chooses among the
@@ -423,6 +428,10 @@ impl Machine for Encoding {
         }
     }
 
+    fn variants_changed(&mut self, rec: &Recorder) {
+        self.block_rows = self.shape.block_rows(rec);
+    }
+
     fn abandon(&mut self, batches: Vec<TextBatch>, error: &GpuError) {
         let recorded = batches.into_iter().flat_map(|texts| texts.ids);
         let waiting = std::mem::take(&mut self.waiting).into_keys();
@@ -450,7 +459,8 @@ impl Encoding {
             events: Vec::new(),
             max_seqs,
             max_rows,
-            block_rows: shape.attention.iter().map(|a| a.block_rows(gpu.caps())).min().unwrap_or(1),
+            shape: shape.clone(),
+            block_rows: 1, // until `tested` knows the variants
             gpu: gpu.clone(),
             scratch: encoder.scratch(gpu, capacity)?,
             encoder,
@@ -460,6 +470,13 @@ impl Encoding {
             tables: [Tables::new(gpu, max_rows, max_seqs)?, Tables::new(gpu, max_rows, max_seqs)?],
             current: 0,
         })
+    }
+
+    /// Every variant that batches of this encoder use, and their self-test.
+    fn tested(&mut self, rec: &mut Recorder, has_head: bool) -> Result<Tested, GpuError> {
+        let tested = Trials::plan(&rec.gpu().clone(), rec, |rec| self.batches(rec, has_head))?;
+        self.variants_changed(rec);
+        Ok(tested)
     }
 
     /// Records every kind of batch, to collect their variants: few rows share reads in smaller groups, large products
