@@ -41,11 +41,6 @@ fn dx12_variants() -> Option<Vec<Variant>> {
     Some(variants.iter().filter(|variant| !uses_matrices(variant)).copied().collect())
 }
 
-/// All of `variants`, or a sample.
-fn chosen(variants: Vec<Variant>) -> Vec<Variant> {
-    if tools::takes_all() { variants } else { list::sample(&variants) }
-}
-
 /// Compiles the files in `dir`, in portions, each by a process of its own that `command` makes.
 fn compile(what: &str, sources: &[Source], command: impl Fn() -> Command + Sync) {
     let portions: Vec<&[Source]> = sources.chunks(25).collect();
@@ -83,7 +78,7 @@ fn fxc_compiles_what_needs_no_wave_operations() {
     let Some(mut variants) = dx12_variants() else { return };
     variants.retain(|variant| !needs_waves(&hlsl(variant, ShaderModel::V5_1).0));
     let files = tools::scratch("fxc");
-    let sources = write(&chosen(variants), ShaderModel::V5_1, &files);
+    let sources = write(&list::chosen(&variants), ShaderModel::V5_1, &files);
     let command = || {
         let mut command = Command::new(&wine);
         let wine_folder = tools::folder().join("wine");
@@ -108,7 +103,7 @@ fn dxc_compiles_what_dx12_may_get() {
         return not_run("DXC", "`.ci/compilers` installs the compiler");
     }
     let Some(variants) = dx12_variants() else { return };
-    let chosen = chosen(variants);
+    let chosen = list::chosen(&variants);
     // The least model with wave operations, and the one of devices that have f16.
     for (model, target) in [(ShaderModel::V6_0, "cs_6_0"), (ShaderModel::V6_6, "cs_6_6")] {
         let files = tools::scratch(&format!("dxc-{target}"));

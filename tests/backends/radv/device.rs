@@ -73,14 +73,8 @@ impl Device {
     }
 
     /// Compiles a module as wgpu-hal has it compiled, with uniform or storage buffers as bindings 0, 1, … Returns the
-    /// [`COSTS`] that are not zero, if it is to count them.
-    pub fn compile(
-        &self,
-        code: &[u32],
-        entry: &str,
-        uniforms: &[bool],
-        counts: bool,
-    ) -> Result<Vec<String>, String> {
+    /// [`COSTS`] that are not zero.
+    pub fn compile(&self, code: &[u32], entry: &str, uniforms: &[bool]) -> Result<Vec<String>, String> {
         let failed = |what: &'static str| move |error: vk::Result| format!("{what}: {error}");
         let device = &self.device;
         let entry = CString::new(entry).map_err(|e| e.to_string())?;
@@ -109,16 +103,13 @@ impl Device {
                 .module(module)
                 .name(&entry);
             let info = vk::ComputePipelineCreateInfo::default()
-                .flags(match counts {
-                    true => vk::PipelineCreateFlags::CAPTURE_STATISTICS_KHR,
-                    false => vk::PipelineCreateFlags::empty(),
-                })
+                .flags(vk::PipelineCreateFlags::CAPTURE_STATISTICS_KHR)
                 .stage(stage)
                 .layout(layout);
             let pipeline = device
                 .create_compute_pipelines(vk::PipelineCache::null(), &[info], None)
                 .map_err(|(_, error)| format!("pipeline: {error}"))?[0];
-            let costs = if counts { self.costs(pipeline)? } else { Vec::new() };
+            let costs = self.costs(pipeline)?;
             device.destroy_pipeline(pipeline, None);
             device.destroy_pipeline_layout(layout, None);
             device.destroy_descriptor_set_layout(sets[0], None);
