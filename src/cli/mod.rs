@@ -18,6 +18,7 @@ mod chat;
 mod classify;
 mod completions;
 mod devices;
+mod doctor;
 mod document;
 mod embed;
 mod encode;
@@ -116,6 +117,7 @@ commands! {
     Logits(logits),
     Inspect(inspect),
     Devices(devices),
+    Doctor(doctor),
     Bench(bench),
     Tune(tune),
 }

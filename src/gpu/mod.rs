@@ -113,6 +113,8 @@ pub struct Gpu {
     inner: Arc<Inner>,
     counters: Arc<Counters>,
     is_plan: bool,
+    /// Capabilities instead of the device's.
+    less: Option<Arc<Caps>>,
 }
 
 struct Inner {
@@ -233,6 +235,7 @@ impl Gpu {
             }),
             counters: Arc::default(),
             is_plan: false,
+            less: None,
         };
         gpu.probe_subgroups();
         for lost in gpu.caps().lost() {
@@ -258,7 +261,13 @@ impl Gpu {
     /// The same device, on which nothing is allocated or written: tensors have only sizes, which [`Gpu::counts`] adds
     /// up. Nothing can be recorded there.
     pub(crate) fn plan(&self) -> Gpu {
-        Gpu { inner: self.inner.clone(), counters: Arc::default(), is_plan: true }
+        Gpu { counters: Arc::default(), is_plan: true, ..self.clone() }
+    }
+
+    /// The same device, on which only `caps` are used, so that other variants run there. They must be fewer than the
+    /// device's.
+    pub(crate) fn with_caps(&self, caps: Caps) -> Gpu {
+        Gpu { less: Some(Arc::new(caps)), ..self.clone() }
     }
 
     /// Whether tensors have only sizes: then nothing need be computed to fill them.
@@ -268,12 +277,17 @@ impl Gpu {
 
     /// The capabilities and limits of the device.
     pub fn caps(&self) -> &Caps {
-        &self.inner.caps
+        self.less.as_deref().unwrap_or(&self.inner.caps)
     }
 
     /// Name, driver and backend.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.inner.info
+    }
+
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub fn kind(&self) -> &'static str {
+        adapter::kind(self.info().device_type)
     }
 
     /// The driver's quirks.
