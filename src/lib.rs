@@ -56,9 +56,12 @@
 //!     caught and becomes an `Err`; [`panic_is_caught`] tells a panic hook that it need not be reported.
 //! 11. The command line uses only the public API, and only it prints.
 //! 12. A row's result has the same bits in every batch: the order of its sums depends on the device (and what
-//!     `bench::tune` measured and kept for it), on the shapes and types of weights and on the row's kind, never on how
+//!     `bench::tune` measured and self-tests found there), on the shapes and types of weights and on the row's kind, never on how
 //!     many rows there are, how a prompt is cut or what the cache holds. So the same request with the same seed gives
-//!     the same text on one device.
+//!     the same text on one device. It changes once where a self-test ends while an engine runs, which happens only on
+//!     an adopted device with a new driver: between two steps, from the variants of every device to the fastest that
+//!     passed. Requests that are open then go on, but their later rows have other last bits; prefixes that were
+//!     computed before are shared with no request that begins after. A clip keeps the keys and values that it has.
 //! 13. Data that a recording reads is never overwritten before the recording has run. Parameter blocks are written
 //!     once. A slot's tables change only while nothing in flight uses the slot, or grow beyond the positions in flight.
 //!     Pages are freed when the work in flight has finished. The tables of a step's rows are copied in the recording
@@ -77,7 +80,7 @@
 //! | layer | module | contents |
 //! |---|---|---|
 //! | 0 | [`dtype`], [`error`], `file`, `guard` | element types; the crate's error; regular files of bounded size; panics of libraries |
-//! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback, tuning's choices |
+//! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback, tuning's choices, which variants a self-test found right |
 //! | 2 | [`ops`] | one file per operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | containers of tensors |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat templates: an interpreter of Jinja that counts what it spends |
@@ -97,6 +100,12 @@
 //! and keeps at most two slices in flight. It does so for steps, for clips of sound, for batches of texts and for the
 //! upload of weights.
 //!
+//! On a driver that was never seen before, `engine/self_test.rs` runs the variants that need optional capabilities, on
+//! small inputs, and compares them with the variants that run on every device (`ops/self_test`): during the upload, or
+//! on an adopted device along with the engine's own work. An operation with a variant that differs runs the latter from
+//! then on; the recorder answers for each operation which capabilities it may use. Nothing knows what is right: only
+//! `bench` has references.
+//!
 //! On the device, a token takes this path: token table, `embed`, layers, `logits`, `sample`, token table. The audio
 //! encoder runs over a clip, layer by layer, and writes keys and values for the decoder's cross-attention to pages of
 //! their own. A text encoder has no cache: [`engine::TextEncoder`] packs whole texts into batches and computes one
@@ -107,6 +116,7 @@
 //! | addition | files |
 //! |---|---|
 //! | a kernel `x` | `shaders/x.wgsl`, `src/ops/x.rs`, its line in `src/ops/mod.rs`; `src/bench/reference`, a case in `src/bench/cases` and one in `tests/kernels.rs` |
+//! | a variant of a kernel that needs an optional capability | the choice in the operation's file; its trial in `src/ops/self_test` |
 //! | a weight type | `src/dtype.rs`, `shaders/parts/weights_x.wgsl`, its lines in `src/ops/mod.rs`; `src/bench/reference/quant.rs` and its line in `src/bench/cases/mod.rs`; where files hold it, `src/models/loader.rs`; where it can be made at load, `shaders/parts/quantize_x.wgsl`, `src/engine/model.rs` and `src/cli/args.rs` |
 //! | an architecture | `src/models/x.rs`, its lines in `src/models/mod.rs`; a folder in `tests/golden` and its name in `tests/golden.rs`; its name in `tests/config_defaults.py` |
 //! | a container format | `src/weights/x.rs` and its call in `src/weights/mod.rs`; a variant in `src/checkpoint/source.rs`, its function in `src/checkpoint/mod.rs`, the reading of its files in `src/checkpoint/files.rs` |

@@ -39,6 +39,10 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "PRECISION", default_value = "auto", help_heading = "Model and device")]
     pub precision: Precision,
 
+    /// Do not test kernels on a driver that was never seen before, and trust those that an earlier test found wrong
+    #[arg(long, help_heading = "Model and device")]
+    pub no_self_test: bool,
+
     #[command(flatten)]
     pub gpu: GpuArg,
 }

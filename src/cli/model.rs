@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use wginfer::checkpoint::{CheckpointError, ModelFiles, Source};
 use wginfer::engine::{EncoderOptions, Engine, EngineOptions, Event, TextEncoder};
-use wginfer::gpu::{Gpu, GpuOptions};
+use wginfer::gpu::{Gpu, GpuOptions, SelfTest};
 use wginfer::models::ModelKind;
 
 use super::args::{DeviceArgs, ModelArg, Precision, Quantize};
 use super::failure::Failure;
 use super::terminal;
 
-/// Environment variable: the folder of compiled kernels and of tuning's choices.
+/// Environment variable: the folder of compiled kernels, of tuning's choices and of what self-tests found.
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
 
 impl ModelArg {
@@ -71,6 +71,7 @@ impl DeviceArgs {
             select: self.gpu.name(),
             f32_products: self.precision == Precision::F32,
             cache_dir: cache_dir(),
+            self_test: if self.no_self_test { SelfTest::Never } else { SelfTest::default() },
             ..GpuOptions::default()
         })?)
     }

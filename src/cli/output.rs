@@ -302,6 +302,11 @@ impl Target {
     }
 }
 
+/// Begins to write to a file, or to standard output if there is none.
+pub fn create(target: Option<&Target>) -> Result<Output, Failure> {
+    target.map_or_else(|| Ok(Output::stdout()), Target::create)
+}
+
 impl Place {
     fn of(path: &Path) -> io::Result<Place> {
         let is_folder = || io::Error::from(ErrorKind::IsADirectory);

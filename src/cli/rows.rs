@@ -13,7 +13,7 @@ use wginfer::tasks::TaskError;
 
 use super::failure::Failure;
 use super::interrupt::Unfinished;
-use super::output::{Output, Target};
+use super::output::{self, Target};
 use super::{format, prompt};
 
 /// An input.
@@ -230,7 +230,7 @@ impl<T: Send + 'static, R: Send + 'static> Draft<T, R> {
         self.0.finish(|parts| match work {
             Ok(()) => {
                 let Parts { done, target, write, .. } = parts;
-                let mut out = target.as_ref().map_or_else(|| Ok(Output::stdout()), Target::create)?;
+                let mut out = output::create(target.as_ref())?;
                 write(&done, &mut out)?;
                 out.commit()?;
                 Ok(done)
@@ -247,7 +247,7 @@ impl<T, R> Parts<T, R> {
     /// Writes what is done, if anything is. Returns the file that it is in.
     fn leave(self) -> Option<PathBuf> {
         self.done.rows.iter().find_map(DoneRow::good)?;
-        let mut out = self.target.as_ref().map_or_else(|| Ok(Output::stdout()), Target::create).ok()?;
+        let mut out = output::create(self.target.as_ref()).ok()?;
         (self.write)(&self.done, &mut out).ok()?;
         out.leave()
     }

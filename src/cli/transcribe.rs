@@ -463,7 +463,7 @@ fn transcribe(
 ) -> Result<(), Failure> {
     let begin = Instant::now();
     let mut transcription = transcriber.begin(engine, reader)?;
-    let out = target.map_or_else(|| Ok(Output::stdout()), Target::create)?;
+    let out = output::create(target)?;
     let bar = terminal::seconds(transcription.duration());
     let mut figures = Figures { seconds: 0.0, elapsed: Duration::ZERO, n_tokens: 0 };
     let draft = Draft {

@@ -9,11 +9,12 @@ use super::memory;
 use super::model::{page_bytes, page_width};
 use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
 use super::scheduler::{Admission, ClipTable, Limits, PAGE_SIZE, Scheduler, Step, Work};
+use super::self_test::{Tested, Trials};
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, MemoryNeed, RequestId, Sampling};
 use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
-use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder, Variant};
+use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder};
 use crate::models::{
     Capacity, LoadProgress, Loader, MOST_SLICE, Model, ModelError, ModelKind, ModelShape, PIECE, Upload,
 };
@@ -29,9 +30,13 @@ pub struct Loading<E> {
     uploads: Uploads,
     stepper: Stepper<Pieces>,
     compiler: JoinHandle<Result<Duration, GpuError>>,
-    /// Makes the engine; gets the time to compile.
-    finish: Box<dyn FnOnce(Duration) -> E + Send>,
+    /// Begins once the kernels are compiled.
+    self_test: Option<Trials>,
+    /// Makes the engine; gets the time to compile, and the self-test, which may not have ended.
+    finish: Box<Finish<E>>,
 }
+
+type Finish<E> = dyn FnOnce(Duration, Option<Trials>) -> E + Send;
 
 /// The uploads that are not finished.
 struct Uploads(Vec<Upload>);
@@ -41,8 +46,8 @@ impl<E> Loading<E> {
     pub(super) fn new(
         gpu: &Gpu,
         uploads: Vec<Upload>,
-        variants: Vec<Variant>,
-        finish: impl FnOnce(Duration) -> E + Send + 'static,
+        Tested { variants, self_test }: Tested,
+        finish: impl FnOnce(Duration, Option<Trials>) -> E + Send + 'static,
     ) -> Result<Self, EngineError> {
         let compiler = gpu.clone();
         let compile = move || {
@@ -54,6 +59,7 @@ impl<E> Loading<E> {
             uploads: Uploads(uploads),
             stepper: Stepper::new(gpu, 4, true)?,
             compiler: std::thread::spawn(compile),
+            self_test,
             finish: Box::new(finish),
         })
     }
@@ -70,7 +76,8 @@ impl<E> Loading<E> {
 
     /// Whether [`Loading::finish`] returns the engine without waiting.
     pub fn is_done(&self) -> bool {
-        self.uploads.is_done() && self.stepper.is_idle() && self.compiler.is_finished()
+        let is_tested = self.self_test.as_ref().is_none_or(Trials::is_done);
+        self.uploads.is_done() && self.stepper.is_idle() && self.compiler.is_finished() && is_tested
     }
 
     /// Records uploads for about `budget` of device time, and returns the command buffers to submit. Never waits.
@@ -78,22 +85,35 @@ impl<E> Loading<E> {
     /// # Errors
     /// [`EngineError::Gpu`], [`EngineError::Model`].
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
-        self.stepper.advance(&mut self.uploads, budget)
+        let mut buffers = self.stepper.advance(&mut self.uploads, budget)?;
+        if let Some(test) = self.compiled_test() {
+            buffers.extend(test.advance()?);
+        }
+        Ok(buffers)
     }
 
-    /// Returns the engine. Waits for the thread that compiles kernels.
+    /// The self-test, if its kernels are compiled.
+    fn compiled_test(&mut self) -> Option<&mut Trials> {
+        self.self_test.as_mut().filter(|_| self.compiler.is_finished())
+    }
+
+    /// Returns the engine. Waits for the thread that compiles kernels, and on a device of our own for the self-test. On an
+    /// adopted device, the engine continues a self-test that has not ended.
     ///
     /// # Errors
     /// [`EngineError::NotLoaded`] if uploads are not finished; [`EngineError::Gpu`] with a kernel that does not
     /// compile.
-    pub fn finish(self) -> Result<E, EngineError> {
+    pub fn finish(mut self) -> Result<E, EngineError> {
         if !self.uploads.is_done() || !self.stepper.is_idle() {
             let LoadProgress { done_bytes, total_bytes } = self.progress();
             return Err(EngineError::NotLoaded { done_bytes, total_bytes });
         }
         let died = |_| Err(GpuError::Device { message: "the compiler's thread died".into() });
         let compile_time = self.compiler.join().unwrap_or_else(died)?;
-        Ok((self.finish)(compile_time))
+        if let (Some(test), true) = (&mut self.self_test, self.gpu.is_owned()) {
+            test.run()?;
+        }
+        Ok((self.finish)(compile_time, self.self_test))
     }
 
     /// Uploads the rest and returns the engine. Calls `progress` for each piece. On an adopted device, uploads are
@@ -106,6 +126,9 @@ impl<E> Loading<E> {
         if self.gpu.is_owned() {
             while !self.uploads.is_done() || !self.stepper.is_idle() {
                 self.stepper.pump(&mut self.uploads)?;
+                if let Some(test) = self.compiled_test() {
+                    test.pump()?;
+                }
                 progress(self.progress());
             }
         } else {
@@ -198,9 +221,10 @@ impl Engine {
             Ok(MemoryNeed { other_bytes: need.other_bytes + staging_bytes(gpu, &loader)?, ..need })
         })?;
         let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Decoder, ctx, options.quantize)?;
-        let (mut engine, variants) = Engine::build(gpu, Arc::new(model), &options, sizes)?;
-        Loading::new(gpu, vec![upload], variants, |compile_time| {
+        let (mut engine, tested) = Engine::build(gpu, Arc::new(model), &options, sizes)?;
+        Loading::new(gpu, vec![upload], tested, |compile_time, self_test| {
             engine.compile_time = compile_time;
+            engine.stepper.begin(self_test);
             engine
         })
     }
@@ -223,10 +247,15 @@ impl Engine {
             let options = EngineOptions { ctx: Some(ctx), ..options.clone() };
             Engine::need(&gpu.plan(), &model.shape, &model.weights, &options)
         })?;
-        let (mut engine, variants) = Engine::build(gpu, model.clone(), &options, sizes)?;
+        let (mut engine, Tested { variants, mut self_test }) =
+            Engine::build(gpu, model.clone(), &options, sizes)?;
         let begin = Instant::now();
         gpu.compile(&variants)?;
         engine.compile_time = begin.elapsed();
+        if let (Some(test), true) = (&mut self_test, gpu.is_owned()) {
+            test.run()?;
+        }
+        engine.stepper.begin(self_test);
         Ok(engine)
     }
 
@@ -239,7 +268,8 @@ impl Engine {
     ) -> Result<MemoryNeed, EngineError> {
         let weights_bytes = plan.counts().live_bytes;
         let sizes = Sizes::new(plan, shape, options)?;
-        let _parts = Engine::allocate(plan, shape, weights, options, sizes)?;
+        let (mut runner, _clips, mut stepper) = Engine::allocate(plan, shape, weights, options, sizes)?;
+        let _tested = Trials::plan(plan, stepper.recorder(), |rec| rehearse(&mut runner, rec, sizes))?;
         let cache_bytes = (sizes.n_pages as u64).saturating_mul(page_bytes(shape, options.kv_dtype) as u64);
         let other_bytes = plan.counts().live_bytes.saturating_sub(weights_bytes + cache_bytes);
         Ok(MemoryNeed { weights_bytes, cache_bytes, other_bytes })
@@ -286,19 +316,19 @@ impl Engine {
         Ok((runner, clip_table, Stepper::new(gpu, read_bytes, options.run_ahead)?))
     }
 
-    /// Allocates everything but the weights. Returns the variants that its steps use, too.
+    /// Allocates everything but the weights. Returns the variants that its steps use, too, and their self-test.
     fn build(
         gpu: &Gpu,
         model: Arc<LoadedModel>,
         options: &EngineOptions,
         sizes: Sizes,
-    ) -> Result<(Engine, Vec<Variant>), EngineError> {
+    ) -> Result<(Engine, Tested), EngineError> {
         let shape = &model.shape;
         let Sizes { capacity, n_pages, max_logprobs, prompt_logprobs, .. } = sizes;
         let Capacity { max_rows, max_seqs, max_sampled, max_seq_len: ctx } = capacity;
         let (mut runner, clip_table, mut stepper) =
             Engine::allocate(gpu, shape, &model.weights, options, sizes)?;
-        let variants = stepper.recorder().variants(|rec| rehearse(&mut runner, rec, sizes));
+        let tested = Trials::plan(gpu, stepper.recorder(), |rec| rehearse(&mut runner, rec, sizes))?;
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
         let limits = Limits {
             architecture: shape.architecture,
@@ -309,7 +339,7 @@ impl Engine {
             max_rows,
             max_sampled,
             max_waiting: options.max_waiting,
-            block_rows: shape.attention.iter().map(|a| a.block_rows(gpu.caps())).min().unwrap_or(1),
+            block_rows: shape.block_rows(stepper.recorder()),
             max_logprobs,
             has_logits: options.logits,
             has_prompt_logprobs: prompt_logprobs > 0,
@@ -318,9 +348,9 @@ impl Engine {
         };
         let (tokenizer, end_tokens) = (model.tokenizer().cloned(), model.end_tokens());
         let scheduler = Scheduler::new(limits, clip_table, tokenizer, end_tokens);
-        let machine = Decoding { scheduler, runner };
+        let machine = Decoding { model: model.clone(), scheduler, runner };
         let (gpu, compile_time) = (gpu.clone(), Duration::ZERO);
-        Ok((Engine { gpu, model, machine, stepper, compile_time }, variants))
+        Ok((Engine { gpu, model, machine, stepper, compile_time }, tested))
     }
 }
 

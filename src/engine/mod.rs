@@ -7,6 +7,7 @@
 //! - `runner`: the model with its tables on the device. Records a step and reads its results.
 //! - `stepper`: cuts recordings into slices within a budget, and handles results.
 //! - `loading`: the upload of a model to the device, on the same stepper.
+//! - `self_test`: variants on a driver that was never seen before, against the portable ones.
 //!
 //! [`TextEncoder`] runs encoders, which read a text in one pass, on the same stepper.
 
@@ -20,6 +21,7 @@ mod options;
 mod runner;
 mod sampling;
 mod scheduler;
+mod self_test;
 mod stepper;
 
 use std::ops::Range;
@@ -56,6 +58,7 @@ pub struct Engine {
 
 /// The two halves of an engine: the scheduler decides, the runner records.
 struct Decoding {
+    model: Arc<LoadedModel>,
     scheduler: Scheduler,
     runner: Runner,
 }
@@ -271,6 +274,10 @@ impl Machine for Decoding {
                 self.scheduler.step_landed(&step, results);
             }
         }
+    }
+
+    fn variants_changed(&mut self, rec: &Recorder) {
+        self.scheduler.variants_changed(self.model.shape.block_rows(rec));
     }
 
     fn abandon(&mut self, _: Vec<Work>, error: &GpuError) {

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::EngineError;
+use super::self_test::{Trials, distrusted};
 use crate::dtype::Dtype;
 use crate::gpu::{Flight, Gpu, GpuError, Landed, MOST_IN_FLIGHT, Recorder, Tensor};
 
@@ -35,6 +36,8 @@ pub(super) trait Machine {
     ) -> Result<Vec<ReadRange>, EngineError>;
     /// Handles the results of work whose last layer has run.
     fn landed(&mut self, work: Self::Work, bytes: &[u8]);
+    /// Another set of operations runs portable variants from the next work on: `rec` knows which.
+    fn variants_changed(&mut self, _rec: &Recorder) {}
     /// Ends everything that is open: the device does no more work. `works` were recorded, at least in part.
     fn abandon(&mut self, works: Vec<Self::Work>, error: &GpuError);
 }
@@ -89,6 +92,8 @@ pub(super) struct Stepper<W> {
     /// A word to read back if there is nothing else, so that the end of a slice is noticed.
     mark: Tensor,
     most_in_flight: usize,
+    /// The test of variants that the work will use when it has ended.
+    self_test: Option<Trials>,
     /// Why the device does no more work.
     broken: Option<GpuError>,
     /// The error of a recording, for the next call: this one returned the buffers that were recorded before it.
@@ -111,6 +116,7 @@ impl<W> Stepper<W> {
             ms: [SLICE.as_secs_f64() * 1e3; N_KINDS],
             mark: Tensor::zeros(gpu, "mark", [1, 1], Dtype::U32)?,
             most_in_flight: if run_ahead { MOST_IN_FLIGHT } else { 1 },
+            self_test: None,
             broken: None,
             failed: None,
         })
@@ -118,6 +124,12 @@ impl<W> Stepper<W> {
 
     pub fn recorder(&mut self) -> &mut Recorder {
         &mut self.rec
+    }
+
+    /// Takes over a self-test, which may have ended. Its trials are recorded along with the work; the first work after its
+    /// end uses what it found.
+    pub fn begin(&mut self, self_test: Option<Trials>) {
+        self.self_test = self_test;
     }
 
     /// Whether nothing is being recorded or in flight.
@@ -164,7 +176,8 @@ impl<W> Stepper<W> {
             return Err(error);
         }
         let (gpu, mut buffers) = (self.gpu.clone(), Vec::new());
-        match gpu.scoped(|| self.record(machine, budget, &mut buffers)).unwrap_or_else(|e| Err(e.into())) {
+        let recorded = gpu.scoped(|| self.record(machine, budget, &mut buffers));
+        match recorded.unwrap_or_else(|e| Err(e.into())).and_then(|()| self.test(&mut buffers)) {
             Ok(()) => Ok(buffers),
             Err(EngineError::Gpu(error)) => Err(self.abandon(machine, error)),
             Err(error) if buffers.is_empty() => Err(error),
@@ -172,6 +185,22 @@ impl<W> Stepper<W> {
                 self.failed = Some(error);
                 Ok(buffers)
             }
+        }
+    }
+
+    /// Records trials of the self-test.
+    fn test(&mut self, buffers: &mut Vec<wgpu::CommandBuffer>) -> Result<(), EngineError> {
+        if let Some(test) = &mut self.self_test {
+            buffers.extend(test.advance()?);
+        }
+        Ok(())
+    }
+
+    /// Ends a self-test that is done, between two works: all layers of a step run the same variants.
+    fn end_test<M: Machine<Work = W>>(&mut self, machine: &mut M) {
+        if self.self_test.take_if(|test| test.is_done()).is_some() {
+            self.rec.set_portable(distrusted(&self.gpu));
+            machine.variants_changed(&self.rec);
         }
     }
 
@@ -191,6 +220,7 @@ impl<W> Stepper<W> {
                     if self.rec.params_are_low() {
                         self.rec.reset_params();
                     }
+                    self.end_test(machine);
                     match machine.next() {
                         Some(work) => (work, 0),
                         None => break,

@@ -135,6 +135,11 @@ impl Caps {
         }
     }
 
+    /// The same device without what a driver may compute wrongly: subgroups, f16 and cooperative matrices.
+    pub fn portable(&self) -> Caps {
+        Caps { f16: false, subgroups: None, cooperative_matrices: Vec::new(), ..self.clone() }
+    }
+
     /// The capabilities that this device lacks, each with its cost.
     pub fn lost(&self) -> Vec<&'static str> {
         let mut lost = Vec::new();

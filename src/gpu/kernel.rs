@@ -124,6 +124,16 @@ impl Variant {
         self.overrides.iter().copied().filter(|(name, _)| !name.is_empty())
     }
 
+    /// The value of an override.
+    pub(crate) fn value(&self, name: &str) -> Option<u32> {
+        self.overrides().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// Whether `part` is appended.
+    pub(crate) fn has(&self, part: &Part) -> bool {
+        self.parts().any(|known| known.name == part.name)
+    }
+
     fn key(&self) -> impl Eq + std::hash::Hash + '_ {
         (self.kernel.name, self.parts.map(|p| p.map(|p| p.name)), self.overrides)
     }
@@ -181,7 +191,7 @@ impl Pipeline {
             device.create_shader_module_trusted(
                 wgpu::ShaderModuleDescriptor {
                     label: Some(&label),
-                    source: wgpu::ShaderSource::Wgsl(variant.source().into()),
+                    source: wgpu::ShaderSource::Wgsl(gpu.source(variant).into()),
                 },
                 checks(kernel),
             )

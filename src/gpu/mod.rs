@@ -21,6 +21,7 @@ mod subgroups;
 mod tensor;
 mod timing;
 mod trace;
+mod trust;
 mod tuning;
 
 use std::collections::HashMap;
@@ -39,6 +40,7 @@ pub use readback::{Arrived, Readback, ReadbackRing};
 pub use recorder::Recorder;
 pub use subgroups::{Probed, Subgroups};
 pub use tensor::{ROW_ALIGN, Tensor, View};
+pub use trust::{SelfTest, Trust, WrongVariant};
 pub use tuning::{Product, Tunable, Tuning, fnv};
 
 pub(crate) use fields::{FieldType, device_struct};
@@ -65,8 +67,13 @@ pub struct GpuOptions {
     pub f32_products: bool,
     /// Bytes of memory that count as free, to test what happens if there are few. Default: what the system says.
     pub free_bytes: Option<u64>,
-    /// Folder where compiled pipelines and measured choices of variants are kept between runs. Default: none are kept.
+    /// Folder where compiled pipelines, measured choices of variants and results of self-tests are kept between runs.
+    /// Default: none are kept.
     pub cache_dir: Option<PathBuf>,
+    /// When kernels are tested on a new driver. Default: unless it is a software device.
+    pub self_test: SelfTest,
+    /// Changes the WGSL of variants before it is compiled, to test what happens if a driver miscompiles it.
+    pub rewrite: Option<fn(&Variant, String) -> String>,
 }
 
 /// Work submitted to our own queue.
@@ -126,6 +133,11 @@ struct Inner {
     pipelines: RwLock<HashMap<Variant, Arc<Pipeline>>>,
     driver_cache: Option<cache::DriverCache>,
     cache_dir: Option<PathBuf>,
+    /// The capabilities of the variants that run on every device.
+    portable: Caps,
+    self_test: SelfTest,
+    trust: OnceLock<Mutex<Trust>>,
+    rewrite: Option<fn(&Variant, String) -> String>,
     tuning: OnceLock<Tuning>,
     dummy: OnceLock<Tensor>,
     /// What all buffers of a plan are.
@@ -156,6 +168,18 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::LimitTooSmall`]; [`Gpu::required`] returns the limits to ask for.
     pub fn adopt(device: wgpu::Device, queue: wgpu::Queue) -> Result<Gpu, GpuError> {
+        Gpu::adopt_with(device, queue, &GpuOptions::default())
+    }
+
+    /// As [`Gpu::adopt`], with all `options` but [`GpuOptions::select`].
+    ///
+    /// # Errors
+    /// As [`Gpu::adopt`], and [`GpuError::UnknownCapability`].
+    pub fn adopt_with(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        options: &GpuOptions,
+    ) -> Result<Gpu, GpuError> {
         let needed = caps::MINIMUM;
         let limits = device.limits();
         for (limit, found) in [
@@ -172,7 +196,7 @@ impl Gpu {
                 return Err(GpuError::LimitTooSmall { limit, expected, found });
             }
         }
-        Gpu::assemble(device, queue, None, &GpuOptions::default(), false, Arc::default())
+        Gpu::assemble(device, queue, None, options, false, Arc::default())
     }
 
     /// The features and limits that a host should request from `adapter` for a device that [`Gpu::adopt`] gets.
@@ -222,11 +246,15 @@ impl Gpu {
                 device,
                 queue,
                 info,
+                portable: caps.portable(),
                 caps,
                 owned,
                 pipelines: RwLock::default(),
                 driver_cache,
                 cache_dir: options.cache_dir.clone(),
+                self_test: options.self_test,
+                trust: OnceLock::new(),
+                rewrite: options.rewrite,
                 tuning: OnceLock::new(),
                 dummy: OnceLock::new(),
                 stub: OnceLock::new(),
@@ -288,6 +316,11 @@ impl Gpu {
     /// `discrete`, `integrated`, `virtual`, `software` or `other`.
     pub fn kind(&self) -> &'static str {
         adapter::kind(self.info().device_type)
+    }
+
+    /// The capabilities that an operation may use: all, or only those that every device has.
+    pub(crate) fn caps_of(&self, is_portable: bool) -> &Caps {
+        if is_portable { &self.inner.portable } else { self.caps() }
     }
 
     /// The driver's quirks.
@@ -474,6 +507,15 @@ impl Gpu {
         let pipeline = Pipeline::compile(self, variant, NEXT_ID.fetch_add(1, Ordering::Relaxed))?;
         let mut known = self.inner.pipelines.write().unwrap_or_else(PoisonError::into_inner);
         Ok(known.entry(*variant).or_insert(pipeline).clone())
+    }
+
+    /// The WGSL of a variant that is compiled.
+    fn source(&self, variant: &Variant) -> String {
+        let source = variant.source();
+        match self.inner.rewrite {
+            Some(rewrite) => rewrite(variant, source),
+            None => source,
+        }
     }
 
     fn pipeline_cache(&self) -> Option<&wgpu::PipelineCache> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::timing::Timing;
 use super::trace::Trace;
-use super::{Buffer, Gpu, GpuError, Readback, ReadbackRing, Tensor, Tuning, Variant, View};
+use super::{Buffer, Caps, Gpu, GpuError, Readback, ReadbackRing, Tensor, Tuning, Variant, View};
 
 /// Bytes for parameter blocks: at 256 bytes each, 8192 different ones before a reset.
 const PARAMS_BYTES: u64 = 2 << 20;
@@ -30,6 +30,8 @@ pub struct Recorder {
     pass: Option<wgpu::ComputePass<'static>>,
     /// Choices of variants instead of the device's.
     tuning: Option<Arc<Tuning>>,
+    /// Operations that run the variants of every device.
+    portable: Vec<&'static str>,
     /// Set while rehearsing: variants are collected and nothing is recorded.
     rehearsal: Option<Vec<Variant>>,
     /// The text of the recording, while tracing.
@@ -56,6 +58,7 @@ impl Recorder {
             encoder: None,
             pass: None,
             tuning: None,
+            portable: Vec::new(),
             rehearsal: None,
             trace: None,
             error: None,
@@ -75,6 +78,21 @@ impl Recorder {
     /// The choices that [`Recorder`]'s owner has set.
     pub fn tuning(&self) -> Option<&Tuning> {
         self.tuning.as_deref()
+    }
+
+    /// Sets the operations that run only the variants that run on every device. Default: none.
+    pub(crate) fn set_portable(&mut self, operations: Vec<&'static str>) {
+        self.portable = operations;
+    }
+
+    /// Whether an operation runs only the variants that run on every device.
+    pub(crate) fn is_portable(&self, operation: &str) -> bool {
+        self.portable.contains(&operation)
+    }
+
+    /// The capabilities that an operation may use.
+    pub(crate) fn caps(&self, operation: &str) -> &Caps {
+        self.gpu.caps_of(self.is_portable(operation))
     }
 
     /// Starts to keep the text of the recording, or stops and drops it. Default: off, at no cost.

@@ -46,9 +46,9 @@ pub struct Tunable {
     pub shaders: u64,
 }
 
-/// What measurements are valid for.
+/// What findings about a device are valid for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Origin {
+pub(super) struct Origin {
     program: String,
     adapter: String,
     driver: String,
@@ -103,10 +103,7 @@ impl Tuning {
 
     /// The file with the choices for this device. `None` if there is no cache folder, as on adopted devices.
     pub fn path(gpu: &Gpu, tunable: &Tunable) -> Option<PathBuf> {
-        let dir = gpu.inner.cache_dir.as_deref()?;
-        let o = Origin::of(gpu, tunable);
-        let all = [o.program, o.adapter, o.driver, o.backend, o.capabilities, o.shaders].join("\n");
-        Some(dir.join(format!("tuning-{:016x}.json", fnv(0, all.as_bytes()))))
+        Origin::of(gpu, tunable).path(gpu, "tuning")
     }
 
     /// Reads the choices that are kept for this device. A file that cannot be used gives a warning and no choices.
@@ -161,7 +158,7 @@ impl Tuning {
 }
 
 impl Origin {
-    fn of(gpu: &Gpu, tunable: &Tunable) -> Origin {
+    pub fn of(gpu: &Gpu, tunable: &Tunable) -> Origin {
         let (info, caps) = (gpu.info(), gpu.caps());
         let driver = format!("{} {}", info.driver, info.driver_info).trim().to_string();
         Origin {
@@ -176,6 +173,27 @@ impl Origin {
             ),
             shaders: format!("{:016x}", tunable.shaders),
         }
+    }
+
+    /// One for tests.
+    #[cfg(test)]
+    pub fn test(driver: &str, shaders: &str) -> Origin {
+        Origin {
+            program: "p".into(),
+            adapter: "a".into(),
+            driver: driver.into(),
+            backend: String::new(),
+            capabilities: String::new(),
+            shaders: shaders.into(),
+        }
+    }
+
+    /// The file with findings of the kind `what`. `None` if there is no cache folder.
+    pub fn path(&self, gpu: &Gpu, what: &str) -> Option<PathBuf> {
+        let dir = gpu.inner.cache_dir.as_deref()?;
+        let Origin { program, adapter, driver, backend, capabilities, shaders } = self;
+        let all = [program, adapter, driver, backend, capabilities, shaders].map(|text| &**text).join("\n");
+        Some(dir.join(format!("{what}-{:016x}.json", fnv(0, all.as_bytes()))))
     }
 }
 
@@ -205,15 +223,7 @@ mod tests {
     const TUNABLE: Tunable = Tunable { operations: &["linear"], variants: &["few", "tile"], shaders: 1 };
 
     fn origin() -> Origin {
-        let word = String::new;
-        Origin {
-            program: "p".into(),
-            adapter: "a".into(),
-            driver: word(),
-            backend: word(),
-            capabilities: word(),
-            shaders: word(),
-        }
+        Origin::test("", "")
     }
 
     fn parse(text: &str) -> Result<Tuning, String> {

@@ -94,6 +94,12 @@ pub struct AudioShape {
 }
 
 impl ModelShape {
+    /// Most prompt rows per block of attention, for the variants that `rec` records.
+    pub(crate) fn block_rows(&self, rec: &Recorder) -> usize {
+        let caps = rec.caps(Attention::OPERATION);
+        self.attention.iter().map(|a| a.block_rows(caps)).min().unwrap_or(1)
+    }
+
     /// Number of layers.
     pub fn n_layers(&self) -> usize {
         self.attention.len()

@@ -211,6 +211,8 @@ struct Encoder {
     /// The tables of a batch of one sequence.
     rows: Tensor,
     blocks: Tensor,
+    /// The blocks of attention's portable variants.
+    portable_blocks: Tensor,
     pages: Tensor,
     ends: Tensor,
 }
@@ -253,11 +255,12 @@ impl Encoder {
         };
         let table = |label: &str, shape, data: &[u32]| Tensor::from_u32(&gpu, label, shape, data);
         let rows: Vec<u32> = (0..n_positions as u32).flat_map(|pos| [0, pos]).collect();
-        let most = attention.block_rows(gpu.caps());
-        let blocks: Vec<u32> = (0..n_positions)
-            .step_by(most)
-            .flat_map(|row| [row as u32, most.min(n_positions - row) as u32])
-            .collect();
+        let blocks = |is_portable: bool| {
+            let most = attention.block_rows(gpu.caps_of(is_portable));
+            let block = |row: usize| [row as u32, most.min(n_positions - row) as u32];
+            let blocks: Vec<[u32; 2]> = (0..n_positions).step_by(most).map(block).collect();
+            table("clip blocks", [blocks.len(), 2], blocks.as_flattened())
+        };
         let n_pages = n_positions.div_ceil(PAGE_SIZE);
         let pages: Vec<u32> = (0..n_pages as u32).collect();
         Ok(Encoder {
@@ -271,7 +274,8 @@ impl Encoder {
             layers,
             norm,
             rows: table("clip rows", [n_positions, 2], &rows)?,
-            blocks: table("clip blocks", [blocks.len() / 2, 2], &blocks)?,
+            blocks: blocks(false)?,
+            portable_blocks: blocks(true)?,
             pages: table("encoder pages", [1, n_pages], &pages)?,
             ends: table("clip end", [1, 1], &[n_positions as u32])?,
         })
@@ -294,14 +298,16 @@ impl Encoder {
         })
     }
 
-    fn batch<'a>(&'a self, kv: &'a [KvLayer]) -> Batch<'a> {
+    fn batch<'a>(&'a self, rec: &Recorder, kv: &'a [KvLayer]) -> Batch<'a> {
+        let is_portable = rec.is_portable(Attention::OPERATION);
+        let blocks = if is_portable { &self.portable_blocks } else { &self.blocks };
         Batch {
             n: prompt(self.n_positions),
             n_sampled: 0,
-            n_prompt_blocks: self.blocks.n_rows(),
+            n_prompt_blocks: blocks.n_rows(),
             longest: 0,
             rows: &self.rows,
-            blocks: &self.blocks,
+            blocks,
             // Not read: there are no tokens.
             tokens: &self.rows,
             pages: &self.pages,
@@ -338,12 +344,13 @@ impl AudioEncoder for Encoder {
         let Linear { w, b } = &self.conv2;
         ops::unfold(rec, active, 0, n_frames, 2, frames);
         ops::gate_up(rec, self.act, frames.into(), w, b.as_ref(), &a.h, &a.x, prompt(n_positions));
-        self.embed_positions.record(rec, &self.batch(kv), &a.x);
+        let batch = self.batch(rec, kv);
+        self.embed_positions.record(rec, &batch, &a.x);
     }
 
     fn layer(&self, i: usize, rec: &mut Recorder, s: &mut Scratch) {
         let (layer, AudioScratch { a, kv, .. }) = (&self.layers[i], audio(s));
-        let (b, n_rows) = (&self.batch(kv), self.n_positions);
+        let (b, n_rows) = (&self.batch(rec, kv), self.n_positions);
         let h = layer.self_attn_norm.record(rec, &a.x, &a.h, n_rows);
         layer.self_attn.record(rec, b, &kv[i], h, Target::Add(&a.x), a);
         let h = layer.final_norm.record(rec, &a.x, &a.h, n_rows);

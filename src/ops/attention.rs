@@ -108,6 +108,9 @@ pub struct AttentionPlan<'a> {
 }
 
 impl Attention {
+    /// The operation that a recorder can be told to run portable variants of.
+    pub(crate) const OPERATION: &str = "attention";
+
     /// Query heads per key-value head.
     fn group(&self) -> usize {
         self.n_heads / self.n_kv_heads
@@ -203,7 +206,7 @@ impl Attention {
         }
         cache.check("attention", self.n_kv_heads * plan.page_size * self.head_dim);
         let gpu = rec.gpu().clone();
-        let caps = gpu.caps();
+        let caps = gpu.caps_of(rec.is_portable(Self::OPERATION));
         let split_len = Self::split_len(plan.max_seq_len);
         let max_splits = plan.max_seq_len.div_ceil(split_len);
         let n_splits = plan.longest.div_ceil(split_len).clamp(1, max_splits);

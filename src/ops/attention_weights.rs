@@ -58,7 +58,7 @@ pub fn attention_weights(
         page_size: plan.page_size as u32,
         scale,
     };
-    let variant = folding(&ATTENTION_WEIGHTS, rec.gpu().caps())
+    let variant = folding(&ATTENTION_WEIGHTS, rec)
         .part(kv(cache.dtype))
         .set("GROUP", (n_heads / n_kv_heads) as u32)
         .set("N_D4", (head_dim / 4) as u32);

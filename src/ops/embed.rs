@@ -60,7 +60,7 @@ pub fn embed(
     };
     let variant = Variant::new(&EMBED)
         .part(weights(table.dtype()))
-        .set("WG", rec.gpu().caps().one_subgroup().unwrap_or(super::PORTABLE_LANES))
+        .set("WG", rec.caps(EMBED.name).one_subgroup().unwrap_or(super::PORTABLE_LANES))
         .set("LOOKUP", kind)
         .set("ADD", (kind > 0).into());
     for range in table.ranges() {

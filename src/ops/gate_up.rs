@@ -1,6 +1,6 @@
 //! The first half of an MLP: norm, product and activation in one kernel.
 
-use super::{ACT, Act, Input, Rows, Span, assert_rows, gate, kernel, linear, weights};
+use super::{ACT, Act, Input, PRODUCTS, Rows, Span, assert_rows, gate, kernel, linear, weights};
 use crate::gpu::{Recorder, Tensor, device_struct};
 
 device_struct! {
@@ -47,7 +47,6 @@ pub fn gate_up(
     for tensor in [x, y] {
         assert_rows("gate_up", tensor, n.count());
     }
-    let gpu = rec.gpu().clone();
     for span in Span::all(rec, "gate_up", w, n) {
         // One binding must hold gate and up of an output.
         if w.ranges().count() > 1 || !span.way.shares() {
@@ -55,26 +54,40 @@ pub fn gate_up(
             gate(rec, act, up, y, span.rows());
             continue;
         }
-        let a_quad = if gated { 2 } else { 4 };
-        let n_quads = (y.n_cols() as u32).div_ceil(a_quad);
-        let (variant, groups) = span.sharing(&GATE_UP, gpu.caps(), n_quads);
-        let variant = variant.part(weights(w.dtype())).part(&ACT);
-        let variant = variant.set("BIAS", bias.is_some().into()).set("ACT", act as u32);
-        let variant = input.set(variant).set("GATED", gated.into());
-        let (norm, eps, offset) = input.norm_params(rec);
-        let params = Params {
-            row0: span.rows().start as u32,
-            n_rows: span.rows().len() as u32,
-            n_in: w.n_cols() as u32,
-            n_blocks: super::n_blocks(w),
-            x_stride: (x.stride() / 4) as u32,
-            w_stride: super::words(w),
-            n_out: y.n_cols() as u32,
-            y_stride: y.stride() as u32,
-            eps,
-            offset,
-        };
-        let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
-        rec.dispatch(variant, &params, &[x.view(), norm, w.view(), bias, y.view()], groups);
+        fused(rec, act, input, w, bias, y, span);
     }
+}
+
+/// As [`gate_up`], for the rows of a span and in one kernel.
+pub(super) fn fused(
+    rec: &mut Recorder,
+    act: Act,
+    input: Input<'_>,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    y: &Tensor,
+    span: Span,
+) {
+    let (x, gated) = (input.x, w.n_rows() == 2 * y.n_cols());
+    let a_quad = if gated { 2 } else { 4 };
+    let n_quads = (y.n_cols() as u32).div_ceil(a_quad);
+    let (variant, groups) = span.sharing(&GATE_UP, rec.caps(PRODUCTS), n_quads);
+    let variant = variant.part(weights(w.dtype())).part(&ACT);
+    let variant = variant.set("BIAS", bias.is_some().into()).set("ACT", act as u32);
+    let variant = input.set(variant).set("GATED", gated.into());
+    let (norm, eps, offset) = input.norm_params(rec);
+    let params = Params {
+        row0: span.rows().start as u32,
+        n_rows: span.rows().len() as u32,
+        n_in: w.n_cols() as u32,
+        n_blocks: super::n_blocks(w),
+        x_stride: (x.stride() / 4) as u32,
+        w_stride: super::words(w),
+        n_out: y.n_cols() as u32,
+        y_stride: y.stride() as u32,
+        eps,
+        offset,
+    };
+    let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
+    rec.dispatch(variant, &params, &[x.view(), norm, w.view(), bias, y.view()], groups);
 }

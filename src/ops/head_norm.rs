@@ -59,7 +59,7 @@ pub fn head_norm(
         eps: norm.eps,
         offset: norm.offset,
     };
-    let variant = folding(&HEAD_NORM, rec.gpu().caps());
+    let variant = folding(&HEAD_NORM, rec);
     let groups = rec.gpu().caps().spread((n_rows * (n_heads + n_kv_heads)) as u32);
     rec.dispatch(variant, &params, &[q_w.view(), k_w.view(), qkv.view()], groups);
 }

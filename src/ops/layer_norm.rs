@@ -43,7 +43,7 @@ pub fn layer_norm(
         y_stride: (y.stride() / 4) as u32,
         eps,
     };
-    let variant = folding(&LAYER_NORM, rec.gpu().caps()).set("GATHER", index.is_some().into());
+    let variant = folding(&LAYER_NORM, rec).set("GATHER", index.is_some().into());
     let index = index.map_or_else(|| rec.unused(), Tensor::view);
     let groups = rec.gpu().caps().spread(n_rows as u32);
     rec.dispatch(variant, &params, &[x.view(), w.view(), b.view(), index, y.view()], groups);

@@ -120,7 +120,8 @@ fn coop_shape(caps: &Caps, tile: u32, w: &Tensor, n_rows: u32) -> [u32; 2] {
     if is_large && coop_fits(caps, COOP_LARGE) { COOP_LARGE } else { COOP_SMALL }
 }
 
-fn launch(
+/// As [`span`], for rows that are normalised already, or that the kernel normalises.
+pub(super) fn launch(
     rec: &mut Recorder,
     input: Input<'_>,
     w: &Tensor,
@@ -140,7 +141,7 @@ fn launch(
     let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
     let (norm, eps, offset) = input.norm_params(rec);
     let gpu = rec.gpu().clone();
-    let caps = gpu.caps();
+    let caps = gpu.caps_of(rec.is_portable(super::PRODUCTS));
     for range in w.ranges() {
         let n_out = range.rows.len() as u32;
         let params = Params {

@@ -26,6 +26,7 @@ mod rms_norm;
 mod rope_append;
 mod rows;
 mod sample;
+pub(crate) mod self_test;
 mod softmax;
 mod speech_rules;
 mod token_logprob;
@@ -63,11 +64,11 @@ pub use unfold::unfold;
 
 use crate::dtype::Dtype;
 use crate::gpu::{
-    COOP_8, COOP_16, Caps, Gpu, Kernel, PROBE_COOP, PROBE_SUBGROUPS, Part, Tensor, Tunable, Tuning, Variant,
-    coop, fnv,
+    COOP_8, COOP_16, Caps, Gpu, Kernel, PROBE_COOP, PROBE_SUBGROUPS, Part, Recorder, Tensor, Tunable, Tuning,
+    Variant, coop, fnv,
 };
 use kv::{append, kv, pair};
-use rows::{Span, Way, n_blocks, words};
+use rows::{SHARES, Span, Way, n_blocks, words};
 
 /// Every kernel of the crate.
 pub static KERNELS: &[&Kernel] = &[
@@ -207,6 +208,10 @@ macro_rules! kernel {
 }
 use kernel;
 
+/// The operation that the products with weights are together when they are told to run portable variants: they share
+/// their parts.
+const PRODUCTS: &str = "product";
+
 /// Lanes per workgroup if no width of subgroups is certain: the widest common subgroup.
 const PORTABLE_LANES: u32 = 64;
 
@@ -234,7 +239,8 @@ fn quantizer(dtype: Dtype) -> &'static Part {
 }
 
 /// A variant whose lanes reduce values: over one subgroup if its width is certain, else over a workgroup.
-fn folding(kernel: &'static Kernel, caps: &Caps) -> Variant {
+fn folding(kernel: &'static Kernel, rec: &Recorder) -> Variant {
+    let caps = rec.caps(kernel.name);
     match caps.one_subgroup() {
         Some(width) => Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width),
         None => Variant::new(kernel).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES),
@@ -245,7 +251,8 @@ fn folding(kernel: &'static Kernel, caps: &Caps) -> Variant {
 /// where barriers cost more than lanes gain, the workgroup is one subgroup; but not for large vocabularies, because
 /// llvmpipe ends an invocation's loops after 65,535 iterations in total, and sampling reads each token about twenty
 /// times.
-fn vocabulary(kernel: &'static Kernel, caps: &Caps, n: usize) -> Variant {
+fn vocabulary(kernel: &'static Kernel, rec: &Recorder, n: usize) -> Variant {
+    let caps = rec.caps(kernel.name);
     match caps.one_subgroup() {
         Some(width) if caps.cpu && n <= 2048 * width as usize => {
             Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width)

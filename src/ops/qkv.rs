@@ -79,8 +79,9 @@ pub fn qkv(
     }
 }
 
+/// As [`qkv`], for the rows of a span and in one kernel.
 #[allow(clippy::too_many_arguments)]
-fn fused(
+pub(super) fn fused(
     rec: &mut Recorder,
     input: Input<'_>,
     w: &Tensor,
@@ -104,7 +105,7 @@ fn fused(
     for tensor in [x, q, places.rows] {
         assert_rows("qkv", tensor, span.rows().end);
     }
-    let (variant, groups) = span.sharing(&QKV, rec.gpu().caps(), (w.n_rows() / 4) as u32);
+    let (variant, groups) = span.sharing(&QKV, rec.caps(super::PRODUCTS), (w.n_rows() / 4) as u32);
     let variant = variant.part(weights(w.dtype())).part(pair(cache.dtype));
     let variant = input.set(variant).set("BIAS", bias.is_some().into());
     let variant = variant.set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into());

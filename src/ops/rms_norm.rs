@@ -57,7 +57,7 @@ pub fn rms_norm(
         eps: norm.eps,
         offset: norm.offset,
     };
-    let variant = folding(&RMS_NORM, rec.gpu().caps()).set("GATHER", index.is_some().into());
+    let variant = folding(&RMS_NORM, rec).set("GATHER", index.is_some().into());
     let index = index.map_or_else(|| rec.unused(), Tensor::view);
     let groups = rec.gpu().caps().spread(range.len() as u32);
     rec.dispatch(variant, &params, &[x.view(), w.view(), index, y.view()], groups);

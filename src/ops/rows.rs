@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::{
-    PORTABLE_LANES, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1, SHARE_2,
-    SHARE_4, SHARE_8, SHARE_16, rms_norm,
+    PORTABLE_LANES, PRODUCTS, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1,
+    SHARE_2, SHARE_4, SHARE_8, SHARE_16, rms_norm,
 };
 use crate::gpu::{Caps, Kernel, Part, Product, Recorder, Tensor, Variant, View};
 
@@ -142,7 +142,7 @@ impl Way {
     /// The way of decode rows or of prompt rows through an operation on `w`: the measured one, if there is one that the
     /// device can run, else the default.
     pub fn of(rec: &Recorder, operation: &'static str, w: &Tensor, is_prompt: bool) -> Way {
-        let caps = rec.gpu().caps();
+        let caps = rec.caps(PRODUCTS);
         let product = Product { operation, is_prompt, dtype: w.dtype(), n_out: w.n_rows(), n_in: w.n_cols() };
         let tuning = rec.tuning().unwrap_or_else(|| super::tuning(rec.gpu()));
         let measured = tuning.get(&product).and_then(Way::named);
@@ -168,7 +168,7 @@ pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
 }
 
 /// Indexed by the base-2 logarithm of the number of rows that share one read of the weights.
-static SHARES: [&Part; 5] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16];
+pub(super) static SHARES: [&Part; 5] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16];
 
 /// Most rows that share one read of the weights: as many sums as fit in a lane's registers. Fewer on software devices,
 /// whose vector units have 32 registers (16 rows take twice as long as twice 8), and where each row's sum is a tree of
@@ -191,7 +191,7 @@ pub(super) struct Span {
 impl Span {
     /// All rows of a batch on their ways through an operation on `w`. A way does not depend on the number of rows.
     pub fn all(rec: &Recorder, operation: &'static str, w: &Tensor, n: Rows) -> Vec<Span> {
-        let caps = rec.gpu().caps();
+        let caps = rec.caps(PRODUCTS);
         let [decode, prompt] = [false, true].map(|is_prompt| Way::of(rec, operation, w, is_prompt));
         let parts = if decode == prompt {
             [(decode, 0, n.count()), (prompt, n.count(), 0)]

@@ -85,7 +85,7 @@ pub fn sample(
         z_stride: z.stride() as u32,
         tokens_stride: tokens.n_cols() as u32,
     };
-    let variant = vocabulary(&SAMPLE, rec.gpu().caps(), z.n_cols()).part(&SAMPLING);
+    let variant = vocabulary(&SAMPLE, rec, z.n_cols()).part(&SAMPLING);
     let bindings = [index, sampling, z, rows, tokens, counts, chosen, filters].map(Tensor::view);
     let groups = rec.gpu().caps().spread(n_rows as u32);
     rec.dispatch(variant, &params, &bindings, groups);

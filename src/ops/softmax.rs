@@ -37,9 +37,8 @@ pub fn softmax(
         x_stride: x.stride() as u32,
         y_stride: y.stride() as u32,
     };
-    let variant = vocabulary(&SOFTMAX, rec.gpu().caps(), x.n_cols())
-        .set("LOG", log.into())
-        .set("FILTER", filters.is_some().into());
+    let variant =
+        vocabulary(&SOFTMAX, rec, x.n_cols()).set("LOG", log.into()).set("FILTER", filters.is_some().into());
     let filters = filters.map_or_else(|| rec.unused(), Tensor::view);
     let groups = rec.gpu().caps().spread(n_rows as u32);
     rec.dispatch(variant, &params, &[x.view(), filters, y.view()], groups);

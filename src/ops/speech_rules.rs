@@ -63,7 +63,7 @@ pub fn speech_rules(
         z_stride: z.stride() as u32,
         tokens_stride: tokens.n_cols() as u32,
     };
-    let variant = vocabulary(&SPEECH_RULES, rec.gpu().caps(), z.n_cols());
+    let variant = vocabulary(&SPEECH_RULES, rec, z.n_cols());
     let groups = rec.gpu().caps().spread(n_rows as u32);
     let bindings = [rows, index, rules, tokens, z].map(Tensor::view);
     rec.dispatch(variant, &params, &bindings, groups);

@@ -41,7 +41,7 @@ pub fn token_logprob(
         z_stride: z.stride() as u32,
         tokens_stride: tokens.n_cols() as u32,
     };
-    let variant = vocabulary(&TOKEN_LOGPROB, rec.gpu().caps(), z.n_cols());
+    let variant = vocabulary(&TOKEN_LOGPROB, rec, z.n_cols());
     let groups = rec.gpu().caps().spread(range.len() as u32);
     rec.dispatch(variant, &params, &[rows, index, tokens, z, y].map(Tensor::view), groups);
 }

@@ -32,7 +32,7 @@ pub fn top_k(rec: &mut Recorder, x: &Tensor, chosen: &Tensor, k: usize, y: &Tens
         k: k as u32,
         y_stride: (y.n_cols() / 2) as u32,
     };
-    let variant = vocabulary(&TOP_K, rec.gpu().caps(), x.n_cols());
+    let variant = vocabulary(&TOP_K, rec, x.n_cols());
     let groups = rec.gpu().caps().spread(n_rows as u32);
     rec.dispatch(variant, &params, &[x.view(), chosen.view(), y.view()], groups);
 }

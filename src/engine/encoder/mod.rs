@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use super::loading::{DEFAULT_CTX, Loading, n_rows, n_seqs, staging_bytes};
 use super::memory;
+use super::self_test::{Tested, Trials};
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Variant};
+use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor};
 use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Scratch};
 use crate::ops::{KvLayer, Rows};
 use crate::text::Tokenizer;
@@ -87,6 +88,7 @@ struct Encoding {
     events: Vec<Encoded>,
     max_seqs: usize,
     max_rows: usize,
+    shape: ModelShape,
     block_rows: usize,
     gpu: Gpu,
     encoder: Arc<dyn Model>,
@@ -146,8 +148,9 @@ impl TextEncoder {
             let weights_bytes = plan.counts().live_bytes;
             let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
             let (embedding, _) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
-            let _encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
-            let _stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
+            let mut encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
+            let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
+            let _tested = encoding.tested(stepper.recorder(), files.labels.is_some())?;
             let other_bytes = plan.counts().live_bytes - weights_bytes + staging_bytes(gpu, &loader)?;
             Ok(MemoryNeed { weights_bytes, cache_bytes: 0, other_bytes })
         })?;
@@ -158,12 +161,15 @@ impl TextEncoder {
         let model = Arc::new(model);
         let mut machine = Encoding::new(gpu, &shape, model.weights.clone(), embedding, capacity)?;
         let mut stepper = Stepper::new(gpu, read_bytes, true)?;
-        let variants = machine.variants(stepper.recorder(), model.labels.is_some());
+        let tested = machine.tested(stepper.recorder(), model.labels.is_some())?;
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
         let says_mean = !config.is_declared;
-        let encoder =
+        let mut encoder =
             TextEncoder { gpu: gpu.clone(), model, config, machine, stepper, next_id: 1, says_mean };
-        Loading::new(gpu, uploads, variants, |_| encoder)
+        Loading::new(gpu, uploads, tested, |_, self_test| {
+            encoder.stepper.begin(self_test);
+            encoder
+        })
     }
 
     /// The model's name, for messages: the folder that it was loaded from.
@@ -384,6 +390,10 @@ impl Machine for Encoding {
         }
     }
 
+    fn variants_changed(&mut self, rec: &Recorder) {
+        self.block_rows = self.shape.block_rows(rec);
+    }
+
     fn abandon(&mut self, batches: Vec<TextBatch>, error: &GpuError) {
         let recorded = batches.into_iter().flat_map(|texts| texts.ids);
         let waiting = std::mem::take(&mut self.waiting).into_keys();
@@ -411,7 +421,8 @@ impl Encoding {
             events: Vec::new(),
             max_seqs,
             max_rows,
-            block_rows: shape.attention.iter().map(|a| a.block_rows(gpu.caps())).min().unwrap_or(1),
+            shape: shape.clone(),
+            block_rows: 1, // until `tested` knows the variants
             gpu: gpu.clone(),
             scratch: encoder.scratch(gpu, capacity)?,
             encoder,
@@ -423,12 +434,12 @@ impl Encoding {
         })
     }
 
-    /// Every variant that batches of this encoder use: few rows share reads in smaller groups, large products take
-    /// large tiles.
-    fn variants(&mut self, rec: &mut Recorder, has_head: bool) -> Vec<Variant> {
+    /// Every variant that batches of this encoder use, and their self-test: few rows share reads in smaller groups, large
+    /// products take large tiles.
+    fn tested(&mut self, rec: &mut Recorder, has_head: bool) -> Result<Tested, GpuError> {
         let outputs = if has_head { &[Output::Embedding, Output::Logits][..] } else { &[Output::Embedding] };
         let (max_seqs, max_rows, n_layers) = (self.max_seqs, self.max_rows, self.kv.len());
-        rec.variants(|rec| {
+        let tested = Trials::plan(&rec.gpu().clone(), rec, |rec| {
             for n_rows in [1, 2, 3, 7, 15, max_rows] {
                 for output in outputs {
                     let texts = TextBatch {
@@ -441,7 +452,9 @@ impl Encoding {
                     self.layers(rec, &texts, 0..n_layers);
                 }
             }
-        })
+        })?;
+        self.variants_changed(rec);
+        Ok(tested)
     }
 
     /// Records some layers of a batch. After the last one, returns the tensor of its results, one row per text.

@@ -157,6 +157,13 @@ impl ClipTable {
         self.clips.iter().find(|clip| clip.id == id).and_then(|clip| clip.place)
     }
 
+    /// Gives each clip with a place a new root of its prefixes.
+    pub fn renew_roots(&mut self, mut root: impl FnMut() -> Node) {
+        for (_, old) in self.clips.iter_mut().filter_map(|clip| clip.place.as_mut()) {
+            *old = root();
+        }
+    }
+
     /// Drops all clips.
     pub fn abandon(&mut self) {
         self.clips.clear();

@@ -23,7 +23,7 @@ use std::sync::Weak;
 pub use clips::ClipId;
 pub(in crate::engine) use clips::{Clip, ClipPlace, ClipTable};
 pub use pages::PAGE_SIZE;
-use pages::{PageTable, Prefix, Published, ROOT, Token};
+use pages::{Node, PageTable, Prefix, Published, ROOT, Token};
 use sequence::{Sequence, Wanted};
 use step::Row;
 pub(in crate::engine) use step::{Admission, PageEntry, Step, StepResults};
@@ -77,6 +77,8 @@ pub(super) struct Scheduler {
     tokenizer: Option<Tokenizer>,
     end_tokens: Vec<u32>,
     pages: PageTable,
+    /// The root of the prefixes of sequences without a clip.
+    root: Node,
     /// If the model has an audio encoder.
     clips: Option<ClipTable>,
     free_slots: Vec<usize>,
@@ -98,6 +100,7 @@ impl Scheduler {
             tokenizer,
             end_tokens,
             pages: PageTable::new(limits.n_pages),
+            root: ROOT,
             clips,
             free_slots: (0..limits.max_seqs).rev().collect(),
             waiting: BTreeMap::new(),
@@ -110,6 +113,15 @@ impl Scheduler {
 
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// From the next step on, other variants run, with blocks of attention of at most `block_rows` rows. What they compute
+    /// may differ in its last bits, so sequences share no prefixes with earlier ones.
+    pub fn variants_changed(&mut self, block_rows: usize) {
+        let Scheduler { pages, clips, .. } = self;
+        self.limits.block_rows = block_rows;
+        self.root = pages.new_root();
+        clips.iter_mut().for_each(|clips| clips.renew_roots(|| pages.new_root()));
     }
 
     /// Queues a clip for the audio encoder.
@@ -301,7 +313,7 @@ impl Scheduler {
                     Some((_, root)) => root,
                     None => continue,
                 },
-                _ => ROOT,
+                _ => self.root,
             };
             let n_shareable = if self.limits.prefix_cache { s.n_shareable() } else { 0 };
             let prefix = self.pages.find(root, &s.tokens[..n_shareable]);
