@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use wginfer::bench::{self, BenchError, DoctorOptions, DoctorReport, Verdict};
-use wginfer::gpu::Gpu;
+use wginfer::gpu::{Gpu, GpuOptions, Variant};
 
 fn doctor(gpu: &Gpu, filter: &str, perturbation: f64) -> DoctorReport {
     let options = DoctorOptions { filter: Some(filter.into()), perturbation, ..DoctorOptions::default() };
@@ -67,6 +67,33 @@ fn a_wrong_kernel_is_seen_and_located() {
     let options = DoctorOptions { filter: Some("no such kernel".into()), ..DoctorOptions::default() };
     let error = bench::doctor(&gpu, &options, String::new(), &mut |_| {}).expect_err("refused").to_string();
     assert!(error.contains("`no such kernel`") && error.contains("`rms_norm`"), "{error}");
+}
+
+/// What a driver that cannot add over subgroups, and refuses gates, would make of the kernels.
+fn driver(variant: &Variant, source: String) -> String {
+    match variant.kernel.name {
+        "gate" => source.replace("fn gate(", "fn gate(@builtin(nothing) "),
+        _ => source.replace("return subgroupAdd(v);", "return v;"),
+    }
+}
+
+#[test]
+fn a_driver_that_miscompiles_is_seen() {
+    let options = GpuOptions { rewrite: Some(driver), ..GpuOptions::default() };
+    let Some(gpu) = common::open(&options) else { return };
+    if gpu.caps().one_subgroup().is_none() {
+        common::say(&format!("skipped, `{}` has no subgroups of a certain width", gpu.info().name));
+        return;
+    }
+    let report = doctor(&gpu, "odd gpt2", 0.0);
+    let verdicts = |kernel| families(&report, kernel).into_iter().collect::<Vec<_>>();
+    let [subgroup, workgroup] = ["reduce_subgroup", "reduce_workgroup"].map(str::to_string);
+    assert_eq!(verdicts("layer_norm"), [(subgroup, Verdict::Wrong), (workgroup, Verdict::Ok)]);
+    assert_eq!(verdicts("gate"), [(String::new(), Verdict::DoesNotCompile)]);
+    let faults: BTreeSet<&str> = report.faults().iter().map(|row| row.kernel.as_str()).collect();
+    assert_eq!(faults, BTreeSet::from(["gate", "layer_norm"]));
+    let gate = report.variants.iter().find(|row| row.kernel == "gate").expect("a row");
+    assert!(gate.message.contains("nothing") && gate.n_cases == 0, "the compiler's words: {gate:?}");
 }
 
 #[test]

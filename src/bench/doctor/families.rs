@@ -13,8 +13,11 @@ pub fn family(variant: &Variant) -> String {
     parts.collect::<Vec<_>>().join(" ")
 }
 
-/// Families that only some devices can run: kernel, parts, and what a device lacks for it, if anything.
-pub const SPECIAL: &[(&str, &str, fn(&Caps) -> Option<String>)] = &[
+/// What a device lacks, if anything.
+type Lacks = fn(&Caps) -> Option<String>;
+
+/// Families that only some devices can run: kernel, parts, and what a device lacks for it.
+pub const SPECIAL: &[(&str, &str, Lacks)] = &[
     ("rms_norm", "reduce_subgroup", no_subgroup),
     ("linear", "rows_few reduce_subgroup", no_subgroup),
     ("linear", "rows_reg", no_eight),
