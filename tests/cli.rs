@@ -424,7 +424,7 @@ fn doctor_checks_kernels() {
         assert!(text.out.contains(part), "no `{part}` in {}", text.out);
     }
     assert!(model["variants"].as_array().is_some_and(|rows| !rows.is_empty()), "{model}");
-    wginfer("doctor no-such-kernel").fails(1, "`no-such-kernel`");
+    wginfer("doctor no-such-kernel").fails(2, "`no-such-kernel`");
 }
 
 #[test]

@@ -294,6 +294,7 @@ impl Gpu {
 
     /// The same device, on which only `caps` are used, so that other variants run there. They must be fewer than the
     /// device's.
+    #[cfg(feature = "bench")]
     pub(crate) fn with_caps(&self, caps: Caps) -> Gpu {
         Gpu { less: Some(Arc::new(caps)), ..self.clone() }
     }
