@@ -37,6 +37,7 @@ pub(crate) use flight::{Flight, Landed, MOST_IN_FLIGHT};
 pub use kernel::{Access, Kernel, Part, Variant};
 pub use quirks::{QUIRKS, Quirk, Vendor, quirks};
 pub use readback::{Arrived, Readback, ReadbackRing};
+pub(crate) use recorder::Portable;
 pub use recorder::Recorder;
 pub use subgroups::{Probed, Subgroups};
 pub use tensor::{ROW_ALIGN, Tensor, View};
