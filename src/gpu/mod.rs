@@ -164,6 +164,10 @@ impl Gpu {
     /// Uses a device and queue of the host as a guest: never submits, never blocks, and installs no device-wide
     /// callback.
     ///
+    /// On a driver that was never seen before, slower variants of kernels run until the results of the self-test
+    /// ([`SelfTest`]) have arrived. An engine hands its recordings to the host along with its own work, or with the upload
+    /// of weights if that is done in slices.
+    ///
     /// # Errors
     /// [`GpuError::LimitTooSmall`]; [`Gpu::required`] returns the limits to ask for.
     pub fn adopt(device: wgpu::Device, queue: wgpu::Queue) -> Result<Gpu, GpuError> {
