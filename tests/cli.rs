@@ -407,6 +407,32 @@ fn inspect_as_json() {
 }
 
 #[test]
+fn variants_of_devices_that_are_not_there() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let list = |line: &str| {
+        let labels = wginfer(line).model(&golden("llama")).json();
+        let labels = labels.as_array().expect("a list").iter();
+        labels.map(|label| label.as_str().expect("a label").to_string()).collect::<Vec<_>>()
+    };
+    let least = list("variants --json --on minimum");
+    let has = |labels: &[String], word: &str| labels.iter().any(|label| label.contains(word));
+    assert!(has(&least, "sample+reduce_workgroup") && !has(&least, "subgroup") && !has(&least, "quantize"));
+    let rdna3 = list("variants --json --on rdna3 --quantize Q4_0");
+    for word in ["linear_coop+coop_16+weights_q4_0", "attention_coop", "reduce_subgroup", "quantize+"] {
+        assert!(has(&rdna3, word), "no {word} in {rdna3:?}");
+    }
+    // Without matrix units, and as text.
+    let exact = wginfer("variants --on rdna3 --precision f32").model(&golden("llama")).out();
+    assert!(exact.contains("linear_tile+weights_") && !exact.contains("coop"), "{exact}");
+    // An encoder, and the device in this machine.
+    let encoder = wginfer("variants").model(&golden("bert-classifier")).out();
+    assert!(encoder.contains("pool") && encoder.lines().count() > 10, "{encoder}");
+    wginfer("variants --on toaster").fails_to_parse();
+}
+
+#[test]
 fn devices_as_json() {
     if common::gpu().is_some() {
         let devices = wginfer("devices --json").json();

@@ -42,6 +42,7 @@ mod table;
 mod terminal;
 mod transcribe;
 mod tune;
+mod variants;
 mod watch;
 
 use std::io::Write;
@@ -116,6 +117,7 @@ commands! {
     Logits(logits),
     Inspect(inspect),
     Devices(devices),
+    Variants(variants),
     Bench(bench),
     Tune(tune),
 }

@@ -14,6 +14,7 @@ mod flight;
 mod kernel;
 mod memory;
 mod probe;
+mod profiles;
 mod quirks;
 mod readback;
 mod recorder;
@@ -27,7 +28,7 @@ mod tuning;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 pub use adapter::{AdapterSummary, Choice};
 pub use caps::{Caps, DISABLE_ENV};
@@ -35,6 +36,7 @@ pub use error::GpuError;
 pub use fields::{Field, Fields};
 pub(crate) use flight::{Flight, Landed, MOST_IN_FLIGHT};
 pub use kernel::{Access, Kernel, Part, Variant};
+pub use profiles::{Profile, profiles};
 pub use quirks::{QUIRKS, Quirk, Vendor, quirks};
 pub use readback::{Arrived, Readback, ReadbackRing};
 pub(crate) use recorder::Portable;
@@ -120,7 +122,8 @@ pub struct Counts {
 pub struct Gpu {
     inner: Arc<Inner>,
     counters: Arc<Counters>,
-    is_plan: bool,
+    /// The capabilities of a plan; `None` for the device itself.
+    plan: Option<Arc<Caps>>,
 }
 
 struct Inner {
@@ -265,7 +268,7 @@ impl Gpu {
                 fault,
             }),
             counters: Arc::default(),
-            is_plan: false,
+            plan: None,
         };
         gpu.probe_subgroups();
         for lost in gpu.caps().lost() {
@@ -291,17 +294,24 @@ impl Gpu {
     /// The same device, on which nothing is allocated or written: tensors have only sizes, which [`Gpu::counts`] adds
     /// up. Nothing can be recorded there.
     pub(crate) fn plan(&self) -> Gpu {
-        Gpu { inner: self.inner.clone(), counters: Arc::default(), is_plan: true }
+        Gpu { inner: self.inner.clone(), counters: Arc::default(), plan: Some(Arc::new(self.caps().clone())) }
+    }
+
+    /// A plan of a device with other capabilities, to collect the variants that would run there. Nothing is measured
+    /// on such a device, so timestamps and tuning are off.
+    pub(crate) fn plan_for(&self, caps: Caps) -> Gpu {
+        let caps = Caps { timestamps: false, tuning: false, ..caps };
+        Gpu { plan: Some(Arc::new(caps)), ..self.plan() }
     }
 
     /// Whether tensors have only sizes: then nothing need be computed to fill them.
     pub(crate) fn is_plan(&self) -> bool {
-        self.is_plan
+        self.plan.is_some()
     }
 
     /// The capabilities and limits of the device.
     pub fn caps(&self) -> &Caps {
-        &self.inner.caps
+        self.plan.as_deref().unwrap_or(&self.inner.caps)
     }
 
     /// Name, driver and backend.
@@ -322,8 +332,11 @@ impl Gpu {
     /// The choices of variants that are kept for this device, read at the first call. Empty if [`Caps::tuning`] is
     /// off.
     pub fn tuning(&self, tunable: &Tunable) -> &Tuning {
-        let read = || if self.caps().tuning { Tuning::read(self, tunable) } else { Tuning::default() };
-        self.inner.tuning.get_or_init(read)
+        static NONE: LazyLock<Tuning> = LazyLock::new(Tuning::default);
+        match self.caps().tuning {
+            true => self.inner.tuning.get_or_init(|| Tuning::read(self, tunable)),
+            false => &NONE,
+        }
     }
 
     /// Whether we created the device. On an adopted device the library never submits or waits.
@@ -518,9 +531,9 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::OutOfMemory`].
     pub fn dummy(&self) -> Result<Tensor, GpuError> {
-        if self.is_plan || self.inner.dummy.get().is_none() {
+        if self.is_plan() || self.inner.dummy.get().is_none() {
             let tensor = Tensor::zeros(self, "unused binding", [1, 64], crate::dtype::Dtype::F32)?;
-            if self.is_plan {
+            if self.is_plan() {
                 return Ok(tensor);
             }
             // Another thread may have been first. Either tensor will do.
@@ -532,7 +545,7 @@ impl Gpu {
     fn create_buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
         // On a lost device, `wgpu` makes buffers that cannot be used.
         self.check_alive()?;
-        let buffer = match self.is_plan {
+        let buffer = match self.is_plan() {
             false => self.allocate(label, size, usage)?,
             true => match self.inner.stub.get() {
                 Some(stub) => stub.clone(),
@@ -575,7 +588,7 @@ impl Gpu {
     }
 
     fn write_buffer(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
-        if self.is_plan {
+        if self.is_plan() {
             return;
         }
         self.count(|c| &c.writes, 1);
