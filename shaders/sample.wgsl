@@ -118,10 +118,12 @@ fn sample(
         return;
     }
     let row = index[r];
-    let seq = rows[row].x;
-    let pos = rows[row].y;
+    let place = reduce_first(rows[row], lane);
+    let seq = place.x;
+    let pos = place.y;
     let s = sampling[seq];
     let base = r * params.z_stride;
+    let has_top_k = s.top_k > 0u && s.top_k < params.n_vocab;
 
     var top = LOWEST;
     var top_index = NOT_A_TOKEN;
@@ -146,7 +148,7 @@ fn sample(
     if s.temperature > 0.0 {
         inv_t = 1.0 / s.temperature;
         floor = order(LOWEST);
-        if s.top_k > 0u && s.top_k < params.n_vocab {
+        if has_top_k {
             floor = threshold(base, lane, floor, best.value, inv_t, true, f32(s.top_k));
         }
         if s.top_p < 1.0 {

@@ -33,16 +33,17 @@ fn top_k(
         let c = chosen[r];
         y[r * params.y_stride] = vec2u(c, bitcast<u32>(x[r * params.x_stride + min(c, params.n_cols - 1u)]));
     }
-    // The last one found. The next one is smaller, or equal in a later column.
+    // The last value found, and the column after its own. The next value is smaller, or equal and not before that
+    // column.
     var last_value = 3.4028234e38;
-    var last_index = 0u;
+    var next_column = 0u;
     for (var i = 0u; i < params.k; i++) {
         var value = LOWEST;
         var index = 0xffffffffu;
         for (var c = lane; c < params.n_cols; c += WG) {
             // With minus infinity, a lane without candidates would beat one with a forbidden token.
             let z = max(x[r * params.x_stride + c], LOWEST);
-            let after = z < last_value || (z == last_value && (i == 0u || c > last_index));
+            let after = z < last_value || (z == last_value && c >= next_column);
             if after && (z > value || index == 0xffffffffu) {
                 value = z;
                 index = c;
@@ -50,9 +51,9 @@ fn top_k(
         }
         let best = reduce_best(value, index, lane);
         last_value = best.value;
-        last_index = best.index;
+        next_column = best.index + 1u;
         if lane == 0u {
-            y[r * params.y_stride + 1u + i] = vec2u(last_index, bitcast<u32>(last_value));
+            y[r * params.y_stride + 1u + i] = vec2u(best.index, bitcast<u32>(best.value));
         }
     }
 }

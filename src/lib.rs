@@ -80,7 +80,7 @@
 //! | layer | module | contents |
 //! |---|---|---|
 //! | 0 | [`dtype`], [`error`], `file`, `guard` | element types; the crate's error; regular files of bounded size; panics of libraries |
-//! | 1 | [`gpu`] | device, capabilities, tensors, kernel declarations, recorder, readback, tuning's choices, which variants a self-test found right |
+//! | 1 | [`gpu`] | device, capabilities (of other devices too), tensors, kernel declarations, recorder, readback, tuning's choices, which variants a self-test found right |
 //! | 2 | [`ops`] | one file per operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | containers of tensors |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat templates: an interpreter of Jinja that counts what it spends |

@@ -718,6 +718,20 @@ fn a_config_may_have_the_keys_of_a_generation_config() {
 }
 
 #[test]
+fn a_key_that_nobody_reads_may_hold_anything() {
+    let dir = model_with("llama", serde_json::json!({}));
+    fs::remove_file(dir.path().join("generation_config.json")).expect("it was there");
+    let path = dir.path().join("config.json");
+    let config = fs::read_to_string(&path).expect("a config");
+    let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+    for value in ["1e999", "-1e999", "[1e999]", "{\"x\": 1e999}", "1000000000000000019884624838656", &deep] {
+        fs::write(&path, config.replacen('{', &format!("{{\"other\": {value},"), 1)).expect("a config");
+        let found = ModelFiles::open(dir.path()).map(|_| ());
+        found.unwrap_or_else(|error| panic!("{value}: {error}"));
+    }
+}
+
+#[test]
 fn labels_as_people_write_them() {
     let labels = |keys: serde_json::Value| {
         let config = config("bert-classifier", &keys).to_string();

@@ -5,7 +5,7 @@ mod common;
 mod program;
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -425,6 +425,32 @@ fn doctor_checks_kernels() {
     }
     assert!(model["variants"].as_array().is_some_and(|rows| !rows.is_empty()), "{model}");
     wginfer("doctor no-such-kernel").fails(2, "`no-such-kernel`");
+}
+
+#[test]
+fn variants_of_devices_that_are_not_there() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let list = |line: &str| {
+        let labels = wginfer(line).model(&golden("llama")).json();
+        let labels = labels.as_array().expect("a list").iter();
+        labels.map(|label| label.as_str().expect("a label").to_string()).collect::<Vec<_>>()
+    };
+    let least = list("variants --json --on minimum");
+    let has = |labels: &[String], word: &str| labels.iter().any(|label| label.contains(word));
+    assert!(has(&least, "sample+reduce_workgroup") && !has(&least, "subgroup") && !has(&least, "quantize"));
+    let rdna3 = list("variants --json --on rdna3 --quantize Q4_0");
+    for word in ["linear_coop+coop_16+weights_q4_0", "attention_coop", "reduce_subgroup", "quantize+"] {
+        assert!(has(&rdna3, word), "no {word} in {rdna3:?}");
+    }
+    // Without matrix units, and as text.
+    let exact = wginfer("variants --on rdna3 --precision f32").model(&golden("llama")).out();
+    assert!(exact.contains("linear_tile+weights_") && !exact.contains("coop"), "{exact}");
+    // An encoder, and the device in this machine.
+    let encoder = wginfer("variants").model(&golden("bert-classifier")).out();
+    assert!(encoder.contains("pool") && encoder.lines().count() > 10, "{encoder}");
+    wginfer("variants --on toaster").fails_to_parse();
 }
 
 #[test]
@@ -987,6 +1013,34 @@ fn chat_hears_all_pasted_lines() {
     let done = program::Run { command, stdin: paste.into() }.piped().done();
     assert_eq!(done.code, Some(0), "{}", done.out);
     assert_eq!(done.out.matches("generated tokens").count(), 4, "{}", done.out);
+
+    // Ctrl-D that was typed while an answer was written.
+    let mut command = Command::new("script");
+    command.args(["-qec", &line, "/dev/null"]).env_remove("WGINFER_MODEL").env("TERM", "xterm");
+    let mut run = program::Run { command, stdin: Vec::new() }.piped();
+    let mut child = run.command.spawn().expect("it runs");
+    let mut keys = child.stdin.take().expect("a pipe");
+    keys.write_all(b"Who are you?\n\x04").expect("it reads");
+    program::wait_until("the end", || child.try_wait().expect("a state").is_some());
+    let output = child.wait_with_output().expect("it has ended");
+    assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("generated tokens"));
+}
+
+/// There, nobody is in a conversation.
+#[test]
+#[cfg(unix)]
+fn a_signal_ends_a_chat_through_a_pipe() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let script = "Tell me a long story.\n".repeat(200);
+    let mut child = wginfer("chat --json").stdin(script.as_bytes()).spawn();
+    let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+    program::read_until(&mut out, "}\n");
+    program::send(&child, "INT");
+    let n = 1 + out.lines().map_while(Result::ok).filter(|line| line.ends_with('}')).count();
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert!(n < 200, "{n} answers");
 }
 
 // --- encoders ---
@@ -1192,6 +1246,8 @@ fn texts_that_fail_leave_the_others_as_they_are() {
     let values = bytemuck::pod_collect_to_vec::<u8, f32>(&fs::read(&npy).expect("it was written")[128..]);
     assert_eq!(values.len(), 3 * 64);
     assert!(values.iter().enumerate().all(|(i, value)| value.is_nan() == (64..128).contains(&i)));
+    let to_stdout = run("embed --format csv -o -").arg("a red ball").succeeds();
+    assert!(to_stdout.out.lines().count() == 1 && !Path::new("-").exists());
     let done = run("embed --similarity --json").arg("a red ball").arg(" ").arg("rain").done();
     let found: Value = serde_json::from_str(&done.out).expect("JSON");
     assert_eq!((done.code, &found["errors"][0]["index"]), (Some(1), &1.into()));
@@ -1201,6 +1257,10 @@ fn texts_that_fail_leave_the_others_as_they_are() {
     let done = run("classify --json").arg("").done();
     let rows: Value = serde_json::from_str(&done.out).expect("JSON");
     assert_eq!((done.code, &rows[0]["error"]), (Some(1), &"the text is empty".into()));
+    // A mark that begins no file is none.
+    let done = run("classify --json").stdin(b"a cat\n\xff\xfe bad\n").done();
+    let rows: Value = serde_json::from_str(&done.out).expect("JSON");
+    assert_eq!((done.code, &rows[1]["error"]), (Some(1), &"not valid UTF-8: byte 0 is `0xff`".into()));
     // Another encoding is an error of the whole file.
     run("embed").stdin(b"\xff\xfea\0\n\0").fails(1, "standard input is UTF-16");
 }

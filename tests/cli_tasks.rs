@@ -376,6 +376,12 @@ fn what_is_done_of_many_inputs_survives_a_signal() {
     let n_done = rows.iter().filter(|row| !row.contains("NaN")).count();
     assert!(rows.len() == N && (1..N).contains(&n_done), "{n_done} of {} rows", rows.len());
 
+    let left = interrupted("embed --similarity --json -m", &arguments, program::SIGNALS[1], on_stdout);
+    let found: Value = serde_json::from_str(&left).expect("valid JSON");
+    let [indices, rows] = ["indices", "similarity"].map(|key| found[key].as_array().expect("a list"));
+    assert!((1..N).contains(&rows.len()) && indices.len() == rows.len());
+    assert!(rows.iter().all(|row| row.as_array().is_some_and(|row| row.len() == rows.len())));
+
     let left = interrupted("classify --json -m", &arguments, program::SIGNALS[2], on_stdout);
     let rows: Vec<Value> = serde_json::from_str(&left).expect("valid JSON");
     assert!((1..N).contains(&rows.len()) && rows.iter().all(|row| row["labels"].is_array()));

@@ -652,7 +652,9 @@ fn template_errors_carry_the_template_s_message() {
     assert!(matches!(error, TextError::TemplateSyntax { line: 2, .. }), "{error:?}");
     let error = render("a\n\n{{ messages[0].nothing.at }}", json!({})).unwrap_err();
     assert_eq!(error.to_string(), "the chat template failed in line 3: `nothing` is undefined");
-    for source in ["", "{# nothing #}", "{% for m in messages if m.role == 'tool' %}{{ m }}{% endfor %}"] {
+    for source in
+        ["", " \n ", "{# nothing #}", "{% for m in messages if m.role == 'tool' %}{{ m }}{% endfor %}"]
+    {
         let error = render(source, json!({})).unwrap_err().to_string();
         assert_eq!(error, "the chat template failed: expected a prompt, found nothing", "{source}");
     }

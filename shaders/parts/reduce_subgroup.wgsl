@@ -3,6 +3,11 @@
 // The workgroup is exactly one subgroup: no barrier, no workgroup memory.
 struct Best { value: f32, index: u32 }
 
+// The value of lane 0.
+fn reduce_first(v: vec2u, lane: u32) -> vec2u {
+    return subgroupBroadcastFirst(v);
+}
+
 fn reduce_sum4(v: vec4f, lane: u32) -> vec4f {
     return subgroupAdd(v);
 }

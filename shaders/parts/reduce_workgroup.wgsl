@@ -5,6 +5,16 @@ var<workgroup> reduce_scratch: array<vec4f, WG>;
 
 struct Best { value: f32, index: u32 }
 
+var<workgroup> reduce_word: vec2u;
+
+// The value of lane 0.
+fn reduce_first(v: vec2u, lane: u32) -> vec2u {
+    if lane == 0u {
+        reduce_word = v;
+    }
+    return workgroupUniformLoad(&reduce_word);
+}
+
 fn reduce_sum4(v: vec4f, lane: u32) -> vec4f {
     workgroupBarrier(); // other lanes may still read the last call's result
     reduce_scratch[lane] = v;

@@ -60,13 +60,17 @@ impl GenerationConfig {
         audio: Option<&AudioShape>,
     ) -> Result<GenerationConfig, CheckpointError> {
         let read = || -> Read<GenerationConfig> {
-            let config = GenerationConfig::read(&Settings::parse(json)?)?;
-            let speech = audio.map(|audio| SpeechConfig::read(&Settings::parse(json)?, audio)).transpose()?;
-            Ok(GenerationConfig { speech: speech.unwrap_or_default(), ..config })
+            let settings = Settings::parse(json)?;
+            let speech = audio.map(|audio| SpeechConfig::read(&settings, audio)).transpose()?;
+            let config = GenerationConfig::read(&settings)?;
+            // A value that is no JSON of ours, such as a number beyond f64, is one of a key that nobody reads.
+            let value = |raw: &str| serde_json::from_str::<Value>(raw).ok();
+            let entry = |(key, raw): (&str, &str)| Some((key.to_string(), value(raw)?));
+            let json = settings.entries().filter_map(entry).collect();
+            Ok(GenerationConfig { json, speech: speech.unwrap_or_default(), ..config })
         };
         let config = read().map_err(|error| CheckpointError::setting(path, error))?;
-        let json = serde_json::from_str(json).map_err(|e| CheckpointError::config(path, e))?;
-        Ok(GenerationConfig { path: path.into(), json, ..config })
+        Ok(GenerationConfig { path: path.into(), ..config })
     }
 
     /// Reads the keys of any model.

@@ -3,8 +3,8 @@
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
 
-use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
+use rustyline::{Cmd, DefaultEditor, KeyEvent};
 use serde::Serialize;
 use wginfer::engine::{Engine, EngineError, EngineOptions, FinishReason, Sampling, Timings, Usage};
 use wginfer::tasks::{Chat, Reply};
@@ -81,6 +81,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let mut engine =
         args.device.load(checkpoint, EngineOptions { max_seqs: 1, ..EngineOptions::default() })?;
     let mut n_failed = 0;
+    let is_typed = std::io::stdin().is_terminal();
     let mut input = if args.json { Input::Plain } else { Input::open(out)? };
     while let Some(line) = input.line()? {
         let line = line.trim();
@@ -92,7 +93,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
                     terminal::error(&failure);
                 }
             }
-            None => n_failed += usize::from(!say(&mut chat, &mut engine, line, args.json, out)?),
+            None => n_failed += usize::from(!say(&mut chat, &mut engine, line, is_typed, args.json, out)?),
         }
     }
     match (input, n_failed) {
@@ -144,10 +145,12 @@ fn say(
     chat: &mut Chat,
     engine: &mut Engine,
     line: &str,
+    is_typed: bool,
     as_json: bool,
     out: &mut dyn Write,
 ) -> Result<bool, Failure> {
-    let writing = Writing::begin();
+    // Where nobody types, Ctrl-C is for the whole program.
+    let writing = is_typed.then(Writing::begin);
     let mut written: Result<(), std::io::Error> = Ok(());
     let mut ends_line = false;
     let reply = chat.ask(engine, line, |text| {
@@ -155,7 +158,7 @@ fn say(
             written = write!(out, "{text}").and_then(|()| out.flush());
             ends_line = text.ends_with('\n');
         }
-        if written.is_err() || writing.is_stopped() {
+        if written.is_err() || writing.as_ref().is_some_and(Writing::is_stopped) {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())
@@ -215,7 +218,9 @@ impl Input {
         }
         out.flush()?;
         interrupt::keep_terminal();
-        let editor = DefaultEditor::new().map_err(unreadable)?;
+        let mut editor = DefaultEditor::new().map_err(unreadable)?;
+        // What a terminal keeps of a Ctrl-D that is typed while an answer is written.
+        editor.bind_sequence(KeyEvent::ctrl('@'), Cmd::EndOfFile);
         log::info!("`/help` lists the commands, Ctrl-D leaves");
         Ok(Input::Editor(Box::new(editor)))
     }

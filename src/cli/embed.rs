@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use wginfer::checkpoint::EmbeddingConfig;
 use wginfer::engine::Output;
-use wginfer::tasks::{self, Encoding};
+use wginfer::tasks::{Direction, Encoding};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
@@ -24,7 +24,8 @@ const EXAMPLES: &str = "Examples:
 
 Blank lines are skipped. In JSON, `index` is that of a text's line, from 0, blank ones counted. A text that fails has
 `error` there, and a row of NaN in the other formats, so that row i is always that of the i-th text; the exit code is 1.
-Ctrl-C leaves what is done in `NAME.partial`, or writes it to standard output; other texts are not there, or NaN.";
+Ctrl-C leaves what is done in `NAME.partial`, or writes it to standard output; other texts are not there, or NaN. Cosines
+are those of the texts that are done, which JSON names.";
 
 /// Compute embeddings of texts: vectors whose cosine measures similarity
 #[derive(clap::Args)]
@@ -51,7 +52,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "format")]
     json: bool,
 
-    /// Write to this file instead of standard output
+    /// Write to this file; `-` is standard output, the default
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -100,7 +101,7 @@ struct SimilarityJson<'a> {
     indices: Vec<usize>,
     texts: Vec<Option<&'a str>>,
     /// Null for a text that failed.
-    similarity: Matrix,
+    similarity: Similarity<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     errors: Vec<ErrorJson<'a>>,
 }
@@ -121,8 +122,28 @@ impl ErrorJson<'_> {
 type Embedded = Done<String, Encoding>;
 type Row = DoneRow<String, Encoding>;
 
-/// Rows of numbers; NaN where there is no result.
-type Matrix = Vec<Vec<f32>>;
+/// The cosines between all texts, computed row by row; NaN where a text has no embedding.
+struct Similarity<'a>(Vec<Option<Direction<'a>>>);
+
+impl Similarity<'_> {
+    fn of<'a>(rows: &[&'a Row]) -> Similarity<'a> {
+        Similarity(rows.iter().map(|row| Some(Direction::of(&row.good()?.values))).collect())
+    }
+
+    fn rows(&self) -> impl Iterator<Item = Vec<f32>> {
+        let cosine = |a: &Option<Direction<'_>>, b: &Option<Direction<'_>>| match (a, b) {
+            (Some(a), Some(b)) => a.cosine(b),
+            _ => f32::NAN,
+        };
+        self.0.iter().map(move |a| self.0.iter().map(|b| cosine(a, b)).collect())
+    }
+}
+
+impl Serialize for Similarity<'_> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.rows())
+    }
+}
 
 pub fn run(args: &Args, _out: &mut dyn Write) -> Result<(), Failure> {
     let to_terminal = args.output.is_none() && std::io::stdout().is_terminal();
@@ -134,19 +155,27 @@ pub fn run(args: &Args, _out: &mut dyn Write) -> Result<(), Failure> {
     let target = output::plan(&args.output, &inputs)?.pop();
     let checkpoint = args.model.open_encoder()?;
     let texts = Rows::texts(&args.texts, args.file.as_deref(), args.jsonl)?;
+    let (form, n_texts) = (args.form(), texts.rows.len());
+    if matches!(form, Form::Similarity(None)) && n_texts > MOST_IN_TABLE {
+        let message = format!("a table of {n_texts} texts, expected at most {MOST_IN_TABLE}");
+        return Err(Failure::usage(message).with_hint("`--format` writes more, in other formats"));
+    }
     let prefix = args.prefix(&checkpoint.embedding.clone().unwrap_or_default())?;
     if let Err(error) = &checkpoint.tokenizer {
         return Err(error.clone().into());
     }
     let mut encoder = args.device.load_encoder(checkpoint)?;
     let task = encode::task(&encoder, &texts.good(), &prefix, Output::Embedding)?;
-    let (form, width) = (args.form(), encoder.embedding_width());
+    let width = encoder.embedding_width();
     let draft = Draft::new(texts, target, move |embedded, out| form.write(embedded, width, out));
     let work = encode::run(&mut encoder, task, |i, result| draft.set(i, result));
     let is_json =
         matches!(form, Form::Vectors(EmbedFormat::Json) | Form::Similarity(Some(EmbedFormat::Json)));
     draft.finish(work)?.report(is_json)
 }
+
+/// Most texts in a table of cosines.
+const MOST_IN_TABLE: usize = 1000;
 
 /// What is written.
 #[derive(Clone, Copy)]
@@ -192,21 +221,15 @@ impl Args {
 
 impl Form {
     fn write(self, embedded: &Embedded, width: usize, out: &mut dyn Write) -> Result<(), Failure> {
+        let n_rows = embedded.rows.len();
         let format = match self {
             Form::Vectors(EmbedFormat::Json) => return objects(embedded, out),
-            Form::Vectors(EmbedFormat::Csv) => return csv(&vectors(embedded, width), out),
-            Form::Vectors(EmbedFormat::Npy) => return npy(&vectors(embedded, width), out),
+            Form::Vectors(EmbedFormat::Csv) => return csv(vectors(embedded, width), out),
+            Form::Vectors(EmbedFormat::Npy) => return npy([n_rows, width], vectors(embedded, width), out),
             Form::Similarity(format) => format,
         };
-        let rows: Vec<&Row> = match format {
-            None | Some(EmbedFormat::Json) => embedded.finished().collect(),
-            Some(EmbedFormat::Csv | EmbedFormat::Npy) => embedded.rows.iter().collect(),
-        };
-        let cosine = |a: &Row, b: &Row| match (a.good(), b.good()) {
-            (Some(a), Some(b)) => tasks::cosine(&a.values, &b.values),
-            _ => f32::NAN,
-        };
-        let similarity: Matrix = rows.iter().map(|a| rows.iter().map(|b| cosine(a, b)).collect()).collect();
+        let rows: Vec<&Row> = embedded.finished().collect();
+        let similarity = Similarity::of(&rows);
         match format {
             None => table(&rows, &similarity, out),
             Some(EmbedFormat::Json) => {
@@ -218,16 +241,16 @@ impl Form {
                 };
                 json::line(&all, out)
             }
-            Some(EmbedFormat::Csv) => csv(&similarity, out),
-            Some(EmbedFormat::Npy) => npy(&similarity, out),
+            Some(EmbedFormat::Csv) => csv(similarity.rows(), out),
+            Some(EmbedFormat::Npy) => npy([rows.len(); 2], similarity.rows(), out),
         }
     }
 }
 
 /// The vector of each text; one of NaN for a text that has none.
-fn vectors(embedded: &Embedded, width: usize) -> Matrix {
-    let nan = || vec![f32::NAN; width];
-    embedded.rows.iter().map(|row| row.good().map_or_else(nan, |e| e.values.clone())).collect()
+fn vectors(embedded: &Embedded, width: usize) -> impl Iterator<Item = Vec<f32>> {
+    let nan = move || vec![f32::NAN; width];
+    embedded.rows.iter().map(move |row| row.good().map_or_else(nan, |e| e.values.clone()))
 }
 
 /// Writes an array, one text per line.
@@ -239,38 +262,45 @@ fn objects(embedded: &Embedded, out: &mut dyn Write) -> Result<(), Failure> {
     Ok(out.write_all(b"]\n")?)
 }
 
-fn csv(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
+fn csv(rows: impl Iterator<Item = Vec<f32>>, out: &mut dyn Write) -> Result<(), Failure> {
     for row in rows {
         let cells: Vec<String> = row.iter().map(f32::to_string).collect();
         writeln!(out, "{}", cells.join(","))?;
+        out.flush()?; // valid to here
     }
     Ok(())
 }
 
 /// Writes a two-dimensional array in NumPy's format, version 1.0: magic bytes, the header's length, a header in Python
 /// that ends at a multiple of 64 bytes, the values row by row.
-fn npy(rows: &[Vec<f32>], out: &mut dyn Write) -> Result<(), Failure> {
+fn npy(
+    [n_rows, n_cols]: [usize; 2],
+    rows: impl Iterator<Item = Vec<f32>>,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
     const BEFORE_HEADER: usize = 10;
-    let shape = (rows.len(), rows.first().map_or(0, Vec::len));
+    let shape = (n_rows, n_cols);
     let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape:?}, }}");
     let length = (BEFORE_HEADER + header.len() + 1).next_multiple_of(64) - BEFORE_HEADER;
     header = format!("{header:<0$}\n", length - 1);
     out.write_all(b"\x93NUMPY\x01\x00")?;
     out.write_all(&(length as u16).to_le_bytes())?;
     out.write_all(header.as_bytes())?;
-    for value in rows.iter().flatten() {
-        out.write_all(&value.to_le_bytes())?;
+    for row in rows {
+        for value in row {
+            out.write_all(&value.to_le_bytes())?;
+        }
     }
     Ok(())
 }
 
-fn table(rows: &[&Row], similarity: &Matrix, out: &mut dyn Write) -> Result<(), Failure> {
+fn table(rows: &[&Row], similarity: &Similarity<'_>, out: &mut dyn Write) -> Result<(), Failure> {
     /// Characters of a text in the table.
     const SHOWN: usize = 32;
     let numbers = (1..=rows.len()).map(|i| format!(" {i}"));
     let headers: Vec<String> = [" #".to_string(), "text".to_string()].into_iter().chain(numbers).collect();
     let mut table = Table::new(&headers);
-    for (i, (row, similarity)) in rows.iter().zip(similarity).enumerate() {
+    for (i, (row, similarity)) in rows.iter().zip(similarity.rows()).enumerate() {
         let text = row.input.as_deref().unwrap_or_default();
         let is_long = text.chars().nth(SHOWN).is_some();
         let shown: String = text.chars().take(if is_long { SHOWN - 1 } else { SHOWN }).collect();

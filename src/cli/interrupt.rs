@@ -3,7 +3,7 @@
 //! A thread of its own waits for them. At the first, it waits until output that is being written is whole ([`hold`]),
 //! writes what the command has done so far ([`Unfinished`]), reports the signal, and ends the program with 128 plus the
 //! signal's number. It does so whatever the other threads do: one may be inside a driver, or wait for standard input.
-//! It takes less than a second, even if nobody reads the output, and longer only while much output is being written. A
+//! It takes less than a second, even if nobody reads the output, and longer only as long as output is being written. A
 //! second signal ends the program at once.
 //!
 //! The exception is `chat`, where Ctrl-C stops the answer that is being written ([`Writing`]).
@@ -19,14 +19,14 @@ use std::time::{Duration, Instant};
 use super::failure::Failure;
 use super::terminal;
 
-/// How long a signal waits for output that is being written.
+/// How long a signal waits for output of which nothing is being written.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// Time from a signal to the end of the program, if its output cannot be written.
+/// Time from a signal, or from the last byte of output, to the end of the program.
 const DEADLINE: Duration = Duration::from_millis(800);
-/// The program does not end while output is written within this time.
-const STEP: Duration = Duration::from_millis(200);
-/// But it ends then: who reads the output may be slow.
+/// Most time from a signal to the end: who reads the output may be slow.
 const MOST: Duration = Duration::from_secs(10);
+/// Time for what may be stuck at the end.
+const A_MOMENT: Duration = Duration::from_millis(50);
 /// Signals within this time are one. `timeout` sends its signal to the program and then to its group, and when a
 /// terminal closes, both the system and the shell send SIGHUP.
 const SAME: Duration = Duration::from_millis(200);
@@ -53,8 +53,8 @@ thread_local! {
 pub struct Outputs {
     /// Ends the line on standard output.
     pub end_line: fn(),
-    /// Cuts off what is not whole in files.
-    pub leave_all: fn(),
+    /// Cuts off what is not whole in files. Returns one that is left, if there is any.
+    pub leave_all: fn() -> Option<PathBuf>,
     /// The bytes written so far.
     pub n_written: fn() -> u64,
 }
@@ -82,7 +82,14 @@ pub fn init(outputs: Outputs) -> Result<(), String> {
                 }
             }
             Err(_) if first.is_some_and(|first| first.elapsed() < SAME) => {}
-            Err(_) => exit(signal),
+            Err(_) => {
+                let _ = thread::Builder::new().spawn(move || {
+                    (outputs.leave_all)();
+                    exit(signal)
+                });
+                thread::sleep(A_MOMENT);
+                exit(signal)
+            }
         }
     });
     caught.map_err(|error| error.to_string())
@@ -92,12 +99,12 @@ pub fn init(outputs: Outputs) -> Result<(), String> {
 fn leave(signal: i32, outputs: Outputs) -> Infallible {
     // This thread may write.
     N_HOLDS.set(1);
-    let begin = Instant::now();
+    let mut flow = Flow::new(outputs);
     let _output = loop {
         match OUTPUT.try_lock() {
             Ok(guard) => break Some(guard),
             Err(TryLockError::Poisoned(poisoned)) => break Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) if begin.elapsed() > PATIENCE => break None,
+            Err(TryLockError::WouldBlock) if flow.is_stuck(PATIENCE) => break None,
             Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(1)),
         }
     };
@@ -106,26 +113,46 @@ fn leave(signal: i32, outputs: Outputs) -> Infallible {
     (outputs.end_line)();
     let finish = lock(&UNFINISHED).take();
     let file = finish.and_then(|finish| finish());
-    (outputs.leave_all)();
-    report(signal, file);
+    let left = (outputs.leave_all)();
+    report(signal, file.or(left));
     exit(signal)
+}
+
+/// Whether output is being written.
+struct Flow {
+    outputs: Outputs,
+    begin: Instant,
+    n_written: u64,
+    /// When it was more than before.
+    last: Instant,
+}
+
+impl Flow {
+    fn new(outputs: Outputs) -> Flow {
+        let now = Instant::now();
+        Flow { outputs, begin: now, n_written: (outputs.n_written)(), last: now }
+    }
+
+    /// Whether nothing was written for this time, or it takes too long.
+    fn is_stuck(&mut self, patience: Duration) -> bool {
+        let n_written = (self.outputs.n_written)();
+        if n_written > self.n_written {
+            (self.n_written, self.last) = (n_written, Instant::now());
+        }
+        self.last.elapsed() > patience || self.begin.elapsed() > MOST
+    }
 }
 
 /// Ends the program if [`leave`] does not.
 fn leave_late(signal: i32, outputs: Outputs) -> Infallible {
-    let begin = Instant::now();
-    thread::sleep(DEADLINE - STEP);
-    loop {
-        let n_written = (outputs.n_written)();
-        thread::sleep(STEP);
-        if (outputs.n_written)() == n_written || begin.elapsed() > MOST {
-            break;
-        }
+    let mut flow = Flow::new(outputs);
+    while !flow.is_stuck(DEADLINE) {
+        thread::sleep(Duration::from_millis(10));
     }
+    let left = (outputs.leave_all)();
     // Standard error may be stuck, too.
-    let _ = thread::Builder::new().spawn(move || report(signal, None));
-    thread::sleep(Duration::from_millis(50));
-    (outputs.leave_all)();
+    let _ = thread::Builder::new().spawn(move || report(signal, left));
+    thread::sleep(A_MOMENT);
     exit(signal)
 }
 

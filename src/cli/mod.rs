@@ -43,6 +43,7 @@ mod table;
 mod terminal;
 mod transcribe;
 mod tune;
+mod variants;
 mod watch;
 
 use std::io::Write;
@@ -118,6 +119,7 @@ commands! {
     Inspect(inspect),
     Devices(devices),
     Doctor(doctor),
+    Variants(variants),
     Bench(bench),
     Tune(tune),
 }

@@ -66,7 +66,13 @@ impl DeviceArgs {
         EngineOptions { ctx: self.ctx, quantize, kv_dtype: self.kv_type.dtype(), ..options }
     }
 
-    fn open(&self) -> Result<Gpu, Failure> {
+    /// `options` with the fields that these flags set.
+    pub fn encoder_options(&self, options: EncoderOptions) -> EncoderOptions {
+        EncoderOptions { ctx: self.ctx, quantize: self.quantize.map(Quantize::dtype), ..options }
+    }
+
+    /// Opens the device.
+    pub fn open(&self) -> Result<Gpu, Failure> {
         Ok(Gpu::open(&GpuOptions {
             select: self.gpu.name(),
             f32_products: self.precision == Precision::F32,
@@ -78,11 +84,7 @@ impl DeviceArgs {
 
     /// Opens the device and loads an encoder.
     pub fn load_encoder(&self, checkpoint: ModelFiles) -> Result<TextEncoder, Failure> {
-        let options = EncoderOptions {
-            ctx: self.ctx,
-            quantize: self.quantize.map(Quantize::dtype),
-            ..EncoderOptions::default()
-        };
+        let options = self.encoder_options(EncoderOptions::default());
         let gpu = self.open()?;
         let bar = terminal::bar("loading", checkpoint.weights.n_bytes() as u64);
         let encoder = TextEncoder::load(&gpu, checkpoint, options, &mut |progress| {

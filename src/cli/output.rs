@@ -311,6 +311,9 @@ impl Place {
     fn of(path: &Path) -> io::Result<Place> {
         let is_folder = || io::Error::from(ErrorKind::IsADirectory);
         let ends = |at: &Path| at.as_os_str().to_string_lossy().ends_with(std::path::is_separator);
+        if path == "-" {
+            return Ok(Place::Stdout);
+        }
         let mut at = path.to_path_buf();
         for _ in 0..MAX_LINKS {
             match descriptor(&at) {
@@ -500,10 +503,10 @@ impl Partial {
     }
 }
 
-/// Cuts off what is not whole in the files that are being written.
-pub fn leave_all() {
+/// Cuts off what is not whole in the files that are being written. Returns one that is left, if there is any.
+pub fn leave_all() -> Option<PathBuf> {
     let partials = std::mem::take(&mut *lock(&PARTIALS));
-    partials.iter().for_each(|partial| drop(partial.leave()));
+    partials.iter().filter_map(|partial| partial.leave()).fold(None, |_, path| Some(path))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -554,12 +557,14 @@ impl Output {
         self.flush()?;
         let Some(partial) = self.partial.take() else { return Ok(()) };
         let Sink::File(file) = self.sink.get_ref() else { return Ok(()) };
+        // Until then, a signal finds it beside its place, and whole.
+        let synced = file.sync_all();
         partial.forget();
         if !partial.is_ours() {
             let reason = format!("`{}` was replaced by another program", partial.path.display());
             return Err(cannot_write(&self.name, &reason));
         }
-        let renamed = file.sync_all().and_then(|()| std::fs::rename(&partial.path, &partial.file));
+        let renamed = synced.and_then(|()| std::fs::rename(&partial.path, &partial.file));
         renamed.map_err(|e| {
             let hint = format!("the whole output is in `{}`", partial.path.display());
             cannot_write(&self.name, &e).with_hint(hint)

@@ -67,7 +67,7 @@ pub fn lines(file: Option<&Path>) -> Result<Vec<Result<String, Failure>>, Failur
     let line = |line: &[u8]| {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         // Files that were joined have a mark at the beginning of each.
-        Ok(decoded(line.to_vec(), "")?.trim_start_matches(MARK).to_string())
+        Ok(utf8(line.to_vec(), "")?.trim_start_matches(MARK).to_string())
     };
     Ok(bytes.split(|byte| *byte == b'\n').map(line).collect())
 }
@@ -113,6 +113,11 @@ pub fn name(file: Option<&Path>) -> String {
 /// `bytes` as text. Errors say what they are after `subject`, which names them.
 fn decoded(bytes: Vec<u8>, subject: &str) -> Result<String, Failure> {
     check_encoding(&bytes, subject)?;
+    utf8(bytes, subject)
+}
+
+/// As [`decoded`], for bytes that begin no file, and so with no mark.
+fn utf8(bytes: Vec<u8>, subject: &str) -> Result<String, Failure> {
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Failure::failed(format!("{subject}not valid UTF-8: byte {at} is `0x{:02x}`", e.as_bytes()[at]))

@@ -276,7 +276,7 @@ impl Engine {
     }
 
     /// Allocates everything but the weights.
-    fn allocate(
+    pub(super) fn allocate(
         gpu: &Gpu,
         shape: &ModelShape,
         weights: &Arc<dyn Model>,
@@ -363,7 +363,7 @@ pub(super) fn staging_bytes(gpu: &Gpu, loader: &Loader) -> Result<u64, GpuError>
 
 /// The sizes of an engine.
 #[derive(Clone, Copy)]
-struct Sizes {
+pub(super) struct Sizes {
     capacity: Capacity,
     /// Pages of the cache.
     n_pages: usize,
@@ -375,7 +375,7 @@ struct Sizes {
 
 impl Sizes {
     /// Checks `options`, whose `ctx` is set, against a model and a device.
-    fn new(gpu: &Gpu, shape: &ModelShape, options: &EngineOptions) -> Result<Sizes, EngineError> {
+    pub(super) fn new(gpu: &Gpu, shape: &ModelShape, options: &EngineOptions) -> Result<Sizes, EngineError> {
         let wrong = |found: Dtype, expected| {
             Err(EngineError::Parameter { name: "kv_dtype", found: found.to_string(), expected })
         };
@@ -444,7 +444,7 @@ fn in_range(name: &'static str, n: usize, most: usize, expected: &'static str) -
 }
 
 /// Records every kind of step of an engine, to collect their variants.
-fn rehearse(runner: &mut Runner, rec: &mut Recorder, sizes: Sizes) {
+pub(super) fn rehearse(runner: &mut Runner, rec: &mut Recorder, sizes: Sizes) {
     let Sizes { capacity: Capacity { max_rows, max_seqs, max_seq_len, .. }, max_logprobs, .. } = sizes;
     // Every number of rows up to the largest group that shares one read of the weights.
     let counts =

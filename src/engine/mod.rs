@@ -23,6 +23,7 @@ mod sampling;
 mod scheduler;
 mod self_test;
 mod stepper;
+mod variants;
 
 use std::ops::Range;
 use std::sync::{Arc, Weak};

@@ -14,6 +14,7 @@ mod flight;
 mod kernel;
 mod memory;
 mod probe;
+mod profiles;
 mod quirks;
 mod readback;
 mod recorder;
@@ -27,7 +28,7 @@ mod tuning;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 pub use adapter::{AdapterSummary, Choice};
 pub use caps::{Caps, DISABLE_ENV};
@@ -35,8 +36,10 @@ pub use error::GpuError;
 pub use fields::{Field, Fields};
 pub(crate) use flight::{Flight, Landed, MOST_IN_FLIGHT};
 pub use kernel::{Access, Kernel, Part, Variant};
+pub use profiles::{Profile, profiles};
 pub use quirks::{QUIRKS, Quirk, Vendor, quirks};
 pub use readback::{Arrived, Readback, ReadbackRing};
+pub(crate) use recorder::Portable;
 pub use recorder::Recorder;
 pub use subgroups::{Probed, Subgroups};
 pub use tensor::{ROW_ALIGN, Tensor, View};
@@ -120,8 +123,8 @@ pub struct Gpu {
     inner: Arc<Inner>,
     counters: Arc<Counters>,
     is_plan: bool,
-    /// Capabilities instead of the device's.
-    less: Option<Arc<Caps>>,
+    /// Capabilities instead of the device's, so that other variants are recorded.
+    instead: Option<Arc<Caps>>,
 }
 
 struct Inner {
@@ -164,6 +167,10 @@ impl Gpu {
 
     /// Uses a device and queue of the host as a guest: never submits, never blocks, and installs no device-wide
     /// callback.
+    ///
+    /// On a driver that was never seen before, slower variants of kernels run until the results of the self-test
+    /// ([`SelfTest`]) have arrived. An engine hands its recordings to the host along with its own work, or with the upload
+    /// of weights if that is done in slices.
     ///
     /// # Errors
     /// [`GpuError::LimitTooSmall`]; [`Gpu::required`] returns the limits to ask for.
@@ -263,7 +270,7 @@ impl Gpu {
             }),
             counters: Arc::default(),
             is_plan: false,
-            less: None,
+            instead: None,
         };
         gpu.probe_subgroups();
         for lost in gpu.caps().lost() {
@@ -292,11 +299,18 @@ impl Gpu {
         Gpu { counters: Arc::default(), is_plan: true, ..self.clone() }
     }
 
+    /// A plan of a device with other capabilities, to collect the variants that would run there. Nothing is measured
+    /// on such a device, so timestamps and tuning are off.
+    pub(crate) fn plan_for(&self, caps: Caps) -> Gpu {
+        let caps = Caps { timestamps: false, tuning: false, ..caps };
+        Gpu { instead: Some(Arc::new(caps)), ..self.plan() }
+    }
+
     /// The same device, on which only `caps` are used, so that other variants run there. They must be fewer than the
     /// device's.
     #[cfg(feature = "bench")]
     pub(crate) fn with_caps(&self, caps: Caps) -> Gpu {
-        Gpu { less: Some(Arc::new(caps)), ..self.clone() }
+        Gpu { instead: Some(Arc::new(caps)), ..self.clone() }
     }
 
     /// Whether tensors have only sizes: then nothing need be computed to fill them.
@@ -306,7 +320,7 @@ impl Gpu {
 
     /// The capabilities and limits of the device.
     pub fn caps(&self) -> &Caps {
-        self.less.as_deref().unwrap_or(&self.inner.caps)
+        self.instead.as_deref().unwrap_or(&self.inner.caps)
     }
 
     /// Name, driver and backend.
@@ -332,8 +346,11 @@ impl Gpu {
     /// The choices of variants that are kept for this device, read at the first call. Empty if [`Caps::tuning`] is
     /// off.
     pub fn tuning(&self, tunable: &Tunable) -> &Tuning {
-        let read = || if self.caps().tuning { Tuning::read(self, tunable) } else { Tuning::default() };
-        self.inner.tuning.get_or_init(read)
+        static NONE: LazyLock<Tuning> = LazyLock::new(Tuning::default);
+        match self.caps().tuning {
+            true => self.inner.tuning.get_or_init(|| Tuning::read(self, tunable)),
+            false => &NONE,
+        }
     }
 
     /// Whether we created the device. On an adopted device the library never submits or waits.
@@ -528,9 +545,9 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::OutOfMemory`].
     pub fn dummy(&self) -> Result<Tensor, GpuError> {
-        if self.is_plan || self.inner.dummy.get().is_none() {
+        if self.is_plan() || self.inner.dummy.get().is_none() {
             let tensor = Tensor::zeros(self, "unused binding", [1, 64], crate::dtype::Dtype::F32)?;
-            if self.is_plan {
+            if self.is_plan() {
                 return Ok(tensor);
             }
             // Another thread may have been first. Either tensor will do.
@@ -542,7 +559,7 @@ impl Gpu {
     fn create_buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
         // On a lost device, `wgpu` makes buffers that cannot be used.
         self.check_alive()?;
-        let buffer = match self.is_plan {
+        let buffer = match self.is_plan() {
             false => self.allocate(label, size, usage)?,
             true => match self.inner.stub.get() {
                 Some(stub) => stub.clone(),
@@ -585,7 +602,7 @@ impl Gpu {
     }
 
     fn write_buffer(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
-        if self.is_plan {
+        if self.is_plan() {
             return;
         }
         self.count(|c| &c.writes, 1);

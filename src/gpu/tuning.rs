@@ -32,6 +32,8 @@ pub struct Product {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tuning {
     choices: HashMap<Product, &'static str>,
+    /// The choice for all other products.
+    others: Option<&'static str>,
 }
 
 /// The names of the operations and their variants, and a hash of the shaders: a choice is valid only for the shaders
@@ -78,9 +80,14 @@ struct Choice {
 const ROWS: [&str; 2] = ["decode", "prompt"];
 
 impl Tuning {
+    /// The same variant for every product that can take it, to list what measurements may choose.
+    pub fn same(variant: &'static str) -> Tuning {
+        Tuning { choices: HashMap::new(), others: Some(variant) }
+    }
+
     /// The choice for a product.
     pub fn get(&self, product: &Product) -> Option<&'static str> {
-        self.choices.get(product).copied()
+        self.choices.get(product).copied().or(self.others)
     }
 
     /// Sets the choice for a product. `None` restores the default.

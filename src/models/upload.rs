@@ -130,6 +130,19 @@ impl Upload {
         Ok(())
     }
 
+    /// Records the dispatches of the first piece of each tensor, to collect their variants. Reads and writes no weights.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    pub(crate) fn rehearse(&mut self, rec: &mut Recorder) -> Result<(), GpuError> {
+        for item in &self.items {
+            let rows = item.piece(0, self.stages.n_bytes);
+            let stage = item.stage(rec, &mut self.stages, rows.len())?;
+            item.dispatch(rec, stage.as_ref(), rows);
+        }
+        Ok(())
+    }
+
     /// Uploads everything, and on a device of our own waits for it. Calls `progress` after each slice.
     ///
     /// On an adopted device, writes are queued for the host's next submission, and the driver keeps a copy of each
@@ -239,22 +252,37 @@ impl Item {
         if self.is_staged() {
             self.check(&content, rows.start)?;
         }
-        let stage = match self.is_staged() {
-            true => Some(stages.next(rec.gpu(), [rows.len(), self.tensor.n_cols()], self.written)?),
-            false => None,
-        };
-        let (to, row) = stage.as_ref().map_or((&self.tensor, rows.start), |stage| (stage, 0));
+        let stage = self.stage(rec, stages, rows.len())?;
+        if !matches!(self.source, Source::Random { .. }) {
+            let (to, row) = self.target(stage.as_ref(), rows.start);
+            to.write(rec.gpu(), row, &content);
+        }
+        self.dispatch(rec, stage.as_ref(), rows);
+        Ok(())
+    }
+
+    /// The stage of a piece of `n_rows`, if it goes through one.
+    fn stage(&self, rec: &Recorder, stages: &mut Stages, n_rows: usize) -> Result<Option<Tensor>, GpuError> {
+        let shape = [n_rows, self.tensor.n_cols()];
+        self.is_staged().then(|| stages.next(rec.gpu(), shape, self.written)).transpose()
+    }
+
+    /// The tensor that row `row` is written to, and the row there.
+    fn target<'a>(&'a self, stage: Option<&'a Tensor>, row: usize) -> (&'a Tensor, usize) {
+        stage.map_or((&self.tensor, row), |stage| (stage, 0))
+    }
+
+    /// Records the dispatches of one piece: random values, quantisation.
+    fn dispatch(&self, rec: &mut Recorder, stage: Option<&Tensor>, rows: Range<usize>) {
         if let Source::Random { seed, mean, scale } = self.source {
+            let (to, row) = self.target(stage, rows.start);
             // Rows of a stage count from 0 in every piece.
             let seed = seed.wrapping_add((rows.start - row) as u32);
             ops::fill_normal_rows(rec, to, row..row + rows.len(), seed, mean, scale);
-        } else {
-            to.write(rec.gpu(), row, &content);
         }
-        if let Some(stage) = &stage {
+        if let Some(stage) = stage {
             ops::quantize(rec, stage, &self.tensor, rows.start, rows.len());
         }
-        Ok(())
     }
 
     /// The bytes to write for `rows`, with padding (except a vector's).

@@ -212,8 +212,34 @@ pub fn label_scores(
 /// # Panics
 /// If their lengths differ.
 pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len(), "embeddings of one model have one length");
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let lengths = (dot(a, a) * dot(b, b)).sqrt();
-    if lengths > 0.0 { (dot(a, b) / lengths) as f32 } else { 0.0 }
+    Direction::of(a).cosine(&Direction::of(b))
+}
+
+/// An embedding that is compared with many others.
+#[derive(Clone, Copy, Debug)]
+pub struct Direction<'a> {
+    values: &'a [f32],
+    /// The square of its length.
+    square: f64,
+}
+
+impl<'a> Direction<'a> {
+    /// The direction of an embedding.
+    pub fn of(values: &'a [f32]) -> Direction<'a> {
+        Direction { values, square: dot(values, values) }
+    }
+
+    /// As [`cosine`].
+    ///
+    /// # Panics
+    /// If their lengths differ.
+    pub fn cosine(&self, other: &Direction<'_>) -> f32 {
+        assert_eq!(self.values.len(), other.values.len(), "embeddings of one model have one length");
+        let lengths = (self.square * other.square).sqrt();
+        if lengths > 0.0 { (dot(self.values, other.values) / lengths) as f32 } else { 0.0 }
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }

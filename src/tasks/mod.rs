@@ -29,7 +29,9 @@ pub use classify::{
     Classification, ClassifyInput, ClassifyTask, Label, LabelProbability, check_labels, classify,
     prompt_logprob_rows,
 };
-pub use embed::{COSINE_TEMPERATURE, EncodeTask, Encoding, cosine, encode, encode_tokens, label_scores};
+pub use embed::{
+    COSINE_TEMPERATURE, Direction, EncodeTask, Encoding, cosine, encode, encode_tokens, label_scores,
+};
 pub use error::TaskError;
 pub use passage::Quote;
 pub use score::{

@@ -112,7 +112,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TextError::TemplateRefused`] if the template raises an exception, [`TextError::TemplateRender`] if it cannot be
-    /// evaluated or makes an empty text, [`TextError::TemplateLimit`] if it exceeds a limit.
+    /// evaluated or makes nothing but white space, [`TextError::TemplateLimit`] if it exceeds a limit.
     pub fn render(
         &self,
         messages: &[Message],
@@ -138,7 +138,7 @@ impl ChatTemplate {
             ErrorKind::Raised(message) => TextError::TemplateRefused { file: file(), line, message },
             ErrorKind::Limit { what, limit } => TextError::TemplateLimit { file: file(), line, what, limit },
         })?;
-        if rendered.is_empty() {
+        if rendered.trim().is_empty() {
             let reason = "expected a prompt, found nothing".into();
             return Err(TextError::TemplateRender { file: file(), line: 0, reason });
         }

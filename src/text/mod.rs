@@ -149,7 +149,9 @@ impl TextError {
             Self::NoTokenizer { .. } => {
                 "convert it in Python: `AutoTokenizer.from_pretrained(dir).save_pretrained(dir)` writes `tokenizer.json`"
             }
-            Self::Key { .. } => "the file may be damaged, or of a newer format: fetch it again",
+            Self::Key { .. } | Self::Field { .. } => {
+                "the file may be damaged, or of a newer format: fetch it again"
+            }
             Self::File { .. } => {
                 "the file may have been cut off or replaced by a Git LFS pointer: fetch it again"
             }

@@ -17,7 +17,7 @@ use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles};
 use crate::dtype::Dtype;
-use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor};
+use crate::gpu::{Caps, Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Tuning, Variant};
 use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Scratch};
 use crate::ops::{KvLayer, Rows};
 use crate::text::Tokenizer;
@@ -130,15 +130,8 @@ impl TextEncoder {
     ) -> Result<Loading<TextEncoder>, EngineError> {
         let shape = files.architecture.shape();
         let config = files.embedding.take().unwrap_or_default();
-        let made_for = config.max_seq_length.unwrap_or(usize::MAX).min(shape.max_seq_len);
-        let ctx = options.ctx.unwrap_or(made_for.min(DEFAULT_CTX));
-        if ctx == 0 || ctx > shape.max_seq_len {
-            let expected = "at least 1 and no more than the positions of the model";
-            return Err(EngineError::Parameter { name: "ctx", found: ctx.to_string(), expected });
-        }
-        let max_seqs = n_seqs("max_seqs", options.max_seqs)?;
-        let max_rows = n_rows("max_rows", options.max_rows)?.max(ctx);
-        let capacity = Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx };
+        let capacity = capacity(&shape, &config, &options)?;
+        let Capacity { max_rows, max_seqs, max_seq_len: ctx, .. } = capacity;
         let n_labels = files.labels.as_ref().map_or(0, |labels| labels.names.len());
         let widest = config.width(shape.hidden_size).max(n_labels);
         let read_bytes = (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64;
@@ -170,6 +163,34 @@ impl TextEncoder {
             encoder.stepper.begin(self_test);
             encoder
         })
+    }
+
+    /// The variants that an encoder for `files` uses on a device with `caps`, each once. `tuning` chooses among the
+    /// variants of products; by default the capabilities do. Any device will do as `gpu`: nothing is allocated, compiled
+    /// or run.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::load`], except for what only an allocation can show.
+    pub fn variants(
+        gpu: &Gpu,
+        caps: &Caps,
+        files: &ModelFiles,
+        options: EncoderOptions,
+        tuning: Option<Arc<Tuning>>,
+    ) -> Result<Vec<Variant>, EngineError> {
+        let plan = gpu.plan_for(caps.clone());
+        let shape = files.architecture.shape();
+        let config = files.embedding.clone().unwrap_or_default();
+        let capacity = capacity(&shape, &config, &options)?;
+        let Capacity { max_seqs, max_seq_len: ctx, .. } = capacity;
+        let (weights, loader) =
+            LoadedModel::allocate(&plan, files, ModelKind::Encoder, ctx, options.quantize)?;
+        let (embedding, mut uploads) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
+        uploads.push(loader.finish());
+        let mut machine = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
+        let mut rec = Recorder::new(&plan)?;
+        rec.set_tuning(tuning);
+        super::variants::of(&mut rec, &mut uploads, |rec| machine.batches(rec, files.labels.is_some()))
     }
 
     /// The model's name, for messages: the folder that it was loaded from.
@@ -334,6 +355,23 @@ impl TextEncoder {
     }
 }
 
+/// The sizes of an encoder.
+fn capacity(
+    shape: &ModelShape,
+    config: &EmbeddingConfig,
+    options: &EncoderOptions,
+) -> Result<Capacity, EngineError> {
+    let made_for = config.max_seq_length.unwrap_or(usize::MAX).min(shape.max_seq_len);
+    let ctx = options.ctx.unwrap_or(made_for.min(DEFAULT_CTX));
+    if ctx == 0 || ctx > shape.max_seq_len {
+        let expected = "at least 1 and no more than the positions of the model";
+        return Err(EngineError::Parameter { name: "ctx", found: ctx.to_string(), expected });
+    }
+    let max_seqs = n_seqs("max_seqs", options.max_seqs)?;
+    let max_rows = n_rows("max_rows", options.max_rows)?.max(ctx);
+    Ok(Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx })
+}
+
 impl Machine for Encoding {
     type Work = TextBatch;
 
@@ -434,27 +472,30 @@ impl Encoding {
         })
     }
 
-    /// Every variant that batches of this encoder use, and their self-test: few rows share reads in smaller groups, large
-    /// products take large tiles.
+    /// Every variant that batches of this encoder use, and their self-test.
     fn tested(&mut self, rec: &mut Recorder, has_head: bool) -> Result<Tested, GpuError> {
-        let outputs = if has_head { &[Output::Embedding, Output::Logits][..] } else { &[Output::Embedding] };
-        let (max_seqs, max_rows, n_layers) = (self.max_seqs, self.max_rows, self.kv.len());
-        let tested = Trials::plan(&rec.gpu().clone(), rec, |rec| {
-            for n_rows in [1, 2, 3, 7, 15, max_rows] {
-                for output in outputs {
-                    let texts = TextBatch {
-                        output: *output,
-                        rows: vec![[0, 0]; n_rows.min(max_rows)],
-                        blocks: vec![[0, 1]],
-                        spans: vec![[0, 1]; n_rows.min(max_seqs)],
-                        ..TextBatch::default()
-                    };
-                    self.layers(rec, &texts, 0..n_layers);
-                }
-            }
-        })?;
+        let tested = Trials::plan(&rec.gpu().clone(), rec, |rec| self.batches(rec, has_head))?;
         self.variants_changed(rec);
         Ok(tested)
+    }
+
+    /// Records every kind of batch, to collect their variants: few rows share reads in smaller groups, large products
+    /// take large tiles.
+    fn batches(&mut self, rec: &mut Recorder, has_head: bool) {
+        let outputs = if has_head { &[Output::Embedding, Output::Logits][..] } else { &[Output::Embedding] };
+        let (max_seqs, max_rows, n_layers) = (self.max_seqs, self.max_rows, self.kv.len());
+        for n_rows in [1, 2, 3, 7, 15, max_rows] {
+            for output in outputs {
+                let texts = TextBatch {
+                    output: *output,
+                    rows: vec![[0, 0]; n_rows.min(max_rows)],
+                    blocks: vec![[0, 1]],
+                    spans: vec![[0, 1]; n_rows.min(max_seqs)],
+                    ..TextBatch::default()
+                };
+                self.layers(rec, &texts, 0..n_layers);
+            }
+        }
     }
 
     /// Records some layers of a batch. After the last one, returns the tensor of its results, one row per text.
