@@ -121,6 +121,7 @@
 //! | an architecture | `src/models/x.rs`, its lines in `src/models/mod.rs`; a folder in `tests/golden` and its name in `tests/golden.rs`; its name in `tests/config_defaults.py` |
 //! | a container format | `src/weights/x.rs` and its call in `src/weights/mod.rs`; a variant in `src/checkpoint/source.rs`, its function in `src/checkpoint/mod.rs`, the reading of its files in `src/checkpoint/files.rs` |
 //! | a sampling parameter | `src/engine/sampling.rs`, the record in `src/ops/sample.rs`, the shader that reads it with `shaders/parts/sampling.wgsl`; its entry in `src/cli/sampling.rs`; its reference in `src/bench/reference` with a case in `tests/sampling.rs`; `src/checkpoint/generation.rs` if models recommend it |
+//! | a fault of a driver | its line in `src/gpu/quirks.rs` |
 //! | a task | `src/tasks/x.rs`, its lines in `src/tasks/mod.rs` |
 //! | a command | `src/cli/x.rs`, its lines in `src/cli/mod.rs` |
 #![warn(missing_docs)]

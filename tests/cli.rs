@@ -407,6 +407,27 @@ fn inspect_as_json() {
 }
 
 #[test]
+fn doctor_checks_kernels() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let report = wginfer("doctor --json odd gpt2 layer_norm").json();
+    let right = report["variants"].as_array().expect("an array").iter().filter(|row| row["verdict"] == "ok");
+    assert!(right.count() > 0 && report["is_right"] == true, "{report}");
+    assert!(!report["device"]["kind"].is_null() && !report["meta"]["driver"].is_null(), "{report}");
+    // The demonstration model's own shapes.
+    let model = wginfer("doctor --json rms_norm 13 rows -m assets/demo").json();
+    let text = wginfer("doctor odd gpt2 layer_norm").succeeds();
+    for part in
+        ["adapter ", "limits ", "quirks ", "layer_norm", "not supported: ", " ok\n", "variants ok, 0 not"]
+    {
+        assert!(text.out.contains(part), "no `{part}` in {}", text.out);
+    }
+    assert!(model["variants"].as_array().is_some_and(|rows| !rows.is_empty()), "{model}");
+    wginfer("doctor no-such-kernel").fails(2, "`no-such-kernel`");
+}
+
+#[test]
 fn variants_of_devices_that_are_not_there() {
     if common::gpu().is_none() {
         return;

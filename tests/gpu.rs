@@ -77,6 +77,12 @@ fn only_certain_widths_of_subgroups_are_used() {
         assert_eq!((unsure.caps().one_subgroup(), tile(&unsure)), (None, None));
         assert!(reducing(&unsure).contains("reduce_workgroup"), "{}", reducing(&unsure));
     }
+    // Nothing is probed on the device of a host, because nothing may be submitted there.
+    let (host, queue) = common::requests::host();
+    let options = GpuOptions { subgroup_range: Some([width, 4 * width]), ..Default::default() };
+    let guest = Gpu::adopt_with(host.device().clone(), queue, &options).expect("large enough");
+    assert_eq!((guest.caps().one_subgroup(), guest.counts().submissions), (None, 0));
+    assert!(reducing(&guest).contains("reduce_workgroup"), "{}", reducing(&guest));
 }
 
 #[test]

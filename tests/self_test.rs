@@ -11,7 +11,8 @@ use common::requests::{folder, load};
 use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{
-    EncoderOptions, Engine, EngineError, EngineOptions, Event, Output, Request, Sampling, TextEncoder,
+    EncoderOptions, Engine, EngineError, EngineOptions, Event, Logits, Output, Request, Sampling,
+    SpeechRequest, TextEncoder,
 };
 use wginfer::gpu::{Gpu, GpuOptions, SelfTest, Trust, Variant};
 use wginfer::ops::tunable;
@@ -78,12 +79,17 @@ fn shuffles_attention(variant: &Variant, source: String) -> String {
     }
 }
 
-/// A driver that drops what attention weighs, and swaps two lanes of products.
-fn wrong_attention_and_products(variant: &Variant, source: String) -> String {
+/// A driver that shuffles wrongly in products.
+fn swaps_in_products(variant: &Variant, source: String) -> String {
     match variant.kernel.name {
         "linear" | "gate_up" | "qkv" => source.replace("i * W_VEC4 + k)", "0u)"),
-        _ => shuffles_attention(variant, source),
+        _ => source,
     }
+}
+
+/// A driver that shuffles wrongly everywhere.
+fn wrong_attention_and_products(variant: &Variant, source: String) -> String {
+    swaps_in_products(variant, shuffles_attention(variant, source))
 }
 
 /// A driver that compiles nothing of its subgroups right, and no table.
@@ -359,23 +365,39 @@ fn host(options: &GpuOptions) -> (Gpu, wgpu::Queue) {
     (Gpu::adopt_with(device, queue.clone(), options).expect("large enough"), queue)
 }
 
-/// One frame of a host. Returns the tokens that have arrived.
-fn frame(engine: &mut Engine, queue: &wgpu::Queue) -> Vec<u32> {
-    queue.submit(engine.advance(Duration::from_millis(2)).expect("it records"));
-    engine.gpu().device().poll(wgpu::PollType::wait_indefinitely()).expect("the host waits");
-    engine.events().expect("it runs").iter().filter_map(token).collect()
+/// What became of a request on a host's device.
+#[derive(Default)]
+struct Guest {
+    tokens: Vec<u32>,
+    cached_tokens: usize,
+    /// The labels of the variants that ran, frame by frame.
+    used: Vec<BTreeSet<String>>,
 }
 
-/// Greedy tokens on a host's device, and the labels of the variants that ran.
-fn guest(engine: &mut Engine, queue: &wgpu::Queue) -> (Vec<u32>, Vec<BTreeSet<String>>) {
-    engine.submit(request()).expect("submit");
-    engine.trace(true);
-    let (mut tokens, mut used) = (Vec::new(), Vec::new());
-    while !engine.is_idle() {
-        tokens.extend(frame(engine, queue));
-        used.push(dispatched(&engine.take_trace()));
+impl Guest {
+    /// Runs the greedy request, one frame of the host after the other.
+    fn run(engine: &mut Engine, queue: &wgpu::Queue) -> Guest {
+        engine.submit(request()).expect("submit");
+        engine.trace(true);
+        let mut guest = Guest::default();
+        while !engine.is_idle() {
+            queue.submit(engine.advance(Duration::from_millis(2)).expect("it records"));
+            engine.gpu().device().poll(wgpu::PollType::wait_indefinitely()).expect("the host waits");
+            for event in engine.events().expect("it runs") {
+                guest.tokens.extend(token(&event));
+                if let Event::Done { usage, .. } = event {
+                    guest.cached_tokens = usage.cached_tokens;
+                }
+            }
+            guest.used.push(dispatched(&engine.take_trace()));
+        }
+        guest
     }
-    (tokens, used)
+
+    /// For each frame, whether a kernel whose name begins so ran on subgroups.
+    fn on_subgroups(&self, kernel: &str) -> Vec<bool> {
+        self.used.iter().map(|used| uses_subgroups(used, kernel)).collect()
+    }
 }
 
 #[test]
@@ -383,26 +405,73 @@ fn a_host_waits_for_nothing() {
     let _alone = alone();
     let Some(own) = common::gpu().filter(has_subgroups) else { return };
     let right = greedy(&mut load(&own, "llama", EngineOptions::default()));
-    let (gpu, queue) = host(&faulty(shuffles_attention, SelfTest::Always));
-    // No submission of the host's lies between the start of the load and the engine.
-    let mut engine = load(&gpu, "llama", EngineOptions::default());
-    assert!(gpu.trust(tunable()) == Trust::default() && gpu.counts().submissions == 0);
-    let (tokens, used) = guest(&mut engine, &queue);
-    assert_eq!(tokens, right);
-    // Portable variants until the answer is there, then the others, but for what is wrong.
-    let has = |kernel: &str| used.iter().map(|used| uses_subgroups(used, kernel)).collect::<Vec<_>>();
-    let linear = has("linear");
-    let since = linear.iter().position(|is| *is).expect("the answer arrives");
-    assert!(since > 0, "{linear:?}");
-    assert!(!has("attention").contains(&true));
-    assert_eq!(wrong(&gpu), ["attention"]);
-    assert_eq!(heard("WARN: self-test").len(), 1);
-    assert_eq!(gpu.counts().submissions, 0, "only the host submits");
+    let faults: [(Rewrite, &str); 3] =
+        [(shuffles_attention, "attention"), (swaps_in_products, "product"), (|_, source| source, "")];
+    for (rewrite, fault) in faults {
+        heard("");
+        let (gpu, queue) = host(&faulty(rewrite, SelfTest::Always));
+        // No submission of the host's lies between the start of the load and the engine.
+        let mut engine = load(&gpu, "llama", EngineOptions::default());
+        assert!(gpu.trust(tunable()) == Trust::default() && gpu.counts().submissions == 0);
+        let first = Guest::run(&mut engine, &queue);
+        assert_eq!(first.tokens, right, "{fault}");
+        // Portable variants until the answer is there, then the others, but for what is wrong.
+        let sampled = first.on_subgroups("sample");
+        assert!(!sampled[0] && sampled.contains(&true), "{sampled:?}");
+        for kernel in ["attention", "linear"] {
+            let is_wrong = fault == if kernel == "linear" { "product" } else { kernel };
+            let runs = first.on_subgroups(kernel);
+            assert!(!runs[0] && runs.contains(&true) != is_wrong, "{fault}, {kernel}: {runs:?}");
+        }
+        assert_eq!(wrong(&gpu), if fault.is_empty() { vec![] } else { vec![fault.to_string()] });
+        assert_eq!(heard("WARN: self-test").len(), wrong(&gpu).len());
+        assert_eq!(gpu.counts().submissions, 0, "only the host submits");
 
-    // From then on the same request has the same bits, and shares no pages with what was computed before.
-    let (again, used) = guest(&mut engine, &queue);
-    assert_eq!(again, right);
-    assert!(used.iter().all(|used| used.iter().all(|label| !label.contains("rows_few+reduce_workgroup"))));
+        // What was computed before the answer is not shared, what was computed after it is.
+        let again = [(); 2].map(|()| Guest::run(&mut engine, &queue));
+        assert!(again.iter().all(|guest| guest.tokens == right), "{fault}");
+        let labels = again.iter().flat_map(|guest| guest.used.iter().flatten());
+        assert!(labels.filter(|label| label.starts_with("sample")).all(|label| label.contains("subgroup")));
+        assert_eq!(again[0].cached_tokens, 0);
+        assert!(again[1].cached_tokens > 0);
+    }
+}
+
+/// The audio encoder's blocks of attention are those of the variants that run.
+#[test]
+fn clips_are_heard_with_any_variant() {
+    let _alone = alone();
+    let Some(own) = common::gpu().filter(has_subgroups) else { return };
+    let hear = |gpu: &Gpu| {
+        let whisper = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/whisper-words");
+        let files = ModelFiles::open(&whisper).expect("a model");
+        let options = EngineOptions { logits: true, ..EngineOptions::default() };
+        let mut engine = Engine::load(gpu, files, options, &mut |_| {}).expect("an engine");
+        let audio = engine.shape().audio.clone().expect("a speech model");
+        let n = audio.n_frames * audio.n_mels;
+        let features: Vec<f32> = (0..n).map(|i| (i * 31 % 1009) as f32 / 500.0 - 1.0).collect();
+        let clip = engine.listen(&features).expect("a clip");
+        let speech = Some(SpeechRequest { clip, rules: None, alignment: false });
+        let logits = Some(Logits::Last);
+        engine.submit(Request { speech, logits, ..Request::new(vec![1, 2, 3]) }).expect("submit");
+        let mut found = Vec::new();
+        engine
+            .run(|event| {
+                if let Event::Logits { values, .. } = event {
+                    found = values
+                }
+            })
+            .expect("it runs");
+        found
+    };
+    let right = hear(&own);
+    let largest = right.iter().fold(0.0f32, |most, z| most.max(z.abs()));
+    let far = |self_test| {
+        let found = hear(&common::open(&faulty(shuffles_attention, self_test)).expect("as before"));
+        found.iter().zip(&right).fold(0.0f32, |most, (a, b)| most.max((a - b).abs())) / largest
+    };
+    let (tested, untested) = (far(SelfTest::Always), far(SelfTest::Never));
+    assert!(tested < 1e-3 && untested > 1e-2, "{tested}, {untested}");
 }
 
 #[test]
@@ -420,9 +489,8 @@ fn a_load_in_slices_ends_with_the_answer() {
     }
     assert_eq!(wrong(&gpu), ["attention"]);
     let mut engine = loading.finish().expect("an engine");
-    let (_, used) = guest(&mut engine, &queue);
-    assert!(used.iter().any(|used| uses_subgroups(used, "linear")));
-    assert!(used.iter().all(|used| used.iter().all(|label| !label.contains("rows_few+reduce_workgroup"))));
+    let guest = Guest::run(&mut engine, &queue);
+    assert!(guest.on_subgroups("linear")[0] && !guest.on_subgroups("attention").contains(&true));
 }
 
 #[test]

@@ -41,21 +41,46 @@ impl Check {
         self.want.extend((0..got.len()).map(|i| want.get(i).copied().unwrap_or(f64::NAN)));
     }
 
-    /// The largest error in units of the tolerance. Infinite if a value is NaN or there is nothing to compare.
-    /// `perturbation`, in the same units, is added to one output, to test that an error is noticed.
-    pub(super) fn error(&self, perturbation: f64) -> f64 {
+    /// The largest error. `perturbation`, in units of the tolerance, is added to one output, to test that an error is
+    /// noticed.
+    pub(super) fn worst(&self, perturbation: f64) -> Worst {
         let largest = self.want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
         let allowed = C * self.eps * (self.n_terms.max(1) as f64).sqrt() * self.scale * largest;
         if !(allowed > 0.0 && allowed.is_finite()) {
-            return f64::INFINITY;
+            return Worst { error: f64::INFINITY, n: self.got.len(), ..Worst::default() };
         }
         let moved = self.want.len() / 2;
         let error = |(i, (got, want)): (usize, (&f64, &f64))| {
             let got = if i == moved { got + perturbation * allowed } else { *got };
             let error = (got - want).abs() / allowed;
-            if error.is_nan() { f64::INFINITY } else { error }
+            let error = if error.is_nan() { f64::INFINITY } else { error };
+            Worst { error, got, want: *want, at: i, n: self.got.len() }
         };
-        self.got.iter().zip(&self.want).enumerate().map(error).fold(0.0, f64::max)
+        let all = self.got.iter().zip(&self.want).enumerate().map(error);
+        all.reduce(|worst, one| if one.error > worst.error { one } else { worst }).unwrap_or_default()
+    }
+}
+
+/// The value with the largest error.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Worst {
+    /// The error in units of the tolerance: above 1 it is wrong. Infinite if the value is no number, or if there is
+    /// nothing to compare.
+    pub error: f64,
+    /// What the device computed.
+    pub got: f64,
+    /// The reference.
+    pub want: f64,
+    /// Index among the compared values.
+    pub at: usize,
+    /// The number of compared values.
+    pub n: usize,
+}
+
+impl std::fmt::Display for Worst {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Worst { error, got, want, at, n } = self;
+        write!(f, "{got} instead of {want} (value {at} of {n}, {error:.1} times the tolerance)")
     }
 }
 
@@ -67,16 +92,16 @@ mod tests {
     fn errors_are_in_units_of_rounding() {
         let mut check = Check::f32(4, 1.0);
         check.extend(&[1.0, -2.0, 0.5], &[1.0, -2.0, 0.5]);
-        assert_eq!(check.error(0.0), 0.0);
-        assert!((check.error(3.0) - 3.0).abs() < 1e-6);
+        assert_eq!(check.worst(0.0).error, 0.0);
+        assert!((check.worst(3.0).error - 3.0).abs() < 1e-6);
         let allowed = 4.0 * f64::from(f32::EPSILON) * 2.0 * 2.0;
         check.push(1.0 + 2.0 * allowed, 1.0);
-        assert!((check.error(0.0) - 2.0).abs() < 1e-6);
+        assert!((check.worst(0.0).error - 2.0).abs() < 1e-6);
         check.push(f64::NAN, 1.0);
-        assert_eq!(check.error(0.0), f64::INFINITY);
-        assert_eq!(Check::f32(4, 1.0).error(0.0), f64::INFINITY, "nothing was compared");
+        assert_eq!(check.worst(0.0).error, f64::INFINITY);
+        assert_eq!(Check::f32(4, 1.0).worst(0.0).error, f64::INFINITY, "nothing was compared");
         let mut short = Check::f32(4, 1.0);
         short.extend(&[1.0, 1.0], &[1.0]);
-        assert_eq!(short.error(0.0), f64::INFINITY);
+        assert_eq!(short.worst(0.0).error, f64::INFINITY);
     }
 }

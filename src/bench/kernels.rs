@@ -174,9 +174,7 @@ fn list(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<Case>, BenchError> {
         });
     }
     if cases.is_empty() {
-        let known: Vec<String> = operations().iter().map(|name| format!("`{name}`")).collect();
-        let found = options.filter.clone().unwrap_or_default();
-        return Err(BenchError::NoKernel { found, known: known.join(", ") });
+        return Err(BenchError::no_kernel(options.filter.as_deref()));
     }
     Ok(cases)
 }

@@ -4,6 +4,7 @@
 //! [`kernels`] times every operation of a forward pass at the shapes of named models, and checks the outputs. [`model`]
 //! times prompts and answers end to end, if needed with random weights. [`tune`] chooses among the variants of
 //! products. All measure the device's [`Limits`] first, in the same run. [`compare`] joins [`Report`]s in one table.
+//! [`doctor`] measures nothing: it checks every variant that the device can run.
 //!
 //! Runs rotate through copies of weights and KV caches that together exceed the device's cache, because in a forward
 //! pass every layer has its own. Activations are not rotated: in a forward pass the operation before has just written
@@ -12,6 +13,7 @@
 mod cases;
 mod check;
 mod compare;
+mod doctor;
 mod kernels;
 mod model;
 mod probe;
@@ -26,6 +28,7 @@ use std::path::PathBuf;
 
 pub use cases::{Case, Cost, Pool, Prepared, Workload, operations};
 pub use compare::{ComparedRow, Comparison, Value, compare};
+pub use doctor::{DoctorDevice, DoctorOptions, DoctorReport, DoctorRow, Verdict, doctor};
 pub use kernels::{BenchProgress, KernelOptions, kernels};
 pub use model::{ModelOptions, model};
 pub use probe::{Limits, limits};
@@ -121,6 +124,12 @@ pub enum BenchError {
 }
 
 impl BenchError {
+    /// The filter matches no case.
+    fn no_kernel(filter: Option<&str>) -> BenchError {
+        let known: Vec<String> = operations().iter().map(|name| format!("`{name}`")).collect();
+        BenchError::NoKernel { found: filter.unwrap_or_default().into(), known: known.join(", ") }
+    }
+
     /// Advice for the user, if there is any.
     pub fn hint(&self) -> Option<String> {
         match self {

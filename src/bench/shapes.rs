@@ -61,11 +61,18 @@ impl Shape {
                 (name.to_string(), checkpoint::read_config(path)?)
             }
         };
-        let architecture =
-            models::open(&config_json).map_err(|source| BenchError::Model { name: name.clone(), source })?;
-        let model = architecture.shape();
+        let shape = Shape::of_config(&name, &config_json)?;
         ModelFiles::random(&name, &config_json, Dtype::F32)?.expect(ModelKind::Decoder)?;
-        Ok(Shape { name, config_json, model })
+        Ok(shape)
+    }
+}
+
+impl Shape {
+    /// The shape of a model with this `config.json`.
+    pub(super) fn of_config(name: &str, config_json: &str) -> Result<Shape, BenchError> {
+        let architecture =
+            models::open(config_json).map_err(|source| BenchError::Model { name: name.into(), source })?;
+        Ok(Shape { name: name.into(), config_json: config_json.into(), model: architecture.shape() })
     }
 }
 

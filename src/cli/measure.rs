@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use wginfer::bench::{self, BenchError, Limits, Meta};
+use wginfer::bench::{self, BenchError, Limits, Meta, Shape};
+use wginfer::checkpoint::ModelFiles;
+use wginfer::dtype::Dtype;
 
 use super::failure::Failure;
 use super::output::{self, Inputs, Target};
@@ -48,6 +50,21 @@ impl FormatArgs {
 pub fn command_line() -> String {
     let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
     std::iter::once("wginfer".to_string()).chain(args).collect::<Vec<_>>().join(" ")
+}
+
+/// The shape of a model, and the types of its matrices: the stored ones, or `quantized`.
+pub fn shape(files: ModelFiles, quantized: Option<Dtype>) -> (Shape, Vec<Dtype>) {
+    let mut dtypes: Vec<Dtype> = match quantized {
+        Some(dtype) => vec![dtype],
+        None => {
+            let matrices = files.weights.entries().iter().filter(|entry| entry.shape.len() == 2);
+            matrices.filter_map(|entry| Dtype::from_name(&entry.dtype)).collect()
+        }
+    };
+    dtypes.sort();
+    dtypes.dedup();
+    let model = files.architecture.shape();
+    (Shape { name: files.name, config_json: String::new(), model }, dtypes)
 }
 
 /// Shows a bar while a measurement runs.

@@ -18,6 +18,7 @@ mod chat;
 mod classify;
 mod completions;
 mod devices;
+mod doctor;
 mod document;
 mod embed;
 mod encode;
@@ -117,6 +118,7 @@ commands! {
     Logits(logits),
     Inspect(inspect),
     Devices(devices),
+    Doctor(doctor),
     Variants(variants),
     Bench(bench),
     Tune(tune),

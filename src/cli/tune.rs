@@ -12,7 +12,7 @@ use super::args::{GpuArg, ModelArg, Quantize, WeightType};
 use super::failure::Failure;
 use super::measure::{command_line, describe, number, with_steps};
 use super::table::{Format, Table};
-use super::{json, model};
+use super::{json, measure, model};
 
 const EXAMPLES: &str = "Examples:
   wginfer tune -m ~/models/SmolLM2-360M-Instruct
@@ -128,18 +128,7 @@ fn models(args: &Args) -> Result<Vec<(Shape, Vec<Dtype>)>, Failure> {
         let shape = |name: &String| Ok((Shape::open(name)?, dtypes.clone()));
         return args.shape.iter().map(shape).collect();
     }
-    let checkpoint = args.model.open()?;
-    let mut dtypes: Vec<Dtype> = match args.quantize.map(Quantize::dtype) {
-        Some(dtype) => vec![dtype],
-        None => {
-            let matrices = checkpoint.weights.entries().iter().filter(|entry| entry.shape.len() == 2);
-            matrices.filter_map(|entry| Dtype::from_name(&entry.dtype)).collect()
-        }
-    };
-    dtypes.sort();
-    dtypes.dedup();
-    let model = checkpoint.architecture.shape();
-    Ok(vec![(Shape { name: checkpoint.name, config_json: String::new(), model }, dtypes)])
+    Ok(vec![measure::shape(args.model.open()?, args.quantize.map(Quantize::dtype))])
 }
 
 /// Keeps the choices and logs where. A failure is only a warning: the measurement stands.

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::gpu::{Flight, Gpu, GpuError, Landed, MOST_IN_FLIGHT, Recorder, Variant, WrongVariant};
+use crate::gpu::{Flight, Gpu, GpuError, Landed, MOST_IN_FLIGHT, Portable, Recorder, Variant, WrongVariant};
 use crate::ops::self_test::{Trial, Verdict, operations};
 use crate::ops::tunable;
 
@@ -48,12 +48,12 @@ impl Trials {
             return Ok(Tested { variants: rec.variants(record), self_test: None });
         }
         let trust = gpu.trust(tunable());
-        let mut with = |operations: Vec<&'static str>| {
+        let mut with = |operations: Portable| {
             rec.set_portable(operations);
             rec.variants(&mut record)
         };
-        let portable = with(operations());
-        let mut variants = with(distrusted(gpu));
+        let portable = with(Portable::All);
+        let mut variants = with(Portable::These(distrusted(gpu)));
         let is_untested = |variant: &&Variant| !portable.contains(variant) && !trust.knows(variant);
         let untested: Vec<Variant> = variants.iter().filter(is_untested).copied().collect();
         if untested.is_empty() {
@@ -69,7 +69,7 @@ impl Trials {
         }
         let mut safe = distrusted(gpu);
         safe.extend(trials.iter().map(|trial| trial.operation));
-        rec.set_portable(safe);
+        rec.set_portable(Portable::These(safe));
         let tried = own.variants(|rec| trials.iter().for_each(|trial| trial.record(rec)));
         for variant in portable.into_iter().chain(tried) {
             if !variants.contains(&variant) {

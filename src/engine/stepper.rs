@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::EngineError;
 use super::self_test::{Trials, distrusted};
 use crate::dtype::Dtype;
-use crate::gpu::{Flight, Gpu, GpuError, Landed, MOST_IN_FLIGHT, Recorder, Tensor};
+use crate::gpu::{Flight, Gpu, GpuError, Landed, MOST_IN_FLIGHT, Portable, Recorder, Tensor};
 
 /// Device time per submission of [`Stepper::pump`]: longer submissions starve a desktop's compositor.
 pub(super) const SLICE: Duration = Duration::from_millis(20);
@@ -199,7 +199,7 @@ impl<W> Stepper<W> {
     /// Ends a self-test that is done, between two works: all layers of a step run the same variants.
     fn end_test<M: Machine<Work = W>>(&mut self, machine: &mut M) {
         if self.self_test.take_if(|test| test.is_done()).is_some() {
-            self.rec.set_portable(distrusted(&self.gpu));
+            self.rec.set_portable(Portable::These(distrusted(&self.gpu)));
             machine.variants_changed(&self.rec);
         }
     }

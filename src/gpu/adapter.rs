@@ -52,7 +52,7 @@ pub struct Choice {
     pub reason: String,
 }
 
-fn kind(device_type: wgpu::DeviceType) -> &'static str {
+pub(super) fn kind(device_type: wgpu::DeviceType) -> &'static str {
     match device_type {
         wgpu::DeviceType::DiscreteGpu => "discrete",
         wgpu::DeviceType::IntegratedGpu => "integrated",

@@ -176,7 +176,7 @@ impl Caps {
 
     /// Side of the cooperative matrices that kernels could use if widths are certain: 16 if the device has them, else
     /// 8. `None` if the device lacks f16, the type of tiles in workgroup memory.
-    pub(super) fn matrix_tile(&self) -> Option<u32> {
+    pub(crate) fn matrix_tile(&self) -> Option<u32> {
         [16, 8].into_iter().find(|&n| self.f16 && self.cooperative_matrices.contains(&(n, n, n)))
     }
 

@@ -39,6 +39,7 @@ pub use kernel::{Access, Kernel, Part, Variant};
 pub use profiles::{Profile, profiles};
 pub use quirks::{QUIRKS, Quirk, Vendor, quirks};
 pub use readback::{Arrived, Readback, ReadbackRing};
+pub(crate) use recorder::Portable;
 pub use recorder::Recorder;
 pub use subgroups::{Probed, Subgroups};
 pub use tensor::{ROW_ALIGN, Tensor, View};
@@ -121,8 +122,9 @@ pub struct Counts {
 pub struct Gpu {
     inner: Arc<Inner>,
     counters: Arc<Counters>,
-    /// The capabilities of a plan; `None` for the device itself.
-    plan: Option<Arc<Caps>>,
+    is_plan: bool,
+    /// Capabilities instead of the device's, so that other variants are recorded.
+    instead: Option<Arc<Caps>>,
 }
 
 struct Inner {
@@ -165,6 +167,10 @@ impl Gpu {
 
     /// Uses a device and queue of the host as a guest: never submits, never blocks, and installs no device-wide
     /// callback.
+    ///
+    /// On a driver that was never seen before, slower variants of kernels run until the results of the self-test
+    /// ([`SelfTest`]) have arrived. An engine hands its recordings to the host along with its own work, or with the upload
+    /// of weights if that is done in slices.
     ///
     /// # Errors
     /// [`GpuError::LimitTooSmall`]; [`Gpu::required`] returns the limits to ask for.
@@ -263,7 +269,8 @@ impl Gpu {
                 fault,
             }),
             counters: Arc::default(),
-            plan: None,
+            is_plan: false,
+            instead: None,
         };
         gpu.probe_subgroups();
         for lost in gpu.caps().lost() {
@@ -289,29 +296,41 @@ impl Gpu {
     /// The same device, on which nothing is allocated or written: tensors have only sizes, which [`Gpu::counts`] adds
     /// up. Nothing can be recorded there.
     pub(crate) fn plan(&self) -> Gpu {
-        Gpu { inner: self.inner.clone(), counters: Arc::default(), plan: Some(Arc::new(self.caps().clone())) }
+        Gpu { counters: Arc::default(), is_plan: true, ..self.clone() }
     }
 
     /// A plan of a device with other capabilities, to collect the variants that would run there. Nothing is measured
     /// on such a device, so timestamps and tuning are off.
     pub(crate) fn plan_for(&self, caps: Caps) -> Gpu {
         let caps = Caps { timestamps: false, tuning: false, ..caps };
-        Gpu { plan: Some(Arc::new(caps)), ..self.plan() }
+        Gpu { instead: Some(Arc::new(caps)), ..self.plan() }
+    }
+
+    /// The same device, on which only `caps` are used, so that other variants run there. They must be fewer than the
+    /// device's.
+    #[cfg(feature = "bench")]
+    pub(crate) fn with_caps(&self, caps: Caps) -> Gpu {
+        Gpu { instead: Some(Arc::new(caps)), ..self.clone() }
     }
 
     /// Whether tensors have only sizes: then nothing need be computed to fill them.
     pub(crate) fn is_plan(&self) -> bool {
-        self.plan.is_some()
+        self.is_plan
     }
 
     /// The capabilities and limits of the device.
     pub fn caps(&self) -> &Caps {
-        self.plan.as_deref().unwrap_or(&self.inner.caps)
+        self.instead.as_deref().unwrap_or(&self.inner.caps)
     }
 
     /// Name, driver and backend.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.inner.info
+    }
+
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub fn kind(&self) -> &'static str {
+        adapter::kind(self.info().device_type)
     }
 
     /// The capabilities that an operation may use: all, or only those that every device has.

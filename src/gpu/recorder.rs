@@ -30,13 +30,25 @@ pub struct Recorder {
     pass: Option<wgpu::ComputePass<'static>>,
     /// Choices of variants instead of the device's.
     tuning: Option<Arc<Tuning>>,
-    /// Operations that run the variants of every device.
-    portable: Vec<&'static str>,
+    portable: Portable,
     /// Set while rehearsing: variants are collected and nothing is recorded.
     rehearsal: Option<Vec<Variant>>,
     /// The text of the recording, while tracing.
     trace: Option<Trace>,
     error: Option<GpuError>,
+}
+
+/// The operations that run only the variants that run on every device.
+#[derive(Clone, Debug)]
+pub(crate) enum Portable {
+    These(Vec<&'static str>),
+    All,
+}
+
+impl Default for Portable {
+    fn default() -> Self {
+        Portable::These(Vec::new())
+    }
 }
 
 type BindKey = (usize, Vec<(u64, std::ops::Range<u64>)>);
@@ -58,7 +70,7 @@ impl Recorder {
             encoder: None,
             pass: None,
             tuning: None,
-            portable: Vec::new(),
+            portable: Portable::default(),
             rehearsal: None,
             trace: None,
             error: None,
@@ -81,13 +93,16 @@ impl Recorder {
     }
 
     /// Sets the operations that run only the variants that run on every device. Default: none.
-    pub(crate) fn set_portable(&mut self, operations: Vec<&'static str>) {
+    pub(crate) fn set_portable(&mut self, operations: Portable) {
         self.portable = operations;
     }
 
     /// Whether an operation runs only the variants that run on every device.
     pub(crate) fn is_portable(&self, operation: &str) -> bool {
-        self.portable.contains(&operation)
+        match &self.portable {
+            Portable::These(operations) => operations.contains(&operation),
+            Portable::All => true,
+        }
     }
 
     /// The capabilities that an operation may use.

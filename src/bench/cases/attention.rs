@@ -2,7 +2,7 @@
 
 use super::super::check::Check;
 use super::super::reference as exact;
-use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, some, values};
+use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, values};
 use crate::dtype::{BLOCK, Dtype};
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
@@ -95,6 +95,7 @@ pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
     };
     let what = format!("{n_heads}+{n_kv_heads} heads of {head_dim}");
     vec![work.case("rope_append", what, dtype, cost, move |pool| {
+        let some = pool.some;
         let (n_seqs, n_positions) = if decodes { (n_rows, PAGE_SIZE) } else { (1, n_rows) };
         let places = places(n_rows, decodes, PAGE_SIZE - 1);
         let rows = pool.table("rows", [n_rows, 2], places.as_flattened())?;
@@ -200,6 +201,7 @@ fn attend(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -
         (_, false) => format!("{heads} over {context}"),
     };
     work.case("attention", what, dtype, cost, move |pool| {
+        let some = pool.some;
         let n_seqs = if decodes { n_rows } else { 1 };
         let places = places(n_rows, decodes, context - 1);
         let block_rows = shape.block_rows(pool.gpu().caps());

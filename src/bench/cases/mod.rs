@@ -12,7 +12,7 @@ mod vocabulary;
 
 use std::collections::HashMap;
 
-use super::check::Check;
+use super::check::{Check, Worst};
 use super::reference as exact;
 use super::shapes::Shape;
 use super::timer::Launch;
@@ -214,6 +214,11 @@ impl Prepared {
     /// # Errors
     /// [`GpuError`].
     pub fn error(&self, gpu: &Gpu, rec: &mut Recorder, perturbation: f64) -> Result<f64, GpuError> {
+        Ok(self.worst(gpu, rec, perturbation)?.error)
+    }
+
+    /// As [`Prepared::error`], with the value that has the largest error.
+    pub(super) fn worst(&self, gpu: &Gpu, rec: &mut Recorder, perturbation: f64) -> Result<Worst, GpuError> {
         // Kernels on cooperative matrices, whose parts enable f16, round their factors.
         let variants = rec.variants(|rec| self.launch(rec, 0));
         let takes_f16 = variants.iter().flat_map(|v| v.parts()).any(|part| part.enables.contains(&"f16"));
@@ -223,7 +228,7 @@ impl Prepared {
         gpu.wait()?;
         let check = (self.verify)(gpu)?;
         let check = if takes_f16 { check.of_f16_inputs() } else { check };
-        Ok(check.error(perturbation))
+        Ok(check.worst(perturbation))
     }
 }
 
@@ -233,6 +238,9 @@ pub struct Pool<'a> {
     rotate_bytes: u64,
     kept: HashMap<(usize, usize, Dtype, u32), Tensor>,
     kept_bytes: u64,
+    most_copies: u64,
+    /// Chooses the values of `0..n` that are compared with the reference, about `most` of them.
+    some: fn(usize, usize) -> Vec<usize>,
 }
 
 /// Most copies. With so many small ones, a cache does not matter.
@@ -241,7 +249,13 @@ const MOST_COPIES: u64 = 64;
 impl<'a> Pool<'a> {
     /// An empty pool. Copies of weights exceed `rotate_bytes` together.
     pub fn new(gpu: &'a Gpu, rotate_bytes: u64) -> Pool<'a> {
-        Pool { gpu, rotate_bytes, kept: HashMap::new(), kept_bytes: 0 }
+        let kept = HashMap::new();
+        Pool { gpu, rotate_bytes, kept, kept_bytes: 0, most_copies: MOST_COPIES, some }
+    }
+
+    /// A pool of one copy each, for cases that are only checked, and more thoroughly.
+    pub fn thorough(gpu: &'a Gpu, rotate_bytes: u64) -> Pool<'a> {
+        Pool { most_copies: 1, some: |n, most| some(n, 4 * most), ..Pool::new(gpu, rotate_bytes) }
     }
 
     /// The device.
@@ -251,7 +265,7 @@ impl<'a> Pool<'a> {
 
     /// The number of copies of a tensor of `bytes`.
     fn n_copies(&self, bytes: u64) -> usize {
-        self.rotate_bytes.div_ceil(bytes.max(1)).clamp(1, MOST_COPIES) as usize
+        self.rotate_bytes.div_ceil(bytes.max(1)).clamp(1, self.most_copies) as usize
     }
 
     /// Approximately normal weights with standard deviation `scale`, in as many copies as exceed the cache. Reuses kept

@@ -3,7 +3,7 @@
 use super::super::check::Check;
 use super::super::shapes::Matrix;
 use super::super::{reference as exact, shapes};
-use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, some, values};
+use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, Product, Recorder};
@@ -30,6 +30,7 @@ fn product(work: &Workload<'_>, (name, n_out, n_in): Matrix, variant: Option<Lin
     let (n_rows, dtype, n) = (work.n_rows, work.dtype, work.rows());
     let what = format!("{name} {n_out}×{n_in}");
     work.case("linear", what, dtype, cost(n_rows, n_in, n_out, n_out, dtype), move |pool| {
+        let some = pool.some;
         let weights = pool.weights([n_out, n_in], dtype, (n_in as f32).powf(-0.5))?;
         let x = pool.activations("x", [n_rows, n_in], 1)?;
         let y = pool.output([n_rows, n_out])?;
@@ -110,6 +111,7 @@ fn projection(work: &Workload<'_>, a: &Attention) -> Case {
     let (n_q, n_out) = (a.n_heads * a.head_dim, (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
     let page = a.n_kv_heads * PAGE_SIZE * a.head_dim;
     work.case("qkv", format!("{n_out}×{n_in}"), dtype, cost(n_rows, n_in, n_out, n_out, dtype), move |pool| {
+        let some = pool.some;
         let weights = pool.weights([n_out, n_in], dtype, (n_in as f32).powf(-0.5))?;
         let x = pool.activations("x", [n_rows, n_in], 1)?;
         let norm = RmsNorm { w: pool.draw("g", [1, n_in], Dtype::F32, 2, 1.0, 0.1)?, eps: EPS, offset: 0.0 };
@@ -161,6 +163,7 @@ fn feed_forward(work: &Workload<'_>) -> Case {
     let n_w = if gated { 2 * n_out } else { n_out };
     let what = format!("{}{n_out}×{n_in}", if gated { "2·" } else { "" });
     work.case("gate_up", what, dtype, cost(n_rows, n_in, n_w, n_out, dtype), move |pool| {
+        let some = pool.some;
         let weights = pool.weights([n_w, n_in], dtype, (n_in as f32).powf(-0.5))?;
         let x = pool.activations("x", [n_rows, n_in], 1)?;
         let norm = RmsNorm { w: pool.draw("g", [1, n_in], Dtype::F32, 2, 1.0, 0.1)?, eps: EPS, offset: 0.0 };

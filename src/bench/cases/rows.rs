@@ -2,7 +2,7 @@
 
 use super::super::check::Check;
 use super::super::reference as exact;
-use super::{Case, Cost, Prepared, Workload, clear, scattered, some, values};
+use super::{Case, Cost, Prepared, Workload, clear, scattered, values};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder};
 use crate::ops::{self, Act, HeadNorm, Lookup, Pooling, RmsNorm};
@@ -14,6 +14,7 @@ pub(super) fn embed(work: &Workload<'_>) -> Vec<Case> {
     let (n_table, hidden) = (work.model().vocab_size, work.model().hidden_size);
     let cost = Cost { flops: 0.0, bytes: (n_rows * (dtype.bytes(hidden) + 4 * hidden)) as f64 };
     vec![work.case("embed", format!("{n_table}×{hidden}"), dtype, cost, move |pool| {
+        let some = pool.some;
         // One table of that size exceeds any cache, and changing tokens reach all of it.
         const PROMPTS: usize = 16;
         let table = pool.weights([n_table, hidden], dtype, 1.0)?.swap_remove(0);
@@ -54,6 +55,7 @@ fn norm(work: &Workload<'_>, kernel: &'static str) -> Vec<Case> {
     let per_element = if has_mean { 7.0 } else { 4.0 };
     let cost = Cost { flops: per_element * (n_rows * hidden) as f64, bytes: (8 * n_rows * hidden) as f64 };
     work.once(work.case(kernel, format!("{hidden}"), Dtype::F32, cost, move |pool| {
+        let some = pool.some;
         let x = pool.activations("x", [n_rows, hidden], 1)?;
         let w = pool.draw("w", [1, hidden], Dtype::F32, 2, 1.0, 0.1)?;
         let b = pool.draw("b", [1, hidden], Dtype::F32, 3, 0.0, 0.1)?;
@@ -94,6 +96,7 @@ pub(super) fn head_norm(work: &Workload<'_>) -> Vec<Case> {
     let cost = Cost { flops: 4.0 * n_normed as f64, bytes: (8 * n_normed) as f64 };
     let what = format!("{n_heads}+{n_kv_heads} heads of {head_dim}");
     work.once(work.case("head_norm", what, Dtype::F32, cost, move |pool| {
+        let some = pool.some;
         let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
         let fresh = pool.activations("qkv", [n_rows, n_cols], 1)?;
         let qkv = pool.output([n_rows, n_cols])?;
@@ -130,6 +133,7 @@ pub(super) fn gate(work: &Workload<'_>) -> Vec<Case> {
     let cost = Cost { flops: per_element * (n_rows * n) as f64, bytes: (4 * n_rows * (n_x + n)) as f64 };
     let what = format!("{act:?} {n}").to_lowercase();
     work.once(work.case("gate", what, Dtype::F32, cost, move |pool| {
+        let some = pool.some;
         let x = pool.activations("x", [n_rows, n_x], 1)?;
         let y = pool.output([n_rows, n])?;
         let (x2, y2, y3) = (x.clone(), y.clone(), y.clone());
@@ -159,6 +163,7 @@ pub(super) fn pool(work: &Workload<'_>) -> Vec<Case> {
     let n_seqs = n_rows.div_ceil(TEXT);
     let cost = Cost { flops: (n_rows * hidden) as f64, bytes: (4 * (n_rows + n_seqs) * hidden) as f64 };
     work.once(work.case("pool", format!("mean {hidden}"), Dtype::F32, cost, move |pool| {
+        let some = pool.some;
         let x = pool.activations("x", [n_rows, hidden], 1)?;
         let y = pool.output([n_seqs, hidden])?;
         let spans: Vec<[u32; 2]> =

@@ -2,7 +2,7 @@
 
 use super::super::check::Check;
 use super::super::reference as exact;
-use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, some, values};
+use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, Recorder};
@@ -17,6 +17,7 @@ pub(super) fn unfold(work: &Workload<'_>) -> Vec<Case> {
     let n_rows = n_in.div_ceil(stride);
     let cost = Cost { flops: 0.0, bytes: (4 * (n_in + 3 * n_rows) * hidden) as f64 };
     work.once(work.case("unfold", format!("{n_in}×{hidden} by {stride}"), Dtype::F32, cost, move |pool| {
+        let some = pool.some;
         let (x, y) = (pool.activations("x", [n_in, hidden], 1)?, pool.output([n_rows, 3 * hidden])?);
         let (x2, y2, y3) = (x.clone(), y.clone(), y.clone());
         let launch = move |rec: &mut Recorder, _: usize| ops::unfold(rec, &x, 0, n_in, stride, &y);
@@ -51,6 +52,7 @@ pub(super) fn attention_weights(work: &Workload<'_>) -> Vec<Case> {
         bytes: (4 * (n_keys * d + n_rows * (d + n_keys))) as f64,
     };
     work.once(work.case("attention_weights", format!("{d} over {n_keys}"), Dtype::F32, cost, move |pool| {
+        let some = pool.some;
         let n_pages = n_keys.div_ceil(PAGE_SIZE);
         let cache = KvLayer::new(pool.gpu(), 0, n_pages, width, Dtype::F32)?;
         let mut rec = Recorder::new(pool.gpu())?;
@@ -109,6 +111,7 @@ pub(super) fn speech_rules(work: &Workload<'_>) -> Vec<Case> {
         timestamps: Some(exact::TimestampRules { first, no_timestamps: first - 1, max_initial: None }),
     };
     work.once(work.case("speech_rules", format!("{n}"), Dtype::F32, cost, move |pool| {
+        let some = pool.some;
         let record = SpeechRecord {
             on: 1,
             prompt_len: 4,

@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 
 use super::super::check::Check;
 use super::super::reference as exact;
-use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, scattered, some, values};
+use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, scattered, values};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder};
 use crate::ops::{self, SamplingRecord};
@@ -22,6 +22,7 @@ pub(super) fn softmax(work: &Workload<'_>) -> Vec<Case> {
     cases(work, |n| {
         let cost = Cost { flops: 4.0 * (n_rows * n) as f64, bytes: (8 * n_rows * n) as f64 };
         vec![work.case("softmax", format!("{n}"), Dtype::F32, cost, move |pool| {
+            let some = pool.some;
             let (x, y) = (pool.activations("x", [n_rows, n], 1)?, pool.output([n_rows, n])?);
             let (x2, y2, y3) = (x.clone(), y.clone(), y.clone());
             let launch = move |rec: &mut Recorder, _: usize| ops::softmax(rec, &x, None, false, &y, n_rows);
@@ -42,6 +43,7 @@ pub(super) fn token_logprob(work: &Workload<'_>) -> Vec<Case> {
     cases(work, |n| {
         let cost = Cost { flops: 3.0 * (n_rows * n) as f64, bytes: (4 * n_rows * n) as f64 };
         vec![work.case("token_logprob", format!("{n}"), Dtype::F32, cost, move |pool| {
+            let some = pool.some;
             let z = pool.activations("z", [n_rows, n], 1)?;
             let (index, places) = places(n_rows);
             let index = pool.table("index", [1, n_rows], &index)?;
@@ -74,6 +76,7 @@ pub(super) fn top_k(work: &Workload<'_>) -> Vec<Case> {
         let k = BEST.min(n);
         let cost = Cost { flops: 0.0, bytes: (4 * n_rows * n) as f64 };
         vec![work.case("top_k", format!("{k} of {n}"), Dtype::F32, cost, move |pool| {
+            let some = pool.some;
             let x = pool.activations("x", [n_rows, n], 1)?;
             let chosen = pool.table("chosen", [1, n_rows], &vec![0; n_rows])?;
             let width = 2 * (1 + k);
@@ -106,6 +109,7 @@ pub(super) fn penalize(work: &Workload<'_>) -> Vec<Case> {
     cases(work, |n| {
         let cost = Cost { flops: 4.0 * (n_rows * n) as f64, bytes: (12 * n_rows * n) as f64 };
         vec![work.case("penalize", format!("{n}"), Dtype::F32, cost, move |pool| {
+            let some = pool.some;
             // Penalties that can be applied many times without overflow.
             let record = SamplingRecord {
                 repetition_penalty: 1.0,
@@ -165,6 +169,7 @@ fn draw(work: &Workload<'_>, n: usize, name: &str, s: exact::Sampling) -> Case {
     // Counts one read of the logits; filters read them more often.
     let cost = Cost { flops: (n_rows * n) as f64, bytes: (4 * n_rows * n) as f64 };
     work.case("sample", format!("{n} {name}"), Dtype::F32, cost, move |pool| {
+        let some = pool.some;
         let record = SamplingRecord {
             seed_low: s.seed as u32,
             temperature: s.temperature as f32,

@@ -20,7 +20,7 @@ use super::{
     layer_norm, linear, qkv, quantize, rms_norm, sample, softmax, speech_rules, token_logprob, top_k,
 };
 use crate::dtype::{Dtype, SUPERBLOCK};
-use crate::gpu::{Gpu, GpuError, Kernel, Recorder, Tensor, Variant};
+use crate::gpu::{Gpu, GpuError, Kernel, Portable, Recorder, Tensor, Variant};
 pub(crate) use compare::Verdict;
 use compare::{Tolerance, compare};
 
@@ -121,7 +121,8 @@ impl Trial {
             }
         }
         for is_portable in [false, true] {
-            rec.set_portable(if is_portable { vec![self.operation] } else { Vec::new() });
+            let operations = if is_portable { vec![self.operation] } else { Vec::new() };
+            rec.set_portable(Portable::These(operations));
             for Output { tensor, start, .. } in &self.outputs {
                 match start {
                     Start::Zero => rec.clear(tensor, 0, tensor.size_bytes()),
@@ -138,7 +139,7 @@ impl Trial {
 
     /// Whether what the trial records has the variant in it.
     pub fn runs_its_variant(&self, rec: &mut Recorder) -> bool {
-        rec.set_portable(Vec::new());
+        rec.set_portable(Portable::default());
         rec.variants(|rec| (self.launch)(rec)).contains(&self.variant)
     }
 

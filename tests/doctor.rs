@@ -1,0 +1,118 @@
+//! `bench::doctor`: what it checks, and that it sees what is wrong.
+
+mod common;
+
+use std::collections::BTreeSet;
+
+use wginfer::bench::{self, BenchError, DoctorOptions, DoctorReport, Verdict};
+use wginfer::gpu::{Gpu, GpuOptions, Variant};
+
+fn doctor(gpu: &Gpu, filter: &str, perturbation: f64) -> DoctorReport {
+    let options = DoctorOptions { filter: Some(filter.into()), perturbation, ..DoctorOptions::default() };
+    let mut n = 0;
+    let report = bench::doctor(gpu, &options, "a test".into(), &mut |progress| {
+        assert_eq!(progress.n_done, n);
+        assert!(n < progress.n_total && !progress.next.is_empty());
+        n += 1;
+    });
+    report.expect("a report")
+}
+
+/// The families of a kernel, with their verdicts.
+fn families(report: &DoctorReport, kernel: &str) -> BTreeSet<(String, Verdict)> {
+    let rows = report.variants.iter().filter(|row| row.kernel == kernel);
+    rows.map(|row| (row.family.clone(), row.verdict)).collect()
+}
+
+#[test]
+fn every_variant_is_checked_on_odd_shapes() {
+    let Some(gpu) = common::gpu() else { return };
+    let caps = gpu.caps();
+    let report = doctor(&gpu, "odd llama F16 13 rows", 0.0);
+    assert!(report.faults().is_empty(), "{:#?}", report.faults());
+    for row in &report.variants {
+        let is_checked = row.verdict == Verdict::Ok && row.n_cases > 0 && row.error.is_some_and(|e| e <= 1.0);
+        let is_explained = row.verdict == Verdict::NotSupported && !row.message.is_empty() && !row.is_chosen;
+        assert!(is_checked || is_explained, "{row:?}");
+    }
+    // What the device chooses, and what it would run without subgroups.
+    let verdict = |is: bool| if is { Verdict::Ok } else { Verdict::NotSupported };
+    let linear = families(&report, "linear");
+    let [subgroup, workgroup] = ["rows_few reduce_subgroup", "rows_few reduce_workgroup"].map(str::to_string);
+    assert!(linear.contains(&(subgroup, verdict(caps.one_subgroup().is_some()))), "{linear:?}");
+    assert!(linear.contains(&(workgroup, Verdict::Ok)), "{linear:?}");
+    let eight = caps.is_one_subgroup(8);
+    assert!(linear.contains(&("rows_reg".into(), verdict(eight))), "{linear:?}");
+    assert_eq!(
+        families(&report, "linear_coop").iter().any(|(_, v)| *v == Verdict::Ok),
+        caps.coop_tile().is_some()
+    );
+    assert!(report.variants.iter().any(|row| row.is_chosen && row.kernel == "linear"));
+    assert!(report.variants.iter().any(|row| !row.is_chosen && row.verdict == Verdict::Ok));
+}
+
+#[test]
+fn a_wrong_kernel_is_seen_and_located() {
+    let Some(gpu) = common::gpu() else { return };
+    // One output of each case is moved by three tolerances.
+    let report = doctor(&gpu, "odd llama rms_norm 3 rows", 3.0);
+    assert!(!report.faults().is_empty());
+    for row in report.variants.iter().filter(|row| row.verdict != Verdict::NotSupported) {
+        assert!(row.verdict == Verdict::Wrong && row.error.is_some_and(|e| e > 1.0), "{row:?}");
+        assert!(row.message.contains("instead of") && row.message.contains("`rms_norm odd llama"), "{row:?}");
+    }
+    let options = DoctorOptions { perturbation: f64::NAN, ..DoctorOptions::default() };
+    let error = bench::doctor(&gpu, &options, String::new(), &mut |_| {}).expect_err("refused");
+    assert!(matches!(error, BenchError::Parameter { .. }), "{error}");
+    let options = DoctorOptions { filter: Some("no such kernel".into()), ..DoctorOptions::default() };
+    let error = bench::doctor(&gpu, &options, String::new(), &mut |_| {}).expect_err("refused").to_string();
+    assert!(error.contains("`no such kernel`") && error.contains("`rms_norm`"), "{error}");
+}
+
+/// What a driver that cannot add over subgroups, and refuses gates, would make of the kernels.
+fn driver(variant: &Variant, source: String) -> String {
+    match variant.kernel.name {
+        "gate" => source.replace("fn gate(", "fn gate(@builtin(nothing) "),
+        _ => source.replace("return subgroupAdd(v);", "return v;"),
+    }
+}
+
+#[test]
+fn a_driver_that_miscompiles_is_seen() {
+    let options = GpuOptions { rewrite: Some(driver), ..GpuOptions::default() };
+    let Some(gpu) = common::open(&options) else { return };
+    if gpu.caps().one_subgroup().is_none() {
+        common::say(&format!("skipped, `{}` has no subgroups of a certain width", gpu.info().name));
+        return;
+    }
+    let report = doctor(&gpu, "odd gpt2", 0.0);
+    let verdicts = |kernel| families(&report, kernel).into_iter().collect::<Vec<_>>();
+    let [subgroup, workgroup] = ["reduce_subgroup", "reduce_workgroup"].map(str::to_string);
+    assert_eq!(verdicts("layer_norm"), [(subgroup, Verdict::Wrong), (workgroup, Verdict::Ok)]);
+    assert_eq!(verdicts("gate"), [(String::new(), Verdict::DoesNotCompile)]);
+    let faults: BTreeSet<&str> = report.faults().iter().map(|row| row.kernel.as_str()).collect();
+    assert_eq!(faults, BTreeSet::from(["gate", "layer_norm"]));
+    let gate = report.variants.iter().find(|row| row.kernel == "gate").expect("a row");
+    assert!(gate.message.contains("nothing") && gate.n_cases == 0, "the compiler's words: {gate:?}");
+}
+
+#[test]
+fn the_report_describes_the_device_and_is_json() {
+    let Some(gpu) = common::gpu() else { return };
+    let report = doctor(&gpu, "odd gpt2 layer_norm", 0.0);
+    let (caps, device) = (gpu.caps(), &report.device);
+    assert_eq!((report.meta.adapter.as_str(), device.f16), (gpu.info().name.as_str(), caps.f16));
+    assert_eq!(device.subgroups, caps.subgroups.as_ref().map(|s| [s.min, s.max]));
+    assert_eq!(device.lost.len(), caps.lost().len());
+    let text = serde_json::to_string(&report).expect("JSON");
+    assert_eq!(serde_json::from_str::<DoctorReport>(&text).expect("it can be read"), report);
+    // Without subgroups, what needs them is not supported, and the device says what it lost.
+    let Some(portable) = common::portable() else { return };
+    let report = doctor(&portable, "odd gpt2 layer_norm", 0.0);
+    assert!(report.device.lost.iter().any(|lost| lost.contains("no subgroups")), "{:?}", report.device.lost);
+    let rows: Vec<_> = report.variants.iter().filter(|r| r.verdict == Verdict::NotSupported).collect();
+    assert!(
+        rows.iter().any(|r| r.family.contains("reduce_subgroup") && r.message == "no subgroups"),
+        "{rows:?}"
+    );
+}
