@@ -427,6 +427,23 @@ fn doctor_checks_kernels() {
     wginfer("doctor no-such-kernel").fails(2, "`no-such-kernel`");
 }
 
+/// llvmpipe takes the width of its subgroups from a variable: 4, 8 or 16 invocations. Other devices ignore it.
+#[test]
+fn kernels_are_right_with_subgroups_of_other_widths() {
+    let Some(gpu) = common::gpu() else { return };
+    for bits in [128, 512] {
+        let run = wginfer("doctor --json odd llama Q4_0 13 rows");
+        let report = run.env("LP_NATIVE_VECTOR_WIDTH", &bits.to_string()).json();
+        assert_eq!(report["is_right"], true, "{bits} bits: {report}");
+        let wrong =
+            report["variants"].as_array().expect("an array").iter().find(|row| row["verdict"] == "wrong");
+        assert!(wrong.is_none(), "{bits} bits: {wrong:?}");
+        if gpu.info().name.contains("llvmpipe") {
+            assert_eq!(report["device"]["subgroups"], serde_json::json!([bits / 32, bits / 32]));
+        }
+    }
+}
+
 #[test]
 fn variants_of_devices_that_are_not_there() {
     if common::gpu().is_none() {
