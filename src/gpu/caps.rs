@@ -1,7 +1,7 @@
 //! The capabilities of a device, which decide which kernel variants run.
 
 use super::subgroups::MATRIX_SUBGROUPS;
-use super::{Subgroups, quirks};
+use super::{Quirk, Subgroups, quirks};
 
 /// Environment variable that disables capabilities, so that every variant can be tested on one machine. A
 /// comma-separated list of `f16`, `subgroups`, `subgroup-probe` (widths of subgroups that the driver chooses by kernel),
@@ -88,7 +88,7 @@ impl Caps {
             storage_align: limits.min_storage_buffer_offset_alignment,
             uniform_align: limits.min_uniform_buffer_offset_alignment,
         };
-        quirks::avoid(&mut caps, &quirks::quirks(info));
+        quirks::quirks(info).into_iter().for_each(|quirk| caps.avoid(quirk));
         caps
     }
 
@@ -112,6 +112,11 @@ impl Caps {
             }
         }
         Ok(())
+    }
+
+    /// Disables what a quirk avoids.
+    fn avoid(&mut self, quirk: &Quirk) {
+        self.disable(quirk.avoids).expect("a quirk avoids known capabilities");
     }
 
     fn keep_to_minimum(&mut self) {
@@ -201,5 +206,22 @@ impl Caps {
     pub fn spread(&self, n: u32) -> [u32; 3] {
         let y = n.div_ceil(self.max_workgroups).max(1);
         [n.div_ceil(y), y, 1]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_quirk_avoids_something() {
+        for quirk in quirks::QUIRKS {
+            let info = wgpu::AdapterInfo::new(wgpu::DeviceType::IntegratedGpu, wgpu::Backend::Vulkan);
+            let before =
+                Caps::new(wgpu::Features::all(), &wgpu::Limits::default(), &info, vec![(16, 16, 16)]);
+            let mut after = before.clone();
+            after.avoid(quirk);
+            assert_ne!(after, before, "{quirk:?} avoids nothing");
+        }
     }
 }

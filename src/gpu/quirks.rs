@@ -1,7 +1,5 @@
 //! Faults of drivers that are known for certain, and what is avoided because of them.
 
-use super::Caps;
-
 /// A vendor of GPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Vendor {
@@ -69,13 +67,6 @@ pub fn quirks(info: &wgpu::AdapterInfo) -> Vec<&'static Quirk> {
     QUIRKS.iter().filter(|quirk| quirk.concerns(info)).collect()
 }
 
-/// Takes from `caps` what the quirks avoid.
-pub(super) fn avoid(caps: &mut Caps, quirks: &[&Quirk]) {
-    for quirk in quirks {
-        caps.disable(quirk.avoids).expect("a quirk avoids known capabilities");
-    }
-}
-
 /// The first dotted number of a text, as in `Mesa 22.3.6 (LLVM 15.0.6)`.
 fn numbers(text: &str) -> Option<Vec<u32>> {
     let start = text.find(|c: char| c.is_ascii_digit())?;
@@ -94,16 +85,9 @@ mod tests {
     }
 
     #[test]
-    fn every_quirk_has_a_source_and_avoids_something_that_exists() {
-        for quirk in QUIRKS {
-            assert!(quirk.link.starts_with("https://") && !quirk.what.is_empty(), "{quirk:?}");
-            let features = wgpu::Features::all();
-            let info = adapter(0, wgpu::Backend::Vulkan, "", "");
-            let before = Caps::new(features, &wgpu::Limits::default(), &info, vec![(16, 16, 16)]);
-            let mut after = before.clone();
-            avoid(&mut after, &[quirk]);
-            assert_ne!(after, before, "{quirk:?} avoids nothing");
-        }
+    fn every_quirk_has_a_source() {
+        let has_source = |quirk: &Quirk| quirk.link.starts_with("https://") && !quirk.what.is_empty();
+        assert!(QUIRKS.iter().all(has_source));
     }
 
     #[test]
