@@ -56,11 +56,11 @@
 //!     caught and becomes an `Err`; [`panic_is_caught`] tells a panic hook that it need not be reported.
 //! 11. The command line uses only the public API, and only it prints.
 //! 12. A row's result has the same bits in every batch: the order of its sums depends on the device (and what
-//!     `bench::tune` measured and self-tests found there), on the shapes and types of weights and on the row's kind, never on how
-//!     many rows there are, how a prompt is cut or what the cache holds. So the same request with the same seed gives
-//!     the same text on one device. It changes once where a self-test ends while an engine runs, which happens only on
-//!     an adopted device with a new driver: between two steps, from the variants of every device to the fastest that
-//!     passed. Requests that are open then go on, but their later rows have other last bits; prefixes that were
+//!     `bench::tune` measured and self-tests found there), on the shapes and types of weights and on the row's kind,
+//!     never on how many rows there are, how a prompt is cut or what the cache holds. So the same request with the same
+//!     seed gives the same text on one device. It changes once if a self-test ends while an engine runs, which happens
+//!     only on an adopted device with a new driver: between two steps, from the portable variants to the fastest that
+//!     passed. Requests that are open then go on, but their later rows may have other last bits; prefixes that were
 //!     computed before are shared with no request that begins after. A clip keeps the keys and values that it has.
 //! 13. Data that a recording reads is never overwritten before the recording has run. Parameter blocks are written
 //!     once. A slot's tables change only while nothing in flight uses the slot, or grow beyond the positions in flight.
@@ -80,7 +80,7 @@
 //! | layer | module | contents |
 //! |---|---|---|
 //! | 0 | [`dtype`], [`error`], `file`, `guard` | element types; the crate's error; regular files of bounded size; panics of libraries |
-//! | 1 | [`gpu`] | device, capabilities (of other devices too), tensors, kernel declarations, recorder, readback, tuning's choices, which variants a self-test found right |
+//! | 1 | [`gpu`] | device, capabilities and quirks, tensors, kernel declarations, recorder, readback; what tuning chose and self-tests found |
 //! | 2 | [`ops`] | one file per operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | containers of tensors |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat templates: an interpreter of Jinja that counts what it spends |
@@ -118,7 +118,7 @@
 //! | a kernel `x` | `shaders/x.wgsl`, `src/ops/x.rs`, its line in `src/ops/mod.rs`; `src/bench/reference`, a case in `src/bench/cases` and one in `tests/kernels.rs` |
 //! | a variant of a kernel that needs an optional capability | the choice in the operation's file; its trial in `src/ops/self_test` |
 //! | a weight type | `src/dtype.rs`, `shaders/parts/weights_x.wgsl`, its lines in `src/ops/mod.rs`; `src/bench/reference/quant.rs` and its line in `src/bench/cases/mod.rs`; where files hold it, `src/models/loader.rs`; where it can be made at load, `shaders/parts/quantize_x.wgsl`, `src/engine/model.rs` and `src/cli/args.rs` |
-//! | an architecture | `src/models/x.rs`, its lines in `src/models/mod.rs`; a folder in `tests/golden` and its name in `tests/golden.rs`; its name in `tests/config_defaults.py` |
+//! | an architecture | `src/models/x.rs`, its lines in `src/models/mod.rs`; a folder in `tests/golden` and its name in `tests/golden.rs`; its name in `tests/config_defaults.py`, a config in `tests/backends/list.rs` |
 //! | a container format | `src/weights/x.rs` and its call in `src/weights/mod.rs`; a variant in `src/checkpoint/source.rs`, its function in `src/checkpoint/mod.rs`, the reading of its files in `src/checkpoint/files.rs` |
 //! | a sampling parameter | `src/engine/sampling.rs`, the record in `src/ops/sample.rs`, the shader that reads it with `shaders/parts/sampling.wgsl`; its entry in `src/cli/sampling.rs`; its reference in `src/bench/reference` with a case in `tests/sampling.rs`; `src/checkpoint/generation.rs` if models recommend it |
 //! | a fault of a driver | its line in `src/gpu/quirks.rs` |
