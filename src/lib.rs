@@ -96,7 +96,7 @@
 //!
 //! The engine has three parts. `engine/scheduler` decides what the next step computes: requests, sequences and the page
 //! table are plain data there, tested with no device. `engine/runner` records the decision, a `Step` of rows (`embed`,
-//! every `layer`, `logits`, then the draw), and reads the results. `engine/stepper.rs` cuts recorded work to a budget
+//! every `layer`, `outputs`, then the draw), and reads the results. `engine/stepper.rs` cuts recorded work to a budget
 //! and keeps at most two slices in flight. It does so for steps, for clips of sound, for batches of texts and for the
 //! upload of weights.
 //!
@@ -106,7 +106,7 @@
 //! then on; the recorder answers for each operation which capabilities it may use. Nothing knows what is right: only
 //! `bench` has references.
 //!
-//! On the device, a token takes this path: token table, `embed`, layers, `logits`, `sample`, token table. The audio
+//! On the device, a token takes this path: token table, `embed`, layers, logits, `sample`, token table. The audio
 //! encoder runs over a clip, layer by layer, and writes keys and values for the decoder's cross-attention to pages of
 //! their own. A text encoder has no cache: [`engine::TextEncoder`] packs whole texts into batches and computes one
 //! vector per text.

@@ -40,7 +40,7 @@ fn capabilities_can_be_switched_off() {
     assert!(error.contains("`warp`"), "{error}");
 }
 
-/// The variant of a kernel that needs subgroups of a certain width, or does without.
+/// The variant of a kernel for subgroups of a certain width, or the portable one.
 fn reducing(gpu: &Gpu) -> String {
     let [x, w] = [[3, 40], [1, 40]].map(|shape| common::zeros(gpu, shape, Dtype::F32));
     let norm = ops::RmsNorm { w, eps: 1e-5, offset: 0.0 };

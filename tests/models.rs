@@ -162,7 +162,7 @@ fn a_recording_has_no_dispatch_too_many() {
             count(&mut rec, &mut |rec| {
                 model.embed(rec, &batch, &mut s);
                 (0..shape.n_layers()).for_each(|i| model.layer(i, rec, &batch, &mut s));
-                model.logits(rec, &batch, &mut s);
+                model.outputs(rec, &batch, &mut s);
             })
         });
         assert_eq!(found, expected, "{name}");
@@ -185,7 +185,7 @@ fn a_recording_has_no_dispatch_too_many() {
         let rows = count(&mut rec, &mut |rec| {
             model.embed(rec, &batch, &mut s);
             (0..shape.n_layers()).for_each(|i| model.layer(i, rec, &batch, &mut s));
-            model.rows(rec, &batch, &mut s);
+            model.outputs(rec, &batch, &mut s);
         });
         let head = count(&mut rec, &mut |rec| {
             model.classify(rec, &sequence.spans, 1, &mut s).expect("a head");
@@ -215,9 +215,9 @@ fn scratches_share_weights_and_nothing_else() {
         let (architecture, model) = load(&gpu, name);
         let shape = architecture.shape();
         let result = |rec: &mut Recorder, sequence: &Sequence, s: &mut Scratch| match shape.kind {
-            ModelKind::Decoder => model.logits(rec, &sequence.batch(), s),
+            ModelKind::Decoder => model.outputs(rec, &sequence.batch(), s),
             ModelKind::Encoder => {
-                model.rows(rec, &sequence.batch(), s);
+                model.outputs(rec, &sequence.batch(), s);
                 model.classify(rec, &sequence.spans, 1, s).expect("a head")
             }
         };

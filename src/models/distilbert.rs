@@ -160,7 +160,7 @@ impl Model for DistilBert {
         self.layers[i].record(rec, b, &b.kv[i], &s.a);
     }
 
-    fn rows(&self, _: &mut Recorder, _: &Batch<'_>, s: &mut Scratch) -> Tensor {
+    fn outputs(&self, _: &mut Recorder, _: &Batch<'_>, s: &mut Scratch) -> Tensor {
         s.a.x.clone()
     }
 

@@ -177,7 +177,7 @@ impl Model for Gpt2 {
         layer.mlp.record(rec, b.n, h, Target::Add(&a.x), a);
     }
 
-    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
         self.head.record(rec, b, &s.a)
     }
 }

@@ -113,7 +113,7 @@ impl Model for Llama {
         layer.mlp.record(rec, b.n, normed(&layer.post_attention_layernorm, a), x, a);
     }
 
-    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
         self.head.record(rec, b, &s.a)
     }
 }

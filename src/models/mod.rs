@@ -1,4 +1,4 @@
-//! Layer 3: architectures. One architecture is one file, with three recordings: `embed`, `layer` and `logits`.
+//! Layer 3: architectures. One architecture is one file, with three recordings: `embed`, `layer` and `outputs`.
 //!
 //! A file reads like the paper: the config with Hugging Face's keys, the weights by their names, then the recordings.
 //! It names no wgpu type, no file format and no quantised type. A [`Model`] has the weights, which never change.
@@ -41,9 +41,9 @@ pub(crate) use upload::{MOST_SLICE, PIECE};
 /// The kind of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelKind {
-    /// It generates token by token: [`Model::logits`].
+    /// It generates token by token: [`Model::outputs`] are logits.
     Decoder,
-    /// It reads whole texts: [`Model::rows`].
+    /// It reads whole texts: [`Model::outputs`] are rows of hidden states.
     Encoder,
 }
 
@@ -109,7 +109,7 @@ impl ModelShape {
 /// A model's weights in device memory. They never change, and several engines may share them. A recording writes only
 /// to the [`Scratch`] that is passed in.
 ///
-/// A decoder has `logits`, an encoder has `rows`; see [`ModelShape::kind`].
+/// [`ModelShape::kind`] says whether it is a decoder or an encoder.
 pub trait Model: Send + Sync {
     /// Allocates the buffers that recordings write, for batches up to `capacity`.
     ///
@@ -123,22 +123,11 @@ pub trait Model: Send + Sync {
     fn embed(&self, rec: &mut Recorder, batch: &Batch<'_>, s: &mut Scratch);
     /// Records layer `i` on the residual stream.
     fn layer(&self, i: usize, rec: &mut Recorder, batch: &Batch<'_>, s: &mut Scratch);
-    /// Records the logits of the rows in `batch.sampled`, and returns their tensor `[max_sampled, vocab_size]` F32.
-    ///
-    /// # Panics
-    /// If the model is an encoder.
-    fn logits(&self, _rec: &mut Recorder, _batch: &Batch<'_>, _s: &mut Scratch) -> Tensor {
-        panic!("an encoder has no logits over the vocabulary")
-    }
-    /// Records the rest after the last layer, and returns the tensor of the batch's rows, `[max_rows, hidden_size]`
-    /// F32. The batch has whole sequences, as prompt rows, and its `ends` are set.
-    ///
-    /// # Panics
-    /// If the model is a decoder.
-    fn rows(&self, _rec: &mut Recorder, _batch: &Batch<'_>, _s: &mut Scratch) -> Tensor {
-        panic!("a decoder has logits, not rows")
-    }
-    /// Records the classification head on the result of [`Model::rows`], for `n_seqs` sequences with their (first row,
+    /// Records the end, and returns its tensor, F32. Of a decoder: the logits of the rows in `batch.sampled`,
+    /// `[max_sampled, vocab_size]`. Of an encoder: the batch's rows, `[max_rows, hidden_size]`; the batch has whole
+    /// sequences, as prompt rows, and its `ends` are set.
+    fn outputs(&self, rec: &mut Recorder, batch: &Batch<'_>, s: &mut Scratch) -> Tensor;
+    /// Records the classification head on the result of [`Model::outputs`], for `n_seqs` sequences with their (first row,
     /// rows) in `spans` `[n_seqs, 2]`. Returns the tensor of the logits, `[max_seqs, n_labels]` F32; `None` if the
     /// checkpoint has no head.
     fn classify(

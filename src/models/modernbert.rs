@@ -237,7 +237,7 @@ impl Model for ModernBert {
         layer.mlp.record(rec, b.n, h, Target::Add(&a.x), a);
     }
 
-    fn rows(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
         self.final_norm.record(rec, &s.a.x, &s.a.h, b.n.count()).clone()
     }
 

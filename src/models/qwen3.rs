@@ -123,7 +123,7 @@ impl Model for Qwen3 {
         layer.mlp.record(rec, b.n, normed(&layer.post_attention_layernorm, a), x, a);
     }
 
-    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
         self.head.record(rec, b, &s.a)
     }
 }

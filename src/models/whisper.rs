@@ -461,7 +461,7 @@ impl Model for Whisper {
         layer.mlp.record(rec, b.n, h, x, a);
     }
 
-    fn logits(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
         self.head.record(rec, b, &s.a)
     }
 

@@ -1,5 +1,5 @@
-//! Every variant of every kernel in the languages of all backends, compiled by those compilers that can be had without
-//! the devices: naga's translation and `spirv-val`, Microsoft's FXC and DXC, AMD's in RADV.
+//! Every variant of every kernel in the languages of all backends, compiled by those compilers that need no device:
+//! naga's translation and `spirv-val`, Microsoft's FXC and DXC, AMD's in RADV.
 //!
 //! `.ci/compilers` installs the compilers. A check whose compiler is missing is not run, and says so. With
 //! `WGINFER_ALL_VARIANTS=1`, slow compilers get all variants instead of a sample.

@@ -526,7 +526,7 @@ impl Encoding {
         if layers.end < self.kv.len() {
             return None;
         }
-        let x = encoder.rows(rec, &batch, s);
+        let x = encoder.outputs(rec, &batch, s);
         let n_seqs = texts.spans.len();
         let logits = match texts.output {
             Output::Logits => encoder.classify(rec, spans, n_seqs, s),

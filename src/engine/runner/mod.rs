@@ -60,7 +60,7 @@ impl Runner {
         if layers.end < self.n_layers() {
             return Vec::new();
         }
-        let logits = (!step.sampled.is_empty()).then(|| self.model.logits(rec, &batch, &mut self.scratch));
+        let logits = (!step.sampled.is_empty()).then(|| self.model.outputs(rec, &batch, &mut self.scratch));
         self.draw(rec, step, logits)
     }
 

@@ -15,8 +15,6 @@ use std::collections::BTreeSet;
 
 use super::{
     Attention, PRODUCTS, attention as attend, attention_weights, embed, fill_normal, gate_up, head_norm,
-};
-use super::{
     layer_norm, linear, qkv, quantize, rms_norm, sample, softmax, speech_rules, token_logprob, top_k,
 };
 use crate::dtype::{Dtype, SUPERBLOCK};

@@ -51,16 +51,9 @@ pub(super) fn sample(setup: &mut Setup<'_>, _: &Variant) -> Result<Launch, GpuEr
     let greedy = SamplingRecord {
         seed_low: 11,
         seed_high: 3,
-        temperature: 0.0,
-        top_k: 0,
         top_p: 1.0,
-        min_p: 0.0,
         repetition_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        n_bias: 0,
-        counts: 0,
-        pad: 0,
+        ..bytemuck::Zeroable::zeroed()
     };
     let few = SamplingRecord { temperature: 0.8, top_k: 17, ..greedy };
     let many = SamplingRecord { seed_low: 5, temperature: 1.1, top_p: 0.9, min_p: 0.01, counts: 1, ..greedy };
