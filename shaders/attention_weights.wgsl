@@ -31,8 +31,9 @@ struct Params {
 fn attention_weights(
     @builtin(workgroup_id) id: vec3u,
     @builtin(num_workgroups) n: vec3u,
-    @builtin(local_invocation_index) lane: u32,
+    lanes: Lanes,
 ) {
+    let lane = lane_of(lanes);
     let i = id.x + id.y * n.x;
     if i >= params.n_rows {
         return;

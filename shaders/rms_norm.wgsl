@@ -24,8 +24,9 @@ struct Params {
 fn rms_norm(
     @builtin(workgroup_id) id: vec3u,
     @builtin(num_workgroups) n: vec3u,
-    @builtin(local_invocation_index) lane: u32,
+    lanes: Lanes,
 ) {
+    let lane = lane_of(lanes);
     let group = id.x + id.y * n.x;
     if group >= params.n_rows {
         return;

@@ -42,8 +42,9 @@ const FORBIDDEN: f32 = -1e30;
 fn speech_rules(
     @builtin(workgroup_id) id: vec3u,
     @builtin(num_workgroups) n: vec3u,
-    @builtin(local_invocation_index) lane: u32,
+    lanes: Lanes,
 ) {
+    let lane = lane_of(lanes);
     let r = id.x + id.y * n.x;
     if r >= params.n_rows {
         return;

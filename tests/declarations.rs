@@ -13,7 +13,7 @@ use wginfer::gpu::{Access, Field, Fields, Kernel, Part};
 use wginfer::ops::{KERNELS, PARTS};
 
 /// Words by which a kernel shows that it needs a part of a family, in the order of `PARTS`.
-const FAMILY_WORDS: [&[&str]; 13] = [
+const FAMILY_WORDS: [&[&str]; 16] = [
     &["unpack(", "multiply("],
     &["load_k("],
     &["append_k("],
@@ -21,8 +21,11 @@ const FAMILY_WORDS: [&[&str]; 13] = [
     &["pack_head("],
     &["multiply("],
     &["multiply("],
-    &["reduce_", "multiply("],
+    &["multiply("],
+    &["lane_of("],
     &["Sampling"],
+    &["bins_find("],
+    &["reduce_exp("],
     &["put("],
     &["act("],
     &["TileC"],

@@ -1,6 +1,11 @@
-// Contract: each function folds one value per lane over the workgroup of WG lanes (a power of two) and
-// gives the result to all lanes. All lanes must call it.
+// Contract: as reduce_workgroup.
 // The workgroup is exactly one subgroup: no barrier, no workgroup memory.
+struct Lanes { @builtin(local_invocation_index) index: u32 }
+
+fn lane_of(lanes: Lanes) -> u32 {
+    return lanes.index;
+}
+
 struct Best { value: f32, index: u32 }
 
 // The value of lane 0.

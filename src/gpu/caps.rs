@@ -17,6 +17,9 @@ pub(super) const MINIMUM: &[(&str, u64)] = &[
     ("max_storage_buffer_binding_size", 128 << 20),
 ];
 
+/// The least width of subgroups in WebGPU; `shaders/parts/reduce_any.wgsl` rests on it.
+const LEAST_WIDTH: u32 = 4;
+
 /// The capabilities and limits of a device that decide which variants run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Caps {
@@ -151,7 +154,7 @@ impl Caps {
         if self.one_subgroup().is_none() {
             lost.push(match self.subgroups {
                 None => "no subgroups: slower variants run",
-                Some(_) => "subgroups of no certain width: slower variants run",
+                Some(_) => "subgroups of no certain width: slower variants of products run",
             });
         }
         if self.max_storage_buffers < 10 {
@@ -161,6 +164,11 @@ impl Caps {
             lost.push("no timestamps: a guest's work is timed by when its end is noticed");
         }
         lost
+    }
+
+    /// Whether kernels may use subgroups whose width they need not know.
+    pub fn any_subgroups(&self) -> bool {
+        self.subgroups.as_ref().is_some_and(|subgroups| subgroups.min >= LEAST_WIDTH)
     }
 
     /// Invocations of a workgroup that is certainly one whole subgroup. `None` if no width is certain.

@@ -139,8 +139,12 @@ pub static PARTS: &[&[&Part]] = &[
     &[&QUANTIZE_Q8_0, &QUANTIZE_Q4_0, &QUANTIZE_Q4_K],
     &[&ROWS_FEW, &ROWS_REG],
     &[&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16],
+    // Products have a pipeline for each number of rows: see `reduce_workgroup`.
     &[&REDUCE_WORKGROUP, &REDUCE_SUBGROUP],
+    &[&REDUCE_WORKGROUP, &REDUCE_SUBGROUP, &REDUCE_ANY],
     &[&SAMPLING],
+    &[&SELECT],
+    &[&EXP_SUM],
     &[&PRODUCT],
     &[&ACT],
     &[&COOP_8, &COOP_16],
@@ -182,7 +186,10 @@ part!(SHARE_8, "share_8");
 part!(SHARE_16, "share_16");
 part!(REDUCE_WORKGROUP, "reduce_workgroup");
 part!(REDUCE_SUBGROUP, "reduce_subgroup");
+part!(REDUCE_ANY, "reduce_any");
 part!(SAMPLING, "sampling");
+part!(SELECT, "select");
+part!(EXP_SUM, "exp_sum");
 part!(PRODUCT, "product");
 part!(ACT, "act");
 part!(VISIBLE, "visible");
@@ -238,24 +245,35 @@ fn quantizer(dtype: Dtype) -> &'static Part {
     }
 }
 
-/// A variant whose lanes reduce values: over one subgroup if its width is certain, else over a workgroup.
+/// A variant whose lanes reduce values: over one subgroup if its width is certain, else over a workgroup of subgroups of
+/// any width, or through workgroup memory.
 fn folding(kernel: &'static Kernel, rec: &Recorder) -> Variant {
     let caps = rec.caps(kernel.name);
     match caps.one_subgroup() {
         Some(width) => Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width),
+        None if caps.any_subgroups() => Variant::new(kernel).part(&REDUCE_ANY).set("WG", PORTABLE_LANES),
         None => Variant::new(kernel).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES),
     }
 }
 
-/// A variant that goes through a vocabulary of `n` several times in one workgroup of 256 lanes. On software devices,
-/// where barriers cost more than lanes gain, the workgroup is one subgroup; but not for large vocabularies, because
-/// llvmpipe ends an invocation's loops after 65,535 iterations in total, and sampling reads each token about twenty
-/// times.
+/// Lanes of a workgroup that goes through a vocabulary, if the device has as many: a row has only one workgroup, whose
+/// loads must hide each other's latency. More would not leave each enough registers on GCN.
+const MOST_LANES: u32 = 512;
+
+/// A variant that goes through a vocabulary of `n` several times in one workgroup. On software devices, where barriers cost
+/// more than lanes gain, the workgroup is one subgroup; but not for the largest vocabularies, because llvmpipe ends an
+/// invocation's loops after 65,535 iterations in total: a draw reads sixteen tokens an iteration, up to six times, and
+/// those that count in three of the passes take an iteration each.
 fn vocabulary(kernel: &'static Kernel, rec: &Recorder, n: usize) -> Variant {
     let caps = rec.caps(kernel.name);
     match caps.one_subgroup() {
-        Some(width) if caps.cpu && n <= 2048 * width as usize => {
+        Some(width) if caps.cpu && n <= 16_384 * width as usize => {
             Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width)
+        }
+        _ if caps.any_subgroups() => {
+            // A power of two, as the parts want it.
+            let lanes = 1 << caps.max_workgroup_size.clamp(256, MOST_LANES).ilog2();
+            Variant::new(kernel).part(&REDUCE_ANY).set("WG", lanes)
         }
         _ => Variant::new(kernel).part(&REDUCE_WORKGROUP).set("WG", 256),
     }

@@ -1,6 +1,6 @@
 //! Draws the next token.
 
-use super::{SAMPLING, assert_rows, kernel, vocabulary};
+use super::{SAMPLING, SELECT, assert_rows, kernel, vocabulary};
 use crate::gpu::{Recorder, Tensor, device_struct};
 
 device_struct! {
@@ -82,10 +82,10 @@ pub fn sample(
     let params = Params {
         n_rows: n_rows as u32,
         n_vocab: z.n_cols() as u32,
-        z_stride: z.stride() as u32,
+        z_stride: (z.stride() / 4) as u32,
         tokens_stride: tokens.n_cols() as u32,
     };
-    let variant = vocabulary(&SAMPLE, rec, z.n_cols()).part(&SAMPLING);
+    let variant = vocabulary(&SAMPLE, rec, z.n_cols()).part(&SAMPLING).part(&SELECT);
     let bindings = [index, sampling, z, rows, tokens, counts, chosen, filters].map(Tensor::view);
     let groups = rec.gpu().caps().spread(n_rows as u32);
     rec.dispatch(variant, &params, &bindings, groups);

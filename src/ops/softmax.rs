@@ -1,6 +1,6 @@
 //! Softmax and log-softmax.
 
-use super::{assert_rows, kernel, vocabulary};
+use super::{EXP_SUM, assert_rows, kernel, vocabulary};
 use crate::gpu::{Recorder, Tensor, device_struct};
 
 device_struct! {
@@ -34,11 +34,11 @@ pub fn softmax(
     let params = Params {
         n_rows: n_rows as u32,
         n_cols: x.n_cols() as u32,
-        x_stride: x.stride() as u32,
-        y_stride: y.stride() as u32,
+        x_stride: (x.stride() / 4) as u32,
+        y_stride: (y.stride() / 4) as u32,
     };
-    let variant =
-        vocabulary(&SOFTMAX, rec, x.n_cols()).set("LOG", log.into()).set("FILTER", filters.is_some().into());
+    let variant = vocabulary(&SOFTMAX, rec, x.n_cols()).part(&EXP_SUM);
+    let variant = variant.set("LOG", log.into()).set("FILTER", filters.is_some().into());
     let filters = filters.map_or_else(|| rec.unused(), Tensor::view);
     let groups = rec.gpu().caps().spread(n_rows as u32);
     rec.dispatch(variant, &params, &[x.view(), filters, y.view()], groups);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{assert_rows, kernel, vocabulary};
+use super::{EXP_SUM, assert_rows, kernel, vocabulary};
 use crate::gpu::{Recorder, Tensor, device_struct};
 
 device_struct! {
@@ -38,10 +38,10 @@ pub fn token_logprob(
         r0: range.start as u32,
         n_rows: range.len() as u32,
         n_vocab: z.n_cols() as u32,
-        z_stride: z.stride() as u32,
+        z_stride: (z.stride() / 4) as u32,
         tokens_stride: tokens.n_cols() as u32,
     };
-    let variant = vocabulary(&TOKEN_LOGPROB, rec, z.n_cols());
+    let variant = vocabulary(&TOKEN_LOGPROB, rec, z.n_cols()).part(&EXP_SUM);
     let groups = rec.gpu().caps().spread(range.len() as u32);
     rec.dispatch(variant, &params, &[rows, index, tokens, z, y].map(Tensor::view), groups);
 }
