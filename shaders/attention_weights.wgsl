@@ -31,9 +31,9 @@ struct Params {
 fn attention_weights(
     @builtin(workgroup_id) id: vec3u,
     @builtin(num_workgroups) n: vec3u,
-    lanes: Lanes,
+    @builtin(local_invocation_index) local: u32,
 ) {
-    let lane = lane_of(lanes);
+    let lane = lane_of(local);
     let i = id.x + id.y * n.x;
     if i >= params.n_rows {
         return;

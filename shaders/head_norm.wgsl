@@ -22,9 +22,9 @@ struct Params {
 fn head_norm(
     @builtin(workgroup_id) id: vec3u,
     @builtin(num_workgroups) n: vec3u,
-    lanes: Lanes,
+    @builtin(local_invocation_index) local: u32,
 ) {
-    let lane = lane_of(lanes);
+    let lane = lane_of(local);
     let n_normed = params.n_heads + params.n_kv_heads;
     let item = id.x + id.y * n.x;
     if item >= params.n_rows * n_normed {

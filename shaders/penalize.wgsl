@@ -2,8 +2,11 @@
 // token in prompt or output: z := z > 0 ? z / repetition : z · repetition   (Keskar et al. 2019, section 4.1)
 // token c times in the output: z := z − presence·[c > 0] − frequency·c      (OpenAI's API reference)
 // each entry (token, b) of the bias list: z := z + b
-// One workgroup: one row.
+// One workgroup: EACH · WG tokens of one row.
 override WG: u32 = 64u;
+
+// Tokens of a lane, whose counts it loads at once.
+const EACH: u32 = 8u;
 
 struct Params {
     n_rows: u32,
@@ -33,23 +36,32 @@ fn penalize(
     let seq = rows[index[r]].x;
     let s = sampling[seq];
     let base = r * params.z_stride;
+    let start = id.z * EACH * WG;
+    let end = min(start + EACH * WG, params.n_vocab);
     if s.counts == 1u {
-        for (var t = lane; t < params.n_vocab; t += WG) {
-            let seen = counts[seq * params.n_vocab + t];
-            if seen != 0u {
-                var value = z[base + t];
+        var seen: array<u32, EACH>;
+        for (var i = 0u; i < EACH; i++) {
+            let t = start + lane + i * WG;
+            seen[i] = select(0u, counts[seq * params.n_vocab + min(t, end - 1u)], t < end);
+        }
+        for (var i = 0u; i < EACH; i++) {
+            if seen[i] != 0u {
+                let at = base + start + lane + i * WG;
+                var value = z[at];
                 value = select(value * s.repetition_penalty, value / s.repetition_penalty, value > 0.0);
-                let count = seen & 0x7fffffffu;
+                let count = seen[i] & 0x7fffffffu;
                 if count > 0u {
                     value -= s.presence_penalty + s.frequency_penalty * f32(count);
                 }
-                z[base + t] = value;
+                z[at] = value;
             }
         }
     }
     storageBarrier();
     for (var i = lane; i < s.n_bias; i += WG) {
         let entry = bias[seq * params.bias_stride + i];
-        z[base + entry.x] += bitcast<f32>(entry.y);
+        if entry.x >= start && entry.x < end {
+            z[base + entry.x] += bitcast<f32>(entry.y);
+        }
     }
 }

@@ -24,9 +24,9 @@ struct Params {
 fn rms_norm(
     @builtin(workgroup_id) id: vec3u,
     @builtin(num_workgroups) n: vec3u,
-    lanes: Lanes,
+    @builtin(local_invocation_index) local: u32,
 ) {
-    let lane = lane_of(lanes);
+    let lane = lane_of(local);
     let group = id.x + id.y * n.x;
     if group >= params.n_rows {
         return;

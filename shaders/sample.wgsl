@@ -298,9 +298,9 @@ fn noisiest(seed: vec2u, pos: u32, lane: u32) -> u32 {
 fn sample(
     @builtin(workgroup_id) id: vec3u,
     @builtin(num_workgroups) n: vec3u,
-    lanes: Lanes,
+    @builtin(local_invocation_index) local: u32,
 ) {
-    let lane = lane_of(lanes);
+    let lane = lane_of(local);
     let r = id.x + id.y * n.x;
     if r >= params.n_rows {
         return;

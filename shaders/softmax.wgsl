@@ -27,9 +27,9 @@ fn load(i: u32) -> vec4f {
 fn softmax(
     @builtin(workgroup_id) id: vec3u,
     @builtin(num_workgroups) n: vec3u,
-    lanes: Lanes,
+    @builtin(local_invocation_index) local: u32,
 ) {
-    let lane = lane_of(lanes);
+    let lane = lane_of(local);
     let r = id.x + id.y * n.x;
     if r >= params.n_rows {
         return;

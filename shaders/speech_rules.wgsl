@@ -37,14 +37,16 @@ struct Rules {
 
 // Low enough to be negligible beside any logit, and finite when divided by a small temperature.
 const FORBIDDEN: f32 = -1e30;
+// Logits that a lane loads at once, so that it waits once for all.
+const AT_ONCE: u32 = 4u;
 
 @compute @workgroup_size(WG)
 fn speech_rules(
     @builtin(workgroup_id) id: vec3u,
     @builtin(num_workgroups) n: vec3u,
-    lanes: Lanes,
+    @builtin(local_invocation_index) local: u32,
 ) {
-    let lane = lane_of(lanes);
+    let lane = lane_of(local);
     let r = id.x + id.y * n.x;
     if r >= params.n_rows {
         return;
@@ -99,24 +101,30 @@ fn speech_rules(
 
     var best_text = FORBIDDEN;
     var best_time = FORBIDDEN;
-    for (var t = lane; t < params.n_vocab; t += WG) {
-        let is_time = rule.timestamps == 1u && t >= rule.first;
-        var allowed = t >= text_begin && t < text_end;
-        if is_time {
-            allowed = t >= time_begin && t < time_end;
+    for (var t0 = lane; t0 < params.n_vocab; t0 += AT_ONCE * WG) {
+        var values: array<f32, AT_ONCE>;
+        for (var i = 0u; i < AT_ONCE; i++) {
+            values[i] = z[base + min(t0 + i * WG, params.n_vocab - 1u)];
         }
-        if rule.timestamps == 1u && t == rule.no_timestamps {
-            allowed = false;
-        }
-        if n_generated == 0u && any(rule.suppress_first == vec4u(t)) {
-            allowed = false;
-        }
-        if !allowed {
-            z[base + t] = FORBIDDEN;
-        } else if is_time {
-            best_time = max(best_time, z[base + t]);
-        } else {
-            best_text = max(best_text, z[base + t]);
+        for (var i = 0u; i < AT_ONCE; i++) {
+            let t = t0 + i * WG;
+            let is_time = rule.timestamps == 1u && t >= rule.first;
+            var allowed = t >= text_begin && t < text_end;
+            if is_time {
+                allowed = t >= time_begin && t < time_end;
+            }
+            if rule.timestamps == 1u && t == rule.no_timestamps {
+                allowed = false;
+            }
+            if n_generated == 0u && any(rule.suppress_first == vec4u(t)) {
+                allowed = false;
+            }
+            if t < params.n_vocab && !allowed {
+                z[base + t] = FORBIDDEN;
+            }
+            let value = select(FORBIDDEN, values[i], t < params.n_vocab && allowed);
+            best_time = max(best_time, select(FORBIDDEN, value, is_time));
+            best_text = max(best_text, select(value, FORBIDDEN, is_time));
         }
     }
     if rule.timestamps == 0u {
@@ -125,8 +133,8 @@ fn speech_rules(
     best_text = reduce_best(best_text, lane, lane).value;
     best_time = reduce_best(best_time, lane, lane).value;
     var sum = 0.0;
-    for (var t = lane; t < params.n_vocab; t += WG) {
-        // No barrier: each lane reads only what it wrote.
+    // No barrier: each lane reads only what it wrote.
+    for (var t = rule.first / WG * WG + lane; t < params.n_vocab; t += WG) {
         if t >= rule.first && z[base + t] > FORBIDDEN {
             sum += exp(z[base + t] - best_time);
         }

@@ -74,8 +74,6 @@ fn narrow(lane: u32) {
             }
         }
         if is_list {
-            workgroupBarrier();
-            n_list = n_left_over;
             continue;
         }
         bins_sum(0u, BINS, lane);
@@ -89,15 +87,17 @@ fn narrow(lane: u32) {
             most = least | ((1u << shift) - 1u);
         }
     }
+    workgroupBarrier();
+    n_list = select(0u, n_left_over, n_left_over <= LIST);
 }
 
 @compute @workgroup_size(WG)
 fn top_k(
     @builtin(workgroup_id) id: vec3u,
     @builtin(num_workgroups) n: vec3u,
-    lanes: Lanes,
+    @builtin(local_invocation_index) local: u32,
 ) {
-    let lane = lane_of(lanes);
+    let lane = lane_of(local);
     let r = id.x + id.y * n.x;
     if r >= params.n_rows {
         return;

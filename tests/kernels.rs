@@ -6,7 +6,7 @@ mod common;
 use common::reference as exact;
 use common::*;
 use wginfer::dtype::Dtype;
-use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Subgroups, Tensor};
+use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Subgroups, Tensor, Variant, fnv};
 use wginfer::ops::{
     self, Act, AttentionPlan, HeadNorm, Input, KvLayer, Lookup, Places, Pooling, RmsNorm, Rows,
 };
@@ -114,7 +114,7 @@ fn embed_from_a_table_of_several_bindings() {
 
 #[test]
 fn rms_norm() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         let mut rng = Rng::new(3);
         let shapes = [[1, 1], [3, 7], [1, 8], [5, 64], [2, 65], [7, 130], [4, 1027], [65_539, 3]];
         for (i, [n_rows, n_cols]) in shapes.into_iter().enumerate() {
@@ -150,7 +150,7 @@ fn rms_norm() {
 
 #[test]
 fn layer_norm() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         let mut rng = Rng::new(4);
         let shapes = [[1, 1], [3, 7], [1, 8], [5, 64], [2, 65], [7, 130], [4, 1027]];
         for (i, [n_rows, n_cols]) in shapes.into_iter().enumerate() {
@@ -257,7 +257,7 @@ fn pool() {
 
 #[test]
 fn head_norm() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         let mut rng = Rng::new(5);
         for [n_rows, n_heads, n_kv_heads, head_dim] in
             [[1, 1, 1, 8], [3, 4, 2, 16], [5, 9, 3, 64], [2, 7, 1, 80], [13, 2, 1, 128]]
@@ -1305,7 +1305,7 @@ fn check_splits(gpu: &Gpu, i: usize, heads: [usize; 3]) {
 
 #[test]
 fn softmax() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         let mut rng = Rng::new(12);
         for [n_rows, n_cols] in [[1, 1], [3, 7], [1, 8], [5, 64], [2, 257], [7, 1031]] {
             for (log, filtered) in [(false, false), (true, false), (false, true), (true, true)] {
@@ -1359,7 +1359,7 @@ fn softmax() {
 
 #[test]
 fn token_logprob() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         let mut rng = Rng::new(15);
         for [n_seqs, n_before, n_rows, n_vocab, ctx] in [
             [1, 0, 3, 7, 5],
@@ -1403,7 +1403,7 @@ fn token_logprob() {
 
 #[test]
 fn top_k() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         let mut rng = Rng::new(13);
         for [n_rows, n_cols, k, most] in [
             [1, 1, 1, 1],
@@ -1412,6 +1412,8 @@ fn top_k() {
             [2, 257, 20, 20],
             [7, 1031, 5, 20],
             [1, 50_021, 20, 20],
+            // More than always fit in the list that the kernel narrows a row down to.
+            [1, 3001, 400, 400],
         ] {
             // Few different values, so that there are ties; and forbidden tokens.
             let mut xs: Vec<f32> = (0..n_rows * n_cols).map(|_| rng.below(40) as f32 * 0.5 - 10.0).collect();
@@ -1432,6 +1434,16 @@ fn top_k() {
             };
             let want: Vec<u32> = xs.chunks(n_cols).zip(&chosen).flat_map(row).collect();
             assert_eq!(read_u32(&gpu, &y), want, "top_k {k} of {n_rows}×{n_cols}");
+        }
+        // Every digit decides, and only columns do.
+        for (n_cols, step) in [(3001, 0.0), (3001, 1e-7), (50_021, 1e-7), (50_021, 0.0)] {
+            let xs: Vec<f32> = (0..n_cols).map(|i| 100.0 + (i * 389 % n_cols) as f32 * step).collect();
+            let (x, list) = (tensor_f32(&gpu, [1, n_cols], &xs), tensor_u32(&gpu, [1, 1], &[0]));
+            let y = zeros(&gpu, [1, 42], Dtype::U32);
+            run(&gpu, |rec| ops::top_k(rec, &x, &list, 20, &y, 1));
+            let best: Vec<usize> =
+                read_u32(&gpu, &y).chunks(2).skip(1).map(|pair| pair[0] as usize).collect();
+            assert_eq!(best, exact::top_k(&to_f64(&xs), 20), "{n_cols} columns {step} apart");
         }
         // If fewer than k tokens are allowed, the forbidden ones follow in the order of the columns.
         let xs = [f32::NEG_INFINITY, 2.0, f32::NEG_INFINITY, 3.0, f32::NEG_INFINITY];
@@ -1565,6 +1577,70 @@ fn linear_rows_do_not_depend_on_the_batch() {
             }
         }
     }
+}
+
+/// Tells a process of `products_do_not_depend_on_the_width` to print bits: with `sums`, of sums that do depend on it.
+const BITS_ENV: &str = "WGINFER_PRINT_BITS";
+
+/// A driver may choose another width of subgroups for each pipeline, and products have one for each number of rows: unless
+/// the width is certain, no sum may depend on it. Here processes have lavapipe's subgroups of 4, 8 and 16.
+#[test]
+fn products_do_not_depend_on_the_width() {
+    if let Ok(kind) = std::env::var(BITS_ENV) {
+        return print_bits(kind == "sums");
+    }
+    let Some(gpu) = any_width() else { return };
+    if gpu.info().device_type != wginfer::wgpu::DeviceType::Cpu {
+        return say(
+            "skipped, only lavapipe has a width that can be set: products_do_not_depend_on_the_width",
+        );
+    }
+    let of_width = |kind: &str, bits: &str| {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
+        command.args(["--exact", "products_do_not_depend_on_the_width", "--nocapture"]);
+        let output = command.env(BITS_ENV, kind).env("LP_NATIVE_VECTOR_WIDTH", bits).output();
+        let output = String::from_utf8(output.expect("it runs").stdout).expect("text");
+        let words = output.lines().find_map(|line| line.split_once("bits ")?.1.split_once(' '));
+        let (width, bits) = words.unwrap_or_else(|| panic!("no bits in {output}"));
+        (width.to_string(), bits.to_string())
+    };
+    let all = |kind: &str| ["128", "256", "512"].map(|bits| of_width(kind, bits));
+    let [a, b, c] = all("products");
+    assert!(a.0 != b.0 && b.0 != c.0, "the widths are {}, {} and {}", a.0, b.0, c.0);
+    assert!(a.1 == b.1 && b.1 == c.1, "the bits depend on the width");
+    let [a, b, c] = all("sums");
+    assert!(a.1 != b.1 && b.1 != c.1, "the test sees no sums that depend on the width");
+}
+
+/// A sum over a subgroup of any width, where products fold in workgroup memory.
+fn folds_subgroups(variant: &Variant, source: String) -> String {
+    let folded = "reduce_scratch[lane] = subgroupAdd(v) / f32(subgroupAdd(1u));";
+    match variant.kernel.name {
+        "linear" => source.replace("reduce_scratch[lane] = v;", folded),
+        _ => source,
+    }
+}
+
+/// Prints the width of subgroups, and a hash of the products of one to sixteen rows.
+fn print_bits(depends: bool) {
+    let options = GpuOptions {
+        disable: "software,subgroup-probe".into(),
+        subgroup_range: Some([4, 64]),
+        rewrite: depends.then_some(folds_subgroups as fn(&Variant, String) -> String),
+        ..GpuOptions::default()
+    };
+    let gpu = open(&options).expect("the device");
+    let mut rng = Rng::new(16);
+    let (n_in, n_out) = (1203, 67);
+    let (x, w) = (rng.normals(16 * n_in, 1.0), rng.normals(n_out * n_in, 1.0));
+    let (x, w) = (tensor_f32(&gpu, [16, n_in], &x), upload(&gpu, Dtype::F16, [n_out, n_in], &w).0);
+    let mut hash = 0;
+    for n_decode in [1, 2, 4, 8, 16] {
+        let y = filled(&gpu, [16, n_out], f32::NAN);
+        run(&gpu, |rec| ops::linear(rec, &x, &w, None, false, &y, Rows { n_decode, n_prompt: 0 }));
+        hash = fnv(hash, bytemuck::cast_slice(&read(&gpu, &y)[..n_decode * n_out]));
+    }
+    println!("\nbits {} {hash:016x}", gpu.info().subgroup_min_size);
 }
 
 /// A row's attention has the same bits however its prompt is cut, whatever else is in the
@@ -1722,7 +1798,7 @@ fn unfold() {
 
 #[test]
 fn attention_weights() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         for (i, heads) in HEADS.into_iter().enumerate() {
             check_attention_weights(&gpu, heads, cache_type(i, heads[2]));
         }
@@ -1779,7 +1855,7 @@ fn check_attention_weights(gpu: &Gpu, [n_heads, n_kv_heads, head_dim]: [usize; 3
 #[test]
 fn speech_rules() {
     let forbidden = -1e30;
-    for gpu in gpus() {
+    for gpu in reducing() {
         let mut rng = Rng::new(33);
         for n_vocab in [57, 1031, 51_865] {
             let first = n_vocab * 2 / 3;

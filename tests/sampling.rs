@@ -4,7 +4,7 @@ mod common;
 
 use common::reference::{self as exact, Sampling};
 use common::*;
-use wginfer::gpu::{Gpu, Tensor};
+use wginfer::gpu::{Gpu, GpuOptions, Tensor, Variant};
 use wginfer::ops::{self, NOT_A_TOKEN, SamplingRecord};
 
 /// The tensors that a draw reads and writes. Rows of the batch are (sequence, position).
@@ -151,7 +151,7 @@ fn check_distribution(gpu: &Gpu, z: &[f32], s: &Sampling, n_draws: u32) {
 
 #[test]
 fn draws_are_those_of_the_reference() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         let mut rng = Rng::new(40);
         let (mut n, mut skipped) = (0, 0);
         // The last one is as large as real ones: some devices limit the iterations of an invocation.
@@ -218,9 +218,53 @@ fn draws_are_those_of_the_reference() {
     }
 }
 
+/// Makes a draw count, in the first token's count, how often it reads the first logits: once a pass.
+fn counts_passes(variant: &Variant, source: String) -> String {
+    if variant.kernel.name != "sample" {
+        return source;
+    }
+    let counted = source.replace("return z[row + i];", "if i == 0u { counts[0] += 1u; } return z[row + i];");
+    assert!(counted != source, "there is no pass to count");
+    counted
+}
+
+#[test]
+fn a_draw_reads_the_logits_at_most_six_times() {
+    for disable in ["", "software", "subgroups"] {
+        let options =
+            GpuOptions { rewrite: Some(counts_passes), disable: disable.into(), ..GpuOptions::default() };
+        let Some(gpu) = open(&options) else { return };
+        let n = 49_152;
+        // Like a model's; and all in one bin until the last digit of a threshold.
+        let usual = Rng::new(80).normals(n, 3.0);
+        let close: Vec<f32> = (0..n).map(|t| 100.0 + (t % 1009) as f32 * 8e-6).collect();
+        let top_k = Sampling { top_k: 40, ..PLAIN };
+        let top_p = Sampling { top_p: 0.95, ..PLAIN };
+        let both = Sampling { top_k: 40, ..top_p };
+        let many = Sampling { top_k: 20_000, ..top_p };
+        for (what, z, s, most) in [
+            ("greedy", &usual, Sampling::GREEDY, 1),
+            ("no filter", &usual, PLAIN, 2),
+            ("top-k", &usual, top_k, 2),
+            ("top-p", &usual, top_p, 5),
+            ("both", &usual, both, 2),
+            ("many", &usual, many, 6),
+            ("close, top-k", &close, top_k, 4),
+            ("close, both", &close, both, 6),
+            ("close, many", &close, many, 6),
+        ] {
+            let draw = Draw::new(&gpu, std::slice::from_ref(z), &[[0, 7]], &[record(&s)], 1);
+            let token = draw.run(&gpu)[0] as usize;
+            let passes = read_u32(&gpu, &draw.counts)[0];
+            assert!(passes > 0 && passes <= most, "{what}: {passes} passes, expected {most}");
+            assert_eq!(token, exact::sample(&to_f64(z), s, 7).0, "{what}");
+        }
+    }
+}
+
 #[test]
 fn the_seed_decides() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         let z: Vec<Vec<f32>> = (0..200).map(|r| Rng::new(r).normals(211, 1.0)).collect();
         let first = draw(&gpu, &z, &PLAIN);
         assert_eq!(draw(&gpu, &z, &PLAIN), first, "the same seed");
@@ -234,7 +278,7 @@ fn the_seed_decides() {
 
 #[test]
 fn logits_that_are_not_finite_give_no_token() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         let good = Rng::new(50).normals(131, 1.0);
         let with = |t: usize, value: f32| {
             let mut z = good.clone();
@@ -266,7 +310,7 @@ fn logits_that_are_not_finite_give_no_token() {
 
 #[test]
 fn a_draw_moves_its_sequence_on() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         // Three of the five rows of a batch draw, in another order; sequence 2 is at the end of its context;
         // sequence 0 does not count.
         let (n_vocab, ctx) = (53, 6);
@@ -304,7 +348,7 @@ fn a_draw_moves_its_sequence_on() {
 
 #[test]
 fn temperature_zero_takes_the_first_of_equals() {
-    for gpu in gpus() {
+    for gpu in reducing() {
         for n_vocab in [1, 9, 64, 257, 1031] {
             let mut rng = Rng::new(70);
             let z: Vec<Vec<f32>> =

@@ -141,7 +141,7 @@ fn dispatched(trace: &str) -> BTreeSet<String> {
 
 /// Whether one of the labels is of a kernel whose name begins so, on subgroups.
 fn uses_subgroups(labels: &BTreeSet<String>, kernel: &str) -> bool {
-    let needs = ["reduce_subgroup", "rows_reg", "_reg", "_coop"];
+    let needs = ["reduce_subgroup", "reduce_any", "rows_reg", "_reg", "_coop"];
     labels.iter().any(|label| label.starts_with(kernel) && needs.iter().any(|part| label.contains(part)))
 }
 
@@ -239,6 +239,24 @@ fn every_trial_can_fail() {
         "token_logprob",
         "top_k",
     ];
+    assert_eq!(wrong(&gpu), all);
+}
+
+/// So do those of the part for subgroups of any width.
+#[test]
+fn trials_of_any_width_can_fail() {
+    let _alone = alone();
+    let options = GpuOptions {
+        disable: "software,subgroup-probe".into(),
+        subgroup_range: Some([4, 64]),
+        ..faulty(halves_sums, SelfTest::Always)
+    };
+    let Some(gpu) = common::open(&options).filter(|gpu| gpu.caps().any_subgroups()) else { return };
+    let options = EngineOptions { prompt_logprobs: 4, max_logprobs: 3, ..EngineOptions::default() };
+    for model in ["qwen3", "gpt2"] {
+        load(&gpu, model, options.clone());
+    }
+    let all = ["head_norm", "layer_norm", "rms_norm", "sample", "softmax", "token_logprob", "top_k"];
     assert_eq!(wrong(&gpu), all);
 }
 

@@ -1,9 +1,7 @@
 // Contract: as reduce_workgroup.
 // The workgroup is exactly one subgroup: no barrier, no workgroup memory.
-struct Lanes { @builtin(local_invocation_index) index: u32 }
-
-fn lane_of(lanes: Lanes) -> u32 {
-    return lanes.index;
+fn lane_of(local: u32) -> u32 {
+    return local;
 }
 
 struct Best { value: f32, index: u32 }

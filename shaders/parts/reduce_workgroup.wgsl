@@ -1,18 +1,13 @@
-// Contract: `lane_of` gives a lane its index in the workgroup from `Lanes`, the built-in values that the part needs. Each
-// other function folds one value per lane over the workgroup of WG lanes (a power of two from 8 to 512) and gives the
-// result to all lanes. All lanes must call it.
-// A tree in workgroup memory: runs on every device. The order of a sum depends only on WG. Products keep to this part
+// Contract: `lane_of` prepares the other functions and returns the lane, the local invocation index that it gets. Each other
+// function folds one value per lane over the workgroup of WG lanes (a power of two from 8 to 512) and gives the result to
+// all lanes. All lanes must call it.
+// A tree in workgroup memory, eight values a step: runs on every device. The order of a sum depends only on WG. Products keep to this part
 // where no width of subgroups is certain: they have a pipeline for each number of rows, a compiler may choose another
 // width for each, and the bits of a row must be the same in all. (Shuffles within the least width would be as free of the
 // chosen one, but only if lanes lie in subgroups in their order, which WGSL does not promise.)
-struct Lanes { @builtin(local_invocation_index) index: u32 }
-
-fn lane_of(lanes: Lanes) -> u32 {
-    return lanes.index;
+fn lane_of(local: u32) -> u32 {
+    return local;
 }
-
-// Values left after the first step of the tree, which only workgroups of more than 64 lanes have. Steps are of eight.
-override REDUCE_LEFT: u32 = select(WG, WG / 8u, WG > 64u);
 
 var<workgroup> reduce_scratch: array<vec4f, WG>;
 // Apart from the scratch, which the next call may then overwrite while slow lanes still read this one's result.
@@ -43,9 +38,11 @@ fn reduce_sum4(v: vec4f, lane: u32) -> vec4f {
         }
         workgroupBarrier();
     }
+    // Values left after the first step, which only workgroups of more than 64 lanes have.
+    let left = select(WG, WG / 8u, WG > 64u);
     if lane < 8u {
         var sum = reduce_scratch[lane];
-        for (var i = 8u; i < REDUCE_LEFT; i += 8u) {
+        for (var i = 8u; i < left; i += 8u) {
             sum += reduce_scratch[lane + i];
         }
         reduce_result[lane] = sum;
@@ -82,9 +79,10 @@ fn reduce_best(value: f32, index: u32, lane: u32) -> Best {
         }
         workgroupBarrier();
     }
+    let left = select(WG, WG / 8u, WG > 64u);
     if lane < 8u {
         var best = reduce_scratch[lane];
-        for (var i = 8u; i < REDUCE_LEFT; i += 8u) {
+        for (var i = 8u; i < left; i += 8u) {
             best = better(best, reduce_scratch[lane + i]);
         }
         reduce_result[lane] = best;

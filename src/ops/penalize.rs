@@ -14,6 +14,9 @@ device_struct! {
 
 kernel!(PENALIZE, "penalize", Params, [Read, Read, Records(SamplingRecord), Read, Read, ReadWrite]);
 
+/// Tokens of a lane: `EACH` in the shader.
+const EACH: u32 = 8;
+
 /// Applies each sequence's repetition, presence and frequency penalties and its logit bias to logits `z`
 /// `[n_rows, n_vocab]`, in place. `rows` `[_, 2]` and `index` `[1, n_rows]` give the sequence of a row of `z`.
 /// `sampling` holds [`SamplingRecord`]s, `bias` `[n_seqs, 2·most]` U32 pairs of token and bits of the bias, `counts`
@@ -43,8 +46,8 @@ pub fn penalize(
         bias_stride: (bias.n_cols() / 2) as u32,
     };
     let bindings = [rows, index, sampling, bias, counts, z].map(Tensor::view);
-    let lanes = if rec.gpu().caps().cpu { 8 } else { 256 };
+    let lanes = super::PORTABLE_LANES;
     let variant = Variant::new(&PENALIZE).part(&SAMPLING).set("WG", lanes);
-    let groups = rec.gpu().caps().spread(n_rows as u32);
-    rec.dispatch(variant, &params, &bindings, groups);
+    let [gx, gy, _] = rec.gpu().caps().spread(n_rows as u32);
+    rec.dispatch(variant, &params, &bindings, [gx, gy, params.n_vocab.div_ceil(EACH * lanes)]);
 }

@@ -82,6 +82,23 @@ pub fn gpus() -> Vec<Gpu> {
     gpu().into_iter().chain(portable()).collect()
 }
 
+/// The device as if it were hardware with subgroups of no certain width.
+pub fn any_width() -> Option<Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    let options = GpuOptions {
+        disable: "software,subgroup-probe".into(),
+        // What lavapipe can have, whatever it has on this machine.
+        subgroup_range: Some([4, 64]),
+        ..GpuOptions::default()
+    };
+    GPU.get_or_init(|| open(&options)).clone()
+}
+
+/// The device with each part by which lanes reduce values: subgroups of a certain width, of any width, and none.
+pub fn reducing() -> Vec<Gpu> {
+    gpus().into_iter().chain(any_width()).collect()
+}
+
 /// Records, submits and waits.
 pub fn run(gpu: &Gpu, record: impl FnOnce(&mut Recorder)) {
     let mut rec = Recorder::new(gpu).expect("a recorder");
