@@ -47,6 +47,8 @@ pub use trust::{SelfTest, Trust, WrongVariant};
 pub use tuning::{Product, Tunable, Tuning, fnv};
 
 pub(crate) use fields::{FieldType, device_struct};
+#[cfg(feature = "bench")]
+pub(crate) use probe::SubgroupProbe;
 pub(crate) use probe::{COOP_8, COOP_16, PROBE_COOP, PROBE_SUBGROUPS, coop};
 
 use buffer::Buffer;
