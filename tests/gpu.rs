@@ -50,6 +50,18 @@ fn reducing(gpu: &Gpu) -> String {
     variants[0].label()
 }
 
+/// The variants of a product of one row, of a few and of many: pipelines for which a driver may choose different widths.
+fn products(gpu: &Gpu) -> Vec<String> {
+    let [x, y, w] = [[16, 40], [16, 8], [8, 40]].map(|shape| common::zeros(gpu, shape, Dtype::F32));
+    let mut rec = Recorder::new(gpu).expect("a recorder");
+    let variants = rec.variants(|rec| {
+        for n_decode in [1, 4, 16] {
+            ops::linear(rec, &x, &w, None, false, &y, ops::Rows { n_decode, n_prompt: 0 });
+        }
+    });
+    variants.iter().map(wginfer::gpu::Variant::label).collect()
+}
+
 #[test]
 fn only_certain_widths_of_subgroups_are_used() {
     let Some(gpu) = common::gpu() else { return };
@@ -76,6 +88,10 @@ fn only_certain_widths_of_subgroups_are_used() {
     for unsure in [claiming([2 * width, 4 * width], ""), claiming([width, 4 * width], "subgroup-probe")] {
         assert_eq!((unsure.caps().one_subgroup(), tile(&unsure)), (None, None));
         assert!(reducing(&unsure).contains("reduce_any"), "{}", reducing(&unsure));
+        // The order of a product's sums may depend on no width, because it must be the same in all its pipelines.
+        let products = products(&unsure);
+        let is_portable = |label: &String| label.contains("reduce_workgroup") && !label.contains("subgroup");
+        assert!(products.len() > 1 && products.iter().all(is_portable), "{products:?}");
     }
     // Nothing is probed on the device of a host, because nothing may be submitted there.
     let (host, queue) = common::requests::host();

@@ -6,7 +6,7 @@ mod common;
 use common::reference as exact;
 use common::*;
 use wginfer::dtype::Dtype;
-use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Subgroups, Tensor, Variant, fnv};
+use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Subgroups, Tensor};
 use wginfer::ops::{
     self, Act, AttentionPlan, HeadNorm, Input, KvLayer, Lookup, Places, Pooling, RmsNorm, Rows,
 };
@@ -1574,70 +1574,6 @@ fn linear_rows_do_not_depend_on_the_batch() {
             }
         }
     }
-}
-
-/// Tells a process of `products_do_not_depend_on_the_width` to print bits: with `sums`, of sums that do depend on it.
-const BITS_ENV: &str = "WGINFER_PRINT_BITS";
-
-/// A driver may choose another width of subgroups for each pipeline, and products have one for each number of rows: unless
-/// the width is certain, no sum may depend on it. Here processes have lavapipe's subgroups of 4, 8 and 16.
-#[test]
-fn products_do_not_depend_on_the_width() {
-    if let Ok(kind) = std::env::var(BITS_ENV) {
-        return print_bits(kind == "sums");
-    }
-    let Some(gpu) = any_width() else { return };
-    if gpu.info().device_type != wginfer::wgpu::DeviceType::Cpu {
-        return say(
-            "skipped, only lavapipe has a width that can be set: products_do_not_depend_on_the_width",
-        );
-    }
-    let of_width = |kind: &str, bits: &str| {
-        let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
-        command.args(["--exact", "products_do_not_depend_on_the_width", "--nocapture"]);
-        let output = command.env(BITS_ENV, kind).env("LP_NATIVE_VECTOR_WIDTH", bits).output();
-        let output = String::from_utf8(output.expect("it runs").stdout).expect("text");
-        let words = output.lines().find_map(|line| line.split_once("bits ")?.1.split_once(' '));
-        let (width, bits) = words.unwrap_or_else(|| panic!("no bits in {output}"));
-        (width.to_string(), bits.to_string())
-    };
-    let all = |kind: &str| ["128", "256", "512"].map(|bits| of_width(kind, bits));
-    let [a, b, c] = all("products");
-    assert!(a.0 != b.0 && b.0 != c.0, "the widths are {}, {} and {}", a.0, b.0, c.0);
-    assert!(a.1 == b.1 && b.1 == c.1, "the bits depend on the width");
-    let [a, b, c] = all("sums");
-    assert!(a.1 != b.1 && b.1 != c.1, "the test sees no sums that depend on the width");
-}
-
-/// A sum over a subgroup of any width, where products fold in workgroup memory.
-fn folds_subgroups(variant: &Variant, source: String) -> String {
-    let folded = "reduce_scratch[lane] = subgroupAdd(v) / f32(subgroupAdd(1u));";
-    match variant.kernel.name {
-        "linear" => source.replace("reduce_scratch[lane] = v;", folded),
-        _ => source,
-    }
-}
-
-/// Prints the width of subgroups, and a hash of the products of one to sixteen rows.
-fn print_bits(depends: bool) {
-    let options = GpuOptions {
-        disable: "software,subgroup-probe".into(),
-        subgroup_range: Some([4, 64]),
-        rewrite: depends.then_some(folds_subgroups as fn(&Variant, String) -> String),
-        ..GpuOptions::default()
-    };
-    let gpu = open(&options).expect("the device");
-    let mut rng = Rng::new(16);
-    let (n_in, n_out) = (1203, 67);
-    let (x, w) = (rng.normals(16 * n_in, 1.0), rng.normals(n_out * n_in, 1.0));
-    let (x, w) = (tensor_f32(&gpu, [16, n_in], &x), upload(&gpu, Dtype::F16, [n_out, n_in], &w).0);
-    let mut hash = 0;
-    for n_decode in [1, 2, 4, 8, 16] {
-        let y = filled(&gpu, [16, n_out], f32::NAN);
-        run(&gpu, |rec| ops::linear(rec, &x, &w, None, false, &y, Rows { n_decode, n_prompt: 0 }));
-        hash = fnv(hash, bytemuck::cast_slice(&read(&gpu, &y)[..n_decode * n_out]));
-    }
-    println!("\nbits {} {hash:016x}", gpu.info().subgroup_min_size);
 }
 
 /// A row's attention has the same bits however its prompt is cut, whatever else is in the

@@ -277,18 +277,18 @@ fn folding(kernel: &'static Kernel, rec: &Recorder) -> Variant {
 const MOST_LANES: u32 = 512;
 
 /// A variant that goes through a vocabulary of `n` several times in one workgroup. On software devices, where barriers cost
-/// more than lanes gain, the workgroup is one subgroup; but not for the largest vocabularies, because llvmpipe ends an
-/// invocation's loops after 65,535 iterations in total: a draw reads sixteen tokens an iteration, up to six times, and
-/// those that count in three of the passes take an iteration each.
+/// more than lanes gain, the workgroup is one subgroup; but not for large vocabularies, because llvmpipe ends an invocation's
+/// loops after 65,535 iterations in total. A draw takes one for sixteen tokens, six times, and at worst one more for each of
+/// them in five of these passes.
 fn vocabulary(kernel: &'static Kernel, rec: &Recorder, n: usize) -> Variant {
     let caps = rec.caps(kernel.name);
     match caps.one_subgroup() {
-        Some(width) if caps.cpu && n <= 16_384 * width as usize => {
+        Some(width) if caps.cpu && n <= 11_000 * width as usize => {
             Variant::new(kernel).part(&REDUCE_SUBGROUP).set("WG", width)
         }
-        _ if caps.any_subgroups() => {
+        _ if caps.any_subgroups() && !caps.cpu => {
             // A power of two, as the parts want it.
-            let lanes = 1 << caps.max_workgroup_size.clamp(256, MOST_LANES).ilog2();
+            let lanes = 1 << caps.max_workgroup_size.min(MOST_LANES).ilog2();
             Variant::new(kernel).part(&REDUCE_ANY).set("WG", lanes)
         }
         _ => Variant::new(kernel).part(&REDUCE_WORKGROUP).set("WG", 256),

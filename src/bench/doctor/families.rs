@@ -19,6 +19,7 @@ type Lacks = fn(&Caps) -> Option<String>;
 /// Families that only some devices can run: kernel, parts, and what a device lacks for it.
 pub const SPECIAL: &[(&str, &str, Lacks)] = &[
     ("rms_norm", "reduce_subgroup", no_subgroup),
+    ("rms_norm", "reduce_any", certain_or_none),
     ("linear", "rows_few reduce_subgroup", no_subgroup),
     ("linear", "rows_reg", no_eight),
     ("attention_reg", "", no_eight),
@@ -37,6 +38,13 @@ fn no_subgroup(caps: &Caps) -> Option<String> {
         (_, Some(_)) => None,
         (None, None) => Some("no subgroups".into()),
         (Some(range), None) => Some(format!("subgroups {range}, none of a certain width")),
+    }
+}
+
+fn certain_or_none(caps: &Caps) -> Option<String> {
+    match caps.one_subgroup() {
+        Some(width) => Some(format!("not needed: the width of subgroups is certainly {width}")),
+        None => (!caps.any_subgroups()).then(|| "no subgroups".into()),
     }
 }
 
