@@ -27,11 +27,45 @@ fn load(i: u32) -> vec4f {
     return max(x[row + i], vec4f(LOWEST));
 }
 
+// What a pass does with the keys from `least` to `most`.
+struct Pass {
+    least: u32,
+    most: u32,
+    shift: u32, // of the digit, or the bits of a column that share a bin
+    last: u32,  // the last column of the keys that are `least`
+    task: u32,
+}
+
+// Adds up the numbers of the keys with each value of a digit, or of their columns; or lists the keys.
+const DIGITS: u32 = 0u;
+const COLUMNS: u32 = 1u;
+const ENLIST: u32 = 2u;
+
+fn run(work: Pass, lane: u32) {
+    for (var i = lane; i < n_left(); i += AT_ONCE * WG) {
+        let k = sixteen_keys(i);
+        var bits = bits_of(k, max(work.least, KEY_LOWEST), work.most);
+        let count = countOneBits(bits);
+        for (var j = 0u; j < count; j++) {
+            let bit = firstTrailingBit(bits);
+            bits &= bits - 1u;
+            let key = key_at(k, bit);
+            let column = index_at(i, bit);
+            if work.task != ENLIST {
+                let of_column = BINS - 1u - (column >> work.shift);
+                atomicAdd(&bins[select((key >> work.shift) % BINS, of_column, work.task == COLUMNS)], 1u);
+            } else if key > work.least || column <= work.last {
+                list_add(key, column);
+            }
+        }
+    }
+}
+
 // The steps: the digits of the k-th largest key, the columns of the keys that are equal to it, and the list. All but the list
 // only while more is left than it holds.
 const DIGIT_3: u32 = 2u;
 const COLUMN: u32 = 3u;
-const ENLIST: u32 = 4u;
+const LAST: u32 = 4u;
 
 // Reads x, and sets `n_list` if the list has the k largest elements.
 fn narrow(lane: u32) {
@@ -44,8 +78,8 @@ fn narrow(lane: u32) {
     var n_left_over = params.n_cols;
     // A bin of columns has at most 256, if there are less than 2^19.
     let column_bits = max(firstLeadingBit(params.n_cols), 10u) - 10u;
-    for (var step = 0u; step <= ENLIST; step++) {
-        let is_list = step == ENLIST;
+    for (var step = 0u; step <= LAST; step++) {
+        let is_list = step == LAST;
         if is_list != (n_left_over <= LIST) {
             continue;
         }
@@ -56,23 +90,13 @@ fn narrow(lane: u32) {
             bins_clear(lane);
         }
         let shift = select(0u, 21u - 11u * step, step < DIGIT_3);
-        for (var i = lane; i < n_left(); i += AT_ONCE * WG) {
-            let k = sixteen_keys(i);
-            var bits = bits_of(k, max(least, KEY_LOWEST), select(most, 0xffffffffu, is_list));
-            let count = countOneBits(bits);
-            for (var j = 0u; j < count; j++) {
-                let bit = firstTrailingBit(bits);
-                bits &= bits - 1u;
-                let key = key_at(k, bit);
-                let column = index_at(i, bit);
-                if !is_list {
-                    let of_column = BINS - 1u - (column >> column_bits);
-                    atomicAdd(&bins[select((key >> shift) % BINS, of_column, step == COLUMN)], 1u);
-                } else if key > least || column <= last {
-                    list_add(key, column);
-                }
-            }
+        var work = Pass(least, most, shift, last, DIGITS);
+        if step == COLUMN {
+            work = Pass(least, most, column_bits, last, COLUMNS);
+        } else if is_list {
+            work = Pass(least, 0xffffffffu, 0u, last, ENLIST);
         }
+        run(work, lane);
         if is_list {
             continue;
         }
