@@ -159,10 +159,13 @@ pub(super) fn launch(
         };
         let (variant, groups) = match span.way {
             Way::Few | Way::Reg => {
-                let (variant, groups) = span.sharing(&LINEAR, caps, n_out.div_ceil(4));
+                let (variant, groups) = span.sharing(&LINEAR, caps, w.dtype(), n_out.div_ceil(4));
                 (input.set(variant), groups)
             }
-            Way::Tile => (Variant::new(&LINEAR_TILE), [n_out.div_ceil(TILE), n_rows.div_ceil(TILE), 1]),
+            Way::Tile => (
+                Variant::new(&LINEAR_TILE).part(weights(w.dtype())),
+                [n_out.div_ceil(TILE), n_rows.div_ceil(TILE), 1],
+            ),
             Way::Coop | Way::CoopLarge | Way::CoopSmall => {
                 let tile = caps.coop_tile().expect("only devices with matrices have the way");
                 let shape = match span.way {
@@ -172,13 +175,12 @@ pub(super) fn launch(
                 };
                 let width = caps.coop_width(shape[0] * shape[1]).expect("`coop_fits`");
                 let [tile_rows, outs] = coop_tile(tile, shape);
-                let variant = Variant::new(&LINEAR_COOP).part(coop(tile)).set("SG", width);
-                let variant = variant.set("SG_ROWS", shape[0]).set("SG_OUTS", shape[1]);
+                let variant = Variant::new(&LINEAR_COOP).part(coop(tile)).part(weights(w.dtype()));
+                let variant = variant.set("SG", width).set("SG_ROWS", shape[0]).set("SG_OUTS", shape[1]);
                 (variant, [n_out.div_ceil(outs), n_rows.div_ceil(tile_rows), 1])
             }
         };
-        let variant = variant.part(weights(w.dtype())).part(&PRODUCT);
-        let variant = variant.set("ADD", add.into()).set("BIAS", has_bias.into());
+        let variant = variant.part(&PRODUCT).set("ADD", add.into()).set("BIAS", has_bias.into());
         rec.dispatch(variant, &params, &[x.view(), norm.clone(), range, bias.clone(), y.view()], groups);
     }
 }

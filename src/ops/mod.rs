@@ -138,7 +138,7 @@ pub static PARTS: &[&[&Part]] = &[
     &[&PAIR_F32, &PAIR_F16],
     &[&QUANTIZE_Q8_0, &QUANTIZE_Q4_0, &QUANTIZE_Q4_K],
     &[&ROWS_FEW, &ROWS_REG],
-    &[&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16],
+    &[&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8],
     &[&REDUCE_WORKGROUP, &REDUCE_SUBGROUP],
     &[&SAMPLING],
     &[&PRODUCT],
@@ -179,7 +179,6 @@ part!(SHARE_1, "share_1");
 part!(SHARE_2, "share_2");
 part!(SHARE_4, "share_4");
 part!(SHARE_8, "share_8");
-part!(SHARE_16, "share_16");
 part!(REDUCE_WORKGROUP, "reduce_workgroup");
 part!(REDUCE_SUBGROUP, "reduce_subgroup");
 part!(SAMPLING, "sampling");
