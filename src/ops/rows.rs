@@ -62,6 +62,32 @@ impl<'a> Input<'a> {
     }
 }
 
+/// A product with weights: `x̂·Wᵀ + bias`, where `x̂` `[rows, n_in]` F32 is the input or its norm.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a> {
+    /// The rows.
+    pub input: Input<'a>,
+    /// The weights `[n_out, n_in]`, of any type for weights.
+    pub w: &'a Tensor,
+    /// `[1, n_out]` F32.
+    pub bias: Option<&'a Tensor>,
+}
+
+impl<'a> Affine<'a> {
+    /// The product of `input` with `w`.
+    pub fn new(input: impl Into<Input<'a>>, w: &'a Tensor, bias: Option<&'a Tensor>) -> Self {
+        Affine { input: input.into(), w, bias }
+    }
+
+    /// # Panics
+    /// If the shapes disagree.
+    pub(super) fn assert(&self, what: &str) {
+        let Affine { input: Input { x, .. }, w, bias } = self;
+        assert_eq!(x.n_cols(), w.n_cols(), "{what}: {x:?} and {w:?}");
+        assert!(bias.is_none_or(|b| b.n_cols() == w.n_rows()), "{what}: {bias:?} and {w:?}");
+    }
+}
+
 /// A way to compute a product. All rows that go the same way have the same order of sums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
