@@ -10,11 +10,14 @@ override WG: u32 = 64u;
 override NORM: u32 = 0u;
 const LANE_ROWS: u32 = 1u; // WG is at least N_ROWS
 
-// vec4s of a word whose inputs are loaded together, before the first is used: four loads are in flight, or one for each
-// row. More would take registers that hold more waves.
+// Inputs that a lane loads together, before it uses the first: four vec4s of one row or two, else one of each row. More
+// would take registers that hold more waves. If a word has fewer, words of the weights are loaded together as well.
 const TOGETHER: u32 = min(W_VEC4, max(1u, 4u / N_ROWS));
+const WORDS_TOGETHER: u32 = max(1u, 4u / W_VEC4 / N_ROWS);
 
 var<private> acc: array<vec4f, N_ROWS>;
+var<private> squares: array<f32, N_ROWS>;
+var<private> starts: array<u32, N_ROWS>; // of the rows of x
 
 fn quad(group: u32, lane: u32) -> u32 {
     return group;
@@ -33,50 +36,66 @@ fn sums(r: u32) -> vec4f {
     return own;
 }
 
+// Word i of each row of weights.
+fn words(o: vec4u, i: u32) -> array<vec4<u32>, 4> {
+    return array<vec4<u32>, 4>(w[o.x + i], w[o.y + i], w[o.z + i], w[o.w + i]);
+}
+
+// Adds the products of these four words to the sums.
+fn add(o: vec4u, i: u32, four: array<vec4<u32>, 4>, offset: f32) {
+    let s = i / (64u / W_VEC4);
+    let s0 = scale(load_head(o.x, s), i);
+    let s1 = scale(load_head(o.y, s), i);
+    let s2 = scale(load_head(o.z, s), i);
+    let s3 = scale(load_head(o.w, s), i);
+    for (var first = 0u; first < W_VEC4; first += TOGETHER) {
+        var values: array<vec4f, TOGETHER * N_ROWS>;
+        var factors: array<vec4f, TOGETHER>;
+        for (var k = 0u; k < TOGETHER; k++) {
+            let at = W_VEC4 * i + first + k;
+            if NORM == 1u {
+                factors[k] = g[at];
+            }
+            for (var r = 0u; r < N_ROWS; r++) {
+                values[k * N_ROWS + r] = x[starts[r] + at];
+            }
+        }
+        for (var k = 0u; k < TOGETHER; k++) {
+            let v0 = unpack(four[0], first + k, s0);
+            let v1 = unpack(four[1], first + k, s1);
+            let v2 = unpack(four[2], first + k, s2);
+            let v3 = unpack(four[3], first + k, s3);
+            for (var r = 0u; r < N_ROWS; r++) {
+                var value = values[k * N_ROWS + r];
+                if NORM == 1u {
+                    squares[r] += dot(value, value);
+                    value *= factors[k] + offset;
+                }
+                acc[r] += vec4f(dot(v0, value), dot(v1, value), dot(v2, value), dot(v3, value));
+            }
+        }
+    }
+}
+
 fn multiply(r0: u32, o: vec4u, lane: u32) {
-    var squares: array<f32, N_ROWS>;
-    var starts: array<u32, N_ROWS>;
     for (var r = 0u; r < N_ROWS; r++) {
         starts[r] = (params.row0 + min(r0 + r, params.n_rows - 1u)) * params.x_stride;
     }
     let n_words = params.n_blocks * (8u / W_VEC4);
     let offset = params.offset;
-    for (var i = lane; i < n_words; i += WG) {
-        let s = i / (64u / W_VEC4);
-        let w0 = w[o.x + i];
-        let w1 = w[o.y + i];
-        let w2 = w[o.z + i];
-        let w3 = w[o.w + i];
-        let s0 = scale(load_head(o.x, s), i);
-        let s1 = scale(load_head(o.y, s), i);
-        let s2 = scale(load_head(o.z, s), i);
-        let s3 = scale(load_head(o.w, s), i);
-        for (var first = 0u; first < W_VEC4; first += TOGETHER) {
-            var values: array<vec4f, TOGETHER * N_ROWS>;
-            var factors: array<vec4f, TOGETHER>;
-            for (var k = 0u; k < TOGETHER; k++) {
-                let at = W_VEC4 * i + first + k;
-                if NORM == 1u {
-                    factors[k] = g[at];
-                }
-                for (var r = 0u; r < N_ROWS; r++) {
-                    values[k * N_ROWS + r] = x[starts[r] + at];
-                }
-            }
-            for (var k = 0u; k < TOGETHER; k++) {
-                let v0 = unpack(w0, first + k, s0);
-                let v1 = unpack(w1, first + k, s1);
-                let v2 = unpack(w2, first + k, s2);
-                let v3 = unpack(w3, first + k, s3);
-                for (var r = 0u; r < N_ROWS; r++) {
-                    var value = values[k * N_ROWS + r];
-                    if NORM == 1u {
-                        squares[r] += dot(value, value);
-                        value *= factors[k] + offset;
-                    }
-                    acc[r] += vec4f(dot(v0, value), dot(v1, value), dot(v2, value), dot(v3, value));
-                }
-            }
+    var i = lane;
+    for (; i + (WORDS_TOGETHER - 1u) * WG < n_words; i += WORDS_TOGETHER * WG) {
+        var all: array<array<vec4<u32>, 4>, WORDS_TOGETHER>;
+        for (var a = 0u; a < WORDS_TOGETHER; a++) {
+            all[a] = words(o, i + a * WG);
+        }
+        for (var a = 0u; a < WORDS_TOGETHER; a++) {
+            add(o, i + a * WG, all[a], offset);
+        }
+    }
+    if WORDS_TOGETHER > 1u {
+        for (; i < n_words; i += WG) {
+            add(o, i, words(o, i), offset);
         }
     }
     for (var r = 0u; r < N_ROWS; r++) {
