@@ -20,8 +20,8 @@ device_struct! {
     }
 }
 
-// Proven: rows and outputs are bounded by their counts before they index x and w, and in `put` before y and b; `launch`
-// asserts that the tensors have them. Indices into workgroup memory derive from constants, subgroup and lane.
+// Proven: rows and outputs are bounded by their counts before they index x, w, y and b; `launch` asserts that the tensors
+// have them. Indices into workgroup memory derive from constants, subgroup and lane.
 kernel!(LINEAR, "linear", Params, [Read, Read, Read, Read, ReadWrite], proven);
 kernel!(LINEAR_TILE, "linear_tile", Params, [Read, Read, Read, Read, ReadWrite], proven);
 kernel!(LINEAR_COOP, "linear_coop", Params, [Read, Read, Read, Read, ReadWrite], proven);
