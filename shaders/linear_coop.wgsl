@@ -37,7 +37,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4f>;      // [row0 + n_rows, n_in]
 @group(0) @binding(2) var<storage, read> g: array<vec4f>;      // not used
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;  // [n_out, w_stride]
+@group(0) @binding(3) var<storage, read> w: array<Word>;       // [n_out, w_stride]
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
 
@@ -57,8 +57,8 @@ fn half4(v: vec4f) -> vec4<f16> {
 }
 
 // Rotates a word left by `by` components.
-fn rotated(word: vec4<u32>, by: u32) -> vec4<u32> {
-    let half = select(word, word.zwxy, (by & 2u) != 0u);
+fn rotated(packed: vec4<u32>, by: u32) -> vec4<u32> {
+    let half = select(packed, packed.zwxy, (by & 2u) != 0u);
     return select(half, half.yzwx, (by & 1u) != 0u);
 }
 
@@ -106,7 +106,7 @@ fn linear_coop(
     for (var i = 0u; i < WS_A_LANE; i++) {
         let e = (lane + i * LANES) / SHARING;
         w_starts[i] = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
-        w_next[i] = w[w_starts[i] + e % WORDS];
+        w_next[i] = word(w_starts[i] + e % WORDS);
         head_next[i] = load_head(w_starts[i], 0u);
     }
     var acc: array<TileC, 8>; // [2, 4]
@@ -119,10 +119,10 @@ fn linear_coop(
             let e = (lane + i * LANES) / SHARING;
             let part = lane % SHARING;
             // The first vec4 that this lane unpacks is the first of its word.
-            let word = rotated(w_next[i], part * (4u / SHARING));
+            let packed = rotated(w_next[i], part * (4u / SHARING));
             let scales = scale(head_next[i], step * WORDS + e % WORDS);
             for (var k = 0u; k < WS_VEC4; k++) {
-                let v = unpack(word, k, scales);
+                let v = unpack(packed, k, scales);
                 let at = e / WORDS * PITCH + e % WORDS * W_VEC4 + part * WS_VEC4 + k;
                 if FITS_F16 {
                     ws[at] = vec4<f16>(v);
@@ -138,7 +138,7 @@ fn linear_coop(
         }
         for (var i = 0u; i < WS_A_LANE; i++) {
             let e = (lane + i * LANES) / SHARING;
-            w_next[i] = w[w_starts[i] + next * WORDS + e % WORDS];
+            w_next[i] = word(w_starts[i] + next * WORDS + e % WORDS);
             head_next[i] = load_head(w_starts[i], next / 8u);
         }
         workgroupBarrier();

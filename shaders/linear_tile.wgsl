@@ -19,7 +19,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4f>;      // [row0 + n_rows, n_in]
 @group(0) @binding(2) var<storage, read> g: array<vec4f>;      // not used
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;  // [n_out, w_stride]
+@group(0) @binding(3) var<storage, read> w: array<Word>;       // [n_out, w_stride]
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
 
@@ -62,7 +62,7 @@ fn linear_tile(
     for (var i = 0u; i < WS_A_LANE; i++) {
         let e = (lane + i * 128u) / SHARING;
         w_starts[i] = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
-        w_next[i] = w[w_starts[i] + e % WORDS];
+        w_next[i] = word(w_starts[i] + e % WORDS);
         head_next[i] = load_head(w_starts[i], 0u);
     }
     var acc: array<vec4f, 8>; // rows ty + 8·i; components: outputs tx + 16·j
@@ -75,10 +75,10 @@ fn linear_tile(
             let e = (lane + i * 128u) / SHARING;
             let first = lane % SHARING * (W_VEC4 / SHARING);
             // The first vec4 that this lane unpacks is the first of its word.
-            let word = select(w_next[i], w_next[i].zwxy, first > 0u);
+            let packed = select(w_next[i], w_next[i].zwxy, first > 0u);
             let scales = scale(head_next[i], b * WORDS + e % WORDS);
             for (var k = 0u; k < W_VEC4 / SHARING; k++) {
-                ws[place(e / WORDS, e % WORDS * W_VEC4 + first + k)] = unpack(word, k, scales);
+                ws[place(e / WORDS, e % WORDS * W_VEC4 + first + k)] = unpack(packed, k, scales);
             }
         }
         // The next block is on its way while this one is multiplied; the last one is loaded twice.
@@ -88,7 +88,7 @@ fn linear_tile(
         }
         for (var i = 0u; i < WS_A_LANE; i++) {
             let e = (lane + i * 128u) / SHARING;
-            w_next[i] = w[w_starts[i] + next * WORDS + e % WORDS];
+            w_next[i] = word(w_starts[i] + next * WORDS + e % WORDS);
             head_next[i] = load_head(w_starts[i], next / 8u);
         }
         workgroupBarrier();

@@ -38,7 +38,7 @@ fn sums(r: u32) -> vec4f {
 
 // Word i of each row of weights.
 fn words(o: vec4u, i: u32) -> array<vec4<u32>, 4> {
-    return array<vec4<u32>, 4>(w[o.x + i], w[o.y + i], w[o.z + i], w[o.w + i]);
+    return array<vec4<u32>, 4>(word(o.x + i), word(o.y + i), word(o.z + i), word(o.w + i));
 }
 
 // Adds the products of these four words to the sums.
@@ -54,10 +54,10 @@ fn add(o: vec4u, i: u32, four: array<vec4<u32>, 4>, offset: f32) {
         for (var k = 0u; k < TOGETHER; k++) {
             let at = W_VEC4 * i + first + k;
             if NORM == 1u {
-                factors[k] = g[at];
+                factors[k] = four_g(at);
             }
             for (var r = 0u; r < N_ROWS; r++) {
-                values[k * N_ROWS + r] = x[starts[r] + at];
+                values[k * N_ROWS + r] = four_x(starts[r] + at);
             }
         }
         for (var k = 0u; k < TOGETHER; k++) {

@@ -1,7 +1,7 @@
 //! Products with weights.
 
 use super::rows::{COOP_LARGE, COOP_SMALL, coop_fits};
-use super::{Affine, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights};
+use super::{Affine, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights, words_part};
 use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
 
 device_struct! {
@@ -127,7 +127,7 @@ pub(super) fn launch(rec: &mut Recorder, product: Affine<'_>, add: bool, y: &Ten
                 (input.set(variant), groups)
             }
             Way::Tile => (
-                Variant::new(&LINEAR_TILE).part(weights(w.dtype())),
+                Variant::new(&LINEAR_TILE),
                 [n_out.div_ceil(TILE), n_rows.div_ceil(TILE), 1],
             ),
             Way::Coop | Way::CoopLarge | Way::CoopSmall => {
@@ -139,12 +139,13 @@ pub(super) fn launch(rec: &mut Recorder, product: Affine<'_>, add: bool, y: &Ten
                 };
                 let width = caps.coop_width(shape[0] * shape[1]).expect("`coop_fits`");
                 let [tile_rows, outs] = coop_tile(tile, shape);
-                let variant = Variant::new(&LINEAR_COOP).part(coop(tile)).part(weights(w.dtype()));
-                let variant = variant.set("SG", width).set("SG_ROWS", shape[0]).set("SG_OUTS", shape[1]);
+                let variant = Variant::new(&LINEAR_COOP).part(coop(tile)).set("SG", width);
+                let variant = variant.set("SG_ROWS", shape[0]).set("SG_OUTS", shape[1]);
                 (variant, [n_out.div_ceil(outs), n_rows.div_ceil(tile_rows), 1])
             }
         };
-        let variant = variant.part(&PRODUCT).set("ADD", add.into()).set("BIAS", has_bias.into());
+        let variant = variant.part(words_part(caps)).part(weights(w.dtype())).part(&PRODUCT);
+        let variant = variant.set("ADD", add.into()).set("BIAS", has_bias.into());
         rec.dispatch(variant, &params, &[x.view(), norm.clone(), range, bias.clone(), y.view()], groups);
     }
 }

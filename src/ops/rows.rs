@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use super::{
     PORTABLE_LANES, PRODUCTS, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1,
-    SHARE_2, SHARE_4, SHARE_8, rms_norm, weights,
+    SHARE_2, SHARE_4, SHARE_8, inputs_part, rms_norm,
 };
-use crate::dtype::Dtype;
+};
 use crate::gpu::{Caps, Kernel, Part, Product, Recorder, Tensor, Variant, View};
 
 /// The rows of a batch: first decode rows, then prompt rows.
@@ -247,15 +247,8 @@ impl Span {
         self.n_rows.next_power_of_two().clamp(1, most_shared(caps))
     }
 
-    /// The variant of a kernel on weights of a type whose rows share reads, and its workgroups for `n_quads` quads of
-    /// outputs.
-    pub fn sharing(
-        self,
-        kernel: &'static Kernel,
-        caps: &Caps,
-        dtype: Dtype,
-        n_quads: u32,
-    ) -> (Variant, [u32; 3]) {
+    /// The variant of a kernel whose rows share reads, and its workgroups for `n_quads` quads of outputs.
+    pub fn sharing(self, kernel: &'static Kernel, caps: &Caps, n_quads: u32) -> (Variant, [u32; 3]) {
         let n_shared = self.n_shared(caps);
         let variant = Variant::new(kernel);
         let (variant, n) = match (self.way, caps.one_subgroup()) {
@@ -264,6 +257,9 @@ impl Span {
             (_, None) => (variant.part(&ROWS_FEW).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES), n_quads),
         };
         let variant = variant.part(SHARES[n_shared.ilog2() as usize]).part(weights(dtype));
+        // The groups of rows that read the same weights are neighbours, so that all but the first find them in a cache.
+        let [gx, gy, _] = caps.spread(n);
+        let variant = variant.part(SHARES[n_shared.ilog2() as usize]).part(inputs_part(caps));
         // The groups of rows that read the same weights are neighbours, so that all but the first find them in a cache.
         let [gx, gy, _] = caps.spread(n);
         (variant, [self.n_rows.div_ceil(n_shared) as u32, gx, gy])
