@@ -6,7 +6,6 @@ use super::{
     PORTABLE_LANES, PRODUCTS, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1,
     SHARE_2, SHARE_4, SHARE_8, inputs_part, rms_norm,
 };
-};
 use crate::gpu::{Caps, Kernel, Part, Product, Recorder, Tensor, Variant, View};
 
 /// The rows of a batch: first decode rows, then prompt rows.
@@ -256,9 +255,6 @@ impl Span {
             (_, Some(width)) => (variant.part(&ROWS_FEW).part(&REDUCE_SUBGROUP).set("WG", width), n_quads),
             (_, None) => (variant.part(&ROWS_FEW).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES), n_quads),
         };
-        let variant = variant.part(SHARES[n_shared.ilog2() as usize]).part(weights(dtype));
-        // The groups of rows that read the same weights are neighbours, so that all but the first find them in a cache.
-        let [gx, gy, _] = caps.spread(n);
         let variant = variant.part(SHARES[n_shared.ilog2() as usize]).part(inputs_part(caps));
         // The groups of rows that read the same weights are neighbours, so that all but the first find them in a cache.
         let [gx, gy, _] = caps.spread(n);
