@@ -56,7 +56,8 @@ fn products(gpu: &Gpu) -> Vec<String> {
     let mut rec = Recorder::new(gpu).expect("a recorder");
     let variants = rec.variants(|rec| {
         for n_decode in [1, 4, 16] {
-            ops::linear(rec, &x, &w, None, false, &y, ops::Rows { n_decode, n_prompt: 0 });
+            let product = ops::Affine::new(&x, &w, None);
+            ops::linear(rec, product, false, &y, ops::Rows { n_decode, n_prompt: 0 });
         }
     });
     variants.iter().map(wginfer::gpu::Variant::label).collect()
