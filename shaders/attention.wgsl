@@ -199,10 +199,10 @@ fn attention(
                     }
                 }
                 let scale = vec4f(
-                    (key_scales[n]),
-                    (key_scales[n + K_WORDS]),
-                    (key_scales[n + 2u * K_WORDS]),
-                    (key_scales[n + 3u * K_WORDS]),
+                    key_scales[n],
+                    key_scales[n + K_WORDS],
+                    key_scales[n + 2u * K_WORDS],
+                    key_scales[n + 3u * K_WORDS],
                 );
                 for (var i = 0u; i < K_QUERIES; i++) {
                     share[i] += scale * dots[i];
