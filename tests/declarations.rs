@@ -15,7 +15,7 @@ use wginfer::ops::{KERNELS, PARTS};
 /// Words by which a kernel shows that it needs a part of a family, in the order of `PARTS`.
 const FAMILY_WORDS: [&[&str]; 13] = [
     &["unpack(", "multiply("],
-    &["load_k("],
+    &["load_k(", "k_word("],
     &["append_k("],
     &["kv_pair("],
     &["pack_head("],
