@@ -1,6 +1,9 @@
 //! The device memory of the KV cache.
 
-use super::{APPEND_F16, APPEND_F32, APPEND_Q8_0, KV_F16, KV_F32, KV_Q8_0, PAIR_F16, PAIR_F32, assert_rows};
+use super::{
+    APPEND_F16, APPEND_F32, APPEND_Q8_0, KV_F16, KV_F16_WIDE, KV_F32, KV_Q8_0, PAIR_F16, PAIR_F32,
+    assert_rows,
+};
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Gpu, GpuError, Part, Tensor};
 
@@ -16,7 +19,7 @@ pub struct KvLayer {
 }
 
 /// 32-bit words per block of a `Q8_0` cache: the scale and 32 signed bytes. The scale is F32, so that no two
-/// invocations write to one word.
+/// invocations write to one word. Four blocks are together, their scales first, so that bytes are aligned.
 const Q8_WORDS: usize = 1 + BLOCK / 4;
 
 impl KvLayer {
@@ -27,7 +30,11 @@ impl KvLayer {
     ///
     /// # Errors
     /// [`GpuError::TooLarge`], [`GpuError::OutOfMemory`].
+    ///
+    /// # Panics
+    /// If `dtype` is `Q8_0` and `width` is not a multiple of 128.
     pub fn new(gpu: &Gpu, i: usize, n_pages: usize, width: usize, dtype: Dtype) -> Result<Self, GpuError> {
+        assert!(dtype != Dtype::Q8_0 || width.is_multiple_of(4 * BLOCK), "a Q8_0 cache of pages of {width}");
         let tensor = |name: &str| {
             let (n_cols, stored) = stored(dtype, width);
             Tensor::zeros(gpu, &format!("{name} cache {i}"), [n_pages, n_cols], stored)
@@ -66,6 +73,16 @@ pub(super) fn kv(dtype: Dtype) -> &'static Part {
         Dtype::F16 => &KV_F16,
         Dtype::Q8_0 => &KV_Q8_0,
         other => unreachable!("no cache is kept in {other}"),
+    }
+}
+
+/// The part that reads a cache of `dtype` with heads of `head_dim` elements in the largest words, and the elements of a
+/// word.
+pub(super) fn kv_words(dtype: Dtype, head_dim: usize) -> (&'static Part, usize) {
+    match dtype {
+        Dtype::F16 if head_dim.is_multiple_of(8) => (&KV_F16_WIDE, 8),
+        Dtype::Q8_0 => (&KV_Q8_0, 8),
+        other => (kv(other), 4),
     }
 }
 

@@ -67,7 +67,7 @@ use crate::gpu::{
     COOP_8, COOP_16, Caps, Gpu, Kernel, PROBE_COOP, PROBE_SUBGROUPS, Part, Recorder, Tensor, Tunable, Tuning,
     Variant, coop, fnv,
 };
-use kv::{append, kv, pair};
+use kv::{append, kv, kv_words, pair};
 use rows::{SHARES, Span, Way, n_blocks, words};
 
 /// Every kernel of the crate.
@@ -135,7 +135,7 @@ pub static PARTS: &[&[&Part]] = &[
     &[&WORDS_32, &WORDS_64],
     &[&INPUTS_32, &INPUTS_64],
     &[&WEIGHTS_F32, &WEIGHTS_F16, &WEIGHTS_BF16, &WEIGHTS_Q8_0, &WEIGHTS_Q4_0, &WEIGHTS_Q4_K],
-    &[&KV_F32, &KV_F16, &KV_Q8_0],
+    &[&KV_F32, &KV_F16, &KV_F16_WIDE, &KV_Q8_0],
     &[&APPEND_F32, &APPEND_F16, &APPEND_Q8_0],
     &[&PAIR_F32, &PAIR_F16],
     &[&QUANTIZE_Q8_0, &QUANTIZE_Q4_0, &QUANTIZE_Q4_K],
@@ -170,6 +170,7 @@ part!(WEIGHTS_Q4_0, "weights_q4_0");
 part!(WEIGHTS_Q4_K, "weights_q4_k");
 part!(KV_F32, "kv_f32");
 part!(KV_F16, "kv_f16");
+part!(KV_F16_WIDE, "kv_f16_wide");
 part!(KV_Q8_0, "kv_q8_0");
 part!(APPEND_F32, "append_f32");
 part!(APPEND_F16, "append_f16");

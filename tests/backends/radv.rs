@@ -32,7 +32,6 @@ const FAMILIES: [Family; 5] = [
 /// Where each variant is known to spill or to need scratch memory: the beginning of its label, and why. The list may only
 /// shrink: an entry that no variant needs fails the test of all variants.
 const KNOWN: &[(&str, &str)] = &[
-    ("attention+", "keeps its sums in an array with a computed index"),
     ("qkv+rows_few+reduce_subgroup+share_16+weights_q4_k", "16 rows take more scalar registers than GCN has"),
     ("quantize+weights_bf16+quantize_q4_k", "keeps a block in an array with a computed index"),
 ];

@@ -1,6 +1,6 @@
 //! Trials of attention.
 
-use super::super::{Attention, AttentionPlan, KV_F16, KV_F32, KvLayer, Rows, attention_weights};
+use super::super::{Attention, AttentionPlan, KV_F16, KV_F16_WIDE, KV_F32, KvLayer, Rows, attention_weights};
 use super::{Launch, Setup, Tolerance, is_set};
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{GpuError, Tensor, Variant};
@@ -49,7 +49,7 @@ impl Inputs {
         let width = N_KV_HEADS * PAGE_SIZE * shape.head_dim;
         let dtype = match () {
             () if variant.has(&KV_F32) => Dtype::F32,
-            () if variant.has(&KV_F16) => Dtype::F16,
+            () if variant.has(&KV_F16) || variant.has(&KV_F16_WIDE) => Dtype::F16,
             () => Dtype::Q8_0,
         };
         let [k, v] = [cache(setup, [n_pages, width], dtype)?, cache(setup, [n_pages, width], dtype)?];
@@ -68,11 +68,11 @@ fn cache(setup: &mut Setup<'_>, [n_pages, width]: [usize; 2], dtype: Dtype) -> R
     if dtype != Dtype::Q8_0 {
         return setup.normal([n_pages, width], dtype, 0.0, 1.0);
     }
-    // A block is a scale in F32 and 32 signed bytes.
+    // Four scales in F32, then four blocks of signed bytes.
     let n_cols = KvLayer::bytes(dtype, width) / 4;
     let seed = setup.seed() as usize;
-    let word = |i: usize| match i % (1 + BLOCK / 4) {
-        0 => (1.0f32 / 64.0).to_bits(),
+    let word = |i: usize| match i % (4 + BLOCK) {
+        0..4 => (1.0f32 / 64.0).to_bits(),
         _ => ((1 + i + seed) as u32).wrapping_mul(2_654_435_761),
     };
     let words: Vec<u32> = (0..n_pages * n_cols).map(word).collect();
@@ -102,7 +102,7 @@ pub(super) fn attention(setup: &mut Setup<'_>, variant: &Variant) -> Result<Laun
         setup.table([blocks.len(), 2], blocks.as_flattened())
     };
     let [all, portable] = [blocks_of(all)?, blocks_of(portable)?];
-    let partial_shape = shape.partial_shape(n.n_decode.max(1), n_keys);
+    let partial_shape = shape.partial_shape(setup.gpu.caps(), n.n_decode.max(1), n_keys);
     let partial = Tensor::zeros(setup.gpu, "self-test", partial_shape, Dtype::F32)?;
     let o = setup.results([n_rows, shape.n_heads * shape.head_dim])?;
     // As for other sums, times the size of a score, whose error is relative to a weight.
