@@ -3,7 +3,7 @@
 mod lanes;
 
 use super::{KvLayer, PORTABLE_LANES, Rows, VISIBLE, assert_rows, coop, kernel, kv, kv_words};
-use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
+use crate::gpu::{Caps, Kernel, Recorder, Tensor, Variant, device_struct};
 use lanes::Lanes;
 
 device_struct! {
@@ -37,6 +37,7 @@ device_struct! {
 // workgroup memory and arrays derive from constants and the lane.
 kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite], proven);
 kernel!(ATTENTION_REG, "attention_reg", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
+kernel!(ATTENTION_ROW, "attention_row", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
 // Proven: queries and dimensions are bounded by their counts before they index q, k, v and o, and keys by the block's
 // end before they index pages. The engine writes the tables, never a user. Indices into workgroup memory derive from
 // constants, subgroup and lane.
@@ -49,9 +50,9 @@ kernel!(
 );
 kernel!(ATTENTION_COMBINE, "attention_combine", CombineParams, [Read, Read, Read, ReadWrite]);
 
-/// Lanes of `attention_reg`, which must be one subgroup: the width of subgroups on software devices.
+/// Lanes of `attention_reg` and `attention_row`, which must be one subgroup: the width of subgroups on software devices.
 const REG_LANES: usize = 8;
-/// Largest `head_dim` of `attention_reg`, four times its `MAX_D4`.
+/// Largest `head_dim` of both, four times `MAX_D4` of the one and 32 times `MAX_D8` of the other.
 const REG_HEAD_DIM: usize = 256;
 /// Most subgroups per workgroup of `attention_coop`; each has as many queries as a tile has rows.
 const COOP_SUBGROUPS: usize = 4;
@@ -121,7 +122,7 @@ impl Attention {
         self.n_heads / self.n_kv_heads
     }
 
-    /// Whether a lane keeps a whole query in registers, for devices where barriers are expensive.
+    /// Whether queries and sums are in registers, for devices where barriers are expensive.
     fn in_registers(&self, caps: &Caps) -> bool {
         let one_subgroup = caps.is_one_subgroup(REG_LANES as u32) && self.group() <= REG_LANES;
         caps.cpu && one_subgroup && self.head_dim <= REG_HEAD_DIM
@@ -241,7 +242,11 @@ impl Attention {
             let split = n_splits > 1;
             let out = if split { plan.partial } else { o };
             let groups = [plan.n.n_decode as u32, n_kv, n_splits as u32];
-            rec.dispatch(self.variant(caps, cache, heads, split), &params(0), &bind(out), groups);
+            let variant = match self.in_registers(caps) {
+                true => self.in_reg(&ATTENTION_ROW, caps, cache).set("SPLIT", split.into()),
+                false => self.variant(cache, heads, split),
+            };
+            rec.dispatch(variant, &params(0), &bind(out), groups);
             if split {
                 self.combine(rec, plan, o, [split_len, max_splits]);
             }
@@ -250,7 +255,8 @@ impl Attention {
             let tiles = self.on_tiles(caps);
             let variant = match tiles {
                 Some(tiles) => self.variant_on_tiles(caps, cache, tiles),
-                None => self.variant(caps, cache, heads * self.block_rows(caps), false),
+                None if self.in_registers(caps) => self.in_reg(&ATTENTION_REG, caps, cache),
+                None => self.variant(cache, heads * self.block_rows(caps), false),
             };
             let n_groups = if tiles.is_some() { self.n_kv_heads as u32 } else { n_kv };
             let groups = [plan.n_prompt_blocks as u32, n_groups, 1];
@@ -259,34 +265,31 @@ impl Attention {
     }
 
     /// For workgroups of at most `n_queries` queries.
-    fn variant(&self, caps: &Caps, cache: &KvLayer, n_queries: usize, split: bool) -> Variant {
-        let set = |variant: Variant| {
-            variant
-                .part(&VISIBLE)
-                .set("GROUP", self.group() as u32)
-                .set("N_D4", (self.head_dim / 4) as u32)
-                .set("SPLIT", split.into())
-                .set("CAUSAL", self.causal.into())
-        };
-        if self.in_registers(caps) {
-            return set(Variant::new(&ATTENTION_REG).part(kv(cache.dtype)));
-        }
+    fn variant(&self, cache: &KvLayer, n_queries: usize, split: bool) -> Variant {
         let (part, word) = kv_words(cache.dtype, self.head_dim);
         let (heads, _) = self.heads().expect("it fits");
         let lanes = Lanes::new(self.head_dim, word, n_queries).expect("the queries fit");
-        lanes.set(set(Variant::new(&ATTENTION).part(part)).set("HEADS", heads as u32))
+        let variant = self.set(Variant::new(&ATTENTION).part(part)).set("SPLIT", split.into());
+        lanes.set(variant.set("HEADS", heads as u32))
+    }
+
+    /// For devices where barriers are expensive.
+    fn in_reg(&self, kernel: &'static Kernel, caps: &Caps, cache: &KvLayer) -> Variant {
+        self.set(Variant::new(kernel).part(kv(caps, cache.dtype)))
+    }
+
+    fn set(&self, variant: Variant) -> Variant {
+        variant
+            .part(&VISIBLE)
+            .set("GROUP", self.group() as u32)
+            .set("N_D4", (self.head_dim / 4) as u32)
+            .set("CAUSAL", self.causal.into())
     }
 
     fn variant_on_tiles(&self, caps: &Caps, cache: &KvLayer, (tile, n_subgroups): (usize, usize)) -> Variant {
-        Variant::new(&ATTENTION_COOP)
-            .part(coop(tile as u32))
-            .part(kv(cache.dtype))
-            .part(&VISIBLE)
-            .set("CAUSAL", self.causal.into())
+        self.set(Variant::new(&ATTENTION_COOP).part(coop(tile as u32)).part(kv(caps, cache.dtype)))
             .set("SG", caps.coop_width(n_subgroups as u32).unwrap_or_default())
             .set("N_SG", n_subgroups as u32)
-            .set("GROUP", self.group() as u32)
-            .set("N_D4", (self.head_dim / 4) as u32)
     }
 
     fn combine(

@@ -1,11 +1,11 @@
 //! The device memory of the KV cache.
 
 use super::{
-    APPEND_F16, APPEND_F32, APPEND_Q8_0, KV_F16, KV_F16_WIDE, KV_F32, KV_Q8_0, PAIR_F16, PAIR_F32,
-    assert_rows,
+    APPEND_F16, APPEND_F32, APPEND_Q8_0, KV_F16, KV_F16_64, KV_F16_WIDE, KV_F32, KV_F32_64, KV_Q8_0,
+    PAIR_F16, PAIR_F32, assert_rows, loads_64_bits,
 };
 use crate::dtype::{BLOCK, Dtype};
-use crate::gpu::{Gpu, GpuError, Part, Tensor};
+use crate::gpu::{Caps, Gpu, GpuError, Part, Tensor};
 
 /// One layer's share of the KV cache: `n_pages` pages of `n_kv_heads·page_size·head_dim` keys and as many values.
 #[derive(Clone, Debug)]
@@ -66,9 +66,11 @@ fn stored(dtype: Dtype, width: usize) -> (usize, Dtype) {
     }
 }
 
-/// The part that reads a cache of `dtype`.
-pub(super) fn kv(dtype: Dtype) -> &'static Part {
+/// The part that reads a cache of `dtype`, four elements at a time.
+pub(super) fn kv(caps: &Caps, dtype: Dtype) -> &'static Part {
     match dtype {
+        Dtype::F32 if loads_64_bits(caps) => &KV_F32_64,
+        Dtype::F16 if loads_64_bits(caps) => &KV_F16_64,
         Dtype::F32 => &KV_F32,
         Dtype::F16 => &KV_F16,
         Dtype::Q8_0 => &KV_Q8_0,
@@ -82,7 +84,9 @@ pub(super) fn kv_words(dtype: Dtype, head_dim: usize) -> (&'static Part, usize) 
     match dtype {
         Dtype::F16 if head_dim.is_multiple_of(8) => (&KV_F16_WIDE, 8),
         Dtype::Q8_0 => (&KV_Q8_0, 8),
-        other => (kv(other), 4),
+        Dtype::F16 => (&KV_F16, 4),
+        Dtype::F32 => (&KV_F32, 4),
+        other => unreachable!("no cache is kept in {other}"),
     }
 }
 
