@@ -21,7 +21,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // [n_rows] (sequence, position)
 @group(0) @binding(2) var<storage, read> tokens: array<u32>;     // [n_seqs, tokens_stride]
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;    // [n_range, w_stride]
+@group(0) @binding(3) var<storage, read> w: array<Word>;         // [n_range, w_stride]
 @group(0) @binding(4) var<storage, read_write> x: array<vec4f>;  // [n_rows, 32·n_blocks]
 
 @compute @workgroup_size(WG)
@@ -49,16 +49,16 @@ fn embed(
         return;
     }
     for (var i = lane; i < params.n_blocks * (8u / W_VEC4); i += WG) {
-        var word = vec4<u32>();
+        var packed = vec4<u32>();
         var scales = vec2f();
         if !outside {
             let row = (t - params.first) * params.w_stride;
-            word = w[row + i];
+            packed = word(row + i);
             scales = scale(load_head(row, i / (64u / W_VEC4)), i);
         }
         for (var k = 0u; k < W_VEC4; k++) {
             let at = 8u * params.n_blocks * r + W_VEC4 * i + k;
-            var value = unpack(word, k, scales) * params.scale;
+            var value = unpack(packed, k, scales) * params.scale;
             if ADD == 1u {
                 value += x[at];
             }

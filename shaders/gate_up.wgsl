@@ -19,9 +19,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4f>;      // [row0 + n_rows, n_in]
-@group(0) @binding(2) var<storage, read> g: array<vec4f>;      // [n_in], read if NORM
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;  // [n_out, w_stride]; if GATED gate above up, [2·n_out, w_stride]
+@group(0) @binding(1) var<storage, read> x: array<Four>;       // [row0 + n_rows, n_in]
+@group(0) @binding(2) var<storage, read> g: array<Four>;       // [n_in], read if NORM
+@group(0) @binding(3) var<storage, read> w: array<Word>;       // [n_out, w_stride]; if GATED gate above up, [2·n_out, w_stride]
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [n_out] or [2·n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, n_out]
 

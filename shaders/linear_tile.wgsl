@@ -19,7 +19,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4f>;      // [row0 + n_rows, n_in]
 @group(0) @binding(2) var<storage, read> g: array<vec4f>;      // not used
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;  // [n_out, w_stride]
+@group(0) @binding(3) var<storage, read> w: array<Word>;       // [n_out, w_stride]
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
 
@@ -57,10 +57,10 @@ fn linear_tile(
             if e < 64u * WORDS {
                 let at = b * WORDS + e % WORDS;
                 let row = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
-                let word = w[row + at];
+                let packed = word(row + at);
                 let scales = scale(load_head(row, b / 8u), at);
                 for (var k = 0u; k < W_VEC4; k++) {
-                    ws[place(e / WORDS, e % WORDS * W_VEC4 + k)] = unpack(word, k, scales);
+                    ws[place(e / WORDS, e % WORDS * W_VEC4 + k)] = unpack(packed, k, scales);
                 }
             }
         }

@@ -25,9 +25,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4f>;        // [row0 + n_rows, n_in]
-@group(0) @binding(2) var<storage, read> g: array<vec4f>;        // [n_in], read if NORM
-@group(0) @binding(3) var<storage, read> w: array<vec4<u32>>;    // [(n_heads + 2·n_kv_heads)·head_dim, w_stride]
+@group(0) @binding(1) var<storage, read> x: array<Four>;         // [row0 + n_rows, n_in]
+@group(0) @binding(2) var<storage, read> g: array<Four>;         // [n_in], read if NORM
+@group(0) @binding(3) var<storage, read> w: array<Word>;         // [(n_heads + 2·n_kv_heads)·head_dim, w_stride]
 @group(0) @binding(4) var<storage, read> b: array<f32>;          // [(n_heads + 2·n_kv_heads)·head_dim], read if BIAS
 @group(0) @binding(5) var<storage, read> rows: array<vec2u>;     // [row0 + n_rows] (sequence, position)
 @group(0) @binding(6) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]

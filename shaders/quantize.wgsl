@@ -12,15 +12,15 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> w: array<vec4<u32>>;        // [n_rows, w_stride]
+@group(0) @binding(1) var<storage, read> w: array<Word>;             // [n_rows, w_stride]
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<u32>>;  // [y0 + n_rows, y_stride]
 
 fn load_block(row: u32, b: u32) -> array<vec4f, 8> {
     var values: array<vec4f, 8>;
     for (var i = 0u; i < 8u / W_VEC4; i++) {
-        let word = w[row + b * (8u / W_VEC4) + i];
+        let packed = word(row + b * (8u / W_VEC4) + i);
         for (var k = 0u; k < W_VEC4; k++) {
-            values[i * W_VEC4 + k] = unpack(word, k, vec2f());
+            values[i * W_VEC4 + k] = unpack(packed, k, vec2f());
         }
     }
     return values;

@@ -13,7 +13,9 @@ use wginfer::gpu::{Access, Field, Fields, Kernel, Part};
 use wginfer::ops::{KERNELS, PARTS};
 
 /// Words by which a kernel shows that it needs a part of a family, in the order of `PARTS`.
-const FAMILY_WORDS: [&[&str]; 13] = [
+const FAMILY_WORDS: [&[&str]; 15] = [
+    &["Word>"],
+    &["Four>"],
     &["unpack(", "multiply("],
     &["load_k(", "k_word("],
     &["append_k("],
@@ -50,6 +52,10 @@ fn parse(name: &str, source: &str) -> naga::Module {
         .unwrap_or_else(|e| panic!("{name} does not parse:\n{}", e.emit_to_string(source)));
     // Unpacking halves into f32 is what every backend but OpenGL can do.
     let mut capabilities = Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    // Only a part for 64-bit words may use them.
+    if name.contains("_64") {
+        capabilities |= Capabilities::SHADER_INT64;
+    }
     // Only what a part enables may use more.
     if source.starts_with("enable ") {
         capabilities |= Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;

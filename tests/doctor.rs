@@ -5,7 +5,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use wginfer::bench::{self, BenchError, DoctorOptions, DoctorReport, Verdict};
-use wginfer::gpu::{Gpu, GpuOptions, Variant};
+use wginfer::gpu::{self, Gpu, GpuOptions, Variant};
+use wginfer::ops::KERNELS;
 
 fn doctor(gpu: &Gpu, filter: &str, perturbation: f64) -> DoctorReport {
     let options = DoctorOptions { filter: Some(filter.into()), perturbation, ..DoctorOptions::default() };
@@ -94,6 +95,88 @@ fn a_driver_that_miscompiles_is_seen() {
     assert_eq!(faults, BTreeSet::from(["gate", "layer_norm"]));
     let gate = report.variants.iter().find(|row| row.kernel == "gate").expect("a row");
     assert!(gate.message.contains("nothing") && gate.n_cases == 0, "the compiler's words: {gate:?}");
+}
+
+/// The kernels that no forward pass runs, on this device.
+fn helpers(gpu: &Gpu) -> Vec<&'static str> {
+    let mut kernels = vec!["fill_normal", "quantize", "count_prompt", "probe_copy", "probe_fma"];
+    if gpu.caps().subgroups.is_some() {
+        kernels.push("probe_subgroups");
+    }
+    kernels
+}
+
+#[test]
+fn every_kernel_has_a_case() {
+    // Its own device, whose counters no other test moves.
+    let Some(gpu) = common::open(&GpuOptions::default()) else { return };
+    let before = gpu.counts();
+    let mut missing: BTreeSet<&str> = KERNELS.iter().map(|kernel| kernel.name).collect();
+    // Software devices with matrices, and a card with matrices whose drivers choose the width of subgroups.
+    for profile in gpu::profiles().into_iter().filter(|p| ["lavapipe-26", "rdna3"].contains(&p.name)) {
+        let variants =
+            bench::doctor_variants(&gpu, &DoctorOptions::default(), &profile.caps).expect("a list");
+        variants.iter().for_each(|variant| {
+            missing.remove(variant.kernel.name);
+        });
+    }
+    assert_eq!(missing, BTreeSet::new(), "the doctor has no case of these kernels");
+    // Each type is quantised from each type of file.
+    let caps = gpu.caps();
+    let options = DoctorOptions { filter: Some("quantize".into()), ..DoctorOptions::default() };
+    let variants = bench::doctor_variants(&gpu, &options, caps).expect("a list");
+    assert_eq!(variants.len(), 9, "{variants:?}");
+    assert_eq!(gpu.counts(), before, "nothing is allocated");
+}
+
+#[test]
+fn kernels_beside_the_forward_pass_are_checked() {
+    let Some(gpu) = common::gpu() else { return };
+    for kernel in helpers(&gpu) {
+        let report = doctor(&gpu, &format!("{kernel} odd llama"), 0.0);
+        let rows = || report.variants.iter().filter(|row| row.kernel == kernel);
+        assert!(rows().count() > 0 && rows().all(|row| row.verdict == Verdict::Ok), "{:#?}", report.variants);
+        // One output of each case is moved by three tolerances.
+        let moved = doctor(&gpu, &format!("{kernel} odd llama 1 rows"), 3.0);
+        let mut rows = moved.variants.iter().filter(|row| row.kernel == kernel);
+        assert!(rows.all(|row| row.verdict == Verdict::Wrong), "{:#?}", moved.variants);
+    }
+}
+
+/// A driver that rounds quants down, leaves padding as it was, counts twice, copies too little, adds before it multiplies
+/// and misjudges its subgroups.
+fn careless(variant: &Variant, source: String) -> String {
+    let (from, to) = match variant.kernel.name {
+        "quantize" if variant.parts().any(|part| part.name == "quantize_q8_0") => {
+            ("abs(scaled) + 0.5", "abs(scaled)")
+        }
+        "quantize" if variant.parts().any(|part| part.name == "quantize_q4_0") => {
+            ("inverse + 8.5", "inverse + 8.0")
+        }
+        "quantize" => ("clamp(round(value)", "clamp(floor(value)"),
+        "fill_normal" => ("params.mean + params.scale * z, there", "params.mean + params.scale * z, true"),
+        "count_prompt" => ("[at], 1u", "[at], 2u"),
+        "probe_copy" => ("y[i] = x[i]", "y[i] = x[0]"),
+        "probe_fma" => ("fma(v0, a, b)", "(v0 + b) * a"),
+        "probe_subgroups" => ("select(0u, width,", "select(0u, 2u * width,"),
+        _ => return source,
+    };
+    assert!(source.contains(from), "`{from}` is in `{}` no more", variant.kernel.name);
+    source.replace(from, to)
+}
+
+#[test]
+fn wrong_kernels_beside_the_forward_pass_are_seen() {
+    let options = GpuOptions { rewrite: Some(careless), ..GpuOptions::default() };
+    let Some(gpu) = common::open(&options) else { return };
+    for kernel in helpers(&gpu) {
+        // The probe's cases do not depend on rows.
+        let n_rows = if kernel == "probe_subgroups" { 1 } else { 3 };
+        let report = doctor(&gpu, &format!("{kernel} odd llama {n_rows} rows"), 0.0);
+        let rows: Vec<_> = report.variants.iter().filter(|row| row.kernel == kernel).collect();
+        assert!(!rows.is_empty() && rows.iter().all(|row| row.verdict == Verdict::Wrong), "{rows:#?}");
+        assert!(report.faults().iter().all(|row| row.kernel == kernel), "{:#?}", report.faults());
+    }
 }
 
 #[test]

@@ -1493,13 +1493,10 @@ fn penalize() {
         let marks: Vec<u32> = in_prompt.iter().map(|p| if *p { 1 << 31 } else { 0 }).collect();
         assert_eq!(read_u32(&gpu, &counts), marks, "count_prompt");
         // What was generated before is counted, once for each time.
-        let mut counted = vec![0u32; n_seqs * n_vocab];
-        for seq in 0..n_seqs {
-            for (i, t) in prompts[seq * n_prompt..][..n_prompt].iter().enumerate() {
-                let at = seq * n_vocab + *t as usize;
-                counted[at] = if i < n_prompt / 2 { 1 << 31 } else { counted[at] + 1 };
-            }
-        }
+        let counted: Vec<u32> = prompts
+            .chunks(n_prompt)
+            .flat_map(|ids| exact::count_prompt(ids, n_prompt / 2, n_vocab))
+            .collect();
         run(&gpu, |rec| {
             for seq in 0..n_seqs {
                 ops::count_prompt(rec, &tokens, &counts, seq, [n_prompt / 2, n_prompt]);

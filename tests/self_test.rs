@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -49,6 +50,7 @@ fn heard(word: &str) -> Vec<String> {
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     let guard = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    refusals();
     let _ = log::set_logger(&LOG);
     log::set_max_level(log::LevelFilter::Debug);
     heard("");
@@ -104,6 +106,39 @@ fn all_wrong(variant: &Variant, source: String) -> String {
 
 fn source_is_portable(variant: &Variant) -> bool {
     variant.label().contains("WG=64")
+}
+
+/// What a driver was asked to compile and refused, since the test began.
+static REFUSED: AtomicUsize = AtomicUsize::new(0);
+
+/// A compiler that knows no subgroups in attention.
+fn refuses_attention(variant: &Variant, source: String) -> String {
+    if variant.kernel.name == "attention_reg" { refuse(variant, &source) } else { source }
+}
+
+/// A compiler that knows no subgroups.
+fn refuses_subgroups(variant: &Variant, source: String) -> String {
+    let is_subgroup = |name: &str| ["reduce_subgroup", "rows_reg"].contains(&name);
+    match variant.parts().any(|part| is_subgroup(part.name)) {
+        true => refuse(variant, &source),
+        false => refuses_attention(variant, source),
+    }
+}
+
+/// A compiler that knows no softmax over logits, portable or not.
+fn refuses_sampling(variant: &Variant, source: String) -> String {
+    if variant.kernel.name == "sample" { refuse(variant, &source) } else { source }
+}
+
+fn refuse(variant: &Variant, source: &str) -> String {
+    REFUSED.fetch_add(1, Ordering::Relaxed);
+    let begin = format!("fn {}(", variant.kernel.name);
+    source.replace(&begin, &format!("{begin}@builtin(nothing) nothing: u32, "))
+}
+
+/// The number of refusals since the last call.
+fn refusals() -> usize {
+    REFUSED.swap(0, Ordering::Relaxed)
 }
 
 /// Twelve greedy tokens after a prompt of more rows than a block of attention has, and than share reads of the weights.
@@ -355,6 +390,102 @@ fn an_answer_is_kept_until_the_driver_or_a_shader_changes() {
     }
 }
 
+#[test]
+fn what_does_not_compile_is_replaced() {
+    let _alone = alone();
+    let Some(gpu) = common::gpu().filter(has_subgroups) else { return };
+    let right = greedy(&mut load(&gpu, "llama", EngineOptions::default()));
+    for self_test in [SelfTest::Always, SelfTest::Hardware, SelfTest::Never] {
+        heard("");
+        let gpu = common::open(&faulty(refuses_attention, self_test)).expect("as before");
+        let mut engine = load(&gpu, "llama", EngineOptions::default());
+        let (text, used) = labels(&mut engine);
+        assert_eq!((text, wrong(&gpu)), (right.clone(), vec!["attention".to_string()]), "{self_test:?}");
+        assert!(!uses_subgroups(&used, "attention") && uses_subgroups(&used, "linear"), "{used:?}");
+        let said = heard("WARN");
+        assert!(said.len() == 1 && said[0].contains("does not compile `attention_reg"), "{said:?}");
+        assert!(said[0].contains("nothing") && said[0].contains("operation `attention`"), "{said:?}");
+        assert!(said[0].lines().count() == 1 && said[0].len() < 500, "{said:?}");
+        // What is known is not tried again, by whatever is loaded after that.
+        assert!(refusals() > 0);
+        let again = greedy(&mut load(&gpu, "llama", EngineOptions::default()));
+        let other =
+            greedy(&mut Engine::new(&gpu, engine.model(), EngineOptions::default()).expect("an engine"));
+        assert_eq!((again, other, refusals()), (right.clone(), right.clone(), 0), "{self_test:?}");
+        assert_eq!(heard("WARN"), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_compiler_that_refuses_all_subgroups_is_survived() {
+    let _alone = alone();
+    if common::gpu().filter(has_subgroups).is_none() {
+        return;
+    }
+    for disable in ["", "software"] {
+        let open = |rewrite, disable: &str| {
+            common::open(&GpuOptions { rewrite, disable: disable.into(), ..always() }).expect("as before")
+        };
+        let portable = open(None, &format!("subgroups,{disable}"));
+        let right = greedy(&mut load(&portable, "llama", EngineOptions::default()));
+        heard("");
+        let gpu = open(Some(refuses_subgroups), disable);
+        let (text, used) = labels(&mut load(&gpu, "llama", EngineOptions::default()));
+        assert!(text == right && !uses_subgroups(&used, ""), "{used:?}");
+        assert_eq!(heard("WARN").len(), wrong(&gpu).len());
+        let least: &[&str] =
+            if disable.is_empty() { &["attention", "product", "sample"] } else { &["product", "rms_norm"] };
+        assert!(
+            least.iter().all(|operation| wrong(&gpu).contains(&operation.to_string())),
+            "{:?}",
+            wrong(&gpu)
+        );
+        assert!(gpu.trust(tunable()).wrong().iter().all(|wrong| wrong.refusal.is_some()));
+    }
+}
+
+#[test]
+fn a_refusal_is_kept_where_tests_are() {
+    let _alone = alone();
+    if common::gpu().filter(has_subgroups).is_none() {
+        return;
+    }
+    for (self_test, is_kept) in [(SelfTest::Always, true), (SelfTest::Never, false)] {
+        let dir = tempfile::TempDir::new().expect("a temporary folder");
+        let open = || {
+            let cache_dir = Some(dir.path().to_path_buf());
+            let options = GpuOptions { cache_dir, ..faulty(refuses_attention, self_test) };
+            common::open(&options).expect("as before")
+        };
+        let gpu = open();
+        load(&gpu, "llama", EngineOptions::default());
+        let path = Trust::path(&gpu, tunable()).expect("there is a cache folder");
+        assert_eq!(std::fs::read_to_string(&path).is_ok_and(|kept| kept.contains("refusal")), is_kept);
+        assert!(refusals() > 0 && heard("WARN").len() == 1);
+        let gpu = open();
+        let (_, used) = labels(&mut load(&gpu, "llama", EngineOptions::default()));
+        assert!(!uses_subgroups(&used, "attention") && wrong(&gpu) == ["attention"], "{used:?}");
+        assert_eq!((refusals() == 0, heard("WARN").is_empty()), (is_kept, is_kept));
+    }
+}
+
+#[test]
+fn a_portable_variant_that_does_not_compile_is_an_error() {
+    let _alone = alone();
+    if common::gpu().filter(has_subgroups).is_none() {
+        return;
+    }
+    for self_test in [SelfTest::Always, SelfTest::Never] {
+        let gpu = common::open(&faulty(refuses_sampling, self_test)).expect("as before");
+        let files = ModelFiles::open(&folder("llama")).expect("a model");
+        let error =
+            Engine::load(&gpu, files, EngineOptions::default(), &mut |_| {}).expect_err("it is refused");
+        let text = error.to_string();
+        assert!(text.contains("kernel `sample") && text.contains("does not compile"), "{text}");
+        assert!(gpu.trust(tunable()) == Trust::default(), "nothing is blamed");
+    }
+}
+
 /// A host's device.
 fn host(options: &GpuOptions) -> (Gpu, wgpu::Queue) {
     let instance = wgpu::Instance::default();
@@ -434,6 +565,37 @@ fn a_host_waits_for_nothing() {
         assert!(labels.filter(|label| label.starts_with("sample")).all(|label| label.contains("subgroup")));
         assert_eq!(again[0].cached_tokens, 0);
         assert!(again[1].cached_tokens > 0);
+    }
+}
+
+#[test]
+fn a_host_s_driver_may_refuse_to_compile() {
+    let _alone = alone();
+    let Some(own) = common::gpu().filter(has_subgroups) else { return };
+    let right = greedy(&mut load(&own, "llama", EngineOptions::default()));
+    let dir = tempfile::TempDir::new().expect("a temporary folder");
+    for (self_test, is_first) in [
+        (SelfTest::Always, true),
+        (SelfTest::Always, false),
+        (SelfTest::Hardware, true),
+        (SelfTest::Never, true),
+    ] {
+        heard("");
+        let cache_dir = Some(dir.path().to_path_buf());
+        let (gpu, queue) = host(&GpuOptions { cache_dir, ..faulty(refuses_attention, self_test) });
+        let mut engine = load(&gpu, "llama", EngineOptions::default());
+        assert_eq!((wrong(&gpu), refusals() > 0), (vec!["attention".to_string()], is_first), "{self_test:?}");
+        assert_eq!(heard("does not compile `attention_reg").len(), usize::from(is_first), "{self_test:?}");
+        let runs = [(); 2].map(|()| Guest::run(&mut engine, &queue));
+        for guest in &runs {
+            assert_eq!(guest.tokens, right, "{self_test:?}");
+            assert!(!guest.on_subgroups("attention").contains(&true), "{self_test:?}");
+        }
+        // The other operations are tested as ever.
+        for kernel in ["linear", "sample"] {
+            assert!(runs[1].on_subgroups(kernel).contains(&true), "{kernel}, {self_test:?}");
+        }
+        assert_eq!((refusals(), gpu.counts().submissions), (0, 0), "{self_test:?}");
     }
 }
 
@@ -529,6 +691,28 @@ fn texts_are_encoded_before_and_after_the_answer() {
         gpu.device().poll(wgpu::PollType::wait_indefinitely()).expect("the host waits");
     }
     assert_eq!(wrong(&gpu), ["attention"]);
+}
+
+/// A batch's blocks of attention are those of the variants that run.
+#[test]
+fn texts_are_encoded_where_attention_does_not_compile() {
+    let _alone = alone();
+    let Some(own) = common::gpu().filter(has_subgroups) else { return };
+    let encode = |gpu: &Gpu| {
+        let files = ModelFiles::open(&folder("bert-classifier")).expect("a model");
+        let mut encoder =
+            TextEncoder::load(gpu, files, EncoderOptions::default(), &mut |_| {}).expect("an encoder");
+        encoder.submit((1..40).map(|i| i * 7 % 90 + 1).collect(), Output::Embedding).expect("submit");
+        let mut values = Vec::new();
+        encoder.run(|encoded| values = encoded.values.expect("numbers")).expect("it runs");
+        values
+    };
+    let right = encode(&own);
+    for self_test in [SelfTest::Always, SelfTest::Never] {
+        let gpu = common::open(&faulty(refuses_attention, self_test)).expect("as before");
+        let far = encode(&gpu).iter().zip(&right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far < 1e-4 && wrong(&gpu) == ["attention"], "{far}, {self_test:?}");
+    }
 }
 
 #[test]

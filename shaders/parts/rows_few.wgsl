@@ -22,10 +22,10 @@ fn multiply(r0: u32, o: vec4u, lane: u32) {
     var squares: array<f32, N_ROWS>;
     for (var i = lane; i < params.n_blocks * (8u / W_VEC4); i += WG) {
         let s = i / (64u / W_VEC4);
-        let w0 = w[o.x + i];
-        let w1 = w[o.y + i];
-        let w2 = w[o.z + i];
-        let w3 = w[o.w + i];
+        let w0 = word(o.x + i);
+        let w1 = word(o.y + i);
+        let w2 = word(o.z + i);
+        let w3 = word(o.w + i);
         let s0 = scale(load_head(o.x, s), i);
         let s1 = scale(load_head(o.y, s), i);
         let s2 = scale(load_head(o.z, s), i);
@@ -38,10 +38,10 @@ fn multiply(r0: u32, o: vec4u, lane: u32) {
             let v3 = unpack(w3, k, s3);
             var factor = vec4f();
             if NORM == 1u {
-                factor = g[at] + params.offset;
+                factor = four_g(at) + params.offset;
             }
             for (var r = 0u; r < N_ROWS; r++) {
-                var value = x[(params.row0 + min(r0 + r, params.n_rows - 1u)) * params.x_stride + at];
+                var value = four_x((params.row0 + min(r0 + r, params.n_rows - 1u)) * params.x_stride + at);
                 if NORM == 1u {
                     squares[r] += dot(value, value);
                     value *= factor;

@@ -25,10 +25,10 @@ fn multiply(r0: u32, o: vec4u, lane: u32) {
         for (var b = s; b < min(s + 8u, params.n_blocks); b++) {
             var own: array<vec4f, N_ROWS>;
             for (var r = 0u; r < N_ROWS; r++) {
-                own[r] = x[(params.row0 + min(r0 + r, params.n_rows - 1u)) * params.x_stride + 8u * b + lane];
+                own[r] = four_x((params.row0 + min(r0 + r, params.n_rows - 1u)) * params.x_stride + 8u * b + lane);
             }
             if NORM == 1u {
-                let factor = g[8u * b + lane] + params.offset;
+                let factor = four_g(8u * b + lane) + params.offset;
                 for (var r = 0u; r < N_ROWS; r++) {
                     squares[r] += dot(own[r], own[r]);
                     own[r] *= factor;
@@ -36,10 +36,10 @@ fn multiply(r0: u32, o: vec4u, lane: u32) {
             }
             for (var i = 0u; i < 8u / W_VEC4; i++) {
                 let at = b * (8u / W_VEC4) + i;
-                let w0 = w[o.x + at];
-                let w1 = w[o.y + at];
-                let w2 = w[o.z + at];
-                let w3 = w[o.w + at];
+                let w0 = word(o.x + at);
+                let w1 = word(o.y + at);
+                let w2 = word(o.z + at);
+                let w3 = word(o.w + at);
                 let s0 = scale(h0, at);
                 let s1 = scale(h1, at);
                 let s2 = scale(h2, at);

@@ -1,5 +1,5 @@
-// Contract: a row of weights starts at 16-byte word `row` of the global `w: array<vec4<u32>>`; its word i holds W_VEC4
-// vec4s, from element 4·W_VEC4·i on. `load_head(row, s)` gives the head (scales of a quantised type) of elements
+// Contract: a row of weights starts at 16-byte word `row` (part `words_*`); its word i holds W_VEC4 vec4s, from element
+// 4·W_VEC4·i on. `load_head(row, s)` gives the head (scales of a quantised type) of elements
 // 256s … 256s + 255, `scale(head, i)` the part of it that word i needs, and `unpack(word, k, scale)` vec4 k of a word.
 // F32
 const W_VEC4: u32 = 1u;

@@ -4,7 +4,7 @@
 const W_VEC4: u32 = 8u;
 
 fn load_head(row: u32, s: u32) -> vec4<u32> {
-    return w[row + params.n_blocks + s];
+    return word(row + params.n_blocks + s);
 }
 
 // The factor, and the term to subtract.

@@ -3,7 +3,7 @@
 const W_VEC4: u32 = 4u;
 
 fn load_head(row: u32, s: u32) -> vec4<u32> {
-    return w[row + 2u * params.n_blocks + s];
+    return word(row + 2u * params.n_blocks + s);
 }
 
 fn scale(head: vec4<u32>, i: u32) -> vec2f {

@@ -8,6 +8,8 @@ pub struct Check {
     eps: f64,
     n_terms: usize,
     scale: f64,
+    /// The tolerance, if it is not a share of the largest value.
+    absolute: Option<f64>,
 }
 
 /// Covers the few units in the last place that WGSL allows `exp`, `tanh` and division.
@@ -17,6 +19,11 @@ impl Check {
     /// For sums of `n_terms` F32 values: the tolerance is `C · eps · sqrt(n_terms) · scale` times the largest value.
     pub(super) fn f32(n_terms: usize, scale: f64) -> Check {
         Check { eps: f64::from(f32::EPSILON), n_terms, scale, ..Check::default() }
+    }
+
+    /// For values that may be off by `allowed`, whatever their size and their inputs' types.
+    pub(super) fn absolute(allowed: f64) -> Check {
+        Check { absolute: Some(allowed), ..Check::default() }
     }
 
     /// For values stored in F16 or BF16.
@@ -45,7 +52,8 @@ impl Check {
     /// noticed.
     pub(super) fn worst(&self, perturbation: f64) -> Worst {
         let largest = self.want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-        let allowed = C * self.eps * (self.n_terms.max(1) as f64).sqrt() * self.scale * largest;
+        let of_largest = C * self.eps * (self.n_terms.max(1) as f64).sqrt() * self.scale * largest;
+        let allowed = self.absolute.filter(|_| !self.got.is_empty()).unwrap_or(of_largest);
         if !(allowed > 0.0 && allowed.is_finite()) {
             return Worst { error: f64::INFINITY, n: self.got.len(), ..Worst::default() };
         }
@@ -103,5 +111,11 @@ mod tests {
         let mut short = Check::f32(4, 1.0);
         short.extend(&[1.0, 1.0], &[1.0]);
         assert_eq!(short.worst(0.0).error, f64::INFINITY);
+        let mut absolute = Check::absolute(0.5).of_f16_inputs();
+        assert_eq!(absolute.worst(0.0).error, f64::INFINITY, "nothing was compared");
+        absolute.extend(&[1e9, 0.0], &[1e9, 0.0]);
+        assert_eq!((absolute.worst(0.0).error, absolute.worst(3.0).error), (0.0, 3.0));
+        absolute.push(1e9, 1e9 + 1.0);
+        assert_eq!(absolute.worst(0.0).error, 2.0);
     }
 }

@@ -174,7 +174,7 @@ fn list(gpu: &Gpu, options: &KernelOptions) -> Result<Vec<Case>, BenchError> {
         });
     }
     if cases.is_empty() {
-        return Err(BenchError::no_kernel(options.filter.as_deref()));
+        return Err(BenchError::no_kernel(options.filter.as_deref(), &operations()));
     }
     Ok(cases)
 }

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 
 pub use cases::{Case, Cost, Pool, Prepared, Workload, operations};
 pub use compare::{ComparedRow, Comparison, Value, compare};
-pub use doctor::{DoctorDevice, DoctorOptions, DoctorReport, DoctorRow, Verdict, doctor};
+pub use doctor::{DoctorDevice, DoctorOptions, DoctorReport, DoctorRow, Verdict, doctor, doctor_variants};
 pub use kernels::{BenchProgress, KernelOptions, kernels};
 pub use model::{ModelOptions, model};
 pub use probe::{Limits, limits};
@@ -124,9 +124,9 @@ pub enum BenchError {
 }
 
 impl BenchError {
-    /// The filter matches no case.
-    fn no_kernel(filter: Option<&str>) -> BenchError {
-        let known: Vec<String> = operations().iter().map(|name| format!("`{name}`")).collect();
+    /// The filter matches no case of `kernels`.
+    fn no_kernel(filter: Option<&str>, kernels: &[&str]) -> BenchError {
+        let known: Vec<String> = kernels.iter().map(|name| format!("`{name}`")).collect();
         BenchError::NoKernel { found: filter.unwrap_or_default().into(), known: known.join(", ") }
     }
 

@@ -52,7 +52,7 @@ impl<E> Loading<E> {
         let compiler = gpu.clone();
         let compile = move || {
             let begin = Instant::now();
-            compiler.compile(&variants).map(|()| begin.elapsed())
+            variants.compile(&compiler).map(|()| begin.elapsed())
         };
         Ok(Loading {
             gpu: gpu.clone(),
@@ -102,7 +102,7 @@ impl<E> Loading<E> {
     ///
     /// # Errors
     /// [`EngineError::NotLoaded`] if uploads are not finished; [`EngineError::Gpu`] with a kernel that does not
-    /// compile.
+    /// compile. (A variant that needs optional capabilities is replaced by the portable one instead.)
     pub fn finish(mut self) -> Result<E, EngineError> {
         if !self.uploads.is_done() || !self.stepper.is_idle() {
             let LoadProgress { done_bytes, total_bytes } = self.progress();
@@ -224,7 +224,7 @@ impl Engine {
         let (mut engine, tested) = Engine::build(gpu, Arc::new(model), &options, sizes)?;
         Loading::new(gpu, vec![upload], tested, |compile_time, self_test| {
             engine.compile_time = compile_time;
-            engine.stepper.begin(self_test);
+            engine.stepper.begin(&mut engine.machine, self_test);
             engine
         })
     }
@@ -250,12 +250,12 @@ impl Engine {
         let (mut engine, Tested { variants, mut self_test }) =
             Engine::build(gpu, model.clone(), &options, sizes)?;
         let begin = Instant::now();
-        gpu.compile(&variants)?;
+        variants.compile(gpu)?;
         engine.compile_time = begin.elapsed();
         if let (Some(test), true) = (&mut self_test, gpu.is_owned()) {
             test.run()?;
         }
-        engine.stepper.begin(self_test);
+        engine.stepper.begin(&mut engine.machine, self_test);
         Ok(engine)
     }
 

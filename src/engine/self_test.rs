@@ -1,23 +1,53 @@
 //! The self-test of a driver that was never seen before: the variants that an engine uses and that need optional
 //! capabilities run on small inputs, and so do the portable ones. An operation with a variant that computes something
-//! else runs portable variants on this device from then on.
+//! else, or does not compile, runs portable variants on this device from then on.
 //!
 //! It has tensors of its own and changes nothing of the engine's. Nothing here waits but [`Trials::pump`].
 
 use std::ops::Range;
 
 use crate::gpu::{Flight, Gpu, GpuError, Landed, MOST_IN_FLIGHT, Portable, Recorder, Variant, WrongVariant};
-use crate::ops::self_test::{Trial, Verdict, operations};
+use crate::ops::self_test::{Trial, Verdict, operation_of, operations};
 use crate::ops::tunable;
 
 /// Trials per submission.
 const A_SLICE: usize = 8;
 
-/// The variants that an engine compiles.
+/// The variants that an engine compiles, and the test of those of which nothing is known.
 pub(super) struct Tested {
-    pub variants: Vec<Variant>,
-    /// The test of those of which nothing is known.
+    pub variants: Variants,
     pub self_test: Option<Trials>,
+}
+
+/// The variants that an engine compiles.
+pub(super) struct Variants {
+    all: Vec<Variant>,
+    /// Those that would run if every operation ran portable variants.
+    portable: Vec<Variant>,
+}
+
+impl Variants {
+    /// Compiles them. An operation with a variant that does not compile runs portable variants on this device from then
+    /// on. (On Vulkan, `wgpu` loses a device whose driver refuses a pipeline: that is not survived.)
+    ///
+    /// # Errors
+    /// [`GpuError::Compile`] with a portable variant; [`GpuError::Lost`] and other faults of the device.
+    pub fn compile(&self, gpu: &Gpu) -> Result<(), GpuError> {
+        let mut refused = Vec::new();
+        for (variant, error) in gpu.compile_all(&self.all)? {
+            match operation_of(&variant).filter(|_| !self.portable.contains(&variant)) {
+                Some(operation) => refused.push(WrongVariant::refused(operation, &variant, &error)),
+                None => return Err(error),
+            }
+        }
+        if !refused.is_empty() {
+            gpu.compile(&self.portable)?;
+            gpu.check_alive()?;
+            report(gpu, &refused);
+            gpu.add_trust(tunable(), Vec::new(), refused);
+        }
+        Ok(())
+    }
 }
 
 /// A self-test that runs, or has run.
@@ -44,20 +74,19 @@ impl Trials {
         rec: &mut Recorder,
         mut record: impl FnMut(&mut Recorder),
     ) -> Result<Tested, GpuError> {
-        if !gpu.wants_self_test() {
-            return Ok(Tested { variants: rec.variants(record), self_test: None });
-        }
         let trust = gpu.trust(tunable());
         let mut with = |operations: Portable| {
             rec.set_portable(operations);
             rec.variants(&mut record)
         };
         let portable = with(Portable::All);
-        let mut variants = with(Portable::These(distrusted(gpu)));
-        let is_untested = |variant: &&Variant| !portable.contains(variant) && !trust.knows(variant);
-        let untested: Vec<Variant> = variants.iter().filter(is_untested).copied().collect();
+        let mut all = with(Portable::These(distrusted(gpu)));
+        let is_untested = |variant: &&Variant| {
+            gpu.wants_self_test() && !portable.contains(variant) && !trust.knows(variant)
+        };
+        let untested: Vec<Variant> = all.iter().filter(is_untested).copied().collect();
         if untested.is_empty() {
-            return Ok(Tested { variants, self_test: None });
+            return Ok(Tested { variants: Variants { all, portable }, self_test: None });
         }
         let (mut own, mut trials) = (Recorder::new(gpu)?, Vec::new());
         for variant in untested {
@@ -71,20 +100,22 @@ impl Trials {
         safe.extend(trials.iter().map(|trial| trial.operation));
         rec.set_portable(Portable::These(safe));
         let tried = own.variants(|rec| trials.iter().for_each(|trial| trial.record(rec)));
-        for variant in portable.into_iter().chain(tried) {
-            if !variants.contains(&variant) {
-                variants.push(variant);
+        for variant in portable.iter().copied().chain(tried) {
+            if !all.contains(&variant) {
+                all.push(variant);
             }
         }
-        Ok(Tested { variants, self_test: Some(Trials::new(gpu, own, trials)?) })
+        Ok(Tested { variants: Variants { all, portable }, self_test: Some(Trials::new(gpu, own, trials)?) })
     }
 
     fn new(gpu: &Gpu, rec: Recorder, trials: Vec<Trial>) -> Result<Trials, GpuError> {
-        let slices = trials.chunks(A_SLICE).map(|slice| slice.iter().map(Trial::n_bytes).sum::<u64>());
+        // The largest slice, whichever trials are left out.
+        let mut bytes: Vec<u64> = trials.iter().map(Trial::n_bytes).collect();
+        bytes.sort_unstable();
         Ok(Trials {
             gpu: gpu.clone(),
             rec,
-            flight: Flight::new(gpu, slices.max().unwrap_or(0))?,
+            flight: Flight::new(gpu, bytes.iter().rev().take(A_SLICE).sum())?,
             trials,
             n_recorded: 0,
             n_judged: 0,
@@ -98,11 +129,15 @@ impl Trials {
         self.n_judged == self.trials.len()
     }
 
-    /// Judges what has arrived and records the next trials. Never waits.
+    /// Judges what has arrived and records the next trials. Never waits. Called once the variants are compiled.
     ///
     /// # Errors
     /// [`GpuError`].
     pub fn advance(&mut self) -> Result<Vec<wgpu::CommandBuffer>, GpuError> {
+        if self.n_recorded == 0 {
+            let refused = distrusted(&self.gpu);
+            self.trials.retain(|trial| !refused.contains(&trial.operation));
+        }
         if self.is_done() {
             return Ok(Vec::new());
         }
@@ -164,7 +199,7 @@ impl Trials {
                 ),
                 Verdict::Differs(error) => {
                     let operation = trial.operation.to_string();
-                    self.wrong.push(WrongVariant { operation, variant: label, error });
+                    self.wrong.push(WrongVariant { operation, variant: label, error, refusal: None });
                 }
             }
         }
@@ -174,24 +209,32 @@ impl Trials {
         }
     }
 
-    /// Reports what is wrong, one line per operation, and keeps what was found.
+    /// Reports what is wrong, and keeps what was found.
     fn end(&mut self) {
         let (right, wrong) = (std::mem::take(&mut self.right), std::mem::take(&mut self.wrong));
         log::debug!("self-test: {} variants right, {} wrong", right.len(), wrong.len());
-        for operation in operations() {
-            let mut of_it = wrong.iter().filter(|wrong| wrong.operation == operation);
-            let Some(WrongVariant { variant, error, .. }) = of_it.next() else { continue };
-            let by = match error {
-                Some(error) => format!(" by {error:.0} times the tolerance"),
-                None => String::new(),
-            };
-            log::warn!(
-                "self-test of `{}`: the results of `{variant}` and of the portable variant differ{by}; from now on \
-                 operation `{operation}` runs portable variants there",
-                self.gpu.info().name
-            );
-        }
+        report(&self.gpu, &wrong);
         self.gpu.add_trust(tunable(), right, wrong);
+    }
+}
+
+/// Reports what is wrong, one line per operation.
+fn report(gpu: &Gpu, wrong: &[WrongVariant]) {
+    let name = &gpu.info().name;
+    for operation in operations() {
+        let mut of_it = wrong.iter().filter(|wrong| wrong.operation == operation);
+        let Some(WrongVariant { variant, error, refusal, .. }) = of_it.next() else { continue };
+        let what = match (refusal, error) {
+            (Some(words), _) => format!("`{name}` does not compile `{variant}` ({words})"),
+            (None, Some(error)) => format!(
+                "self-test of `{name}`: the results of `{variant}` and of the portable variant differ by {error:.0} \
+                 times the tolerance"
+            ),
+            (None, None) => format!(
+                "self-test of `{name}`: the results of `{variant}` and of the portable variant differ"
+            ),
+        };
+        log::warn!("{what}; from now on operation `{operation}` runs portable variants there");
     }
 }
 

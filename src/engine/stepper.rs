@@ -126,9 +126,13 @@ impl<W> Stepper<W> {
         &mut self.rec
     }
 
-    /// Takes over a self-test, which may have ended. Its trials are recorded along with the work; the first work after its
-    /// end uses what it found.
-    pub fn begin(&mut self, self_test: Option<Trials>) {
+    /// Begins when the kernels are compiled: operations with variants that did not compile run portable ones. Takes over a
+    /// self-test, which may have ended. Its trials are recorded along with the work; the first work after its end uses what
+    /// it found.
+    pub fn begin<M: Machine<Work = W>>(&mut self, machine: &mut M, self_test: Option<Trials>) {
+        if self.rec.add_portable(distrusted(&self.gpu)) {
+            machine.variants_changed(&self.rec);
+        }
         self.self_test = self_test;
     }
 

@@ -136,6 +136,7 @@ pub(super) fn cooperative_matrices(
 /// Features and limits to request. Nothing experimental: only the code that opens the device can vouch for that.
 pub(super) fn wanted(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) {
     let useful = wgpu::Features::SHADER_F16
+        | wgpu::Features::SHADER_INT64
         | wgpu::Features::SUBGROUP
         | wgpu::Features::TIMESTAMP_QUERY
         | wgpu::Features::PIPELINE_CACHE;

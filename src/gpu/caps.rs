@@ -4,7 +4,7 @@ use super::subgroups::MATRIX_SUBGROUPS;
 use super::{Quirk, Subgroups, quirks};
 
 /// Environment variable that disables capabilities, so that every variant can be tested on one machine. A
-/// comma-separated list of `f16`, `subgroups`, `subgroup-probe` (widths of subgroups that the driver chooses by kernel),
+/// comma-separated list of `f16`, `int64`, `subgroups`, `subgroup-probe` (widths of subgroups that the driver chooses by kernel),
 /// `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning` (measured choices of variants), `software` (the
 /// variants for software devices) and `limits` (limits above the minimum that every device has).
 pub const DISABLE_ENV: &str = "WGINFER_DISABLE";
@@ -22,6 +22,8 @@ pub(super) const MINIMUM: &[(&str, u64)] = &[
 pub struct Caps {
     /// Shaders may compute in `f16`. (Loading `f16` weights needs no capability: they are unpacked.)
     pub f16: bool,
+    /// Shaders may use 64-bit integers.
+    pub int64: bool,
     /// Widths of subgroups, if shaders may use subgroups.
     pub subgroups: Option<Subgroups>,
     /// Widths of subgroups that a driver chooses by kernel are probed when a device of our own is opened.
@@ -67,6 +69,7 @@ impl Caps {
     ) -> Self {
         let mut caps = Caps {
             f16: features.contains(wgpu::Features::SHADER_F16),
+            int64: features.contains(wgpu::Features::SHADER_INT64),
             subgroups: features
                 .contains(wgpu::Features::SUBGROUP)
                 .then(|| Subgroups::range(info.subgroup_min_size, info.subgroup_max_size)),
@@ -100,6 +103,7 @@ impl Caps {
         for name in names.split(',').map(str::trim).filter(|n| !n.is_empty()) {
             match name {
                 "f16" => self.f16 = false,
+                "int64" => self.int64 = false,
                 "subgroups" => self.subgroups = None,
                 "subgroup-probe" => self.subgroup_probe = false,
                 "timestamps" => self.timestamps = false,
@@ -140,9 +144,10 @@ impl Caps {
         }
     }
 
-    /// The same device without what a driver may compute wrongly: subgroups, f16 and cooperative matrices.
+    /// The same device without what a driver may compute wrongly: subgroups, f16, 64-bit integers and cooperative
+    /// matrices.
     pub fn portable(&self) -> Caps {
-        Caps { f16: false, subgroups: None, cooperative_matrices: Vec::new(), ..self.clone() }
+        Caps { f16: false, int64: false, subgroups: None, cooperative_matrices: Vec::new(), ..self.clone() }
     }
 
     /// The capabilities that this device lacks, each with its cost.

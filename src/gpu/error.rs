@@ -82,7 +82,7 @@ pub enum GpuError {
     },
     /// The environment variable that disables capabilities names an unknown one.
     #[error(
-        "`{DISABLE_ENV}` names `{found}`, known are `f16`, `subgroups`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning`, `software`, `limits`"
+        "`{DISABLE_ENV}` names `{found}`, known are `f16`, `int64`, `subgroups`, `subgroup-probe`, `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning`, `software`, `limits`"
     )]
     UnknownCapability {
         /// The name.

@@ -184,6 +184,7 @@ impl Pipeline {
             return Err(fail(format!("needs {} storage bindings, found {most}", kernel.bindings.len())));
         }
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
 
         // SAFETY: a check is off only if what it guards against cannot happen, see `checks`.
@@ -235,8 +236,8 @@ impl Pipeline {
             },
             cache: gpu.pipeline_cache(),
         });
-        // Inner scope first; both futures are ready at once on native backends.
-        for scope in [validation, internal] {
+        // Inner scope first; the futures are ready at once on native backends.
+        for scope in [validation, memory, internal] {
             if let Some(error) = pollster::block_on(scope.pop()) {
                 return Err(fail(error.to_string()));
             }

@@ -47,6 +47,8 @@ pub use trust::{SelfTest, Trust, WrongVariant};
 pub use tuning::{Product, Tunable, Tuning, fnv};
 
 pub(crate) use fields::{FieldType, device_struct};
+#[cfg(feature = "bench")]
+pub(crate) use probe::SubgroupProbe;
 pub(crate) use probe::{COOP_8, COOP_16, PROBE_COOP, PROBE_SUBGROUPS, coop};
 
 use buffer::Buffer;
@@ -170,7 +172,8 @@ impl Gpu {
     ///
     /// On a driver that was never seen before, slower variants of kernels run until the results of the self-test
     /// ([`SelfTest`]) have arrived. An engine hands its recordings to the host along with its own work, or with the upload
-    /// of weights if that is done in slices.
+    /// of weights if that is done in slices. The results are kept only in a cache folder ([`GpuOptions::cache_dir`]), so this
+    /// call makes every run of the program test again: [`Gpu::adopt_with`] takes a folder.
     ///
     /// # Errors
     /// [`GpuError::LimitTooSmall`]; [`Gpu::required`] returns the limits to ask for.
@@ -178,7 +181,8 @@ impl Gpu {
         Gpu::adopt_with(device, queue, &GpuOptions::default())
     }
 
-    /// As [`Gpu::adopt`], with all `options` but [`GpuOptions::select`].
+    /// As [`Gpu::adopt`], with all `options` but [`GpuOptions::select`]. With [`GpuOptions::cache_dir`], drivers are tested
+    /// only at the first start.
     ///
     /// # Errors
     /// As [`Gpu::adopt`], and [`GpuError::UnknownCapability`].
@@ -486,33 +490,36 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::Compile`] with the first kernel that fails.
     pub fn compile(&self, variants: &[Variant]) -> Result<(), GpuError> {
+        self.compile_all(variants)?.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// As [`Gpu::compile`], but returns the variants that do not compile, in order, each with its error.
+    ///
+    /// # Errors
+    /// [`GpuError::Device`] if the compiler dies.
+    pub(crate) fn compile_all(&self, variants: &[Variant]) -> Result<Vec<(Variant, GpuError)>, GpuError> {
         let next = std::sync::atomic::AtomicUsize::new(0);
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(variants.len());
-        let results: Vec<Result<(), GpuError>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads)
-                .map(|_| {
-                    scope.spawn(|| {
-                        while let Some(variant) = variants.get(next.fetch_add(1, Ordering::Relaxed)) {
-                            self.pipeline(variant)?;
-                        }
-                        Ok(())
-                    })
-                })
-                .collect();
-            workers
-                .into_iter()
-                .map(|w| {
-                    w.join().unwrap_or_else(|_| {
-                        Err(GpuError::Device { message: "a compiler thread died".into() })
-                    })
-                })
-                .collect()
-        });
-        results.into_iter().collect::<Result<Vec<()>, _>>()?;
+        let work = || {
+            let mut failed = Vec::new();
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                let Some(variant) = variants.get(i) else { return failed };
+                failed.extend(self.pipeline(variant).err().map(|error| (i, error)));
+            }
+        };
+        let died = |_| GpuError::Device { message: "a compiler thread died".into() };
+        let mut failed = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let failed = workers.into_iter().map(|worker| worker.join().map_err(died));
+            failed.collect::<Result<Vec<_>, _>>()
+        })?
+        .concat();
+        failed.sort_by_key(|(i, _)| *i);
         if let Some(cache) = &self.inner.driver_cache {
             cache.save();
         }
-        Ok(())
+        Ok(failed.into_iter().map(|(i, error)| (variants[i], error)).collect())
     }
 
     fn pipeline(&self, variant: &Variant) -> Result<Arc<Pipeline>, GpuError> {

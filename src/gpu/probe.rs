@@ -1,5 +1,7 @@
 //! Asks the device for the width of its subgroups, in kernels with the workgroups that ours have.
 
+#[cfg(feature = "bench")]
+use super::Caps;
 use super::fields::device_struct;
 use super::{Access, Gpu, GpuError, Kernel, Part, Recorder, Subgroups, Tensor, Variant};
 use crate::dtype::Dtype;
@@ -52,7 +54,7 @@ pub(crate) fn coop(n: u32) -> &'static Part {
 }
 
 /// One kernel to run: a workgroup of `size` invocations, on matrices of `tile` × `tile` if there is a tile.
-struct Probe {
+pub(crate) struct SubgroupProbe {
     size: u32,
     tile: Option<u32>,
     variant: Variant,
@@ -74,7 +76,7 @@ pub(super) fn subgroups(gpu: &Gpu, range: Subgroups) -> Result<Subgroups, GpuErr
         if matrices && tile.is_none() {
             continue;
         }
-        probes.push(Probe::new(gpu, &range, size, tile.filter(|_| matrices))?);
+        probes.push(SubgroupProbe::new(gpu, size, tile.filter(|_| matrices))?);
     }
     // All in parallel, then one by one: a kernel that fails to compile must not take the others with it.
     let variants: Vec<Variant> = probes.iter().map(|probe| probe.variant).collect();
@@ -100,16 +102,29 @@ pub(super) fn subgroups(gpu: &Gpu, range: Subgroups) -> Result<Subgroups, GpuErr
     Ok(range.probed(caps.max_workgroup_size, find))
 }
 
-impl Probe {
-    fn new(gpu: &Gpu, range: &Subgroups, size: u32, tile: Option<u32>) -> Result<Probe, GpuError> {
+impl SubgroupProbe {
+    /// The workgroups of kernels, with whether they multiply matrices, in which a device with `caps` has a width to ask for.
+    #[cfg(feature = "bench")]
+    pub fn sizes(caps: &Caps) -> Vec<(u32, bool)> {
+        let mut sizes =
+            caps.subgroups.as_ref().map(|s| s.workgroups(caps.max_workgroup_size)).unwrap_or_default();
+        sizes.retain(|(_, matrices)| !matrices || caps.matrix_tile().is_some());
+        sizes
+    }
+
+    /// A probe of workgroups of `size` invocations, on matrices of `tile` × `tile` if there is a tile.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    pub fn new(gpu: &Gpu, size: u32, tile: Option<u32>) -> Result<SubgroupProbe, GpuError> {
         let variant = match tile {
             Some(n) => Variant::new(&PROBE_COOP).part(coop(n)),
             None => Variant::new(&PROBE_SUBGROUPS),
         };
         // At most so many subgroups, a product each.
-        let most = size.div_ceil(range.min.max(1));
-        let n_products = tile.map_or(0, |n| most * n * n);
-        Ok(Probe {
+        let narrowest = gpu.caps().subgroups.as_ref().map_or(1, |range| range.min.max(1));
+        let n_products = tile.map_or(0, |n| size.div_ceil(narrowest) * n * n);
+        Ok(SubgroupProbe {
             size,
             tile,
             variant: variant.set("WG", size),
@@ -118,29 +133,45 @@ impl Probe {
         })
     }
 
-    fn record(&self, rec: &mut Recorder) {
-        let (widths, products) = (self.widths.view(), self.products.view());
-        let bindings = [widths, products];
+    /// Records its kernel.
+    pub fn record(&self, rec: &mut Recorder) {
+        let bindings = [self.widths.view(), self.products.view()];
         let n_bindings = self.variant.kernel.bindings.len();
         rec.dispatch(self.variant, &Params { n: self.size }, &bindings[..n_bindings], [1, 1, 1]);
     }
 
+    /// The width that each invocation saw; 0 where its place in the subgroup does not follow from its index.
+    ///
+    /// # Errors
+    /// As [`Gpu::wait`].
+    pub fn widths(&self, gpu: &Gpu) -> Result<Vec<u32>, GpuError> {
+        let mut widths = gpu.read_words(&self.widths)?;
+        widths.truncate(self.size as usize);
+        Ok(widths)
+    }
+
+    /// The products of subgroups of `width`, each value with what it should be. Empty without matrices.
+    ///
+    /// # Errors
+    /// As [`Gpu::wait`].
+    pub fn products(&self, gpu: &Gpu, width: u32) -> Result<Vec<(f32, f32)>, GpuError> {
+        let Some(tile) = self.tile.filter(|_| width > 0) else { return Ok(Vec::new()) };
+        let products = gpu.read_f32(&self.products)?;
+        let n_subgroups = self.size.div_ceil(width);
+        let right = |e: u32| (tile * (e / tile % tile + 1) * (e % tile + 2)) as f32;
+        // A missing value is wrong.
+        let got = |e: u32| products.get(e as usize).copied().unwrap_or(f32::NAN);
+        Ok((0..n_subgroups * tile * tile).map(|e| (got(e), right(e))).collect())
+    }
+
     /// The width that every invocation saw, if every subgroup multiplied right.
     fn width(&self, gpu: &Gpu) -> Result<Option<u32>, GpuError> {
-        let widths = gpu.read_words(&self.widths)?;
+        let widths = self.widths(gpu)?;
         let width = widths[0];
-        if width == 0 || widths[..self.size as usize].iter().any(|other| *other != width) {
+        if width == 0 || widths.iter().any(|other| *other != width) {
             return Ok(None);
         }
-        let Some(tile) = self.tile else { return Ok(Some(width)) };
-        let products = gpu.read_f32(&self.products)?;
-        let n_subgroups = self.size.div_ceil(width) as usize;
-        let right = |e: usize, y: f32| {
-            let (i, j) = (e as u32 / tile % tile, e as u32 % tile);
-            y == (tile * (i + 1) * (j + 2)) as f32
-        };
-        let expected = n_subgroups * (tile * tile) as usize;
-        let all = products.iter().take(expected).enumerate().filter(|(e, y)| right(*e, **y)).count();
-        Ok((all == expected).then_some(width))
+        let products = self.products(gpu, width)?;
+        Ok(products.iter().all(|(got, want)| got == want).then_some(width))
     }
 }

@@ -17,6 +17,7 @@ pub struct Profile {
 fn minimum() -> Caps {
     Caps {
         f16: false,
+        int64: false,
         subgroups: None,
         subgroup_probe: true,
         timestamps: false,
@@ -40,6 +41,7 @@ fn minimum() -> Caps {
 fn card(subgroups: Option<Subgroups>, workgroup_kib: u32) -> Caps {
     Caps {
         f16: true,
+        int64: true,
         subgroups,
         max_binding_bytes: 4 << 30,
         max_buffer_bytes: 16 << 30,
@@ -83,7 +85,11 @@ pub fn profiles() -> Vec<Profile> {
         ),
         ("intel", "Intel Xe and Arc, on Vulkan, whose widths a probe cannot tell", card(Some(intel), 64)),
         ("apple", "Apple M1 and later", with_tiles(8, card(Some(apple), 32))),
-        ("dx12-fxc", "DX12 with Microsoft's FXC: shader model 5.1", Caps { f16: false, ..card(None, 32) }),
+        (
+            "dx12-fxc",
+            "DX12 with Microsoft's FXC: shader model 5.1",
+            Caps { f16: false, int64: false, ..card(None, 32) },
+        ),
         ("dx12-32", "DX12 with Microsoft's DXC, waves of 32", card(fixed(32), 32)),
         ("dx12-64", "DX12 with Microsoft's DXC, waves of 64", card(fixed(64), 32)),
     ]

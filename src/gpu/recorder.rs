@@ -97,6 +97,18 @@ impl Recorder {
         self.portable = operations;
     }
 
+    /// Adds operations to those. Returns whether one of them is new.
+    pub(crate) fn add_portable(&mut self, operations: Vec<&'static str>) -> bool {
+        let Portable::These(all) = &mut self.portable else { return false };
+        let n = all.len();
+        operations.into_iter().for_each(|operation| {
+            if !all.contains(&operation) {
+                all.push(operation);
+            }
+        });
+        all.len() > n
+    }
+
     /// Whether an operation runs only the variants that run on every device.
     pub(crate) fn is_portable(&self, operation: &str) -> bool {
         match &self.portable {

@@ -58,9 +58,11 @@ impl Subgroups {
     /// The workgroups that kernels could have on this device if the widths in them were certain, without cooperative
     /// matrices and with them. Empty if the width is fixed.
     pub(super) fn unknown(&self, max_workgroup_size: u32) -> Vec<(u32, bool)> {
-        if self.min == self.max {
-            return Vec::new();
-        }
+        if self.min == self.max { Vec::new() } else { self.workgroups(max_workgroup_size) }
+    }
+
+    /// The workgroups that kernels could have on a device with these widths, without cooperative matrices and with them.
+    pub(super) fn workgroups(&self, max_workgroup_size: u32) -> Vec<(u32, bool)> {
         let plain = self.widths().map(|width| (width, false));
         let with_matrices =
             self.widths().flat_map(|width| MATRIX_SUBGROUPS.map(|n_subgroups| (n_subgroups * width, true)));

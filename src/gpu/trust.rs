@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
 use super::tuning::Origin;
-use super::{Gpu, Tunable, Variant, cache, lock};
+use super::{Gpu, GpuError, Tunable, Variant, cache, lock};
 use crate::file;
 
 /// Largest file that is read. A variant takes about 150 bytes.
@@ -21,11 +22,11 @@ pub enum SelfTest {
     Hardware,
     /// On every device.
     Always,
-    /// Never. What earlier tests found is not used, either.
+    /// Never. What earlier tests found is not used, either. A variant that does not compile is still replaced.
     Never,
 }
 
-/// Which variants have computed the same as the portable ones on this device, and which have not.
+/// Which variants have computed the same as the portable ones on this device, and which have not or do not compile.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Trust {
     /// Labels of variants that did.
@@ -34,15 +35,46 @@ pub struct Trust {
     wrong: Vec<WrongVariant>,
 }
 
-/// A variant that computed something else than the portable one.
+/// A variant that computed something else than the portable one, or does not compile.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WrongVariant {
     /// The operation that runs its portable variants because of it.
     pub operation: String,
     /// Label of the variant.
     pub variant: String,
-    /// Largest difference in units of the tolerance. `None` if it computed something that is not finite.
+    /// Largest difference in units of the tolerance. `None` if it computed something that is not finite, or nothing.
     pub error: Option<f64>,
+    /// The beginning of the compiler's words, if it does not compile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
+}
+
+impl WrongVariant {
+    /// A variant that does not compile.
+    pub(crate) fn refused(operation: &str, variant: &Variant, error: &GpuError) -> WrongVariant {
+        let words = match error {
+            GpuError::Compile { message, .. } => brief(message),
+            other => brief(&other.to_string()),
+        };
+        WrongVariant {
+            operation: operation.into(),
+            variant: variant.label(),
+            error: None,
+            refusal: Some(words),
+        }
+    }
+}
+
+/// Characters of a compiler's message that are kept: a line of a terminal or two.
+const MOST_WORDS: usize = 160;
+
+/// The line of an error of `wgpu` that says what is wrong: the first after the kind of error and the call.
+fn brief(message: &str) -> String {
+    let is_frame = |line: &str| {
+        line.is_empty() || line.ends_with(" Error") || line == "Caused by:" || line.starts_with("In Device::")
+    };
+    let line = message.lines().map(str::trim).find(|line| !is_frame(line)).unwrap_or(message.trim());
+    line.chars().take(MOST_WORDS).collect()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -64,7 +96,7 @@ impl Trust {
         self.right.iter().map(String::as_str)
     }
 
-    /// The variants that computed something else.
+    /// The variants that computed something else, or do not compile.
     pub fn wrong(&self) -> &[WrongVariant] {
         &self.wrong
     }
@@ -115,20 +147,25 @@ impl Gpu {
         }
     }
 
-    /// What self-tests have found on this device so far; the file is read at the first call. Nothing if there should be
-    /// no self-test.
+    /// What self-tests have found on this device so far, and what did not compile; the file is read at the first call. If
+    /// there should be no self-test, only what this `Gpu` could not compile.
     pub fn trust(&self, tunable: &Tunable) -> Trust {
-        if !self.wants_self_test() {
-            return Trust::default();
-        }
-        lock(self.inner.trust.get_or_init(|| Trust::read(self, tunable).into())).clone()
+        lock(self.known_trust(tunable)).clone()
     }
 
-    /// Adds what a self-test found, and keeps it for later runs.
+    fn known_trust(&self, tunable: &Tunable) -> &Mutex<Trust> {
+        let known = || if self.wants_self_test() { Trust::read(self, tunable) } else { Trust::default() };
+        self.inner.trust.get_or_init(|| known().into())
+    }
+
+    /// Adds what was found, and keeps it for later runs if they are to believe it.
     pub(crate) fn add_trust(&self, tunable: &Tunable, right: Vec<String>, wrong: Vec<WrongVariant>) {
-        let mut trust = lock(self.inner.trust.get_or_init(|| Trust::read(self, tunable).into()));
+        let mut trust = lock(self.known_trust(tunable));
         trust.right.extend(right);
         trust.wrong.extend(wrong);
+        if !self.wants_self_test() {
+            return;
+        }
         if let Err(error) = trust.save(self, tunable) {
             log::warn!("the self-test's result is not kept, kernels will be tested again: {error}");
         }
@@ -143,9 +180,14 @@ mod tests {
     fn a_file_of_another_driver_or_shader_is_refused() {
         let dir = tempfile::TempDir::new().expect("a temporary folder");
         let path = dir.path().join("self-test.json");
-        let wrong =
-            WrongVariant { operation: "attention".into(), variant: "attention_reg".into(), error: None };
-        let trust = Trust { right: BTreeSet::from(["linear WG=8".into()]), wrong: vec![wrong] };
+        let wrong = |variant: &str, refusal: Option<&str>| WrongVariant {
+            operation: "attention".into(),
+            variant: variant.into(),
+            error: None,
+            refusal: refusal.map(str::to_string),
+        };
+        let wrong = vec![wrong("attention_reg", None), wrong("attention_coop", Some("no"))];
+        let trust = Trust { right: BTreeSet::from(["linear WG=8".into()]), wrong };
         let [driver, shaders] = ["driver 1", "0123"].map(str::to_string);
         let origin = Origin::test(&driver, &shaders);
         let write = |text: &[u8]| std::fs::write(&path, text).expect("it can be written");
@@ -161,5 +203,15 @@ mod tests {
             write(broken);
             assert!(Trust::parse(&path, &origin).is_err(), "{broken:?}");
         }
+    }
+
+    #[test]
+    fn a_compiler_s_message_is_kept_in_a_line() {
+        let message = "Validation Error\n\nCaused by:\n  In Device::create_shader_module, label = 'a b'\n    \n\
+                       Shader 'a b' parsing error: no such type\n  ┌─ wgsl:3:1\n";
+        assert_eq!(brief(message), "Shader 'a b' parsing error: no such type");
+        assert_eq!(brief(" error X3663: barrier \n more"), "error X3663: barrier");
+        assert_eq!(brief(&"ü".repeat(1000)).chars().count(), MOST_WORDS);
+        assert_eq!(brief("Internal Error\n"), "Internal Error");
     }
 }

@@ -175,8 +175,8 @@ impl Origin {
             backend: info.backend.to_str().into(),
             // These can be disabled, and a measurement is valid only for the same set.
             capabilities: format!(
-                "f16 {}, subgroups {:?}, software {}, matrices {:?}",
-                caps.f16, caps.subgroups, caps.cpu, caps.cooperative_matrices
+                "f16 {}, int64 {}, subgroups {:?}, software {}, matrices {:?}",
+                caps.f16, caps.int64, caps.subgroups, caps.cpu, caps.cooperative_matrices
             ),
             shaders: format!("{:016x}", tunable.shaders),
         }

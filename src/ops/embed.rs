@@ -1,6 +1,6 @@
 //! Token and position embedding.
 
-use super::{Rows, assert_rows, kernel, weights};
+use super::{Rows, assert_rows, kernel, weights, words_part};
 use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
 device_struct! {
@@ -59,6 +59,7 @@ pub fn embed(
         Lookup::AddRow(row) => (2, row),
     };
     let variant = Variant::new(&EMBED)
+        .part(words_part(rec.caps(EMBED.name)))
         .part(weights(table.dtype()))
         .set("WG", rec.caps(EMBED.name).one_subgroup().unwrap_or(super::PORTABLE_LANES))
         .set("LOOKUP", kind)

@@ -1,6 +1,6 @@
 //! The first half of an MLP: norm, product and activation in one kernel.
 
-use super::{ACT, Act, Input, PRODUCTS, Rows, Span, assert_rows, gate, kernel, linear, weights};
+use super::{ACT, Act, Input, PRODUCTS, Rows, Span, assert_rows, gate, kernel, linear, weights, words_part};
 use crate::gpu::{Recorder, Tensor, device_struct};
 
 device_struct! {
@@ -71,8 +71,9 @@ pub(super) fn fused(
     let (x, gated) = (input.x, w.n_rows() == 2 * y.n_cols());
     let a_quad = if gated { 2 } else { 4 };
     let n_quads = (y.n_cols() as u32).div_ceil(a_quad);
-    let (variant, groups) = span.sharing(&GATE_UP, rec.caps(PRODUCTS), n_quads);
-    let variant = variant.part(weights(w.dtype())).part(&ACT);
+    let caps = rec.caps(PRODUCTS);
+    let (variant, groups) = span.sharing(&GATE_UP, caps, n_quads);
+    let variant = variant.part(words_part(caps)).part(weights(w.dtype())).part(&ACT);
     let variant = variant.set("BIAS", bias.is_some().into()).set("ACT", act as u32);
     let variant = input.set(variant).set("GATED", gated.into());
     let (norm, eps, offset) = input.norm_params(rec);

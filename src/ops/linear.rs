@@ -1,7 +1,7 @@
 //! Products with weights.
 
 use super::rows::{COOP_LARGE, COOP_SMALL, coop_fits};
-use super::{Input, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights};
+use super::{Input, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights, words_part};
 use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
 
 device_struct! {
@@ -177,7 +177,7 @@ pub(super) fn launch(
                 (variant, [n_out.div_ceil(outs), n_rows.div_ceil(tile_rows), 1])
             }
         };
-        let variant = variant.part(weights(w.dtype())).part(&PRODUCT);
+        let variant = variant.part(words_part(caps)).part(weights(w.dtype())).part(&PRODUCT);
         let variant = variant.set("ADD", add.into()).set("BIAS", has_bias.into());
         rec.dispatch(variant, &params, &[x.view(), norm.clone(), range, bias.clone(), y.view()], groups);
     }

@@ -132,6 +132,8 @@ pub fn product_variants(caps: &Caps, is_prompt: bool) -> Vec<&'static str> {
 
 /// Every part, grouped by the kernels that need one of the group: a test assembles each kernel with them.
 pub static PARTS: &[&[&Part]] = &[
+    &[&WORDS_32, &WORDS_64],
+    &[&INPUTS_32, &INPUTS_64],
     &[&WEIGHTS_F32, &WEIGHTS_F16, &WEIGHTS_BF16, &WEIGHTS_Q8_0, &WEIGHTS_Q4_0, &WEIGHTS_Q4_K],
     &[&KV_F32, &KV_F16, &KV_F16_WIDE, &KV_Q8_0],
     &[&APPEND_F32, &APPEND_F16, &APPEND_Q8_0],
@@ -156,6 +158,10 @@ macro_rules! part {
         };
     };
 }
+part!(WORDS_32, "words_32");
+part!(WORDS_64, "words_64");
+part!(INPUTS_32, "inputs_32");
+part!(INPUTS_64, "inputs_64");
 part!(WEIGHTS_F32, "weights_f32");
 part!(WEIGHTS_F16, "weights_f16");
 part!(WEIGHTS_BF16, "weights_bf16");
@@ -216,7 +222,17 @@ const PRODUCTS: &str = "product";
 /// Lanes per workgroup if no width of subgroups is certain: the widest common subgroup.
 const PORTABLE_LANES: u32 = 64;
 
-/// The part that loads weights of `dtype`.
+/// The part that loads the words of weights.
+fn words_part(caps: &Caps) -> &'static Part {
+    if caps.cpu && caps.int64 { &WORDS_64 } else { &WORDS_32 }
+}
+
+/// The part that loads the inputs of a product.
+fn inputs_part(caps: &Caps) -> &'static Part {
+    if caps.cpu && caps.int64 { &INPUTS_64 } else { &INPUTS_32 }
+}
+
+/// The part that unpacks weights of `dtype`.
 fn weights(dtype: Dtype) -> &'static Part {
     match dtype {
         Dtype::F32 => &WEIGHTS_F32,

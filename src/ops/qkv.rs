@@ -2,7 +2,7 @@
 
 use super::{
     HeadNorm, Input, KvLayer, Places, Rotary, Rows, Span, assert_rows, head_norm, kernel, linear, pair,
-    rope_append, weights,
+    rope_append, weights, words_part,
 };
 use crate::dtype::Dtype;
 use crate::gpu::{Recorder, Tensor, device_struct};
@@ -105,8 +105,9 @@ pub(super) fn fused(
     for tensor in [x, q, places.rows] {
         assert_rows("qkv", tensor, span.rows().end);
     }
-    let (variant, groups) = span.sharing(&QKV, rec.caps(super::PRODUCTS), (w.n_rows() / 4) as u32);
-    let variant = variant.part(weights(w.dtype())).part(pair(cache.dtype));
+    let caps = rec.caps(super::PRODUCTS);
+    let (variant, groups) = span.sharing(&QKV, caps, (w.n_rows() / 4) as u32);
+    let variant = variant.part(words_part(caps)).part(weights(w.dtype())).part(pair(cache.dtype));
     let variant = input.set(variant).set("BIAS", bias.is_some().into());
     let variant = variant.set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into());
     let (norm, eps, offset) = input.norm_params(rec);

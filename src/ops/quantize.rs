@@ -1,6 +1,6 @@
 //! Quantises weights on the device.
 
-use super::{assert_rows, kernel, quantizer, weights};
+use super::{WORDS_32, assert_rows, kernel, quantizer, weights};
 use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
 device_struct! {
@@ -27,8 +27,11 @@ pub fn quantize(rec: &mut Recorder, w: &Tensor, y: &Tensor, y0: usize, n_rows: u
     assert_rows("quantize", w, n_rows);
     assert_rows("quantize", y, y0 + n_rows);
     let lanes = super::PORTABLE_LANES;
-    let variant =
-        Variant::new(&QUANTIZE).part(weights(w.dtype())).part(quantizer(y.dtype())).set("WG", lanes);
+    let variant = Variant::new(&QUANTIZE)
+        .part(&WORDS_32)
+        .part(weights(w.dtype()))
+        .part(quantizer(y.dtype()))
+        .set("WG", lanes);
     let source = w.view();
     for range in y.ranges() {
         let (first, end) = (range.rows.start.max(y0), range.rows.end.min(y0 + n_rows));

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     PORTABLE_LANES, PRODUCTS, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1,
-    SHARE_2, SHARE_4, SHARE_8, SHARE_16, rms_norm,
+    SHARE_2, SHARE_4, SHARE_8, SHARE_16, inputs_part, rms_norm,
 };
 use crate::gpu::{Caps, Kernel, Part, Product, Recorder, Tensor, Variant, View};
 
@@ -233,7 +233,7 @@ impl Span {
             (_, None) => (variant.part(&ROWS_FEW).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES), n_quads),
         };
         let [gx, gy, _] = caps.spread(n);
-        let variant = variant.part(SHARES[n_shared.ilog2() as usize]);
+        let variant = variant.part(SHARES[n_shared.ilog2() as usize]).part(inputs_part(caps));
         (variant, [gx, gy, self.n_rows.div_ceil(n_shared) as u32])
     }
 }

@@ -39,11 +39,9 @@ fn cache(
 ) -> Result<KvLayer, GpuError> {
     let cache = KvLayer::new(pool.gpu(), 0, n_pages, width, dtype)?;
     if dtype != Dtype::Q8_0 {
-        let mut rec = Recorder::new(pool.gpu())?;
         for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {
-            ops::fill_normal(&mut rec, tensor, 2 * seed + i as u32, 0.0, 1.0);
+            pool.fill(tensor, 2 * seed + i as u32, 0.0, 1.0)?;
         }
-        pool.gpu().submit(rec.finish()?)?;
         return Ok(cache);
     }
     for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {

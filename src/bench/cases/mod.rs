@@ -5,6 +5,7 @@
 //! record one run, reset its inputs, and compare its outputs with the reference.
 
 mod attention;
+mod helpers;
 pub(super) mod products;
 mod rows;
 mod speech;
@@ -50,6 +51,22 @@ const OPERATIONS: &[(&str, List)] = &[
     ("sample", vocabulary::sample),
 ];
 
+/// Kernels that no forward pass runs, by name: checked, but not measured.
+const HELPERS: &[(&str, List)] = &[
+    ("fill_normal", helpers::fill_normal),
+    ("quantize", helpers::quantize),
+    ("count_prompt", helpers::count_prompt),
+    ("probe_copy", helpers::probe_copy),
+    ("probe_fma", helpers::probe_fma),
+    ("probe_subgroups", helpers::probe_subgroups),
+    ("probe_coop", helpers::probe_coop),
+];
+
+/// The names of the kernels that no forward pass runs.
+pub(super) fn helpers() -> Vec<&'static str> {
+    HELPERS.iter().map(|(name, _)| *name).collect()
+}
+
 /// The names of all operations.
 pub fn operations() -> Vec<&'static str> {
     OPERATIONS.iter().map(|(name, _)| *name).collect()
@@ -76,6 +93,11 @@ impl Workload<'_> {
     /// Every case of every operation.
     pub fn cases(&self) -> Vec<Case> {
         OPERATIONS.iter().flat_map(|(_, list)| list(self)).collect()
+    }
+
+    /// Every case of the kernels that no forward pass runs.
+    pub(super) fn helper_cases(&self) -> Vec<Case> {
+        HELPERS.iter().flat_map(|(_, list)| list(self)).collect()
     }
 
     fn model(&self) -> &ModelShape {
@@ -304,12 +326,15 @@ impl<'a> Pool<'a> {
         scale: f32,
     ) -> Result<Tensor, GpuError> {
         let tensor = Tensor::weights(self.gpu, label, shape, dtype)?;
-        let mut rec = Recorder::new(self.gpu)?;
         if !dtype.is_quantised() {
-            crate::ops::fill_normal(&mut rec, &tensor, seed, mean, scale);
-            self.gpu.submit(rec.finish()?)?;
+            self.fill(&tensor, seed, mean, scale)?;
             return Ok(tensor);
         }
+        // In a plan, there is nothing to fill.
+        if self.gpu.is_plan() {
+            return Ok(tensor);
+        }
+        let mut rec = Recorder::new(self.gpu)?;
         for (i, view) in tensor.ranges().enumerate() {
             let source = Tensor::weights(self.gpu, label, [view.rows.len(), shape[1]], Dtype::F16)?;
             crate::ops::fill_normal(&mut rec, &source, seed + i as u32, mean, scale);
@@ -317,6 +342,17 @@ impl<'a> Pool<'a> {
             self.gpu.submit(rec.finish()?)?;
         }
         Ok(tensor)
+    }
+
+    /// Fills a tensor that is not quantised with approximately normal values.
+    fn fill(&self, tensor: &Tensor, seed: u32, mean: f32, scale: f32) -> Result<(), GpuError> {
+        if self.gpu.is_plan() {
+            return Ok(());
+        }
+        let mut rec = Recorder::new(self.gpu)?;
+        crate::ops::fill_normal(&mut rec, tensor, seed, mean, scale);
+        self.gpu.submit(rec.finish()?)?;
+        Ok(())
     }
 
     /// Approximately normal activations.
@@ -353,8 +389,15 @@ fn scattered(i: usize, n: usize) -> u32 {
 
 /// The values of one row of a tensor of any type.
 fn values(gpu: &Gpu, tensor: &Tensor, row: usize) -> Result<Vec<f64>, GpuError> {
+    let mut values = padded_values(gpu, tensor, row)?;
+    values.truncate(tensor.n_cols());
+    Ok(values)
+}
+
+/// The values of one row of a tensor of any type, and of its padding.
+fn padded_values(gpu: &Gpu, tensor: &Tensor, row: usize) -> Result<Vec<f64>, GpuError> {
     let words = gpu.read_row(tensor, row)?;
-    let mut values: Vec<f64> = match tensor.dtype() {
+    Ok(match tensor.dtype() {
         Dtype::F16 => bytemuck::cast_slice::<_, half::f16>(&words).iter().map(|h| h.to_f64()).collect(),
         Dtype::BF16 => bytemuck::cast_slice::<_, half::bf16>(&words).iter().map(|h| h.to_f64()).collect(),
         Dtype::F32 => bytemuck::cast_slice::<_, f32>(&words).iter().map(|f| f64::from(*f)).collect(),
@@ -364,7 +407,5 @@ fn values(gpu: &Gpu, tensor: &Tensor, row: usize) -> Result<Vec<f64>, GpuError> 
                 exact::quant::decode(tensor.dtype().name(), bytemuck::cast_slice(&words), tensor.stride());
             decoded.into_iter().map(f64::from).collect()
         }
-    };
-    values.truncate(tensor.n_cols());
-    Ok(values)
+    })
 }

@@ -55,9 +55,7 @@ pub(super) fn attention_weights(work: &Workload<'_>) -> Vec<Case> {
         let some = pool.some;
         let n_pages = n_keys.div_ceil(PAGE_SIZE);
         let cache = KvLayer::new(pool.gpu(), 0, n_pages, width, Dtype::F32)?;
-        let mut rec = Recorder::new(pool.gpu())?;
-        ops::fill_normal(&mut rec, &cache.k, 3, 0.0, 1.0);
-        pool.gpu().submit(rec.finish()?)?;
+        pool.fill(&cache.k, 3, 0.0, 1.0)?;
         let places: Vec<u32> = (0..n_rows as u32).flat_map(|r| [0, r]).collect();
         let rows = pool.table("rows", [n_rows, 2], &places)?;
         let pages = pool.table("pages", [1, n_pages], &(0..n_pages as u32).collect::<Vec<_>>())?;

@@ -24,7 +24,13 @@ pub const SPECIAL: &[(&str, &str, Lacks)] = &[
     ("attention_reg", "", no_eight),
     ("linear_coop", "coop", no_matrices),
     ("attention_coop", "coop", no_matrices),
+    ("probe_subgroups", "", nothing_to_probe),
+    ("probe_coop", "coop", no_tiles),
 ];
+
+fn nothing_to_probe(caps: &Caps) -> Option<String> {
+    caps.subgroups.is_none().then(|| "no subgroups".into())
+}
 
 fn no_subgroup(caps: &Caps) -> Option<String> {
     match (&caps.subgroups, caps.one_subgroup()) {
@@ -47,16 +53,22 @@ fn no_matrices(caps: &Caps) -> Option<String> {
     if caps.coop_tile().is_some() {
         return None;
     }
-    let lacks = if !caps.f16 {
-        "no f16 arithmetic".into()
-    } else if caps.cooperative_matrices.is_empty() {
-        "no cooperative matrices from f16 to f32".into()
-    } else if caps.matrix_tile().is_none() {
-        format!("cooperative matrices of {:?}, none of 8×8×8 or 16×16×16", caps.cooperative_matrices)
-    } else if caps.f32_products {
-        "products keep F32 inputs".into()
-    } else {
-        no_subgroup(caps).unwrap_or_else(|| "no certain width of subgroups in kernels on matrices".into())
+    let rest = || match caps.f32_products {
+        true => Some("products keep F32 inputs".into()),
+        false => no_subgroup(caps),
     };
-    Some(lacks)
+    let uncertain = || Some("no certain width of subgroups in kernels on matrices".into());
+    no_tiles(caps).or_else(rest).or_else(uncertain)
+}
+
+fn no_tiles(caps: &Caps) -> Option<String> {
+    if !caps.f16 {
+        Some("no f16 arithmetic".into())
+    } else if caps.cooperative_matrices.is_empty() {
+        Some("no cooperative matrices from f16 to f32".into())
+    } else if caps.matrix_tile().is_none() {
+        Some(format!("cooperative matrices of {:?}, none of 8×8×8 or 16×16×16", caps.cooperative_matrices))
+    } else {
+        nothing_to_probe(caps)
+    }
 }

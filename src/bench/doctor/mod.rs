@@ -5,7 +5,7 @@ mod report;
 
 use std::collections::HashSet;
 
-use super::cases::{Case, Pool, Workload};
+use super::cases::{Case, Pool, Workload, helpers, operations};
 use super::shapes::Shape;
 use super::{BenchError, BenchProgress, Meta};
 use crate::dtype::Dtype;
@@ -51,6 +51,13 @@ const ODD: &[Odd] = &[
             "top_k",
             "penalize",
             "sample",
+            "fill_normal",
+            "quantize",
+            "count_prompt",
+            "probe_copy",
+            "probe_fma",
+            "probe_subgroups",
+            "probe_coop",
         ],
         dtypes: &Dtype::WEIGHTS,
         n_rows: &[1, 2, 3, 7, 13, 37, 133],
@@ -125,7 +132,8 @@ pub fn doctor(
     let count = |caps: &Caps| work.iter().map(|work| work.cases(caps).len()).sum::<usize>();
     let n_total = all.iter().map(count).sum();
     if n_total == 0 {
-        return Err(BenchError::no_kernel(options.filter.as_deref()));
+        let known = [operations(), helpers()].concat();
+        return Err(BenchError::no_kernel(options.filter.as_deref(), &known));
     }
     let report = DoctorReport::new(Meta::new(gpu, command), DoctorDevice::new(gpu));
     for (i, caps) in all.iter().enumerate() {
@@ -142,6 +150,33 @@ pub fn doctor(
         }
     }
     Ok(report.with_rows(patient.rows, &all))
+}
+
+/// The variants that [`doctor`] would run on a device with `caps`, each once. Any device will do as `gpu`: nothing is
+/// allocated, compiled or run.
+///
+/// # Errors
+/// As [`doctor`], except for what only an allocation can show.
+pub fn doctor_variants(gpu: &Gpu, options: &DoctorOptions, caps: &Caps) -> Result<Vec<Variant>, BenchError> {
+    let work = Work::list(options)?;
+    let mut all = Vec::new();
+    for caps in devices(caps) {
+        let plan = gpu.plan_for(caps);
+        let mut pool = Pool::thorough(&plan, CONTEXT_BYTES);
+        let mut rec = Recorder::new(&plan)?;
+        for case in work.iter().flat_map(|work| work.cases(plan.caps())) {
+            let prepared = case.prepare(&mut pool)?;
+            let variants = rec.variants(|rec| prepared.launch(rec, 0));
+            rec.finish()?;
+            rec.reset_params();
+            variants.into_iter().for_each(|variant| {
+                if !all.contains(&variant) {
+                    all.push(variant);
+                }
+            });
+        }
+    }
+    Ok(all)
 }
 
 /// The sets of capabilities that differ.
@@ -205,6 +240,7 @@ impl Work {
                     rotate_bytes: CONTEXT_BYTES,
                 };
                 cases.extend(work.cases());
+                cases.extend(work.helper_cases());
             }
         }
         cases.retain(|case| {

@@ -359,6 +359,17 @@ pub fn speech_rules(z: &[f64], generated: &[usize], rules: &SpeechRules) -> Vec<
     z
 }
 
+/// For each of `n_vocab` tokens, bit 31 if it is among the first `n_prompt` ids, plus how often it is among the others.
+/// Ids outside the vocabulary do not count.
+pub fn count_prompt(ids: &[u32], n_prompt: usize, n_vocab: usize) -> Vec<u32> {
+    let mut counts = vec![0u32; n_vocab];
+    for (i, id) in ids.iter().enumerate().filter(|(_, id)| (**id as usize) < n_vocab) {
+        let count = &mut counts[*id as usize];
+        *count = if i < n_prompt { *count | 1 << 31 } else { *count + 1 };
+    }
+    counts
+}
+
 /// Element (`row`, `col`) of random weights: the sum of four bytes of the hash pcg4d of (seed, row, col / 4), scaled to
 /// this mean and standard deviation.
 pub fn fill_normal(seed: u32, row: u32, col: u32, mean: f64, scale: f64) -> f64 {

@@ -160,7 +160,7 @@ impl TextEncoder {
         let mut encoder =
             TextEncoder { gpu: gpu.clone(), model, config, machine, stepper, next_id: 1, says_mean };
         Loading::new(gpu, uploads, tested, |_, self_test| {
-            encoder.stepper.begin(self_test);
+            encoder.stepper.begin(&mut encoder.machine, self_test);
             encoder
         })
     }

@@ -52,6 +52,11 @@ pub(crate) fn operations() -> Vec<&'static str> {
     TRIALS.iter().map(|(_, operation, _)| *operation).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
+/// The operation that can run portable variants instead of a variant.
+pub(crate) fn operation_of(variant: &Variant) -> Option<&'static str> {
+    TRIALS.iter().find(|(kernel, ..)| kernel.name == variant.kernel.name).map(|(_, operation, _)| *operation)
+}
+
 /// One variant with small inputs of its own.
 pub(crate) struct Trial {
     /// The operation.

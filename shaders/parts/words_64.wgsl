@@ -1,0 +1,8 @@
+// Contract: as in `words_32`.
+// For software devices: llvmpipe loads each component of each lane on its own, whatever its size.
+alias Word = vec2<u64>;
+
+fn word(at: u32) -> vec4<u32> {
+    let both = w[at];
+    return vec4<u32>(u32(both.x), u32(both.x >> 32u), u32(both.y), u32(both.y >> 32u));
+}
