@@ -26,11 +26,11 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, n_out]
 
 // Activates one row's sums, which are outputs `outs` of w, and writes them to y from column o on.
-fn finish(r: u32, o: u32, outs: vec4u, sums: vec4f) {
+fn finish(r: u32, o: u32, outs: vec4u, own: vec4f) {
     if r >= params.n_rows {
         return;
     }
-    var s = sums;
+    var s = own;
     if BIAS == 1u {
         s += vec4f(b[outs.x], b[outs.y], b[outs.z], b[outs.w]);
     }
@@ -56,20 +56,21 @@ fn gate_up(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let a_quad = select(4u, 2u, GATED == 1u); // outputs
-    let group = id.x + id.y * n.x;
+    let group = id.y + id.z * n.y;
     if quad(group, 0u) * a_quad >= params.n_out {
         return;
     }
     let o = quad(group, lane) * a_quad;
-    let r0 = id.z * N_ROWS;
+    let r0 = id.x * N_ROWS;
     var outs = min(vec4u(o) + vec4u(0u, 1u, 2u, 3u), vec4u(params.n_out - 1u));
     if GATED == 1u {
         outs = vec4u(outs.xy, outs.xy + params.n_out);
     }
     multiply(r0, outs * params.w_stride, lane);
-    for (var r = 0u; r < N_ROWS; r++) {
-        if finishes(r, lane) && o < params.n_out {
-            finish(r0 + r, o, outs, acc[r]);
+    for (var i = 0u; i < LANE_ROWS; i++) {
+        let r = lane_row(i, lane);
+        if r < N_ROWS && o < params.n_out {
+            finish(r0 + r, o, outs, sums(r));
         }
     }
 }

@@ -15,8 +15,10 @@ override OUTS: u32 = 4u * TILE * SG_OUTS;
 override XS: u32 = ROWS * PITCH;
 override WS: u32 = OUTS * PITCH;
 override SUMS: u32 = SG_ROWS * SG_OUTS * TILE * TILE;
-override XS_A_LANE: u32 = ROWS * 8u / LANES; // vec4s that a lane loads per step; divides exactly
-override WS_A_LANE: u32 = (OUTS * WORDS + LANES - 1u) / LANES; // words of w that a lane loads per step
+override XS_A_LANE: u32 = ROWS * 8u / LANES; // vec4s of x that a lane loads per step; divides exactly
+override SHARING: u32 = max(1u, LANES / (OUTS * WORDS)); // lanes that unpack one word, so that all have work; at most 4
+override WS_A_LANE: u32 = OUTS * WORDS * SHARING / LANES; // words of w that a lane loads per step; divides exactly
+override WS_VEC4: u32 = W_VEC4 / SHARING; // vec4s of a word that a lane unpacks
 
 struct Params {
     row0: u32,     // first row
@@ -42,6 +44,8 @@ struct Params {
 const WORDS: u32 = 8u / W_VEC4; // words of a row of w per step
 // 32 inputs are 8 vec4s; two more put the rows of a tile in different memory banks.
 const PITCH: u32 = 10u;
+// Most vec4s, words or sums that a lane has a share of, in the smallest subgroups (8 lanes of 8 × 8 matrices).
+const MOST: u32 = 16u;
 var<workgroup> xs: array<vec4<f16>, XS>;
 var<workgroup> ws: array<vec4<f16>, WS>;
 var<workgroup> sums: array<f32, SUMS>; // one tile per subgroup, on its way to y
@@ -52,12 +56,24 @@ fn half4(v: vec4f) -> vec4<f16> {
     return vec4<f16>(select(clamp(v, vec4f(-65504.0), vec4f(65504.0)), v, is_odd));
 }
 
+// Rotates a word left by `by` components.
+fn rotated(packed: vec4<u32>, by: u32) -> vec4<u32> {
+    let half = select(packed, packed.zwxy, (by & 2u) != 0u);
+    return select(half, half.yzwx, (by & 1u) != 0u);
+}
+
 fn finish(tile: TileC, r: u32, o: u32, subgroup: u32, lane: u32) {
     let own = subgroup * TILE * TILE;
     coopStoreT(tile, &sums[own], TILE);
     workgroupBarrier();
-    for (var e = lane; e < TILE * TILE; e += SG) {
-        put(r + e / TILE, o + e % TILE, sums[own + e]);
+    var values: array<f32, MOST>;
+    for (var i = 0u; i < TILE * TILE / SG; i++) {
+        let e = lane + i * SG;
+        values[i] = finished(r + e / TILE, o + e % TILE, sums[own + e]);
+    }
+    for (var i = 0u; i < TILE * TILE / SG; i++) {
+        let e = lane + i * SG;
+        put(r + e / TILE, o + e % TILE, values[i]);
     }
     workgroupBarrier();
 }
@@ -74,26 +90,56 @@ fn linear_coop(
     // This subgroup's part of the tile.
     let row = subgroup / SG_OUTS * 2u * TILE;
     let out = subgroup % SG_OUTS * 4u * TILE;
+    let n_steps = params.n_blocks;
+    // The trip counts of the loops over a lane's share are constant, so that compilers unroll them and issue all loads
+    // at once. Beyond the last row and output, the last ones repeat; `put` skips their results.
+    var x_starts: array<u32, MOST>;
+    var x_next: array<vec4f, MOST>;
+    for (var i = 0u; i < XS_A_LANE; i++) {
+        let e = lane + i * LANES;
+        x_starts[i] = (params.row0 + min(r0 + e / 8u, params.n_rows - 1u)) * params.x_stride + e % 8u;
+        x_next[i] = x[x_starts[i]];
+    }
+    var w_starts: array<u32, MOST>;
+    var w_next: array<vec4<u32>, MOST>;
+    var head_next: array<vec4<u32>, MOST>;
+    for (var i = 0u; i < WS_A_LANE; i++) {
+        let e = (lane + i * LANES) / SHARING;
+        w_starts[i] = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
+        w_next[i] = word(w_starts[i] + e % WORDS);
+        head_next[i] = load_head(w_starts[i], 0u);
+    }
     var acc: array<TileC, 8>; // [2, 4]
-    for (var step = 0u; step < params.n_blocks; step++) {
-        // Beyond the last row and output, the last ones repeat; `put` skips their results. The trip counts are
-        // constant, so that compilers unroll the loops and issue all loads at once.
+    for (var step = 0u; step < n_steps; step++) {
         for (var i = 0u; i < XS_A_LANE; i++) {
             let e = lane + i * LANES;
-            let r = params.row0 + min(r0 + e / 8u, params.n_rows - 1u);
-            xs[e / 8u * PITCH + e % 8u] = half4(x[r * params.x_stride + step * 8u + e % 8u]);
+            xs[e / 8u * PITCH + e % 8u] = half4(x_next[i]);
         }
         for (var i = 0u; i < WS_A_LANE; i++) {
-            let e = lane + i * LANES;
-            if e < OUTS * WORDS {
-                let at = step * WORDS + e % WORDS;
-                let row = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
-                let packed = word(row + at);
-                let scales = scale(load_head(row, step / 8u), at);
-                for (var k = 0u; k < W_VEC4; k++) {
-                    ws[e / WORDS * PITCH + e % WORDS * W_VEC4 + k] = half4(unpack(packed, k, scales));
+            let e = (lane + i * LANES) / SHARING;
+            let part = lane % SHARING;
+            // The first vec4 that this lane unpacks is the first of its word.
+            let packed = rotated(w_next[i], part * (4u / SHARING));
+            let scales = scale(head_next[i], step * WORDS + e % WORDS);
+            for (var k = 0u; k < WS_VEC4; k++) {
+                let v = unpack(packed, k, scales);
+                let at = e / WORDS * PITCH + e % WORDS * W_VEC4 + part * WS_VEC4 + k;
+                if FITS_F16 {
+                    ws[at] = vec4<f16>(v);
+                } else {
+                    ws[at] = half4(v);
                 }
             }
+        }
+        // The next step is on its way while this one is multiplied; the last one is loaded twice.
+        let next = min(step + 1u, n_steps - 1u);
+        for (var i = 0u; i < XS_A_LANE; i++) {
+            x_next[i] = x[x_starts[i] + next * 8u];
+        }
+        for (var i = 0u; i < WS_A_LANE; i++) {
+            let e = (lane + i * LANES) / SHARING;
+            w_next[i] = word(w_starts[i] + next * WORDS + e % WORDS);
+            head_next[i] = load_head(w_starts[i], next / 8u);
         }
         workgroupBarrier();
         for (var k = 0u; k < 8u; k += TILE / 4u) {

@@ -23,7 +23,10 @@ struct Params {
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
 
-const WORDS: u32 = 8u / W_VEC4; // words of a row of w per block
+const WORDS: u32 = 8u / W_VEC4;              // words of a row of w per block
+const SHARING: u32 = max(1u, 2u / WORDS);    // lanes that unpack one word, so that all have work
+const XS_A_LANE: u32 = 4u;                   // vec4s of x that a lane loads per block
+const WS_A_LANE: u32 = WORDS * SHARING / 2u; // words of w that a lane loads per block
 
 // [64, 8] vec4s, 32 inputs per row, at the indices that `place` gives. Both together are 16 KiB, the default limit.
 var<workgroup> xs: array<vec4f, 512>;
@@ -43,26 +46,50 @@ fn linear_tile(
     let r0 = id.y * 64u;
     let tx = lane % 16u;
     let ty = lane / 16u;
+    let n_blocks = params.n_blocks;
+    // The trip counts of the loops over a lane's share are constant, so that compilers unroll them and issue all loads
+    // at once. Beyond the last row and output, the last ones repeat; `put` skips their results.
+    var x_starts: array<u32, XS_A_LANE>;
+    var x_next: array<vec4f, XS_A_LANE>;
+    for (var i = 0u; i < XS_A_LANE; i++) {
+        let e = lane + i * 128u;
+        x_starts[i] = (params.row0 + min(r0 + e / 8u, params.n_rows - 1u)) * params.x_stride + e % 8u;
+        x_next[i] = x[x_starts[i]];
+    }
+    var w_starts: array<u32, WS_A_LANE>;
+    var w_next: array<vec4<u32>, WS_A_LANE>;
+    var head_next: array<vec4<u32>, WS_A_LANE>;
+    for (var i = 0u; i < WS_A_LANE; i++) {
+        let e = (lane + i * 128u) / SHARING;
+        w_starts[i] = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
+        w_next[i] = word(w_starts[i] + e % WORDS);
+        head_next[i] = load_head(w_starts[i], 0u);
+    }
     var acc: array<vec4f, 8>; // rows ty + 8·i; components: outputs tx + 16·j
-    for (var b = 0u; b < params.n_blocks; b++) {
-        // Beyond the last row and output, the last ones repeat; `put` skips their results. The trip counts are
-        // constant, so that compilers unroll the loops and issue all loads at once.
-        for (var i = 0u; i < 4u; i++) {
+    for (var b = 0u; b < n_blocks; b++) {
+        for (var i = 0u; i < XS_A_LANE; i++) {
             let e = lane + i * 128u;
-            let r = params.row0 + min(r0 + e / 8u, params.n_rows - 1u);
-            xs[place(e / 8u, e % 8u)] = x[r * params.x_stride + b * 8u + e % 8u];
+            xs[place(e / 8u, e % 8u)] = x_next[i];
         }
-        for (var i = 0u; i < (64u * WORDS + 127u) / 128u; i++) {
-            let e = lane + i * 128u;
-            if e < 64u * WORDS {
-                let at = b * WORDS + e % WORDS;
-                let row = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
-                let packed = word(row + at);
-                let scales = scale(load_head(row, b / 8u), at);
-                for (var k = 0u; k < W_VEC4; k++) {
-                    ws[place(e / WORDS, e % WORDS * W_VEC4 + k)] = unpack(packed, k, scales);
-                }
+        for (var i = 0u; i < WS_A_LANE; i++) {
+            let e = (lane + i * 128u) / SHARING;
+            let first = lane % SHARING * (W_VEC4 / SHARING);
+            // The first vec4 that this lane unpacks is the first of its word.
+            let packed = select(w_next[i], w_next[i].zwxy, first > 0u);
+            let scales = scale(head_next[i], b * WORDS + e % WORDS);
+            for (var k = 0u; k < W_VEC4 / SHARING; k++) {
+                ws[place(e / WORDS, e % WORDS * W_VEC4 + first + k)] = unpack(packed, k, scales);
             }
+        }
+        // The next block is on its way while this one is multiplied; the last one is loaded twice.
+        let next = min(b + 1u, n_blocks - 1u);
+        for (var i = 0u; i < XS_A_LANE; i++) {
+            x_next[i] = x[x_starts[i] + next * 8u];
+        }
+        for (var i = 0u; i < WS_A_LANE; i++) {
+            let e = (lane + i * 128u) / SHARING;
+            w_next[i] = word(w_starts[i] + next * WORDS + e % WORDS);
+            head_next[i] = load_head(w_starts[i], next / 8u);
         }
         workgroupBarrier();
         for (var k = 0u; k < 8u; k++) {
@@ -79,6 +106,11 @@ fn linear_tile(
             }
         }
         workgroupBarrier();
+    }
+    for (var i = 0u; i < 8u; i++) {
+        for (var j = 0u; j < 4u; j++) {
+            acc[i][j] = finished(r0 + ty + 8u * i, o0 + tx + 16u * j, acc[i][j]);
+        }
     }
     for (var i = 0u; i < 8u; i++) {
         for (var j = 0u; j < 4u; j++) {

@@ -42,11 +42,11 @@ fn turned(p: vec2f, cs: vec2f) -> vec2f {
 }
 
 // Rotates one row's sums, quad t of head h with dimensions `d`, and writes them to q or the cache.
-fn finish(r: u32, h: u32, t: u32, is_rotated: bool, d: vec2u, sums: vec4f) {
+fn finish(r: u32, h: u32, t: u32, is_rotated: bool, d: vec2u, own: vec4f) {
     let row = params.row0 + r;
     let seq = rows[row].x;
     let pos = rows[row].y;
-    var s = sums;
+    var s = own;
     if BIAS == 1u {
         let o = h * params.head_dim + d;
         s += vec4f(b[o.x], b[o.x + 1u], b[o.y], b[o.y + 1u]);
@@ -90,11 +90,11 @@ fn qkv(
 ) {
     let quads = params.head_dim / 4u; // per head
     let n_quads = (params.n_heads + 2u * params.n_kv_heads) * quads;
-    let group = id.x + id.y * n.x;
+    let group = id.y + id.z * n.y;
     if quad(group, 0u) >= n_quads {
         return;
     }
-    let r0 = id.z * N_ROWS;
+    let r0 = id.x * N_ROWS;
     let own = min(quad(group, lane), n_quads - 1u);
     let h = own / quads;
     let t = own % quads;
@@ -106,9 +106,10 @@ fn qkv(
     }
     let o = h * params.head_dim + d;
     multiply(r0, vec4u(o.x, o.x + 1u, o.y, o.y + 1u) * params.w_stride, lane);
-    for (var r = 0u; r < N_ROWS; r++) {
-        if finishes(r, lane) && quad(group, lane) < n_quads && r0 + r < params.n_rows {
-            finish(r0 + r, h, t, is_rotated, d, acc[r]);
+    for (var i = 0u; i < LANE_ROWS; i++) {
+        let r = lane_row(i, lane);
+        if r < N_ROWS && r0 + r < params.n_rows && quad(group, lane) < n_quads {
+            finish(r0 + r, h, t, is_rotated, d, sums(r));
         }
     }
 }

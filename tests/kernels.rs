@@ -8,7 +8,7 @@ use common::*;
 use wginfer::dtype::Dtype;
 use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Subgroups, Tensor};
 use wginfer::ops::{
-    self, Act, AttentionPlan, HeadNorm, Input, KvLayer, Lookup, Places, Pooling, RmsNorm, Rows,
+    self, Act, Affine, AttentionPlan, HeadNorm, Input, KvLayer, Lookup, Places, Pooling, Qkv, RmsNorm, Rows,
 };
 
 const WEIGHTS: [Dtype; 6] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
@@ -370,10 +370,10 @@ fn check_linear(
         assert_padding_is_zero(gpu, &y);
     };
     for variant in ops::linear_variants(gpu.caps()) {
-        check(variant.name(), &|rec, y| variant.launch(rec, &x, &w, b, add, y, n_rows));
+        check(variant.name(), &|rec, y| variant.launch(rec, Affine::new(&x, &w, b), add, y, n_rows));
     }
     let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
-    check("linear", &|rec, y| ops::linear(rec, &x, &w, b, add, y, n));
+    check("linear", &|rec, y| ops::linear(rec, Affine::new(&x, &w, b), add, y, n));
 
     // The same with a norm, whose epsilon matters.
     let (eps, offset) = (0.1, (n_rows % 2) as f32);
@@ -390,7 +390,7 @@ fn check_linear(
     let h = filled(gpu, [n_rows, n_in], f32::NAN);
     let y = tensor_f32(gpu, [n_rows, n_out], &before);
     let input = Input { x: &x, norm: Some((&norm, &h)) };
-    run(gpu, |rec| ops::linear(rec, input, &w, b, add, &y, n));
+    run(gpu, |rec| ops::linear(rec, Affine::new(input, &w, b), add, &y, n));
     let what = format!("linear with norm {n_rows}×{n_in}×{n_out} {dtype} bias {bias} add {add}");
     assert_close(&what, &read(gpu, &y), &want, product_tolerance(gpu, n_in + 4, largest(&want)));
 }
@@ -459,7 +459,8 @@ fn linear_on_cooperative_matrices_saturates() {
     let mut xs = vec![0.5; n_rows * n_in];
     xs[..3].copy_from_slice(&[1e6, -7e4, 65519.0]);
     let (x, y) = (tensor_f32(&gpu, [n_rows, n_in], &xs), filled(&gpu, [n_rows, n_out], f32::NAN));
-    run(&gpu, |rec| ops::linear(rec, &x, &w, None, false, &y, Rows { n_decode: 0, n_prompt: n_rows }));
+    let n = Rows { n_decode: 0, n_prompt: n_rows };
+    run(&gpu, |rec| ops::linear(rec, Affine::new(&x, &w, None), false, &y, n));
     let held: Vec<f32> = xs.iter().map(|x| x.clamp(-65504.0, 65504.0)).collect();
     let ws = rows_f64(&ws, n_in);
     let want: Vec<f64> = rows_f64(&held, n_in).iter().flat_map(|x| exact::linear(x, &ws, None)).collect();
@@ -779,10 +780,17 @@ fn qkv() {
                 let (cache, _) = cache(&gpu, kv_dtype, shape, [&untouched; 2]);
                 let places_of = Places { rows: &rows, pages: &table, page_size };
                 let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
-                run(&gpu, |rec| {
-                    let (b, r) = (bias.then_some(&b), rotary.as_ref());
-                    ops::qkv(rec, input, &w, b, None, r, heads, places_of, &room, &q, &cache, n);
-                });
+                let qkv = Qkv {
+                    product: Affine::new(input, &w, bias.then_some(&b)),
+                    head_norm: None,
+                    rotary: rotary.as_ref(),
+                    heads,
+                    places: places_of,
+                    projected: &room,
+                    q: &q,
+                    cache: &cache,
+                };
+                run(&gpu, |rec| ops::qkv(rec, qkv, n));
 
                 let (ws, gs, bs) = (rows_f64(&ws, n_in), to_f64(&gs), to_f64(&bs));
                 let row = |x: &Vec<f64>| {
@@ -857,7 +865,8 @@ fn check_gate_up(
     let up = filled(gpu, [n_rows, n_up], f32::NAN);
     let y = filled(gpu, [n_rows, n_out], f32::NAN);
     let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
-    run(gpu, |rec| ops::gate_up(rec, act, input, &w, bias.then_some(&b), &up, &y, n));
+    let product = Affine::new(input, &w, bias.then_some(&b));
+    run(gpu, |rec| ops::gate_up(rec, act, product, &up, &y, n));
 
     let (ws, gs, bs) = (rows_f64(&ws, n_in), to_f64(&gs), to_f64(&bs));
     let row = |x: &Vec<f64>| {
@@ -1532,7 +1541,7 @@ fn linear_rows_do_not_depend_on_the_batch() {
             let x = tensor_f32(&gpu, [most, n_in], &xs);
             let product = |n: Rows| {
                 let y = filled(&gpu, [most, n_out], f32::NAN);
-                run(&gpu, |rec| ops::linear(rec, &x, &w, None, false, &y, n));
+                run(&gpu, |rec| ops::linear(rec, Affine::new(&x, &w, None), false, &y, n));
                 read(&gpu, &y)[..n.count() * n_out].to_vec()
             };
             let decoded = product(Rows { n_decode: 13, n_prompt: 0 });

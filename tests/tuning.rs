@@ -10,7 +10,7 @@ use common::{Rng, Tolerance, assert_close, filled, read, run, tensor_f32, upload
 use wginfer::bench::{self, Shape, TuneOptions};
 use wginfer::dtype::Dtype;
 use wginfer::gpu::{Gpu, GpuOptions, Product, Recorder, Tensor, Tuning};
-use wginfer::ops::{self, Act, Input, Rows};
+use wginfer::ops::{self, Act, Affine, Input, Rows};
 
 /// The log of all tests.
 struct Log(Mutex<Vec<String>>);
@@ -61,7 +61,7 @@ fn kernels(gpu: &Gpu) -> Vec<&'static str> {
     let mut rec = Recorder::new(gpu).expect("a recorder");
     let n = Rows { n_decode: 3, n_prompt: 70 };
     let mut names: Vec<_> = rec
-        .variants(|rec| ops::linear(rec, &x, &w, None, false, &y, n))
+        .variants(|rec| ops::linear(rec, Affine::new(&x, &w, None), false, &y, n))
         .iter()
         .map(|v| v.kernel.name)
         .collect();
@@ -151,12 +151,11 @@ fn rows_do_not_depend_on_the_batch_whatever_is_chosen() {
                 }
                 let tuning = Arc::new(tuning);
                 let input = Input { x: &x, norm: Some((&norm, &h)) };
-                let linear =
-                    |rec: &mut Recorder, y: &Tensor, n| ops::linear(rec, input, &w, None, false, y, n);
+                let product = Affine::new(input, &w, None);
+                let linear = |rec: &mut Recorder, y: &Tensor, n| ops::linear(rec, product, false, y, n);
                 let up = filled(&gpu, [most, n_up], f32::NAN);
-                let gate_up = |rec: &mut Recorder, y: &Tensor, n| {
-                    ops::gate_up(rec, Act::Silu, input, &w, None, &up, y, n)
-                };
+                let gate_up =
+                    |rec: &mut Recorder, y: &Tensor, n| ops::gate_up(rec, Act::Silu, product, &up, y, n);
                 let launches: [(&Launch<'_>, usize); 2] = [(&linear, n_up), (&gate_up, n_up / 2)];
                 for ((launch, n_out), first) in launches.into_iter().zip(&mut first) {
                     let of = |n_decode, n_prompt| {

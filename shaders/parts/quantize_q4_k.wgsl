@@ -42,10 +42,29 @@ fn measure(values: array<vec4f, 8>) -> vec2f {
         sum_w = add4(sum_w, weight);
         sum_x = add4(sum_x, weight * x[i]);
     }
-    for (var step = 0u; step <= 20u; step++) {
+    // Each turn judges the fit of the turn before it, so that no turn rounds with the same factor twice: compilers would
+    // keep those 32 numbers in registers.
+    var fit = vec2f(); // scale and minimum
+    var is_fit = false;
+    var start = 0.0;
+    var inverse = 0.0;
+    for (var step = 0u; step <= 21u; step++) {
+        if is_fit {
+            var error = 0.0;
+            for (var i = 0u; i < 8u; i++) {
+                let weight = rms + abs(x[i]);
+                let diff = fit.x * nearest((x[i] - start) * inverse) + fit.y - x[i];
+                error = add4(error, weight * (diff * diff));
+            }
+            if error < best {
+                best = error;
+                scale = fit.x;
+                minimum = fit.y;
+            }
+        }
         // Starts from the best minimum so far.
-        let start = minimum;
-        let inverse = (14.0 + 0.1 * f32(step)) / (highest - start);
+        start = minimum;
+        inverse = (14.0 + 0.1 * f32(step)) / (highest - start);
         var l = 0.0;
         var l2 = 0.0;
         var xl = 0.0;
@@ -57,23 +76,11 @@ fn measure(values: array<vec4f, 8>) -> vec2f {
             xl = add4(xl, weight * q * x[i]);
         }
         let determinant = sum_w * l2 - l * l;
-        if determinant > 0.0 {
-            var this_scale = (sum_w * xl - sum_x * l) / determinant;
-            var this_minimum = (l2 * sum_x - l * xl) / determinant;
-            if this_minimum > 0.0 {
-                this_minimum = 0.0;
-                this_scale = xl / l2;
-            }
-            var error = 0.0;
-            for (var i = 0u; i < 8u; i++) {
-                let weight = rms + abs(x[i]);
-                let diff = this_scale * nearest((x[i] - start) * inverse) + this_minimum - x[i];
-                error = add4(error, weight * (diff * diff));
-            }
-            if error < best {
-                best = error;
-                scale = this_scale;
-                minimum = this_minimum;
+        is_fit = determinant > 0.0;
+        if is_fit {
+            fit = vec2f(sum_w * xl - sum_x * l, l2 * sum_x - l * xl) / determinant;
+            if fit.y > 0.0 {
+                fit = vec2f(xl / l2, 0.0);
             }
         }
     }

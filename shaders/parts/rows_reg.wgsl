@@ -4,6 +4,7 @@
 // eighth of a block of x and shuffles it to the others, because eight loads of the same address cost eight times as much.
 override WG: u32 = 8u;
 override NORM: u32 = 0u;
+const LANE_ROWS: u32 = N_ROWS;
 
 var<private> acc: array<vec4f, N_ROWS>;
 
@@ -11,8 +12,12 @@ fn quad(group: u32, lane: u32) -> u32 {
     return group * 8u + lane;
 }
 
-fn finishes(r: u32, lane: u32) -> bool {
-    return true;
+fn lane_row(i: u32, lane: u32) -> u32 {
+    return i;
+}
+
+fn sums(r: u32) -> vec4f {
+    return acc[r];
 }
 
 fn multiply(r0: u32, o: vec4u, lane: u32) {

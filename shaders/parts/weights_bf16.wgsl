@@ -1,6 +1,7 @@
 // Contract: as in `weights_f32`.
 // BF16: the upper half of an f32; the first element is in the low half of a 32-bit word.
 const W_VEC4: u32 = 2u;
+const FITS_F16: bool = false;
 
 fn load_head(row: u32, s: u32) -> vec4<u32> {
     return vec4<u32>();

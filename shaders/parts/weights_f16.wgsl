@@ -1,6 +1,7 @@
 // Contract: as in `weights_f32`.
 // F16, by `unpack2x16float`, which needs no f16 arithmetic.
 const W_VEC4: u32 = 2u;
+const FITS_F16: bool = true;
 
 fn load_head(row: u32, s: u32) -> vec4<u32> {
     return vec4<u32>();

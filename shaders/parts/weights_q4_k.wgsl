@@ -2,6 +2,7 @@
 // Q4_K: d·s·q − m·t. One block per word, its nibbles in the order of `weights_q4_0`. The head is ggml's: F16 d and m,
 // then twelve bytes with the 6-bit s and t of eight blocks (ggml-quants.c, get_scale_min_k4).
 const W_VEC4: u32 = 8u;
+const FITS_F16: bool = false;
 
 fn load_head(row: u32, s: u32) -> vec4<u32> {
     return word(row + params.n_blocks + s);
@@ -18,6 +19,6 @@ fn scale(head: vec4<u32>, i: u32) -> vec2f {
 }
 
 fn unpack(word: vec4<u32>, k: u32, scale: vec2f) -> vec4f {
-    let shift = vec4u(0u, 8u, 16u, 24u) + vec4u(4u * (k % 2u));
-    return vec4f(vec4<i32>((vec4u(word[k / 2u]) >> shift) & vec4u(15u))) * scale.x - scale.y;
+    let nibbles = (word[k / 2u] >> (4u * (k % 2u))) & 0x0f0f0f0fu;
+    return vec4f(unpack4xU8(nibbles)) * scale.x - scale.y;
 }

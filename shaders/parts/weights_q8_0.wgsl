@@ -1,6 +1,7 @@
 // Contract: as in `weights_f32`; uses the kernel's `params.n_blocks`, the blocks of 32 in a row.
 // Q8_0: d·q. Sixteen signed bytes per word, in order; the head has the F16 scales of eight blocks.
 const W_VEC4: u32 = 4u;
+const FITS_F16: bool = false;
 
 fn load_head(row: u32, s: u32) -> vec4<u32> {
     return word(row + 2u * params.n_blocks + s);
@@ -12,5 +13,5 @@ fn scale(head: vec4<u32>, i: u32) -> vec2f {
 }
 
 fn unpack(word: vec4<u32>, k: u32, scale: vec2f) -> vec4f {
-    return scale.x * vec4f(vec4<i32>(vec4u(word[k]) << vec4u(24u, 16u, 8u, 0u)) >> vec4u(24u));
+    return scale.x * vec4f(unpack4xI8(word[k]));
 }

@@ -192,7 +192,8 @@ impl Caps {
 
     /// Side of the cooperative matrices that kernels use on this device: 16 if it has them, else 8. `None` if the
     /// device lacks f16 (the type of tiles in workgroup memory) or subgroups of a certain width (which hold a tile), or
-    /// if [`Caps::f32_products`] is set.
+    /// if [`Caps::f32_products`] is set. Also `None` on Intel's cards, whose matrices are 8 × 16 × 16: naga 30 can
+    /// express only those of 8 × 8 × 8 and 16 × 16 × 16. `linear_tile` runs there.
     pub fn coop_tile(&self) -> Option<u32> {
         let is_certain = MATRIX_SUBGROUPS.iter().any(|n| self.coop_width(*n).is_some());
         self.matrix_tile().filter(|_| is_certain && !self.f32_products)
@@ -207,7 +208,8 @@ impl Caps {
 
     /// Distributes `n` workgroups over two dimensions if one is too short.
     ///
-    /// Kernels compute their index as `id.x + id.y * num_workgroups.x` and compare it with the count.
+    /// Kernels compute their index as `id.x + id.y * num_workgroups.x` and compare it with the count. Products of few
+    /// rows use y and z, and x for groups of rows.
     pub fn spread(&self, n: u32) -> [u32; 3] {
         let y = n.div_ceil(self.max_workgroups).max(1);
         [n.div_ceil(y), y, 1]

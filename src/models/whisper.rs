@@ -338,12 +338,10 @@ impl AudioEncoder for Encoder {
     fn embed(&self, rec: &mut Recorder, features: &Tensor, first: usize, s: &mut Scratch) {
         let AudioScratch { a, unfolded: [mel, frames], frames: [before, active], kv, .. } = audio(s);
         let (n_frames, n_positions) = (2 * self.n_positions, self.n_positions);
-        let Linear { w, b } = &self.conv1;
         ops::unfold(rec, features, first, n_frames, 1, mel);
-        ops::gate_up(rec, self.act, mel.into(), w, b.as_ref(), before, active, prompt(n_frames));
-        let Linear { w, b } = &self.conv2;
+        ops::gate_up(rec, self.act, self.conv1.of(mel), before, active, prompt(n_frames));
         ops::unfold(rec, active, 0, n_frames, 2, frames);
-        ops::gate_up(rec, self.act, frames.into(), w, b.as_ref(), &a.h, &a.x, prompt(n_positions));
+        ops::gate_up(rec, self.act, self.conv2.of(frames), &a.h, &a.x, prompt(n_positions));
         let batch = self.batch(rec, kv);
         self.embed_positions.record(rec, &batch, &a.x);
     }

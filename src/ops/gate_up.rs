@@ -1,6 +1,6 @@
 //! The first half of an MLP: norm, product and activation in one kernel.
 
-use super::{ACT, Act, Input, PRODUCTS, Rows, Span, assert_rows, gate, kernel, linear, weights, words_part};
+use super::{ACT, Act, Affine, PRODUCTS, Rows, Span, assert_rows, gate, kernel, linear, weights, words_part};
 use crate::gpu::{Recorder, Tensor, device_struct};
 
 device_struct! {
@@ -20,54 +20,36 @@ device_struct! {
 
 kernel!(GATE_UP, "gate_up", Params, [Read, Read, Read, Read, ReadWrite]);
 
-/// `y = act(x̂·Wgᵀ + bg) · (x̂·Wuᵀ + bu)`, `[rows, n_out]` F32, if `w` `[2·n_out, n_in]` is `Wg` above `Wu`; if `w` is
-/// `[n_out, n_in]`, `y = act(x̂·Wᵀ + b)`. `x̂` `[rows, n_in]` F32 is `x` or its norm; `bias` is `[1, rows of w]` F32.
-/// `up` `[rows, rows of w]` F32 is scratch for the input of the activation if that runs as a kernel of its own.
+/// `y = act(x̂·Wgᵀ + bg) · (x̂·Wuᵀ + bu)`, `[rows, n_out]` F32, if the weights of the product are `[2·n_out, n_in]`, `Wg`
+/// above `Wu`; if they are `[n_out, n_in]`, `y = act(x̂·Wᵀ + b)`. `up` `[rows, rows of w]` F32 is scratch for the input
+/// of the activation if that runs as a kernel of its own.
 ///
 /// Shazeer 2020 for the gate.
 ///
 /// # Panics
 /// If the shapes disagree.
-#[allow(clippy::too_many_arguments)]
-pub fn gate_up(
-    rec: &mut Recorder,
-    act: Act,
-    input: Input<'_>,
-    w: &Tensor,
-    bias: Option<&Tensor>,
-    up: &Tensor,
-    y: &Tensor,
-    n: Rows,
-) {
-    let x = input.x;
+pub fn gate_up(rec: &mut Recorder, act: Act, product: Affine<'_>, up: &Tensor, y: &Tensor, n: Rows) {
+    product.assert("gate_up");
+    let (x, w) = (product.input.x, product.w);
     let gated = w.n_rows() == 2 * y.n_cols();
     assert!(gated || w.n_rows() == y.n_cols(), "gate_up: {w:?} and {y:?}");
-    assert_eq!(x.n_cols(), w.n_cols(), "gate_up: {x:?} and {w:?}");
-    assert!(bias.is_none_or(|b| b.n_cols() == w.n_rows()), "gate_up: {bias:?} and {w:?}");
     for tensor in [x, y] {
         assert_rows("gate_up", tensor, n.count());
     }
     for span in Span::all(rec, "gate_up", w, n) {
         // One binding must hold gate and up of an output.
         if w.ranges().count() > 1 || !span.way.shares() {
-            linear::span(rec, input, w, bias, false, up, span);
+            linear::span(rec, product, false, up, span);
             gate(rec, act, up, y, span.rows());
             continue;
         }
-        fused(rec, act, input, w, bias, y, span);
+        fused(rec, act, product, y, span);
     }
 }
 
 /// As [`gate_up`], for the rows of a span and in one kernel.
-pub(super) fn fused(
-    rec: &mut Recorder,
-    act: Act,
-    input: Input<'_>,
-    w: &Tensor,
-    bias: Option<&Tensor>,
-    y: &Tensor,
-    span: Span,
-) {
+pub(super) fn fused(rec: &mut Recorder, act: Act, product: Affine<'_>, y: &Tensor, span: Span) {
+    let Affine { input, w, bias } = product;
     let (x, gated) = (input.x, w.n_rows() == 2 * y.n_cols());
     let a_quad = if gated { 2 } else { 4 };
     let n_quads = (y.n_cols() as u32).div_ceil(a_quad);

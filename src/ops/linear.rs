@@ -1,7 +1,7 @@
 //! Products with weights.
 
 use super::rows::{COOP_LARGE, COOP_SMALL, coop_fits};
-use super::{Input, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights, words_part};
+use super::{Affine, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights, words_part};
 use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
 
 device_struct! {
@@ -20,8 +20,8 @@ device_struct! {
     }
 }
 
-// Proven: rows and outputs are bounded by their counts before they index x and w, and in `put` before y and b; `launch`
-// asserts that the tensors have them. Indices into workgroup memory derive from constants, subgroup and lane.
+// Proven: rows and outputs are bounded by their counts before they index x, w, y and b; `launch` asserts that the tensors
+// have them. Indices into workgroup memory derive from constants, subgroup and lane.
 kernel!(LINEAR, "linear", Params, [Read, Read, Read, Read, ReadWrite], proven);
 kernel!(LINEAR_TILE, "linear_tile", Params, [Read, Read, Read, Read, ReadWrite], proven);
 kernel!(LINEAR_COOP, "linear_coop", Params, [Read, Read, Read, Read, ReadWrite], proven);
@@ -32,42 +32,25 @@ const TILE: u32 = 64;
 /// have about 130 multiprocessors. Not measured; `wginfer tune` measures on each device.
 const COOP_LARGE_TILES: u32 = 64;
 
-/// `y = x̂·Wᵀ + bias`, or added to `y` if `add`: `x̂` `[rows, n_in]` F32 is `x` or its norm, `w` `[n_out, n_in]` has
-/// any weight type, `bias` is `[1, n_out]` F32, `y` `[rows, n_out]` F32.
+/// `y = x̂·Wᵀ + bias`, or added to `y` if `add`; `y` is `[rows, n_out]` F32.
 ///
 /// Decode rows and prompt rows may go through different kernels, but the choice never depends on the number of rows. So
 /// a row's sum has the same order in every batch.
 ///
 /// # Panics
 /// If the shapes disagree.
-pub fn linear<'a>(
-    rec: &mut Recorder,
-    input: impl Into<Input<'a>>,
-    w: &Tensor,
-    bias: Option<&Tensor>,
-    add: bool,
-    y: &Tensor,
-    n: Rows,
-) {
-    let input = input.into();
-    for part in Span::all(rec, "linear", w, n) {
-        span(rec, input, w, bias, add, y, part);
+pub fn linear(rec: &mut Recorder, product: Affine<'_>, add: bool, y: &Tensor, n: Rows) {
+    for part in Span::all(rec, "linear", product.w, n) {
+        span(rec, product, add, y, part);
     }
 }
 
 /// As [`linear`], for the rows of a span.
-pub(super) fn span(
-    rec: &mut Recorder,
-    input: Input<'_>,
-    w: &Tensor,
-    bias: Option<&Tensor>,
-    add: bool,
-    y: &Tensor,
-    span: Span,
-) {
+pub(super) fn span(rec: &mut Recorder, product: Affine<'_>, add: bool, y: &Tensor, span: Span) {
     // Tiles read each input many times, so a kernel of its own normalises them first.
-    let input = if span.way.shares() { input } else { input.normed(rec, span).into() };
-    launch(rec, input, w, bias, add, y, span);
+    let Affine { input, w, bias } = product;
+    let product = if span.way.shares() { product } else { Affine::new(input.normed(rec, span), w, bias) };
+    launch(rec, product, add, y, span);
 }
 
 /// Every variant that this device can run, each with a launch like [`linear`]'s, for tests and benchmarks. The default
@@ -93,18 +76,8 @@ impl LinearVariant {
     ///
     /// # Panics
     /// If the shapes disagree.
-    #[allow(clippy::too_many_arguments)]
-    pub fn launch(
-        &self,
-        rec: &mut Recorder,
-        x: &Tensor,
-        w: &Tensor,
-        bias: Option<&Tensor>,
-        add: bool,
-        y: &Tensor,
-        n_rows: usize,
-    ) {
-        launch(rec, x.into(), w, bias, add, y, Span { way: self.way, row0: 0, n_rows });
+    pub fn launch(&self, rec: &mut Recorder, product: Affine<'_>, add: bool, y: &Tensor, n_rows: usize) {
+        launch(rec, product, add, y, Span { way: self.way, row0: 0, n_rows });
     }
 }
 
@@ -121,20 +94,11 @@ fn coop_shape(caps: &Caps, tile: u32, w: &Tensor, n_rows: u32) -> [u32; 2] {
 }
 
 /// As [`span`], for rows that are normalised already, or that the kernel normalises.
-pub(super) fn launch(
-    rec: &mut Recorder,
-    input: Input<'_>,
-    w: &Tensor,
-    bias: Option<&Tensor>,
-    add: bool,
-    y: &Tensor,
-    span: Span,
-) {
-    let rows = span.rows();
-    let x = input.x;
-    assert_eq!(x.n_cols(), w.n_cols(), "linear: {x:?} and {w:?}");
+pub(super) fn launch(rec: &mut Recorder, product: Affine<'_>, add: bool, y: &Tensor, span: Span) {
+    product.assert("linear");
+    let Affine { input, w, bias } = product;
+    let (x, rows) = (input.x, span.rows());
     assert_eq!(y.n_cols(), w.n_rows(), "linear: {y:?} and {w:?}");
-    assert!(bias.is_none_or(|b| b.n_cols() == y.n_cols()), "linear: {bias:?} and {y:?}");
     assert_rows("linear", x, rows.end);
     assert_rows("linear", y, rows.end);
     let (n_rows, has_bias) = (rows.len() as u32, bias.is_some());

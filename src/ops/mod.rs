@@ -50,11 +50,11 @@ pub use penalize::penalize;
 pub use pool::{Pooling, pool};
 pub use probe_copy::probe_copy;
 pub use probe_fma::probe_fma;
-pub use qkv::qkv;
+pub use qkv::{Qkv, qkv};
 pub use quantize::quantize;
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope_append::{Places, Rotary, rope_append};
-pub use rows::{Input, Rows};
+pub use rows::{Affine, Input, Rows};
 pub use sample::{NOT_A_TOKEN, SamplingRecord, sample};
 pub use softmax::softmax;
 pub use speech_rules::{SpeechRecord, speech_rules};
@@ -141,7 +141,7 @@ pub static PARTS: &[&[&Part]] = &[
     &[&PAIR_F32, &PAIR_F16],
     &[&QUANTIZE_Q8_0, &QUANTIZE_Q4_0, &QUANTIZE_Q4_K],
     &[&ROWS_FEW, &ROWS_REG],
-    &[&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16],
+    &[&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8],
     &[&REDUCE_WORKGROUP, &REDUCE_SUBGROUP],
     &[&SAMPLING],
     &[&PRODUCT],
@@ -189,7 +189,6 @@ part!(SHARE_1, "share_1");
 part!(SHARE_2, "share_2");
 part!(SHARE_4, "share_4");
 part!(SHARE_8, "share_8");
-part!(SHARE_16, "share_16");
 part!(REDUCE_WORKGROUP, "reduce_workgroup");
 part!(REDUCE_SUBGROUP, "reduce_subgroup");
 part!(SAMPLING, "sampling");

@@ -1,7 +1,7 @@
 //! The first half of attention: norm, joint projection, rotation and append to the cache in one kernel.
 
 use super::{
-    HeadNorm, Input, KvLayer, Places, Rotary, Rows, Span, assert_rows, head_norm, kernel, linear, pair,
+    Affine, HeadNorm, KvLayer, Places, Rotary, Rows, Span, assert_rows, head_norm, kernel, linear, pair,
     rope_append, weights, words_part,
 };
 use crate::dtype::Dtype;
@@ -29,76 +29,72 @@ device_struct! {
 
 kernel!(QKV, "qkv", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite]);
 
-/// Projects, rotates and appends: of `x̂·Wᵀ + bias` `[rows, (n_heads + 2·n_kv_heads)·head_dim]` the queries go to `q`
-/// `[rows, n_heads·head_dim]` F32, the keys and values to each row's page in `cache`, as in [`rope_append`]. `x̂`
-/// `[rows, n_in]` F32 is `x` or its norm. `qkv`, of the product's shape, is scratch for the product if heads are
-/// normalised in between, or if the device runs the steps as kernels of their own.
+/// What [`qkv`] reads and writes.
+#[derive(Clone, Copy, Debug)]
+pub struct Qkv<'a> {
+    /// The joint projection, to `(n_heads + 2·n_kv_heads)·head_dim` outputs: queries, keys, values.
+    pub product: Affine<'a>,
+    /// The norm of each head of the queries and keys.
+    pub head_norm: Option<&'a HeadNorm>,
+    /// The rotation of queries and keys.
+    pub rotary: Option<&'a Rotary>,
+    /// `n_heads`, `n_kv_heads`, `head_dim`.
+    pub heads: [usize; 3],
+    /// The rows' places in the cache.
+    pub places: Places<'a>,
+    /// Scratch `[rows, outputs]` F32 for the product if heads are normalised in between, or if the device runs the steps
+    /// as kernels of their own.
+    pub projected: &'a Tensor,
+    /// The queries `[rows, n_heads·head_dim]` F32, written.
+    pub q: &'a Tensor,
+    /// Keys and values of this layer, to which those of the rows are appended.
+    pub cache: &'a KvLayer,
+}
+
+/// Projects, rotates and appends: of the product's outputs the queries go to `q`, the keys and values to each row's page
+/// in `cache`, as in [`rope_append`].
 ///
 /// # Panics
 /// If the shapes disagree.
-#[allow(clippy::too_many_arguments)]
-pub fn qkv(
-    rec: &mut Recorder,
-    input: Input<'_>,
-    w: &Tensor,
-    bias: Option<&Tensor>,
-    heads_norm: Option<&HeadNorm>,
-    rotary: Option<&Rotary>,
-    heads: [usize; 3],
-    places: Places<'_>,
-    qkv: &Tensor,
-    q: &Tensor,
-    cache: &KvLayer,
-    n: Rows,
-) {
+pub fn qkv(rec: &mut Recorder, qkv: Qkv<'_>, n: Rows) {
+    let Qkv { product, head_norm: norm, rotary, heads, places, projected, q, cache } = qkv;
     let gpu = rec.gpu().clone();
     let caps = gpu.caps();
     // A lane has only two pairs of dimensions, not a whole head or block.
-    let fuses = heads_norm.is_none()
-        && w.ranges().count() == 1
+    let fuses = norm.is_none()
+        && product.w.ranges().count() == 1
         && caps.max_storage_buffers as usize >= QKV.bindings.len()
         && cache.dtype != Dtype::Q8_0
         && rotary.is_none_or(|r| r.n_rot.is_multiple_of(4));
     if !fuses {
-        linear::linear(rec, input, w, bias, false, qkv, n);
-        if let Some(norm) = heads_norm {
-            head_norm(rec, norm, [heads[0], heads[1]], qkv, n.count());
+        linear::linear(rec, product, false, projected, n);
+        if let Some(norm) = norm {
+            head_norm(rec, norm, [heads[0], heads[1]], projected, n.count());
         }
-        rope_append(rec, places, qkv, rotary, heads, q, cache, 0..n.count());
+        rope_append(rec, places, projected, rotary, heads, q, cache, 0..n.count());
         return;
     }
-    for span in Span::all(rec, "qkv", w, n) {
+    for span in Span::all(rec, "qkv", product.w, n) {
         // On llvmpipe, a product of eight rows with rotation and append in one kernel took twice as long as two
         // kernels.
         if span.way.shares() && !(caps.cpu && span.n_rows > 2) {
-            fused(rec, input, w, bias, rotary, heads, places, q, cache, span);
+            fused(rec, qkv, span);
         } else {
-            linear::span(rec, input, w, bias, false, qkv, span);
-            rope_append(rec, places, qkv, rotary, heads, q, cache, span.rows());
+            linear::span(rec, product, false, projected, span);
+            rope_append(rec, places, projected, rotary, heads, q, cache, span.rows());
         }
     }
 }
 
 /// As [`qkv`], for the rows of a span and in one kernel.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn fused(
-    rec: &mut Recorder,
-    input: Input<'_>,
-    w: &Tensor,
-    bias: Option<&Tensor>,
-    rotary: Option<&Rotary>,
-    [n_heads, n_kv_heads, head_dim]: [usize; 3],
-    places: Places<'_>,
-    q: &Tensor,
-    cache: &KvLayer,
-    span: Span,
-) {
+pub(super) fn fused(rec: &mut Recorder, qkv: Qkv<'_>, span: Span) {
+    let Qkv { product, rotary, heads: [n_heads, n_kv_heads, head_dim], places, q, cache, .. } = qkv;
+    product.assert("qkv");
+    let Affine { input, w, bias } = product;
     let x = input.x;
     let n_rot = rotary.map_or(0, |r| r.n_rot);
-    assert_eq!(x.n_cols(), w.n_cols(), "qkv: {x:?} and {w:?}");
     assert_eq!(w.n_rows(), (n_heads + 2 * n_kv_heads) * head_dim, "qkv: {w:?}");
     assert_eq!(q.n_cols(), n_heads * head_dim, "qkv: {q:?}");
-    assert!(bias.is_none_or(|b| b.n_cols() == w.n_rows()), "qkv: {bias:?} and {w:?}");
     assert!(rotary.is_none_or(|r| r.cos_sin.stride() == r.n_rot), "qkv: {rotary:?}");
     assert!(head_dim.is_multiple_of(4) && n_rot <= head_dim, "qkv: {n_rot} of {head_dim} rotated");
     cache.check("qkv", n_kv_heads * places.page_size * head_dim);

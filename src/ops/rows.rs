@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     PORTABLE_LANES, PRODUCTS, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1,
-    SHARE_2, SHARE_4, SHARE_8, SHARE_16, inputs_part, rms_norm,
+    SHARE_2, SHARE_4, SHARE_8, inputs_part, rms_norm,
 };
 use crate::gpu::{Caps, Kernel, Part, Product, Recorder, Tensor, Variant, View};
 
@@ -58,6 +58,32 @@ impl<'a> Input<'a> {
             Some((norm, _)) => (norm.w.view(), norm.eps, norm.offset),
             None => (rec.unused(), 0.0, 0.0),
         }
+    }
+}
+
+/// A product with weights: `x̂·Wᵀ + bias`, where `x̂` `[rows, n_in]` F32 is the input or its norm.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a> {
+    /// The rows.
+    pub input: Input<'a>,
+    /// The weights `[n_out, n_in]`, of any type for weights.
+    pub w: &'a Tensor,
+    /// `[1, n_out]` F32.
+    pub bias: Option<&'a Tensor>,
+}
+
+impl<'a> Affine<'a> {
+    /// The product of `input` with `w`.
+    pub fn new(input: impl Into<Input<'a>>, w: &'a Tensor, bias: Option<&'a Tensor>) -> Self {
+        Affine { input: input.into(), w, bias }
+    }
+
+    /// # Panics
+    /// If the shapes disagree.
+    pub(super) fn assert(&self, what: &str) {
+        let Affine { input: Input { x, .. }, w, bias } = self;
+        assert_eq!(x.n_cols(), w.n_cols(), "{what}: {x:?} and {w:?}");
+        assert!(bias.is_none_or(|b| b.n_cols() == w.n_rows()), "{what}: {bias:?} and {w:?}");
     }
 }
 
@@ -162,19 +188,21 @@ pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
     let (Some(tile), Some(width)) = (caps.coop_tile(), caps.coop_width(subgroups)) else { return false };
     // Tiles of f16 with 40 elements per row, and one tile of sums per subgroup.
     let bytes = (2 * down + 4 * along) * tile * 80 + subgroups * tile * tile * 4;
-    // Each lane loads the same number of vec4s of x.
-    let even = (16 * tile).is_multiple_of(width * along);
+    // Each lane loads the same number of vec4s of x, and at most four unpack a word of w: it has four components.
+    let even = (16 * tile).is_multiple_of(width * along) && width * down <= 16 * tile;
+    // A lane's share of x, w and a tile of sums is at most 16 vec4s, words or sums.
+    let even = even && tile <= width;
     even && bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size
 }
 
 /// Indexed by the base-2 logarithm of the number of rows that share one read of the weights.
-pub(super) static SHARES: [&Part; 5] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8, &SHARE_16];
+pub(super) static SHARES: [&Part; 4] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8];
 
-/// Most rows that share one read of the weights: as many sums as fit in a lane's registers. Fewer on software devices,
-/// whose vector units have 32 registers (16 rows take twice as long as twice 8), and where each row's sum is a tree of
-/// barriers.
+/// Most rows that share one read of the weights: as many sums as fit in a lane's registers beside weights and inputs
+/// (with 16 rows RADV keeps one wave on GCN, and software devices, whose vector units have 32 registers, take twice as
+/// long as for twice 8). A lane finishes one row of `rows_few`, so a workgroup has at least as many lanes.
 fn most_shared(caps: &Caps) -> usize {
-    if caps.cpu || caps.one_subgroup().is_none() { 8 } else { 16 }
+    caps.one_subgroup().map_or(8, |width| (width as usize).min(8))
 }
 
 /// Lanes of `rows_reg`, which must be one subgroup: the width of subgroups on software devices.
@@ -202,11 +230,8 @@ impl Span {
         for (way, row0, n_rows) in parts {
             // On software devices, whole groups first, then the rest in the smallest group that holds it: the order of
             // sums is the same. On other devices one more dispatch costs more than idle rows.
-            let whole = if way.shares() && caps.cpu {
-                n_rows / most_shared(caps) * most_shared(caps)
-            } else {
-                n_rows
-            };
+            let most = most_shared(caps);
+            let whole = if way.shares() && caps.cpu { n_rows / most * most } else { n_rows };
             spans.push(Span { way, row0, n_rows: whole });
             spans.push(Span { way, row0: row0 + whole, n_rows: n_rows - whole });
         }
@@ -232,9 +257,10 @@ impl Span {
             (_, Some(width)) => (variant.part(&ROWS_FEW).part(&REDUCE_SUBGROUP).set("WG", width), n_quads),
             (_, None) => (variant.part(&ROWS_FEW).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES), n_quads),
         };
-        let [gx, gy, _] = caps.spread(n);
         let variant = variant.part(SHARES[n_shared.ilog2() as usize]).part(inputs_part(caps));
-        (variant, [gx, gy, self.n_rows.div_ceil(n_shared) as u32])
+        // The groups of rows that read the same weights are neighbours, so that all but the first find them in a cache.
+        let [gx, gy, _] = caps.spread(n);
+        (variant, [self.n_rows.div_ceil(n_shared) as u32, gx, gy])
     }
 }
 

@@ -7,7 +7,7 @@ use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, Product, Recorder};
-use crate::ops::{self, Act, Attention, Input, KvLayer, LinearVariant, Places, RmsNorm};
+use crate::ops::{self, Act, Affine, Attention, Input, KvLayer, LinearVariant, Places, Qkv, RmsNorm};
 
 pub(super) fn linear(work: &Workload<'_>) -> Vec<Case> {
     let mut matrices = shapes::layer_matrices(work.model(), 0);
@@ -38,13 +38,13 @@ fn product(work: &Workload<'_>, (name, n_out, n_in): Matrix, variant: Option<Lin
         let model = (weights[0].clone(), x.clone(), y.clone());
         let default = move |rec: &mut Recorder, _: usize| {
             let (w, x, y) = &model;
-            ops::linear(rec, x, w, None, false, y, n);
+            ops::linear(rec, Affine::new(x, w, None), false, y, n);
         };
         let launch = move |rec: &mut Recorder, i: usize| {
-            let w = &weights[i % weights.len()];
+            let product = Affine::new(&x, &weights[i % weights.len()], None);
             match variant {
-                Some(variant) => variant.launch(rec, &x, w, None, false, &y, n_rows),
-                None => ops::linear(rec, &x, w, None, false, &y, n),
+                Some(variant) => variant.launch(rec, product, false, &y, n_rows),
+                None => ops::linear(rec, product, false, &y, n),
             }
         };
         let verify = move |gpu: &Gpu| {
@@ -127,8 +127,17 @@ fn projection(work: &Workload<'_>, a: &Attention) -> Case {
         let launch = move |rec: &mut Recorder, i: usize| {
             let input = Input { x: &x, norm: has_norm.then_some((&norm, &h)) };
             let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
-            let w = &weights[i % weights.len()];
-            ops::qkv(rec, input, w, None, None, None, heads, places, &room, &q, &cache, n);
+            let qkv = Qkv {
+                product: Affine::new(input, &weights[i % weights.len()], None),
+                head_norm: None,
+                rotary: None,
+                heads,
+                places,
+                projected: &room,
+                q: &q,
+                cache: &cache,
+            };
+            ops::qkv(rec, qkv, n);
         };
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(n_in + 4, 1.0);
@@ -172,8 +181,8 @@ fn feed_forward(work: &Workload<'_>) -> Case {
         let (first, x2, norm2, y2, y3) = (weights[0].clone(), x.clone(), norm.clone(), y.clone(), y.clone());
         let launch = move |rec: &mut Recorder, i: usize| {
             let input = Input { x: &x, norm: has_norm.then_some((&norm, &h)) };
-            let w = &weights[i % weights.len()];
-            ops::gate_up(rec, Act::Silu, input, w, None, &up, &y, n);
+            let product = Affine::new(input, &weights[i % weights.len()], None);
+            ops::gate_up(rec, Act::Silu, product, &up, &y, n);
         };
         let verify = move |gpu: &Gpu| {
             // Two sums and an exponential.

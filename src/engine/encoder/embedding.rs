@@ -4,7 +4,7 @@ use crate::checkpoint::EmbeddingConfig;
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder, Tensor};
 use crate::models::{Loader, ModelError, Upload};
-use crate::ops::{self, Act, Pooling, RmsNorm, Rows};
+use crate::ops::{self, Act, Affine, Pooling, RmsNorm, Rows};
 
 /// The modules after the encoder, with tensors for their results.
 pub(super) struct Embedding {
@@ -76,9 +76,10 @@ impl Embedding {
         }
         let mut last = &self.pooled;
         for Dense { w, bias, act, up, y } in &self.dense {
+            let product = Affine::new(last, w, bias.as_ref());
             match act {
-                Some(act) => ops::gate_up(rec, *act, last.into(), w, bias.as_ref(), up, y, n),
-                None => ops::linear(rec, last, w, bias.as_ref(), false, y, n),
+                Some(act) => ops::gate_up(rec, *act, product, up, y, n),
+                None => ops::linear(rec, product, false, y, n),
             }
             last = y;
         }

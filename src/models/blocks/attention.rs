@@ -3,7 +3,7 @@
 use super::{Linear, Target};
 use crate::gpu::Recorder;
 use crate::models::{Activations, Batch, Loader, ModelError};
-use crate::ops::{self, Attention, HeadNorm, Input, KvLayer, Rotary};
+use crate::ops::{self, Attention, HeadNorm, Input, KvLayer, Qkv, Rotary};
 
 /// Self-attention: joint projection, norms of heads, rotation, append to the KV cache, attention, output.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ impl SelfAttention {
     /// Records the attention of `input`'s rows, whose keys and values go to `kv`. Uses `qkv`, `q`, `o` and `partial` of
     /// `a`.
     pub fn record<'a>(
-        &self,
+        &'a self,
         rec: &mut Recorder,
         b: &Batch<'_>,
         kv: &KvLayer,
@@ -57,20 +57,17 @@ impl SelfAttention {
         a: &Activations,
     ) {
         let Attention { n_heads, n_kv_heads, head_dim, .. } = self.shape;
-        ops::qkv(
-            rec,
-            input.into(),
-            &self.qkv.w,
-            self.qkv.b.as_ref(),
-            self.head_norm.as_ref(),
-            self.rotary.as_ref(),
-            [n_heads, n_kv_heads, head_dim],
-            b.places(),
-            &a.qkv,
-            &a.q,
-            kv,
-            b.n,
-        );
+        let qkv = Qkv {
+            product: self.qkv.of(input),
+            head_norm: self.head_norm.as_ref(),
+            rotary: self.rotary.as_ref(),
+            heads: [n_heads, n_kv_heads, head_dim],
+            places: b.places(),
+            projected: &a.qkv,
+            q: &a.q,
+            cache: kv,
+        };
+        ops::qkv(rec, qkv, b.n);
         self.shape.launch(rec, &b.attention_plan(&a.partial), &a.q, kv, &a.o);
         self.out.record(rec, b.n, &a.o, y);
     }

@@ -139,8 +139,7 @@ impl ClassificationHead {
         let Sequences { x, spans, n_seqs } = sequences;
         let n = Rows { n_decode: n_seqs, n_prompt: 0 };
         ops::pool(rec, self.pooling, spans, x, &s.pooled, 0, n_seqs);
-        let Linear { w, b } = &self.dense;
-        ops::gate_up(rec, self.act, (&s.pooled).into(), w, b.as_ref(), &s.up, &s.act, n);
+        ops::gate_up(rec, self.act, self.dense.of(&s.pooled), &s.up, &s.act, n);
         let last = match &self.norm {
             Some(norm) => norm.record(rec, &s.act, &s.normed, n_seqs),
             None => &s.act,

@@ -3,7 +3,7 @@
 use super::LayerNorm;
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Activations, Batch, Loader, ModelError};
-use crate::ops::{self, RmsNorm, Rows};
+use crate::ops::{self, Affine, RmsNorm, Rows};
 
 /// The norm after the last layer.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Head {
         }
         // As decode rows, whether they decode or end a prompt, so that their sums have the same order.
         let n = Rows { n_decode: n_rows, n_prompt: 0 };
-        ops::linear(rec, &a.last, &self.w, None, false, &a.logits, n);
+        ops::linear(rec, Affine::new(&a.last, &self.w, None), false, &a.logits, n);
         a.logits.clone()
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Loader, ModelError};
-use crate::ops::{self, Input, Rows};
+use crate::ops::{self, Affine, Input, Rows};
 
 /// Where a block writes its result.
 #[derive(Clone, Copy, Debug)]
@@ -71,13 +71,18 @@ impl Linear {
         })
     }
 
+    /// The product of `input` with these weights.
+    pub fn of<'a>(&'a self, input: impl Into<Input<'a>>) -> Affine<'a> {
+        Affine::new(input, &self.w, self.b.as_ref())
+    }
+
     /// Records the product for the rows of a batch.
-    pub fn record<'a>(&self, rec: &mut Recorder, n: Rows, input: impl Into<Input<'a>>, y: Target<'_>) {
+    pub fn record<'a>(&'a self, rec: &mut Recorder, n: Rows, input: impl Into<Input<'a>>, y: Target<'_>) {
         let (y, add) = match y {
             Target::Set(y) => (y, false),
             Target::Add(y) => (y, true),
         };
-        ops::linear(rec, input, &self.w, self.b.as_ref(), add, y, n);
+        ops::linear(rec, self.of(input), add, y, n);
     }
 }
 

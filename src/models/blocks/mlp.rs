@@ -40,15 +40,14 @@ impl Mlp {
 
     /// Records the MLP for the rows of a batch. The target may be the input. Uses `up` and `act` of `a`.
     pub fn record<'a>(
-        &self,
+        &'a self,
         rec: &mut Recorder,
         n: Rows,
         input: impl Into<Input<'a>>,
         y: Target<'_>,
         a: &Activations,
     ) {
-        let Linear { w, b } = &self.up;
-        ops::gate_up(rec, self.act, input.into(), w, b.as_ref(), &a.up, &a.act, n);
+        ops::gate_up(rec, self.act, self.up.of(input), &a.up, &a.act, n);
         self.down.record(rec, n, &a.act, y);
     }
 }

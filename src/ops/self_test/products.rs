@@ -2,8 +2,8 @@
 
 use super::super::rows::{COOP_LARGE, Span, Way};
 use super::super::{
-    Act, Input, KvLayer, PAIR_F16, PRODUCTS, Places, ROWS_REG, RmsNorm, Rotary, SHARES, gate_up as gate,
-    linear as product, qkv as projection,
+    Act, Affine, Input, KvLayer, PAIR_F16, PRODUCTS, Places, Qkv, ROWS_REG, RmsNorm, Rotary, SHARES,
+    gate_up as gate, linear as product, qkv as projection,
 };
 use super::{Launch, Setup, is_set, odd_width, weights_dtype};
 use crate::dtype::Dtype;
@@ -57,8 +57,9 @@ impl Inputs {
     }
 
     /// Kernels whose rows share reads need no scratch for normalised rows.
-    fn input(&self) -> Input<'_> {
-        Input { x: &self.x, norm: self.norm.as_ref().map(|norm| (norm, &self.x)) }
+    fn product(&self) -> Affine<'_> {
+        let input = Input { x: &self.x, norm: self.norm.as_ref().map(|norm| (norm, &self.x)) };
+        Affine::new(input, &self.w, self.bias.as_ref())
     }
 }
 
@@ -72,7 +73,7 @@ pub(super) fn linear(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch,
     let add = is_set(variant, "ADD");
     Ok(Box::new(move |rec| {
         let span = span(rec, way);
-        product::launch(rec, inputs.input(), &inputs.w, inputs.bias.as_ref(), add, &y, span);
+        product::launch(rec, inputs.product(), add, &y, span);
     }))
 }
 
@@ -88,7 +89,7 @@ pub(super) fn gate_up(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch
     setup.tolerance = super::Tolerance::new(inputs.x.n_cols() + 8, 2.0);
     Ok(Box::new(move |rec| {
         let span = span(rec, way);
-        gate::fused(rec, act, inputs.input(), &inputs.w, inputs.bias.as_ref(), &y, span);
+        gate::fused(rec, act, inputs.product(), &y, span);
     }))
 }
 
@@ -115,7 +116,17 @@ pub(super) fn qkv(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, Gp
     Ok(Box::new(move |rec| {
         let span = span(rec, way);
         let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
-        let (input, bias) = (inputs.input(), inputs.bias.as_ref());
-        projection::fused(rec, input, &inputs.w, bias, Some(&rotary), heads, places, &q, &cache, span);
+        let product = inputs.product();
+        let qkv = Qkv {
+            product,
+            head_norm: None,
+            rotary: Some(&rotary),
+            heads,
+            places,
+            projected: &q,
+            q: &q,
+            cache: &cache,
+        };
+        projection::fused(rec, qkv, span);
     }))
 }
