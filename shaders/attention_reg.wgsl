@@ -1,15 +1,14 @@
-// attention_reg: attention for devices where barriers and workgroup memory are expensive (software devices):
+// attention_reg: attention of prompts for devices where barriers and workgroup memory are expensive (software devices):
 // o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence that a
 // query at its position sees (part visible), in one pass over the keys with a running maximum
 // (Dao et al. 2022, algorithm 1); cap(s) = softcap · tanh(s / softcap) if softcap > 0, else s.
 // One invocation: one query. One workgroup: up to 8 queries of one block of rows (consecutive positions of one
-// sequence) that share one key-value head. If SPLIT, it reads one range of keys and writes partial sums for
-// attention_combine. The workgroup must be exactly one subgroup: each lane loads a part of a key or value and shuffles
-// it to the others, because without coalescing eight loads of the same address cost eight times as much as one.
+// sequence) that share one key-value head. The workgroup must be exactly one subgroup: each lane loads a part of a key
+// or value and shuffles it to the others, because without coalescing eight loads of the same address cost eight times
+// as much as one.
 // A query's arithmetic does not depend on what else is in its block or batch.
 override GROUP: u32 = 1u;   // query heads per key-value head
 override N_D4: u32 = 16u;   // head_dim / 4, at most MAX_D4
-override SPLIT: u32 = 0u;
 override CAUSAL: u32 = 1u;  // 0: queries see keys on both sides
 
 // Keys per step. Loops over keys have a constant trip count, the length of the arrays that they index, so that compilers
@@ -24,8 +23,8 @@ struct Params {
     pages_stride: u32, // pages per sequence in the block table
     page_size: u32,    // positions per page
     window: u32,       // keys that a query sees if CAUSAL, else keys on each side of it; 0: all
-    split_len: u32,    // keys per split, a multiple of N_K
-    max_splits: u32,   // splits that fit in o
+    split_len: u32,    // of decode rows
+    max_splits: u32,
     block0: u32,       // first block
     scale: f32,
     softcap: f32,
@@ -39,8 +38,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
 @group(0) @binding(6) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
 @group(0) @binding(7) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
-// [rows, n_heads, N_D4], or if SPLIT [rows, n_heads, max_splits, N_D4 + 1]: the sums, then (maximum, weight).
-@group(0) @binding(8) var<storage, read_write> o: array<vec4f>;
+@group(0) @binding(8) var<storage, read_write> o: array<vec4f>;  // [rows, n_heads, N_D4]
 
 const LOWEST: f32 = -3.4028234e38; // instead of minus infinity, which a WGSL compiler may assume away
 
@@ -55,17 +53,10 @@ fn attention_reg(
     let seq = rows[block.x].x;
     let pos0 = rows[block.x].y;
 
-    // The keys that any query of the block sees, cut to this split's range.
+    // The keys that any query of the block sees.
     let n_keys = key_count(seq);
-    var start = visible(pos0, n_keys).x;
-    var end = visible(pos0 + block.y - 1u, n_keys).y;
-    if SPLIT == 1u {
-        start = max(start, id.z * params.split_len);
-        end = min(end, (id.z + 1u) * params.split_len);
-        if end <= id.z * params.split_len {
-            return; // this row has fewer splits than the longest; attention_combine skips them
-        }
-    }
+    let start = visible(pos0, n_keys).x;
+    let end = visible(pos0 + block.y - 1u, n_keys).y;
 
     // Lanes without a query repeat the last one.
     let qi = min(lane, n_q - 1u);
@@ -149,15 +140,7 @@ fn attention_reg(
     if lane >= n_q {
         return;
     }
-    if SPLIT == 1u {
-        let to = ((row * params.n_kv_heads * GROUP + head) * params.max_splits + id.z) * (N_D4 + 1u);
-        for (var d = 0u; d < N_D4; d++) {
-            o[to + d] = acc[d];
-        }
-        o[to + N_D4] = vec4f(top, weight, 0.0, 0.0);
-    } else {
-        for (var d = 0u; d < N_D4; d++) {
-            o[row * params.o_stride + head * N_D4 + d] = acc[d] / weight;
-        }
+    for (var d = 0u; d < N_D4; d++) {
+        o[row * params.o_stride + head * N_D4 + d] = acc[d] / weight;
     }
 }

@@ -17,7 +17,7 @@ const FAMILY_WORDS: [&[&str]; 18] = [
     &["Word>"],
     &["Four>"],
     &["unpack(", "multiply("],
-    &["load_k("],
+    &["load_k(", "k_word("],
     &["append_k("],
     &["kv_pair("],
     &["pack_head("],

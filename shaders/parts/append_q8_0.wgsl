@@ -20,19 +20,19 @@ fn kv_word(value: vec4f, d: f32) -> u32 {
 fn append_k(at: u32, values: array<vec4f, KV_VEC4>) {
     var all = values;
     let d = kv_scale(values);
-    let block = at / 8u * 9u;
-    k[block] = bitcast<u32>(d);
+    let first = at / 32u * 36u;
+    k[first + at % 32u / 8u] = bitcast<u32>(d);
     for (var i = 0u; i < KV_VEC4; i++) {
-        k[block + 1u + i] = kv_word(all[i], d);
+        k[first + 4u + at % 32u + i] = kv_word(all[i], d);
     }
 }
 
 fn append_v(at: u32, values: array<vec4f, KV_VEC4>) {
     var all = values;
     let d = kv_scale(values);
-    let block = at / 8u * 9u;
-    v[block] = bitcast<u32>(d);
+    let first = at / 32u * 36u;
+    v[first + at % 32u / 8u] = bitcast<u32>(d);
     for (var i = 0u; i < KV_VEC4; i++) {
-        v[block + 1u + i] = kv_word(all[i], d);
+        v[first + 4u + at % 32u + i] = kv_word(all[i], d);
     }
 }

@@ -1,5 +1,6 @@
 // Contract: as in `words_32`.
-// For software devices: llvmpipe loads each component of each lane on its own, whatever its size.
+// For software devices: old versions of llvmpipe load each component of each lane on its own, in about the same time
+// whatever its size.
 alias Word = vec2<u64>;
 
 fn word(at: u32) -> vec4<u32> {

@@ -47,21 +47,22 @@ pub struct Part {
 
 /// Maximum number of parts and of override values of a variant: with arrays of fixed size, the look-up of a pipeline
 /// allocates nothing.
-const MOST: usize = 8;
+const MOST_PARTS: usize = 8;
+const MOST_OVERRIDES: usize = 16;
 
 /// A kernel with its parts and override values: one pipeline.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
     /// The kernel.
     pub kernel: &'static Kernel,
-    parts: [Option<&'static Part>; MOST],
-    overrides: [(&'static str, u32); MOST],
+    parts: [Option<&'static Part>; MOST_PARTS],
+    overrides: [(&'static str, u32); MOST_OVERRIDES],
 }
 
 impl Variant {
     /// The kernel with no parts and no overrides.
     pub fn new(kernel: &'static Kernel) -> Self {
-        Variant { kernel, parts: [None; MOST], overrides: [("", 0); MOST] }
+        Variant { kernel, parts: [None; MOST_PARTS], overrides: [("", 0); MOST_OVERRIDES] }
     }
 
     /// Appends a part.
@@ -78,11 +79,11 @@ impl Variant {
     /// Sets an `override` constant.
     ///
     /// # Panics
-    /// If the variant sets eight already.
+    /// If the variant sets sixteen already.
     #[must_use]
     pub fn set(mut self, name: &'static str, value: u32) -> Self {
         let free = self.overrides.iter().position(|(n, _)| n.is_empty());
-        self.overrides[free.expect("a variant sets at most eight overrides")] = (name, value);
+        self.overrides[free.expect("a variant sets at most sixteen overrides")] = (name, value);
         self
     }
 

@@ -75,7 +75,7 @@ impl Activations {
         let most = |f: &dyn Fn(&Attention) -> usize| shape.attention.iter().map(f).max().unwrap_or(0);
         let rows = |label: &str, width| Tensor::zeros(gpu, label, [max_rows, width], Dtype::F32);
         let n_inner = shape.intermediate_size;
-        let partial = most(&|a| a.partial_shape(max_seqs, max_seq_len)[1]);
+        let partial = most(&|a| a.partial_shape(gpu.caps(), max_seqs, max_seq_len)[1]);
         Ok(Activations {
             x: rows("x", shape.hidden_size)?,
             h: rows("h", shape.hidden_size)?,

@@ -1,7 +1,10 @@
 //! Attention over the paged KV cache.
 
-use super::{KvLayer, Rows, VISIBLE, assert_rows, coop, kernel, kv};
-use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
+mod lanes;
+
+use super::{KvLayer, PORTABLE_LANES, Rows, VISIBLE, assert_rows, coop, kernel, kv, kv_words};
+use crate::gpu::{Caps, Kernel, Recorder, Tensor, Variant, device_struct};
+use lanes::Lanes;
 
 device_struct! {
     struct Params {
@@ -25,13 +28,16 @@ device_struct! {
         n_heads: u32,
         o_stride: u32,
         split_len: u32,
-        max_splits: u32,
         window: u32,
     }
 }
 
-kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
+// Proven: rows, heads and dimensions are clamped to their counts before they index q, k and v, and pages to those of the
+// keys that the block sees; outputs are bounded by their counts. The engine writes the tables, never a user. Indices into
+// workgroup memory and arrays derive from constants and the lane.
+kernel!(ATTENTION, "attention", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite], proven);
 kernel!(ATTENTION_REG, "attention_reg", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
+kernel!(ATTENTION_ROW, "attention_row", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite]);
 // Proven: queries and dimensions are bounded by their counts before they index q, k, v and o, and keys by the block's
 // end before they index pages. The engine writes the tables, never a user. Indices into workgroup memory derive from
 // constants, subgroup and lane.
@@ -44,13 +50,9 @@ kernel!(
 );
 kernel!(ATTENTION_COMBINE, "attention_combine", CombineParams, [Read, Read, Read, ReadWrite]);
 
-/// Most queries of a block, `N_Q` in the kernel.
-const MOST_QUERIES: usize = 16;
-/// `MAX_SUMS` in the kernel.
-const MAX_SUMS: usize = 32;
-/// Lanes of `attention_reg`, which must be one subgroup: the width of subgroups on software devices.
+/// Lanes of `attention_reg` and `attention_row`, which must be one subgroup: the width of subgroups on software devices.
 const REG_LANES: usize = 8;
-/// Largest `head_dim` of `attention_reg`, four times its `MAX_D4`.
+/// Largest `head_dim` of both, four times `MAX_D4` of the one and 32 times `MAX_D8` of the other.
 const REG_HEAD_DIM: usize = 256;
 /// Most subgroups per workgroup of `attention_coop`; each has as many queries as a tile has rows.
 const COOP_SUBGROUPS: usize = 4;
@@ -58,10 +60,14 @@ const COOP_SUBGROUPS: usize = 4;
 const COOP_HEAD_TILES: usize = 16;
 /// Keys per step of `attention_coop`.
 const COOP_KEYS: usize = 32;
-/// Least keys per split: shorter splits cost more to combine than they save.
-const SPLIT_LEN: usize = 512;
-/// Most splits per row, which bounds the memory for partial sums.
-const MAX_SPLITS: usize = 32;
+/// Keys per split and most splits per row, if a row has at least so many workgroups per split.
+///
+/// The largest cards have more than 130 multiprocessors, which want two workgroups each: with 8 key-value heads 32 splits,
+/// with 2 heads more than there are. Shorter splits cost more to begin and to combine than they save, more splits need
+/// more memory for partial sums.
+const SPLITS: [(usize, usize, usize); 3] = [(16, 256, 32), (4, 128, 32), (1, 64, 64)];
+/// The same for software devices, whose processors are few.
+const SOFTWARE_SPLITS: (usize, usize) = (512, 32);
 
 /// The shape of one layer's attention.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,7 +97,7 @@ pub struct AttentionPlan<'a> {
     pub blocks: &'a Tensor,
     /// Pages of each sequence: `[n_seqs, _]`.
     pub pages: &'a Tensor,
-    /// Positions a page.
+    /// Positions per page, a multiple of four.
     pub page_size: usize,
     /// Keys of each sequence, at least 1: `[1, n_seqs]`, for attention that is not causal.
     pub ends: Option<&'a Tensor>,
@@ -116,7 +122,7 @@ impl Attention {
         self.n_heads / self.n_kv_heads
     }
 
-    /// Whether a lane keeps a whole query in registers, for devices where barriers are expensive.
+    /// Whether queries and sums are in registers, for devices where barriers are expensive.
     fn in_registers(&self, caps: &Caps) -> bool {
         let one_subgroup = caps.is_one_subgroup(REG_LANES as u32) && self.group() <= REG_LANES;
         caps.cpu && one_subgroup && self.head_dim <= REG_HEAD_DIM
@@ -141,21 +147,15 @@ impl Attention {
         (padded <= COOP_HEAD_TILES * tile).then_some((tile, n_subgroups))
     }
 
-    /// Lanes per workgroup: as many as the sums need, or one per query if queries are in registers.
-    fn lanes(&self, caps: &Caps) -> usize {
-        if self.in_registers(caps) {
-            return REG_LANES;
-        }
-        let least = if caps.cpu { 8 } else { 64 };
-        (self.group() * self.head_dim / 4).div_ceil(MAX_SUMS).next_power_of_two().max(least)
+    /// Query heads per workgroup of `attention`, and workgroups that share a key-value head. None if a head is too wide.
+    fn heads(&self) -> Option<(usize, usize)> {
+        let n_parts = self.group().div_ceil(Lanes::most_queries(self.head_dim)?);
+        Some((self.group().div_ceil(n_parts), n_parts))
     }
 
-    /// Whether the kernel fits this device: its workgroup memory must hold the queries of one position that share a
-    /// key-value head.
+    /// Whether the kernel fits this device.
     pub fn fits(&self, caps: &Caps) -> bool {
-        let group_bytes = self.group() * (self.head_dim + 32) * 4;
-        let fits_memory = self.in_registers(caps) || group_bytes <= caps.max_workgroup_bytes as usize;
-        fits_memory && self.lanes(caps) <= caps.max_workgroup_size as usize
+        self.in_registers(caps) || self.heads().is_some()
     }
 
     /// Most prompt rows per block.
@@ -164,22 +164,26 @@ impl Attention {
             return tile * n_subgroups / self.group();
         }
         if self.in_registers(caps) {
-            return self.lanes(caps) / self.group();
+            return REG_LANES / self.group();
         }
-        let by_sums = MAX_SUMS * self.lanes(caps) / (self.head_dim / 4);
-        // Each query needs its elements, weights and running values; 1 KiB is left over.
-        let by_memory = (caps.max_workgroup_bytes as usize - 1024) / ((self.head_dim + 16 + 4) * 4);
-        (MOST_QUERIES.min(by_sums).min(by_memory) / self.group()).max(1)
+        let (heads, _) = self.heads().expect("it fits");
+        Lanes::most_queries(self.head_dim).expect("it fits") / heads
     }
 
-    /// Keys per split: a function only of the longest context, so that a row is always split in the same way.
-    fn split_len(max_seq_len: usize) -> usize {
-        SPLIT_LEN.max(max_seq_len.div_ceil(MAX_SPLITS).next_multiple_of(16))
+    /// Keys per split, and splits of the longest context: a function only of the kind of device, the heads and the longest
+    /// context, so that a row is always split in the same way.
+    fn splits(&self, caps: &Caps, max_seq_len: usize) -> (usize, usize) {
+        let n_groups = self.n_kv_heads * self.heads().map_or(1, |(_, n_parts)| n_parts);
+        let of_cards = SPLITS.into_iter().find(|(least, ..)| n_groups >= *least);
+        let (len, most) =
+            of_cards.filter(|_| !caps.cpu).map_or(SOFTWARE_SPLITS, |(_, len, most)| (len, most));
+        let len = len.max(max_seq_len.div_ceil(most).next_multiple_of(16));
+        (len, max_seq_len.div_ceil(len))
     }
 
     /// Shape of the F32 tensor of partial sums for `n_decode` rows.
-    pub fn partial_shape(&self, n_decode: usize, max_seq_len: usize) -> [usize; 2] {
-        let n_splits = max_seq_len.div_ceil(Self::split_len(max_seq_len));
+    pub fn partial_shape(&self, caps: &Caps, n_decode: usize, max_seq_len: usize) -> [usize; 2] {
+        let (_, n_splits) = self.splits(caps, max_seq_len);
         // One row holds all partial sums of head_dim + 4 elements, because rows of that length would be padded.
         [1, (n_decode * self.n_heads * n_splits * (self.head_dim + 4)).next_multiple_of(8)]
     }
@@ -199,32 +203,21 @@ impl Attention {
         cache: &KvLayer,
         o: &Tensor,
     ) {
-        let n4 = self.head_dim / 4;
         for tensor in [q, o] {
             assert_eq!(tensor.n_cols(), self.n_heads * self.head_dim, "attention: {tensor:?}");
             assert_rows("attention", tensor, plan.n.count());
         }
         cache.check("attention", self.n_kv_heads * plan.page_size * self.head_dim);
+        assert!(plan.page_size.is_multiple_of(4), "attention: pages of {} positions", plan.page_size);
         let gpu = rec.gpu().clone();
         let caps = gpu.caps_of(rec.is_portable(Self::OPERATION));
-        let split_len = Self::split_len(plan.max_seq_len);
-        let max_splits = plan.max_seq_len.div_ceil(split_len);
+        let (split_len, max_splits) = self.splits(caps, plan.max_seq_len);
         let n_splits = plan.longest.div_ceil(split_len).clamp(1, max_splits);
-        let in_registers = self.in_registers(caps);
         assert!(self.causal || plan.ends.is_some(), "attention: both sides want the ends of sequences");
         let ends = plan.ends.map_or_else(|| rec.unused(), Tensor::view);
-        let variant = |n_rows: usize, split: bool| {
-            let variant = Variant::new(if in_registers { &ATTENTION_REG } else { &ATTENTION })
-                .part(kv(cache.dtype))
-                .part(&VISIBLE)
-                .set("GROUP", self.group() as u32)
-                .set("N_D4", n4 as u32)
-                .set("SPLIT", split.into())
-                .set("CAUSAL", self.causal.into());
-            if in_registers {
-                return variant;
-            }
-            variant.set("WG", self.lanes(caps) as u32).set("N_Q", (n_rows * self.group()) as u32)
+        let (heads, n_parts) = match self.in_registers(caps) {
+            true => (self.group(), 1),
+            false => self.heads().expect("it fits"),
         };
         let params = |block0: usize| Params {
             n_kv_heads: self.n_kv_heads as u32,
@@ -244,32 +237,59 @@ impl Attention {
                 [plan.rows, plan.blocks, plan.pages, q, &cache.k, &cache.v, out].map(Tensor::view);
             [rows, blocks, pages, ends.clone(), q, k, v, out]
         };
-        let n_kv = self.n_kv_heads as u32;
+        let n_kv = (self.n_kv_heads * n_parts) as u32;
         if plan.n.n_decode > 0 {
             let split = n_splits > 1;
             let out = if split { plan.partial } else { o };
             let groups = [plan.n.n_decode as u32, n_kv, n_splits as u32];
-            rec.dispatch(variant(1, split), &params(0), &bind(out), groups);
+            let variant = match self.in_registers(caps) {
+                true => self.in_reg(&ATTENTION_ROW, caps, cache).set("SPLIT", split.into()),
+                false => self.variant(cache, heads, split),
+            };
+            rec.dispatch(variant, &params(0), &bind(out), groups);
             if split {
-                self.combine(rec, plan, o, split_len, max_splits);
+                self.combine(rec, plan, o, [split_len, max_splits]);
             }
         }
         if plan.n.n_prompt > 0 {
-            let groups = [plan.n_prompt_blocks as u32, n_kv, 1];
-            let variant = match self.on_tiles(caps) {
-                Some((tile, n_subgroups)) => Variant::new(&ATTENTION_COOP)
-                    .part(coop(tile as u32))
-                    .part(kv(cache.dtype))
-                    .part(&VISIBLE)
-                    .set("CAUSAL", self.causal.into())
-                    .set("SG", caps.coop_width(n_subgroups as u32).unwrap_or_default())
-                    .set("N_SG", n_subgroups as u32)
-                    .set("GROUP", self.group() as u32)
-                    .set("N_D4", n4 as u32),
-                None => variant(self.block_rows(caps), false),
+            let tiles = self.on_tiles(caps);
+            let variant = match tiles {
+                Some(tiles) => self.variant_on_tiles(caps, cache, tiles),
+                None if self.in_registers(caps) => self.in_reg(&ATTENTION_REG, caps, cache),
+                None => self.variant(cache, heads * self.block_rows(caps), false),
             };
+            let n_groups = if tiles.is_some() { self.n_kv_heads as u32 } else { n_kv };
+            let groups = [plan.n_prompt_blocks as u32, n_groups, 1];
             rec.dispatch(variant, &params(plan.n.n_decode), &bind(o), groups);
         }
+    }
+
+    /// For workgroups of at most `n_queries` queries.
+    fn variant(&self, cache: &KvLayer, n_queries: usize, split: bool) -> Variant {
+        let (part, word) = kv_words(cache.dtype, self.head_dim);
+        let (heads, _) = self.heads().expect("it fits");
+        let lanes = Lanes::new(self.head_dim, word, n_queries).expect("the queries fit");
+        let variant = self.set(Variant::new(&ATTENTION).part(part)).set("SPLIT", split.into());
+        lanes.set(variant.set("HEADS", heads as u32))
+    }
+
+    /// For devices where barriers are expensive.
+    fn in_reg(&self, kernel: &'static Kernel, caps: &Caps, cache: &KvLayer) -> Variant {
+        self.set(Variant::new(kernel).part(kv(caps, cache.dtype)))
+    }
+
+    fn set(&self, variant: Variant) -> Variant {
+        variant
+            .part(&VISIBLE)
+            .set("GROUP", self.group() as u32)
+            .set("N_D4", (self.head_dim / 4) as u32)
+            .set("CAUSAL", self.causal.into())
+    }
+
+    fn variant_on_tiles(&self, caps: &Caps, cache: &KvLayer, (tile, n_subgroups): (usize, usize)) -> Variant {
+        self.set(Variant::new(&ATTENTION_COOP).part(coop(tile as u32)).part(kv(caps, cache.dtype)))
+            .set("SG", caps.coop_width(n_subgroups as u32).unwrap_or_default())
+            .set("N_SG", n_subgroups as u32)
     }
 
     fn combine(
@@ -277,27 +297,27 @@ impl Attention {
         rec: &mut Recorder,
         plan: &AttentionPlan<'_>,
         o: &Tensor,
-        split_len: usize,
-        max_splits: usize,
+        [split_len, max_splits]: [usize; 2],
     ) {
-        let lanes = super::PORTABLE_LANES;
         let n4 = (self.head_dim / 4) as u32;
+        // On software devices, a barrier costs little only if the workgroup is one subgroup.
+        let lanes = if rec.gpu().caps().cpu { REG_LANES as u32 } else { PORTABLE_LANES };
         let params = CombineParams {
             n_rows: plan.n.n_decode as u32,
             n_heads: self.n_heads as u32,
             o_stride: (o.stride() / 4) as u32,
             split_len: split_len as u32,
-            max_splits: max_splits as u32,
             window: self.window.unwrap_or(0) as u32,
         };
         let variant = Variant::new(&ATTENTION_COMBINE)
             .part(&VISIBLE)
             .set("WG", lanes)
             .set("N_D4", n4)
+            .set("N_SPLITS", max_splits as u32)
+            .set("SHARES", (lanes / n4).max(1))
             .set("CAUSAL", self.causal.into());
         let ends = plan.ends.map_or_else(|| rec.unused(), Tensor::view);
-        let items = plan.n.n_decode as u32 * self.n_heads as u32 * n4;
-        let groups = rec.gpu().caps().spread(items.div_ceil(lanes));
+        let groups = rec.gpu().caps().spread((plan.n.n_decode * self.n_heads) as u32);
         rec.dispatch(variant, &params, &[plan.rows.view(), ends, plan.partial.view(), o.view()], groups);
     }
 }

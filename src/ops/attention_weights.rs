@@ -59,7 +59,7 @@ pub fn attention_weights(
         scale,
     };
     let variant = folding(&ATTENTION_WEIGHTS, rec)
-        .part(kv(cache.dtype))
+        .part(kv(rec.caps(ATTENTION_WEIGHTS.name), cache.dtype))
         .set("GROUP", (n_heads / n_kv_heads) as u32)
         .set("N_D4", (head_dim / 4) as u32);
     let ends = plan.ends.expect("keys on both sides want the ends of sequences").view();

@@ -67,13 +67,14 @@ use crate::gpu::{
     COOP_8, COOP_16, Caps, Gpu, Kernel, PROBE_COOP, PROBE_SUBGROUPS, Part, Recorder, Tensor, Tunable, Tuning,
     Variant, coop, fnv,
 };
-use kv::{append, kv, pair};
+use kv::{append, kv, kv_words, pair};
 use rows::{SHARES, Span, Way, n_blocks, words};
 
 /// Every kernel of the crate.
 pub static KERNELS: &[&Kernel] = &[
     &attention::ATTENTION,
     &attention::ATTENTION_REG,
+    &attention::ATTENTION_ROW,
     &attention::ATTENTION_COOP,
     &attention::ATTENTION_COMBINE,
     &attention_weights::ATTENTION_WEIGHTS,
@@ -135,7 +136,7 @@ pub static PARTS: &[&[&Part]] = &[
     &[&WORDS_32, &WORDS_64],
     &[&INPUTS_32, &INPUTS_64],
     &[&WEIGHTS_F32, &WEIGHTS_F16, &WEIGHTS_BF16, &WEIGHTS_Q8_0, &WEIGHTS_Q4_0, &WEIGHTS_Q4_K],
-    &[&KV_F32, &KV_F16, &KV_Q8_0],
+    &[&KV_F32, &KV_F32_64, &KV_F16, &KV_F16_64, &KV_F16_WIDE, &KV_Q8_0],
     &[&APPEND_F32, &APPEND_F16, &APPEND_Q8_0],
     &[&PAIR_F32, &PAIR_F16],
     &[&QUANTIZE_Q8_0, &QUANTIZE_Q4_0, &QUANTIZE_Q4_K],
@@ -174,6 +175,9 @@ part!(WEIGHTS_Q4_0, "weights_q4_0");
 part!(WEIGHTS_Q4_K, "weights_q4_k");
 part!(KV_F32, "kv_f32");
 part!(KV_F16, "kv_f16");
+part!(KV_F16_64, "kv_f16_64");
+part!(KV_F32_64, "kv_f32_64");
+part!(KV_F16_WIDE, "kv_f16_wide");
 part!(KV_Q8_0, "kv_q8_0");
 part!(APPEND_F32, "append_f32");
 part!(APPEND_F16, "append_f16");
@@ -227,14 +231,20 @@ const PRODUCTS: &str = "product";
 /// Lanes per workgroup if no width of subgroups is certain: the widest common subgroup.
 const PORTABLE_LANES: u32 = 64;
 
+/// Whether loads of 64-bit words are the fastest: on software devices. Old versions of llvmpipe load each component of each
+/// lane on its own, in about the same time whatever its size.
+fn loads_64_bits(caps: &Caps) -> bool {
+    caps.cpu && caps.int64
+}
+
 /// The part that loads the words of weights.
 fn words_part(caps: &Caps) -> &'static Part {
-    if caps.cpu && caps.int64 { &WORDS_64 } else { &WORDS_32 }
+    if loads_64_bits(caps) { &WORDS_64 } else { &WORDS_32 }
 }
 
 /// The part that loads the inputs of a product.
 fn inputs_part(caps: &Caps) -> &'static Part {
-    if caps.cpu && caps.int64 { &INPUTS_64 } else { &INPUTS_32 }
+    if loads_64_bits(caps) { &INPUTS_64 } else { &INPUTS_32 }
 }
 
 /// The part that unpacks weights of `dtype`.

@@ -31,7 +31,7 @@ const FAMILIES: [Family; 5] = [
 
 /// Where each variant is known to spill or to need scratch memory: the beginning of its label, and why. The list may only
 /// shrink: an entry that no variant needs fails the test of all variants.
-const KNOWN: &[(&str, &str)] = &[("attention+", "keeps its sums in an array with a computed index")];
+const KNOWN: &[(&str, &str)] = &[];
 
 /// Tells a process what to compile.
 const LIST_ENV: &str = "WGINFER_RADV_LIST";

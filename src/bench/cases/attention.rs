@@ -45,9 +45,9 @@ fn cache(
         return Ok(cache);
     }
     for (i, tensor) in [&cache.k, &cache.v].into_iter().enumerate() {
-        // A scale, then four bytes a word.
-        let word = |w: usize| match w % 9 {
-            0 => (1.0f32 / 64.0).to_bits(),
+        // Four scales, then four bytes a word.
+        let word = |w: usize| match w % 36 {
+            0..4 => (1.0f32 / 64.0).to_bits(),
             _ => scattered(1 + w + i + 2 * seed as usize, 0xffff_fffb),
         };
         for row in 0..n_pages {
@@ -64,12 +64,12 @@ fn page(gpu: &Gpu, dtype: Dtype, tensor: &Tensor, page: usize) -> Result<Vec<f64
         return values(gpu, tensor, page);
     }
     let words = gpu.read_row(tensor, page)?;
-    let block = |block: &[u32]| {
-        let d = f64::from(f32::from_bits(block[0]));
-        let quants: &[i8] = bytemuck::cast_slice(&block[1..]);
-        quants.iter().map(|q| d * f64::from(*q)).collect::<Vec<f64>>()
+    let blocks = |blocks: &[u32]| {
+        let d = |i: usize| f64::from(f32::from_bits(blocks[i / BLOCK]));
+        let quants: &[i8] = bytemuck::cast_slice(&blocks[4..]);
+        quants.iter().enumerate().map(|(i, q)| d(i) * f64::from(*q)).collect::<Vec<f64>>()
     };
-    Ok(words[..tensor.n_cols()].chunks(9).flat_map(block).collect())
+    Ok(words[..tensor.n_cols()].chunks(36).flat_map(blocks).collect())
 }
 
 /// (sequence, position) of each row: one of each sequence at its end, or all of one sequence.
@@ -220,7 +220,7 @@ fn attend(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -
         let caches = (0..n_copies as u32)
             .map(|seed| cache(pool, [n_pages, width], dtype, seed))
             .collect::<Result<Vec<_>, _>>()?;
-        let partial = pool.output(shape.partial_shape(n.n_decode.max(1), context))?;
+        let partial = pool.output(shape.partial_shape(pool.gpu().caps(), n.n_decode.max(1), context))?;
         let q = pool.activations("q", [n_rows, n_q], 5)?;
         let o = pool.output([n_rows, n_q])?;
         let (cache2, q2, o2, o3) = (caches[0].clone(), q.clone(), o.clone(), o.clone());

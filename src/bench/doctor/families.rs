@@ -23,6 +23,7 @@ pub const SPECIAL: &[(&str, &str, Lacks)] = &[
     ("linear", "rows_few reduce_subgroup", no_subgroup),
     ("linear", "rows_reg", no_eight),
     ("attention_reg", "", no_eight),
+    ("attention_row", "", no_eight),
     ("linear_coop", "coop", no_matrices),
     ("attention_coop", "coop", no_matrices),
     ("probe_subgroups", "", nothing_to_probe),

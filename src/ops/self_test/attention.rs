@@ -1,9 +1,13 @@
 //! Trials of attention.
 
-use super::super::{Attention, AttentionPlan, KV_F16, KV_F32, KvLayer, Rows, attention_weights};
+use super::super::attention::ATTENTION_ROW;
+use super::super::{
+    Attention, AttentionPlan, KV_F16, KV_F16_64, KV_F16_WIDE, KV_F32, KV_F32_64, KvLayer, Rows,
+    attention_weights,
+};
 use super::{Launch, Setup, Tolerance, is_set};
 use crate::dtype::{BLOCK, Dtype};
-use crate::gpu::{GpuError, Tensor, Variant};
+use crate::gpu::{GpuError, Part, Tensor, Variant};
 
 const PAGE_SIZE: usize = 16;
 const N_KV_HEADS: usize = 2;
@@ -47,9 +51,10 @@ impl Inputs {
         let table: Vec<u32> = (0..n_pages).map(page).collect();
         let ends: Vec<u32> = (0..n_seqs).map(|s| (n_keys - 3 * s) as u32).collect();
         let width = N_KV_HEADS * PAGE_SIZE * shape.head_dim;
+        let has_one = |parts: &[&'static Part]| parts.iter().any(|part| variant.has(part));
         let dtype = match () {
-            () if variant.has(&KV_F32) => Dtype::F32,
-            () if variant.has(&KV_F16) => Dtype::F16,
+            () if has_one(&[&KV_F32, &KV_F32_64]) => Dtype::F32,
+            () if has_one(&[&KV_F16, &KV_F16_64, &KV_F16_WIDE]) => Dtype::F16,
             () => Dtype::Q8_0,
         };
         let [k, v] = [cache(setup, [n_pages, width], dtype)?, cache(setup, [n_pages, width], dtype)?];
@@ -68,11 +73,11 @@ fn cache(setup: &mut Setup<'_>, [n_pages, width]: [usize; 2], dtype: Dtype) -> R
     if dtype != Dtype::Q8_0 {
         return setup.normal([n_pages, width], dtype, 0.0, 1.0);
     }
-    // A block is a scale in F32 and 32 signed bytes.
+    // Four scales in F32, then four blocks of signed bytes.
     let n_cols = KvLayer::bytes(dtype, width) / 4;
     let seed = setup.seed() as usize;
-    let word = |i: usize| match i % (1 + BLOCK / 4) {
-        0 => (1.0f32 / 64.0).to_bits(),
+    let word = |i: usize| match i % (4 + BLOCK) {
+        0..4 => (1.0f32 / 64.0).to_bits(),
         _ => ((1 + i + seed) as u32).wrapping_mul(2_654_435_761),
     };
     let words: Vec<u32> = (0..n_pages * n_cols).map(word).collect();
@@ -83,26 +88,27 @@ pub(super) fn attention(setup: &mut Setup<'_>, variant: &Variant) -> Result<Laun
     let mut shape = shape(variant);
     let is_split = is_set(variant, "SPLIT");
     let [all, portable] = [false, true].map(|is_portable| shape.block_rows(setup.gpu.caps_of(is_portable)));
-    // Decode rows at the end of contexts of two splits, or a prompt of two blocks and a part.
-    let n_rows = if is_split { 3 } else { 2 * all.max(portable) + 1 };
-    let (n, n_seqs, n_keys) = match is_split {
-        true => (Rows { n_decode: n_rows, n_prompt: 0 }, n_rows, 531),
+    let is_decode = is_split || variant.kernel.name == ATTENTION_ROW.name;
+    // Decode rows at the end of contexts of two splits or of one, or a prompt of two blocks and a part.
+    let n_rows = if is_decode { 3 } else { 2 * all.max(portable) + 1 };
+    let (n, n_seqs, n_keys) = match is_decode {
+        true => (Rows { n_decode: n_rows, n_prompt: 0 }, n_rows, if is_split { 531 } else { 61 }),
         false => (Rows { n_decode: 0, n_prompt: n_rows }, 1, n_rows),
     };
-    if !is_split && shape.causal {
+    if !is_decode && shape.causal {
         shape.window = Some(2 * n_rows / 3);
     }
-    let place = |r: usize| if is_split { [r, n_keys - 1 - 5 * r] } else { [0, r] };
+    let place = |r: usize| if is_decode { [r, n_keys - 1 - 5 * r] } else { [0, r] };
     let places: Vec<[u32; 2]> = (0..n_rows).map(|r| place(r).map(|n| n as u32)).collect();
     let inputs = Inputs::new(setup, variant, &shape, &places, [n_seqs, n_keys])?;
     let blocks_of = |most: usize| {
-        let step = if is_split { 1 } else { most };
+        let step = if is_decode { 1 } else { most };
         let block = |first: usize| [first as u32, step.min(n_rows - first) as u32];
         let blocks: Vec<[u32; 2]> = (0..n_rows).step_by(step).map(block).collect();
         setup.table([blocks.len(), 2], blocks.as_flattened())
     };
     let [all, portable] = [blocks_of(all)?, blocks_of(portable)?];
-    let partial_shape = shape.partial_shape(n.n_decode.max(1), n_keys);
+    let partial_shape = shape.partial_shape(setup.gpu.caps(), n.n_decode.max(1), n_keys);
     let partial = Tensor::zeros(setup.gpu, "self-test", partial_shape, Dtype::F32)?;
     let o = setup.results([n_rows, shape.n_heads * shape.head_dim])?;
     // As for other sums, times the size of a score, whose error is relative to a weight.
@@ -117,8 +123,8 @@ pub(super) fn attention(setup: &mut Setup<'_>, variant: &Variant) -> Result<Laun
             page_size: PAGE_SIZE,
             ends: (!shape.causal).then_some(ends),
             n,
-            n_prompt_blocks: if is_split { 0 } else { blocks.n_rows() },
-            longest: if is_split { n_keys } else { 0 },
+            n_prompt_blocks: if is_decode { 0 } else { blocks.n_rows() },
+            longest: if is_decode { n_keys } else { 0 },
             partial: &partial,
             max_seq_len: n_keys,
         };

@@ -34,6 +34,7 @@ static TRIALS: &[(&Kernel, &str, Make)] = &[
     (&gate_up::GATE_UP, PRODUCTS, products::gate_up),
     (&qkv::QKV, PRODUCTS, products::qkv),
     (&attend::ATTENTION_REG, Attention::OPERATION, attention::attention),
+    (&attend::ATTENTION_ROW, Attention::OPERATION, attention::attention),
     (&attend::ATTENTION_COOP, Attention::OPERATION, attention::attention),
     (&attention_weights::ATTENTION_WEIGHTS, attention_weights::ATTENTION_WEIGHTS.name, attention::weights),
     (&embed::EMBED, embed::EMBED.name, rows::embed),
