@@ -7,7 +7,7 @@ use naga::back::hlsl::ShaderModel;
 use wginfer::gpu::Variant;
 
 use super::tools::{self, assert_none, failures, not_run};
-use super::translate::{Shader, needs_waves, uses_matrices};
+use super::translate::{Shader, needs_model_6, uses_matrices};
 use super::{all_variants, list};
 
 /// A variant's text in a file.
@@ -69,14 +69,14 @@ fn compile(what: &str, sources: &[Source], command: impl Fn() -> Command + Sync)
 }
 
 #[test]
-fn fxc_compiles_what_needs_no_wave_operations() {
+fn fxc_compiles_what_needs_no_later_model() {
     let dir = tools::folder().join("fxc");
     let wine = tools::program(&["wine", "wine64"]);
     let Some(wine) = wine.filter(|_| dir.join("compile_hlsl.exe").exists()) else {
         return not_run("FXC", "`.ci/compilers` installs Wine and the compiler");
     };
     let Some(mut variants) = dx12_variants() else { return };
-    variants.retain(|variant| !needs_waves(&hlsl(variant, ShaderModel::V5_1).0));
+    variants.retain(|variant| !needs_model_6(&hlsl(variant, ShaderModel::V5_1).0));
     let files = tools::scratch("fxc");
     let sources = write(&list::chosen(&variants), ShaderModel::V5_1, &files);
     let command = || {
@@ -104,7 +104,7 @@ fn dxc_compiles_what_dx12_may_get() {
     }
     let Some(variants) = dx12_variants() else { return };
     let chosen = list::chosen(&variants);
-    // The least model with wave operations, and the one of devices that have f16.
+    // The least model with wave operations and 64-bit integers, and the one of devices that have f16.
     for (model, target) in [(ShaderModel::V6_0, "cs_6_0"), (ShaderModel::V6_6, "cs_6_6")] {
         let files = tools::scratch(&format!("dxc-{target}"));
         let sources = write(&chosen, model, &files);

@@ -198,7 +198,7 @@ pub fn uses_matrices(variant: &Variant) -> bool {
     variant.parts().any(|part| part.enables.contains(&"wgpu_cooperative_matrix"))
 }
 
-/// Whether Direct3D needs shader model 6 for a variant: wave operations. FXC compiles up to 5.1.
-pub fn needs_waves(hlsl: &str) -> bool {
-    hlsl.contains("Wave")
+/// Whether Direct3D needs shader model 6 for a variant: wave operations, 64-bit integers. FXC compiles up to 5.1.
+pub fn needs_model_6(hlsl: &str) -> bool {
+    ["Wave", "int64_t"].iter().any(|word| hlsl.contains(word))
 }
