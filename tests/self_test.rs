@@ -118,7 +118,7 @@ fn refuses_attention(variant: &Variant, source: String) -> String {
 
 /// A compiler that knows no subgroups.
 fn refuses_subgroups(variant: &Variant, source: String) -> String {
-    let is_subgroup = |name: &str| ["reduce_subgroup", "rows_reg"].contains(&name);
+    let is_subgroup = |name: &str| ["reduce_subgroup", "reduce_any", "rows_reg"].contains(&name);
     match variant.parts().any(|part| is_subgroup(part.name)) {
         true => refuse(variant, &source),
         false => refuses_attention(variant, source),
@@ -176,7 +176,7 @@ fn dispatched(trace: &str) -> BTreeSet<String> {
 
 /// Whether one of the labels is of a kernel whose name begins so, on subgroups.
 fn uses_subgroups(labels: &BTreeSet<String>, kernel: &str) -> bool {
-    let needs = ["reduce_subgroup", "reduce_any", "rows_reg", "_reg", "_coop"];
+    let needs = ["reduce_subgroup", "reduce_any", "rows_reg", "_reg", "attention_row", "_coop"];
     labels.iter().any(|label| label.starts_with(kernel) && needs.iter().any(|part| label.contains(part)))
 }
 
@@ -451,8 +451,10 @@ fn a_compiler_that_refuses_all_subgroups_is_survived() {
         let (text, used) = labels(&mut load(&gpu, "llama", EngineOptions::default()));
         assert!(text == right && !uses_subgroups(&used, ""), "{used:?}");
         assert_eq!(heard("WARN").len(), wrong(&gpu).len());
-        let least: &[&str] =
-            if disable.is_empty() { &["attention", "product", "sample"] } else { &["product", "rms_norm"] };
+        let least: &[&str] = match disable {
+            "" => &["attention", "product", "sample"],
+            _ => &["product", "rms_norm", "sample"],
+        };
         assert!(
             least.iter().all(|operation| wrong(&gpu).contains(&operation.to_string())),
             "{:?}",
