@@ -103,8 +103,8 @@
 //! On a driver that was never seen before, `engine/self_test.rs` runs the variants that need optional capabilities, on
 //! small inputs, and compares them with the variants that run on every device (`ops/self_test`): during the upload, or
 //! on an adopted device along with the engine's own work. An operation with a variant that differs, or that does not
-//! compile, runs the latter from then on; the recorder answers for each operation which capabilities it may use. Nothing knows what is right: only
-//! `bench` has references.
+//! compile, runs the latter from then on; the recorder answers for each operation which capabilities it may use. Nothing
+//! knows what is right: only `bench` has references.
 //!
 //! On the device, a token takes this path: token table, `embed`, layers, logits, `sample`, token table. The audio
 //! encoder runs over a clip, layer by layer, and writes keys and values for the decoder's cross-attention to pages of

@@ -13,11 +13,12 @@ use wginfer::gpu::{Access, Field, Fields, Kernel, Part};
 use wginfer::ops::{KERNELS, PARTS};
 
 /// Words by which a kernel shows that it needs a part of a family, in the order of `PARTS`.
-const FAMILY_WORDS: [&[&str]; 18] = [
+const FAMILY_WORDS: [&[&str]; 19] = [
     &["Word>"],
     &["Four>"],
     &["unpack(", "multiply("],
-    &["load_k(", "k_word("],
+    &["load_k("],
+    &["k_word("],
     &["append_k("],
     &["kv_pair("],
     &["pack_head("],

@@ -1,9 +1,8 @@
 //! Mutations of the files that people and attackers hand in. Each has to end in a result or in an error, soon and with
 //! bounded memory; never in a panic, which here fails the test, nor in a crash, which ends it.
 //!
-//! The short run is always the same for a while and stops by the clock. The long one,
-//! `cargo test --release --test fuzz -- --ignored`, takes `FUZZ_SECONDS` per kind of file (60 by default) and
-//! `FUZZ_SEED`. What fails is kept in `target/fuzz`, and its name has the seed that makes it again.
+//! A run is always the same for a while and stops by the clock, after `FUZZ_SECONDS` per kind of file (3 by default).
+//! `FUZZ_SEED` chooses other mutations. What fails is kept in `target/fuzz`, and its name has the seed that makes it again.
 
 mod common;
 
@@ -21,8 +20,8 @@ use wginfer::models;
 use wginfer::text::{ChatTemplate, Message, TextError, Tokenizer, TokenizerFiles};
 use wginfer::weights::Weights;
 
-/// Time of a kind in the short run.
-const SHORT: Duration = Duration::from_secs(3);
+/// Seconds of a kind.
+const SECONDS: u64 = 3;
 /// Longest time for one input, with room for a busy machine.
 const MOST_TIME: Duration = Duration::from_secs(20);
 /// Most memory of the process.
@@ -121,56 +120,52 @@ fn peak_bytes() -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
-fn short(name: &str) {
+fn number(name: &str, default: u64) -> u64 {
+    let Ok(text) = std::env::var(name) else { return default };
+    text.parse().unwrap_or_else(|e| panic!("`{name}` is `{text}`: {e}"))
+}
+
+fn run(name: &str) {
     let kinds = kinds();
     let kind = kinds.iter().find(|kind| kind.name == name).expect("a kind");
     for seed in &kind.seeds {
         (kind.run)(seed);
     }
-    let n = fuzz(kind, 1, SHORT);
-    assert!(n >= 5, "{name}: {n} inputs in {SHORT:?}");
+    let (time, seed) = (Duration::from_secs(number("FUZZ_SECONDS", SECONDS)), number("FUZZ_SEED", 1));
+    let n = fuzz(kind, seed, time);
+    println!("{name}: {n} inputs from seed {seed}");
+    assert!(n >= 5, "{name}: {n} inputs in {time:?}");
 }
 
 #[test]
 fn templates() {
-    short("template");
+    run("template");
 }
 
 #[test]
 fn configs() {
-    short("config");
+    run("config");
 }
 
 #[test]
 fn tokenizers() {
-    short("tokenizer");
+    run("tokenizer");
 }
 
 #[test]
 fn folders() {
-    short("folder");
+    run("folder");
 }
 
 #[test]
 fn headers_of_safetensors() {
-    short("safetensors");
+    run("safetensors");
 }
 
 #[cfg(feature = "audio")]
 #[test]
 fn sounds() {
-    short("audio");
-}
-
-#[test]
-#[ignore = "takes as long as one likes"]
-fn long() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let time = Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(60));
-    let seed = number("FUZZ_SEED").unwrap_or(1_000_000);
-    for kind in kinds() {
-        println!("{}: {} inputs from seed {seed}", kind.name, fuzz(&kind, seed, time));
-    }
+    run("audio");
 }
 
 fn template(bytes: &[u8]) {

@@ -8,7 +8,8 @@ use common::*;
 use wginfer::dtype::Dtype;
 use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Subgroups, Tensor};
 use wginfer::ops::{
-    self, Act, Affine, AttentionPlan, HeadNorm, Input, KvLayer, Lookup, Places, Pooling, Qkv, RmsNorm, Rows,
+    self, Act, Affine, AttentionPlan, Draws, Embed, HeadNorm, HeadWeights, Input, KvLayer, LayerNorm, Lookup,
+    Places, Pooling, Qkv, RmsNorm, RopeAppend, Rows,
 };
 
 const WEIGHTS: [Dtype; 6] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
@@ -68,7 +69,8 @@ fn check_embed(
     let tokens = tensor_u32(gpu, [n_seqs, ctx], &ids);
     let x = tensor_f32(gpu, [n_rows, hidden], &before);
     let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
-    run(gpu, |rec| ops::embed(rec, lookup, &rows, &tokens, &table, scale, &x, n));
+    let embed = Embed { table, lookup, scale };
+    run(gpu, |rec| ops::embed(rec, &embed, &rows, &tokens, &x, n));
 
     let added = |r: usize, id: u32| {
         let row = exact::embed(&values, id, f64::from(scale)).into_iter().zip(&before[r * hidden..]);
@@ -105,7 +107,8 @@ fn embed_from_a_table_of_several_bindings() {
     let tokens = tensor_u32(&gpu, [1, ids.len()], &ids);
     let x = filled(&gpu, [ids.len(), hidden], f32::NAN);
     let n = Rows { n_decode: 0, n_prompt: ids.len() };
-    run(&gpu, |rec| ops::embed(rec, Lookup::Token, &rows, &tokens, &table, 1.0, &x, n));
+    let embed = Embed { table, lookup: Lookup::Token, scale: 1.0 };
+    run(&gpu, |rec| ops::embed(rec, &embed, &rows, &tokens, &x, n));
     let element = |id: u32, c| if (id as usize) < n_table { f64::from(value(id as usize, c)) } else { 0.0 };
     let row = |&id: &u32| (0..hidden).map(|c| element(id, c)).collect::<Vec<f64>>();
     let want: Vec<f64> = ids.iter().flat_map(row).collect();
@@ -164,10 +167,11 @@ fn layer_norm() {
                     (0..n_rows).map(|r| if gather { rng.below(n_x) } else { r } as u32).collect();
                 let x = tensor_f32(&gpu, [n_x, n_cols], &xs);
                 let (w, b) = (tensor_f32(&gpu, [1, n_cols], &ws), tensor_f32(&gpu, [1, n_cols], &bs));
+                let norm = LayerNorm { w, b, eps };
                 let list = tensor_u32(&gpu, [1, n_rows], &index);
                 let y = filled(&gpu, [n_rows, n_cols], f32::NAN);
                 let list = gather.then_some(&list);
-                run(&gpu, |rec| ops::layer_norm(rec, &x, &w, &b, list, eps, &y, n_rows));
+                run(&gpu, |rec| ops::layer_norm(rec, &x, &norm, list, &y, n_rows));
 
                 let (xs, ws, bs) = (rows_f64(&xs, n_cols), to_f64(&ws), to_f64(&bs));
                 let row = |s: &u32| exact::layer_norm(&xs[*s as usize], &ws, &bs, eps.into());
@@ -726,9 +730,10 @@ fn rope_append() {
             let (cache, _) = cache(&gpu, dtype, shape, [&untouched; 2]);
             let heads = [n_heads, n_kv_heads, head_dim];
             let places_of = Places { rows: &rows, pages: &table, page_size };
+            let to = RopeAppend { rotary: rotary.as_ref(), heads, places: places_of, q: &q, cache: &cache };
             run(&gpu, |rec| {
                 for range in [0..n_rows / 3, n_rows / 3..n_rows] {
-                    ops::rope_append(rec, places_of, &x, rotary.as_ref(), heads, &q, &cache, range);
+                    ops::rope_append(rec, &x, to, range);
                 }
             });
             let [want_q, want_k, want_v] =
@@ -780,17 +785,10 @@ fn qkv() {
                 let (cache, _) = cache(&gpu, kv_dtype, shape, [&untouched; 2]);
                 let places_of = Places { rows: &rows, pages: &table, page_size };
                 let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
-                let qkv = Qkv {
-                    product: Affine::new(input, &w, bias.then_some(&b)),
-                    head_norm: None,
-                    rotary: rotary.as_ref(),
-                    heads,
-                    places: places_of,
-                    projected: &room,
-                    q: &q,
-                    cache: &cache,
-                };
-                run(&gpu, |rec| ops::qkv(rec, qkv, n));
+                let to =
+                    RopeAppend { rotary: rotary.as_ref(), heads, places: places_of, q: &q, cache: &cache };
+                let product = Affine::new(input, &w, bias.then_some(&b));
+                run(&gpu, |rec| ops::qkv(rec, Qkv { product, head_norm: None, projected: &room, to }, n));
 
                 let (ws, gs, bs) = (rows_f64(&ws, n_in), to_f64(&gs), to_f64(&bs));
                 let row = |x: &Vec<f64>| {
@@ -1516,7 +1514,8 @@ fn penalize() {
 
         let both: Vec<u32> = marks.iter().zip(&drawn).map(|(m, d)| m | d).collect();
         counts.write(&gpu, 0, bytemuck::cast_slice(&both));
-        run(&gpu, |rec| ops::penalize(rec, &rows, &list, &sampling, &bias, &counts, &logits, n_seqs));
+        let draws = Draws { rows: &rows, index: &list, sampling: &sampling, counts: &counts };
+        run(&gpu, |rec| ops::penalize(rec, draws, &bias, &logits, n_seqs));
         let row = |r: usize| {
             let (seq, z) = (seq(r), to_f64(&z[r * n_vocab..][..n_vocab]));
             let record = records[seq];
@@ -1763,7 +1762,8 @@ fn check_attention_weights(gpu: &Gpu, [n_heads, n_kv_heads, head_dim]: [usize; 3
         max_seq_len: 300,
     };
     let head = n_heads - 1;
-    run(gpu, |rec| ops::attention_weights(rec, &attention, &plan, head, &q, &cache, &p, 7));
+    let to = HeadWeights { head, p: &p, first: 7 };
+    run(gpu, |rec| ops::attention_weights(rec, &attention, &plan, &q, &cache, to));
     let got = read(gpu, &p);
     assert!(got[..307].iter().all(|p| p.is_nan()), "a row that decodes is left alone");
     for (r, [seq, _]) in rows.into_iter().enumerate().skip(1) {

@@ -5,7 +5,7 @@ mod common;
 use common::reference::{self as exact, Sampling};
 use common::*;
 use wginfer::gpu::{Gpu, GpuOptions, Tensor, Variant};
-use wginfer::ops::{self, NOT_A_TOKEN, SamplingRecord};
+use wginfer::ops::{self, Draws, NOT_A_TOKEN, SamplingRecord};
 
 /// The tensors that a draw reads and writes. Rows of the batch are (sequence, position).
 struct Draw {
@@ -57,7 +57,8 @@ impl Draw {
     fn run(&self, gpu: &Gpu) -> Vec<u32> {
         let Draw { index, sampling, z, rows, tokens, counts, chosen, filters } = self;
         run(gpu, |rec| {
-            ops::sample(rec, index, sampling, z, rows, tokens, counts, chosen, filters, z.n_rows());
+            let draws = Draws { rows, index, sampling, counts };
+            ops::sample(rec, draws, z, tokens, chosen, filters, z.n_rows());
         });
         read_u32(gpu, chosen)
     }

@@ -1,16 +1,8 @@
-// Contract: as in `kv_f32`, with words of 16 bytes, for heads that are a multiple of eight elements.
+// Contract: as in `kv_f32`, but only words; they have 16 bytes, for heads that are a multiple of eight elements.
 alias Kv = vec4<u32>;
 alias KvWord = vec4<u32>;
 const KV_VEC4: u32 = 2u;
 const KV_SCALED: u32 = 0u;
-
-fn load_k(at: u32) -> vec4f {
-    return kv_vec4(k[at / 2u], at % 2u);
-}
-
-fn load_v(at: u32) -> vec4f {
-    return kv_vec4(v[at / 2u], at % 2u);
-}
 
 fn k_word(at: u32) -> KvWord {
     return k[at];

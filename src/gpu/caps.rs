@@ -4,9 +4,9 @@ use super::subgroups::MATRIX_SUBGROUPS;
 use super::{Quirk, Subgroups, quirks};
 
 /// Environment variable that disables capabilities, so that every variant can be tested on one machine. A
-/// comma-separated list of `f16`, `int64`, `subgroups`, `subgroup-probe` (widths of subgroups that the driver chooses by kernel),
-/// `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning` (measured choices of variants), `software` (the
-/// variants for software devices) and `limits` (limits above the minimum that every device has).
+/// comma-separated list of `f16`, `int64`, `subgroups`, `subgroup-probe` (widths of subgroups that the driver chooses by
+/// kernel), `timestamps`, `pipeline-cache`, `cooperative-matrices`, `tuning` (measured choices of variants), `software`
+/// (the variants for software devices) and `limits` (limits above the minimum that every device has).
 pub const DISABLE_ENV: &str = "WGINFER_DISABLE";
 
 /// Limits that every device must have. They are WebGPU's defaults.

@@ -14,7 +14,9 @@ use super::{
 };
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{self, Act, Attention, AttentionPlan, KvLayer, Lookup, Places, Rows};
+use crate::ops::{
+    self, Act, Attention, AttentionPlan, HeadWeights, KvLayer, Lookup, Places, RopeAppend, Rows,
+};
 
 pub struct Config {
     vocab_size: usize,
@@ -408,7 +410,8 @@ impl CrossAttention {
         if let Some(shown) = clips.alignment {
             for (at, [_, head]) in shown.heads.iter().enumerate().filter(|(_, [layer, _])| *layer == i) {
                 let first = at * clips.n_positions;
-                ops::attention_weights(rec, &self.shape, &plan, *head, &a.q, kv, shown.weights, first);
+                let to = HeadWeights { head: *head, p: shown.weights, first };
+                ops::attention_weights(rec, &self.shape, &plan, &a.q, kv, to);
             }
         }
         self.out.record(rec, b.n, &a.o, y);
@@ -482,7 +485,8 @@ impl Model for Whisper {
             let CrossAttention { shape, kv, .. } = &layer.encoder_attn;
             kv.record(rec, prompt(n_rows), &clip, Target::Set(cross_kv));
             let heads = [0, shape.n_kv_heads, shape.head_dim];
-            ops::rope_append(rec, places, cross_kv, None, heads, &s.a.q, cache, 0..n_rows);
+            let to = RopeAppend { rotary: None, heads, places, q: &s.a.q, cache };
+            ops::rope_append(rec, cross_kv, to, 0..n_rows);
         }
     }
 }

@@ -147,15 +147,22 @@ impl Attention {
         (padded <= COOP_HEAD_TILES * tile).then_some((tile, n_subgroups))
     }
 
-    /// Query heads per workgroup of `attention`, and workgroups that share a key-value head. None if a head is too wide.
-    fn heads(&self) -> Option<(usize, usize)> {
-        let n_parts = self.group().div_ceil(Lanes::most_queries(self.head_dim)?);
-        Some((self.group().div_ceil(n_parts), n_parts))
+    /// Query heads per workgroup of `attention`, and workgroups that share a key-value head.
+    ///
+    /// # Panics
+    /// If a head is too wide: the loader asks [`Attention::fits`].
+    fn heads(&self) -> (usize, usize) {
+        let n_parts = self.group().div_ceil(self.most_queries());
+        (self.group().div_ceil(n_parts), n_parts)
+    }
+
+    fn most_queries(&self) -> usize {
+        Lanes::most_queries(self.head_dim).expect("the head fits")
     }
 
     /// Whether the kernel fits this device.
     pub fn fits(&self, caps: &Caps) -> bool {
-        self.in_registers(caps) || self.heads().is_some()
+        self.in_registers(caps) || Lanes::most_queries(self.head_dim).is_some()
     }
 
     /// Most prompt rows per block.
@@ -166,17 +173,20 @@ impl Attention {
         if self.in_registers(caps) {
             return REG_LANES / self.group();
         }
-        let (heads, _) = self.heads().expect("it fits");
-        Lanes::most_queries(self.head_dim).expect("it fits") / heads
+        self.most_queries() / self.heads().0
     }
 
     /// Keys per split, and splits of the longest context: a function only of the kind of device, the heads and the longest
     /// context, so that a row is always split in the same way.
     fn splits(&self, caps: &Caps, max_seq_len: usize) -> (usize, usize) {
-        let n_groups = self.n_kv_heads * self.heads().map_or(1, |(_, n_parts)| n_parts);
-        let of_cards = SPLITS.into_iter().find(|(least, ..)| n_groups >= *least);
-        let (len, most) =
-            of_cards.filter(|_| !caps.cpu).map_or(SOFTWARE_SPLITS, |(_, len, most)| (len, most));
+        let (len, most) = if caps.cpu {
+            SOFTWARE_SPLITS
+        } else {
+            let n_groups = self.n_kv_heads * self.heads().1;
+            let [.., fewest] = SPLITS;
+            let (_, len, most) = SPLITS.into_iter().find(|(least, ..)| n_groups >= *least).unwrap_or(fewest);
+            (len, most)
+        };
         let len = len.max(max_seq_len.div_ceil(most).next_multiple_of(16));
         (len, max_seq_len.div_ceil(len))
     }
@@ -215,10 +225,8 @@ impl Attention {
         let n_splits = plan.longest.div_ceil(split_len).clamp(1, max_splits);
         assert!(self.causal || plan.ends.is_some(), "attention: both sides want the ends of sequences");
         let ends = plan.ends.map_or_else(|| rec.unused(), Tensor::view);
-        let (heads, n_parts) = match self.in_registers(caps) {
-            true => (self.group(), 1),
-            false => self.heads().expect("it fits"),
-        };
+        let in_registers = self.in_registers(caps);
+        let (heads, n_parts) = if in_registers { (self.group(), 1) } else { self.heads() };
         let params = |block0: usize| Params {
             n_kv_heads: self.n_kv_heads as u32,
             q_stride: (q.stride() / 4) as u32,
@@ -242,7 +250,7 @@ impl Attention {
             let split = n_splits > 1;
             let out = if split { plan.partial } else { o };
             let groups = [plan.n.n_decode as u32, n_kv, n_splits as u32];
-            let variant = match self.in_registers(caps) {
+            let variant = match in_registers {
                 true => self.in_reg(&ATTENTION_ROW, caps, cache).set("SPLIT", split.into()),
                 false => self.variant(cache, heads, split),
             };
@@ -255,7 +263,7 @@ impl Attention {
             let tiles = self.on_tiles(caps);
             let variant = match tiles {
                 Some(tiles) => self.variant_on_tiles(caps, cache, tiles),
-                None if self.in_registers(caps) => self.in_reg(&ATTENTION_REG, caps, cache),
+                None if in_registers => self.in_reg(&ATTENTION_REG, caps, cache),
                 None => self.variant(cache, heads * self.block_rows(caps), false),
             };
             let n_groups = if tiles.is_some() { self.n_kv_heads as u32 } else { n_kv };
@@ -267,10 +275,9 @@ impl Attention {
     /// For workgroups of at most `n_queries` queries.
     fn variant(&self, cache: &KvLayer, n_queries: usize, split: bool) -> Variant {
         let (part, word) = kv_words(cache.dtype, self.head_dim);
-        let (heads, _) = self.heads().expect("it fits");
         let lanes = Lanes::new(self.head_dim, word, n_queries).expect("the queries fit");
         let variant = self.set(Variant::new(&ATTENTION).part(part)).set("SPLIT", split.into());
-        lanes.set(variant.set("HEADS", heads as u32))
+        lanes.set(variant.set("HEADS", self.heads().0 as u32))
     }
 
     /// For devices where barriers are expensive.

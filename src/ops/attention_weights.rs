@@ -20,23 +20,31 @@ device_struct! {
 
 kernel!(ATTENTION_WEIGHTS, "attention_weights", Params, [Read, Read, Read, Read, Read, Read, ReadWrite]);
 
-/// Writes the weights of query head `head` for the plan's prompt rows, over all keys of each row's sequence, to `p`
-/// `[rows, _]` F32 from column `first` on. `q` and `cache` are as in [`Attention::launch`]; the attention sees both
-/// sides, with no window and no cap.
+/// Where the weights of a query head go.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadWeights<'a> {
+    /// The query head.
+    pub head: usize,
+    /// `[rows, _]` F32.
+    pub p: &'a Tensor,
+    /// The column of the first key.
+    pub first: usize,
+}
+
+/// Writes the weights of a query head for the plan's prompt rows, over all keys of each row's sequence. `q` and `cache`
+/// are as in [`Attention::launch`]; the attention sees both sides, with no window and no cap.
 ///
 /// # Panics
 /// If the shapes disagree.
-#[allow(clippy::too_many_arguments)]
 pub fn attention_weights(
     rec: &mut Recorder,
     shape: &Attention,
     plan: &AttentionPlan<'_>,
-    head: usize,
     q: &Tensor,
     cache: &KvLayer,
-    p: &Tensor,
-    first: usize,
+    to: HeadWeights<'_>,
 ) {
+    let HeadWeights { head, p, first } = to;
     let Attention { n_heads, n_kv_heads, head_dim, scale, causal, window, softcap } = *shape;
     assert!(head < n_heads, "attention_weights: head {head} of {n_heads}");
     assert!(!causal && window.is_none() && softcap.is_none(), "attention_weights: {shape:?}");

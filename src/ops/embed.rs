@@ -32,27 +32,28 @@ pub enum Lookup {
     AddRow(usize),
 }
 
-/// Looks up a row of `table` `[n_table, hidden]` for each row: sets `x` `[rows, hidden]` to `scale` times the row, or
-/// adds that to `x`, as `lookup` requires. `rows` `[_, 2]` holds (sequence, position), `tokens` `[n_seqs, ctx]` ids. A
-/// token outside the table gives zeros.
+/// An embedding table, and how a row of the batch is looked up in it.
+#[derive(Clone, Debug)]
+pub struct Embed {
+    /// `[n_table, hidden]`.
+    pub table: Tensor,
+    /// The index of a row, and whether the result is added.
+    pub lookup: Lookup,
+    /// Factor on the row.
+    pub scale: f32,
+}
+
+/// Looks up a row of the table for each row: sets `x` `[rows, hidden]` to it, scaled, or adds that to `x`. `rows`
+/// `[_, 2]` holds (sequence, position), `tokens` `[n_seqs, ctx]` ids. A token outside the table gives zeros.
 ///
 /// # Panics
 /// If the shapes disagree.
-#[allow(clippy::too_many_arguments)]
-pub fn embed(
-    rec: &mut Recorder,
-    lookup: Lookup,
-    rows: &Tensor,
-    tokens: &Tensor,
-    table: &Tensor,
-    scale: f32,
-    x: &Tensor,
-    n: Rows,
-) {
+pub fn embed(rec: &mut Recorder, embed: &Embed, rows: &Tensor, tokens: &Tensor, x: &Tensor, n: Rows) {
+    let Embed { table, lookup, scale } = embed;
     assert_eq!(x.stride(), table.stride(), "embed: {x:?} and {table:?}");
     assert_rows("embed", x, n.count());
     assert_rows("embed", rows, n.count());
-    let (kind, offset) = match lookup {
+    let (kind, offset) = match *lookup {
         Lookup::Token => (0, 0),
         Lookup::AddPosition => (1, 0),
         Lookup::AddPositionAfter(offset) => (1, offset),
@@ -74,7 +75,7 @@ pub fn embed(
             n_range: range.rows.len() as u32,
             n_table: table.n_rows() as u32,
             offset: offset as u32,
-            scale,
+            scale: *scale,
         };
         let groups = rec.gpu().caps().spread(n.count() as u32);
         rec.dispatch(variant, &params, &[rows.view(), tokens.view(), range, x.view()], groups);

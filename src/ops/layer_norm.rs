@@ -15,25 +15,33 @@ device_struct! {
 
 kernel!(LAYER_NORM, "layer_norm", Params, [Read, Read, Read, Read, ReadWrite]);
 
+/// The weights of a layer norm.
+#[derive(Clone, Debug)]
+pub struct LayerNorm {
+    /// `[1, n_cols]` F32.
+    pub w: Tensor,
+    /// `[1, n_cols]` F32; zeros if the norm has no bias.
+    pub b: Tensor,
+    /// Added to the variance.
+    pub eps: f32,
+}
+
 /// `y[r] = (x[s] − mean) / sqrt(var + eps) · w + b` for `n_rows` rows, where `s` is `r`, or `index[0, r]` if an
-/// index `[1, _]` is given. `x` and `y` `[_, n_cols]`, `w` and `b` `[1, n_cols]` F32.
+/// index `[1, _]` is given. `x` and `y` `[_, n_cols]` F32.
 ///
 /// Ba et al. 2016, equation 4.
 ///
 /// # Panics
 /// If the shapes disagree.
-#[allow(clippy::too_many_arguments)]
 pub fn layer_norm(
     rec: &mut Recorder,
     x: &Tensor,
-    w: &Tensor,
-    b: &Tensor,
+    norm: &LayerNorm,
     index: Option<&Tensor>,
-    eps: f32,
     y: &Tensor,
     n_rows: usize,
 ) {
-    let n = y.n_cols();
+    let (LayerNorm { w, b, eps }, n) = (norm, y.n_cols());
     assert_eq!([x.n_cols(), w.n_cols(), b.n_cols()], [n; 3], "layer_norm: {x:?}, {w:?}, {b:?}, {y:?}");
     assert_rows("layer_norm", y, n_rows);
     let params = Params {
@@ -41,7 +49,7 @@ pub fn layer_norm(
         n_cols: n as u32,
         x_stride: (x.stride() / 4) as u32,
         y_stride: (y.stride() / 4) as u32,
-        eps,
+        eps: *eps,
     };
     let variant = folding(&LAYER_NORM, rec).set("GATHER", index.is_some().into());
     let index = index.map_or_else(|| rec.unused(), Tensor::view);

@@ -36,15 +36,15 @@ mod unfold;
 use std::sync::LazyLock;
 
 pub use attention::{Attention, AttentionPlan};
-pub use attention_weights::attention_weights;
+pub use attention_weights::{HeadWeights, attention_weights};
 pub use count_prompt::count_prompt;
-pub use embed::{Lookup, embed};
+pub use embed::{Embed, Lookup, embed};
 pub use fill_normal::{fill_normal, fill_normal_rows};
 pub use gate::{Act, gate};
 pub use gate_up::gate_up;
 pub use head_norm::{HeadNorm, head_norm};
 pub use kv::KvLayer;
-pub use layer_norm::layer_norm;
+pub use layer_norm::{LayerNorm, layer_norm};
 pub use linear::{LinearVariant, linear, linear_variants};
 pub use penalize::penalize;
 pub use pool::{Pooling, pool};
@@ -53,9 +53,9 @@ pub use probe_fma::probe_fma;
 pub use qkv::{Qkv, qkv};
 pub use quantize::quantize;
 pub use rms_norm::{RmsNorm, rms_norm};
-pub use rope_append::{Places, Rotary, rope_append};
+pub use rope_append::{Places, RopeAppend, Rotary, rope_append};
 pub use rows::{Affine, Input, Rows};
-pub use sample::{NOT_A_TOKEN, SamplingRecord, sample};
+pub use sample::{Draws, NOT_A_TOKEN, SamplingRecord, sample};
 pub use softmax::softmax;
 pub use speech_rules::{SpeechRecord, speech_rules};
 pub use token_logprob::token_logprob;
@@ -136,7 +136,9 @@ pub static PARTS: &[&[&Part]] = &[
     &[&WORDS_32, &WORDS_64],
     &[&INPUTS_32, &INPUTS_64],
     &[&WEIGHTS_F32, &WEIGHTS_F16, &WEIGHTS_BF16, &WEIGHTS_Q8_0, &WEIGHTS_Q4_0, &WEIGHTS_Q4_K],
-    &[&KV_F32, &KV_F32_64, &KV_F16, &KV_F16_64, &KV_F16_WIDE, &KV_Q8_0],
+    &[&KV_F32, &KV_F32_64, &KV_F16, &KV_F16_64, &KV_Q8_0],
+    // As words.
+    &[&KV_F32, &KV_F16, &KV_F16_WIDE, &KV_Q8_0],
     &[&APPEND_F32, &APPEND_F16, &APPEND_Q8_0],
     &[&PAIR_F32, &PAIR_F16],
     &[&QUANTIZE_Q8_0, &QUANTIZE_Q4_0, &QUANTIZE_Q4_K],

@@ -1,6 +1,6 @@
 //! Penalties and biases on logits.
 
-use super::{SAMPLING, SamplingRecord, assert_rows, kernel};
+use super::{Draws, SAMPLING, SamplingRecord, assert_rows, kernel};
 use crate::gpu::{Recorder, Tensor, Variant, device_struct};
 
 device_struct! {
@@ -18,25 +18,14 @@ kernel!(PENALIZE, "penalize", Params, [Read, Read, Records(SamplingRecord), Read
 const EACH: u32 = 8;
 
 /// Applies each sequence's repetition, presence and frequency penalties and its logit bias to logits `z`
-/// `[n_rows, n_vocab]`, in place. `rows` `[_, 2]` and `index` `[1, n_rows]` give the sequence of a row of `z`.
-/// `sampling` holds [`SamplingRecord`]s, `bias` `[n_seqs, 2·most]` U32 pairs of token and bits of the bias, `counts`
-/// `[n_seqs, n_vocab]` U32 the counts of [`count_prompt`](super::count_prompt) and [`sample`](super::sample).
+/// `[n_rows, n_vocab]`, in place. `bias` `[n_seqs, 2·most]` U32 holds pairs of token and bits of the bias.
 ///
 /// Keskar et al. 2019, section 4.1, for the repetition penalty; OpenAI's API reference for the others.
 ///
 /// # Panics
 /// If the shapes disagree.
-#[allow(clippy::too_many_arguments)]
-pub fn penalize(
-    rec: &mut Recorder,
-    rows: &Tensor,
-    index: &Tensor,
-    sampling: &Tensor,
-    bias: &Tensor,
-    counts: &Tensor,
-    z: &Tensor,
-    n_rows: usize,
-) {
+pub fn penalize(rec: &mut Recorder, draws: Draws<'_>, bias: &Tensor, z: &Tensor, n_rows: usize) {
+    let Draws { rows, index, sampling, counts } = draws;
     assert_eq!(counts.n_cols(), z.n_cols(), "penalize: {counts:?} and {z:?}");
     assert_rows("penalize", z, n_rows);
     let params = Params {

@@ -1,8 +1,8 @@
 //! The first half of attention: norm, joint projection, rotation and append to the cache in one kernel.
 
 use super::{
-    Affine, HeadNorm, KvLayer, Places, Rotary, Rows, Span, assert_rows, head_norm, kernel, linear, pair,
-    rope_append, weights, words_part,
+    Affine, HeadNorm, RopeAppend, Rows, Span, assert_rows, head_norm, kernel, linear, pair, rope_append,
+    weights, words_part,
 };
 use crate::dtype::Dtype;
 use crate::gpu::{Recorder, Tensor, device_struct};
@@ -36,19 +36,11 @@ pub struct Qkv<'a> {
     pub product: Affine<'a>,
     /// The norm of each head of the queries and keys.
     pub head_norm: Option<&'a HeadNorm>,
-    /// The rotation of queries and keys.
-    pub rotary: Option<&'a Rotary>,
-    /// `n_heads`, `n_kv_heads`, `head_dim`.
-    pub heads: [usize; 3],
-    /// The rows' places in the cache.
-    pub places: Places<'a>,
     /// Scratch `[rows, outputs]` F32 for the product if heads are normalised in between, or if the device runs the steps
     /// as kernels of their own.
     pub projected: &'a Tensor,
-    /// The queries `[rows, n_heads·head_dim]` F32, written.
-    pub q: &'a Tensor,
-    /// Keys and values of this layer, to which those of the rows are appended.
-    pub cache: &'a KvLayer,
+    /// The rotation, and where queries, keys and values go.
+    pub to: RopeAppend<'a>,
 }
 
 /// Projects, rotates and appends: of the product's outputs the queries go to `q`, the keys and values to each row's page
@@ -57,7 +49,8 @@ pub struct Qkv<'a> {
 /// # Panics
 /// If the shapes disagree.
 pub fn qkv(rec: &mut Recorder, qkv: Qkv<'_>, n: Rows) {
-    let Qkv { product, head_norm: norm, rotary, heads, places, projected, q, cache } = qkv;
+    let Qkv { product, head_norm: norm, projected, to } = qkv;
+    let RopeAppend { rotary, heads, cache, .. } = to;
     let gpu = rec.gpu().clone();
     let caps = gpu.caps();
     // A lane has only two pairs of dimensions, not a whole head or block.
@@ -71,7 +64,7 @@ pub fn qkv(rec: &mut Recorder, qkv: Qkv<'_>, n: Rows) {
         if let Some(norm) = norm {
             head_norm(rec, norm, [heads[0], heads[1]], projected, n.count());
         }
-        rope_append(rec, places, projected, rotary, heads, q, cache, 0..n.count());
+        rope_append(rec, projected, to, 0..n.count());
         return;
     }
     for span in Span::all(rec, "qkv", product.w, n) {
@@ -81,14 +74,15 @@ pub fn qkv(rec: &mut Recorder, qkv: Qkv<'_>, n: Rows) {
             fused(rec, qkv, span);
         } else {
             linear::span(rec, product, false, projected, span);
-            rope_append(rec, places, projected, rotary, heads, q, cache, span.rows());
+            rope_append(rec, projected, to, span.rows());
         }
     }
 }
 
 /// As [`qkv`], for the rows of a span and in one kernel.
 pub(super) fn fused(rec: &mut Recorder, qkv: Qkv<'_>, span: Span) {
-    let Qkv { product, rotary, heads: [n_heads, n_kv_heads, head_dim], places, q, cache, .. } = qkv;
+    let Qkv { product, to, .. } = qkv;
+    let RopeAppend { rotary, heads: [n_heads, n_kv_heads, head_dim], places, q, cache } = to;
     product.assert("qkv");
     let Affine { input, w, bias } = product;
     let x = input.x;

@@ -46,25 +46,30 @@ pub struct Places<'a> {
     pub page_size: usize,
 }
 
-/// Splits the rows `range` of `qkv` `[_, (n_heads + 2·n_kv_heads)·head_dim]` into rotated queries, which go to `q`
-/// `[_, n_heads·head_dim]`, and rotated keys and values, which go to each row's page in `cache`. If there are no query
-/// heads, `q` is not written.
+/// Where projected queries, keys and values go.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeAppend<'a> {
+    /// The rotation of queries and keys.
+    pub rotary: Option<&'a Rotary>,
+    /// `n_heads`, `n_kv_heads`, `head_dim`.
+    pub heads: [usize; 3],
+    /// The rows' places in the cache.
+    pub places: Places<'a>,
+    /// The queries `[_, n_heads·head_dim]` F32. If there are no query heads, it is not written.
+    pub q: &'a Tensor,
+    /// Keys and values of this layer, to which those of the rows are appended.
+    pub cache: &'a KvLayer,
+}
+
+/// Splits the rows `range` of `qkv` `[_, (n_heads + 2·n_kv_heads)·head_dim]` F32 into rotated queries, which go to `q`,
+/// and rotated keys and values, which go to each row's page in the cache.
 ///
 /// Su et al. 2021, equation 34.
 ///
 /// # Panics
 /// If the shapes disagree, or `head_dim` is not a multiple of 4 (for a `Q8_0` cache, of 32).
-#[allow(clippy::too_many_arguments)]
-pub fn rope_append(
-    rec: &mut Recorder,
-    places: Places<'_>,
-    qkv: &Tensor,
-    rotary: Option<&Rotary>,
-    [n_heads, n_kv_heads, head_dim]: [usize; 3],
-    q: &Tensor,
-    cache: &KvLayer,
-    range: Range<usize>,
-) {
+pub fn rope_append(rec: &mut Recorder, qkv: &Tensor, to: RopeAppend<'_>, range: Range<usize>) {
+    let RopeAppend { rotary, heads: [n_heads, n_kv_heads, head_dim], places, q, cache } = to;
     let Places { rows, pages, page_size } = places;
     // Dimensions per invocation: in a quantised cache a whole block.
     let n_dims = if cache.dtype == Dtype::Q8_0 { BLOCK } else { 4 };

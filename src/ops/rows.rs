@@ -188,11 +188,10 @@ pub(super) fn coop_fits(caps: &Caps, [down, along]: [u32; 2]) -> bool {
     let (Some(tile), Some(width)) = (caps.coop_tile(), caps.coop_width(subgroups)) else { return false };
     // Tiles of f16 with 40 elements per row, and one tile of sums per subgroup.
     let bytes = (2 * down + 4 * along) * tile * 80 + subgroups * tile * tile * 4;
-    // Each lane loads the same number of vec4s of x, and at most four unpack a word of w: it has four components.
-    let even = (16 * tile).is_multiple_of(width * along) && width * down <= 16 * tile;
-    // A lane's share of x, w and a tile of sums is at most 16 vec4s, words or sums.
-    let even = even && tile <= width;
-    even && bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size
+    // Each lane loads the same number of vec4s of x, and at most four unpack a word of w: it has four components. A lane's
+    // share of x, w and a tile of sums is at most 16 vec4s, words or sums.
+    let is_even = (16 * tile).is_multiple_of(width * along) && width * down <= 16 * tile && tile <= width;
+    is_even && bytes <= caps.max_workgroup_bytes && subgroups * width <= caps.max_workgroup_size
 }
 
 /// Indexed by the base-2 logarithm of the number of rows that share one read of the weights.

@@ -52,30 +52,39 @@ device_struct! {
     }
 }
 
+/// The rows of a batch that get a token.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws<'a> {
+    /// (sequence, position) of each row of the batch: `[_, 2]`.
+    pub rows: &'a Tensor,
+    /// The row of the batch for each row of logits: `[1, _]`.
+    pub index: &'a Tensor,
+    /// [`SamplingRecord`]s: `[n_seqs, 12]` U32.
+    pub sampling: &'a Tensor,
+    /// The counts of [`count_prompt`](super::count_prompt) and [`sample`]: `[n_seqs, n_vocab]` U32.
+    pub counts: &'a Tensor,
+}
+
 /// Draws a token for each of `n_rows` rows of logits `z` `[n_rows, n_vocab]`. Writes it to `chosen` `[1, n_rows]` and
-/// to `tokens` `[n_seqs, ctx]` at the next position, counts it in `counts` `[n_seqs, n_vocab]` if the sequence has
-/// penalties, advances the row's position in `rows` `[_, 2]`, and writes the bits of `1/temperature` and of the
-/// smallest kept logit to `filters` `[n_rows, 2]` U32. `index` `[1, n_rows]` gives the row of the batch for a row of
-/// `z`; `sampling` `[n_seqs, 12]` U32 holds [`SamplingRecord`]s.
+/// to `tokens` `[n_seqs, ctx]` at the next position, counts it in `counts` if the sequence has penalties, advances the
+/// row's position in `rows`, and writes the bits of `1/temperature` and of the smallest kept logit to `filters`
+/// `[n_rows, 2]` U32.
 ///
 /// The formulas are in `shaders/sample.wgsl`. Ties at the border of top-k and top-p are kept. transformers does so for
 /// top-k, but breaks ties for top-p by the order of its sort.
 ///
 /// # Panics
 /// If the shapes disagree.
-#[allow(clippy::too_many_arguments)]
 pub fn sample(
     rec: &mut Recorder,
-    index: &Tensor,
-    sampling: &Tensor,
+    draws: Draws<'_>,
     z: &Tensor,
-    rows: &Tensor,
     tokens: &Tensor,
-    counts: &Tensor,
     chosen: &Tensor,
     filters: &Tensor,
     n_rows: usize,
 ) {
+    let Draws { rows, index, sampling, counts } = draws;
     assert_eq!(counts.n_cols(), z.n_cols(), "sample: {counts:?} and {z:?}");
     assert_rows("sample", z, n_rows);
     assert_rows("sample", filters, n_rows);

@@ -6,7 +6,7 @@ use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, values};
 use crate::dtype::{BLOCK, Dtype};
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{self, Attention, AttentionPlan, KvLayer, Places, Rotary};
+use crate::ops::{self, Attention, AttentionPlan, KvLayer, Places, RopeAppend, Rotary};
 
 /// Positions of the sequences with decode rows: a short and a long conversation.
 const CONTEXTS: [usize; 2] = [512, 4096];
@@ -113,7 +113,8 @@ pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
         let launch = move |rec: &mut Recorder, _: usize| {
             let heads = [n_heads, n_kv_heads, head_dim];
             let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
-            ops::rope_append(rec, places, &qkv, Some(&rotary), heads, &q, &cache, 0..n_rows);
+            let to = RopeAppend { rotary: Some(&rotary), heads, places, q: &q, cache: &cache };
+            ops::rope_append(rec, &qkv, to, 0..n_rows);
         };
         let verify = move |gpu: &Gpu| {
             let eps = match dtype {

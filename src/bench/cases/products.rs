@@ -7,7 +7,9 @@ use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, Product, Recorder};
-use crate::ops::{self, Act, Affine, Attention, Input, KvLayer, LinearVariant, Places, Qkv, RmsNorm};
+use crate::ops::{
+    self, Act, Affine, Attention, Input, KvLayer, LinearVariant, Places, Qkv, RmsNorm, RopeAppend,
+};
 
 pub(super) fn linear(work: &Workload<'_>) -> Vec<Case> {
     let mut matrices = shapes::layer_matrices(work.model(), 0);
@@ -127,17 +129,9 @@ fn projection(work: &Workload<'_>, a: &Attention) -> Case {
         let launch = move |rec: &mut Recorder, i: usize| {
             let input = Input { x: &x, norm: has_norm.then_some((&norm, &h)) };
             let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
-            let qkv = Qkv {
-                product: Affine::new(input, &weights[i % weights.len()], None),
-                head_norm: None,
-                rotary: None,
-                heads,
-                places,
-                projected: &room,
-                q: &q,
-                cache: &cache,
-            };
-            ops::qkv(rec, qkv, n);
+            let to = RopeAppend { rotary: None, heads, places, q: &q, cache: &cache };
+            let product = Affine::new(input, &weights[i % weights.len()], None);
+            ops::qkv(rec, Qkv { product, head_norm: None, projected: &room, to }, n);
         };
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(n_in + 4, 1.0);

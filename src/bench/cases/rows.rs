@@ -5,7 +5,7 @@ use super::super::reference as exact;
 use super::{Case, Cost, Prepared, Workload, clear, scattered, values};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder};
-use crate::ops::{self, Act, HeadNorm, Lookup, Pooling, RmsNorm};
+use crate::ops::{self, Act, Embed, HeadNorm, LayerNorm, Lookup, Pooling, RmsNorm};
 
 const EPS: f32 = 1e-5;
 
@@ -26,8 +26,9 @@ pub(super) fn embed(work: &Workload<'_>) -> Vec<Case> {
             .collect::<Result<Vec<_>, _>>()?;
         let x = pool.output([n_rows, hidden])?;
         let (table2, x2, x3, ids) = (table.clone(), x.clone(), x.clone(), ids(0));
+        let embed = Embed { table, lookup: Lookup::Token, scale: 1.0 };
         let launch = move |rec: &mut Recorder, i: usize| {
-            ops::embed(rec, Lookup::Token, &rows, &prompts[i % PROMPTS], &table, 1.0, &x, n);
+            ops::embed(rec, &embed, &rows, &prompts[i % PROMPTS], &x, n);
         };
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(2, 1.0);
@@ -62,9 +63,10 @@ fn norm(work: &Workload<'_>, kernel: &'static str) -> Vec<Case> {
         let y = pool.output([n_rows, hidden])?;
         let (x2, w2, b2, y2, y3) = (x.clone(), w.clone(), b.clone(), y.clone(), y.clone());
         let norm = RmsNorm { w: w.clone(), eps: EPS, offset: 0.0 };
+        let layer = LayerNorm { w, b, eps: EPS };
         let launch = move |rec: &mut Recorder, _: usize| {
             if has_mean {
-                ops::layer_norm(rec, &x, &w, &b, None, EPS, &y, n_rows);
+                ops::layer_norm(rec, &x, &layer, None, &y, n_rows);
             } else {
                 ops::rms_norm(rec, &x, &norm, None, &y, 0..n_rows);
             }

@@ -6,7 +6,7 @@ use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, Recorder};
-use crate::ops::{self, AttentionPlan, KvLayer, Rows, SpeechRecord};
+use crate::ops::{self, AttentionPlan, HeadWeights, KvLayer, Rows, SpeechRecord};
 
 /// The input of the encoder's second convolution for a clip, whatever the number of rows: listed with prompts.
 pub(super) fn unfold(work: &Workload<'_>) -> Vec<Case> {
@@ -76,7 +76,8 @@ pub(super) fn attention_weights(work: &Workload<'_>) -> Vec<Case> {
                 partial: &rows,
                 max_seq_len: n_keys,
             };
-            ops::attention_weights(rec, &shape, &plan, 0, &q, &cache, &p, 0);
+            let to = HeadWeights { head: 0, p: &p, first: 0 };
+            ops::attention_weights(rec, &shape, &plan, &q, &cache, to);
         };
         let verify = move |gpu: &Gpu| {
             // As for other sums, times the size of a score, whose error is relative to a weight.

@@ -7,7 +7,7 @@ use super::super::reference as exact;
 use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, scattered, values};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Recorder};
-use crate::ops::{self, SamplingRecord};
+use crate::ops::{self, Draws, SamplingRecord};
 
 /// Tokens that `top_k` finds: the most that OpenAI's API allows for chats.
 const BEST: usize = 20;
@@ -131,7 +131,9 @@ pub(super) fn penalize(work: &Workload<'_>) -> Vec<Case> {
             let (fresh, z) = (pool.activations("fresh", [n_rows, n], 1)?, pool.output([n_rows, n])?);
             let (fresh2, z2, z3) = (fresh.clone(), z.clone(), z.clone());
             let launch = move |rec: &mut Recorder, _: usize| {
-                ops::penalize(rec, &rows, &index, &sampling, &bias, &counts, &z, n_rows);
+                let (rows, index) = (&rows, &index);
+                let draws = Draws { rows, index, sampling: &sampling, counts: &counts };
+                ops::penalize(rec, draws, &bias, &z, n_rows);
             };
             let verify = move |gpu: &Gpu| {
                 let mut check = Check::f32(4, 1.0);
@@ -190,7 +192,8 @@ fn draw(work: &Workload<'_>, n: usize, name: &str, s: exact::Sampling) -> Case {
         let z = pool.draw("z", [n_rows, n], Dtype::F32, 1, 0.0, 3.0)?;
         let (rows2, z2, chosen2) = (rows.clone(), z.clone(), chosen.clone());
         let launch = move |rec: &mut Recorder, _: usize| {
-            ops::sample(rec, &index, &sampling, &z, &rows, &tokens, &counts, &chosen, &filters, n_rows);
+            let draws = Draws { rows: &rows, index: &index, sampling: &sampling, counts: &counts };
+            ops::sample(rec, draws, &z, &tokens, &chosen, &filters, n_rows);
         };
         let verify = move |gpu: &Gpu| {
             // Tokens are right or wrong, except if the first two are almost equal.

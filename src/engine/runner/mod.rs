@@ -15,7 +15,7 @@ use super::stepper::ReadRange;
 use super::{SpeechRules, TokenLogprob};
 use crate::gpu::{Gpu, ROW_ALIGN, Recorder, Tensor};
 use crate::models::{Batch, Model, Scratch};
-use crate::ops::{self, KvLayer, NOT_A_TOKEN, SpeechRecord};
+use crate::ops::{self, Draws, KvLayer, NOT_A_TOKEN, SpeechRecord};
 use bytemuck::Zeroable;
 
 /// A model with its activations, KV cache and the tables of its sequences.
@@ -117,10 +117,11 @@ impl Runner {
         if n_draws > 0 {
             let logprobs = step.logprobs.and_then(|k| Some((k, results.logprobs.as_ref()?)));
             let (rows, index) = (&steps.rows, &steps.sampled);
-            let SlotTables { sampling, tokens, counts, .. } = slots;
+            let SlotTables { sampling, tokens, counts, bias, .. } = slots;
+            let draws = Draws { rows, index, sampling, counts };
             let penalize = |rec: &mut Recorder| {
                 if step.penalizes {
-                    ops::penalize(rec, rows, index, sampling, &slots.bias, counts, &z, n_draws);
+                    ops::penalize(rec, draws, bias, &z, n_draws);
                 }
             };
             // For transcripts, log-probabilities are among the allowed tokens, so the rules come first.
@@ -137,7 +138,7 @@ impl Runner {
                 penalize(rec);
             }
             let Results { chosen, filters, .. } = results;
-            ops::sample(rec, index, sampling, &z, rows, tokens, counts, chosen, filters, n_draws);
+            ops::sample(rec, draws, &z, tokens, chosen, filters, n_draws);
             sources.push((chosen.clone(), 0, 4 * n_draws as u64));
             if let Some((k, tables)) = logprobs {
                 let (top, sampled_top) = (&tables.top, &tables.sampled_top);

@@ -3,7 +3,7 @@
 use super::{Linear, Target};
 use crate::gpu::Recorder;
 use crate::models::{Activations, Batch, Loader, ModelError};
-use crate::ops::{self, Attention, HeadNorm, Input, KvLayer, Qkv, Rotary};
+use crate::ops::{self, Attention, HeadNorm, Input, KvLayer, Qkv, RopeAppend, Rotary};
 
 /// Self-attention: joint projection, norms of heads, rotation, append to the KV cache, attention, output.
 #[derive(Debug)]
@@ -57,17 +57,15 @@ impl SelfAttention {
         a: &Activations,
     ) {
         let Attention { n_heads, n_kv_heads, head_dim, .. } = self.shape;
-        let qkv = Qkv {
-            product: self.qkv.of(input),
-            head_norm: self.head_norm.as_ref(),
+        let to = RopeAppend {
             rotary: self.rotary.as_ref(),
             heads: [n_heads, n_kv_heads, head_dim],
             places: b.places(),
-            projected: &a.qkv,
             q: &a.q,
             cache: kv,
         };
-        ops::qkv(rec, qkv, b.n);
+        let product = self.qkv.of(input);
+        ops::qkv(rec, Qkv { product, head_norm: self.head_norm.as_ref(), projected: &a.qkv, to }, b.n);
         self.shape.launch(rec, &b.attention_plan(&a.partial), &a.q, kv, &a.o);
         self.out.record(rec, b.n, &a.o, y);
     }

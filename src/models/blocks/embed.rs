@@ -2,18 +2,8 @@
 
 use crate::gpu::{Recorder, Tensor};
 use crate::models::Batch;
+pub use crate::ops::Embed;
 use crate::ops::{self, Lookup};
-
-/// An embedding table, and how a row of the batch is looked up in it.
-#[derive(Debug)]
-pub struct Embed {
-    /// `[n, hidden_size]`.
-    pub table: Tensor,
-    /// The index of a row, and whether the result is added.
-    pub lookup: Lookup,
-    /// Factor on the row, unless it is added.
-    pub scale: f32,
-}
 
 impl Embed {
     /// An embedding of tokens.
@@ -28,6 +18,6 @@ impl Embed {
 
     /// Records the look-up for each row of the batch, into `y`.
     pub fn record(&self, rec: &mut Recorder, b: &Batch<'_>, y: &Tensor) {
-        ops::embed(rec, self.lookup, b.rows, b.tokens, &self.table, self.scale, y, b.n);
+        ops::embed(rec, self, b.rows, b.tokens, y, b.n);
     }
 }

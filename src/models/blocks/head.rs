@@ -1,9 +1,8 @@
 //! From the residual stream to logits over the vocabulary.
 
-use super::LayerNorm;
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Activations, Batch, Loader, ModelError};
-use crate::ops::{self, Affine, RmsNorm, Rows};
+use crate::ops::{self, Affine, LayerNorm, RmsNorm, Rows};
 
 /// The norm after the last layer.
 #[derive(Debug)]
@@ -57,9 +56,7 @@ impl Head {
         let (sampled, n_rows) = (Some(b.sampled), b.n_sampled);
         match &self.norm {
             FinalNorm::Rms(norm) => ops::rms_norm(rec, &a.x, norm, sampled, &a.last, 0..n_rows),
-            FinalNorm::Layer(LayerNorm { w, b, eps }) => {
-                ops::layer_norm(rec, &a.x, w, b, sampled, *eps, &a.last, n_rows);
-            }
+            FinalNorm::Layer(norm) => ops::layer_norm(rec, &a.x, norm, sampled, &a.last, n_rows),
         }
         // As decode rows, whether they decode or end a prompt, so that their sums have the same order.
         let n = Rows { n_decode: n_rows, n_prompt: 0 };

@@ -2,6 +2,7 @@
 
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Activations, Loader, ModelError};
+pub use crate::ops::LayerNorm;
 use crate::ops::{self, Input, RmsNorm};
 
 /// Loads the weights of an RMS norm, `name` with `n` elements.
@@ -16,17 +17,6 @@ pub fn load_rms_norm(loader: &mut Loader, name: &str, n: usize, eps: f32) -> Res
 /// can; otherwise another kernel writes it to `a.h`.
 pub fn normed<'a>(norm: &'a RmsNorm, a: &'a Activations) -> Input<'a> {
     Input { x: &a.x, norm: Some((norm, &a.h)) }
-}
-
-/// A layer norm.
-#[derive(Debug)]
-pub struct LayerNorm {
-    /// `[1, n]`.
-    pub w: Tensor,
-    /// `[1, n]`; zeros if the norm has no bias.
-    pub b: Tensor,
-    /// Added to the variance.
-    pub eps: f32,
 }
 
 impl LayerNorm {
@@ -49,7 +39,7 @@ impl LayerNorm {
 
     /// Records `y = norm(x)` for `n_rows` rows, and returns `y`.
     pub fn record<'a>(&self, rec: &mut Recorder, x: &Tensor, y: &'a Tensor, n_rows: usize) -> &'a Tensor {
-        ops::layer_norm(rec, x, &self.w, &self.b, None, self.eps, y, n_rows);
+        ops::layer_norm(rec, x, self, None, y, n_rows);
         y
     }
 }

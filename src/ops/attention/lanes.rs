@@ -115,7 +115,7 @@ mod tests {
             let most = Lanes::most_queries(head_dim).expect("the head fits");
             for (word, n) in words.iter().flat_map(|word| (1..=most).map(move |n| (*word, n))) {
                 let what = format!("{n} queries of {head_dim} in words of {word}");
-                let Some(lanes) = Lanes::new(head_dim, word, n) else { panic!("{what}") };
+                let lanes = Lanes::new(head_dim, word, n).expect(&what);
                 assert!(n * lanes.quads <= LANES && lanes.quads % lanes.v_keys == 0, "{what}: {lanes:?}");
                 let n_words = head_dim / word;
                 let v_lanes = n_words.div_ceil(n_words.div_ceil(LANES));

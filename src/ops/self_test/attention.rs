@@ -2,7 +2,7 @@
 
 use super::super::attention::ATTENTION_ROW;
 use super::super::{
-    Attention, AttentionPlan, KV_F16, KV_F16_64, KV_F16_WIDE, KV_F32, KV_F32_64, KvLayer, Rows,
+    Attention, AttentionPlan, HeadWeights, KV_F16, KV_F16_64, KV_F16_WIDE, KV_F32, KV_F32_64, KvLayer, Rows,
     attention_weights,
 };
 use super::{Launch, Setup, Tolerance, is_set};
@@ -154,6 +154,7 @@ pub(super) fn weights(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch
             partial: &partial,
             max_seq_len: n_keys,
         };
-        attention_weights::attention_weights(rec, &shape, &plan, shape.n_heads - 1, q, cache, &p, first);
+        let to = HeadWeights { head: shape.n_heads - 1, p: &p, first };
+        attention_weights::attention_weights(rec, &shape, &plan, q, cache, to);
     }))
 }

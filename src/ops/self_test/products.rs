@@ -2,8 +2,8 @@
 
 use super::super::rows::{COOP_LARGE, Span, Way};
 use super::super::{
-    Act, Affine, Input, KvLayer, PAIR_F16, PRODUCTS, Places, Qkv, ROWS_REG, RmsNorm, Rotary, SHARES,
-    gate_up as gate, linear as product, qkv as projection,
+    Act, Affine, Input, KvLayer, PAIR_F16, PRODUCTS, Places, Qkv, ROWS_REG, RmsNorm, RopeAppend, Rotary,
+    SHARES, gate_up as gate, linear as product, qkv as projection,
 };
 use super::{Launch, Setup, is_set, odd_width, weights_dtype};
 use crate::dtype::Dtype;
@@ -117,16 +117,7 @@ pub(super) fn qkv(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, Gp
         let span = span(rec, way);
         let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
         let product = inputs.product();
-        let qkv = Qkv {
-            product,
-            head_norm: None,
-            rotary: Some(&rotary),
-            heads,
-            places,
-            projected: &q,
-            q: &q,
-            cache: &cache,
-        };
-        projection::fused(rec, qkv, span);
+        let to = RopeAppend { rotary: Some(&rotary), heads, places, q: &q, cache: &cache };
+        projection::fused(rec, Qkv { product, head_norm: None, projected: &q, to }, span);
     }))
 }

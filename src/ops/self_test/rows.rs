@@ -1,8 +1,8 @@
 //! Trials of operations on rows: the embedding and norms.
 
 use super::super::{
-    HeadNorm, Lookup, RmsNorm, Rows, embed as lookup, head_norm as heads, layer_norm as layer,
-    rms_norm as rms,
+    Embed, HeadNorm, LayerNorm, Lookup, RmsNorm, Rows, embed as lookup, head_norm as heads,
+    layer_norm as layer, rms_norm as rms,
 };
 use super::{Launch, Setup, Tolerance, is_set, odd_width, weights_dtype};
 use crate::gpu::{GpuError, Variant};
@@ -27,7 +27,8 @@ pub(super) fn embed(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, 
     let x = setup.results([n_rows, table.n_cols()])?;
     setup.tolerance = Tolerance::new(2, 1.0);
     let n = Rows { n_decode: 2, n_prompt: n_rows - 2 };
-    Ok(Box::new(move |rec| lookup::embed(rec, lookup_kind, &rows, &tokens, &table, 1.5, &x, n)))
+    let embed = Embed { table, lookup: lookup_kind, scale: 1.5 };
+    Ok(Box::new(move |rec| lookup::embed(rec, &embed, &rows, &tokens, &x, n)))
 }
 
 pub(super) fn rms_norm(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, GpuError> {
@@ -41,11 +42,11 @@ pub(super) fn rms_norm(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launc
 
 pub(super) fn layer_norm(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, GpuError> {
     let (x, y) = (setup.activations([6, N_COLS])?, setup.results([4, N_COLS])?);
-    let (w, b) = (setup.norm(N_COLS)?, setup.activations([1, N_COLS])?);
+    let norm = LayerNorm { w: setup.norm(N_COLS)?, b: setup.activations([1, N_COLS])?, eps: EPS };
     let index = setup.table([1, 4], &[5, 0, 2, 3])?;
     let gathers = is_set(variant, "GATHER");
     setup.tolerance = Tolerance::new(N_COLS, 1.0);
-    Ok(Box::new(move |rec| layer::layer_norm(rec, &x, &w, &b, gathers.then_some(&index), EPS, &y, 4)))
+    Ok(Box::new(move |rec| layer::layer_norm(rec, &x, &norm, gathers.then_some(&index), &y, 4)))
 }
 
 pub(super) fn head_norm(setup: &mut Setup<'_>, _: &Variant) -> Result<Launch, GpuError> {

@@ -1,7 +1,7 @@
 //! Trials of operations on logits.
 
 use super::super::{
-    SamplingRecord, SpeechRecord, sample as draw, softmax as normalise, speech_rules as rules,
+    Draws, SamplingRecord, SpeechRecord, sample as draw, softmax as normalise, speech_rules as rules,
     token_logprob as logprob, top_k as best,
 };
 use super::{Launch, Setup, Tolerance, is_set};
@@ -69,7 +69,8 @@ pub(super) fn sample(setup: &mut Setup<'_>, _: &Variant) -> Result<Launch, GpuEr
     // The host does not read them: the softmax over what is left does.
     let filters = setup.table([N_ROWS, 2], &[0; 2 * N_ROWS])?;
     Ok(Box::new(move |rec| {
-        draw::sample(rec, &index, &sampling, &z, &rows, &tokens, &counts, &chosen, &filters, N_ROWS);
+        let draws = Draws { rows: &rows, index: &index, sampling: &sampling, counts: &counts };
+        draw::sample(rec, draws, &z, &tokens, &chosen, &filters, N_ROWS);
     }))
 }
 
