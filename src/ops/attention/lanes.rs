@@ -116,7 +116,10 @@ mod tests {
             for (word, n) in words.iter().flat_map(|word| (1..=most).map(move |n| (*word, n))) {
                 let what = format!("{n} queries of {head_dim} in words of {word}");
                 let lanes = Lanes::new(head_dim, word, n).expect(&what);
-                assert!(n * lanes.quads <= LANES && lanes.quads % lanes.v_keys == 0, "{what}: {lanes:?}");
+                assert!(
+                    n * lanes.quads <= LANES && lanes.quads.is_multiple_of(lanes.v_keys),
+                    "{what}: {lanes:?}"
+                );
                 let n_words = head_dim / word;
                 let v_lanes = n_words.div_ceil(n_words.div_ceil(LANES));
                 let v_blocks = n.div_ceil(lanes.v_queries);
