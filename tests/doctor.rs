@@ -1,6 +1,8 @@
 //! `bench::doctor`: what it checks, and that it sees what is wrong.
 
 mod common;
+#[path = "backends/list.rs"]
+mod list;
 
 use std::collections::BTreeSet;
 
@@ -198,4 +200,50 @@ fn the_report_describes_the_device_and_is_json() {
         rows.iter().any(|r| r.family.contains("reduce_subgroup") && r.message == "no subgroups"),
         "{rows:?}"
     );
+}
+
+/// Overrides that switch what a kernel computes. The others are sizes.
+const SWITCHES: [&str; 15] = [
+    "ACT",
+    "ADD",
+    "BIAS",
+    "CAUSAL",
+    "FILTER",
+    "GATED",
+    "GATHER",
+    "INTERLEAVED",
+    "LOG",
+    "LOOKUP",
+    "MODE",
+    "NORM",
+    "ROTATES",
+    "SPLIT",
+    "TYPE",
+];
+
+/// What the doctor must check of a variant: its kernel with each part, and with all switches. Sizes, and what types
+/// of weights have to do with switches, are left out.
+fn features(variant: &Variant) -> [String; 2] {
+    let name = variant.kernel.name;
+    let parts = |without: &str| -> String {
+        let parts = variant.parts().map(|part| part.name).filter(|name| !name.starts_with(without));
+        parts.map(|name| format!("+{name}")).collect()
+    };
+    let overrides = variant.overrides().filter(|(name, _)| SWITCHES.contains(name));
+    let switches: String = overrides.map(|(name, value)| format!(" {name}={value}")).collect();
+    [format!("{name}{}", parts("pair_")), format!("{name}{}{switches}", parts("weights_"))]
+}
+
+#[test]
+fn every_variant_of_a_model_has_a_case() {
+    let Some(gpu) = common::gpu() else { return };
+    for profile in gpu::profiles() {
+        let checked = bench::doctor_variants(&gpu, &DoctorOptions::default(), &profile.caps).expect("a list");
+        let checked: BTreeSet<String> = checked.iter().flat_map(features).collect();
+        let used = list::of_profiles(&gpu, &[profile.name]);
+        let used: BTreeSet<String> = used.iter().flat_map(features).collect();
+        let missing: Vec<_> = used.difference(&checked).collect();
+        assert!(used.len() > 100, "{}: {}", profile.name, used.len());
+        assert!(missing.is_empty(), "{}: the doctor has no case of {missing:#?}", profile.name);
+    }
 }

@@ -72,6 +72,11 @@ impl LinearVariant {
         self.way.name()
     }
 
+    /// Whether its kernel normalises rows. Others get them normalised.
+    pub(crate) fn normalises(&self) -> bool {
+        self.way.shares()
+    }
+
     /// As [`linear`] for `n_rows` rows, with this variant.
     ///
     /// # Panics

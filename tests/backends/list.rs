@@ -7,11 +7,9 @@ use wginfer::bench::SHAPES;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{EncoderOptions, Engine, EngineOptions, TextEncoder};
-use wginfer::gpu::{Gpu, Profile, Tuning, Variant, fnv, profiles};
+use wginfer::gpu::{Gpu, Profile, Tuning, Variant, profiles};
 use wginfer::models::ModelKind;
 use wginfer::ops;
-
-use super::tools;
 
 /// Types of the weights in the file, after quantisation, and of the cache.
 type Types = (Dtype, Option<Dtype>, Dtype);
@@ -128,27 +126,4 @@ fn of_model(
         all.extend(variants.unwrap_or_else(|e| panic!("{name} on {}: {e}", profile.name)));
     }
     all
-}
-
-/// What slow compilers get: all of `variants` if that is asked for, else about a hundred, the same ones as long as they
-/// exist. Each kernel with each part and with each value of an override is in at least one.
-pub fn chosen(variants: &[Variant]) -> Vec<Variant> {
-    if tools::takes_all() {
-        return variants.to_vec();
-    }
-    let mut by_hash: Vec<&Variant> = variants.iter().collect();
-    by_hash.sort_by_key(|variant| fnv(0, variant.label().as_bytes()));
-    let mut seen = HashSet::new();
-    let mut sample = Vec::new();
-    for variant in by_hash {
-        let kernel = variant.kernel.name;
-        let parts = variant.parts().map(|part| format!("{kernel}+{}", part.name));
-        let values = variant.overrides().map(|(name, value)| format!("{kernel} {name}={value}"));
-        let features: Vec<String> = parts.chain(values).chain([kernel.to_string()]).collect();
-        if features.iter().any(|feature| !seen.contains(feature)) {
-            seen.extend(features);
-            sample.push(*variant);
-        }
-    }
-    sample
 }

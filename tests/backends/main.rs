@@ -65,7 +65,7 @@ fn spirv_is_valid() {
     };
     let Some(variants) = all_variants() else { return };
     let [older, newer] = SPIRV_TARGETS;
-    let sample = list::chosen(variants);
+    let sample = tools::chosen(variants);
     let mut modules: Vec<_> = variants.iter().map(|variant| (variant, newer)).collect();
     modules.extend(sample.iter().map(|variant| (variant, older)));
     let with_matrices =

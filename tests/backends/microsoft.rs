@@ -78,7 +78,7 @@ fn fxc_compiles_what_needs_no_later_model() {
     let Some(mut variants) = dx12_variants() else { return };
     variants.retain(|variant| !needs_model_6(&hlsl(variant, ShaderModel::V5_1).0));
     let files = tools::scratch("fxc");
-    let sources = write(&list::chosen(&variants), ShaderModel::V5_1, &files);
+    let sources = write(&tools::chosen(&variants), ShaderModel::V5_1, &files);
     let command = || {
         let mut command = Command::new(&wine);
         let wine_folder = tools::folder().join("wine");
@@ -103,7 +103,7 @@ fn dxc_compiles_what_dx12_may_get() {
         return not_run("DXC", "`.ci/compilers` installs the compiler");
     }
     let Some(variants) = dx12_variants() else { return };
-    let chosen = list::chosen(&variants);
+    let chosen = tools::chosen(&variants);
     // The least model with wave operations and 64-bit integers, and the one of devices that have f16.
     for (model, target) in [(ShaderModel::V6_0, "cs_6_0"), (ShaderModel::V6_6, "cs_6_6")] {
         let files = tools::scratch(&format!("dxc-{target}"));

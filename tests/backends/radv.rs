@@ -75,7 +75,7 @@ fn radv_compiles_without_spills() {
             );
             variants.retain(|variant| !uses_matrices(variant));
         }
-        let chosen = list::chosen(&variants);
+        let chosen = tools::chosen(&variants);
         let verdicts = compile(&manifest, name, &dir, &chosen);
         let mut n_known = 0;
         for (variant, verdict) in chosen.iter().zip(verdicts) {

@@ -1,10 +1,13 @@
 //! The compilers that `.ci/compilers` installs, and what is said where one is missing.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use wginfer::gpu::{Variant, fnv};
 
 use super::common;
 
@@ -16,6 +19,29 @@ const NOT_RUN_ENV: &str = "WGINFER_NOT_RUN";
 /// Whether slow compilers get every variant.
 pub fn takes_all() -> bool {
     std::env::var(ALL_ENV).is_ok_and(|value| value == "1")
+}
+
+/// What slow compilers get: all of `variants` if that is asked for, else about a hundred, the same ones as long as they
+/// exist. Each kernel with each part and with each value of an override is in at least one.
+pub fn chosen(variants: &[Variant]) -> Vec<Variant> {
+    if takes_all() {
+        return variants.to_vec();
+    }
+    let mut by_hash: Vec<&Variant> = variants.iter().collect();
+    by_hash.sort_by_key(|variant| fnv(0, variant.label().as_bytes()));
+    let mut seen = HashSet::new();
+    let mut sample = Vec::new();
+    for variant in by_hash {
+        let kernel = variant.kernel.name;
+        let parts = variant.parts().map(|part| format!("{kernel}+{}", part.name));
+        let values = variant.overrides().map(|(name, value)| format!("{kernel} {name}={value}"));
+        let features: Vec<String> = parts.chain(values).chain([kernel.to_string()]).collect();
+        if features.iter().any(|feature| !seen.contains(feature)) {
+            seen.extend(features);
+            sample.push(*variant);
+        }
+    }
+    sample
 }
 
 /// The folder of the compilers, where `.ci/compilers` puts them.

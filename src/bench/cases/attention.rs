@@ -12,7 +12,7 @@ use crate::ops::{self, Attention, AttentionPlan, KvLayer, Places, RopeAppend, Ro
 const CONTEXTS: [usize; 2] = [512, 4096];
 
 /// The type of cache that goes with a type of weights.
-fn cache_dtype(work: &Workload<'_>) -> Option<Dtype> {
+pub(super) fn cache_dtype(work: &Workload<'_>) -> Option<Dtype> {
     let fits_blocks = work.model().attention.iter().all(|a| a.head_dim.is_multiple_of(BLOCK));
     match work.dtype {
         Dtype::F32 | Dtype::F16 => Some(work.dtype),
@@ -31,7 +31,7 @@ fn pages(pool: &Pool<'_>, n_seqs: usize, n_positions: usize) -> Result<Tensor, G
 }
 
 /// A cache of `n_pages` pages of `width` approximately normal keys and values.
-fn cache(
+pub(super) fn cache(
     pool: &Pool<'_>,
     [n_pages, width]: [usize; 2],
     dtype: Dtype,
@@ -59,7 +59,7 @@ fn cache(
 }
 
 /// The keys or values of a page.
-fn page(gpu: &Gpu, dtype: Dtype, tensor: &Tensor, page: usize) -> Result<Vec<f64>, GpuError> {
+pub(super) fn page(gpu: &Gpu, dtype: Dtype, tensor: &Tensor, page: usize) -> Result<Vec<f64>, GpuError> {
     if dtype != Dtype::Q8_0 {
         return values(gpu, tensor, page);
     }
@@ -77,7 +77,54 @@ fn places(n_rows: usize, decodes: bool, last: usize) -> Vec<[u32; 2]> {
     (0..n_rows as u32).map(|r| if decodes { [r, last as u32] } else { [0, r] }).collect()
 }
 
+/// Which dimensions of a head are rotated together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Pairs {
+    None,
+    Halves,
+    Neighbours,
+}
+
+impl Pairs {
+    pub(super) const ALL: [Pairs; 3] = [Pairs::None, Pairs::Halves, Pairs::Neighbours];
+
+    /// The rotation of heads of `head_dim` at positions up to `n_positions`.
+    pub(super) fn rotary(
+        self,
+        pool: &Pool<'_>,
+        head_dim: usize,
+        n_positions: usize,
+    ) -> Result<Option<Rotary>, GpuError> {
+        let bits = |f: f64| (f as f32).to_bits();
+        let angles = (0..n_positions).flat_map(|pos| angles(pos, head_dim));
+        let cos_sin: Vec<u32> = angles.flat_map(|angle| [bits(angle.cos()), bits(angle.sin())]).collect();
+        let cos_sin = pool.table("cos_sin", [n_positions, head_dim], &cos_sin)?;
+        let rotary = Rotary { cos_sin, n_rot: head_dim, interleaved: self == Pairs::Neighbours };
+        Ok(Some(rotary).filter(|_| self != Pairs::None))
+    }
+
+    /// The reference's rotation of all heads of a row.
+    pub(super) fn turn(self, row: &[f64], head_dim: usize, pos: usize) -> Vec<f64> {
+        let angles = if self == Pairs::None { Vec::new() } else { angles(pos, head_dim) };
+        row.chunks(head_dim).flat_map(|head| exact::rope(head, &angles, self == Pairs::Neighbours)).collect()
+    }
+}
+
+/// The angle of each pair of a head at a position.
+fn angles(pos: usize, head_dim: usize) -> Vec<f64> {
+    (0..head_dim / 2).map(|i| pos as f64 * 1e4f64.powf(-2.0 * i as f64 / head_dim as f64)).collect()
+}
+
 pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
+    rope_append_by(work, Pairs::Halves)
+}
+
+/// Other pairs, and none.
+pub(super) fn rope_append_switched(work: &Workload<'_>) -> Vec<Case> {
+    [Pairs::None, Pairs::Neighbours].into_iter().flat_map(|pairs| rope_append_by(work, pairs)).collect()
+}
+
+fn rope_append_by(work: &Workload<'_>, pairs: Pairs) -> Vec<Case> {
     let (Some(a), Some(dtype)) = (work.model().attention.first(), cache_dtype(work)) else {
         return Vec::new();
     };
@@ -92,6 +139,7 @@ pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
             as f64,
     };
     let what = format!("{n_heads}+{n_kv_heads} heads of {head_dim}");
+    let what = if pairs == Pairs::Halves { what } else { format!("{what} {pairs:?}") };
     vec![work.case("rope_append", what, dtype, cost, move |pool| {
         let some = pool.some;
         let (n_seqs, n_positions) = if decodes { (n_rows, PAGE_SIZE) } else { (1, n_rows) };
@@ -99,13 +147,7 @@ pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
         let rows = pool.table("rows", [n_rows, 2], places.as_flattened())?;
         let pages = pages(pool, n_seqs, n_positions)?;
         let qkv = pool.activations("qkv", [n_rows, n_cols], 1)?;
-        let angle = move |pos: usize, i: usize| pos as f64 * 1e4f64.powf(-2.0 * i as f64 / head_dim as f64);
-        let bits = |f: f64| (f as f32).to_bits();
-        let pairs = (0..n_positions).flat_map(|pos| (0..head_dim / 2).map(move |i| (pos, i)));
-        let cos_sin: Vec<u32> =
-            pairs.flat_map(|(pos, i)| [bits(angle(pos, i).cos()), bits(angle(pos, i).sin())]).collect();
-        let cos_sin = pool.table("cos_sin", [n_positions, head_dim], &cos_sin)?;
-        let rotary = Rotary { cos_sin, n_rot: head_dim, interleaved: false };
+        let rotary = pairs.rotary(pool, head_dim, n_positions)?;
         let q = pool.output([n_rows, n_heads * head_dim])?;
         let n_pages = n_seqs * n_positions.div_ceil(PAGE_SIZE);
         let cache = KvLayer::new(pool.gpu(), 0, n_pages, n_kv_heads * PAGE_SIZE * head_dim, dtype)?;
@@ -113,7 +155,7 @@ pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
         let launch = move |rec: &mut Recorder, _: usize| {
             let heads = [n_heads, n_kv_heads, head_dim];
             let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
-            let to = RopeAppend { rotary: Some(&rotary), heads, places, q: &q, cache: &cache };
+            let to = RopeAppend { rotary: rotary.as_ref(), heads, places, q: &q, cache: &cache };
             ops::rope_append(rec, &qkv, to, 0..n_rows);
         };
         let verify = move |gpu: &Gpu| {
@@ -126,10 +168,7 @@ pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
             let mut check = Check::f32(3, 1.0).rounded_to(eps);
             for r in some(n_rows, 4) {
                 let [seq, pos] = places[r].map(|n| n as usize);
-                let angles: Vec<f64> = (0..head_dim / 2).map(|i| angle(pos, i)).collect();
-                let x = values(gpu, &qkv2, r)?;
-                let turned: Vec<f64> =
-                    x.chunks(head_dim).flat_map(|head| exact::rope(head, &angles, false)).collect();
+                let turned = pairs.turn(&values(gpu, &qkv2, r)?, head_dim, pos);
                 let n_q = n_heads * head_dim;
                 check.extend(&values(gpu, &q2, r)?, &turned[..n_q]);
                 let page = page(gpu, dtype, &k2, pos / PAGE_SIZE * n_seqs + seq)?;

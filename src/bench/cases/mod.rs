@@ -62,6 +62,21 @@ const HELPERS: &[(&str, List)] = &[
     ("probe_coop", helpers::probe_coop),
 ];
 
+/// Operations with switches that the measured cases leave alone, which change what a kernel computes but little of what it
+/// costs: checked, but not measured.
+const SWITCHED: &[List] = &[
+    rows::embed_switched,
+    rows::rms_norm_switched,
+    rows::layer_norm_switched,
+    products::linear_switched,
+    products::qkv_switched,
+    products::gate_up_switched,
+    attention::rope_append_switched,
+    rows::gate_switched,
+    rows::pool_switched,
+    vocabulary::softmax_switched,
+];
+
 /// The names of the kernels that no forward pass runs.
 pub(super) fn helpers() -> Vec<&'static str> {
     HELPERS.iter().map(|(name, _)| *name).collect()
@@ -98,6 +113,11 @@ impl Workload<'_> {
     /// Every case of the kernels that no forward pass runs.
     pub(super) fn helper_cases(&self) -> Vec<Case> {
         HELPERS.iter().flat_map(|(_, list)| list(self)).collect()
+    }
+
+    /// Every case with other switches than the measured ones.
+    pub(super) fn switched_cases(&self) -> Vec<Case> {
+        SWITCHED.iter().flat_map(|list| list(self)).collect()
     }
 
     fn model(&self) -> &ModelShape {

@@ -1,12 +1,17 @@
 //! Products with weights: every matrix of the model, every variant.
 
+use std::fmt;
+use std::rc::Rc;
+
 use super::super::check::Check;
 use super::super::shapes::Matrix;
 use super::super::{reference as exact, shapes};
-use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, values};
+use super::attention::Pairs;
+use super::rows::{ACTS, activate};
+use super::{Case, Cost, MOST_DECODE, Pool, Prepared, Workload, clear, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
-use crate::gpu::{Gpu, Product, Recorder};
+use crate::gpu::{Gpu, GpuError, Product, Recorder, Tensor};
 use crate::ops::{
     self, Act, Affine, Attention, Input, KvLayer, LinearVariant, Places, Qkv, RmsNorm, RopeAppend,
 };
@@ -20,47 +25,152 @@ pub(super) fn linear(work: &Workload<'_>) -> Vec<Case> {
     let mut cases = Vec::new();
     for matrix in matrices {
         for variant in ops::linear_variants(work.caps) {
-            let case = product(work, matrix, Some(variant));
+            let case = product(work, matrix, Some(variant), Switches::default());
             cases.push(Case { variant: Some(variant.name().to_string()), ..case });
         }
     }
     cases
 }
 
+/// What products compute beside the product. Weights of one type will do: no kernel has a line for a type and a switch.
+const SWITCHED: Dtype = Dtype::F16;
+
+/// What a product computes beside the product.
+#[derive(Clone, Copy, Default)]
+struct Switches {
+    /// Normalises its rows itself.
+    norm: bool,
+    /// Adds to what is there.
+    add: bool,
+    /// Has a bias.
+    bias: bool,
+}
+
+impl Switches {
+    const NORM: Switches = Switches { norm: true, add: false, bias: false };
+
+    /// All of them, without a bias and with one.
+    fn all() -> impl Iterator<Item = Switches> {
+        let some = [(false, false), (true, false), (false, true)];
+        some.into_iter().flat_map(|(norm, add)| [false, true].map(|bias| Switches { norm, add, bias }))
+    }
+}
+
+impl fmt::Display for Switches {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = [(self.norm, " norm"), (self.add, " add"), (self.bias, " bias")];
+        words.into_iter().filter(|(is, _)| *is).try_for_each(|(_, word)| f.write_str(word))
+    }
+}
+
+/// One matrix with every switch.
+pub(super) fn linear_switched(work: &Workload<'_>) -> Vec<Case> {
+    if work.dtype != SWITCHED {
+        return Vec::new();
+    }
+    let Some(matrix) = shapes::layer_matrices(work.model(), 0).pop() else { return Vec::new() };
+    let mut cases = Vec::new();
+    for variant in ops::linear_variants(work.caps) {
+        // The others get rows that are normalised already.
+        for switches in Switches::all().filter(|switches| !switches.norm || variant.normalises()) {
+            let case = product(work, matrix, Some(variant), switches);
+            cases.push(Case { variant: Some(variant.name().to_string()), ..case });
+        }
+    }
+    cases
+}
+
+/// What a product reads: weights in several copies, rows, and what its switches need.
+struct Operands {
+    weights: Vec<Tensor>,
+    x: Tensor,
+    /// With scratch for normalised rows.
+    norm: Option<(RmsNorm, Tensor)>,
+    bias: Option<Tensor>,
+}
+
+impl Operands {
+    fn new(
+        pool: &mut Pool<'_>,
+        [n_out, n_in]: [usize; 2],
+        dtype: Dtype,
+        n_rows: usize,
+        switches: Switches,
+    ) -> Result<Operands, GpuError> {
+        let weights = pool.weights([n_out, n_in], dtype, (n_in as f32).powf(-0.5))?;
+        let w = pool.draw("g", [1, n_in], Dtype::F32, 2, 1.0, 0.1)?;
+        let norm = (RmsNorm { w, eps: EPS, offset: 0.0 }, pool.output([n_rows, n_in])?);
+        let bias = pool.draw("bias", [1, n_out], Dtype::F32, 4, 0.0, 1.0)?;
+        Ok(Operands {
+            weights,
+            x: pool.activations("x", [n_rows, n_in], 1)?,
+            norm: Some(norm).filter(|_| switches.norm),
+            bias: Some(bias).filter(|_| switches.bias),
+        })
+    }
+
+    /// The product with copy `i` of the weights.
+    fn product(&self, i: usize) -> Affine<'_> {
+        let input = Input { x: &self.x, norm: self.norm.as_ref().map(|(norm, h)| (norm, h)) };
+        Affine::new(input, &self.weights[i % self.weights.len()], self.bias.as_ref())
+    }
+
+    /// The reference's outputs `outputs` of the rows `rows`, with the first copy.
+    fn exact(&self, gpu: &Gpu, rows: &[usize], outputs: &[usize]) -> Result<Vec<Vec<f64>>, GpuError> {
+        let w = outputs.iter().map(|o| values(gpu, &self.weights[0], *o)).collect::<Result<Vec<_>, _>>()?;
+        let b = self.bias.as_ref().map(|bias| values(gpu, bias, 0)).transpose()?;
+        let b = b.map(|b| outputs.iter().map(|o| b[*o]).collect::<Vec<f64>>());
+        let norm = self.norm.as_ref().map(|(norm, _)| values(gpu, &norm.w, 0)).transpose()?;
+        let row = |r: &usize| {
+            let x = values(gpu, &self.x, *r)?;
+            let x = norm.as_ref().map(|w| exact::rms_norm(&x, w, EPS.into(), 0.0)).unwrap_or(x);
+            Ok(exact::linear(&x, &w, b.as_deref()))
+        };
+        rows.iter().map(row).collect()
+    }
+}
+
+/// These columns of a row.
+fn columns(gpu: &Gpu, tensor: &Tensor, r: usize, columns: &[usize]) -> Result<Vec<f64>, GpuError> {
+    let row = values(gpu, tensor, r)?;
+    Ok(columns.iter().map(|c| row[*c]).collect())
+}
+
 /// One product, with this variant or as a model records it.
-fn product(work: &Workload<'_>, (name, n_out, n_in): Matrix, variant: Option<LinearVariant>) -> Case {
+fn product(
+    work: &Workload<'_>,
+    (name, n_out, n_in): Matrix,
+    variant: Option<LinearVariant>,
+    switches: Switches,
+) -> Case {
     let (n_rows, dtype, n) = (work.n_rows, work.dtype, work.rows());
-    let what = format!("{name} {n_out}×{n_in}");
+    let what = format!("{name} {n_out}×{n_in}{switches}");
     work.case("linear", what, dtype, cost(n_rows, n_in, n_out, n_out, dtype), move |pool| {
         let some = pool.some;
-        let weights = pool.weights([n_out, n_in], dtype, (n_in as f32).powf(-0.5))?;
-        let x = pool.activations("x", [n_rows, n_in], 1)?;
+        let operands = Rc::new(Operands::new(pool, [n_out, n_in], dtype, n_rows, switches)?);
+        let fresh = pool.activations("fresh", [n_rows, n_out], 5)?;
         let y = pool.output([n_rows, n_out])?;
-        let (first, x2, y2, y3) = (weights[0].clone(), x.clone(), y.clone(), y.clone());
-        let model = (weights[0].clone(), x.clone(), y.clone());
-        let default = move |rec: &mut Recorder, _: usize| {
-            let (w, x, y) = &model;
-            ops::linear(rec, Affine::new(x, w, None), false, y, n);
-        };
-        let launch = move |rec: &mut Recorder, i: usize| {
-            let product = Affine::new(&x, &weights[i % weights.len()], None);
-            match variant {
-                Some(variant) => variant.launch(rec, product, false, &y, n_rows),
-                None => ops::linear(rec, product, false, &y, n),
-            }
+        let (model, read, add) = (operands.clone(), operands.clone(), switches.add);
+        let (fresh2, y2, y3, y4) = (fresh.clone(), y.clone(), y.clone(), y.clone());
+        let default = move |rec: &mut Recorder, _: usize| ops::linear(rec, model.product(0), add, &y4, n);
+        let launch = move |rec: &mut Recorder, i: usize| match variant {
+            Some(variant) => variant.launch(rec, operands.product(i), add, &y, n_rows),
+            None => ops::linear(rec, operands.product(i), add, &y, n),
         };
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(n_in + 2, 1.0);
-            let outputs = some(n_out, 16);
-            let w = outputs.iter().map(|o| values(gpu, &first, *o)).collect::<Result<Vec<_>, _>>()?;
-            for r in some(n_rows, 3) {
-                let y = values(gpu, &y2, r)?;
-                let got: Vec<f64> = outputs.iter().map(|o| y[*o]).collect();
-                check.extend(&got, &exact::linear(&values(gpu, &x2, r)?, &w, None));
+            let (rows, outputs) = (some(n_rows, 3), some(n_out, 16));
+            for (r, mut want) in rows.iter().zip(read.exact(gpu, &rows, &outputs)?) {
+                if add {
+                    let before = columns(gpu, &fresh2, *r, &outputs)?;
+                    want.iter_mut().zip(before).for_each(|(want, before)| *want += before);
+                }
+                check.extend(&columns(gpu, &y2, *r, &outputs)?, &want);
             }
             Ok(check)
         };
-        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)).with_default(default))
+        let reset = move |rec: &mut Recorder| rec.copy(&fresh, 0, &y3, 0, y3.size_bytes());
+        Ok(Prepared::new(launch, verify).reset(reset).with_default(default))
     })
 }
 
@@ -82,7 +192,7 @@ pub(in super::super) fn tunable(work: &Workload<'_>) -> Vec<(Product, Case)> {
             // If heads are normalised in between, the projection is a plain product.
             ("qkv", Some(a)) if !model.has_head_norm => ("qkv", projection(&work, a)),
             ("gate_up" | "up", _) => ("gate_up", feed_forward(&work)),
-            _ => ("linear", product(&work, matrix, None)),
+            _ => ("linear", product(&work, matrix, None, Switches::default())),
         };
         (Product { operation, is_prompt, dtype, n_out, n_in }, case)
     };
@@ -106,44 +216,59 @@ pub(super) fn qkv(work: &Workload<'_>) -> Vec<Case> {
     a.map(|a| projection(work, a)).into_iter().collect()
 }
 
+/// Every cache, with every switch.
+pub(super) fn qkv_switched(work: &Workload<'_>) -> Vec<Case> {
+    let Some(a) = work.model().attention.first().filter(|_| work.dtype == SWITCHED) else {
+        return Vec::new();
+    };
+    let case = |(cache, switches, pairs)| {
+        let case = project(work, a, switches, cache, pairs);
+        Case { shape: format!("{} to {cache}{switches} {pairs:?}", case.shape), ..case }
+    };
+    let caches = [Dtype::F32, Dtype::F16];
+    let switches = || Switches::all().filter(|switches| !switches.add);
+    let all = caches.into_iter().flat_map(|cache| switches().map(move |switches| (cache, switches)));
+    all.flat_map(|(cache, switches)| Pairs::ALL.map(|pairs| case((cache, switches, pairs)))).collect()
+}
+
 fn projection(work: &Workload<'_>, a: &Attention) -> Case {
-    let has_norm = !work.model().has_layer_norm;
+    let norm = if work.model().has_layer_norm { Switches::default() } else { Switches::NORM };
+    project(work, a, norm, Dtype::F16, Pairs::None)
+}
+
+fn project(work: &Workload<'_>, a: &Attention, switches: Switches, cache_dtype: Dtype, pairs: Pairs) -> Case {
     let (n_rows, n_in, dtype, n) = (work.n_rows, work.model().hidden_size, work.dtype, work.rows());
     let heads = [a.n_heads, a.n_kv_heads, a.head_dim];
     let (n_q, n_out) = (a.n_heads * a.head_dim, (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
     let page = a.n_kv_heads * PAGE_SIZE * a.head_dim;
-    work.case("qkv", format!("{n_out}×{n_in}"), dtype, cost(n_rows, n_in, n_out, n_out, dtype), move |pool| {
+    let what = format!("{n_out}×{n_in}");
+    work.case("qkv", what, dtype, cost(n_rows, n_in, n_out, n_out, dtype), move |pool| {
         let some = pool.some;
-        let weights = pool.weights([n_out, n_in], dtype, (n_in as f32).powf(-0.5))?;
-        let x = pool.activations("x", [n_rows, n_in], 1)?;
-        let norm = RmsNorm { w: pool.draw("g", [1, n_in], Dtype::F32, 2, 1.0, 0.1)?, eps: EPS, offset: 0.0 };
-        let (h, room, q) =
-            (pool.output([n_rows, n_in])?, pool.output([n_rows, n_out])?, pool.output([n_rows, n_q])?);
-        // Each row has its own page, and the first slot of it.
+        let operands = Rc::new(Operands::new(pool, [n_out, n_in], dtype, n_rows, switches)?);
+        let (room, q) = (pool.output([n_rows, n_out])?, pool.output([n_rows, n_q])?);
+        // Each row has its own page, and a slot of it.
+        let pos = |r: usize| r % PAGE_SIZE;
+        let places: Vec<u32> = (0..n_rows).flat_map(|r| [r as u32, pos(r) as u32]).collect();
         let ids: Vec<u32> = (0..n_rows as u32).collect();
-        let places: Vec<u32> = ids.iter().flat_map(|r| [*r, 0]).collect();
         let (rows, pages) =
             (pool.table("rows", [n_rows, 2], &places)?, pool.table("pages", [n_rows, 1], &ids)?);
-        let cache = KvLayer::new(pool.gpu(), 0, n_rows, page, Dtype::F16)?;
-        let (first, x2, norm2, q2, q3) = (weights[0].clone(), x.clone(), norm.clone(), q.clone(), q.clone());
+        let rotary = pairs.rotary(pool, heads[2], PAGE_SIZE)?;
+        let cache = KvLayer::new(pool.gpu(), 0, n_rows, page, cache_dtype)?;
+        let (read, q2, q3) = (operands.clone(), q.clone(), q.clone());
         let launch = move |rec: &mut Recorder, i: usize| {
-            let input = Input { x: &x, norm: has_norm.then_some((&norm, &h)) };
             let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
-            let to = RopeAppend { rotary: None, heads, places, q: &q, cache: &cache };
-            let product = Affine::new(input, &weights[i % weights.len()], None);
+            let to = RopeAppend { rotary: rotary.as_ref(), heads, places, q: &q, cache: &cache };
+            let product = operands.product(i);
             ops::qkv(rec, Qkv { product, head_norm: None, projected: &room, to }, n);
         };
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(n_in + 4, 1.0);
-            let outputs = some(n_q, 16);
-            let w = outputs.iter().map(|o| values(gpu, &first, *o)).collect::<Result<Vec<_>, _>>()?;
-            let g = values(gpu, &norm2.w, 0)?;
-            for r in some(n_rows, 3) {
-                let q = values(gpu, &q2, r)?;
-                let got: Vec<f64> = outputs.iter().map(|o| q[*o]).collect();
-                let x = values(gpu, &x2, r)?;
-                let x = if has_norm { exact::rms_norm(&x, &g, EPS.into(), 0.0) } else { x };
-                check.extend(&got, &exact::linear(&x, &w, None));
+            // All dimensions of some heads, because pairs of them are rotated.
+            let dims = |h: usize| h * heads[2]..(h + 1) * heads[2];
+            let (rows, outputs): (_, Vec<usize>) =
+                (some(n_rows, 3), some(heads[0], 2).into_iter().flat_map(dims).collect());
+            for (r, want) in rows.iter().zip(read.exact(gpu, &rows, &outputs)?) {
+                check.extend(&columns(gpu, &q2, *r, &outputs)?, &pairs.turn(&want, heads[2], pos(*r)));
             }
             Ok(check)
         };
@@ -159,45 +284,47 @@ pub(super) fn gate_up(work: &Workload<'_>) -> Vec<Case> {
     vec![feed_forward(work)]
 }
 
+/// Every activation, with a gate and without, with every switch.
+pub(super) fn gate_up_switched(work: &Workload<'_>) -> Vec<Case> {
+    if work.dtype != SWITCHED {
+        return Vec::new();
+    }
+    let switches = || Switches::all().filter(|switches| !switches.add);
+    let acts = ACTS.into_iter().flat_map(|act| [(act, true), (act, false)]);
+    let all = acts.flat_map(|(act, gated)| switches().map(move |switches| (act, gated, switches)));
+    let case = |(act, gated, switches)| {
+        let case = activated(work, act, gated, switches);
+        Case { shape: format!("{} {act:?}{switches}", case.shape), ..case }
+    };
+    all.map(case).collect()
+}
+
 fn feed_forward(work: &Workload<'_>) -> Case {
-    let (has_norm, gated) = (!work.model().has_layer_norm, work.model().has_gate);
+    let norm = if work.model().has_layer_norm { Switches::default() } else { Switches::NORM };
+    activated(work, Act::Silu, work.model().has_gate, norm)
+}
+
+fn activated(work: &Workload<'_>, act: Act, gated: bool, switches: Switches) -> Case {
     let (n_rows, n_in, dtype, n) = (work.n_rows, work.model().hidden_size, work.dtype, work.rows());
     let n_out = work.model().intermediate_size;
     let n_w = if gated { 2 * n_out } else { n_out };
     let what = format!("{}{n_out}×{n_in}", if gated { "2·" } else { "" });
     work.case("gate_up", what, dtype, cost(n_rows, n_in, n_w, n_out, dtype), move |pool| {
         let some = pool.some;
-        let weights = pool.weights([n_w, n_in], dtype, (n_in as f32).powf(-0.5))?;
-        let x = pool.activations("x", [n_rows, n_in], 1)?;
-        let norm = RmsNorm { w: pool.draw("g", [1, n_in], Dtype::F32, 2, 1.0, 0.1)?, eps: EPS, offset: 0.0 };
-        let (h, up, y) =
-            (pool.output([n_rows, n_in])?, pool.output([n_rows, n_w])?, pool.output([n_rows, n_out])?);
-        let (first, x2, norm2, y2, y3) = (weights[0].clone(), x.clone(), norm.clone(), y.clone(), y.clone());
+        let operands = Rc::new(Operands::new(pool, [n_w, n_in], dtype, n_rows, switches)?);
+        let (up, y) = (pool.output([n_rows, n_w])?, pool.output([n_rows, n_out])?);
+        let (read, y2, y3) = (operands.clone(), y.clone(), y.clone());
         let launch = move |rec: &mut Recorder, i: usize| {
-            let input = Input { x: &x, norm: has_norm.then_some((&norm, &h)) };
-            let product = Affine::new(input, &weights[i % weights.len()], None);
-            ops::gate_up(rec, Act::Silu, product, &up, &y, n);
+            ops::gate_up(rec, act, operands.product(i), &up, &y, n);
         };
         let verify = move |gpu: &Gpu| {
             // Two sums and an exponential.
             let mut check = Check::f32(n_in + 8, 2.0);
-            let outputs = some(n_out, 16);
+            let (rows, outputs) = (some(n_rows, 3), some(n_out, 16));
             let ups = outputs.iter().filter(|_| gated).map(|o| o + n_out);
-            let rows = outputs.iter().copied().chain(ups);
-            let w = rows.map(|o| values(gpu, &first, o)).collect::<Result<Vec<_>, _>>()?;
-            let g = values(gpu, &norm2.w, 0)?;
-            for r in some(n_rows, 3) {
-                let y = values(gpu, &y2, r)?;
-                let got: Vec<f64> = outputs.iter().map(|o| y[*o]).collect();
-                let x = values(gpu, &x2, r)?;
-                let x = if has_norm { exact::rms_norm(&x, &g, EPS.into(), 0.0) } else { x };
-                let product = exact::linear(&x, &w, None);
-                let want = if gated {
-                    exact::gate(exact::silu, &product)
-                } else {
-                    product.into_iter().map(exact::silu).collect()
-                };
-                check.extend(&got, &want);
+            let all: Vec<usize> = outputs.iter().copied().chain(ups).collect();
+            for (r, product) in rows.iter().zip(read.exact(gpu, &rows, &all)?) {
+                check.extend(&columns(gpu, &y2, *r, &outputs)?, &activate(act, gated, &product));
             }
             Ok(check)
         };

@@ -8,12 +8,30 @@ use crate::gpu::{Gpu, Recorder};
 use crate::ops::{self, Act, Embed, HeadNorm, LayerNorm, Lookup, Pooling, RmsNorm};
 
 const EPS: f32 = 1e-5;
+/// Of embedded rows: a power of two, so that it does not round.
+const SCALE: f32 = 0.5;
 
 pub(super) fn embed(work: &Workload<'_>) -> Vec<Case> {
+    vec![embed_by(work, Lookup::Token)]
+}
+
+/// Rows that are added.
+pub(super) fn embed_switched(work: &Workload<'_>) -> Vec<Case> {
+    [Lookup::AddPosition, Lookup::AddPositionAfter(2), Lookup::AddRow(1)]
+        .map(|lookup| embed_by(work, lookup))
+        .into()
+}
+
+fn embed_by(work: &Workload<'_>, lookup: Lookup) -> Case {
     let (n_rows, dtype, n) = (work.n_rows, work.dtype, work.rows());
     let (n_table, hidden) = (work.model().vocab_size, work.model().hidden_size);
     let cost = Cost { flops: 0.0, bytes: (n_rows * (dtype.bytes(hidden) + 4 * hidden)) as f64 };
-    vec![work.case("embed", format!("{n_table}×{hidden}"), dtype, cost, move |pool| {
+    let adds = lookup != Lookup::Token;
+    let what = match lookup {
+        Lookup::Token => format!("{n_table}×{hidden}"),
+        other => format!("{n_table}×{hidden} {other:?}"),
+    };
+    work.case("embed", what, dtype, cost, move |pool| {
         let some = pool.some;
         // One table of that size exceeds any cache, and changing tokens reach all of it.
         const PROMPTS: usize = 16;
@@ -24,39 +42,66 @@ pub(super) fn embed(work: &Workload<'_>) -> Vec<Case> {
         let prompts = (0..PROMPTS)
             .map(|i| pool.table("tokens", [1, n_rows], &ids(i)))
             .collect::<Result<Vec<_>, _>>()?;
+        let fresh = pool.activations("fresh", [n_rows, hidden], 1)?;
         let x = pool.output([n_rows, hidden])?;
         let (table2, x2, x3, ids) = (table.clone(), x.clone(), x.clone(), ids(0));
-        let embed = Embed { table, lookup: Lookup::Token, scale: 1.0 };
+        let fresh2 = fresh.clone();
+        let embed = Embed { table, lookup, scale: SCALE };
         let launch = move |rec: &mut Recorder, i: usize| {
             ops::embed(rec, &embed, &rows, &prompts[i % PROMPTS], &x, n);
         };
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(2, 1.0);
             for r in some(n_rows, 4) {
-                let row = vec![values(gpu, &table2, ids[r] as usize)?];
-                check.extend(&values(gpu, &x2, r)?, &exact::embed(&row, 0, 1.0));
+                let id = match lookup {
+                    Lookup::Token => ids[r] as usize,
+                    Lookup::AddPosition => r,
+                    Lookup::AddPositionAfter(offset) => r + offset,
+                    Lookup::AddRow(row) => row,
+                };
+                let mut want = exact::embed(&[values(gpu, &table2, id)?], 0, SCALE.into());
+                if adds {
+                    let before = values(gpu, &fresh2, r)?;
+                    want.iter_mut().zip(before).for_each(|(want, before)| *want += before);
+                }
+                check.extend(&values(gpu, &x2, r)?, &want);
             }
             Ok(check)
         };
-        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &x3)))
-    })]
+        Ok(Prepared::new(launch, verify).reset(move |rec| rec.copy(&fresh, 0, &x3, 0, x3.size_bytes())))
+    })
 }
 
 pub(super) fn rms_norm(work: &Workload<'_>) -> Vec<Case> {
-    if work.model().has_layer_norm { Vec::new() } else { norm(work, "rms_norm") }
+    if work.model().has_layer_norm { Vec::new() } else { norm(work, "rms_norm", false) }
+}
+
+/// Rows of an index.
+pub(super) fn rms_norm_switched(work: &Workload<'_>) -> Vec<Case> {
+    norm(work, "rms_norm", true)
 }
 
 pub(super) fn layer_norm(work: &Workload<'_>) -> Vec<Case> {
-    if work.model().has_layer_norm { norm(work, "layer_norm") } else { Vec::new() }
+    if work.model().has_layer_norm { norm(work, "layer_norm", false) } else { Vec::new() }
 }
 
-fn norm(work: &Workload<'_>, kernel: &'static str) -> Vec<Case> {
+/// Rows of an index.
+pub(super) fn layer_norm_switched(work: &Workload<'_>) -> Vec<Case> {
+    norm(work, "layer_norm", true)
+}
+
+fn norm(work: &Workload<'_>, kernel: &'static str, gathers: bool) -> Vec<Case> {
     let (n_rows, hidden) = (work.n_rows, work.model().hidden_size);
     let has_mean = kernel == "layer_norm";
     let per_element = if has_mean { 7.0 } else { 4.0 };
     let cost = Cost { flops: per_element * (n_rows * hidden) as f64, bytes: (8 * n_rows * hidden) as f64 };
-    work.once(work.case(kernel, format!("{hidden}"), Dtype::F32, cost, move |pool| {
+    let what = format!("{hidden}{}", if gathers { " gathered" } else { "" });
+    work.once(work.case(kernel, what, Dtype::F32, cost, move |pool| {
         let some = pool.some;
+        // The other way round.
+        let source = move |r: usize| if gathers { n_rows - 1 - r } else { r };
+        let index: Vec<u32> = (0..n_rows).map(|r| source(r) as u32).collect();
+        let index = pool.table("index", [1, n_rows], &index)?;
         let x = pool.activations("x", [n_rows, hidden], 1)?;
         let w = pool.draw("w", [1, hidden], Dtype::F32, 2, 1.0, 0.1)?;
         let b = pool.draw("b", [1, hidden], Dtype::F32, 3, 0.0, 0.1)?;
@@ -65,17 +110,18 @@ fn norm(work: &Workload<'_>, kernel: &'static str) -> Vec<Case> {
         let norm = RmsNorm { w: w.clone(), eps: EPS, offset: 0.0 };
         let layer = LayerNorm { w, b, eps: EPS };
         let launch = move |rec: &mut Recorder, _: usize| {
+            let index = gathers.then_some(&index);
             if has_mean {
-                ops::layer_norm(rec, &x, &layer, None, &y, n_rows);
+                ops::layer_norm(rec, &x, &layer, index, &y, n_rows);
             } else {
-                ops::rms_norm(rec, &x, &norm, None, &y, 0..n_rows);
+                ops::rms_norm(rec, &x, &norm, index, &y, 0..n_rows);
             }
         };
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(hidden, 1.0);
             let (w, b) = (values(gpu, &w2, 0)?, values(gpu, &b2, 0)?);
             for r in some(n_rows, 4) {
-                let x = values(gpu, &x2, r)?;
+                let x = values(gpu, &x2, source(r))?;
                 let want = if has_mean {
                     exact::layer_norm(&x, &w, &b, EPS.into())
                 } else {
@@ -125,15 +171,43 @@ pub(super) fn head_norm(work: &Workload<'_>) -> Vec<Case> {
     }))
 }
 
+/// Every activation.
+pub(super) const ACTS: [Act; 5] = [Act::Silu, Act::GeluTanh, Act::Gelu, Act::Relu, Act::Tanh];
+
+/// The reference of an activation.
+pub(super) fn exact_act(act: Act) -> fn(f64) -> f64 {
+    match act {
+        Act::Silu => exact::silu,
+        Act::GeluTanh => exact::gelu_tanh,
+        Act::Gelu => exact::gelu,
+        Act::Relu => exact::relu,
+        Act::Tanh => f64::tanh,
+    }
+}
+
+/// The reference of `act`, with a gate or without.
+pub(super) fn activate(act: Act, gated: bool, x: &[f64]) -> Vec<f64> {
+    if gated { exact::gate(exact_act(act), x) } else { x.iter().map(|x| exact_act(act)(*x)).collect() }
+}
+
 pub(super) fn gate(work: &Workload<'_>) -> Vec<Case> {
-    let (n_rows, n, gated) = (work.n_rows, work.model().intermediate_size, work.model().has_gate);
+    let gated = work.model().has_gate;
+    gate_by(work, if gated { Act::Silu } else { Act::GeluTanh }, gated)
+}
+
+/// Every activation, with a gate and without.
+pub(super) fn gate_switched(work: &Workload<'_>) -> Vec<Case> {
+    let all = ACTS.into_iter().flat_map(|act| [(act, true), (act, false)]);
+    all.flat_map(|(act, gated)| gate_by(work, act, gated)).collect()
+}
+
+fn gate_by(work: &Workload<'_>, act: Act, gated: bool) -> Vec<Case> {
+    let (n_rows, n) = (work.n_rows, work.model().intermediate_size);
     let n_x = if gated { 2 * n } else { n };
-    let (act, exact_act): (Act, fn(f64) -> f64) =
-        if gated { (Act::Silu, exact::silu) } else { (Act::GeluTanh, exact::gelu_tanh) };
     // An exponential counts as one.
     let per_element = if gated { 5.0 } else { 10.0 };
     let cost = Cost { flops: per_element * (n_rows * n) as f64, bytes: (4 * n_rows * (n_x + n)) as f64 };
-    let what = format!("{act:?} {n}").to_lowercase();
+    let what = format!("{act:?} {n}{}", if gated { "" } else { " ungated" }).to_lowercase();
     work.once(work.case("gate", what, Dtype::F32, cost, move |pool| {
         let some = pool.some;
         let x = pool.activations("x", [n_rows, n_x], 1)?;
@@ -143,13 +217,7 @@ pub(super) fn gate(work: &Workload<'_>) -> Vec<Case> {
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(5, 1.0);
             for r in some(n_rows, 4) {
-                let x = values(gpu, &x2, r)?;
-                let want = if gated {
-                    exact::gate(exact_act, &x)
-                } else {
-                    x.iter().map(|x| exact_act(*x)).collect()
-                };
-                check.extend(&values(gpu, &y2, r)?, &want);
+                check.extend(&values(gpu, &y2, r)?, &activate(act, gated, &values(gpu, &x2, r)?));
             }
             Ok(check)
         };
@@ -159,12 +227,23 @@ pub(super) fn gate(work: &Workload<'_>) -> Vec<Case> {
 
 /// As for sentence embeddings: the mean of the rows of each text.
 pub(super) fn pool(work: &Workload<'_>) -> Vec<Case> {
+    pool_by(work, Pooling::Mean)
+}
+
+/// The other ways.
+pub(super) fn pool_switched(work: &Workload<'_>) -> Vec<Case> {
+    let others = [Pooling::First, Pooling::Last, Pooling::MeanSqrtLen, Pooling::Max, Pooling::WeightedMean];
+    others.into_iter().flat_map(|pooling| pool_by(work, pooling)).collect()
+}
+
+fn pool_by(work: &Workload<'_>, pooling: Pooling) -> Vec<Case> {
     /// Rows of a text, but the last.
     const TEXT: usize = 32;
     let (n_rows, hidden) = (work.n_rows, work.model().hidden_size);
     let n_seqs = n_rows.div_ceil(TEXT);
     let cost = Cost { flops: (n_rows * hidden) as f64, bytes: (4 * (n_rows + n_seqs) * hidden) as f64 };
-    work.once(work.case("pool", format!("mean {hidden}"), Dtype::F32, cost, move |pool| {
+    let what = format!("{} {hidden}", pooling.name());
+    work.once(work.case("pool", what, Dtype::F32, cost, move |pool| {
         let some = pool.some;
         let x = pool.activations("x", [n_rows, hidden], 1)?;
         let y = pool.output([n_seqs, hidden])?;
@@ -172,14 +251,13 @@ pub(super) fn pool(work: &Workload<'_>) -> Vec<Case> {
             (0..n_rows).step_by(TEXT).map(|r| [r as u32, TEXT.min(n_rows - r) as u32]).collect();
         let table = pool.table("spans", [n_seqs, 2], spans.as_flattened())?;
         let (x2, y2, y3) = (x.clone(), y.clone(), y.clone());
-        let launch =
-            move |rec: &mut Recorder, _: usize| ops::pool(rec, Pooling::Mean, &table, &x, &y, 0, n_seqs);
+        let launch = move |rec: &mut Recorder, _: usize| ops::pool(rec, pooling, &table, &x, &y, 0, n_seqs);
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(TEXT, 1.0);
             for s in some(n_seqs, 4) {
                 let [first, n] = spans[s].map(|n| n as usize);
                 let rows = (first..first + n).map(|r| values(gpu, &x2, r)).collect::<Result<Vec<_>, _>>()?;
-                check.extend(&values(gpu, &y2, s)?, &exact::pool(Pooling::Mean.name(), &rows));
+                check.extend(&values(gpu, &y2, s)?, &exact::pool(pooling.name(), &rows));
             }
             Ok(check)
         };

@@ -2,6 +2,7 @@
 
 use super::super::check::Check;
 use super::super::reference as exact;
+use super::attention::{cache, cache_dtype, page};
 use super::{Case, Cost, MOST_DECODE, Prepared, Workload, clear, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
@@ -47,15 +48,15 @@ pub(super) fn attention_weights(work: &Workload<'_>) -> Vec<Case> {
     };
     let (shape, n_keys, n_rows) = (audio.cross_attention[0], audio.n_positions, work.n_rows);
     let (d, width) = (shape.head_dim, shape.n_kv_heads * PAGE_SIZE * shape.head_dim);
+    let Some(dtype) = cache_dtype(work) else { return Vec::new() };
     let cost = Cost {
         flops: (n_rows * n_keys * (2 * d + 4)) as f64,
-        bytes: (4 * (n_keys * d + n_rows * (d + n_keys))) as f64,
+        bytes: (n_keys * KvLayer::bytes(dtype, d) + 4 * n_rows * (d + n_keys)) as f64,
     };
-    work.once(work.case("attention_weights", format!("{d} over {n_keys}"), Dtype::F32, cost, move |pool| {
+    vec![work.case("attention_weights", format!("{d} over {n_keys}"), dtype, cost, move |pool| {
         let some = pool.some;
         let n_pages = n_keys.div_ceil(PAGE_SIZE);
-        let cache = KvLayer::new(pool.gpu(), 0, n_pages, width, Dtype::F32)?;
-        pool.fill(&cache.k, 3, 0.0, 1.0)?;
+        let cache = cache(pool, [n_pages, width], dtype, 3)?;
         let places: Vec<u32> = (0..n_rows as u32).flat_map(|r| [0, r]).collect();
         let rows = pool.table("rows", [n_rows, 2], &places)?;
         let pages = pool.table("pages", [1, n_pages], &(0..n_pages as u32).collect::<Vec<_>>())?;
@@ -82,7 +83,7 @@ pub(super) fn attention_weights(work: &Workload<'_>) -> Vec<Case> {
         let verify = move |gpu: &Gpu| {
             // As for other sums, times the size of a score, whose error is relative to a weight.
             let mut check = Check::f32(d, 16.0);
-            let pages = (0..n_pages).map(|i| values(gpu, &k2, i)).collect::<Result<Vec<_>, _>>()?;
+            let pages = (0..n_pages).map(|i| page(gpu, dtype, &k2, i)).collect::<Result<Vec<_>, _>>()?;
             let keys: Vec<Vec<f64>> =
                 (0..n_keys).map(|j| pages[j / PAGE_SIZE][j % PAGE_SIZE * d..][..d].to_vec()).collect();
             for r in some(n_rows, 2) {
@@ -92,7 +93,7 @@ pub(super) fn attention_weights(work: &Workload<'_>) -> Vec<Case> {
             Ok(check)
         };
         Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &p3)))
-    }))
+    })]
 }
 
 /// The rules of a transcript that is in the middle of a segment.

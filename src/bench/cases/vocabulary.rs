@@ -18,18 +18,44 @@ fn cases(work: &Workload<'_>, case: impl FnOnce(usize) -> Vec<Case>) -> Vec<Case
 }
 
 pub(super) fn softmax(work: &Workload<'_>) -> Vec<Case> {
+    softmax_by(work, false, false)
+}
+
+/// Logarithms, and what a sampling filter left.
+pub(super) fn softmax_switched(work: &Workload<'_>) -> Vec<Case> {
+    let others = [(true, false), (false, true), (true, true)];
+    others.into_iter().flat_map(|(log, filter)| softmax_by(work, log, filter)).collect()
+}
+
+fn softmax_by(work: &Workload<'_>, log: bool, filter: bool) -> Vec<Case> {
+    /// A filter's factor, and the least value that it keeps.
+    const FILTER: [f32; 2] = [1.5, 0.25];
     let n_rows = work.n_rows;
     cases(work, |n| {
         let cost = Cost { flops: 4.0 * (n_rows * n) as f64, bytes: (8 * n_rows * n) as f64 };
-        vec![work.case("softmax", format!("{n}"), Dtype::F32, cost, move |pool| {
+        let what = format!("{n}{}{}", if log { " log" } else { "" }, if filter { " filtered" } else { "" });
+        vec![work.case("softmax", what, Dtype::F32, cost, move |pool| {
             let some = pool.some;
             let (x, y) = (pool.activations("x", [n_rows, n], 1)?, pool.output([n_rows, n])?);
+            let filters = pool.table("filters", [n_rows, 2], &FILTER.map(f32::to_bits).repeat(n_rows))?;
             let (x2, y2, y3) = (x.clone(), y.clone(), y.clone());
-            let launch = move |rec: &mut Recorder, _: usize| ops::softmax(rec, &x, None, false, &y, n_rows);
+            let launch = move |rec: &mut Recorder, _: usize| {
+                ops::softmax(rec, &x, filter.then_some(&filters), log, &y, n_rows);
+            };
             let verify = move |gpu: &Gpu| {
                 let mut check = Check::f32(n, 4.0);
                 for r in some(n_rows, 2) {
-                    check.extend(&values(gpu, &y2, r)?, &exact::softmax(&values(gpu, &x2, r)?));
+                    let z = values(gpu, &x2, r)?;
+                    let [scale, least] = if filter { FILTER.map(f64::from) } else { [1.0, f64::MIN] };
+                    let kept = |z: &f64| if *z < least { f64::NEG_INFINITY } else { scale * z };
+                    let z: Vec<f64> = z.iter().map(kept).collect();
+                    if !log {
+                        check.extend(&values(gpu, &y2, r)?, &exact::softmax(&z));
+                        continue;
+                    }
+                    // What the filter removed has the most negative finite number.
+                    let finite = |y: Vec<f64>| y.into_iter().map(|y| y.max(-100.0)).collect::<Vec<_>>();
+                    check.extend(&finite(values(gpu, &y2, r)?), &finite(exact::log_softmax(&z)));
                 }
                 Ok(check)
             };

@@ -4,12 +4,14 @@ mod families;
 mod report;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
-use super::cases::{Case, Pool, Workload, helpers, operations};
+use super::cases::{Case, MOST_DECODE, Pool, Prepared, Workload, helpers, operations};
 use super::shapes::Shape;
 use super::{BenchError, BenchProgress, Meta};
 use crate::dtype::Dtype;
-use crate::gpu::{Caps, Gpu, GpuError, Recorder, Variant};
+use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tuning, Variant};
+use crate::ops;
 
 pub use report::{DoctorDevice, DoctorReport, DoctorRow, Verdict};
 
@@ -39,6 +41,7 @@ const ODD: &[Odd] = &[
         operations: &[
             "embed",
             "rms_norm",
+            "layer_norm",
             "linear",
             "qkv",
             "gate_up",
@@ -69,7 +72,7 @@ const ODD: &[Odd] = &[
             "num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 16411,
             "max_position_embeddings": 600, "rms_norm_eps": 1e-6, "rope_theta": 10000.0}"#,
         operations: &["head_norm", "rope_append", "attention", "softmax", "token_logprob", "top_k", "sample"],
-        dtypes: &[Dtype::F32, Dtype::Q8_0],
+        dtypes: &[Dtype::F32, Dtype::F16, Dtype::Q8_0],
         n_rows: &[3, 37],
     },
     // Layer norms, no gate.
@@ -90,6 +93,17 @@ const ODD: &[Odd] = &[
             "max_target_positions": 90}"#,
         operations: &["unfold", "attention", "attention_weights", "speech_rules"],
         dtypes: &[Dtype::F32, Dtype::F16],
+        n_rows: &[3, 37],
+    },
+    // And heads of whole blocks, over more keys than one split has anywhere.
+    Odd {
+        name: "odd whisper blocks",
+        config: r#"{"model_type": "whisper", "vocab_size": 213, "num_mel_bins": 20, "d_model": 96,
+            "encoder_layers": 1, "encoder_attention_heads": 3, "encoder_ffn_dim": 50, "decoder_layers": 1,
+            "decoder_attention_heads": 3, "decoder_ffn_dim": 50, "max_source_positions": 601,
+            "max_target_positions": 90}"#,
+        operations: &["attention", "attention_weights"],
+        dtypes: &[Dtype::F32, Dtype::F16, Dtype::Q8_0],
         n_rows: &[3, 37],
     },
 ];
@@ -166,14 +180,17 @@ pub fn doctor_variants(gpu: &Gpu, options: &DoctorOptions, caps: &Caps) -> Resul
         let mut rec = Recorder::new(&plan)?;
         for case in work.iter().flat_map(|work| work.cases(plan.caps())) {
             let prepared = case.prepare(&mut pool)?;
-            let variants = rec.variants(|rec| prepared.launch(rec, 0));
-            rec.finish()?;
-            rec.reset_params();
-            variants.into_iter().for_each(|variant| {
-                if !all.contains(&variant) {
-                    all.push(variant);
-                }
-            });
+            for tuning in tunings(plan.caps(), &case) {
+                rec.set_tuning(tuning);
+                let variants = rec.variants(|rec| prepared.launch(rec, 0));
+                rec.finish()?;
+                rec.reset_params();
+                variants.into_iter().for_each(|variant| {
+                    if !all.contains(&variant) {
+                        all.push(variant);
+                    }
+                });
+            }
         }
     }
     Ok(all)
@@ -190,6 +207,13 @@ fn devices(caps: &Caps) -> Vec<Caps> {
         }
     }
     all
+}
+
+/// What decides among the ways of a case: the device, and each measurement that there could be.
+fn tunings(caps: &Caps, case: &Case) -> Vec<Option<Arc<Tuning>>> {
+    let is_open = ops::tunable().operations.contains(&case.kernel) && case.variant.is_none();
+    let ways = if is_open { ops::product_variants(caps, case.n_rows > MOST_DECODE) } else { Vec::new() };
+    std::iter::once(None).chain(ways.into_iter().map(|way| Some(Arc::new(Tuning::same(way))))).collect()
 }
 
 /// A model, and what is checked at it.
@@ -241,6 +265,10 @@ impl Work {
                 };
                 cases.extend(work.cases());
                 cases.extend(work.helper_cases());
+                // At an odd shape, because there are many.
+                if self.operations.is_some() {
+                    cases.extend(work.switched_cases());
+                }
             }
         }
         cases.retain(|case| {
@@ -285,15 +313,32 @@ impl Patient {
             Err(error) => return Err(error.into()),
         };
         let mut rec = Recorder::new(&gpu)?;
+        for tuning in tunings(gpu.caps(), case) {
+            let chooses = self.chooses && tuning.is_none();
+            rec.set_tuning(tuning);
+            self.examine_way(&mut rec, case, &prepared, label, chooses);
+        }
+        Ok(())
+    }
+
+    /// Runs a case as `rec` decides.
+    fn examine_way(
+        &mut self,
+        rec: &mut Recorder,
+        case: &Case,
+        prepared: &Prepared,
+        label: &str,
+        chooses: bool,
+    ) {
+        let gpu = rec.gpu().clone();
         let variants = rec.variants(|rec| prepared.launch(rec, 0));
-        let default = prepared.default_variants(&mut rec);
-        let chosen = |variant: &Variant| {
-            self.chooses && default.as_ref().is_none_or(|default| default.contains(variant))
-        };
+        let default = prepared.default_variants(rec);
+        let chosen =
+            |variant: &Variant| chooses && default.as_ref().is_none_or(|default| default.contains(variant));
         let chosen: Vec<bool> = variants.iter().map(chosen).collect();
         let labels: Vec<String> = variants.iter().map(Variant::label).collect();
         if !self.done.insert((label.to_string(), labels.clone())) {
-            return Ok(());
+            return;
         }
         let mut compiles = true;
         for (variant, chosen) in variants.iter().zip(&chosen) {
@@ -307,9 +352,9 @@ impl Patient {
             }
         }
         if !compiles {
-            return Ok(());
+            return;
         }
-        let found = prepared.worst(&gpu, &mut rec, self.perturbation);
+        let found = prepared.worst(&gpu, rec, self.perturbation);
         for (variant, chosen) in variants.iter().zip(&chosen) {
             let others: Vec<&str> =
                 labels.iter().map(String::as_str).filter(|other| *other != variant.label()).collect();
@@ -319,7 +364,6 @@ impl Patient {
                 Err(error) => row.failed(&error.to_string(), label, &others),
             }
         }
-        Ok(())
     }
 
     fn variant(&mut self, variant: &Variant, dtype: Dtype, chosen: bool) -> &mut DoctorRow {
