@@ -50,15 +50,17 @@ fn embed(
     }
     for (var i = lane; i < params.n_blocks * (8u / W_VEC4); i += WG) {
         var packed = vec4<u32>();
-        var scales = vec2f();
+        var bits = vec3<u32>();
+        var scales = vec4f();
         if !outside {
             let row = (t - params.first) * params.w_stride;
-            packed = word(row + i);
-            scales = scale(load_head(row, i / (64u / W_VEC4)), i);
+            packed = load_word(row, i);
+            bits = load_bits(row, i);
+            scales = scale(load_head(row, i), i);
         }
         for (var k = 0u; k < W_VEC4; k++) {
             let at = 8u * params.n_blocks * r + W_VEC4 * i + k;
-            var value = unpack(packed, k, scales) * params.scale;
+            var value = unpack(packed, bits, k, scales) * params.scale;
             if ADD == 1u {
                 value += x[at];
             }

@@ -102,12 +102,14 @@ fn linear_coop(
     }
     var w_starts: array<u32, MOST>;
     var w_next: array<vec4<u32>, MOST>;
-    var head_next: array<vec4<u32>, MOST>;
+    var bits_next: array<vec3<u32>, MOST>;
+    var head_next: array<Head, MOST>;
     for (var i = 0u; i < WS_A_LANE; i++) {
         let e = (lane + i * LANES) / SHARING;
         w_starts[i] = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
-        w_next[i] = word(w_starts[i] + e % WORDS);
-        head_next[i] = load_head(w_starts[i], 0u);
+        w_next[i] = load_word(w_starts[i], e % WORDS);
+        bits_next[i] = load_bits(w_starts[i], e % WORDS);
+        head_next[i] = load_head(w_starts[i], e % WORDS);
     }
     var acc: array<TileC, 8>; // [2, 4]
     for (var step = 0u; step < n_steps; step++) {
@@ -120,9 +122,11 @@ fn linear_coop(
             let part = lane % SHARING;
             // The first vec4 that this lane unpacks is the first of its word.
             let packed = rotated(w_next[i], part * (4u / SHARING));
-            let scales = scale(head_next[i], step * WORDS + e % WORDS);
+            let bits = bits_next[i] >> vec3u(part * WS_VEC4);
+            let halves = scale(head_next[i], step * WORDS + e % WORDS);
+            let scales = select(halves, halves.zwxy, 2u * part >= SHARING);
             for (var k = 0u; k < WS_VEC4; k++) {
-                let v = unpack(packed, k, scales);
+                let v = unpack(packed, bits, k, scales);
                 let at = e / WORDS * PITCH + e % WORDS * W_VEC4 + part * WS_VEC4 + k;
                 if FITS_F16 {
                     ws[at] = vec4<f16>(v);
@@ -138,8 +142,10 @@ fn linear_coop(
         }
         for (var i = 0u; i < WS_A_LANE; i++) {
             let e = (lane + i * LANES) / SHARING;
-            w_next[i] = word(w_starts[i] + next * WORDS + e % WORDS);
-            head_next[i] = load_head(w_starts[i], next / 8u);
+            let at = next * WORDS + e % WORDS;
+            w_next[i] = load_word(w_starts[i], at);
+            bits_next[i] = load_bits(w_starts[i], at);
+            head_next[i] = load_head(w_starts[i], at);
         }
         workgroupBarrier();
         for (var k = 0u; k < 8u; k += TILE / 4u) {

@@ -58,12 +58,14 @@ fn linear_tile(
     }
     var w_starts: array<u32, WS_A_LANE>;
     var w_next: array<vec4<u32>, WS_A_LANE>;
-    var head_next: array<vec4<u32>, WS_A_LANE>;
+    var bits_next: array<vec3<u32>, WS_A_LANE>;
+    var head_next: array<Head, WS_A_LANE>;
     for (var i = 0u; i < WS_A_LANE; i++) {
         let e = (lane + i * 128u) / SHARING;
         w_starts[i] = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
-        w_next[i] = word(w_starts[i] + e % WORDS);
-        head_next[i] = load_head(w_starts[i], 0u);
+        w_next[i] = load_word(w_starts[i], e % WORDS);
+        bits_next[i] = load_bits(w_starts[i], e % WORDS);
+        head_next[i] = load_head(w_starts[i], e % WORDS);
     }
     var acc: array<vec4f, 8>; // rows ty + 8·i; components: outputs tx + 16·j
     for (var b = 0u; b < n_blocks; b++) {
@@ -76,9 +78,11 @@ fn linear_tile(
             let first = lane % SHARING * (W_VEC4 / SHARING);
             // The first vec4 that this lane unpacks is the first of its word.
             let packed = select(w_next[i], w_next[i].zwxy, first > 0u);
-            let scales = scale(head_next[i], b * WORDS + e % WORDS);
+            let bits = bits_next[i] >> vec3u(first);
+            let halves = scale(head_next[i], b * WORDS + e % WORDS);
+            let scales = select(halves, halves.zwxy, first > 0u);
             for (var k = 0u; k < W_VEC4 / SHARING; k++) {
-                ws[place(e / WORDS, e % WORDS * W_VEC4 + first + k)] = unpack(packed, k, scales);
+                ws[place(e / WORDS, e % WORDS * W_VEC4 + first + k)] = unpack(packed, bits, k, scales);
             }
         }
         // The next block is on its way while this one is multiplied; the last one is loaded twice.
@@ -88,8 +92,10 @@ fn linear_tile(
         }
         for (var i = 0u; i < WS_A_LANE; i++) {
             let e = (lane + i * 128u) / SHARING;
-            w_next[i] = word(w_starts[i] + next * WORDS + e % WORDS);
-            head_next[i] = load_head(w_starts[i], next / 8u);
+            let at = next * WORDS + e % WORDS;
+            w_next[i] = load_word(w_starts[i], at);
+            bits_next[i] = load_bits(w_starts[i], at);
+            head_next[i] = load_head(w_starts[i], at);
         }
         workgroupBarrier();
         for (var k = 0u; k < 8u; k++) {

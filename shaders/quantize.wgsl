@@ -18,9 +18,9 @@ struct Params {
 fn load_block(row: u32, b: u32) -> array<vec4f, 8> {
     var values: array<vec4f, 8>;
     for (var i = 0u; i < 8u / W_VEC4; i++) {
-        let packed = word(row + b * (8u / W_VEC4) + i);
+        let packed = load_word(row, b * (8u / W_VEC4) + i);
         for (var k = 0u; k < W_VEC4; k++) {
-            values[i * W_VEC4 + k] = unpack(packed, k, vec2f());
+            values[i * W_VEC4 + k] = unpack(packed, vec3<u32>(), k, vec4f());
         }
     }
     return values;

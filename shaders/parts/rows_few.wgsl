@@ -38,16 +38,19 @@ fn sums(r: u32) -> vec4f {
 
 // Word i of each row of weights.
 fn words(o: vec4u, i: u32) -> array<vec4<u32>, 4> {
-    return array<vec4<u32>, 4>(word(o.x + i), word(o.y + i), word(o.z + i), word(o.w + i));
+    return array<vec4<u32>, 4>(load_word(o.x, i), load_word(o.y, i), load_word(o.z, i), load_word(o.w, i));
 }
 
 // Adds the products of these four words to the sums.
 fn add(o: vec4u, i: u32, four: array<vec4<u32>, 4>, offset: f32) {
-    let s = i / (64u / W_VEC4);
-    let s0 = scale(load_head(o.x, s), i);
-    let s1 = scale(load_head(o.y, s), i);
-    let s2 = scale(load_head(o.z, s), i);
-    let s3 = scale(load_head(o.w, s), i);
+    let b0 = load_bits(o.x, i);
+    let b1 = load_bits(o.y, i);
+    let b2 = load_bits(o.z, i);
+    let b3 = load_bits(o.w, i);
+    let s0 = scale(load_head(o.x, i), i);
+    let s1 = scale(load_head(o.y, i), i);
+    let s2 = scale(load_head(o.z, i), i);
+    let s3 = scale(load_head(o.w, i), i);
     for (var first = 0u; first < W_VEC4; first += TOGETHER) {
         var values: array<vec4f, TOGETHER * N_ROWS>;
         var factors: array<vec4f, TOGETHER>;
@@ -61,10 +64,10 @@ fn add(o: vec4u, i: u32, four: array<vec4<u32>, 4>, offset: f32) {
             }
         }
         for (var k = 0u; k < TOGETHER; k++) {
-            let v0 = unpack(four[0], first + k, s0);
-            let v1 = unpack(four[1], first + k, s1);
-            let v2 = unpack(four[2], first + k, s2);
-            let v3 = unpack(four[3], first + k, s3);
+            let v0 = unpack(four[0], b0, first + k, s0);
+            let v1 = unpack(four[1], b1, first + k, s1);
+            let v2 = unpack(four[2], b2, first + k, s2);
+            let v3 = unpack(four[3], b3, first + k, s3);
             for (var r = 0u; r < N_ROWS; r++) {
                 var value = values[k * N_ROWS + r];
                 if NORM == 1u {

@@ -22,12 +22,12 @@ fn sums(r: u32) -> vec4f {
 
 fn multiply(r0: u32, o: vec4u, lane: u32) {
     var squares: array<f32, N_ROWS>;
-    for (var s = 0u; s < params.n_blocks; s += 8u) {
-        let h0 = load_head(o.x, s / 8u);
-        let h1 = load_head(o.y, s / 8u);
-        let h2 = load_head(o.z, s / 8u);
-        let h3 = load_head(o.w, s / 8u);
-        for (var b = s; b < min(s + 8u, params.n_blocks); b++) {
+    for (var s = 0u; s < params.n_blocks; s += HEAD_BLOCKS) {
+        let h0 = load_head(o.x, s * (8u / W_VEC4));
+        let h1 = load_head(o.y, s * (8u / W_VEC4));
+        let h2 = load_head(o.z, s * (8u / W_VEC4));
+        let h3 = load_head(o.w, s * (8u / W_VEC4));
+        for (var b = s; b < min(s + HEAD_BLOCKS, params.n_blocks); b++) {
             var own: array<vec4f, N_ROWS>;
             for (var r = 0u; r < N_ROWS; r++) {
                 own[r] = four_x((params.row0 + min(r0 + r, params.n_rows - 1u)) * params.x_stride + 8u * b + lane);
@@ -41,19 +41,23 @@ fn multiply(r0: u32, o: vec4u, lane: u32) {
             }
             for (var i = 0u; i < 8u / W_VEC4; i++) {
                 let at = b * (8u / W_VEC4) + i;
-                let w0 = word(o.x + at);
-                let w1 = word(o.y + at);
-                let w2 = word(o.z + at);
-                let w3 = word(o.w + at);
+                let w0 = load_word(o.x, at);
+                let w1 = load_word(o.y, at);
+                let w2 = load_word(o.z, at);
+                let w3 = load_word(o.w, at);
+                let b0 = load_bits(o.x, at);
+                let b1 = load_bits(o.y, at);
+                let b2 = load_bits(o.z, at);
+                let b3 = load_bits(o.w, at);
                 let s0 = scale(h0, at);
                 let s1 = scale(h1, at);
                 let s2 = scale(h2, at);
                 let s3 = scale(h3, at);
                 for (var k = 0u; k < W_VEC4; k++) {
-                    let v0 = unpack(w0, k, s0);
-                    let v1 = unpack(w1, k, s1);
-                    let v2 = unpack(w2, k, s2);
-                    let v3 = unpack(w3, k, s3);
+                    let v0 = unpack(w0, b0, k, s0);
+                    let v1 = unpack(w1, b1, k, s1);
+                    let v2 = unpack(w2, b2, k, s2);
+                    let v3 = unpack(w3, b3, k, s3);
                     for (var r = 0u; r < N_ROWS; r++) {
                         let value = subgroupShuffle(own[r], i * W_VEC4 + k);
                         acc[r] += vec4f(dot(v0, value), dot(v1, value), dot(v2, value), dot(v3, value));

@@ -2,20 +2,31 @@
 // Q4_0: d·(q − 8). One block per word; in each of its four components c the low nibbles of the bytes are elements
 // 8c … 8c + 3, the high ones 8c + 4 … 8c + 7. The head has the F16 scales of eight blocks.
 const W_VEC4: u32 = 8u;
+const HEAD_BLOCKS: u32 = 8u;
 const FITS_F16: bool = false;
 
-fn load_head(row: u32, s: u32) -> vec4<u32> {
-    return word(row + params.n_blocks + s);
+alias Head = vec4<u32>;
+
+fn load_word(row: u32, i: u32) -> vec4<u32> {
+    return word(row + i);
+}
+
+fn load_bits(row: u32, i: u32) -> vec3<u32> {
+    return vec3<u32>();
+}
+
+fn load_head(row: u32, i: u32) -> Head {
+    return word(row + params.n_blocks + i / 8u);
 }
 
 // The factor, and the term to subtract.
-fn scale(head: vec4<u32>, i: u32) -> vec2f {
+fn scale(head: Head, i: u32) -> vec4f {
     let b = i % 8u;
     let d = unpack2x16float(head[b / 2u] >> (16u * (b % 2u))).x;
-    return vec2f(d, 8.0 * d);
+    return vec4f(d, 8.0 * d, 0.0, 0.0);
 }
 
-fn unpack(word: vec4<u32>, k: u32, scale: vec2f) -> vec4f {
+fn unpack(word: vec4<u32>, bits: vec3<u32>, k: u32, scale: vec4f) -> vec4f {
     let nibbles = (word[k / 2u] >> (4u * (k % 2u))) & 0x0f0f0f0fu;
     return vec4f(unpack4xU8(nibbles)) * scale.x - scale.y;
 }

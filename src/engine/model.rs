@@ -75,7 +75,7 @@ impl LoadedModel {
         files.expect(kind)?;
         let shape = files.architecture.shape();
         check_device(&shape, gpu.caps())?;
-        if let Some(found) = quantize.filter(|dtype| !dtype.is_quantised()) {
+        if let Some(found) = quantize.filter(|dtype| !Dtype::QUANTISED.contains(dtype)) {
             let (found, expected) = (found.to_string(), "`Q8_0`, `Q4_0` or `Q4_K`");
             return Err(EngineError::Parameter { name: "quantize", found, expected });
         }

@@ -22,6 +22,7 @@ mod probe_copy;
 mod probe_fma;
 mod qkv;
 mod quantize;
+mod random_blocks;
 mod rms_norm;
 mod rope_append;
 mod rows;
@@ -52,6 +53,7 @@ pub use probe_copy::probe_copy;
 pub use probe_fma::probe_fma;
 pub use qkv::{Qkv, qkv};
 pub use quantize::quantize;
+pub use random_blocks::random_blocks;
 pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope_append::{Places, RopeAppend, Rotary, rope_append};
 pub use rows::{Affine, Input, Rows};
@@ -135,7 +137,24 @@ pub fn product_variants(caps: &Caps, is_prompt: bool) -> Vec<&'static str> {
 pub static PARTS: &[&[&Part]] = &[
     &[&WORDS_32, &WORDS_64],
     &[&INPUTS_32, &INPUTS_64],
-    &[&WEIGHTS_F32, &WEIGHTS_F16, &WEIGHTS_BF16, &WEIGHTS_Q8_0, &WEIGHTS_Q4_0, &WEIGHTS_Q4_K],
+    &[
+        &WEIGHTS_F32,
+        &WEIGHTS_F16,
+        &WEIGHTS_BF16,
+        &WEIGHTS_Q8_0,
+        &WEIGHTS_Q4_0,
+        &WEIGHTS_Q4_1,
+        &WEIGHTS_Q5_0,
+        &WEIGHTS_Q5_1,
+        &WEIGHTS_Q2_K,
+        &WEIGHTS_Q3_K,
+        &WEIGHTS_Q4_K,
+        &WEIGHTS_Q5_K,
+        &WEIGHTS_Q6_K,
+        &WEIGHTS_IQ4_NL,
+        &WEIGHTS_IQ4_XS,
+        &WEIGHTS_MXFP4,
+    ],
     &[&KV_F32, &KV_F32_64, &KV_F16, &KV_F16_64, &KV_Q8_0],
     // As words.
     &[&KV_F32, &KV_F16, &KV_F16_WIDE, &KV_Q8_0],
@@ -174,7 +193,17 @@ part!(WEIGHTS_F16, "weights_f16");
 part!(WEIGHTS_BF16, "weights_bf16");
 part!(WEIGHTS_Q8_0, "weights_q8_0");
 part!(WEIGHTS_Q4_0, "weights_q4_0");
+part!(WEIGHTS_Q4_1, "weights_q4_1");
+part!(WEIGHTS_Q5_0, "weights_q5_0");
+part!(WEIGHTS_Q5_1, "weights_q5_1");
+part!(WEIGHTS_Q2_K, "weights_q2_k");
+part!(WEIGHTS_Q3_K, "weights_q3_k");
 part!(WEIGHTS_Q4_K, "weights_q4_k");
+part!(WEIGHTS_Q5_K, "weights_q5_k");
+part!(WEIGHTS_Q6_K, "weights_q6_k");
+part!(WEIGHTS_IQ4_NL, "weights_iq4_nl");
+part!(WEIGHTS_IQ4_XS, "weights_iq4_xs");
+part!(WEIGHTS_MXFP4, "weights_mxfp4");
 part!(KV_F32, "kv_f32");
 part!(KV_F16, "kv_f16");
 part!(KV_F16_64, "kv_f16_64");
@@ -257,7 +286,17 @@ fn weights(dtype: Dtype) -> &'static Part {
         Dtype::BF16 => &WEIGHTS_BF16,
         Dtype::Q8_0 => &WEIGHTS_Q8_0,
         Dtype::Q4_0 => &WEIGHTS_Q4_0,
+        Dtype::Q4_1 => &WEIGHTS_Q4_1,
+        Dtype::Q5_0 => &WEIGHTS_Q5_0,
+        Dtype::Q5_1 => &WEIGHTS_Q5_1,
+        Dtype::Q2_K => &WEIGHTS_Q2_K,
+        Dtype::Q3_K => &WEIGHTS_Q3_K,
         Dtype::Q4_K => &WEIGHTS_Q4_K,
+        Dtype::Q5_K => &WEIGHTS_Q5_K,
+        Dtype::Q6_K => &WEIGHTS_Q6_K,
+        Dtype::IQ4_NL => &WEIGHTS_IQ4_NL,
+        Dtype::IQ4_XS => &WEIGHTS_IQ4_XS,
+        Dtype::MXFP4 => &WEIGHTS_MXFP4,
         Dtype::U32 => unreachable!("u32 tables are not weights"),
     }
 }
@@ -268,7 +307,7 @@ fn quantizer(dtype: Dtype) -> &'static Part {
         Dtype::Q8_0 => &QUANTIZE_Q8_0,
         Dtype::Q4_0 => &QUANTIZE_Q4_0,
         Dtype::Q4_K => &QUANTIZE_Q4_K,
-        other => unreachable!("{other} is not a quantised type"),
+        other => unreachable!("the device does not quantise to {other}"),
     }
 }
 

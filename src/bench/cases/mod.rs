@@ -355,6 +355,12 @@ impl<'a> Pool<'a> {
             return Ok(tensor);
         }
         let mut rec = Recorder::new(self.gpu)?;
+        if !Dtype::QUANTISED.contains(&dtype) {
+            crate::ops::random_blocks(self.gpu, &tensor, seed, scale);
+            // The driver keeps a copy of what is written until the next submission.
+            self.gpu.submit(rec.finish()?)?;
+            return Ok(tensor);
+        }
         for (i, view) in tensor.ranges().enumerate() {
             let source = Tensor::weights(self.gpu, label, [view.rows.len(), shape[1]], Dtype::F16)?;
             crate::ops::fill_normal(&mut rec, &source, seed + i as u32, mean, scale);
@@ -422,7 +428,7 @@ fn padded_values(gpu: &Gpu, tensor: &Tensor, row: usize) -> Result<Vec<f64>, Gpu
         Dtype::BF16 => bytemuck::cast_slice::<_, half::bf16>(&words).iter().map(|h| h.to_f64()).collect(),
         Dtype::F32 => bytemuck::cast_slice::<_, f32>(&words).iter().map(|f| f64::from(*f)).collect(),
         Dtype::U32 => words.iter().map(|w| f64::from(*w)).collect(),
-        Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q4_K => {
+        _ => {
             let decoded =
                 exact::quant::decode(tensor.dtype().name(), bytemuck::cast_slice(&words), tensor.stride());
             decoded.into_iter().map(f64::from).collect()

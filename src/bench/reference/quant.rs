@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // benchmarks and each test binary use their own part of this
 
+use std::ops::Range;
+
 fn f16(x: f32) -> f32 {
     half::f16::from_f32(x).to_f32()
 }
@@ -91,32 +93,140 @@ fn qkx2(x: &[f32]) -> (f32, f32) {
     (scale, -min)
 }
 
-/// The first `n` values of a row in the device's layout: the quants of all blocks, then 16 bytes per superblock.
-pub fn decode(dtype: &str, row: &[u8], n: usize) -> Vec<f32> {
-    let n_blocks = n.div_ceil(32);
-    let block_bytes = if dtype == "Q8_0" { 32 } else { 16 };
-    let heads = &row[n_blocks * block_bytes..];
-    let half = |at: usize| half::f16::from_le_bytes([heads[at], heads[at + 1]]).to_f32();
-    let value = |i: usize| {
-        let (b, e) = (i / 32, i % 32);
-        let block = &row[b * block_bytes..][..block_bytes];
-        let (s, j) = (b / 8 * 16, b % 8);
-        // The low nibbles of a word are four elements, the high nibbles the next four.
-        let quant = || f32::from((block[e / 8 * 4 + e % 4] >> (e % 8 / 4 * 4)) & 15);
-        match dtype {
-            "Q8_0" => half(s + 2 * j) * f32::from(block[e] as i8),
-            "Q4_0" => half(s + 2 * j) * (quant() - 8.0),
-            _ => {
-                // get_scale_min_k4
-                let q = &heads[s + 4..s + 16];
-                let (scale, min) = if j < 4 {
-                    (q[j] & 63, q[j + 4] & 63)
-                } else {
-                    (q[j + 4] & 15 | q[j - 4] >> 6 << 4, q[j + 4] >> 4 | q[j] >> 6 << 4)
-                };
-                half(s) * f32::from(scale) * quant() - half(s + 2) * f32::from(min)
-            }
-        }
+/// The values of a row in ggml's blocks (`dequantize_row_*`).
+pub fn stored(dtype: &str, row: &[u8]) -> Vec<f32> {
+    // Bytes and elements of a block; bytes of its scales and of its other factors; the quant of an element.
+    type Quant = fn(&[u8], usize) -> u8;
+    let (n_bytes, n, scales, factors, quant): (usize, usize, Range<usize>, Range<usize>, Quant) = match dtype
+    {
+        "Q8_0" => (34, 32, 0..2, 0..0, |b, e| b[2 + e]),
+        "Q4_0" | "IQ4_NL" => (18, 32, 0..2, 0..0, |b, e| nibble(&b[2..], e)),
+        "Q4_1" => (20, 32, 0..4, 0..0, |b, e| nibble(&b[4..], e)),
+        "Q5_0" => (22, 32, 0..2, 0..0, |b, e| nibble(&b[6..], e) | (b[2 + e / 8] >> (e % 8) & 1) << 4),
+        "Q5_1" => (24, 32, 0..4, 0..0, |b, e| nibble(&b[8..], e) | (b[4 + e / 8] >> (e % 8) & 1) << 4),
+        "MXFP4" => (17, 32, 0..1, 0..0, |b, e| nibble(&b[1..], e)),
+        // Two blocks of 32 share 32 bytes; the first one has the low nibbles.
+        "Q4_K" => (144, 256, 0..16, 0..0, |b, e| b[16 + e / 64 * 32 + e % 32] >> (e / 32 % 2 * 4) & 15),
+        "Q5_K" => (176, 256, 0..16, 0..0, |b, e| {
+            b[48 + e / 64 * 32 + e % 32] >> (e / 32 % 2 * 4) & 15 | (b[16 + e % 32] >> (e / 32) & 1) << 4
+        }),
+        // In each half of 128, two blocks of 32 share 32 bytes with the next but one.
+        "Q6_K" => (210, 256, 192..208, 208..210, |b, e| {
+            let low = b[e / 128 * 64 + e % 64] >> (e / 64 % 2 * 4) & 15;
+            low | (b[128 + e / 128 * 32 + e % 32] >> (e / 32 % 4 * 2) & 3) << 4
+        }),
+        "Q3_K" => (110, 256, 96..108, 108..110, |b, e| {
+            b[32 + e / 128 * 32 + e % 32] >> (e / 32 % 4 * 2) & 3 | (b[e % 32] >> (e / 32) & 1) << 2
+        }),
+        "Q2_K" => (84, 256, 0..16, 80..84, |b, e| b[16 + e / 128 * 32 + e % 32] >> (e / 32 % 4 * 2) & 3),
+        "IQ4_XS" => (136, 256, 0..8, 0..0, |b, e| nibble(&b[8 + e / 32 * 16..], e % 32)),
+        other => unreachable!("{other} has no blocks"),
     };
-    (0..n).map(value).collect()
+    let block = |b: &[u8]| {
+        let value = |e| value(dtype, quant(b, e), e, &b[scales.clone()], &b[factors.clone()]);
+        (0..n).map(value).collect::<Vec<f32>>()
+    };
+    row.chunks(n_bytes).flat_map(block).collect()
+}
+
+/// Element `e` of 32 in 16 bytes: the low nibbles are the first half.
+fn nibble(bytes: &[u8], e: usize) -> u8 {
+    bytes[e % 16] >> (e / 16 * 4) & 15
+}
+
+/// The value of quant `q`, element `e` of a block or superblock with these scales and other factors.
+fn value(dtype: &str, q: u8, e: usize, scales: &[u8], factors: &[u8]) -> f32 {
+    let half = |bytes: &[u8], at: usize| half::f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32();
+    let number = f32::from(q);
+    let (block, sixteen) = (e / 32, e / 16);
+    match dtype {
+        "Q8_0" => half(scales, 0) * f32::from(q as i8),
+        "Q4_0" => half(scales, 0) * (number - 8.0),
+        "Q5_0" => half(scales, 0) * (number - 16.0),
+        "Q4_1" | "Q5_1" => half(scales, 0) * number + half(scales, 2),
+        "IQ4_NL" => half(scales, 0) * f32::from(IQ4_NL[usize::from(q)]),
+        "MXFP4" => 2f32.powi(i32::from(scales[0]) - 127) * E2M1[usize::from(q)],
+        "Q4_K" | "Q5_K" => {
+            // get_scale_min_k4
+            let (s, j) = (&scales[4..], block);
+            let (scale, min) = if j < 4 {
+                (s[j] & 63, s[j + 4] & 63)
+            } else {
+                (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4)
+            };
+            half(scales, 0) * f32::from(scale) * number - half(scales, 2) * f32::from(min)
+        }
+        "Q6_K" => half(factors, 0) * f32::from(scales[sixteen] as i8) * (number - 32.0),
+        "Q3_K" => {
+            let low = scales[sixteen % 8] >> (sixteen / 8 * 4) & 15;
+            let scale = low | (scales[8 + sixteen % 4] >> (sixteen / 4 * 2) & 3) << 4;
+            half(factors, 0) * (f32::from(scale) - 32.0) * (number - 4.0)
+        }
+        "Q2_K" => {
+            let (scale, min) = (scales[sixteen] & 15, scales[sixteen] >> 4);
+            half(factors, 0) * f32::from(scale) * number - half(factors, 2) * f32::from(min)
+        }
+        "IQ4_XS" => {
+            let low = scales[4 + block / 2] >> (block % 2 * 4) & 15;
+            let scale = low | (scales[2 + block / 4] >> (block % 4 * 2) & 3) << 4;
+            half(scales, 0) * (f32::from(scale) - 32.0) * f32::from(IQ4_NL[usize::from(q)])
+        }
+        other => unreachable!("{other} has no blocks"),
+    }
+}
+
+/// `kvalues_iq4nl`
+const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+/// The 4-bit floats of OCP Microscaling Formats 1.0: a sign, two bits of exponent, one of mantissa.
+const E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// The first `n` values of a row in the device's layout.
+pub fn decode(dtype: &str, row: &[u8], n: usize) -> Vec<f32> {
+    let (n_blocks, n_superblocks) = (n.div_ceil(32), n.div_ceil(256));
+    // Bytes of a block's quants, pairs of bits, bits; elements that share scales and their bytes; bytes of a
+    // superblock's other factors.
+    let (quants, pairs, bits, shared, scales, factors) = match dtype {
+        "Q8_0" => (32, 0, 0, 32, 2, 0),
+        "Q4_0" | "IQ4_NL" => (16, 0, 0, 32, 2, 0),
+        "Q4_1" => (16, 0, 0, 32, 4, 0),
+        "Q5_0" => (16, 0, 4, 32, 2, 0),
+        "Q5_1" => (16, 0, 4, 32, 4, 0),
+        "MXFP4" => (16, 0, 0, 32, 1, 0),
+        "Q4_K" => (16, 0, 0, 256, 16, 0),
+        "Q5_K" => (16, 0, 4, 256, 16, 0),
+        "Q6_K" => (16, 8, 0, 256, 16, 2),
+        "Q3_K" => (0, 8, 4, 256, 12, 2),
+        "Q2_K" => (0, 8, 0, 256, 16, 4),
+        "IQ4_XS" => (16, 0, 0, 256, 8, 0),
+        other => unreachable!("{other} has no blocks"),
+    };
+    let pairs_at = (quants * n_blocks).next_multiple_of(16);
+    let bits_at = pairs_at + (pairs * n_blocks).next_multiple_of(16);
+    let scales_at = bits_at + (bits * n_blocks).next_multiple_of(16);
+    let factors_at = scales_at + (scales * n.div_ceil(shared)).next_multiple_of(16);
+    assert!(row.len() >= factors_at + factors * n_superblocks, "{dtype}: {} bytes for {n} values", row.len());
+    let element = |i: usize| {
+        let (b, e) = (i / 32, i % 32);
+        let mut q = 0;
+        let mut n_bits = 0;
+        if quants == 32 {
+            q = row[32 * b + e];
+        } else if quants == 16 {
+            // The low nibbles of four bytes are four elements, the high nibbles the next four.
+            q = row[16 * b + e / 8 * 4 + e % 4] >> (e % 8 / 4 * 4) & 15;
+            n_bits = 4;
+        }
+        if pairs > 0 {
+            // Four bytes have the elements of even fours, the next four bytes those of odd ones.
+            q |= (row[pairs_at + 8 * b + e / 4 % 2 * 4 + e % 4] >> (e / 8 * 2) & 3) << n_bits;
+            n_bits += 2;
+        }
+        if bits > 0 {
+            q |= (row[bits_at + 4 * b + e % 4] >> (e / 4) & 1) << n_bits;
+        }
+        let scales = &row[scales_at + i / shared * scales..][..scales];
+        value(dtype, q, i % shared, scales, &row[factors_at + i / 256 * factors..][..factors])
+    };
+    (0..n).map(element).collect()
 }

@@ -206,8 +206,12 @@ impl Setup<'_> {
         if !dtype.is_quantised() {
             return self.normal(shape, dtype, 0.0, scale);
         }
-        let from = self.normal(shape, Dtype::F16, 0.0, scale)?;
         let to = Tensor::zeros(self.gpu, "self-test", shape, dtype)?;
+        if !Dtype::QUANTISED.contains(&dtype) {
+            super::random_blocks(self.gpu, &to, self.seed(), scale);
+            return Ok(to);
+        }
+        let from = self.normal(shape, Dtype::F16, 0.0, scale)?;
         self.fills.push(Fill::Quantize { from, to: to.clone() });
         Ok(to)
     }
@@ -251,9 +255,10 @@ fn weights_dtype(variant: &Variant) -> Dtype {
     dtype.expect("a kernel with weights has a part for their type")
 }
 
-/// An odd number of inputs; for `Q4_K`, which does not round zero to zero, one without padding.
+/// An odd number of inputs; for a type whose padding would not be zero, one without padding.
 fn odd_width(dtype: Dtype) -> usize {
-    if dtype == Dtype::Q4_K { SUPERBLOCK } else { 203 }
+    let pads_with_zero = !dtype.is_quantised() || matches!(dtype, Dtype::Q8_0 | Dtype::Q4_0);
+    if pads_with_zero { 203 } else { SUPERBLOCK }
 }
 
 /// Whether an override of a variant is set.
