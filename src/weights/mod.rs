@@ -4,6 +4,7 @@
 //! from it, and reads the bytes piece by piece. Nothing is mapped: a mapped file that somebody shortens kills the
 //! process.
 
+pub mod ggml;
 mod safetensors;
 
 use std::borrow::Cow;
