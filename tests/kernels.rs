@@ -937,43 +937,6 @@ impl Gguf {
     }
 }
 
-/// One row of ggml's blocks in plain values (ggml-quants.c, dequantize_row_*).
-fn ggml_row(dtype: Dtype, row: &[u8]) -> Vec<f32> {
-    let half = |b: &[u8]| half::f16::from_le_bytes([b[0], b[1]]).to_f32();
-    match dtype {
-        Dtype::Q8_0 => {
-            row.chunks(34).flat_map(|b| b[2..].iter().map(move |q| half(b) * f32::from(*q as i8))).collect()
-        }
-        Dtype::Q4_0 => {
-            let block = |b: &[u8]| {
-                let value = |q: u8| half(b) * (f32::from(q) - 8.0);
-                let low: Vec<f32> = b[2..].iter().map(|q| value(q & 15)).collect();
-                [low, b[2..].iter().map(|q| value(q >> 4)).collect()].concat()
-            };
-            row.chunks(18).flat_map(block).collect()
-        }
-        _ => {
-            let superblock = |b: &[u8]| {
-                let (d, m, s) = (half(b), half(&b[2..]), &b[4..16]);
-                let pair = |j: usize| match j {
-                    0..4 => (s[j] & 63, s[j + 4] & 63),
-                    _ => (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4),
-                };
-                let block = |j: usize| {
-                    let (scale, min) = pair(j);
-                    // Two blocks share 32 bytes; the first one has the low nibbles.
-                    let quants = b[16 + j / 2 * 32..].iter().take(32).map(move |q| q >> (j % 2 * 4) & 15);
-                    quants
-                        .map(move |q| d * f32::from(scale) * f32::from(q) - m * f32::from(min))
-                        .collect::<Vec<_>>()
-                };
-                (0..8).flat_map(block).collect::<Vec<f32>>()
-            };
-            row.chunks(144).flat_map(superblock).collect()
-        }
-    }
-}
-
 /// The device quantises as llama.cpp's own quantiser does, if its files are present.
 #[test]
 fn quantize_as_llama_cpp_does() {
@@ -1004,7 +967,7 @@ fn quantize_as_llama_cpp_does() {
                 _ => n_cols / 256 * 144,
             };
             let want = theirs.bytes[*at..][..n_rows * row_bytes].chunks(row_bytes);
-            let want: Vec<f32> = want.flat_map(|row| ggml_row(dtype, row)).collect();
+            let want: Vec<f32> = want.flat_map(|row| exact::quant::stored(dtype.name(), row)).collect();
             n += want.len();
             same += ours.iter().zip(&want).filter(|(a, b)| a == b).count();
         }
