@@ -21,7 +21,7 @@ fn load_head(row: u32, i: u32) -> Head {
 fn scale(head: Head, i: u32) -> vec4f {
     let b = i % 8u;
     let d = unpack2x16float(head[b / 2u] >> (16u * (b % 2u))).x;
-    return vec4f(d, 0.0, 0.0, 0.0);
+    return vec2f(d, 0.0).xyxy;
 }
 
 // The values of four codes, −127 … 113: this polynomial, rounded. A table with an index that is known only at run time would

@@ -22,7 +22,7 @@ fn load_head(row: u32, i: u32) -> Head {
 fn scale(head: Head, i: u32) -> vec4f {
     let b = i % 8u;
     let s = ((head.y >> (4u * b)) & 15u) | (((head.x >> (16u + 2u * b)) & 3u) << 4u);
-    return vec4f(unpack2x16float(head.x).x * (f32(s) - 32.0), 0.0, 0.0, 0.0);
+    return vec2f(unpack2x16float(head.x).x * (f32(s) - 32.0), 0.0).xyxy;
 }
 
 // The values of four codes, −127 … 113: this polynomial, rounded. A table with an index that is known only at run time would

@@ -23,7 +23,7 @@ fn scale(head: Head, i: u32) -> vec4f {
     let b = i % 8u;
     let e = (head[b / 4u] >> (8u * (b % 4u))) & 255u;
     // 2^-128 and 2^-127 are subnormal.
-    return vec4f(bitcast<f32>(select((e - 1u) << 23u, 0x00200000u << e, e < 2u)), 0.0, 0.0, 0.0);
+    return vec2f(bitcast<f32>(select((e - 1u) << 23u, 0x00200000u << e, e < 2u)), 0.0).xyxy;
 }
 
 fn unpack(word: vec4<u32>, bits: vec3<u32>, k: u32, scale: vec4f) -> vec4f {

@@ -20,7 +20,7 @@ fn load_head(row: u32, i: u32) -> Head {
 
 // The factor, and the term to subtract.
 fn scale(head: Head, i: u32) -> vec4f {
-    return vec4f(unpack2x16float(head[i % 4u]) * vec2f(1.0, -1.0), 0.0, 0.0);
+    return (unpack2x16float(head[i % 4u]) * vec2f(1.0, -1.0)).xyxy;
 }
 
 fn unpack(word: vec4<u32>, bits: vec3<u32>, k: u32, scale: vec4f) -> vec4f {

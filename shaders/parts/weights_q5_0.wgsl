@@ -23,7 +23,7 @@ fn load_head(row: u32, i: u32) -> Head {
 fn scale(head: Head, i: u32) -> vec4f {
     let b = i % 8u;
     let d = unpack2x16float(head[b / 2u] >> (16u * (b % 2u))).x;
-    return vec4f(d, 16.0 * d, 0.0, 0.0);
+    return vec2f(d, 16.0 * d).xyxy;
 }
 
 fn unpack(word: vec4<u32>, bits: vec3<u32>, k: u32, scale: vec4f) -> vec4f {

@@ -25,7 +25,7 @@ fn scale(head: Head, i: u32) -> vec4f {
     let both = head.w >> (8u * (b % 4u));
     // The upper two bits of the last four blocks stand in the bits that the first four leave free.
     let late = vec2u(both & 15u, (both >> 4u) & 15u) | ((low >> vec2u(2u)) & vec2u(48u));
-    return vec4f(unpack2x16float(head.x) * vec2f(select(low & vec2u(63u), late, b >= 4u)), 0.0, 0.0);
+    return (unpack2x16float(head.x) * vec2f(select(low & vec2u(63u), late, b >= 4u))).xyxy;
 }
 
 fn unpack(word: vec4<u32>, bits: vec3<u32>, k: u32, scale: vec4f) -> vec4f {

@@ -20,7 +20,7 @@ fn load_head(row: u32, i: u32) -> Head {
 
 fn scale(head: Head, i: u32) -> vec4f {
     let b = i / 2u % 8u; // two words per block
-    return vec4f(unpack2x16float(head[b / 2u] >> (16u * (b % 2u))).x, 0.0, 0.0, 0.0);
+    return vec2f(unpack2x16float(head[b / 2u] >> (16u * (b % 2u))).x, 0.0).xyxy;
 }
 
 fn unpack(word: vec4<u32>, bits: vec3<u32>, k: u32, scale: vec4f) -> vec4f {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use wginfer::dtype::Dtype;
 
 /// The model.
@@ -111,29 +112,11 @@ pub enum Precision {
     F32,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[allow(non_camel_case_types)]
-pub enum WeightType {
-    F32,
-    F16,
-    Bf16,
-    #[value(name = "Q8_0")]
-    Q8_0,
-    #[value(name = "Q4_0")]
-    Q4_0,
-    #[value(name = "Q4_K")]
-    Q4_K,
-}
+/// The types that random weights of a model are drawn in or quantised to.
+pub const DRAWN: [Dtype; 6] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K];
 
-impl WeightType {
-    pub fn dtype(self) -> Dtype {
-        match self {
-            WeightType::F32 => Dtype::F32,
-            WeightType::F16 => Dtype::F16,
-            WeightType::Bf16 => Dtype::BF16,
-            WeightType::Q8_0 => Dtype::Q8_0,
-            WeightType::Q4_0 => Dtype::Q4_0,
-            WeightType::Q4_K => Dtype::Q4_K,
-        }
-    }
+/// Parses the name of one of `types`.
+pub fn one_of(types: &[Dtype]) -> impl TypedValueParser<Value = Dtype> + use<> {
+    PossibleValuesParser::new(types.iter().map(|dtype| dtype.name()))
+        .map(|name| Dtype::from_name(&name).expect("a name that was listed"))
 }

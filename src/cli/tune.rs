@@ -8,7 +8,7 @@ use wginfer::dtype::Dtype;
 use wginfer::gpu::{Gpu, GpuOptions, Tuning};
 use wginfer::ops;
 
-use super::args::{GpuArg, ModelArg, Quantize, WeightType};
+use super::args::{GpuArg, ModelArg, Quantize, one_of};
 use super::failure::Failure;
 use super::measure::{command_line, describe, number, with_steps};
 use super::table::{Format, Table};
@@ -42,9 +42,10 @@ pub struct Args {
         value_name = "TYPES",
         value_delimiter = ',',
         requires = "shape",
-        ignore_case = true
+        ignore_case = true,
+        value_parser = one_of(&Dtype::WEIGHTS)
     )]
-    dtype: Vec<WeightType>,
+    dtype: Vec<Dtype>,
 
     /// Tune for the model quantised to this type. Default: the type it is stored in
     #[arg(long, value_name = "TYPE", ignore_case = true, conflicts_with = "shape")]
@@ -123,8 +124,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 /// The models in the arguments, with the types of their matrices.
 fn models(args: &Args) -> Result<Vec<(Shape, Vec<Dtype>)>, Failure> {
     if !args.shape.is_empty() {
-        let dtypes = args.dtype.iter().map(|dtype| dtype.dtype());
-        let dtypes = if args.dtype.is_empty() { vec![Dtype::F16] } else { dtypes.collect() };
+        let dtypes = if args.dtype.is_empty() { vec![Dtype::F16] } else { args.dtype.clone() };
         let shape = |name: &String| Ok((Shape::open(name)?, dtypes.clone()));
         return args.shape.iter().map(shape).collect();
     }

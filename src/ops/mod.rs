@@ -301,6 +301,15 @@ fn weights(dtype: Dtype) -> &'static Part {
     }
 }
 
+/// The variant for weights of type `dtype` instead of another quantised type. `None` if it reads none of that.
+pub fn with_weights(variant: &Variant, dtype: Dtype) -> Option<Variant> {
+    let others = Dtype::WEIGHTS.into_iter().filter(|dtype| dtype.is_quantised());
+    let other = others.map(weights).find(|part| variant.has(part))?;
+    let part = |part: &'static Part| if part.name == other.name { weights(dtype) } else { part };
+    let same = variant.parts().fold(Variant::new(variant.kernel), |same, known| same.part(part(known)));
+    Some(variant.overrides().fold(same, |same, (name, value)| same.set(name, value)))
+}
+
 /// The part that quantises to `dtype`.
 fn quantizer(dtype: Dtype) -> &'static Part {
     match dtype {

@@ -41,6 +41,9 @@ const WHOLE: [&str; 9] = [
     "modernbert",
 ];
 
+/// The model with the quantised types that weights only have as a file stores them. They differ in one part.
+const STORED: &str = "smollm2-135m";
+
 /// Configurations beside the named shapes: architectures and features that these lack.
 const OTHERS: [(&str, &str); 9] = [
     ("bert", include_str!("../golden/bert-classifier/config.json")),
@@ -67,7 +70,13 @@ pub fn of_profiles(gpu: &Gpu, names: &[&str]) -> Vec<Variant> {
         for (name, config) in &models {
             let is_whole = WHOLE.contains(name);
             for types in if is_whole { &TYPES[..] } else { &CACHE_TYPES } {
-                let variants = of_model(gpu, profile, name, config, *types, is_whole);
+                let mut variants = of_model(gpu, profile, name, config, *types, is_whole);
+                if *name == STORED && types.1.is_some() {
+                    let stored = Dtype::WEIGHTS.into_iter().filter(|dtype| dtype.is_quantised());
+                    let others = stored
+                        .flat_map(|dtype| variants.iter().filter_map(move |v| ops::with_weights(v, dtype)));
+                    variants = others.chain(variants.clone()).collect();
+                }
                 all.extend(variants.into_iter().filter(|variant| seen.insert(*variant)));
             }
         }

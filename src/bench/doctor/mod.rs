@@ -62,8 +62,29 @@ const ODD: &[Odd] = &[
             "probe_subgroups",
             "probe_coop",
         ],
-        dtypes: &Dtype::WEIGHTS,
+        dtypes: &[Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K],
         n_rows: &[1, 2, 3, 7, 13, 37, 133],
+    },
+    // The types that weights only have as a file stores them: an odd number of blocks, and more than a superblock.
+    Odd {
+        name: "odd blocks",
+        config: r#"{"model_type": "llama", "hidden_size": 99, "intermediate_size": 333, "num_hidden_layers": 1,
+            "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 20, "vocab_size": 211,
+            "max_position_embeddings": 1100, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}"#,
+        operations: &["embed", "linear", "qkv", "gate_up"],
+        dtypes: &[
+            Dtype::Q4_1,
+            Dtype::Q5_0,
+            Dtype::Q5_1,
+            Dtype::Q2_K,
+            Dtype::Q3_K,
+            Dtype::Q5_K,
+            Dtype::Q6_K,
+            Dtype::IQ4_NL,
+            Dtype::IQ4_XS,
+            Dtype::MXFP4,
+        ],
+        n_rows: &[1, 2, 3, 7, 37],
     },
     // Norms of heads, heads of whole blocks for a Q8_0 cache, one key-value head, more than 16,384 tokens.
     Odd {

@@ -179,7 +179,7 @@ fn value(dtype: &str, q: u8, e: usize, scales: &[u8], factors: &[u8]) -> f32 {
 const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// The 4-bit floats of OCP Microscaling Formats 1.0: a sign, two bits of exponent, one of mantissa.
 const E2M1: [f32; 16] =
-    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// The first `n` values of a row in the device's layout.
 pub fn decode(dtype: &str, row: &[u8], n: usize) -> Vec<f32> {

@@ -3,9 +3,10 @@
 use std::io::Write;
 
 use wginfer::bench::{self, KernelOptions, KernelReport, KernelRow, Report, Shape};
+use wginfer::dtype::Dtype;
 use wginfer::gpu::{Gpu, GpuOptions};
 
-use crate::cli::args::{GpuArg, WeightType};
+use crate::cli::args::{GpuArg, one_of};
 use crate::cli::failure::Failure;
 use crate::cli::measure::{FormatArgs, command_line, describe, number, with_steps};
 use crate::cli::output::Inputs;
@@ -36,8 +37,14 @@ pub struct Args {
     shape: Vec<String>,
 
     /// Types of weights, separated by commas. Default: all
-    #[arg(long = "type", value_name = "TYPES", value_delimiter = ',', ignore_case = true)]
-    dtype: Vec<WeightType>,
+    #[arg(
+        long = "type",
+        value_name = "TYPES",
+        value_delimiter = ',',
+        ignore_case = true,
+        value_parser = one_of(&Dtype::WEIGHTS)
+    )]
+    dtype: Vec<Dtype>,
 
     /// Rows of the batch, separated by commas: up to 32 are decoding, more are a prompt
     #[arg(long, value_name = "N", value_delimiter = ',')]
@@ -72,7 +79,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     options.filter = Some(args.filter.join(" ")).filter(|words| !words.is_empty());
     if !args.dtype.is_empty() {
         options.dtypes.clear();
-        for dtype in args.dtype.iter().map(|t| t.dtype()) {
+        for dtype in args.dtype.iter().copied() {
             if !options.dtypes.contains(&dtype) {
                 options.dtypes.push(dtype);
             }

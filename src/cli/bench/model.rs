@@ -7,7 +7,7 @@ use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::gpu::GpuOptions;
 
-use crate::cli::args::{GpuArg, KvType, ModelArg, Quantize, WeightType};
+use crate::cli::args::{DRAWN, GpuArg, KvType, ModelArg, Quantize, one_of};
 use crate::cli::failure::Failure;
 use crate::cli::measure::{FormatArgs, command_line, describe, number};
 use crate::cli::output::Inputs;
@@ -37,8 +37,15 @@ pub struct Args {
     shape: Option<String>,
 
     /// Type of the random weights; for a quantised type, F16 weights are quantised on the device
-    #[arg(long = "type", value_name = "TYPE", requires = "shape", default_value = "f16", ignore_case = true)]
-    dtype: WeightType,
+    #[arg(
+        long = "type",
+        value_name = "TYPE",
+        requires = "shape",
+        default_value = "F16",
+        ignore_case = true,
+        value_parser = one_of(&DRAWN)
+    )]
+    dtype: Dtype,
 
     /// Quantise a model's matrices to this type while loading. Default: the type they are stored in
     #[arg(long, value_name = "TYPE", ignore_case = true, conflicts_with = "shape")]
@@ -100,7 +107,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         args.model.open()?;
     }
     let none = |n: &Vec<usize>| -> Vec<usize> { n.iter().copied().filter(|n| *n > 0).collect() };
-    let dtype = args.dtype.dtype();
+    let dtype = args.dtype;
     let quantized = (shape.is_some() && dtype.is_quantised()).then_some(dtype);
     let options = ModelOptions {
         prompts: none(&args.n_prompt),
