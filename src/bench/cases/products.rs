@@ -216,19 +216,21 @@ pub(super) fn qkv(work: &Workload<'_>) -> Vec<Case> {
     a.map(|a| projection(work, a)).into_iter().collect()
 }
 
-/// Every cache, with every switch.
+/// Every cache, with every switch and both kinds of pairs.
 pub(super) fn qkv_switched(work: &Workload<'_>) -> Vec<Case> {
     let Some(a) = work.model().attention.first().filter(|_| work.dtype == SWITCHED) else {
         return Vec::new();
     };
-    let case = |(cache, switches, pairs)| {
-        let case = project(work, a, switches, cache, pairs);
-        Case { shape: format!("{} to {cache}{switches} {pairs:?}", case.shape), ..case }
-    };
-    let caches = [Dtype::F32, Dtype::F16];
-    let switches = || Switches::all().filter(|switches| !switches.add);
-    let all = caches.into_iter().flat_map(|cache| switches().map(move |switches| (cache, switches)));
-    all.flat_map(|(cache, switches)| Pairs::ALL.map(|pairs| case((cache, switches, pairs)))).collect()
+    let mut cases = Vec::new();
+    for cache in [Dtype::F32, Dtype::F16] {
+        for switches in Switches::all().filter(|switches| !switches.add) {
+            for pairs in [Pairs::Halves, Pairs::Neighbours] {
+                let case = project(work, a, switches, cache, pairs);
+                cases.push(Case { shape: format!("{} to {cache}{switches} {pairs:?}", case.shape), ..case });
+            }
+        }
+    }
+    cases
 }
 
 fn projection(work: &Workload<'_>, a: &Attention) -> Case {
@@ -284,14 +286,15 @@ pub(super) fn gate_up(work: &Workload<'_>) -> Vec<Case> {
     vec![feed_forward(work)]
 }
 
-/// Every activation, with a gate and without, with every switch.
+/// Every activation: with a gate and with a norm or without, without a gate and with a bias or without.
 pub(super) fn gate_up_switched(work: &Workload<'_>) -> Vec<Case> {
     if work.dtype != SWITCHED {
         return Vec::new();
     }
-    let switches = || Switches::all().filter(|switches| !switches.add);
-    let acts = ACTS.into_iter().flat_map(|act| [(act, true), (act, false)]);
-    let all = acts.flat_map(|(act, gated)| switches().map(move |switches| (act, gated, switches)));
+    let bias = Switches { bias: true, ..Switches::default() };
+    let kinds =
+        [(true, Switches::NORM), (true, Switches::default()), (false, bias), (false, Switches::default())];
+    let all = ACTS.into_iter().flat_map(|act| kinds.map(|(gated, switches)| (act, gated, switches)));
     let case = |(act, gated, switches)| {
         let case = activated(work, act, gated, switches);
         Case { shape: format!("{} {act:?}{switches}", case.shape), ..case }
