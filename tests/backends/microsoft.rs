@@ -8,7 +8,7 @@ use wginfer::gpu::Variant;
 
 use super::tools::{self, assert_none, failures, not_run};
 use super::translate::{Shader, needs_model_6, uses_matrices};
-use super::{all_variants, list};
+use super::all_variants;
 
 /// A variant's text in a file.
 struct Source {
