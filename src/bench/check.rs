@@ -21,6 +21,11 @@ impl Check {
         Check { eps: f64::from(f32::EPSILON), n_terms, scale, ..Check::default() }
     }
 
+    /// The tolerance as a share of the largest value.
+    pub(super) fn relative(&self) -> f64 {
+        C * self.eps * (self.n_terms.max(1) as f64).sqrt() * self.scale
+    }
+
     /// For values that may be off by `allowed`, whatever their size and their inputs' types.
     pub(super) fn absolute(allowed: f64) -> Check {
         Check { absolute: Some(allowed), ..Check::default() }
@@ -52,8 +57,8 @@ impl Check {
     /// noticed.
     pub(super) fn worst(&self, perturbation: f64) -> Worst {
         let largest = self.want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-        let of_largest = C * self.eps * (self.n_terms.max(1) as f64).sqrt() * self.scale * largest;
-        let allowed = self.absolute.filter(|_| !self.got.is_empty()).unwrap_or(of_largest);
+        let allowed =
+            self.absolute.filter(|_| !self.got.is_empty()).unwrap_or_else(|| self.relative() * largest);
         if !(allowed > 0.0 && allowed.is_finite()) {
             return Worst { error: f64::INFINITY, n: self.got.len(), ..Worst::default() };
         }

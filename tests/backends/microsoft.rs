@@ -6,9 +6,9 @@ use std::process::Command;
 use naga::back::hlsl::ShaderModel;
 use wginfer::gpu::Variant;
 
+use super::all_variants;
 use super::tools::{self, assert_none, failures, not_run};
 use super::translate::{Shader, needs_model_6, uses_matrices};
-use super::{all_variants, list};
 
 /// A variant's text in a file.
 struct Source {

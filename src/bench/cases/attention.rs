@@ -86,8 +86,6 @@ pub(super) enum Pairs {
 }
 
 impl Pairs {
-    pub(super) const ALL: [Pairs; 3] = [Pairs::None, Pairs::Halves, Pairs::Neighbours];
-
     /// The rotation of heads of `head_dim` at positions up to `n_positions`.
     pub(super) fn rotary(
         self,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::super::check::Check;
 use super::super::shapes::Matrix;
 use super::super::{reference as exact, shapes};
-use super::attention::Pairs;
+use super::attention::{Pairs, page as page_of};
 use super::rows::{ACTS, activate};
 use super::{Case, Cost, MOST_DECODE, Pool, Prepared, Workload, clear, values};
 use crate::dtype::Dtype;
@@ -210,25 +210,27 @@ fn cost(n_rows: usize, n_in: usize, n_out: usize, n_written: usize, dtype: Dtype
     }
 }
 
-/// Norm, projection, rotation and append to an F16 cache. The check compares only the queries.
+/// Norm, projection, rotation and append to an F16 cache.
 pub(super) fn qkv(work: &Workload<'_>) -> Vec<Case> {
     let a = work.model().attention.first().filter(|a| !work.model().has_layer_norm && a.n_heads > 0);
     a.map(|a| projection(work, a)).into_iter().collect()
 }
 
-/// Every cache, with every switch.
+/// Every cache, with every switch and both kinds of pairs.
 pub(super) fn qkv_switched(work: &Workload<'_>) -> Vec<Case> {
     let Some(a) = work.model().attention.first().filter(|_| work.dtype == SWITCHED) else {
         return Vec::new();
     };
-    let case = |(cache, switches, pairs)| {
-        let case = project(work, a, switches, cache, pairs);
-        Case { shape: format!("{} to {cache}{switches} {pairs:?}", case.shape), ..case }
-    };
-    let caches = [Dtype::F32, Dtype::F16];
-    let switches = || Switches::all().filter(|switches| !switches.add);
-    let all = caches.into_iter().flat_map(|cache| switches().map(move |switches| (cache, switches)));
-    all.flat_map(|(cache, switches)| Pairs::ALL.map(|pairs| case((cache, switches, pairs)))).collect()
+    let mut cases = Vec::new();
+    for cache in [Dtype::F32, Dtype::F16] {
+        for switches in Switches::all().filter(|switches| !switches.add) {
+            for pairs in [Pairs::Halves, Pairs::Neighbours] {
+                let case = project(work, a, switches, cache, pairs);
+                cases.push(Case { shape: format!("{} to {cache}{switches} {pairs:?}", case.shape), ..case });
+            }
+        }
+    }
+    cases
 }
 
 fn projection(work: &Workload<'_>, a: &Attention) -> Case {
@@ -254,7 +256,8 @@ fn project(work: &Workload<'_>, a: &Attention, switches: Switches, cache_dtype: 
             (pool.table("rows", [n_rows, 2], &places)?, pool.table("pages", [n_rows, 1], &ids)?);
         let rotary = pairs.rotary(pool, heads[2], PAGE_SIZE)?;
         let cache = KvLayer::new(pool.gpu(), 0, n_rows, page, cache_dtype)?;
-        let (read, q2, q3) = (operands.clone(), q.clone(), q.clone());
+        let (read, cache2, q2) = (operands.clone(), cache.clone(), q.clone());
+        let written = [q.clone(), cache.k.clone(), cache.v.clone()];
         let launch = move |rec: &mut Recorder, i: usize| {
             let places = Places { rows: &rows, pages: &pages, page_size: PAGE_SIZE };
             let to = RopeAppend { rotary: rotary.as_ref(), heads, places, q: &q, cache: &cache };
@@ -263,16 +266,33 @@ fn project(work: &Workload<'_>, a: &Attention, switches: Switches, cache_dtype: 
         };
         let verify = move |gpu: &Gpu| {
             let mut check = Check::f32(n_in + 4, 1.0);
-            // All dimensions of some heads, because pairs of them are rotated.
-            let dims = |h: usize| h * heads[2]..(h + 1) * heads[2];
-            let (rows, outputs): (_, Vec<usize>) =
-                (some(n_rows, 3), some(heads[0], 2).into_iter().flat_map(dims).collect());
-            for (r, want) in rows.iter().zip(read.exact(gpu, &rows, &outputs)?) {
-                check.extend(&columns(gpu, &q2, *r, &outputs)?, &pairs.turn(&want, heads[2], pos(*r)));
+            // Rounding to the cache's type counts as one tolerance.
+            let f16 = Some(half::f16::EPSILON.to_f64()).filter(|_| cache_dtype == Dtype::F16);
+            let unit = f16.map_or(1.0, |eps| check.relative() / eps);
+            let scaled = |all: &[f64]| all.iter().map(|value| unit * value).collect::<Vec<f64>>();
+            let [n_heads, n_kv_heads, d] = heads;
+            let (q_heads, kv_heads) = (some(n_heads, 2), some(n_kv_heads, 2));
+            // All dimensions of a head, because pairs of them are rotated.
+            let dims = |first: usize, heads: &[usize]| -> Vec<usize> {
+                heads.iter().flat_map(|h| (first + h) * d..(first + h + 1) * d).collect()
+            };
+            let parts = [dims(0, &q_heads), dims(n_heads, &kv_heads), dims(n_heads + n_kv_heads, &kv_heads)];
+            let rows = some(n_rows, 3);
+            for (r, want) in rows.iter().zip(read.exact(gpu, &rows, &parts.concat())?) {
+                let (q, kv) = want.split_at(parts[0].len());
+                let (k, v) = kv.split_at(parts[1].len());
+                check.extend(&columns(gpu, &q2, *r, &parts[0])?, &pairs.turn(q, d, pos(*r)));
+                for (tensor, want) in [(&cache2.k, pairs.turn(k, d, pos(*r))), (&cache2.v, v.to_vec())] {
+                    let page = page_of(gpu, cache_dtype, tensor, *r)?;
+                    for (h, want) in kv_heads.iter().zip(want.chunks(d)) {
+                        let got = &page[(h * PAGE_SIZE + pos(*r)) * d..][..d];
+                        check.extend(&scaled(got), &scaled(want));
+                    }
+                }
             }
             Ok(check)
         };
-        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &q3)))
+        Ok(Prepared::new(launch, verify).reset(move |rec| written.iter().for_each(|t| clear(rec, t))))
     })
 }
 
@@ -284,14 +304,15 @@ pub(super) fn gate_up(work: &Workload<'_>) -> Vec<Case> {
     vec![feed_forward(work)]
 }
 
-/// Every activation, with a gate and without, with every switch.
+/// Every activation: with a gate and with a norm or without, without a gate and with a bias or without.
 pub(super) fn gate_up_switched(work: &Workload<'_>) -> Vec<Case> {
     if work.dtype != SWITCHED {
         return Vec::new();
     }
-    let switches = || Switches::all().filter(|switches| !switches.add);
-    let acts = ACTS.into_iter().flat_map(|act| [(act, true), (act, false)]);
-    let all = acts.flat_map(|(act, gated)| switches().map(move |switches| (act, gated, switches)));
+    let bias = Switches { bias: true, ..Switches::default() };
+    let kinds =
+        [(true, Switches::NORM), (true, Switches::default()), (false, bias), (false, Switches::default())];
+    let all = ACTS.into_iter().flat_map(|act| kinds.map(|(gated, switches)| (act, gated, switches)));
     let case = |(act, gated, switches)| {
         let case = activated(work, act, gated, switches);
         Case { shape: format!("{} {act:?}{switches}", case.shape), ..case }
