@@ -194,7 +194,7 @@ pub fn doctor(
 /// As [`doctor`], except for what only an allocation can show.
 pub fn doctor_variants(gpu: &Gpu, options: &DoctorOptions, caps: &Caps) -> Result<Vec<Variant>, BenchError> {
     let work = Work::list(options)?;
-    let mut all = Vec::new();
+    let (mut all, mut seen) = (Vec::new(), HashSet::new());
     for caps in devices(caps) {
         let plan = gpu.plan_for(caps);
         let mut pool = Pool::thorough(&plan, CONTEXT_BYTES);
@@ -206,11 +206,7 @@ pub fn doctor_variants(gpu: &Gpu, options: &DoctorOptions, caps: &Caps) -> Resul
                 let variants = rec.variants(|rec| prepared.launch(rec, 0));
                 rec.finish()?;
                 rec.reset_params();
-                variants.into_iter().for_each(|variant| {
-                    if !all.contains(&variant) {
-                        all.push(variant);
-                    }
-                });
+                all.extend(variants.into_iter().filter(|variant| seen.insert(*variant)));
             }
         }
     }
