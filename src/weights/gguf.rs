@@ -226,8 +226,8 @@ pub(super) fn open<'a>(
     }
     let mut by_place: Vec<&Entry> = entries.iter().collect();
     by_place.sort_by_key(|entry| entry.start);
-    if let Some([a, b]) = by_place.array_windows().find(|[a, b]| a.start + a.n_bytes > b.start) {
-        return Err(header.wrong(format!("tensors `{}` and `{}` overlap", a.name, b.name)));
+    if let Some(pair) = by_place.windows(2).find(|pair| pair[0].start + pair[0].n_bytes > pair[1].start) {
+        return Err(header.wrong(format!("tensors `{}` and `{}` overlap", pair[0].name, pair[1].name)));
     }
     Ok((metadata, entries))
 }

@@ -9,8 +9,11 @@ use crate::weights::{Weights, WeightsError};
 type Config = Map<String, Value>;
 type Read<T> = Result<T, WeightsError>;
 
+/// Reads the keys of an architecture into those of `config.json`.
+type Reader = fn(&Keys<'_>, &mut Config) -> Read<()>;
+
 /// Every architecture that runs: ggml's name, the `model_type` in Hugging Face's `config.json`, and the reader of its keys.
-const ARCHITECTURES: &[(&str, &str, fn(&Keys<'_>, &mut Config) -> Read<()>)] = &[
+const ARCHITECTURES: &[(&str, &str, Reader)] = &[
     ("gpt2", "gpt2", gpt2),
     // Mistral, too.
     ("llama", "llama", llama),
@@ -148,10 +151,10 @@ fn llama(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
 
 fn qwen(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     decoder(keys, config)?;
-    if let (Some(n_rot), Some(head_dim)) = (keys.whole("rope.dimension_count")?, head_dim(keys)?) {
-        if n_rot != head_dim {
-            config.insert("partial_rotary_factor".into(), json!(n_rot as f64 / head_dim as f64));
-        }
+    if let (Some(n_rot), Some(head_dim)) = (keys.whole("rope.dimension_count")?, head_dim(keys)?)
+        && n_rot != head_dim
+    {
+        config.insert("partial_rotary_factor".into(), json!(n_rot as f64 / head_dim as f64));
     }
     Ok(())
 }
@@ -179,10 +182,10 @@ fn decoder(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     let n_heads = keys.needed("attention.head_count")?;
     config.insert("num_key_value_heads".into(), json!(n_kv_heads.unwrap_or(n_heads)));
     let head_dim = head_dim(keys)?;
-    if let (Some(value), Some(key)) = (keys.whole("attention.value_length")?, head_dim) {
-        if value != key {
-            return Err(keys.wrong("attention.value_length", format!("{key}, as for keys")));
-        }
+    if let (Some(value), Some(key)) = (keys.whole("attention.value_length")?, head_dim)
+        && value != key
+    {
+        return Err(keys.wrong("attention.value_length", format!("{key}, as for keys")));
     }
     if let Some(head_dim) = head_dim {
         config.insert("head_dim".into(), json!(head_dim));
