@@ -422,7 +422,7 @@ fn broken_metadata_is_named() {
     let tokenizer = |change: &dyn Fn(&mut Gguf)| {
         let mut file = good.clone();
         change(&mut file);
-        open(&file.bytes()).expect("a model").tokenizer.err().expect("no tokenizer").to_string()
+        open(&file.bytes()).expect("a model").tokenizer.expect_err("no tokenizer").to_string()
     };
     let error = tokenizer(&|file| file.text("tokenizer.ggml.pre", "qwen99"));
     assert!(
@@ -444,7 +444,7 @@ fn a_type_that_the_device_lacks_is_named() {
     (*kind, *data) = (26, vec![0; 256]);
     let files = open(&file.bytes()).expect("it opens");
     let options = EngineOptions::default();
-    let error = Engine::load(&gpu, files, options, &mut |_| {}).err().expect("refused").to_string();
+    let error = Engine::load(&gpu, files, options, &mut |_| {}).expect_err("refused").to_string();
     assert!(error.contains("input_layernorm.weight` has type `I32`, expected one of `F32`"), "{error}");
 }
 
@@ -514,7 +514,8 @@ fn a_sentence_piece_vocabulary() {
     let mut all: Vec<f32> = [vec![0.0; 259], scores.to_vec()].concat();
     while tokens.len() < 384 {
         tokens.push(format!("[PAD{}]", tokens.len()));
-        (types.push(5), all.push(0.0));
+        types.push(5);
+        all.push(0.0);
     }
     file.text("tokenizer.ggml.model", "llama");
     file.texts("tokenizer.ggml.tokens", &tokens);
