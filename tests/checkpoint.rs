@@ -110,9 +110,9 @@ fn what_a_name_is() {
     fs::write(&file, "").expect("it can be written");
     let refused = |name: &str| Source::parse(name).expect_err(name);
     assert!(
-        matches!(refused(file.to_str().expect("UTF-8")), CheckpointError::NotAFolder { path } if path == file)
+        matches!(refused(file.to_str().expect("UTF-8")), CheckpointError::NotAModel { path } if path == file)
     );
-    assert!(matches!(refused("a/b.gguf"), CheckpointError::Gguf { .. }));
+    assert!(matches!(refused("a/b.gguf"), CheckpointError::Io { path, .. } if path == Path::new("a/b.gguf")));
     for name in ["owner/name", "Qwen/Qwen3-0.6B"] {
         assert!(matches!(refused(name), CheckpointError::HubName { name: found } if found == name));
         assert!(refused(name).hint().expect("a hint").contains(&format!("`hf download {name}")));

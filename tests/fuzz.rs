@@ -64,6 +64,7 @@ fn kinds() -> Vec<Kind> {
         Kind { name: "config", seeds: golden("config.json"), mutate: mutate_json, run: config },
         Kind { name: "tokenizer", seeds: golden("tokenizer.json"), mutate: mutate_json, run: tokenizer },
         Kind { name: "folder", seeds: side_files(), mutate: mutate_json, run: folder },
+        Kind { name: "gguf", seeds: small_ggufs(), mutate: mutate_gguf, run: gguf },
         Kind { name: "safetensors", seeds: vec![small_tensors()], mutate: mutate_header, run: safetensors },
         #[cfg(feature = "audio")]
         Kind { name: "audio", seeds: recordings(), mutate: mutate_bytes, run: audio },
@@ -155,6 +156,11 @@ fn tokenizers() {
 #[test]
 fn folders() {
     run("folder");
+}
+
+#[test]
+fn headers_of_gguf() {
+    run("gguf");
 }
 
 #[test]
@@ -253,6 +259,72 @@ fn safetensors(bytes: &[u8]) {
         let n: usize = weights.entries().iter().map(|entry| entry.n_bytes).sum();
         assert!(n <= bytes.len(), "tensors of {n} bytes in a file of {}", bytes.len());
         let _ = weights.n_params();
+    }
+}
+
+/// Files of the golden models.
+fn small_ggufs() -> Vec<Vec<u8>> {
+    let models = ["llama", "llama3-rope", "qwen3", "gpt2"];
+    models
+        .iter()
+        .map(|model| common::gguf::of_folder(&root().join("tests/golden").join(model)).bytes())
+        .collect()
+}
+
+/// Changes the header, where a few bytes decide: most of the file are tensors.
+fn mutate_gguf(rng: &mut Rng, bytes: &mut Vec<u8>) {
+    const ODD: [u64; 10] =
+        [0, 1, 2, 9, 31, 255, 0xffff_ffff, 0x7fff_ffff_ffff_ffff, u64::MAX, 0xffff_ffff_ffff_ffe0];
+    let header = bytes.len().min([40, 400, 4000, 24_000][rng.below(4)]);
+    let at = rng.below(header.max(1));
+    match rng.below(6) {
+        0 => bytes[at] = rng.bits() as u8,
+        1 => bytes[at] ^= 1 << rng.below(8),
+        2 => {
+            let value = ODD[rng.below(ODD.len())].to_le_bytes();
+            let n = [1, 4, 8][rng.below(3)].min(bytes.len() - at);
+            bytes[at..at + n].copy_from_slice(&value[..n]);
+        }
+        3 => bytes.truncate(at.max(4)),
+        4 => {
+            let end = (at + 1 + rng.below(40)).min(bytes.len());
+            bytes.drain(at..end);
+        }
+        // Another number in place of one of a key.
+        _ => {
+            let keys = [
+                "_count",
+                "_length",
+                "alignment",
+                "head_count",
+                "token_id",
+                "token_type",
+                "epsilon",
+                "freq_base",
+            ];
+            let key = keys[rng.below(keys.len())].as_bytes();
+            if let Some(found) = bytes.windows(key.len()).position(|window| window == key) {
+                let value = (found + key.len() + 4).min(bytes.len() - 8);
+                let odd = ODD[rng.below(ODD.len())].to_le_bytes();
+                bytes[value..value + 4].copy_from_slice(&odd[..4]);
+            }
+        }
+    }
+}
+
+fn gguf(bytes: &[u8]) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, bytes).expect("a file");
+    let Ok(files) = ModelFiles::open(&path) else { return };
+    let n: usize = files.weights.entries().iter().map(|entry| entry.n_bytes).sum();
+    assert!(n <= bytes.len(), "tensors of {n} bytes in a file of {}", bytes.len());
+    let _ = files.abilities();
+    if let Ok(tokenizer) = &files.tokenizer {
+        if let Ok(ids) = tokenizer.encode("Hello é🙂", true) {
+            let _ = tokenizer.decode(&ids, false);
+        }
+        let _ = tokenizer.chat_template();
     }
 }
 

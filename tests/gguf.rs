@@ -1,14 +1,75 @@
-//! GGUF files.
+//! GGUF files: what they make of a model, and what is refused.
 
 mod common;
 
+use std::path::{Path, PathBuf};
+
 use common::Rng;
+use common::gguf::{Gguf, encoded, of_folder};
 use common::reference::quant;
+use wginfer::checkpoint::{CheckpointError, ModelFiles, Source};
 use wginfer::dtype::Dtype;
+use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request};
+use wginfer::gpu::Gpu;
+use wginfer::models::Loader;
 use wginfer::weights::ggml::{self, GgmlType};
 
 fn quantised() -> impl Iterator<Item = Dtype> {
     Dtype::WEIGHTS.into_iter().filter(|dtype| dtype.is_quantised())
+}
+
+fn folder(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(model)
+}
+
+/// A folder with a file of these contents.
+fn written(name: &str, bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join(name);
+    std::fs::write(&path, bytes).expect("a file");
+    (dir, path)
+}
+
+fn open(bytes: &[u8]) -> Result<ModelFiles, CheckpointError> {
+    let (_dir, path) = written("model.gguf", bytes);
+    ModelFiles::open(&path)
+}
+
+fn engine(gpu: &Gpu, files: ModelFiles, quantize: Option<Dtype>) -> Engine {
+    let options =
+        EngineOptions { quantize, kv_dtype: Dtype::F32, logits: true, ctx: Some(64), ..Default::default() };
+    Engine::load(gpu, files, options, &mut |_| {}).expect("an engine")
+}
+
+/// Bytes of the weights in device memory.
+fn device_bytes(gpu: &Gpu, files: &ModelFiles, quantize: Option<Dtype>) -> u64 {
+    let mut loader = Loader::new(gpu, files.weights.clone(), quantize);
+    files.architecture.load(&mut loader, 64).expect("a model");
+    loader.device_bytes()
+}
+
+/// Logits of all positions.
+fn logits(engine: &mut Engine, ids: &[u32]) -> Vec<Vec<f32>> {
+    engine.submit(Request { logits: Some(Logits::All), ..Request::new(ids.to_vec()) }).expect("submit");
+    let mut rows = Vec::new();
+    engine
+        .run(|event| match event {
+            Event::Logits { values, .. } => rows.push(values),
+            Event::Failed { error, .. } => panic!("{error}"),
+            _ => {}
+        })
+        .expect("run");
+    assert_eq!(rows.len(), ids.len());
+    rows
+}
+
+/// Largest error over the largest logit.
+fn error(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let scale = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let worst = found.iter().zip(expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+    assert!(scale > 0.0 && worst.is_finite());
+    worst / scale
 }
 
 /// A row on the device has the values of the stored one.
@@ -59,4 +120,510 @@ fn rows_take_no_more_bytes_than_ggmls() {
         // Rows of 4,096 elements need no padding.
         assert_eq!(dtype.bytes(4096), 4096 / kind.block * kind.block_bytes, "{dtype}");
     }
+}
+
+const IDS: [u32; 7] = [5, 301, 17, 99, 4, 230, 11];
+
+/// A folder and the file that llama.cpp's converter makes of it are the same model, bit for bit: config, order of rows,
+/// types, tokenizer.
+#[test]
+fn a_folder_and_its_file_are_one_model() {
+    let Some(gpu) = common::gpu() else { return };
+    for model in ["llama", "llama3-rope", "qwen2", "qwen3", "gpt2"] {
+        let file = of_folder(&folder(model));
+        let (ours, theirs) =
+            (open(&file.bytes()).expect(model), ModelFiles::open(&folder(model)).expect("a folder"));
+        assert_eq!(ours.architecture.shape().architecture, theirs.architecture.shape().architecture);
+        let tokenizers = [&ours, &theirs].map(|files| files.tokenizer.clone().expect("a tokenizer"));
+        for text in ["Hello world", "<|bos|>a  b\n\nc<|eos|>", "don't 1234 é🙂 漢字", ""] {
+            let [a, b] = tokenizers.each_ref().map(|t| t.encode(text, true).expect("ids"));
+            assert_eq!(a, b, "{model}: {text:?}");
+            let [a, b] = [(&tokenizers[0], a), (&tokenizers[1], b)].map(|(t, ids)| t.decode(&ids, true));
+            assert_eq!(a.expect("a text"), b.expect("a text"), "{model}: {text:?}");
+        }
+        assert_eq!((tokenizers[0].bos(), tokenizers[0].eos()), (Some(0), &[1][..]), "{model}");
+        let mut engines = [ours, theirs].map(|files| engine(&gpu, files, None));
+        assert_eq!(engines[0].unused_tensors(), &[] as &[String], "{model}");
+        let [a, b] = engines.each_mut().map(|engine| logits(engine, &IDS));
+        if model == "llama3-rope" {
+            // The file has the factors of the frequencies rounded to F32.
+            let worst = a.iter().zip(&b).map(|(a, b)| error(a, b)).fold(0.0, f32::max);
+            assert!(worst < 1e-5, "{model}: {worst}");
+            let mut plain = file.clone();
+            plain.tensors.retain(|(name, ..)| name != "rope_freqs.weight");
+            let plain = logits(&mut engine(&gpu, open(&plain.bytes()).expect(model), None), &IDS);
+            assert!(error(&plain[6], &b[6]) > 1e-4, "{model}: the factors do nothing");
+        } else {
+            assert!(a == b, "{model}: other logits");
+        }
+    }
+}
+
+/// Rows of queries and keys in the order of Hugging Face's checkpoints are another model.
+#[test]
+fn the_order_of_rows_counts() {
+    let Some(gpu) = common::gpu() else { return };
+    let right = of_folder(&folder("llama"));
+    let mut wrong = right.clone();
+    for (name, dims, _, data) in &mut wrong.tensors {
+        if name.contains("attn_q.") {
+            let row = data.len() / dims[1];
+            data.rotate_left(row);
+        }
+    }
+    let [a, b] = [right, wrong]
+        .map(|file| logits(&mut engine(&gpu, open(&file.bytes()).expect("a model"), None), &IDS));
+    assert!(error(&a[6], &b[6]) > 0.01, "the same logits");
+}
+
+/// Matrices of a stack that have different types keep them, and compute what their values in F32 do.
+#[test]
+fn stacks_of_several_types_keep_them() {
+    let Some(gpu) = common::gpu() else { return };
+    let mut file = of_folder(&folder("llama"));
+    let mut wide = file.clone();
+    let (mut n, mut stored_bytes) = (0, 0);
+    for ((name, dims, kind, data), (.., wide_data)) in file.tensors.iter_mut().zip(&mut wide.tensors) {
+        assert_eq!(*kind, 0, "{name}");
+        let values: Vec<f32> = data.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let to = match name.as_str() {
+            name if name.contains("attn_k.") => 1,
+            name if name.contains("attn_v.") || name.contains("ffn_up.") => 8,
+            name if name.contains("attn_q.") || name.contains("ffn_gate.") => 2,
+            _ => continue,
+        };
+        n += 1;
+        *kind = to;
+        let dtype = if to == 8 { "Q8_0" } else { "Q4_0" };
+        *data = match to {
+            1 => encoded(1, &values),
+            // Scales and quants of any kind: the values are those of the reference.
+            _ => blocks(to, &values, dims[0]),
+        };
+        let rounded = match to {
+            1 => data.chunks(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            _ => quant::stored(dtype, data),
+        };
+        *wide_data = encoded(0, &rounded);
+        stored_bytes += data.len();
+    }
+    assert_eq!(n, 10);
+    let files = [&file, &wide].map(|file| open(&file.bytes()).expect("a model"));
+    let [narrow, wide] = files.each_ref().map(|files| device_bytes(&gpu, files, None) as usize);
+    assert!(narrow < wide && narrow > stored_bytes, "{narrow} and {wide} bytes");
+    let [a, b] = files.map(|files| logits(&mut engine(&gpu, files, None), &IDS));
+    for (a, b) in a.iter().zip(&b) {
+        assert!(error(a, b) < 1e-5, "{}", error(a, b));
+    }
+}
+
+/// Values in blocks of Q8_0 (8) or Q4_0 (2), by the rules of the quantiser.
+fn blocks(kind: u32, values: &[f32], n_cols: usize) -> Vec<u8> {
+    assert!(n_cols.is_multiple_of(32));
+    let block = |x: &[f32]| {
+        let most = x.iter().fold(0.0f32, |m, x| if x.abs() > m.abs() { *x } else { m });
+        let d = if kind == 8 { most.abs() / 127.0 } else { most / -8.0 };
+        let d = half::f16::from_f32(d);
+        let q = |x: f32| if d.to_f32() == 0.0 { 0.0 } else { x / d.to_f32() };
+        let mut bytes = d.to_le_bytes().to_vec();
+        match kind {
+            8 => bytes.extend(x.iter().map(|x| q(*x).round().clamp(-127.0, 127.0) as i8 as u8)),
+            _ => {
+                let q = |x: f32| (q(x) + 8.5).floor().clamp(0.0, 15.0) as u8;
+                bytes.extend((0..16).map(|i| q(x[i]) | q(x[16 + i]) << 4));
+            }
+        }
+        bytes
+    };
+    values.chunks(32).flat_map(block).collect()
+}
+
+/// Quantised matrices stay as they are whatever is asked for, and the others become what a folder's do.
+#[test]
+fn what_is_quantised_stays() {
+    let Some(gpu) = common::gpu() else { return };
+    let file = of_folder(&folder("llama"));
+    let from_folder = ModelFiles::open(&folder("llama")).expect("a folder");
+    let [a, b] = [open(&file.bytes()).expect("a model"), from_folder]
+        .map(|files| logits(&mut engine(&gpu, files, Some(Dtype::Q8_0)), &IDS));
+    assert!(a == b, "quantised at load");
+    let mut stored = file.clone();
+    for (name, dims, kind, data) in &mut stored.tensors {
+        if name.contains("ffn_") && dims.len() == 2 && dims[0].is_multiple_of(32) {
+            let values: Vec<f32> =
+                data.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            (*kind, *data) = (2, blocks(2, &values, dims[0]));
+        }
+    }
+    let [as_stored, quantised, all] =
+        [(&stored, None), (&stored, Some(Dtype::Q8_0)), (&file, Some(Dtype::Q8_0))]
+            .map(|(file, quantize)| device_bytes(&gpu, &open(&file.bytes()).expect("a model"), quantize));
+    assert!(quantised < as_stored && quantised < all, "{as_stored}, {quantised} and {all} bytes");
+}
+
+/// Files of llama.cpp's own quantiser, if they are present: the logits of the values that they hold.
+#[test]
+fn files_of_llama_cpp() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/golden/gguf");
+    let Ok(golden) = std::fs::read(dir.join("golden.json")) else {
+        common::say(&format!("skipped, `{}` is not here: files_of_llama_cpp", dir.display()));
+        return;
+    };
+    let Some(gpu) = common::exact() else { return };
+    let golden: serde_json::Value = serde_json::from_slice(&golden).expect("JSON");
+    let ids: Vec<u32> = serde_json::from_value(golden["token_ids"].clone()).expect("ids");
+    let mut n = 0;
+    for (name, expected) in golden["logits"].as_object().expect("logits by files") {
+        let files = match ModelFiles::open(&dir.join(name)) {
+            Ok(files) => files,
+            Err(error) => panic!("{name}: {error}"),
+        };
+        let missing = files.weights.entries().iter().find(|entry| Dtype::from_name(&entry.dtype).is_none());
+        if let Some(entry) = missing {
+            common::say(&format!("skipped, {} is not a type of the device: {name}", entry.dtype));
+            continue;
+        }
+        let expected: Vec<f32> = serde_json::from_value(expected.clone()).expect("logits");
+        let row = logits(&mut engine(&gpu, files, None), &ids).pop().expect("rows");
+        let found = error(&row, &expected);
+        assert!(found <= 1e-3, "{name}: error {found} of the largest logit");
+        let others = golden["logits"].as_object().expect("logits").iter().filter(|(other, _)| *other != name);
+        for (other, values) in others {
+            let values: Vec<f32> = serde_json::from_value(values.clone()).expect("logits");
+            assert!(error(&row, &values) > 1e-3, "{name} and {other} cannot be told apart");
+        }
+        n += 1;
+    }
+    assert!(n >= 3, "{n} files");
+}
+
+fn small() -> Gguf {
+    of_folder(&folder("llama"))
+}
+
+#[test]
+fn broken_headers_are_named() {
+    let good = small();
+    let n = good.bytes().len();
+    open(&good.bytes()).expect("it is good");
+    let refused = |bytes: Vec<u8>, message: &str| {
+        let error = open(&bytes).err().unwrap_or_else(|| panic!("opened: {message}")).to_string();
+        assert!(error.contains(message), "{error}, expected {message}");
+    };
+    let with = |change: &dyn Fn(&mut Gguf)| {
+        let mut file = good.clone();
+        change(&mut file);
+        file.bytes()
+    };
+    let patched = |at: usize, patch: &[u8]| {
+        let mut bytes = good.bytes();
+        bytes[at..at + patch.len()].copy_from_slice(patch);
+        bytes
+    };
+    refused(Vec::new(), "no header, expected `GGUF`");
+    refused(b"PK\x03\x04 and more".to_vec(), "it begins with `PK\\x03\\x04`, expected `GGUF`");
+    refused(good.bytes()[..7].to_vec(), "the version at byte 4 takes 4 bytes, more than the file has");
+    refused(with(&|file| file.version = 1), "GGUF version 1, expected version 2 or 3");
+    refused(with(&|file| file.version = 4), "GGUF version 4, expected version 2 or 3");
+    refused(patched(4, &3u32.to_be_bytes()), "a GGUF file for big-endian machines");
+    open(&with(&|file| file.version = 2)).expect("version 2 is the same");
+    refused(patched(8, &u64::MAX.to_le_bytes()), "18446744073709551615 tensors, expected at most");
+    refused(patched(16, &(1u64 << 40).to_le_bytes()), "1099511627776 keys, expected at most");
+    refused(patched(24, &(1u64 << 33).to_le_bytes()), "key 0 has 8589934592 bytes, expected at most 65535");
+    refused(good.bytes()[..n - 1].to_vec(), "beyond the file's end");
+    refused(with(&|file| file.key("odd", 13, &[0; 4])), "`odd` has type 13, expected one from 0 to 12");
+    refused(with(&|file| file.key("odd", 7, &[2])), "`odd` is the switch 2, expected 0 or 1");
+    refused(
+        with(&|file| file.again("general.architecture", 7, &[1])),
+        "key `general.architecture` is there twice",
+    );
+    refused(with(&|file| file.key("odd", 8, &[2, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe])), "is not UTF-8");
+    refused(with(&|file| file.list("odd", 4, usize::MAX, &[])), "elements of `odd`, expected at most");
+    refused(with(&|file| file.list("odd", 14, 1, &[0; 8])), "`odd` is a list of type 14");
+    let nested = |depth: usize| {
+        let one = [&9u32.to_le_bytes()[..], &1u64.to_le_bytes()].concat();
+        [one.repeat(depth), 0u32.to_le_bytes().to_vec(), 0u64.to_le_bytes().to_vec()].concat()
+    };
+    open(&with(&|file| file.key("nested", 9, &nested(2)))).expect("lists in lists");
+    refused(with(&|file| file.key("odd", 9, &nested(1000))), "lists in lists, deeper than 4");
+    refused(
+        with(&|file| file.whole("general.alignment", 0)),
+        "`general.alignment` is `0`, expected a multiple of 8",
+    );
+    refused(with(&|file| file.whole("general.alignment", 12)), "`general.alignment` is `12`");
+    refused(
+        with(&|file| file.text("general.alignment", "32")),
+        "`general.alignment` is `32`, expected a whole number",
+    );
+    let aligned = with(&|file| {
+        file.whole("general.alignment", 24);
+        file.alignment = 24;
+    });
+    open(&aligned).expect("an alignment that is no power of two");
+    refused(with(&|file| file.whole("general.alignment", 24)), "expected a multiple of 24");
+}
+
+#[test]
+fn broken_tensors_are_named() {
+    let good = small();
+    let refused = |change: &dyn Fn(&mut Gguf), message: &str| {
+        let mut file = good.clone();
+        change(&mut file);
+        let error = open(&file.bytes()).err().unwrap_or_else(|| panic!("opened: {message}")).to_string();
+        assert!(error.contains(message), "{error}, expected {message}");
+    };
+    refused(&|file| file.tensor("t", &[1; 5], 0, vec![0; 4]), "tensor `t` has 5 dimensions, expected 1 to 4");
+    refused(&|file| file.tensor("t", &[], 0, vec![0; 4]), "tensor `t` has 0 dimensions");
+    refused(&|file| file.tensor("t", &[0, 4], 0, vec![]), "which no file holds");
+    refused(&|file| file.tensor("t", &[1 << 40, 1 << 40], 0, vec![0; 4]), "which no file holds");
+    refused(&|file| file.tensor("t", &[1 << 32], 0, vec![0; 4]), "which no file holds");
+    refused(
+        &|file| file.tensor("t", &[8], 5, vec![0; 4]),
+        "tensor `t` has ggml's type number 5, expected one of F32",
+    );
+    refused(
+        &|file| file.tensor("t", &[33], 8, vec![0; 34]),
+        "rows of 33 elements in Q8_0, expected a multiple of 32",
+    );
+    refused(
+        &|file| file.tensor("output_norm.weight", &[1], 0, vec![0; 4]),
+        "tensor `output_norm.weight` is there twice",
+    );
+    let twice = |file: &mut Gguf| {
+        let head = file.tensors.iter().position(|(name, ..)| name == "output.weight").expect("a head");
+        file.tensors[head].0 = "model.embed_tokens.weight".into();
+    };
+    refused(&twice, "tensor `model.embed_tokens.weight` is there twice");
+    let offsets = |change: &dyn Fn(&mut Vec<u64>)| {
+        let mut at = 0;
+        let mut all: Vec<u64> = Vec::new();
+        for (.., data) in &good.tensors {
+            all.push(at);
+            at += data.len().next_multiple_of(32) as u64;
+        }
+        change(&mut all);
+        open(&good.bytes_at(Some(&all))).err().expect("refused").to_string()
+    };
+    assert!(offsets(&|all| all[1] = all[0]).contains("overlap"));
+    assert!(offsets(&|all| all[1] += 1).contains("expected a multiple of 32"));
+    assert!(offsets(&|all| all[1] = u64::MAX - 31).contains("beyond the file's end"));
+}
+
+#[test]
+fn broken_metadata_is_named() {
+    let good = small();
+    let refused = |change: &dyn Fn(&mut Gguf), message: &str| {
+        let mut file = good.clone();
+        change(&mut file);
+        let error = open(&file.bytes()).err().unwrap_or_else(|| panic!("opened: {message}")).to_string();
+        assert!(error.contains(message), "{error}, expected {message}");
+    };
+    refused(&|file| file.remove("general.architecture"), "`general.architecture` is missing");
+    refused(
+        &|file| file.text("general.architecture", "mamba"),
+        "`general.architecture` is `mamba`, expected one of `gpt2`",
+    );
+    refused(
+        &|file| file.remove("llama.block_count"),
+        "`llama.block_count` is missing, expected a whole number",
+    );
+    refused(
+        &|file| file.text("llama.block_count", "two"),
+        "`llama.block_count` is `two`, expected a whole number",
+    );
+    refused(&|file| file.whole("llama.block_count", 0), "`num_hidden_layers` is `0`");
+    refused(&|file| file.whole("llama.block_count", 3), "`num_hidden_layers` is `3`");
+    refused(&|file| file.whole("llama.attention.head_count", 0), "`num_attention_heads` is `0`");
+    refused(
+        &|file| file.whole("llama.rope.dimension_count", 8),
+        "`llama.rope.dimension_count` is `8`, expected 16",
+    );
+    refused(&|file| file.whole("llama.expert_count", 8), "`llama.expert_count` is `8`");
+    refused(
+        &|file| file.text("llama.rope.scaling.type", "longrope"),
+        "`llama.rope.scaling.type` is `longrope`",
+    );
+    refused(
+        &|file| file.whole("tokenizer.ggml.eos_token_id", 999),
+        "expected the id of one of the 384 tokens",
+    );
+    refused(&|file| file.remove("tokenizer.ggml.merges"), "`tokenizer.ggml.merges` is missing");
+    refused(&|file| file.list("tokenizer.ggml.token_type", 5, 1, &[0; 4]), "expected a list of 384");
+    refused(
+        &|file| file.tensors.retain(|(name, ..)| name != "token_embd.weight"),
+        "tensor `token_embd.weight` is missing",
+    );
+    let tokenizer = |change: &dyn Fn(&mut Gguf)| {
+        let mut file = good.clone();
+        change(&mut file);
+        open(&file.bytes()).expect("a model").tokenizer.expect_err("no tokenizer").to_string()
+    };
+    let error = tokenizer(&|file| file.text("tokenizer.ggml.pre", "qwen99"));
+    assert!(
+        error.contains("`tokenizer.ggml.pre` is `qwen99`, expected one of `default`, `gpt-2`"),
+        "{error}"
+    );
+    let error = tokenizer(&|file| file.text("tokenizer.ggml.model", "rwkv"));
+    assert!(error.contains("`tokenizer.ggml.model` is `rwkv`, expected `gpt2` or `llama`"), "{error}");
+    tokenizer(&|file| file.remove("tokenizer.ggml.tokens"));
+}
+
+#[test]
+fn a_type_that_the_device_lacks_is_named() {
+    let Some(gpu) = common::gpu() else { return };
+    let mut file = small();
+    let (name, dims, kind, data) =
+        file.tensors.iter_mut().find(|(name, ..)| name == "blk.0.attn_norm.weight").expect("a norm");
+    assert_eq!((dims.as_slice(), *kind), (&[64][..], 0), "{name}");
+    (*kind, *data) = (26, vec![0; 256]);
+    let files = open(&file.bytes()).expect("it opens");
+    let options = EngineOptions::default();
+    let error = Engine::load(&gpu, files, options, &mut |_| {}).expect_err("refused").to_string();
+    assert!(error.contains("input_layernorm.weight` has type `I32`, expected one of `F32`"), "{error}");
+}
+
+#[test]
+fn a_model_in_several_files() {
+    let good = small();
+    let n = good.tensors.len();
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = |no: usize| dir.path().join(format!("tiny-{no:05}-of-00003.gguf"));
+    let part = |i: usize, change: &dyn Fn(&mut Gguf)| {
+        let mut file = if i == 0 { good.clone() } else { Gguf::new() };
+        file.tensors = good.tensors[n * i / 3..n * (i + 1) / 3].to_vec();
+        file.key("split.no", 2, &(i as u16).to_le_bytes());
+        file.key("split.count", 2, &3u16.to_le_bytes());
+        file.key("split.tensors.count", 5, &(n as i32).to_le_bytes());
+        change(&mut file);
+        std::fs::write(path(i + 1), file.bytes()).expect("a file");
+    };
+    (0..3).for_each(|i| part(i, &|_| {}));
+    let whole = open(&good.bytes()).expect("a model");
+    for path in [path(1), path(3), dir.path().to_path_buf()] {
+        let files = ModelFiles::open(&path).expect("all parts");
+        assert_eq!(files.weights.n_bytes(), whole.weights.n_bytes());
+        assert_eq!(files.weights.entries().len(), n);
+    }
+    let error = |path: PathBuf| ModelFiles::open(&path).err().expect("refused").to_string();
+    part(1, &|file| file.key("split.no", 2, &2u16.to_le_bytes()));
+    assert!(error(path(1)).contains("`split.no` is `2`, expected 1 in this place"));
+    part(1, &|file| file.tensors.truncate(1));
+    assert!(error(path(1)).contains("expected"), "{}", error(path(1)));
+    std::fs::remove_file(path(2)).expect("it is there");
+    assert!(error(path(3)).contains("tiny-00002-of-00003.gguf`, which is one of the 3 parts"));
+    let mut alone = good.clone();
+    alone.key("split.count", 2, &3u16.to_le_bytes());
+    let found = open(&alone.bytes()).err().expect("refused").to_string();
+    assert!(found.contains("`split.count` is `3`, expected 1"), "{found}");
+}
+
+#[test]
+fn what_a_name_is() {
+    let (dir, path) = written("model.gguf", &small().bytes());
+    assert_eq!(Source::parse(&path).expect("a file"), Source::Gguf(path.clone()));
+    assert_eq!(Source::parse(dir.path()).expect("a folder"), Source::Gguf(path.clone()));
+    let other = dir.path().join("other.bin");
+    std::fs::copy(&path, &other).expect("a copy");
+    assert_eq!(Source::parse(&other).expect("a file"), Source::Gguf(other));
+    std::fs::copy(&path, dir.path().join("second.gguf")).expect("a copy");
+    let error = Source::parse(dir.path()).expect_err("two").to_string();
+    assert!(error.contains("2 GGUF files, expected one: `model.gguf`, `second.gguf`"), "{error}");
+    let (_dir, whisper) = written("ggml-tiny.en.bin", b"lmgg\x00\x00");
+    let error = Source::parse(&whisper).expect_err("ggml");
+    assert!(error.to_string().contains("ggml's format from before GGUF"), "{error}");
+    assert!(error.hint().expect("a hint").contains("openai/whisper-tiny.en"));
+}
+
+/// SentencePiece: the best pair first, bytes for unknown characters, a space in front.
+#[test]
+fn a_sentence_piece_vocabulary() {
+    let mut file = small();
+    let words = ["▁", "a", "b", "c", "▁a", "ab", "bc", "▁ab", "abc"];
+    let scores = [-20.0, -21.0, -22.0, -23.0, -3.0, -2.0, -1.0, -4.0, -9.0];
+    let bytes = (0..256).map(|b| format!("<0x{b:02X}>"));
+    let tokens: Vec<String> = ["<unk>", "<s>", "</s>"].map(str::to_string).into_iter().chain(bytes).collect();
+    let mut tokens = [tokens, words.map(str::to_string).to_vec()].concat();
+    let (first, n) = (259, tokens.len());
+    let mut types = [vec![2, 3, 3], vec![6; 256], vec![1; words.len()]].concat();
+    let mut all: Vec<f32> = [vec![0.0; 259], scores.to_vec()].concat();
+    while tokens.len() < 384 {
+        tokens.push(format!("[PAD{}]", tokens.len()));
+        types.push(5);
+        all.push(0.0);
+    }
+    file.text("tokenizer.ggml.model", "llama");
+    file.texts("tokenizer.ggml.tokens", &tokens);
+    let types: Vec<u8> = types.iter().flat_map(|t: &i32| t.to_le_bytes()).collect();
+    file.list("tokenizer.ggml.token_type", 5, 384, &types);
+    file.list("tokenizer.ggml.scores", 6, 384, &all.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
+    for key in ["merges", "pre", "add_bos_token", "bos_token_id", "eos_token_id"] {
+        file.remove(&format!("tokenizer.ggml.{key}"));
+    }
+    let open = |file: &Gguf| open(&file.bytes()).expect("a model").tokenizer.expect("a tokenizer");
+    let tokenizer = open(&file);
+    let id = |word: &str| (first + words.iter().position(|known| *known == word).expect(word)) as u32;
+    assert!(n < 384);
+    // `bc` is better than `▁a`, and that than `abc`.
+    let ids = |text: &str| tokenizer.encode(text, true).expect("ids");
+    assert_eq!(ids("abc"), [1, id("▁a"), id("bc")]);
+    assert_eq!(ids("ab"), [1, id("▁ab")]);
+    assert_eq!(ids("aé"), [1, id("▁a"), 3 + 0xc3, 3 + 0xa9]);
+    assert_eq!(ids("a a"), [1, id("▁a"), id("▁a")]);
+    assert_eq!(ids("<s>a</s>"), [1, 1, id("▁a"), 2]);
+    assert_eq!(tokenizer.decode(&ids("abc aé"), true).expect("a text"), "abc aé");
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), &[2][..]));
+    file.flag("tokenizer.ggml.add_space_prefix", false);
+    file.flag("tokenizer.ggml.add_bos_token", false);
+    file.flag("tokenizer.ggml.add_eos_token", true);
+    assert_eq!(open(&file).encode("ab", true).expect("ids"), [id("ab"), 2]);
+}
+
+#[test]
+fn chat_templates_and_ends() {
+    let mut file = small();
+    file.text("tokenizer.chat_template", "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}");
+    file.texts("tokenizer.chat_templates", &["tool_use"]);
+    file.text("tokenizer.chat_template.tool_use", "tools");
+    file.whole("tokenizer.ggml.eot_token_id", 0);
+    let tokenizer = open(&file.bytes()).expect("a model").tokenizer.expect("a tokenizer");
+    let template = tokenizer.chat_template().expect("a template");
+    let text =
+        template.render(&[wginfer::text::Message::user("Hi")], true, &Default::default()).expect("a text");
+    assert_eq!(text, "<|bos|>Hi");
+    assert_eq!(tokenizer.eos(), [1, 0]);
+    // The template has the first token, and it is there once.
+    let ids = tokenizer.encode(&text, false).expect("ids");
+    assert_eq!(ids.iter().filter(|id| **id == 0).count(), 1);
+}
+
+/// Ids of texts in many scripts, as llama.cpp has them. `tests/gguf_ids.py` writes the cases into the folder that
+/// `WGINFER_GGUF_CASES` names: files of models, each with a `.json` of texts and ids.
+#[test]
+fn ids_of_llama_cpp() {
+    let Some(dir) = std::env::var_os("WGINFER_GGUF_CASES") else {
+        common::say("skipped, `WGINFER_GGUF_CASES` names no folder: ids_of_llama_cpp");
+        return;
+    };
+    let entries = std::fs::read_dir(&dir).expect("the folder of cases");
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == "gguf"));
+    assert!(!paths.is_empty(), "no cases in {dir:?}");
+    let mut wrong = Vec::new();
+    for path in paths {
+        let cases = std::fs::read(path.with_extension("json")).expect("texts with their ids");
+        let cases: Vec<(String, Vec<u32>)> = serde_json::from_slice(&cases).expect("pairs of text and ids");
+        let tokenizer = ModelFiles::open(&path).expect("a model").tokenizer.expect("a tokenizer");
+        assert!(cases.len() >= 100, "{} cases", cases.len());
+        for (text, expected) in cases {
+            let found = tokenizer.encode(&text, true).expect("ids");
+            if found != expected {
+                let spelled = |ids: &[u32]| -> Vec<String> {
+                    ids.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default()).collect()
+                };
+                let (found, expected) = (spelled(&found), spelled(&expected));
+                wrong.push(format!("{}: {text:?}: {found:?}, expected {expected:?}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} texts:\n{}", wrong.len(), wrong.join("\n"));
 }

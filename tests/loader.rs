@@ -83,9 +83,12 @@ fn plan(gpu: &Gpu, weights: &Arc<Weights>, quantize: Option<Dtype>) -> (Vec<Tens
         loader.vector("norm", 77),
         loader.vectors(&[("bias", 11), ("", 20), ("norm", 77)]),
     ];
-    let tensors = tensors.into_iter().collect::<Result<_, _>>().expect("all tensors are there");
+    let tensors: Vec<Tensor> = tensors.into_iter().collect::<Result<_, _>>().expect("all tensors are there");
     assert_eq!(loader.unused(), ["unused"]);
-    (tensors, loader.finish())
+    // As stored, the stack has parts of three types.
+    let parts =
+        tensors.iter().flat_map(|tensor| tensor.ranges().map(|range| range.tensor).collect::<Vec<_>>());
+    (parts.collect(), loader.finish())
 }
 
 /// What those tensors hold, from the values: `[n_rows, n_cols]` of a type, and the quantised type if it is another.
@@ -95,19 +98,28 @@ fn expected(gpu: &Gpu, values: &Values, quantize: Option<Dtype>) -> Vec<Vec<u32>
     let vectors = [&values["bias"][..], &[0.0; 20], &values["norm"]].concat();
     let of = |name: &str| values[name].clone();
     let table = quantize.map(|_| Dtype::Q8_0);
-    [
+    let stack = match quantize {
+        Some(_) => vec![(stacked, [41, 72], Dtype::F32, quantize)],
+        None => vec![
+            (of("q"), [20, 72], Dtype::F16, None),
+            (of("k"), [10, 72], Dtype::F32, None),
+            (of("v"), [11, 72], Dtype::BF16, None),
+        ],
+    };
+    let before = [
         (of("f32"), [37, 50], Dtype::F32, quantize),
         (of("f16"), [129, 96], Dtype::F16, quantize),
         (of("bf16"), [70, 33], Dtype::BF16, quantize),
         (of("large"), [5000, 544], Dtype::F16, table),
-        (stacked, [41, 72], Dtype::F32, quantize),
+    ];
+    let after = [
         (turned, [300, 40], Dtype::F16, quantize),
         (of("conv"), [12, 15], Dtype::F32, None),
         (of("norm"), [1, 77], Dtype::F32, None),
         (vectors, [1, 108], Dtype::F32, None),
-    ]
-    .into_iter()
-    .map(|(values, shape, dtype, quantised)| {
+    ];
+    let all = before.into_iter().chain(stack).chain(after);
+    all.map(|(values, shape, dtype, quantised)| {
         let mut tensor = Tensor::zeros(gpu, "expected", shape, dtype).expect("it fits");
         for (row, values) in values.chunks(shape[1]).enumerate() {
             let bytes: Vec<u8> = match dtype {

@@ -18,17 +18,33 @@ pub enum CheckpointError {
         /// The path.
         path: PathBuf,
     },
-    /// The path is not that of a folder.
-    #[error("`{}` is not a folder", path.display())]
-    NotAFolder {
+    /// The path is neither that of a folder nor of a GGUF file.
+    #[error("`{}` is neither a folder nor a GGUF file", path.display())]
+    NotAModel {
         /// The path.
         path: PathBuf,
     },
-    /// A GGUF file.
-    #[error("`{}` is a GGUF file, which is not supported yet", path.display())]
-    Gguf {
+    /// A file in ggml's format from before GGUF.
+    #[error("`{}` is in ggml's format from before GGUF, which is not supported", path.display())]
+    Ggml {
         /// The file.
         path: PathBuf,
+    },
+    /// A folder without `config.json` has several GGUF models.
+    #[error("`{}` has {} GGUF files, expected one: {}", dir.display(), found.len(), names(found))]
+    ManyGguf {
+        /// The folder.
+        dir: PathBuf,
+        /// The files.
+        found: Vec<PathBuf>,
+    },
+    /// One of the parts of a GGUF model is missing.
+    #[error("there is no file `{}`, which is one of the {n} parts of the model", path.display())]
+    NoPart {
+        /// The file.
+        path: PathBuf,
+        /// The number of parts.
+        n: usize,
     },
     /// A name on the hub, `owner/name`.
     #[error("there is no folder `{name}`, and names on the hub are not supported yet")]
@@ -124,8 +140,8 @@ pub enum CheckpointError {
     Text(#[from] TextError),
 }
 
-const LAYOUT: &str =
-    "give a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`";
+const LAYOUT: &str = "give a `.gguf` file, or a folder in Hugging Face layout: `config.json`, `model.safetensors`, \
+    `tokenizer.json`";
 
 impl CheckpointError {
     /// An error in the content of the file at `path`.
@@ -142,7 +158,14 @@ impl CheckpointError {
     pub fn hint(&self) -> Option<String> {
         use CheckpointError::*;
         match self {
-            NoFolder { .. } | NotAFolder { .. } | Gguf { .. } | NoWeights { .. } => Some(LAYOUT.into()),
+            NoFolder { .. } | NotAModel { .. } | NoWeights { .. } => Some(LAYOUT.into()),
+            Ggml { .. } => Some(
+                "for Whisper, give a folder in Hugging Face layout, such as that of `openai/whisper-tiny.en`; for others, \
+                 a `.gguf` file"
+                    .into(),
+            ),
+            ManyGguf { .. } => Some("give one of them".into()),
+            NoPart { .. } => Some("all parts must be in one folder".into()),
             Io { path, source } if path.ends_with("config.json") && source.kind() == ErrorKind::NotFound => {
                 Some(LAYOUT.into())
             }
@@ -162,6 +185,13 @@ impl CheckpointError {
             _ => None,
         }
     }
+}
+
+/// The first names of files.
+fn names(files: &[PathBuf]) -> String {
+    let name = |path: &PathBuf| format!("`{}`", Path::new(path.file_name().unwrap_or_default()).display());
+    let names: Vec<String> = files.iter().take(5).map(name).collect();
+    format!("{}{}", names.join(", "), if files.len() > 5 { ", …" } else { "" })
 }
 
 /// Abilities with `and` between.

@@ -1,8 +1,9 @@
 //! Reading: every file of a model is opened here, once.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
@@ -84,6 +85,75 @@ impl Files<'_> {
         let files = index.files().into_iter().map(|name| open(&in_folder(folder, name)));
         Ok(Weights::from_shards(&index, files.collect::<Result<Vec<_>, _>>()?)?)
     }
+}
+
+/// The GGUF file at `path`, or all parts of the model that it is a part of, in their order:
+/// `NAME-00001-of-00003.gguf`, …
+pub(super) fn gguf_parts(path: &Path) -> Result<Vec<(PathBuf, File)>, CheckpointError> {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let Some((stem, _, n)) = split_name(name) else { return Ok(vec![(path.to_path_buf(), open(path)?)]) };
+    let part = |no: usize| {
+        let path = path.with_file_name(format!("{stem}-{no:05}-of-{n:05}.gguf"));
+        match optional(open(&path))? {
+            Some(file) => Ok((path, file)),
+            None => Err(CheckpointError::NoPart { path, n }),
+        }
+    };
+    (1..=n).map(part).collect()
+}
+
+/// The parts of the name of a GGUF file that is one of several: what comes before the numbers, its number from 1, and
+/// how many there are.
+fn split_name(name: &str) -> Option<(&str, usize, usize)> {
+    let (rest, n) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+    let (stem, no) = rest.rsplit_once('-')?;
+    let number = |digits: &str| match digits.len() == 5 && digits.bytes().all(|b| b.is_ascii_digit()) {
+        true => digits.parse::<usize>().ok(),
+        false => None,
+    };
+    let (no, n) = (number(no)?, number(n)?);
+    (1..=n).contains(&no).then_some((stem, no, n))
+}
+
+/// The only GGUF model in a folder without `config.json`, if there is one.
+pub(super) fn gguf_in(dir: &Path) -> Result<Option<PathBuf>, CheckpointError> {
+    if dir.join(super::CONFIG).exists() {
+        return Ok(None);
+    }
+    let io = |source| CheckpointError::Io { path: dir.to_path_buf(), source };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        // Later parts of a model are no models of their own.
+        if name.ends_with(".gguf") && split_name(name).is_none_or(|(_, no, _)| no == 1) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        _ => Err(CheckpointError::ManyGguf { dir: dir.to_path_buf(), found }),
+    }
+}
+
+/// What a file is by its first bytes: a GGUF file, or one in ggml's format from before GGUF.
+pub(super) fn container(path: &Path) -> Result<Option<Container>, CheckpointError> {
+    let mut begin = Vec::new();
+    let read = open(path)?.take(4).read_to_end(&mut begin);
+    read.map_err(|source| CheckpointError::Io { path: path.to_path_buf(), source })?;
+    Ok(match begin.as_slice() {
+        b"GGUF" => Some(Container::Gguf),
+        b"lmgg" => Some(Container::Ggml),
+        _ => None,
+    })
+}
+
+/// A container of a whole model in one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Container {
+    Gguf,
+    Ggml,
 }
 
 /// A file in the binary.

@@ -8,6 +8,7 @@ mod embedding;
 mod error;
 mod files;
 mod generation;
+mod gguf;
 mod source;
 
 use std::path::Path;
@@ -26,13 +27,13 @@ use crate::weights::Weights;
 
 /// An opened model: all its parts, none of them in device memory yet.
 pub struct ModelFiles {
-    /// The folder's path or the name of the demonstration model, for messages.
+    /// The path of the folder or file, or the name of the demonstration model, for messages.
     pub name: String,
-    /// `config.json`.
+    /// `config.json`; of a GGUF file the same keys, made from its metadata.
     pub config: String,
     /// The architecture that `config` describes.
     pub architecture: Box<dyn Architecture>,
-    /// The tensors. Those of a folder are read when they are loaded.
+    /// The tensors, with the names of Hugging Face's checkpoints. Those of files are read when they are loaded.
     pub weights: Arc<Weights>,
     /// The tokenizer with its chat template, or the reason why it is missing.
     pub tokenizer: Result<Tokenizer, TextError>,
@@ -115,6 +116,7 @@ impl ModelFiles {
     pub fn from_source(source: &Source) -> Result<ModelFiles, CheckpointError> {
         match source {
             Source::Folder(dir) => ModelFiles::read(dir.display().to_string(), Files::Folder(dir)),
+            Source::Gguf(path) => gguf::read(path),
             Source::Demo => ModelFiles::read("demonstration model".to_string(), DEMO),
         }
     }

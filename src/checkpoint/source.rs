@@ -4,12 +4,15 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
+use super::files::{self, Container};
 
 /// A place that a model can come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A folder in Hugging Face layout.
     Folder(PathBuf),
+    /// A GGUF file, or one of the parts of a model.
+    Gguf(PathBuf),
     /// The demonstration model that is compiled into the binary: stories of a small world. `assets/demo` says how it
     /// was made.
     Demo,
@@ -19,19 +22,24 @@ impl Source {
     /// Decides what `name` is.
     ///
     /// # Errors
-    /// [`CheckpointError::NoFolder`], [`CheckpointError::NotAFolder`], [`CheckpointError::Gguf`],
-    /// [`CheckpointError::HubName`].
+    /// [`CheckpointError::NoFolder`], [`CheckpointError::NotAModel`], [`CheckpointError::ManyGguf`],
+    /// [`CheckpointError::Ggml`], [`CheckpointError::HubName`], [`CheckpointError::Io`].
     pub fn parse(name: impl AsRef<OsStr>) -> Result<Source, CheckpointError> {
         let path = Path::new(name.as_ref());
         if path.is_dir() {
-            return Ok(Source::Folder(path.to_path_buf()));
+            let gguf = files::gguf_in(path)?;
+            return Ok(gguf.map_or_else(|| Source::Folder(path.to_path_buf()), Source::Gguf));
         }
+        let is_gguf = path.extension() == Some(OsStr::new("gguf"));
         let path = path.to_path_buf();
-        if path.extension() == Some(OsStr::new("gguf")) {
-            return Err(CheckpointError::Gguf { path });
-        }
-        if path.exists() {
-            return Err(CheckpointError::NotAFolder { path });
+        if is_gguf || path.exists() {
+            return match files::container(&path)? {
+                Some(Container::Gguf) => Ok(Source::Gguf(path)),
+                Some(Container::Ggml) => Err(CheckpointError::Ggml { path }),
+                // Its reader says what it found.
+                None if is_gguf => Ok(Source::Gguf(path)),
+                None => Err(CheckpointError::NotAModel { path }),
+            };
         }
         match path.to_str().filter(|name| is_hub_name(name)) {
             Some(name) => Err(CheckpointError::HubName { name: name.into() }),

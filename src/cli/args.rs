@@ -9,7 +9,7 @@ use wginfer::dtype::Dtype;
 /// The model.
 #[derive(clap::Args)]
 pub struct ModelArg {
-    /// Folder in Hugging Face layout. Default: the demonstration model in the binary
+    /// A `.gguf` file, or a folder in Hugging Face layout. Default: the demonstration model in the binary
     // Text of the system, not a path, so that an empty variable counts as none.
     #[arg(long, short, env = "WGINFER_MODEL", value_name = "MODEL", help_heading = "Model and device")]
     pub model: Option<OsString>,

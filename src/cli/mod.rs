@@ -66,7 +66,7 @@ const EXAMPLES: &str = "Examples:
   wginfer embed --model ~/models/all-MiniLM-L6-v2 --similarity \"a cat\" \"a kitten\"
   wginfer devices
 
-MODEL is a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`.
+MODEL is a `.gguf` file, or a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`.
 Default: the small demonstration model in the binary.";
 
 /// Run language models, Whisper and text encoders on any GPU

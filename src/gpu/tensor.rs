@@ -21,21 +21,31 @@ pub struct Tensor {
 struct Inner {
     id: u64,
     label: String,
-    buffer: Arc<Buffer>,
+    memory: Memory,
     n_rows: usize,
     n_cols: usize,
     stride: usize,
     dtype: Dtype,
-    rows_per_binding: usize,
+}
+
+enum Memory {
+    Own {
+        buffer: Arc<Buffer>,
+        rows_per_binding: usize,
+    },
+    /// The rows of other tensors, one below the other.
+    Stack(Vec<Tensor>),
 }
 
 /// A range of rows of a tensor that one storage binding can span.
 #[derive(Clone)]
 pub struct View {
-    /// The tensor.
+    /// The tensor; of a stack the one that has the rows.
     pub tensor: Tensor,
     /// The rows.
     pub rows: Range<usize>,
+    /// The first row, counted from the start of a stack.
+    pub first: usize,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -93,18 +103,26 @@ impl Tensor {
             size,
             wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
         )?;
-        Ok(Tensor {
-            inner: Arc::new(Inner {
-                id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-                label: label.to_string(),
-                buffer: Arc::new(buffer),
-                n_rows,
-                n_cols,
-                stride,
-                dtype,
-                rows_per_binding,
-            }),
-        })
+        let memory = Memory::Own { buffer: Arc::new(buffer), rows_per_binding };
+        let (id, label) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), label.to_string());
+        Ok(Tensor { inner: Arc::new(Inner { id, label, memory, n_rows, n_cols, stride, dtype }) })
+    }
+
+    /// Tensors of one width as one, the rows of each below those of the one before: weights whose types differ. Kernels
+    /// go through [`Tensor::ranges`].
+    ///
+    /// # Panics
+    /// If there are none, their widths differ, or one is a stack.
+    pub fn stack(parts: Vec<Tensor>) -> Tensor {
+        let first = parts.first().expect("a stack has parts");
+        let (label, stride, n_cols) = (first.label().to_string(), first.stride(), first.n_cols());
+        let is_one =
+            |part: &Tensor| part.n_cols() == n_cols && matches!(part.inner.memory, Memory::Own { .. });
+        assert!(parts.iter().all(is_one), "a stack of {parts:?}");
+        let (id, dtype) = (NEXT_ID.fetch_add(1, Ordering::Relaxed), first.dtype());
+        let n_rows = parts.iter().map(Tensor::n_rows).sum();
+        let memory = Memory::Stack(parts);
+        Tensor { inner: Arc::new(Inner { id, label, memory, n_rows, n_cols, stride, dtype }) }
     }
 
     /// The same memory, or its start, as a tensor of another shape and type that one binding spans.
@@ -113,15 +131,13 @@ impl Tensor {
     /// If it is too large.
     pub(crate) fn reshaped(&self, [n_rows, n_cols]: [usize; 2], dtype: Dtype) -> Tensor {
         let stride = n_cols.next_multiple_of(ROW_ALIGN);
-        let (label, buffer, id) = (self.inner.label.clone(), self.inner.buffer.clone(), self.inner.id);
+        let (label, buffer, id) = (self.inner.label.clone(), self.own().clone(), self.inner.id);
         assert!(
             (dtype.bytes(stride) * n_rows) as u64 <= buffer.size(),
             "{self:?} as {n_rows} rows of {n_cols}"
         );
-        let rows_per_binding = n_rows.max(1);
-        Tensor {
-            inner: Arc::new(Inner { id, label, buffer, n_rows, n_cols, stride, dtype, rows_per_binding }),
-        }
+        let memory = Memory::Own { buffer, rows_per_binding: n_rows.max(1) };
+        Tensor { inner: Arc::new(Inner { id, label, memory, n_rows, n_cols, stride, dtype }) }
     }
 
     /// Allocates an `F32` tensor with `data`, `[n_rows, n_cols]` row by row.
@@ -162,7 +178,7 @@ impl Tensor {
     /// Queues a write of `bytes` at `offset_bytes`. It takes effect at the next submission.
     pub fn write_at(&self, gpu: &Gpu, offset_bytes: usize, bytes: &[u8]) {
         if !bytes.is_empty() {
-            gpu.write_buffer(&self.inner.buffer, offset_bytes as u64, bytes);
+            gpu.write_buffer(self.own(), offset_bytes as u64, bytes);
         }
     }
 
@@ -191,38 +207,61 @@ impl Tensor {
         self.inner.dtype.bytes(self.inner.stride)
     }
 
-    /// Element type.
+    /// Element type; of a stack that of its first rows.
     pub fn dtype(&self) -> Dtype {
         self.inner.dtype
     }
 
     /// Bytes of device memory.
     pub fn size_bytes(&self) -> u64 {
-        self.inner.buffer.size()
+        match &self.inner.memory {
+            Memory::Own { buffer, .. } => buffer.size(),
+            Memory::Stack(parts) => parts.iter().map(Tensor::size_bytes).sum(),
+        }
     }
 
     /// The buffer, for a host that reads results with its own shaders.
+    ///
+    /// # Panics
+    /// If the tensor is a stack.
     pub fn buffer(&self) -> &wgpu::Buffer {
-        &self.inner.buffer
+        self.own()
+    }
+
+    fn own(&self) -> &Arc<Buffer> {
+        match &self.inner.memory {
+            Memory::Own { buffer, .. } => buffer,
+            Memory::Stack(_) => panic!("{self:?} is a stack"),
+        }
     }
 
     /// The whole tensor as one binding.
     ///
     /// # Panics
-    /// If the tensor exceeds one binding, which only tensors from [`Tensor::weights`] can.
+    /// If the tensor exceeds one binding, which only stacks and tensors from [`Tensor::weights`] can.
     pub fn view(&self) -> View {
-        assert!(
-            self.inner.rows_per_binding >= self.inner.n_rows,
-            "`{}` spans several bindings",
-            self.label()
-        );
-        View { tensor: self.clone(), rows: 0..self.inner.n_rows }
+        let is_one = matches!(self.inner.memory, Memory::Own { rows_per_binding, .. } if rows_per_binding >= self.inner.n_rows);
+        assert!(is_one, "`{}` spans several bindings", self.label());
+        View { tensor: self.clone(), rows: 0..self.inner.n_rows, first: 0 }
     }
 
-    /// The tensor as ranges of rows that each fit in a binding. Only large weights have more than one.
+    /// The tensor as ranges of rows that each fit in a binding. Only stacks and large weights have more than one.
     pub fn ranges(&self) -> impl Iterator<Item = View> + '_ {
-        let (n, step) = (self.inner.n_rows, self.inner.rows_per_binding);
-        (0..n).step_by(step).map(move |r| View { tensor: self.clone(), rows: r..(r + step).min(n) })
+        let parts = match &self.inner.memory {
+            Memory::Own { .. } => std::slice::from_ref(self),
+            Memory::Stack(parts) => parts,
+        };
+        let mut above = 0;
+        parts.iter().flat_map(move |part| {
+            let (n, before) = (part.n_rows(), above);
+            above += n;
+            let step = match part.inner.memory {
+                Memory::Own { rows_per_binding, .. } => rows_per_binding,
+                Memory::Stack(_) => unreachable!("a stack has no stacks"),
+            };
+            let view = move |r| View { tensor: part.clone(), rows: r..(r + step).min(n), first: before + r };
+            (0..n).step_by(step).map(view)
+        })
     }
 
     pub(super) fn id(&self) -> u64 {

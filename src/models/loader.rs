@@ -7,7 +7,7 @@ use super::Names;
 use super::upload::{Item, Source, Upload};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, Tensor};
-use crate::weights::{Entry, Weights, WeightsError};
+use crate::weights::{Entry, Order, Weights, WeightsError};
 
 /// Makes tensors from a checkpoint, or random ones. Matrices keep their stored type unless they are quantised. Vectors
 /// (norms, biases), a thousandth of a model, become F32, so that one kernel reads them all.
@@ -115,8 +115,8 @@ impl Loader {
         self.later(name, [n_out, n_in * width], dtype, dtype, source)
     }
 
-    /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. If their types differ, they become
-    /// F32.
+    /// Matrices of the same width, one below the other: `[(name, n_rows)…, n_cols]`. If their types differ, each keeps its
+    /// own, and the result is a stack.
     ///
     /// # Errors
     /// As [`Loader::matrix`].
@@ -132,7 +132,13 @@ impl Loader {
         if self.weights.random_dtype().is_some() {
             return self.matrix(name, [n_rows, n_cols]);
         }
+        if self.weights.get(name).is_some_and(|entry| entry.order == Order::Transposed) {
+            return self.matrix(name, [n_rows, n_cols]);
+        }
         let (entry, written) = self.entry(name, &[n_cols, n_rows])?;
+        if written.is_quantised() {
+            return Err(WeightsError::Dtype { name: name.into(), found: written.name().into() });
+        }
         let dtype = self.quantize.unwrap_or(written);
         self.later(name, [n_rows, n_cols], dtype, written, Source::Transposed(entry))
     }
@@ -160,6 +166,9 @@ impl Loader {
         let mut entries = Vec::with_capacity(parts.len());
         for (name, n) in parts {
             let entry = if name.is_empty() { None } else { Some(self.entry(name, &[*n])?) };
+            if let Some((_, dtype)) = entry.as_ref().filter(|(_, dtype)| dtype.is_quantised()) {
+                return Err(WeightsError::Dtype { name: name.to_string(), found: dtype.name().into() });
+            }
             entries.push((entry, *n));
         }
         self.later(label, [1, n_cols], Dtype::F32, Dtype::F32, Source::Vectors(entries))
@@ -198,17 +207,25 @@ impl Loader {
         n_cols: usize,
         target: Option<Dtype>,
     ) -> Result<Tensor, WeightsError> {
-        let shape = [parts.iter().map(|(_, n)| n).sum(), n_cols];
         if let Some(dtype) = self.weights.random_dtype() {
+            let shape = [parts.iter().map(|(_, n)| n).sum(), n_cols];
             // This scale keeps the size of a product's input, so that logits stay finite.
             let source = Source::Random { seed: self.seed(), mean: 0.0, scale: (n_cols as f32).powf(-0.5) };
             return self.later(parts[0].0, shape, target.unwrap_or(dtype), dtype, source);
         }
         let entries =
             parts.iter().map(|(name, n)| self.entry(name, &[*n, n_cols])).collect::<Result<Vec<_>, _>>()?;
-        let first = entries.first().map_or(Dtype::F32, |(_, dtype)| *dtype);
-        let common = if entries.iter().all(|(_, dtype)| *dtype == first) { first } else { Dtype::F32 };
-        self.later(parts[0].0, shape, target.unwrap_or(common), common, Source::Stacked(entries))
+        // What is quantised already stays as it is.
+        let becomes = |stored: Dtype| target.filter(|_| !stored.is_quantised()).unwrap_or(stored);
+        let mut tensors = Vec::with_capacity(1);
+        for group in entries.chunk_by(|(_, a), (_, b)| becomes(*a) == becomes(*b)) {
+            let (first, stored) = &group[0];
+            let n_rows = group.iter().map(|(entry, _)| entry.shape[0]).sum();
+            let written = if group.iter().all(|(_, dtype)| dtype == stored) { *stored } else { Dtype::F32 };
+            let (name, source) = (first.name.clone(), Source::Stacked(group.to_vec()));
+            tensors.push(self.later(&name, [n_rows, n_cols], becomes(*stored), written, source)?);
+        }
+        Ok(if tensors.len() == 1 { tensors.remove(0) } else { Tensor::stack(tensors) })
     }
 
     fn later(
@@ -261,10 +278,6 @@ impl Loader {
 }
 
 fn dtype_of(entry: &Entry) -> Result<Dtype, WeightsError> {
-    match entry.dtype.as_str() {
-        "F32" => Ok(Dtype::F32),
-        "F16" => Ok(Dtype::F16),
-        "BF16" => Ok(Dtype::BF16),
-        found => Err(WeightsError::Dtype { name: entry.name.clone(), found: found.into() }),
-    }
+    let dtype = Dtype::WEIGHTS.into_iter().find(|dtype| dtype.name() == entry.dtype);
+    dtype.ok_or_else(|| WeightsError::Dtype { name: entry.name.clone(), found: entry.dtype.clone() })
 }

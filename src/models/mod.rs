@@ -28,7 +28,7 @@ use serde_json::Value;
 
 use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{Attention, KvLayer};
-use crate::weights::Weights;
+use crate::weights::{Order, Weights};
 pub use batch::{Alignment, Batch, BatchClips, Capacity};
 pub use error::ModelError;
 pub use loader::Loader;
@@ -347,8 +347,12 @@ pub(crate) fn check_weights(architecture: &dyn Architecture, weights: &Weights) 
     let root = names.root(weights);
     for Shown { tensor, shape } in &names.shown {
         let Some(entry) = weights.get(&format!("{root}{tensor}")) else { continue };
+        let mut found_shape = entry.shape.clone();
+        if entry.order == Order::Transposed {
+            found_shape.reverse();
+        }
         for (axis, (key, value)) in shape.iter().enumerate() {
-            let found = entry.shape.get(axis).copied().unwrap_or(1);
+            let found = found_shape.get(axis).copied().unwrap_or(1);
             if found != *value || entry.shape.len() != shape.len() {
                 let expected = format!("{found}: tensor `{}` has shape {:?}", entry.name, entry.shape);
                 return Err(ModelError::Unsupported { key, found: value.to_string(), expected });

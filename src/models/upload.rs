@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor};
 use crate::ops;
-use crate::weights::{Entry, Weights, WeightsError};
+use crate::weights::{Entry, Weights, WeightsError, ggml};
 
 /// The progress of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,7 +233,7 @@ impl Item {
     fn piece_bytes(&self, rows: Range<usize>) -> usize {
         let n_cols = self.tensor.n_cols();
         match &self.source {
-            Source::Stacked(entries) => rows.len() * part(entries, rows.start).2.bytes(n_cols),
+            Source::Stacked(entries) => rows.len() * part(entries, rows.start).1.row_bytes(),
             Source::Vectors(_) => self.n_bytes(),
             Source::Transposed(_) => rows.len() * self.written.bytes(n_cols),
             Source::Random { .. } => rows.len() * self.tensor.row_bytes(),
@@ -291,16 +291,15 @@ impl Item {
         match &self.source {
             Source::Stacked(entries) => {
                 let (first, entry, stored) = part(entries, rows.start);
-                let stored_bytes = stored.bytes(n_cols);
-                let piece = weights
-                    .read(entry, (rows.start - first) * stored_bytes..(rows.end - first) * stored_bytes)?;
-                if stored == self.written && stored_bytes == row_bytes {
+                let stored_bytes = entry.row_bytes();
+                let piece = weights.read_rows(entry, rows.start - first..rows.end - first)?;
+                if stored == self.written && stored_bytes == row_bytes && !stored.is_quantised() {
                     return Ok(piece);
                 }
                 let mut padded = vec![0; rows.len() * row_bytes];
                 for (from, to) in piece.chunks(stored_bytes).zip(padded.chunks_mut(row_bytes)) {
                     match stored == self.written {
-                        true => to[..stored_bytes].copy_from_slice(from),
+                        true => ggml::repack(stored, from, to),
                         false => to[..4 * n_cols].copy_from_slice(bytemuck::cast_slice(&widen(stored, from))),
                     }
                 }
@@ -323,7 +322,7 @@ impl Item {
                 for (entry, n) in parts {
                     match entry {
                         Some((entry, stored)) => {
-                            values.extend(widen(*stored, &weights.read(entry, 0..entry.n_bytes)?));
+                            values.extend(widen(*stored, &weights.read_rows(entry, 0..*n)?));
                         }
                         None => values.resize(values.len() + n, 0.0),
                     }

@@ -119,8 +119,8 @@ pub(super) fn launch(rec: &mut Recorder, product: Affine<'_>, add: bool, y: &Ten
             n_in: w.n_cols() as u32,
             n_blocks: super::n_blocks(w),
             x_stride: (x.stride() / 4) as u32,
-            w_stride: super::words(w),
-            out0: range.rows.start as u32,
+            w_stride: super::words(&range.tensor),
+            out0: range.first as u32,
             n_out,
             y_stride: y.stride() as u32,
             eps,
@@ -146,7 +146,7 @@ pub(super) fn launch(rec: &mut Recorder, product: Affine<'_>, add: bool, y: &Ten
                 (variant, [n_out.div_ceil(outs), n_rows.div_ceil(tile_rows), 1])
             }
         };
-        let variant = variant.part(words_part(caps)).part(weights(w.dtype())).part(&PRODUCT);
+        let variant = variant.part(words_part(caps)).part(weights(range.tensor.dtype())).part(&PRODUCT);
         let variant = variant.set("ADD", add.into()).set("BIAS", has_bias.into());
         rec.dispatch(variant, &params, &[x.view(), norm.clone(), range, bias.clone(), y.view()], groups);
     }

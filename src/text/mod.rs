@@ -68,6 +68,16 @@ pub enum TextError {
         /// What it holds.
         found: String,
     },
+    /// The metadata of a GGUF file describe no tokenizer that runs here.
+    #[error("`{key}` is {found}, expected {expected}")]
+    Metadata {
+        /// The key.
+        key: String,
+        /// What it should hold.
+        expected: String,
+        /// What it holds.
+        found: String,
+    },
     /// A text cannot be turned into ids.
     #[error("the tokenizer of the model fails on a text of {n_bytes} bytes: {reason}")]
     Encode {

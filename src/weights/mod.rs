@@ -1,10 +1,11 @@
-//! Layer 2: containers of tensors.
+//! Layer 2: containers of tensors: safetensors and GGUF.
 //!
 //! [`Weights`] is an open container: names, shapes, and where the bytes are. The loader of models makes device tensors
 //! from it, and reads the bytes piece by piece. Nothing is mapped: a mapped file that somebody shortens kills the
 //! process.
 
 pub mod ggml;
+pub mod gguf;
 mod safetensors;
 
 use std::borrow::Cow;
@@ -57,7 +58,7 @@ pub enum WeightsError {
         found: Vec<usize>,
     },
     /// A tensor has a type that no kernel reads.
-    #[error("tensor `{name}` has type `{found}`, expected one of `F32`, `F16`, `BF16`")]
+    #[error("tensor `{name}` has type `{found}`, expected one of {}", known_types())]
     Dtype {
         /// Its name.
         name: String,
@@ -99,6 +100,10 @@ impl WeightsError {
     }
 }
 
+fn known_types() -> String {
+    Dtype::WEIGHTS.map(|dtype| format!("`{dtype}`")).join(", ")
+}
+
 /// One tensor of a checkpoint.
 #[derive(Debug, Clone)]
 pub struct Entry {
@@ -110,8 +115,45 @@ pub struct Entry {
     pub shape: Vec<usize>,
     /// Bytes in the file.
     pub n_bytes: usize,
+    /// How its rows lie in the file.
+    pub order: Order,
     file: usize,
     start: usize,
+}
+
+/// How the rows of a matrix lie in its file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// One after the other.
+    #[default]
+    Plain,
+    /// In each of so many heads the two halves of the rows alternate: 0, n/2, 1, n/2 + 1, … Files for llama.cpp have the
+    /// queries and keys of Llama so, because it rotates neighbours.
+    Alternating {
+        /// Heads.
+        n_heads: usize,
+    },
+    /// Rows and columns have changed places.
+    Transposed,
+}
+
+impl Entry {
+    /// Bytes of a row, or of an element of a vector, in the file.
+    pub fn row_bytes(&self) -> usize {
+        self.n_bytes / self.shape.first().copied().unwrap_or(1).max(1)
+    }
+
+    /// The row of the file that is row `row` of the matrix.
+    fn stored_row(&self, row: usize) -> usize {
+        match self.order {
+            Order::Alternating { n_heads } => {
+                let head = self.shape[0] / n_heads;
+                let (first, i) = (row / head * head, row % head);
+                first + i % (head / 2) * 2 + i / (head / 2)
+            }
+            _ => row,
+        }
+    }
 }
 
 /// An open checkpoint.
@@ -252,6 +294,59 @@ impl Weights {
         self.random
     }
 
+    /// Opens the GGUF files of one model, in their order, of which only the headers are read now. The paths are for
+    /// messages. Also returns the metadata of the first one.
+    ///
+    /// # Errors
+    /// [`WeightsError::Io`], [`WeightsError::Format`].
+    pub fn from_gguf(
+        files: impl IntoIterator<Item = (PathBuf, File)>,
+    ) -> Result<(Weights, gguf::Metadata), WeightsError> {
+        let mut weights = Weights::default();
+        let mut all: Vec<gguf::Metadata> = Vec::new();
+        for (path, file) in files {
+            let n_bytes =
+                file.metadata().map_err(|source| WeightsError::Io { path: path.clone(), source })?.len();
+            let data = Data::File(path.clone(), Mutex::new(file));
+            let (metadata, mut entries) =
+                gguf::open(&path, |range| data.read(range), n_bytes as usize, weights.files.len())?;
+            weights.files.push(data);
+            weights.entries.append(&mut entries);
+            weights.sort(&path)?;
+            all.push(metadata);
+        }
+        gguf::check_parts(&all, weights.entries.len())?;
+        Ok((weights, all.into_iter().next().unwrap_or_default()))
+    }
+
+    /// Gives each tensor the name that `name` has for it, and says how its rows lie.
+    ///
+    /// # Errors
+    /// [`WeightsError::Format`] if two tensors get the same name. `path` is for the message.
+    pub(crate) fn rename(
+        &mut self,
+        path: &Path,
+        name: impl Fn(&str) -> Option<(String, Order)>,
+    ) -> Result<(), WeightsError> {
+        for entry in &mut self.entries {
+            let Some((name, order)) = name(&entry.name) else { continue };
+            entry.name = name;
+            entry.order = match (order, entry.shape.first()) {
+                // A matrix of another shape is refused when it is loaded.
+                (Order::Alternating { n_heads }, Some(n)) if n_heads == 0 || n % (2 * n_heads) != 0 => {
+                    Order::Plain
+                }
+                _ => order,
+            };
+        }
+        self.sort(path)
+    }
+
+    /// Forgets a tensor that no model loads.
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.entries.retain(|entry| entry.name != name);
+    }
+
     fn add(
         &mut self,
         path: &Path,
@@ -263,6 +358,10 @@ impl Weights {
         entries.retain(|entry| wanted(&entry.name));
         self.files.push(data);
         self.entries.append(&mut entries);
+        self.sort(path)
+    }
+
+    fn sort(&mut self, path: &Path) -> Result<(), WeightsError> {
         self.entries.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(pair) = self.entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
             let message = format!("tensor `{}` is there twice, and no index says which counts", pair[0].name);
@@ -318,12 +417,29 @@ impl Weights {
         Ok(equal)
     }
 
-    /// Reads a range of a tensor's bytes.
+    /// Reads rows of a matrix, or elements of a vector, as they are stored, in the order of the matrix.
+    ///
+    /// # Errors
+    /// As [`Weights::read`].
+    pub(crate) fn read_rows(&self, entry: &Entry, rows: Range<usize>) -> Result<Cow<'_, [u8]>, WeightsError> {
+        let n = entry.row_bytes();
+        let Order::Alternating { n_heads } = entry.order else {
+            return self.read(entry, rows.start * n..rows.end * n);
+        };
+        // The rows of a head change places only among themselves.
+        let head = entry.shape[0] / n_heads;
+        let first = rows.start / head * head;
+        let stored = self.read(entry, first * n..rows.end.next_multiple_of(head) * n)?;
+        let row = |row| &stored[(entry.stored_row(row) - first) * n..][..n];
+        Ok(rows.flat_map(row).copied().collect::<Vec<u8>>().into())
+    }
+
+    /// Reads a range of a tensor's bytes, in the order of the file.
     ///
     /// # Errors
     /// [`WeightsError::Io`] if the file cannot be read, or has become shorter since it was opened.
     pub(crate) fn read(&self, entry: &Entry, range: Range<usize>) -> Result<Cow<'_, [u8]>, WeightsError> {
-        // `safetensors::entries` checked the range against the file.
+        // The readers of the containers checked the range against the file.
         self.files[entry.file].read(entry.start + range.start..entry.start + range.end)
     }
 }

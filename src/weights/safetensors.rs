@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{Entry, ShardIndex, WeightsError};
+use super::{Entry, Order, ShardIndex, WeightsError};
 
 /// Reads the index at `path` (`model.safetensors.index.json`).
 pub(super) fn index(path: &Path, json: &[u8]) -> Result<ShardIndex, WeightsError> {
@@ -61,7 +61,15 @@ pub(super) fn entries<'a>(
     let entry = |(name, info): (String, &TensorInfo)| {
         let (start, end) = info.data_offsets;
         let dtype = format!("{:?}", info.dtype);
-        Entry { name, dtype, shape: info.shape.clone(), n_bytes: end - start, file, start: data + start }
+        Entry {
+            name,
+            dtype,
+            shape: info.shape.clone(),
+            n_bytes: end - start,
+            order: Order::Plain,
+            file,
+            start: data + start,
+        }
     };
     Ok(tensors.into_iter().map(entry).collect())
 }

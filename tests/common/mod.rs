@@ -1,6 +1,7 @@
 //! Shared by the tests on a device: the device, random data, the comparison with the reference.
 #![allow(dead_code)] // each test binary uses its own part of this
 
+pub mod gguf;
 #[path = "../../src/bench/reference/mod.rs"]
 pub mod reference;
 pub mod requests;

@@ -35,18 +35,21 @@ enum RopeType {
     Dynamic,
     /// Low frequencies divided, high ones kept, blended between (Llama 3.1).
     Llama3,
+    /// Each frequency divided by a factor of its own: how GGUF files have `Llama3`.
+    FrequencyFactors,
     /// As `Llama3`, by the number of rotations in the original context, and with a factor on scores (Peng et al. 2023).
     Yarn,
 }
 
 impl RopeType {
     /// By their names. `longrope`, a list of factors for each frequency, is not among them.
-    const NAMES: [(&str, RopeType); 5] = [
+    const NAMES: [(&str, RopeType); 6] = [
         ("default", RopeType::Default),
         ("linear", RopeType::Linear),
         ("dynamic", RopeType::Dynamic),
         ("llama3", RopeType::Llama3),
         ("yarn", RopeType::Yarn),
+        ("frequency_factors", RopeType::FrequencyFactors),
     ];
 }
 
@@ -145,6 +148,16 @@ impl Rope {
                         (1.0 - smooth) * f / factor + smooth * f
                     }
                 }))
+            }
+            RopeType::FrequencyFactors => {
+                const KEY: &str = "frequency_factors";
+                let n = plain.frequencies.len();
+                let expected = format!("a list of {n} numbers from {} to {}", FACTOR.start(), FACTOR.end());
+                let factors: Option<Vec<f64>> = s.of_type(KEY, &expected)?;
+                match factors.filter(|all| all.len() == n && all.iter().all(|x| FACTOR.contains(x))) {
+                    Some(factors) => Ok(plain.map(|i, f| f / factors[i])),
+                    None => Err(s.wrong(KEY, expected)),
+                }
             }
             RopeType::Yarn => {
                 let factor = s.some_real("factor", FACTOR)?.unwrap_or(trained as f64 / original);

@@ -1,0 +1,264 @@
+//! From metadata to the keys of Hugging Face's `config.json`, so that one reader checks their ranges.
+
+use serde_json::{Map, Value, json};
+
+use super::super::CheckpointError;
+use crate::weights::gguf::Metadata;
+use crate::weights::{Weights, WeightsError};
+
+type Config = Map<String, Value>;
+type Read<T> = Result<T, WeightsError>;
+
+/// Reads the keys of an architecture into those of `config.json`.
+type Reader = fn(&Keys<'_>, &mut Config) -> Read<()>;
+
+/// Every architecture that runs: ggml's name, the `model_type` in Hugging Face's `config.json`, and the reader of its keys.
+const ARCHITECTURES: &[(&str, &str, Reader)] = &[
+    ("gpt2", "gpt2", gpt2),
+    // Mistral, too.
+    ("llama", "llama", llama),
+    ("qwen2", "qwen2", qwen),
+    ("qwen3", "qwen3", qwen),
+];
+
+/// The keys of an architecture, and the tensors.
+struct Keys<'a> {
+    architecture: &'a str,
+    metadata: &'a Metadata,
+    weights: &'a Weights,
+}
+
+/// ggml's name of the architecture.
+pub(super) fn architecture(metadata: &Metadata) -> Read<&str> {
+    const KEY: &str = "general.architecture";
+    metadata.text(KEY)?.ok_or_else(|| metadata.wrong(KEY, "the name of an architecture"))
+}
+
+/// The keys of `config.json`. `weights` have ggml's names.
+pub(super) fn json(metadata: &Metadata, weights: &Weights) -> Result<Value, CheckpointError> {
+    let architecture = architecture(metadata)?;
+    let Some((_, model_type, read)) = ARCHITECTURES.iter().find(|(name, ..)| *name == architecture) else {
+        let known = ARCHITECTURES.iter().map(|(name, ..)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        return Err(metadata.wrong("general.architecture", format!("one of {known}")).into());
+    };
+    let keys = Keys { architecture, metadata, weights };
+    let mut config = Config::new();
+    config.insert("model_type".into(), json!(model_type));
+    read(&keys, &mut config)?;
+    Ok(Value::Object(config))
+}
+
+/// The keys of `generation_config.json`.
+pub(super) fn generation(metadata: &Metadata) -> Read<String> {
+    let mut config = Config::new();
+    for (key, to) in [
+        ("temp", "temperature"),
+        ("top_p", "top_p"),
+        ("min_p", "min_p"),
+        ("penalty_repeat", "repetition_penalty"),
+    ] {
+        if let Some(value) = metadata.real(&format!("general.sampling.{key}"))? {
+            config.insert(to.into(), json!(value));
+        }
+    }
+    if let Some(n) = metadata.whole("general.sampling.top_k")? {
+        config.insert("top_k".into(), json!(n));
+    }
+    Ok(Value::Object(config).to_string())
+}
+
+impl Keys<'_> {
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    fn whole(&self, key: &str) -> Read<Option<u64>> {
+        self.metadata.whole(&self.key(key))
+    }
+
+    fn real(&self, key: &str) -> Read<Option<f64>> {
+        self.metadata.real(&self.key(key))
+    }
+
+    fn wrong(&self, key: &str, expected: impl std::fmt::Display) -> WeightsError {
+        self.metadata.wrong(&self.key(key), expected)
+    }
+
+    fn needed(&self, key: &str) -> Read<u64> {
+        self.whole(key)?.ok_or_else(|| self.wrong(key, "a whole number"))
+    }
+
+    fn needed_real(&self, key: &str) -> Read<f64> {
+        self.real(key)?.ok_or_else(|| self.wrong(key, "a number"))
+    }
+
+    /// Copies whole numbers, all of which must be there, to other keys.
+    fn copy(&self, config: &mut Config, keys: &[(&str, &str)]) -> Read<()> {
+        for (from, to) in keys {
+            config.insert(to.to_string(), json!(self.needed(from)?));
+        }
+        Ok(())
+    }
+
+    fn has(&self, tensor: &str) -> bool {
+        self.weights.get(tensor).is_some()
+    }
+
+    /// Rows of the embedding.
+    fn vocab_size(&self) -> Read<usize> {
+        const NAME: &str = "token_embd.weight";
+        let entry = self.weights.get(NAME).and_then(|entry| entry.shape.first());
+        entry.copied().ok_or_else(|| {
+            let found = format!("{} tensors", self.weights.entries().len());
+            WeightsError::Missing { name: NAME.into(), found }
+        })
+    }
+}
+
+fn gpt2(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    keys.copy(
+        config,
+        &[
+            ("context_length", "n_positions"),
+            ("embedding_length", "n_embd"),
+            ("feed_forward_length", "n_inner"),
+            ("block_count", "n_layer"),
+            ("attention.head_count", "n_head"),
+        ],
+    )?;
+    config.insert("layer_norm_epsilon".into(), json!(keys.needed_real("attention.layer_norm_epsilon")?));
+    config.insert("vocab_size".into(), json!(keys.vocab_size()?));
+    // Most files have the embedding twice.
+    config.insert("tie_word_embeddings".into(), json!(true));
+    Ok(())
+}
+
+fn llama(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    if keys.whole("expert_count")?.unwrap_or(0) > 0 {
+        return Err(keys.wrong("expert_count", "none: experts do not run here"));
+    }
+    decoder(keys, config)?;
+    let head_dim = head_dim(keys)?;
+    // The rows of queries and keys are put in order by whole heads.
+    if keys.whole("rope.dimension_count")?.is_some_and(|n| Some(n) != head_dim) {
+        let expected = head_dim.map_or("the size of a head".into(), |n| n.to_string());
+        return Err(keys.wrong("rope.dimension_count", expected));
+    }
+    config.insert("attention_bias".into(), json!(keys.has("blk.0.attn_q.bias")));
+    config.insert("mlp_bias".into(), json!(keys.has("blk.0.ffn_up.bias")));
+    Ok(())
+}
+
+fn qwen(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    decoder(keys, config)?;
+    if let (Some(n_rot), Some(head_dim)) = (keys.whole("rope.dimension_count")?, head_dim(keys)?)
+        && n_rot != head_dim
+    {
+        config.insert("partial_rotary_factor".into(), json!(n_rot as f64 / head_dim as f64));
+    }
+    Ok(())
+}
+
+/// Elements of a head.
+fn head_dim(keys: &Keys<'_>) -> Read<Option<u64>> {
+    let named = keys.whole("attention.key_length")?;
+    let (width, heads) = (keys.needed("embedding_length")?, keys.needed("attention.head_count")?);
+    Ok(named.or_else(|| width.checked_div(heads)))
+}
+
+/// The keys that Llama and its descendants share.
+fn decoder(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    keys.copy(
+        config,
+        &[
+            ("context_length", "max_position_embeddings"),
+            ("embedding_length", "hidden_size"),
+            ("feed_forward_length", "intermediate_size"),
+            ("block_count", "num_hidden_layers"),
+            ("attention.head_count", "num_attention_heads"),
+        ],
+    )?;
+    let n_kv_heads = keys.whole("attention.head_count_kv")?;
+    let n_heads = keys.needed("attention.head_count")?;
+    config.insert("num_key_value_heads".into(), json!(n_kv_heads.unwrap_or(n_heads)));
+    let head_dim = head_dim(keys)?;
+    if let (Some(value), Some(key)) = (keys.whole("attention.value_length")?, head_dim)
+        && value != key
+    {
+        return Err(keys.wrong("attention.value_length", format!("{key}, as for keys")));
+    }
+    if let Some(head_dim) = head_dim {
+        config.insert("head_dim".into(), json!(head_dim));
+    }
+    config.insert("rms_norm_eps".into(), json!(keys.needed_real("attention.layer_norm_rms_epsilon")?));
+    config.insert("vocab_size".into(), json!(keys.vocab_size()?));
+    config.insert("tie_word_embeddings".into(), json!(!keys.has("output.weight")));
+    config.insert("rope_parameters".into(), Value::Object(rope(keys)?));
+    Ok(())
+}
+
+/// The rotation.
+fn rope(keys: &Keys<'_>) -> Read<Config> {
+    let mut rope = Config::new();
+    rope.insert("rope_theta".into(), json!(keys.real("rope.freq_base")?.unwrap_or(10_000.0)));
+    let factor = match keys.real("rope.scaling.factor")? {
+        Some(factor) => Some(factor),
+        // The key's earlier name.
+        None => keys.real("rope.scale_linear")?,
+    };
+    const KIND: &str = "rope.scaling.type";
+    let kind = keys.metadata.text(&keys.key(KIND))?;
+    if let Some(factors) = frequency_factors(keys)? {
+        if kind.is_some_and(|kind| kind != "none") {
+            return Err(keys.wrong(KIND, "`none` beside the tensor `rope_freqs.weight`"));
+        }
+        rope.insert("rope_type".into(), json!("frequency_factors"));
+        rope.insert("frequency_factors".into(), json!(factors));
+        return Ok(rope);
+    }
+    match (kind, factor) {
+        // ggml takes no factor and the factors 0 and 1 for none.
+        (None | Some("linear" | "none"), None) => {}
+        (Some("none"), _) => {}
+        (_, Some(factor)) if kind != Some("yarn") && (factor == 0.0 || factor == 1.0) => {}
+        (None | Some("linear"), Some(factor)) => {
+            rope.insert("rope_type".into(), json!("linear"));
+            rope.insert("factor".into(), json!(factor));
+        }
+        (Some("yarn"), Some(factor)) => {
+            rope.insert("rope_type".into(), json!("yarn"));
+            rope.insert("factor".into(), json!(factor));
+            if let Some(n) = keys.whole("rope.scaling.original_context_length")? {
+                rope.insert("original_max_position_embeddings".into(), json!(n));
+            }
+            if let Some(on_scores) = keys.real("rope.scaling.attn_factor")? {
+                let scale = if factor > 1.0 { 1.0 + 0.1 * factor.ln() } else { 1.0 };
+                rope.insert("attention_factor".into(), json!(on_scores * scale));
+            }
+            for (from, to) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
+                if let Some(n) = keys.real(&format!("rope.scaling.{from}"))? {
+                    rope.insert(to.into(), json!(n));
+                }
+            }
+        }
+        _ => return Err(keys.wrong(KIND, "`none`, `linear` with a factor, or `yarn` with a factor")),
+    }
+    Ok(rope)
+}
+
+/// The tensor by whose elements the frequencies are divided: Llama 3.1's scaling, as ggml stores it.
+pub(super) const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+
+fn frequency_factors(keys: &Keys<'_>) -> Read<Option<Vec<f32>>> {
+    const NAME: &str = FREQUENCY_FACTORS;
+    let Some(entry) = keys.weights.get(NAME) else { return Ok(None) };
+    // Half of a head, which has at most 256 elements.
+    if entry.dtype != "F32" || entry.shape.len() != 1 || entry.shape[0] > 128 {
+        let (dtype, shape) = (&entry.dtype, &entry.shape);
+        let message =
+            format!("tensor `{NAME}` is {dtype} of shape {shape:?}, expected at most 128 elements in F32");
+        return Err(WeightsError::Format { path: keys.metadata.path().to_path_buf(), message });
+    }
+    let bytes = keys.weights.read_rows(entry, 0..entry.shape[0])?;
+    Ok(Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
+}

@@ -1,0 +1,46 @@
+//! A model in GGUF files: its config, the names of its tensors and its tokenizer, from the metadata.
+
+mod config;
+mod names;
+mod pre;
+mod tokenizer;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::files;
+use super::{CheckpointError, EmbeddingConfig, GenerationConfig, ModelFiles};
+use crate::models::{self, ModelError, ModelKind};
+use crate::weights::Weights;
+
+/// Opens the model of which the file at `path` is one, or the only, part.
+pub(super) fn read(path: &Path) -> Result<ModelFiles, CheckpointError> {
+    let parts = files::gguf_parts(path)?;
+    let (mut weights, metadata) = Weights::from_gguf(parts)?;
+    let path = metadata.path().to_path_buf();
+    let config = config::json(&metadata, &weights)?;
+    names::rename(&metadata, &mut weights)?;
+    weights.remove(config::FREQUENCY_FACTORS);
+    let config = serde_json::to_string_pretty(&config).expect("a map of plain values");
+    let wrong = |error: ModelError| match error {
+        ModelError::Setting(error) => CheckpointError::config(&path, error),
+        ModelError::Unsupported { key, found, expected } => {
+            CheckpointError::config(&path, format!("`{key}` is `{found}`, expected {expected}"))
+        }
+        other => other.into(),
+    };
+    let architecture = models::open(&config).map_err(wrong)?;
+    models::check_weights(&*architecture, &weights).map_err(wrong)?;
+    let shape = architecture.shape();
+    let generation = GenerationConfig::parse(&path, &config::generation(&metadata)?, None)?;
+    Ok(ModelFiles {
+        name: path.display().to_string(),
+        tokenizer: tokenizer::read(&metadata)?,
+        embedding: (shape.kind == ModelKind::Encoder).then(EmbeddingConfig::default),
+        labels: architecture.labels().cloned(),
+        config,
+        architecture,
+        weights: Arc::new(weights),
+        generation,
+    })
+}

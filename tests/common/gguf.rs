@@ -1,0 +1,298 @@
+//! A writer of GGUF files, and golden models as such files: what llama.cpp's converter makes of a folder.
+
+use std::path::Path;
+
+use half::{bf16, f16};
+use serde_json::Value;
+
+/// A file to write.
+#[derive(Clone, Default)]
+pub struct Gguf {
+    pub version: u32,
+    pub alignment: usize,
+    /// Keys with their types and bytes.
+    keys: Vec<(String, Vec<u8>)>,
+    /// Names, dimensions (innermost first), ggml's numbers of the types, bytes.
+    pub tensors: Vec<(String, Vec<usize>, u32, Vec<u8>)>,
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+fn typed(kind: u32, bytes: &[u8]) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], bytes].concat()
+}
+
+impl Gguf {
+    pub fn new() -> Gguf {
+        Gguf { version: 3, alignment: 32, ..Gguf::default() }
+    }
+
+    /// Sets a key to a value of ggml's type `kind`, in place of one that is there.
+    pub fn key(&mut self, key: &str, kind: u32, bytes: &[u8]) {
+        self.keys.retain(|(known, _)| known != key);
+        self.again(key, kind, bytes);
+    }
+
+    /// As [`Gguf::key`], even if the key is there.
+    pub fn again(&mut self, key: &str, kind: u32, bytes: &[u8]) {
+        self.keys.push((key.into(), typed(kind, bytes)));
+    }
+
+    pub fn remove(&mut self, key: &str) {
+        self.keys.retain(|(known, _)| known != key);
+    }
+
+    pub fn whole(&mut self, key: &str, n: u64) {
+        self.key(key, 4, &(n as u32).to_le_bytes());
+    }
+
+    pub fn real(&mut self, key: &str, x: f64) {
+        self.key(key, 6, &(x as f32).to_le_bytes());
+    }
+
+    pub fn flag(&mut self, key: &str, is_on: bool) {
+        self.key(key, 7, &[is_on.into()]);
+    }
+
+    pub fn text(&mut self, key: &str, value: &str) {
+        self.key(key, 8, &text(value));
+    }
+
+    pub fn texts<S: AsRef<str>>(&mut self, key: &str, values: &[S]) {
+        let texts: Vec<u8> = values.iter().flat_map(|value| text(value.as_ref())).collect();
+        self.list(key, 8, values.len(), &texts);
+    }
+
+    pub fn list(&mut self, key: &str, kind: u32, n: usize, bytes: &[u8]) {
+        self.key(key, 9, &[&kind.to_le_bytes()[..], &(n as u64).to_le_bytes(), bytes].concat());
+    }
+
+    pub fn tensor(&mut self, name: &str, dims: &[usize], kind: u32, bytes: Vec<u8>) {
+        self.tensors.push((name.into(), dims.to_vec(), kind, bytes));
+    }
+
+    /// The file, whose tensors are at these offsets, or one after the other.
+    pub fn bytes_at(&self, offsets: Option<&[u64]>) -> Vec<u8> {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(self.version.to_le_bytes());
+        bytes.extend((self.tensors.len() as u64).to_le_bytes());
+        bytes.extend((self.keys.len() as u64).to_le_bytes());
+        for (key, value) in &self.keys {
+            bytes.extend(text(key));
+            bytes.extend(value);
+        }
+        let mut data: Vec<u8> = Vec::new();
+        for (i, (name, dims, kind, content)) in self.tensors.iter().enumerate() {
+            bytes.extend(text(name));
+            bytes.extend((dims.len() as u32).to_le_bytes());
+            bytes.extend(dims.iter().flat_map(|n| (*n as u64).to_le_bytes()));
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(offsets.map_or(data.len() as u64, |all| all[i]).to_le_bytes());
+            data.extend(content);
+            data.resize(data.len().next_multiple_of(self.alignment), 0);
+        }
+        bytes.resize(bytes.len().next_multiple_of(self.alignment), 0);
+        bytes.extend(data);
+        bytes
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        self.bytes_at(None)
+    }
+}
+
+/// A golden folder as llama.cpp's converter writes it, with the stored types. `llama` has the rows of queries and keys
+/// in another order, `gpt2` its matrices the other way round.
+pub fn of_folder(dir: &Path) -> Gguf {
+    let read = |name: &str| std::fs::read(dir.join(name)).expect(name);
+    let config: Value = serde_json::from_slice(&read("config.json")).expect("JSON");
+    let tokenizer: Value = serde_json::from_slice(&read("tokenizer.json")).expect("JSON");
+    let architecture = config["model_type"].as_str().expect("a name").to_string();
+    let is_gpt2 = architecture == "gpt2";
+    let mut file = Gguf::new();
+    file.text("general.architecture", &architecture);
+    let n = |key: &str| config[key].as_u64().unwrap_or_else(|| panic!("{key}"));
+    let arch = |key: &str| format!("{architecture}.{key}");
+    if is_gpt2 {
+        for (key, from) in [
+            ("context_length", "n_positions"),
+            ("embedding_length", "n_embd"),
+            ("block_count", "n_layer"),
+            ("attention.head_count", "n_head"),
+        ] {
+            file.whole(&arch(key), n(from));
+        }
+        file.whole(&arch("feed_forward_length"), 4 * n("n_embd"));
+        file.real(
+            &arch("attention.layer_norm_epsilon"),
+            config["layer_norm_epsilon"].as_f64().expect("a number"),
+        );
+    } else {
+        for (key, from) in [
+            ("context_length", "max_position_embeddings"),
+            ("embedding_length", "hidden_size"),
+            ("feed_forward_length", "intermediate_size"),
+            ("block_count", "num_hidden_layers"),
+            ("attention.head_count", "num_attention_heads"),
+            ("attention.head_count_kv", "num_key_value_heads"),
+        ] {
+            file.whole(&arch(key), n(from));
+        }
+        if let Some(dim) = config["head_dim"].as_u64() {
+            file.whole(&arch("attention.key_length"), dim);
+            file.whole(&arch("attention.value_length"), dim);
+            file.whole(&arch("rope.dimension_count"), dim);
+        }
+        file.real(
+            &arch("attention.layer_norm_rms_epsilon"),
+            config["rms_norm_eps"].as_f64().expect("a number"),
+        );
+        let rope = &config["rope_parameters"];
+        file.real(&arch("rope.freq_base"), rope["rope_theta"].as_f64().expect("a number"));
+        if rope["rope_type"] == "llama3" {
+            let dim = n("head_dim") as usize;
+            let factors: Vec<u8> = llama3_factors(rope, dim).iter().flat_map(|x| x.to_le_bytes()).collect();
+            file.tensor("rope_freqs.weight", &[dim / 2], 0, factors);
+        }
+    }
+    vocabulary(&mut file, &config, &tokenizer);
+
+    let bytes = read("model.safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    for (name, tensor) in tensors.iter() {
+        let (shape, mut data) = (tensor.shape().to_vec(), tensor.data().to_vec());
+        let (kind, size) = match tensor.dtype() {
+            safetensors::Dtype::F32 => (0, 4),
+            safetensors::Dtype::F16 => (1, 2),
+            safetensors::Dtype::BF16 => (30, 2),
+            other => panic!("{other:?}"),
+        };
+        let name = name.trim_start_matches("model.").trim_start_matches("transformer.");
+        let stem = ggml_name(name);
+        let mut dims: Vec<usize> = shape.iter().rev().copied().collect();
+        if architecture == "llama" && [".attn_q.", ".attn_k."].iter().any(|part| stem.contains(part)) {
+            let heads = if stem.contains("attn_q") { "num_attention_heads" } else { "num_key_value_heads" };
+            data = alternating(&data, shape[0], n(heads) as usize);
+        }
+        let turned = ["attn_qkv", "attn_output", "ffn_up", "ffn_down"];
+        if is_gpt2 && shape.len() == 2 && turned.iter().any(|part| stem.contains(part)) {
+            data = transposed(&data, &shape, size);
+            dims.reverse();
+        }
+        file.tensor(&stem, &dims, kind, data);
+    }
+    file
+}
+
+/// The names of tensors without the model's prefix, and ggml's.
+fn ggml_name(name: &str) -> String {
+    const NAMES: [(&str, &str); 22] = [
+        ("embed_tokens.", "token_embd."),
+        ("wte.", "token_embd."),
+        ("wpe.", "position_embd."),
+        ("lm_head.", "output."),
+        ("ln_f.", "output_norm."),
+        ("input_layernorm.", "attn_norm."),
+        ("ln_1.", "attn_norm."),
+        ("post_attention_layernorm.", "ffn_norm."),
+        ("ln_2.", "ffn_norm."),
+        ("self_attn.q_proj.", "attn_q."),
+        ("self_attn.k_proj.", "attn_k."),
+        ("self_attn.v_proj.", "attn_v."),
+        ("self_attn.o_proj.", "attn_output."),
+        ("self_attn.q_norm.", "attn_q_norm."),
+        ("self_attn.k_norm.", "attn_k_norm."),
+        ("attn.c_attn.", "attn_qkv."),
+        ("attn.c_proj.", "attn_output."),
+        ("mlp.c_fc.", "ffn_up."),
+        ("mlp.c_proj.", "ffn_down."),
+        ("mlp.gate_proj.", "ffn_gate."),
+        ("mlp.up_proj.", "ffn_up."),
+        ("mlp.down_proj.", "ffn_down."),
+    ];
+    if let Some(suffix) = name.strip_prefix("norm.") {
+        return format!("output_norm.{suffix}");
+    }
+    let name = name.replacen("layers.", "blk.", 1);
+    let name = if name.starts_with("h.") { name.replacen("h.", "blk.", 1) } else { name };
+    let (from, to) = NAMES.iter().find(|(from, _)| name.contains(from)).unwrap_or_else(|| panic!("{name}"));
+    name.replacen(from, to, 1)
+}
+
+/// The rows of each head in the order 0, n/2, 1, n/2 + 1, …
+fn alternating(data: &[u8], n_rows: usize, n_heads: usize) -> Vec<u8> {
+    let (row, dim) = (data.len() / n_rows, n_rows / n_heads);
+    let order = (0..n_heads).flat_map(|h| (0..dim).map(move |i| h * dim + i % 2 * (dim / 2) + i / 2));
+    order.flat_map(|from| data[from * row..][..row].to_vec()).collect()
+}
+
+fn transposed(data: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    let (rows, cols) = (shape[0], shape[1]);
+    let places = (0..cols).flat_map(|c| (0..rows).map(move |r| r * cols + c));
+    places.flat_map(|at| data[at * size..][..size].to_vec()).collect()
+}
+
+/// By how much Llama 3.1 divides each frequency (transformers' `_compute_llama3_parameters`), rounded to F32.
+fn llama3_factors(rope: &Value, dim: usize) -> Vec<f32> {
+    let key = |key: &str| rope[key].as_f64().expect("a number");
+    let (factor, low, high) = (key("factor"), key("low_freq_factor"), key("high_freq_factor"));
+    let original = key("original_max_position_embeddings");
+    let one = |i: usize| {
+        let wavelength = std::f64::consts::TAU * key("rope_theta").powf(2.0 * i as f64 / dim as f64);
+        if wavelength < original / high {
+            1.0
+        } else if wavelength > original / low {
+            factor
+        } else {
+            let smooth = (original / wavelength - low) / (high - low);
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        }
+    };
+    (0..dim / 2).map(|i| one(i) as f32).collect()
+}
+
+/// The byte-level vocabulary of `tokenizer.json`.
+fn vocabulary(file: &mut Gguf, config: &Value, tokenizer: &Value) {
+    let n = config["vocab_size"].as_u64().expect("a number") as usize;
+    let mut tokens: Vec<String> = (0..n).map(|i| format!("[PAD{i}]")).collect();
+    let mut types = vec![5i32; n];
+    for (token, id) in tokenizer["model"]["vocab"].as_object().expect("tokens") {
+        let id = id.as_u64().expect("an id") as usize;
+        (tokens[id], types[id]) = (token.clone(), 1);
+    }
+    for token in tokenizer["added_tokens"].as_array().expect("tokens") {
+        let id = token["id"].as_u64().expect("an id") as usize;
+        (tokens[id], types[id]) = (token["content"].as_str().expect("a text").into(), 3);
+    }
+    let merge = |merge: &Value| match merge {
+        Value::String(merge) => merge.clone(),
+        pair => format!("{} {}", pair[0].as_str().expect("a token"), pair[1].as_str().expect("a token")),
+    };
+    let merges: Vec<String> =
+        tokenizer["model"]["merges"].as_array().expect("merges").iter().map(merge).collect();
+    file.text("tokenizer.ggml.model", "gpt2");
+    file.text("tokenizer.ggml.pre", "gpt-2");
+    file.texts("tokenizer.ggml.tokens", &tokens);
+    file.list(
+        "tokenizer.ggml.token_type",
+        5,
+        n,
+        &types.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<_>>(),
+    );
+    file.texts("tokenizer.ggml.merges", &merges);
+    for (key, from) in [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")] {
+        file.whole(&format!("tokenizer.ggml.{key}"), config[from].as_u64().expect("an id"));
+    }
+    file.flag("tokenizer.ggml.add_bos_token", false);
+}
+
+/// Values in ggml's type `kind`: F32, F16 or BF16.
+pub fn encoded(kind: u32, values: &[f32]) -> Vec<u8> {
+    match kind {
+        1 => values.iter().flat_map(|x| f16::from_f32(*x).to_le_bytes()).collect(),
+        30 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+    }
+}
