@@ -44,6 +44,10 @@ pub struct DeviceArgs {
     #[arg(long, help_heading = "Model and device")]
     pub no_self_test: bool,
 
+    /// Test kernels on a software device, too
+    #[arg(long, conflicts_with = "no_self_test", help_heading = "Model and device")]
+    pub self_test: bool,
+
     #[command(flatten)]
     pub gpu: GpuArg,
 }

@@ -3,12 +3,12 @@
 use std::io::Write;
 
 use serde_json::{Value, json};
-use wginfer::gpu::{AdapterSummary, Gpu, GpuError, Quirk};
+use wginfer::gpu::{AdapterSummary, Caps, DISABLE_ENV, Gpu, GpuError, Quirk};
 
 use super::failure::Failure;
 use super::{format, json};
 
-/// List the GPUs and their capabilities
+/// List the GPUs and their capabilities, without those that WGINFER_DISABLE names
 #[derive(clap::Args)]
 pub struct Args {
     /// Write an array of objects
@@ -21,15 +21,22 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     if adapters.is_empty() {
         return Err(GpuError::NoAdapter.into());
     }
+    let disabled = std::env::var(DISABLE_ENV).unwrap_or_default();
+    let caps = |adapter: &AdapterSummary| -> Result<Caps, GpuError> {
+        let mut caps = adapter.caps();
+        caps.disable(&disabled).map_err(|found| GpuError::UnknownCapability { found })?;
+        Ok(caps)
+    };
     if args.json {
-        let all: Vec<Value> = adapters.iter().map(object).collect();
+        let object = |adapter: &AdapterSummary| Ok(object(adapter, &caps(adapter)?));
+        let all: Vec<Value> = adapters.iter().map(object).collect::<Result<_, GpuError>>()?;
         return json::write(&all, out);
     }
-    adapters.iter().try_for_each(|adapter| write(out, adapter))
+    adapters.iter().try_for_each(|adapter| write(out, adapter, &caps(adapter)?))
 }
 
-fn object(adapter: &AdapterSummary) -> Value {
-    let (info, caps) = (&adapter.info, adapter.caps());
+fn object(adapter: &AdapterSummary, caps: &Caps) -> Value {
+    let info = &adapter.info;
     json!({
         "index": adapter.index,
         "name": info.name,
@@ -38,6 +45,7 @@ fn object(adapter: &AdapterSummary) -> Value {
         "driver": info.driver,
         "driver_info": info.driver_info,
         "f16": caps.f16,
+        "int64": caps.int64,
         "subgroups": caps.subgroups.as_ref().map(|s| json!({ "min": s.min, "max": s.max })),
         "timestamps": caps.timestamps,
         "pipeline_cache": caps.pipeline_cache,
@@ -56,15 +64,16 @@ pub fn quirk_object(quirk: &Quirk) -> Value {
     json!({ "what": quirk.what, "avoided": quirk.avoids, "link": quirk.link })
 }
 
-fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
-    let (info, caps) = (&adapter.info, adapter.caps());
+fn write(out: &mut dyn Write, adapter: &AdapterSummary, caps: &Caps) -> Result<(), Failure> {
+    let info = &adapter.info;
     writeln!(out, "{}  {}", adapter.index, format::escaped(&adapter.to_string()))?;
     let mut row = |name: &str, value: String| writeln!(out, "   {name:<22} {}", format::escaped(&value));
     let yes = |is: bool| if is { "yes" } else { "no" }.to_string();
     let driver = format!("{} {}", info.driver, info.driver_info);
     row("driver", if driver.trim().is_empty() { "unknown".into() } else { driver.trim().into() })?;
     row("f16 arithmetic", yes(caps.f16))?;
-    row("subgroups", caps.subgroups.map_or("no".into(), |subgroups| subgroups.to_string()))?;
+    row("64-bit integers", yes(caps.int64))?;
+    row("subgroups", caps.subgroups.as_ref().map_or("no".into(), |subgroups| subgroups.to_string()))?;
     row("timestamps", yes(caps.timestamps))?;
     row("pipeline cache", yes(caps.pipeline_cache))?;
     let tiles: Vec<String> =

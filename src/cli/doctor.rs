@@ -15,18 +15,18 @@ use super::{format, json, measure};
 const EXAMPLES: &str = "Examples:
   wginfer doctor > doctor.txt          # to attach to a bug report
   wginfer doctor -m ~/models/SmolLM2-360M-Instruct
-  wginfer doctor linear Q4_K           # only the cases whose kernel, shape and type contain these words
-  wginfer doctor --json | jq '.variants[] | select(.verdict != \"ok\")'
+  wginfer doctor linear Q4_K           # only the cases that contain these words
+  wginfer doctor --json | jq '.variants[] | select(.verdict == \"wrong\")'
 
-Every variant runs on small odd shapes, and with -m on the model's own. Its results are compared with a
-reference in f64. Variants that this device does not choose are checked too. The exit code is 1 if one
-that it chooses is wrong or does not compile.";
+Every variant runs on small odd shapes, and with -m on the model's own. Its results are
+compared with a reference in f64. Variants that this device does not choose are checked too.
+The exit code is 1 if one that it chooses is wrong or does not compile.";
 
 /// Check every kernel variant that this device can run, and describe the device for a bug report
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Only cases whose kernel, variant, shape and type together contain all of these words
+    /// Only cases whose operation, way, shape, type and rows together contain all of these words
     filter: Vec<String>,
 
     /// Write an object
@@ -52,7 +52,7 @@ struct Output<'a> {
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let is_named = args.model.model.as_ref().is_some_and(|name| !name.is_empty());
-    let models = if is_named { vec![measure::shape(args.model.open()?, None)] } else { Vec::new() };
+    let models = if is_named { vec![measure::shape(args.model.open_any()?, None)] } else { Vec::new() };
     // Without a cache folder: no pipeline of an earlier run, no tuning.
     let gpu = Gpu::open(&GpuOptions { select: args.gpu.name(), ..GpuOptions::default() })?;
     let options = DoctorOptions {
@@ -99,6 +99,7 @@ fn device(report: &DoctorReport, out: &mut dyn Write) -> Result<(), Failure> {
     row("driver", if meta.driver.is_empty() { "unknown".into() } else { meta.driver.clone() })?;
     row("subgroups", subgroups(report))?;
     row("f16 arithmetic", yes(device.f16))?;
+    row("64-bit integers", yes(device.int64))?;
     let tiles: Vec<String> =
         device.cooperative_matrices.iter().map(|(m, n, k)| format!("{m}×{n}×{k}")).collect();
     row("cooperative matrices", if tiles.is_empty() { "no".into() } else { tiles.join(", ") })?;
@@ -183,7 +184,8 @@ fn details(report: &DoctorReport, out: &mut dyn Write) -> Result<(), Failure> {
     let n_bad = report.variants.iter().filter(is_bad).count();
     writeln!(
         out,
-        "\n{n_ok} variants ok, {n_bad} not. Errors are in units of the tolerance: above 1 is wrong."
+        "\n{n_ok} {} ok, {n_bad} not. Errors are in units of the tolerance: above 1 is wrong.",
+        if n_ok == 1 { "variant" } else { "variants" }
     )?;
     Ok(())
 }
@@ -201,7 +203,7 @@ mod tests {
             },
             "device": {
                 "kind": "discrete", "ids": [0x1002, 1], "subgroups": [32, 64],
-                "probed_widths": [[32, false, 32], [256, true, 64]], "certain_width": 32, "f16": true,
+                "probed_widths": [[32, false, 32], [256, true, 64]], "certain_width": 32, "f16": true, "int64": false,
                 "cooperative_matrices": [[16, 16, 16]], "timestamps": true, "max_bytes": [1, 2],
                 "max_workgroup": [1, 2, 3, 4], "disabled": "", "quirks": [["it hangs", "f16", "https://a"]],
                 "lost": ["no wings: it walks"],

@@ -77,7 +77,11 @@ impl DeviceArgs {
             select: self.gpu.name(),
             f32_products: self.precision == Precision::F32,
             cache_dir: cache_dir(),
-            self_test: if self.no_self_test { SelfTest::Never } else { SelfTest::default() },
+            self_test: match (self.self_test, self.no_self_test) {
+                (true, _) => SelfTest::Always,
+                (_, true) => SelfTest::Never,
+                _ => SelfTest::default(),
+            },
             ..GpuOptions::default()
         })?)
     }

@@ -15,11 +15,12 @@ const EXAMPLES: &str = "Examples:
   wginfer variants
   wginfer variants -m ~/models/SmolLM2-360M-Instruct --quantize Q4_0 --on rdna3";
 
-/// List the kernel variants that a model uses on a device, which need not be there
+/// List the kernel variants that a model uses on a device, which need not be there; what `tune` and the self-test found on
+/// this one is left out
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Kind of device. Default: the device in this machine
+    /// Kind of device; some device must be in this machine to plan on. Default: the device in this machine
     #[arg(long, value_name = "DEVICE", value_parser = kinds())]
     on: Option<String>,
 

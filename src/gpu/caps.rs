@@ -165,6 +165,9 @@ impl Caps {
         if self.max_storage_buffers < 10 {
             lost.push("fewer than 10 storage buffers per kernel: projection, rotation and cache take two more kernels");
         }
+        if self.cpu && !self.int64 {
+            lost.push("no 64-bit integers: weights and caches are loaded in smaller words");
+        }
         if !self.timestamps {
             lost.push("no timestamps: a guest's work is timed by when its end is noticed");
         }

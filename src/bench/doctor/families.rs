@@ -44,7 +44,9 @@ fn no_subgroup(caps: &Caps) -> Option<String> {
 
 fn certain_or_none(caps: &Caps) -> Option<String> {
     match caps.one_subgroup() {
-        Some(width) => Some(format!("not needed: the width of subgroups is certainly {width}")),
+        Some(width) => {
+            Some(format!("subgroups are certainly {width} wide, and `reduce_subgroup` runs instead"))
+        }
         None => (!caps.any_subgroups()).then(|| "no subgroups".into()),
     }
 }

@@ -28,8 +28,8 @@ pub struct DoctorOptions {
 
 /// Capabilities to switch off, by their names in [`DISABLE_ENV`](crate::gpu::DISABLE_ENV), so that variants run that
 /// the device's own do not choose. The first takes what the device would run.
-const DEVICES: [&str; 6] =
-    ["", "subgroups", "limits", "cooperative-matrices", "software", "software,subgroups"];
+const DEVICES: [&str; 7] =
+    ["", "subgroups", "limits", "cooperative-matrices", "int64", "software", "software,subgroups"];
 
 /// Small models in odd shapes. Each has what the ones before it lack, and its own rows and types.
 const ODD: &[Odd] = &[
@@ -184,7 +184,9 @@ pub fn doctor(
             }
         }
     }
-    Ok(report.with_rows(patient.rows, &all))
+    let operations: HashSet<&str> =
+        work.iter().flat_map(|work| work.cases(gpu.caps())).map(|case| case.kernel).collect();
+    Ok(report.with_rows(patient.rows, &operations, &all))
 }
 
 /// The variants that [`doctor`] would run on a device with `caps`, each once. Any device will do as `gpu`: nothing is

@@ -1,5 +1,7 @@
 //! The report of [`doctor`](super::doctor).
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::super::check::Worst;
@@ -122,6 +124,8 @@ pub struct DoctorDevice {
     pub certain_width: Option<u32>,
     /// Shaders may compute in f16.
     pub f16: bool,
+    /// Shaders may use 64-bit integers.
+    pub int64: bool,
     /// Shapes of cooperative matrices with f16 inputs and f32 sums.
     pub cooperative_matrices: Vec<(u32, u32, u32)>,
     /// Passes can write timestamps.
@@ -150,6 +154,7 @@ impl DoctorDevice {
             probed_widths: probed.iter().map(|p| (p.workgroup, p.matrices, p.width)).collect(),
             certain_width: caps.one_subgroup(),
             f16: caps.f16,
+            int64: caps.int64,
             cooperative_matrices: caps.cooperative_matrices.clone(),
             timestamps: caps.timestamps,
             max_bytes: [caps.max_binding_bytes, caps.max_buffer_bytes],
@@ -182,10 +187,17 @@ impl DoctorReport {
         DoctorReport { meta, device, variants: Vec::new() }
     }
 
-    /// Adds the rows, and one for each family that none of these capabilities can run.
-    pub(super) fn with_rows(mut self, rows: Vec<DoctorRow>, devices: &[Caps]) -> DoctorReport {
+    /// Adds the rows, and one for each family of kernels of these operations that none of these capabilities can run.
+    pub(super) fn with_rows(
+        mut self,
+        rows: Vec<DoctorRow>,
+        operations: &HashSet<&str>,
+        devices: &[Caps],
+    ) -> DoctorReport {
         self.variants = rows;
-        for (kernel, family, lacks) in families::SPECIAL {
+        // Only of what was checked: a filter leaves the rest out.
+        let is_checked = |kernel: &str| operations.iter().any(|operation| kernel.starts_with(operation));
+        for (kernel, family, lacks) in families::SPECIAL.iter().filter(|(kernel, ..)| is_checked(kernel)) {
             // The device's own capabilities come first: what they lack is what it lacks.
             let reasons: Option<Vec<String>> = devices.iter().map(*lacks).collect();
             if let Some(reason) = reasons.and_then(|reasons| reasons.into_iter().next()) {
