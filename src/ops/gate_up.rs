@@ -54,7 +54,7 @@ pub(super) fn fused(rec: &mut Recorder, act: Act, product: Affine<'_>, y: &Tenso
     let a_quad = if gated { 2 } else { 4 };
     let n_quads = (y.n_cols() as u32).div_ceil(a_quad);
     let caps = rec.caps(PRODUCTS);
-    let (variant, groups) = span.sharing(&GATE_UP, caps, n_quads);
+    let (variant, groups) = span.sharing(&GATE_UP, caps, w.dtype(), n_quads);
     let variant = variant.part(words_part(caps)).part(weights(w.dtype())).part(&ACT);
     let variant = variant.set("BIAS", bias.is_some().into()).set("ACT", act as u32);
     let variant = input.set(variant).set("GATED", gated.into());

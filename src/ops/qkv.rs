@@ -96,7 +96,7 @@ pub(super) fn fused(rec: &mut Recorder, qkv: Qkv<'_>, span: Span) {
         assert_rows("qkv", tensor, span.rows().end);
     }
     let caps = rec.caps(super::PRODUCTS);
-    let (variant, groups) = span.sharing(&QKV, caps, (w.n_rows() / 4) as u32);
+    let (variant, groups) = span.sharing(&QKV, caps, w.dtype(), (w.n_rows() / 4) as u32);
     let variant = variant.part(words_part(caps)).part(weights(w.dtype())).part(pair(cache.dtype));
     let variant = input.set(variant).set("BIAS", bias.is_some().into());
     let variant = variant.set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into());

@@ -6,6 +6,7 @@ use super::{
     PORTABLE_LANES, PRODUCTS, REDUCE_SUBGROUP, REDUCE_WORKGROUP, ROWS_FEW, ROWS_REG, RmsNorm, SHARE_1,
     SHARE_2, SHARE_4, SHARE_8, inputs_part, rms_norm,
 };
+use crate::dtype::Dtype;
 use crate::gpu::{Caps, Kernel, Part, Product, Recorder, Tensor, Variant, View};
 
 /// The rows of a batch: first decode rows, then prompt rows.
@@ -200,8 +201,13 @@ pub(super) static SHARES: [&Part; 4] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8];
 /// Most rows that share one read of the weights: as many sums as fit in a lane's registers beside weights and inputs
 /// (with 16 rows RADV keeps one wave on GCN, and software devices, whose vector units have 32 registers, take twice as
 /// long as for twice 8). A lane finishes one row of `rows_few`, so a workgroup has at least as many lanes.
-fn most_shared(caps: &Caps) -> usize {
-    caps.one_subgroup().map_or(8, |width| (width as usize).min(8))
+fn most_shared(caps: &Caps, dtype: Dtype) -> usize {
+    let fits = match dtype {
+        // With 8 rows, RADV keeps some of their values in scratch on RDNA 3.
+        Dtype::Q2_K | Dtype::Q5_1 if !caps.cpu => 4,
+        _ => 8,
+    };
+    caps.one_subgroup().map_or(fits, |width| (width as usize).min(fits))
 }
 
 /// Lanes of `rows_reg`, which must be one subgroup: the width of subgroups on software devices.
@@ -229,7 +235,7 @@ impl Span {
         for (way, row0, n_rows) in parts {
             // On software devices, whole groups first, then the rest in the smallest group that holds it: the order of
             // sums is the same. On other devices one more dispatch costs more than idle rows.
-            let most = most_shared(caps);
+            let most = most_shared(caps, w.dtype());
             let whole = if way.shares() && caps.cpu { n_rows / most * most } else { n_rows };
             spans.push(Span { way, row0, n_rows: whole });
             spans.push(Span { way, row0: row0 + whole, n_rows: n_rows - whole });
@@ -243,13 +249,20 @@ impl Span {
     }
 
     /// Rows that share one read of the weights.
-    fn n_shared(self, caps: &Caps) -> usize {
-        self.n_rows.next_power_of_two().clamp(1, most_shared(caps))
+    fn n_shared(self, caps: &Caps, dtype: Dtype) -> usize {
+        self.n_rows.next_power_of_two().clamp(1, most_shared(caps, dtype))
     }
 
-    /// The variant of a kernel whose rows share reads, and its workgroups for `n_quads` quads of outputs.
-    pub fn sharing(self, kernel: &'static Kernel, caps: &Caps, n_quads: u32) -> (Variant, [u32; 3]) {
-        let n_shared = self.n_shared(caps);
+    /// The variant of a kernel whose rows share reads of weights of `dtype`, and its workgroups for `n_quads` quads of
+    /// outputs.
+    pub fn sharing(
+        self,
+        kernel: &'static Kernel,
+        caps: &Caps,
+        dtype: Dtype,
+        n_quads: u32,
+    ) -> (Variant, [u32; 3]) {
+        let n_shared = self.n_shared(caps, dtype);
         let variant = Variant::new(kernel);
         let (variant, n) = match (self.way, caps.one_subgroup()) {
             (Way::Reg, _) => (variant.part(&ROWS_REG).set("WG", REG_LANES), n_quads.div_ceil(REG_LANES)),

@@ -31,20 +31,7 @@ const FAMILIES: [Family; 5] = [
 
 /// Where each variant is known to spill or to need scratch memory: the beginning of its label, and why. The list may only
 /// shrink: an entry that no variant needs fails the test of all variants.
-const KNOWN: &[(&str, &str)] = &[
-    (
-        "qkv+rows_few+reduce_subgroup+share_8+inputs_32+words_32+weights_q2_k",
-        "RDNA 3: eight rows and two scales for each block; 5 registers",
-    ),
-    (
-        "qkv+rows_few+reduce_subgroup+share_8+inputs_32+words_32+weights_q5_1",
-        "RDNA 3: eight rows and a plane of bits; 1 register",
-    ),
-    (
-        "gate_up+rows_few+reduce_workgroup+share_8+inputs_32+words_32+weights_q2_k",
-        "RDNA 3: eight rows and two scales for each block; 3 registers",
-    ),
-];
+const KNOWN: &[(&str, &str)] = &[];
 
 /// Tells a process what to compile.
 const LIST_ENV: &str = "WGINFER_RADV_LIST";
