@@ -73,7 +73,7 @@ impl LinearVariant {
     }
 
     /// Whether its kernel normalises rows. Others get them normalised.
-    pub(crate) fn normalises(&self) -> bool {
+    pub fn normalises(&self) -> bool {
         self.way.shares()
     }
 
