@@ -70,7 +70,7 @@ use crate::gpu::{
     Variant, coop, fnv,
 };
 use kv::{append, kv, kv_words, pair};
-use rows::{SHARES, Span, Way, n_blocks, words};
+use rows::{SHARES, Span, Way, most_shared, n_blocks, words};
 
 /// Every kernel of the crate.
 pub static KERNELS: &[&Kernel] = &[
@@ -301,8 +301,13 @@ fn weights(dtype: Dtype) -> &'static Part {
     }
 }
 
-/// The variant for weights of type `dtype` instead of another quantised type. `None` if it reads none of that.
-pub fn with_weights(variant: &Variant, dtype: Dtype) -> Option<Variant> {
+/// The variant for weights of type `dtype` instead of another quantised type. `None` if it reads none of that, or if more
+/// rows share a read than a device with `caps` lets share weights of that type.
+pub fn with_weights(variant: &Variant, dtype: Dtype, caps: &Caps) -> Option<Variant> {
+    let n_shared = SHARES.iter().position(|share| variant.has(share)).map_or(1, |log| 1 << log);
+    if n_shared > most_shared(caps, dtype) {
+        return None;
+    }
     let others = Dtype::WEIGHTS.into_iter().filter(|dtype| dtype.is_quantised());
     let other = others.map(weights).find(|part| variant.has(part))?;
     let part = |part: &'static Part| if part.name == other.name { weights(dtype) } else { part };

@@ -201,7 +201,7 @@ pub(super) static SHARES: [&Part; 4] = [&SHARE_1, &SHARE_2, &SHARE_4, &SHARE_8];
 /// Most rows that share one read of the weights: as many sums as fit in a lane's registers beside weights and inputs
 /// (with 16 rows RADV keeps one wave on GCN, and software devices, whose vector units have 32 registers, take twice as
 /// long as for twice 8). A lane finishes one row of `rows_few`, so a workgroup has at least as many lanes.
-fn most_shared(caps: &Caps, dtype: Dtype) -> usize {
+pub(super) fn most_shared(caps: &Caps, dtype: Dtype) -> usize {
     let fits = match dtype {
         // With 8 rows, RADV keeps some of their values in scratch on RDNA 3.
         Dtype::Q2_K | Dtype::Q5_1 if !caps.cpu => 4,

@@ -73,8 +73,10 @@ pub fn of_profiles(gpu: &Gpu, names: &[&str]) -> Vec<Variant> {
                 let mut variants = of_model(gpu, profile, name, config, *types, is_whole);
                 if *name == STORED && types.1.is_some() {
                     let stored = Dtype::WEIGHTS.into_iter().filter(|dtype| dtype.is_quantised());
-                    let others = stored
-                        .flat_map(|dtype| variants.iter().filter_map(move |v| ops::with_weights(v, dtype)));
+                    let with = |dtype| {
+                        variants.iter().filter_map(move |v| ops::with_weights(v, dtype, &profile.caps))
+                    };
+                    let others = stored.flat_map(with);
                     variants = others.chain(variants.clone()).collect();
                 }
                 all.extend(variants.into_iter().filter(|variant| seen.insert(*variant)));
