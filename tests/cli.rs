@@ -417,12 +417,15 @@ fn doctor_checks_kernels() {
     assert!(!report["device"]["kind"].is_null() && !report["meta"]["driver"].is_null(), "{report}");
     // The demonstration model's own shapes.
     let model = wginfer("doctor --json rms_norm 13 rows -m assets/demo").json();
-    let text = wginfer("doctor odd gpt2 layer_norm").succeeds();
+    let text = wginfer("doctor odd llama rms_norm 3 rows").succeeds();
     for part in
-        ["adapter ", "limits ", "quirks ", "layer_norm", "not supported: ", " ok\n", "variants ok, 0 not"]
+        ["adapter ", "limits ", "quirks ", "rms_norm", "not supported: ", " ok\n", "variants ok, 0 not"]
     {
         assert!(text.out.contains(part), "no `{part}` in {}", text.out);
     }
+    assert!(!text.out.contains("linear"), "what the filter leaves out: {}", text.out);
+    let encoder = wginfer("doctor --json pool bert 3 rows -m tests/golden/bert-classifier").json();
+    assert!(encoder["variants"].as_array().is_some_and(|rows| rows.len() == 1), "{encoder}");
     assert!(model["variants"].as_array().is_some_and(|rows| !rows.is_empty()), "{model}");
     wginfer("doctor no-such-kernel").fails(2, "`no-such-kernel`");
 }

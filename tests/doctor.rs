@@ -193,7 +193,7 @@ fn the_report_describes_the_device_and_is_json() {
     assert_eq!(serde_json::from_str::<DoctorReport>(&text).expect("it can be read"), report);
     // Without subgroups, what needs them is not supported, and the device says what it lost.
     let Some(portable) = common::portable() else { return };
-    let report = doctor(&portable, "odd gpt2 layer_norm", 0.0);
+    let report = doctor(&portable, "odd llama rms_norm 3 rows", 0.0);
     assert!(report.device.lost.iter().any(|lost| lost.contains("no subgroups")), "{:?}", report.device.lost);
     let rows: Vec<_> = report.variants.iter().filter(|r| r.verdict == Verdict::NotSupported).collect();
     assert!(
