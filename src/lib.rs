@@ -82,7 +82,7 @@
 //! | 0 | [`dtype`], [`error`], `file`, `guard` | element types; the crate's error; regular files of bounded size; panics of libraries |
 //! | 1 | [`gpu`] | device, capabilities and quirks, tensors, kernel declarations, recorder, readback; what tuning chose and self-tests found |
 //! | 2 | [`ops`] | one file per operation: its kernels, the choice of variant, the launch |
-//! | 2 | [`weights`] | containers of tensors |
+//! | 2 | [`weights`] | containers of tensors: safetensors, GGUF; ggml's blocks |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat templates: an interpreter of Jinja that counts what it spends |
 //! | 2 | [`audio`] | recordings to log-mel frames: decoding, resampling, voice activity |
 //! | 3 | [`models`] | one file per architecture, made of `models::blocks`; the loader: a plan, then a resumable upload |
@@ -117,7 +117,7 @@
 //! |---|---|
 //! | a kernel `x` | `shaders/x.wgsl`, `src/ops/x.rs`, its line in `src/ops/mod.rs`; `src/bench/reference`, a case in `src/bench/cases` and one in `tests/kernels.rs` |
 //! | a variant of a kernel that needs an optional capability | the choice in the operation's file; its trial in `src/ops/self_test` |
-//! | a weight type | `src/dtype.rs`, `shaders/parts/weights_x.wgsl`, its lines in `src/ops/mod.rs`; `src/bench/reference/quant.rs` and its line in `src/bench/cases/mod.rs`; where files hold it, `src/models/loader.rs`; where it can be made at load, `shaders/parts/quantize_x.wgsl`, `src/engine/model.rs` and `src/cli/args.rs` |
+//! | a weight type | `src/dtype.rs`, `shaders/parts/weights_x.wgsl`, its lines in `src/ops/mod.rs`; `src/bench/reference/quant.rs` and its line in `src/bench/cases/mod.rs`; where GGUF files hold it, `src/weights/ggml.rs`; where it can be made at load, `shaders/parts/quantize_x.wgsl`, `src/engine/model.rs` and `src/cli/args.rs` |
 //! | an architecture | `src/models/x.rs`, its lines in `src/models/mod.rs`; a folder in `tests/golden` and its name in `tests/golden.rs`; its name in `tests/config_defaults.py`, a config in `tests/backends/list.rs` |
 //! | a container format | `src/weights/x.rs` and its call in `src/weights/mod.rs`; a variant in `src/checkpoint/source.rs`, its function in `src/checkpoint/mod.rs`, the reading of its files in `src/checkpoint/files.rs` |
 //! | a sampling parameter | `src/engine/sampling.rs`, the record in `src/ops/sample.rs`, the shader that reads it with `shaders/parts/sampling.wgsl`; its entry in `src/cli/sampling.rs`; its reference in `src/bench/reference` with a case in `tests/sampling.rs`; `src/checkpoint/generation.rs` if models recommend it |
