@@ -117,15 +117,15 @@ impl Dtype {
         }
     }
 
-    /// The planes of a row of `n` elements of a quantised type; `n` is a multiple of [`BLOCK`].
-    ///
-    /// # Panics
-    /// If the type is not quantised.
+    /// The planes of a row of `n` elements, for a quantised type a multiple of [`BLOCK`]. A type that has no blocks has one
+    /// plane, its elements.
     pub const fn planes(self, n: usize) -> Planes {
         let (blocks, superblocks) = (n / BLOCK, n.div_ceil(SUPERBLOCK));
         let planes = Planes { quants: 16 * blocks, pairs: 0, bits: 0, scales: 16 * superblocks, factors: 0 };
         match self {
-            Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::U32 => panic!("no quantised type"),
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 | Dtype::U32 => {
+                Planes { quants: self.bytes(n), scales: 0, ..planes }
+            }
             Dtype::Q8_0 => Planes { quants: 32 * blocks, ..planes },
             Dtype::Q4_0 | Dtype::Q4_K | Dtype::IQ4_NL => planes,
             Dtype::Q4_1 => Planes { scales: 4 * blocks, ..planes },

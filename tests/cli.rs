@@ -482,6 +482,10 @@ fn devices_as_json() {
         assert_eq!(devices[0]["index"], 0);
         assert!(devices[0]["max_binding_bytes"].as_u64() >= Some(128 << 20), "{devices}");
         assert!(wginfer("devices").out().starts_with("0  "));
+        // What is switched off is not there, and nothing else can be.
+        let less = wginfer("devices --json").env("WGINFER_DISABLE", "f16, subgroups").json();
+        assert_eq!((&less[0]["f16"], less[0]["subgroups"].is_null()), (&false.into(), true), "{less}");
+        wginfer("devices").env("WGINFER_DISABLE", "wings").fails(1, "`WGINFER_DISABLE` names `wings`");
     }
 }
 

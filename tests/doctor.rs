@@ -202,23 +202,26 @@ fn the_report_describes_the_device_and_is_json() {
     );
 }
 
-/// Overrides that switch what a kernel computes. The others are sizes.
-const SWITCHES: [&str; 15] = [
-    "ACT",
-    "ADD",
-    "BIAS",
-    "CAUSAL",
-    "FILTER",
-    "GATED",
-    "GATHER",
-    "INTERLEAVED",
-    "LOG",
-    "LOOKUP",
-    "MODE",
-    "NORM",
-    "ROTATES",
-    "SPLIT",
-    "TYPE",
+/// Overrides that are sizes. The others switch what a kernel computes.
+const SIZES: [&str; 18] = [
+    "WG",
+    "SG",
+    "N_SG",
+    "SG_ROWS",
+    "SG_OUTS",
+    "GROUP",
+    "HEADS",
+    "N_Q",
+    "N_D4",
+    "N_SPLITS",
+    "SHARES",
+    "QUADS",
+    "K_LANES",
+    "K_QUERIES",
+    "V_KEYS",
+    "V_QUERIES",
+    "N_SHARES",
+    "MERGED",
 ];
 
 /// What the doctor must check of a variant: its kernel with each part, and with all switches. Sizes, and what types
@@ -229,7 +232,7 @@ fn features(variant: &Variant) -> [String; 2] {
         let parts = variant.parts().map(|part| part.name).filter(|name| !name.starts_with(without));
         parts.map(|name| format!("+{name}")).collect()
     };
-    let overrides = variant.overrides().filter(|(name, _)| SWITCHES.contains(name));
+    let overrides = variant.overrides().filter(|(name, _)| !SIZES.contains(name));
     let switches: String = overrides.map(|(name, value)| format!(" {name}={value}")).collect();
     [format!("{name}{}", parts("pair_")), format!("{name}{}{switches}", parts("weights_"))]
 }

@@ -78,7 +78,7 @@ fn rows_keep_their_values() {
     let mut rng = Rng::new(1);
     for dtype in quantised() {
         let kind = GgmlType::from_name(dtype.name()).expect("a type of ggml");
-        assert_eq!(kind.dtype(), Some(dtype));
+        assert_eq!(Dtype::from_name(kind.name), Some(dtype));
         for n_blocks in [1, 2, 3, 7, 8, 9, 17, 40] {
             let n = n_blocks * kind.block;
             let row: Vec<u8> = (0..n_blocks * kind.block_bytes).map(|_| rng.bits() as u8).collect();
@@ -261,7 +261,7 @@ fn what_is_quantised_stays() {
     assert!(quantised < as_stored && quantised < all, "{as_stored}, {quantised} and {all} bytes");
 }
 
-/// Files of llama.cpp's own quantiser, in mixtures of Q2_K, Q3_K, Q4_K, Q5_K, Q6_K and IQ4_XS, and what transformers computes
+/// Files of llama.cpp's own quantiser, in mixtures of Q2_K, Q3_K, Q4_K, Q5_K, Q6_K and IQ4_XS, and the last logits of a Llama
 /// with the values that they hold.
 #[test]
 fn files_of_llama_cpp() {
@@ -452,7 +452,10 @@ fn broken_metadata_is_named() {
     );
     let error = tokenizer(&|file| file.text("tokenizer.ggml.model", "rwkv"));
     assert!(error.contains("`tokenizer.ggml.model` is `rwkv`, expected `gpt2` or `llama`"), "{error}");
-    tokenizer(&|file| file.remove("tokenizer.ggml.tokens"));
+    for key in ["tokenizer.ggml.tokens", "tokenizer.ggml.model"] {
+        let error = tokenizer(&|file| file.remove(key));
+        assert!(error.contains(&format!("`{key}` is nothing, expected")), "{error}");
+    }
 }
 
 #[test]

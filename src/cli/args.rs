@@ -18,7 +18,7 @@ pub struct ModelArg {
 /// The device, and the options of the engine on it.
 #[derive(clap::Args)]
 pub struct DeviceArgs {
-    /// Quantise matrices to this type while loading. Default: the type they are stored in
+    /// Quantise matrices to this type while loading, unless they are quantised already. Default: the type they are stored in
     #[arg(long, value_name = "TYPE", ignore_case = true, help_heading = "Model and device")]
     pub quantize: Option<Quantize>,
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use serde_json::{Value, json};
-use wginfer::gpu::{AdapterSummary, Caps, DISABLE_ENV, Gpu, GpuError, Quirk};
+use wginfer::gpu::{AdapterSummary, Gpu, GpuError, Quirk};
 
 use super::failure::Failure;
 use super::{format, json};
@@ -21,23 +21,16 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     if adapters.is_empty() {
         return Err(GpuError::NoAdapter.into());
     }
-    let disabled = std::env::var(DISABLE_ENV).unwrap_or_default();
-    let caps = |adapter: &AdapterSummary| -> Result<Caps, GpuError> {
-        let mut caps = adapter.caps();
-        caps.disable(&disabled).map_err(|found| GpuError::UnknownCapability { found })?;
-        Ok(caps)
-    };
     if args.json {
-        let object = |adapter: &AdapterSummary| Ok(object(adapter, &caps(adapter)?));
         let all: Vec<Value> = adapters.iter().map(object).collect::<Result<_, GpuError>>()?;
         return json::write(&all, out);
     }
-    adapters.iter().try_for_each(|adapter| write(out, adapter, &caps(adapter)?))
+    adapters.iter().try_for_each(|adapter| write(out, adapter))
 }
 
-fn object(adapter: &AdapterSummary, caps: &Caps) -> Value {
-    let info = &adapter.info;
-    json!({
+fn object(adapter: &AdapterSummary) -> Result<Value, GpuError> {
+    let (info, caps) = (&adapter.info, adapter.caps()?);
+    Ok(json!({
         "index": adapter.index,
         "name": info.name,
         "type": adapter.kind(),
@@ -56,7 +49,7 @@ fn object(adapter: &AdapterSummary, caps: &Caps) -> Value {
         "max_workgroup_bytes": caps.max_workgroup_bytes,
         "max_workgroup_size": caps.max_workgroup_size,
         "max_workgroups": caps.max_workgroups,
-    })
+    }))
 }
 
 /// A quirk, as `devices` and `doctor` print it.
@@ -64,8 +57,8 @@ pub fn quirk_object(quirk: &Quirk) -> Value {
     json!({ "what": quirk.what, "avoided": quirk.avoids, "link": quirk.link })
 }
 
-fn write(out: &mut dyn Write, adapter: &AdapterSummary, caps: &Caps) -> Result<(), Failure> {
-    let info = &adapter.info;
+fn write(out: &mut dyn Write, adapter: &AdapterSummary) -> Result<(), Failure> {
+    let (info, caps) = (&adapter.info, adapter.caps()?);
     writeln!(out, "{}  {}", adapter.index, format::escaped(&adapter.to_string()))?;
     let mut row = |name: &str, value: String| writeln!(out, "   {name:<22} {}", format::escaped(&value));
     let yes = |is: bool| if is { "yes" } else { "no" }.to_string();

@@ -21,9 +21,15 @@ pub struct AdapterSummary {
 }
 
 impl AdapterSummary {
-    /// The capabilities of a device of this adapter. Widths of subgroups are not probed yet.
-    pub fn caps(&self) -> Caps {
-        Caps::new(self.features, &self.limits, &self.info, self.cooperative_matrices.clone())
+    /// The capabilities of a device of this adapter, but those that the variable [`DISABLE_ENV`](super::DISABLE_ENV) names.
+    /// Widths of subgroups are not probed yet.
+    ///
+    /// # Errors
+    /// [`GpuError::UnknownCapability`].
+    pub fn caps(&self) -> Result<Caps, GpuError> {
+        let mut caps = Caps::new(self.features, &self.limits, &self.info, self.cooperative_matrices.clone());
+        caps.disable_with_env("").map_err(|found| GpuError::UnknownCapability { found })?;
+        Ok(caps)
     }
 
     /// The driver's quirks.

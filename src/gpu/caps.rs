@@ -121,6 +121,15 @@ impl Caps {
         Ok(())
     }
 
+    /// Disables the capabilities in `names`, and those in the variable [`DISABLE_ENV`].
+    ///
+    /// # Errors
+    /// The first unknown name.
+    pub(super) fn disable_with_env(&mut self, names: &str) -> Result<(), String> {
+        let from_env = std::env::var(DISABLE_ENV).unwrap_or_default();
+        [names, &from_env].into_iter().try_for_each(|names| self.disable(names))
+    }
+
     /// Disables what a quirk avoids.
     fn avoid(&mut self, quirk: &Quirk) {
         self.disable(quirk.avoids).expect("a quirk avoids known capabilities");

@@ -239,10 +239,7 @@ impl Gpu {
         if let (Some(subgroups), Some([min, max])) = (&mut caps.subgroups, options.subgroup_range) {
             *subgroups = Subgroups::range(min, max);
         }
-        let from_env = std::env::var(DISABLE_ENV).unwrap_or_default();
-        for names in [&options.disable, &from_env] {
-            caps.disable(names).map_err(|found| GpuError::UnknownCapability { found })?;
-        }
+        caps.disable_with_env(&options.disable).map_err(|found| GpuError::UnknownCapability { found })?;
         caps.f32_products = options.f32_products;
         if let Some(most) = options.max_binding_bytes {
             caps.max_binding_bytes = caps.max_binding_bytes.min(most);

@@ -113,7 +113,7 @@ impl Tensor {
     ///
     /// # Panics
     /// If there are none, their widths differ, or one is a stack.
-    pub fn stack(parts: Vec<Tensor>) -> Tensor {
+    pub(crate) fn stack(parts: Vec<Tensor>) -> Tensor {
         let first = parts.first().expect("a stack has parts");
         let (label, stride, n_cols) = (first.label().to_string(), first.stride(), first.n_cols());
         let is_one =
@@ -221,9 +221,6 @@ impl Tensor {
     }
 
     /// The buffer, for a host that reads results with its own shaders.
-    ///
-    /// # Panics
-    /// If the tensor is a stack.
     pub fn buffer(&self) -> &wgpu::Buffer {
         self.own()
     }
@@ -231,7 +228,9 @@ impl Tensor {
     fn own(&self) -> &Arc<Buffer> {
         match &self.inner.memory {
             Memory::Own { buffer, .. } => buffer,
-            Memory::Stack(_) => panic!("{self:?} is a stack"),
+            Memory::Stack(_) => unreachable!(
+                "{self:?} is a stack: only the loader makes one, and products go through its ranges"
+            ),
         }
     }
 

@@ -278,6 +278,6 @@ impl Loader {
 }
 
 fn dtype_of(entry: &Entry) -> Result<Dtype, WeightsError> {
-    let dtype = Dtype::WEIGHTS.into_iter().find(|dtype| dtype.name() == entry.dtype);
-    dtype.ok_or_else(|| WeightsError::Dtype { name: entry.name.clone(), found: entry.dtype.clone() })
+    Dtype::from_name(&entry.dtype)
+        .ok_or_else(|| WeightsError::Dtype { name: entry.name.clone(), found: entry.dtype.clone() })
 }

@@ -128,7 +128,7 @@ pub(super) fn launch(rec: &mut Recorder, product: Affine<'_>, add: bool, y: &Ten
         };
         let (variant, groups) = match span.way {
             Way::Few | Way::Reg => {
-                let (variant, groups) = span.sharing(&LINEAR, caps, w.dtype(), n_out.div_ceil(4));
+                let (variant, groups) = span.sharing(&LINEAR, caps, range.tensor.dtype(), n_out.div_ceil(4));
                 (input.set(variant), groups)
             }
             Way::Tile => (Variant::new(&LINEAR_TILE), [n_out.div_ceil(TILE), n_rows.div_ceil(TILE), 1]),

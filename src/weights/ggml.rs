@@ -70,11 +70,6 @@ impl GgmlType {
     pub fn from_name(name: &str) -> Option<&'static GgmlType> {
         TYPES.iter().find(|known| known.name == name)
     }
-
-    /// The type of the same name on the device, if there is one.
-    pub fn dtype(&self) -> Option<Dtype> {
-        Dtype::WEIGHTS.into_iter().find(|dtype| dtype.name() == self.name)
-    }
 }
 
 /// Writes a stored row of `dtype` in the layout that [`Dtype::bytes`] describes: `to` has the bytes of as many elements

@@ -12,6 +12,7 @@ use super::{Case, Cost, MOST_DECODE, Pool, Prepared, Workload, clear, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Product, Recorder, Tensor};
+use crate::models::ModelShape;
 use crate::ops::{
     self, Act, Affine, Attention, Input, KvLayer, LinearVariant, Places, Qkv, RmsNorm, RopeAppend,
 };
@@ -49,7 +50,12 @@ struct Switches {
 impl Switches {
     const NORM: Switches = Switches { norm: true, add: false, bias: false };
 
-    /// All of them, without a bias and with one.
+    /// The norm that the kernel of a model's product computes, if any.
+    fn of_model(model: &ModelShape) -> Switches {
+        if model.has_layer_norm { Switches::default() } else { Switches::NORM }
+    }
+
+    /// All of them, with no bias and with one.
     fn all() -> impl Iterator<Item = Switches> {
         let some = [(false, false), (true, false), (false, true)];
         some.into_iter().flat_map(|(norm, add)| [false, true].map(|bias| Switches { norm, add, bias }))
@@ -234,8 +240,7 @@ pub(super) fn qkv_switched(work: &Workload<'_>) -> Vec<Case> {
 }
 
 fn projection(work: &Workload<'_>, a: &Attention) -> Case {
-    let norm = if work.model().has_layer_norm { Switches::default() } else { Switches::NORM };
-    project(work, a, norm, Dtype::F16, Pairs::None)
+    project(work, a, Switches::of_model(work.model()), Dtype::F16, Pairs::None)
 }
 
 fn project(work: &Workload<'_>, a: &Attention, switches: Switches, cache_dtype: Dtype, pairs: Pairs) -> Case {
@@ -304,7 +309,7 @@ pub(super) fn gate_up(work: &Workload<'_>) -> Vec<Case> {
     vec![feed_forward(work)]
 }
 
-/// Every activation: with a gate and with a norm or without, without a gate and with a bias or without.
+/// Every activation: gated, normed and not; not gated, with a bias and with none.
 pub(super) fn gate_up_switched(work: &Workload<'_>) -> Vec<Case> {
     if work.dtype != SWITCHED {
         return Vec::new();
@@ -321,8 +326,7 @@ pub(super) fn gate_up_switched(work: &Workload<'_>) -> Vec<Case> {
 }
 
 fn feed_forward(work: &Workload<'_>) -> Case {
-    let norm = if work.model().has_layer_norm { Switches::default() } else { Switches::NORM };
-    activated(work, Act::Silu, work.model().has_gate, norm)
+    activated(work, Act::Silu, work.model().has_gate, Switches::of_model(work.model()))
 }
 
 fn activated(work: &Workload<'_>, act: Act, gated: bool, switches: Switches) -> Case {

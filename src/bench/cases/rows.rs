@@ -185,7 +185,7 @@ pub(super) fn exact_act(act: Act) -> fn(f64) -> f64 {
     }
 }
 
-/// The reference of `act`, with a gate or without.
+/// The reference of `act`; if `gated`, of the left half, times the right half.
 pub(super) fn activate(act: Act, gated: bool, x: &[f64]) -> Vec<f64> {
     if gated { exact::gate(exact_act(act), x) } else { x.iter().map(|x| exact_act(act)(*x)).collect() }
 }
@@ -195,7 +195,7 @@ pub(super) fn gate(work: &Workload<'_>) -> Vec<Case> {
     gate_by(work, if gated { Act::Silu } else { Act::GeluTanh }, gated)
 }
 
-/// Every activation, with a gate and without.
+/// Every activation, gated and not.
 pub(super) fn gate_switched(work: &Workload<'_>) -> Vec<Case> {
     let all = ACTS.into_iter().flat_map(|act| [(act, true), (act, false)]);
     all.flat_map(|(act, gated)| gate_by(work, act, gated)).collect()

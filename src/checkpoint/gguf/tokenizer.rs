@@ -40,13 +40,13 @@ const ENDS: [&str; 16] = [
 
 /// The tokenizer, or the reason why there is none.
 pub(super) fn read(metadata: &Metadata) -> Result<Result<Tokenizer, TextError>, CheckpointError> {
-    let Some(vocabulary) = Vocabulary::read(metadata)? else {
-        let dir = metadata.path().to_path_buf();
-        return Ok(Err(TextError::NoTokenizer { dir, found: Vec::new() }));
-    };
     let wrong = |key: &str, expected: String| {
         let found = metadata.values().get(key).map_or("nothing".into(), |value| value.to_string());
         Ok(Err(TextError::Metadata { key: key.into(), expected, found }))
+    };
+    let Some(vocabulary) = Vocabulary::read(metadata)? else {
+        let missing = if metadata.has(MODEL) { TOKENS } else { MODEL };
+        return wrong(missing, "the parts of a tokenizer".into());
     };
     let tokenizer = match metadata.text(MODEL)?.unwrap_or_default() {
         "gpt2" => {
