@@ -12,6 +12,7 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -234,8 +235,11 @@ fn symlink(_: &Path, _: &Path) -> std::io::Result<()> {
 
 /// Writes a small file so that nobody sees half of it.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HubError> {
+    static N_WRITTEN: AtomicU64 = AtomicU64::new(0);
     create_parent(path)?;
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    // Other processes and threads may write the same file.
+    let no = N_WRITTEN.fetch_add(1, Ordering::Relaxed);
+    let temporary = path.with_extension(format!("{}-{no}.tmp", std::process::id()));
     let written = File::create(&temporary)
         .and_then(|mut file| file.write_all(bytes))
         .and_then(|()| fs::rename(&temporary, path));

@@ -292,12 +292,11 @@ impl Hub {
             true => Ok(()),
             false => Err(HubError::NotCached { name: name.to_string(), dir: repo.dir().into() }),
         };
-        if let Some(listing) = repo.listing(&commit) {
-            if let Ok(plan) = self.plan(name, &listing, on_disk)
-                && plan.files.iter().all(|file| repo.has(&commit, file))
-            {
-                return Cached::Whole(plan.path(&repo));
-            }
+        if let Some(listing) = repo.listing(&commit)
+            && let Ok(plan) = self.plan(name, &listing, on_disk)
+            && plan.files.iter().all(|file| repo.has(&commit, file))
+        {
+            return Cached::Whole(plan.path(&repo));
         }
         // Downloaded by a program that keeps no listing, or one by one.
         let listing = Listing { files: repo.present(&commit), commit };
@@ -347,8 +346,7 @@ impl Hub {
         if present.iter().any(|file| file.path.ends_with(".safetensors")) {
             names.insert(0, named(None));
         }
-        let known =
-            listed.map_or_else(|| Listing { commit: commit.clone(), files: present.clone() }, |all| all);
+        let known = listed.unwrap_or_else(|| Listing { commit: commit.clone(), files: present.clone() });
         let model = |name: HubName| {
             let plan = self.plan(&name, &known, |_| Ok(())).ok()?;
             let files: Vec<&RepoFile> = plan.files.iter().filter(|file| repo.has(&commit, file)).collect();
