@@ -1,88 +1,13 @@
 //! One file from the hub into the cache: resumed where an earlier attempt ended, and checked.
 
-use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
-
 use super::cache::{Repo, create_parent};
 use super::client::{Client, Trouble, What, encode};
+use super::hash::Hasher;
 use super::{HubError, RepoFile};
-
-/// The hash of a file's content, and the name of its blob.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hash {
-    /// Of a small file: SHA-1 of `blob SIZE\0` and the content, as git names it.
-    Git([u8; 20]),
-    /// Of a large file (git LFS): SHA-256 of the content.
-    Sha256([u8; 32]),
-}
-
-impl Hash {
-    /// Reads 40 or 64 hexadecimal digits.
-    pub fn parse(text: &str) -> Option<Hash> {
-        fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
-            let digits = text.as_bytes();
-            let is_valid =
-                digits.len() == 2 * N && digits.iter().all(|d| matches!(d, b'0'..=b'9' | b'a'..=b'f'));
-            let byte = |i: usize| u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok();
-            let mut out = [0; N];
-            is_valid.then_some(())?;
-            out.iter_mut().enumerate().try_for_each(|(i, out)| byte(i).map(|byte| *out = byte))?;
-            Some(out)
-        }
-        bytes(text).map(Hash::Git).or_else(|| bytes(text).map(Hash::Sha256))
-    }
-}
-
-impl fmt::Display for Hash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes: &[u8] = match self {
-            Hash::Git(bytes) => bytes,
-            Hash::Sha256(bytes) => bytes,
-        };
-        bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Hash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self}")
-    }
-}
-
-/// Computes a [`Hash`] piece by piece.
-#[derive(Clone)]
-enum Hasher {
-    Git(Sha1),
-    Sha256(Sha256),
-}
-
-impl Hasher {
-    fn new(file: &RepoFile) -> Hasher {
-        match file.hash {
-            Hash::Git(_) => Hasher::Git(Sha1::new_with_prefix(format!("blob {}\0", file.n_bytes))),
-            Hash::Sha256(_) => Hasher::Sha256(Sha256::new()),
-        }
-    }
-
-    fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Hasher::Git(hasher) => hasher.update(bytes),
-            Hasher::Sha256(hasher) => hasher.update(bytes),
-        }
-    }
-
-    fn finish(self) -> Hash {
-        match self {
-            Hasher::Git(hasher) => Hash::Git(hasher.finalize().into()),
-            Hasher::Sha256(hasher) => Hash::Sha256(hasher.finalize().into()),
-        }
-    }
-}
 
 /// The part of a file that is here.
 struct Partial<'a> {
@@ -102,7 +27,13 @@ impl<'a> Partial<'a> {
         create_parent(&path)?;
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(|source| HubError::Io { path: path.clone(), source })?;
-        let mut partial = Partial { expected, path, file, hasher: Hasher::new(expected), n_bytes: 0 };
+        let mut partial = Partial {
+            expected,
+            path,
+            file,
+            hasher: Hasher::new(expected.hash, expected.n_bytes),
+            n_bytes: 0,
+        };
         partial.take_up()?;
         Ok(partial)
     }
@@ -141,7 +72,7 @@ impl<'a> Partial<'a> {
     fn restart(&mut self) -> Result<(), HubError> {
         let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
         emptied.map_err(|source| self.io(source))?;
-        self.hasher = Hasher::new(self.expected);
+        self.hasher = Hasher::new(self.expected.hash, self.expected.n_bytes);
         self.n_bytes = 0;
         Ok(())
     }
@@ -306,33 +237,6 @@ fn lock(path: &Path, what: &str) -> Result<Option<File>, HubError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hashes() {
-        let (git, sha) = ("e69de29bb2d1d6434b8b29ae775ad8c2e48c5391", "ab".repeat(32));
-        assert_eq!(Hash::parse(git).map(|hash| hash.to_string()).as_deref(), Some(git));
-        assert_eq!(Hash::parse(&sha).map(|hash| hash.to_string()), Some(sha.clone()));
-        for wrong in [
-            "",
-            "main",
-            &git[1..],
-            &sha[2..],
-            &git.to_uppercase(),
-            &"é".repeat(20),
-            "../../../../../../../../../../../../../x",
-        ] {
-            assert_eq!(Hash::parse(wrong), None, "{wrong}");
-        }
-        // `git hash-object` of an empty file, and of `hello`.
-        let file = |n_bytes, hash| RepoFile { path: "x".into(), n_bytes, hash };
-        let empty = file(0, Hash::parse(git).expect("a hash"));
-        assert_eq!(Hasher::new(&empty).finish(), empty.hash);
-        let hello = file(5, Hash::parse("b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0").expect("a hash"));
-        let mut hasher = Hasher::new(&hello);
-        hasher.update(b"hel");
-        hasher.update(b"lo");
-        assert_eq!(hasher.finish(), hello.hash);
-    }
 
     #[test]
     fn ranges() {

@@ -14,6 +14,7 @@ mod choose;
 mod client;
 mod download;
 mod error;
+mod hash;
 mod name;
 
 use std::collections::BTreeSet;
@@ -26,8 +27,8 @@ use serde::Deserialize;
 use cache::{REVISION, Repo, is_commit, is_path};
 use choose::Choice;
 use client::{Client, What};
-use download::Hash;
 pub use error::HubError;
+use hash::Hash;
 pub use name::HubName;
 
 /// Where models come from, and where they are kept.
