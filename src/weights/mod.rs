@@ -182,15 +182,51 @@ impl ShardIndex {
     }
 }
 
+/// A file that tensors are read from.
+pub enum TensorFile {
+    /// On this machine.
+    Local(File),
+    /// Elsewhere.
+    Remote {
+        /// Size of the file.
+        n_bytes: u64,
+        /// Returns a range of its bytes.
+        read: ReadRange,
+    },
+}
+
+/// Returns a range of the bytes of a file.
+pub type ReadRange = Box<dyn Fn(Range<u64>) -> std::io::Result<Vec<u8>> + Send + Sync>;
+
+impl From<File> for TensorFile {
+    fn from(file: File) -> TensorFile {
+        TensorFile::Local(file)
+    }
+}
+
 enum Data {
     File(PathBuf, Mutex<File>),
+    Remote(PathBuf, ReadRange),
     Embedded(Cow<'static, [u8]>),
+}
+
+impl Data {
+    /// A file, and its size.
+    fn of(path: PathBuf, file: TensorFile) -> Result<(Data, usize), WeightsError> {
+        match file {
+            TensorFile::Local(file) => match file.metadata() {
+                Ok(found) => Ok((Data::File(path, Mutex::new(file)), found.len() as usize)),
+                Err(source) => Err(WeightsError::Io { path, source }),
+            },
+            TensorFile::Remote { n_bytes, read } => Ok((Data::Remote(path, read), n_bytes as usize)),
+        }
+    }
 }
 
 impl std::fmt::Debug for Data {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Data::File(path, _) => write!(f, "`{}`", path.display()),
+            Data::File(path, _) | Data::Remote(path, _) => write!(f, "`{}`", path.display()),
             Data::Embedded(bytes) => write!(f, "{} bytes", bytes.len()),
         }
     }
@@ -201,6 +237,12 @@ impl Data {
     fn read(&self, Range { start, end }: Range<usize>) -> Result<Cow<'_, [u8]>, WeightsError> {
         let (path, file) = match self {
             Data::File(path, file) => (path, file),
+            Data::Remote(path, read) => {
+                let bytes = read(start as u64..end as u64);
+                return bytes
+                    .map(Cow::Owned)
+                    .map_err(|source| WeightsError::Io { path: path.clone(), source });
+            }
             Data::Embedded(bytes) => return Ok(Cow::Borrowed(&bytes[start..end])),
         };
         let io = |source| WeightsError::Io { path: path.clone(), source };
@@ -224,19 +266,25 @@ impl Weights {
     ///
     /// # Errors
     /// [`WeightsError::Io`], [`WeightsError::Format`].
-    pub fn from_files(files: impl IntoIterator<Item = (PathBuf, File)>) -> Result<Weights, WeightsError> {
+    pub fn from_files(
+        files: impl IntoIterator<Item = (PathBuf, impl Into<TensorFile>)>,
+    ) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
         for (path, file) in files {
-            weights.open(path, file, |_| true)?;
+            weights.open(path, file.into(), |_| true)?;
         }
         Ok(weights)
     }
 
     /// Adds the tensors of a file whose names are `wanted`.
-    fn open(&mut self, path: PathBuf, file: File, wanted: impl Fn(&str) -> bool) -> Result<(), WeightsError> {
-        let n_bytes =
-            file.metadata().map_err(|source| WeightsError::Io { path: path.clone(), source })?.len();
-        self.add(&path.clone(), Data::File(path, Mutex::new(file)), n_bytes as usize, wanted)
+    fn open(
+        &mut self,
+        path: PathBuf,
+        file: TensorFile,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), WeightsError> {
+        let (data, n_bytes) = Data::of(path.clone(), file)?;
+        self.add(&path, data, n_bytes, wanted)
     }
 
     /// Reads the index at `path` (`model.safetensors.index.json`), which lists the shard of each tensor.
@@ -254,11 +302,13 @@ impl Weights {
     /// As [`Weights::from_files`]; [`WeightsError::Format`] with a file that lacks a tensor for which the index names it.
     pub fn from_shards(
         index: &ShardIndex,
-        files: impl IntoIterator<Item = (PathBuf, File)>,
+        files: impl IntoIterator<Item = (PathBuf, impl Into<TensorFile>)>,
     ) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
         for (shard, (path, file)) in index.files().into_iter().zip(files) {
-            weights.open(path, file, |tensor| index.shards.get(tensor).is_none_or(|named| named == shard))?;
+            weights.open(path, file.into(), |tensor| {
+                index.shards.get(tensor).is_none_or(|named| named == shard)
+            })?;
         }
         for (tensor, shard) in &index.shards {
             if weights.get(tensor).is_none() {
@@ -300,16 +350,14 @@ impl Weights {
     /// # Errors
     /// [`WeightsError::Io`], [`WeightsError::Format`].
     pub fn from_gguf(
-        files: impl IntoIterator<Item = (PathBuf, File)>,
+        files: impl IntoIterator<Item = (PathBuf, impl Into<TensorFile>)>,
     ) -> Result<(Weights, gguf::Metadata), WeightsError> {
         let mut weights = Weights::default();
         let mut all: Vec<gguf::Metadata> = Vec::new();
         for (path, file) in files {
-            let n_bytes =
-                file.metadata().map_err(|source| WeightsError::Io { path: path.clone(), source })?.len();
-            let data = Data::File(path.clone(), Mutex::new(file));
+            let (data, n_bytes) = Data::of(path.clone(), file.into())?;
             let (metadata, mut entries) =
-                gguf::open(&path, |range| data.read(range), n_bytes as usize, weights.files.len())?;
+                gguf::open(&path, |range| data.read(range), n_bytes, weights.files.len())?;
             weights.files.push(data);
             weights.entries.append(&mut entries);
             weights.sort(&path)?;
