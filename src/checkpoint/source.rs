@@ -1,6 +1,7 @@
 //! The places that a model can come from, and the names that users give them.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
@@ -44,6 +45,28 @@ impl Source {
         match path.to_str().filter(|name| is_hub_name(name)) {
             Some(name) => Err(CheckpointError::HubName { name: name.into() }),
             None => Err(CheckpointError::NoFolder { path }),
+        }
+    }
+}
+
+impl Source {
+    /// Every model at `name`: each of a folder with several GGUF models, else the one that [`Source::parse`] finds.
+    ///
+    /// # Errors
+    /// As [`Source::parse`], except [`CheckpointError::ManyGguf`].
+    pub fn all(name: impl AsRef<OsStr>) -> Result<Vec<Source>, CheckpointError> {
+        match Source::parse(name) {
+            Err(CheckpointError::ManyGguf { found, .. }) => Ok(found.into_iter().map(Source::Gguf).collect()),
+            other => Ok(vec![other?]),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Folder(path) | Source::Gguf(path) => path.display().fmt(f),
+            Source::Demo => f.write_str("demonstration model"),
         }
     }
 }

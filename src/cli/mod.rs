@@ -22,6 +22,7 @@ mod doctor;
 mod document;
 mod embed;
 mod encode;
+mod estimate;
 mod failure;
 mod format;
 mod generate;
@@ -117,6 +118,7 @@ commands! {
     Transcribe(transcribe),
     Logits(logits),
     Inspect(inspect),
+    Estimate(estimate),
     Devices(devices),
     Doctor(doctor),
     Variants(variants),
