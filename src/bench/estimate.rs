@@ -38,12 +38,20 @@ pub struct EstimateOptions {
     pub kv_dtype: Dtype,
     /// Whether to predict rates, for which kernels are timed.
     pub rates: bool,
+    /// Time for each kernel that is timed, of which a model has about twenty.
+    pub budget: Duration,
 }
 
 impl Default for EstimateOptions {
     fn default() -> Self {
-        let kv_dtype = EngineOptions::default().kv_dtype;
-        EstimateOptions { ctx: None, batch: None, quantize: None, kv_dtype, rates: true }
+        EstimateOptions {
+            ctx: None,
+            batch: None,
+            quantize: None,
+            kv_dtype: EngineOptions::default().kv_dtype,
+            rates: true,
+            budget: Duration::from_millis(400),
+        }
     }
 }
 
@@ -132,22 +140,20 @@ const NO_ENCODERS: &str = "rates are predicted only of language models";
 /// Why nothing is predicted of speech models.
 const NO_SPEECH: &str = "rates are predicted only of language models: a transcript's depend on the speech";
 
-/// Time for each kernel.
-const BUDGET: Duration = Duration::from_millis(150);
 /// Slices of an engine's work on a device of our own, about: each is a submission.
 const SLICE_US: f64 = 20e3;
 /// Contexts at which attention of decode rows is timed: within a split, at the length of one, and of several.
 const CONTEXTS: [usize; 3] = [128, 512, 2048];
 /// Rows of prompts at which attention is timed.
-const PROMPTS: [usize; 2] = [64, 256];
+const PROMPTS: [usize; 2] = [128, 512];
+/// Rows of prompts at which products are timed: those of a whole step.
+const PROMPT_ROWS: usize = 256;
 
 /// What is measured smaller than it is, because it takes long there or needs much memory.
 #[derive(Clone, Copy)]
 struct Cuts {
     /// Weights of a product of decode rows, and of prompt rows.
     most_weights: [usize; 2],
-    /// Prompt rows.
-    n_prompt: usize,
     /// Bytes that the copies of weights and caches exceed together.
     rotate_bytes: u64,
     /// Rows of embeddings.
@@ -159,14 +165,12 @@ impl Cuts {
     fn of(gpu: &Gpu) -> Cuts {
         match gpu.caps().cpu {
             true => Cuts {
-                most_weights: [8 << 20, 1 << 20],
-                n_prompt: 64,
+                most_weights: [8 << 20, 1 << 19],
                 rotate_bytes: 64 << 20,
                 n_embeddings: 4096,
             },
             false => Cuts {
                 most_weights: [256 << 20, 256 << 20],
-                n_prompt: 256,
                 rotate_bytes: 256 << 20,
                 n_embeddings: 4096,
             },
@@ -296,17 +300,19 @@ impl<'a> Estimator<'a> {
         let rehearsals = Engine::rehearsals(self.gpu, files, engine.clone(), &steps)?;
         let [answered, computed, drawn] = &rehearsals[..] else { unreachable!("one for each step") };
 
-        let shape = Shape {
-            name: String::new(),
-            config_json: String::new(),
-            model: files.architecture.shape(),
-        };
-        let mut model = Timed { all: self, shape, kv_dtype: engine.kv_dtype, progress };
+        let shape =
+            Shape { name: String::new(), config_json: String::new(), model: files.architecture.shape() };
+        let mut model =
+            Timed { all: self, shape, kv_dtype: engine.kv_dtype, budget: options.budget, progress };
         let submission_us = model.submission_us()?;
         let with_submissions = |us: f64| us + submission_us * (us / SLICE_US).ceil().max(1.0);
         let mut rates = Vec::new();
         let mut rate = |test, depth, n_tokens: usize, us: f64| {
-            rates.push(EstimatedRate { test, depth, tokens_per_second: (batch * n_tokens) as f64 / us * 1e6 });
+            rates.push(EstimatedRate {
+                test,
+                depth,
+                tokens_per_second: (batch * n_tokens) as f64 / us * 1e6,
+            });
         };
         if n_prompt > 0 {
             let head_us = model.us(&without(drawn, computed), batch)?;
@@ -357,6 +363,7 @@ struct Timed<'a, 'g, 'p> {
     all: &'a mut Estimator<'g>,
     shape: Shape,
     kv_dtype: Dtype,
+    budget: Duration,
     progress: &'p mut dyn FnMut(&str),
 }
 
@@ -387,11 +394,12 @@ impl Timed<'_, '_, '_> {
     fn product(&mut self, product: &Product, n_rows: usize) -> Result<Time, BenchError> {
         let cuts = self.all.cuts;
         let n_timed = match product.is_prompt {
-            true => cuts.n_prompt.max(MOST_DECODE + 1),
+            true => PROMPT_ROWS,
             false => n_rows.min(MOST_DECODE),
         };
         let work = self.work(n_timed, product.dtype);
-        let (case, share) = products::of_step(&work, product, cuts.most_weights[usize::from(product.is_prompt)]);
+        let (case, share) =
+            products::of_step(&work, product, cuts.most_weights[usize::from(product.is_prompt)]);
         let Time { us, kernels } = self.time(&case)?;
         Ok(Time { us: us * share * n_rows as f64 / n_timed as f64, kernels })
     }
@@ -498,7 +506,7 @@ impl Timed<'_, '_, '_> {
         let prepared = case.prepare(&mut self.all.pool)?;
         let mut rec = Recorder::new(gpu)?;
         rec.rehearse(|rec| prepared.launch(rec, 0))?;
-        let samples = self.all.timer.samples(&mut rec, &|rec, i| prepared.launch(rec, i), BUDGET)?;
+        let samples = self.all.timer.samples(&mut rec, &|rec, i| prepared.launch(rec, i), self.budget)?;
         let us = quantile(&samples, 0.5).max(1e-3);
         self.all.measured.set(name, us);
         Ok(Time { us, kernels })
@@ -516,7 +524,7 @@ impl Timed<'_, '_, '_> {
         let mut rec = Recorder::new(gpu)?;
         let mut samples = Vec::new();
         let begin = Instant::now();
-        while samples.len() < 3 || begin.elapsed() < BUDGET {
+        while samples.len() < 3 || begin.elapsed() < self.budget {
             rec.clear(&word, 0, word.size_bytes());
             let commands = rec.finish()?;
             let begin = Instant::now();

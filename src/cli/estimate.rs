@@ -50,8 +50,8 @@ pub struct Args {
     dtype: Dtype,
 
     /// Sequences at once; of an encoder, texts in a batch. Default: 1 sequence, 256 texts
-    #[arg(long, value_name = "N")]
-    batch: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    batch: Option<u32>,
 
     /// Predict no rates, for which kernels are timed
     #[arg(long)]
@@ -154,10 +154,11 @@ fn options(args: &Args) -> EstimateOptions {
     let quantized = (!args.shape.is_empty() && args.dtype.is_quantised()).then_some(args.dtype);
     EstimateOptions {
         ctx: args.device.ctx,
-        batch: args.batch,
+        batch: args.batch.map(|n| n as usize),
         quantize: args.device.quantize.map(Quantize::dtype).or(quantized),
         kv_dtype: KvType::dtype(args.device.kv_type),
         rates: !args.no_rates,
+        ..EstimateOptions::default()
     }
 }
 

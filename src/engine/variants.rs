@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::loading::{Sizes, rehearse};
+use super::{Engine, EngineError, EngineOptions, LoadedModel};
 #[cfg(feature = "bench")]
 use super::{RequestId, scheduler::Step, self_test::distrusted};
-use super::{Engine, EngineError, EngineOptions, LoadedModel};
 use crate::checkpoint::ModelFiles;
 use crate::gpu::{Caps, Gpu, Recorder, Tuning, Variant};
 #[cfg(feature = "bench")]
