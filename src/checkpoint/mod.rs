@@ -22,7 +22,7 @@ pub use source::Source;
 
 use crate::dtype::Dtype;
 #[cfg(feature = "hub")]
-use crate::hub::{Download, Hub, HubName};
+use crate::hub::{Download, Hub, HubName, RemoteModel};
 use crate::models::{self, Architecture, Labels, ModelKind, ModelShape};
 use crate::text::{TextError, Tokenizer, TokenizerFiles};
 use crate::weights::Weights;
@@ -45,6 +45,20 @@ pub struct ModelFiles {
     pub embedding: Option<EmbeddingConfig>,
     /// The labels of the classification head, if there is one.
     pub labels: Option<Labels>,
+}
+
+/// What of a model is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parts {
+    All,
+    /// The config and the headers of weights: no tokenizer, and no tensor's bytes.
+    Headers,
+}
+
+impl Parts {
+    fn of(self, weights: Weights) -> Weights {
+        if self == Parts::Headers { weights.headers_only() } else { weights }
+    }
 }
 
 /// A task that a model can do itself.
@@ -117,12 +131,29 @@ impl ModelFiles {
     /// # Errors
     /// [`CheckpointError`] says what is wrong with which file.
     pub fn from_source(source: &Source) -> Result<ModelFiles, CheckpointError> {
+        ModelFiles::parts(source, Parts::All)
+    }
+
+    /// Opens only the config and the headers of the weights of a source: what
+    /// [`Engine::estimate`](crate::engine::Engine::estimate) needs. A model of the hub is not downloaded. There is no
+    /// tokenizer, and the model cannot be loaded.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::from_source`].
+    pub fn headers(source: &Source) -> Result<ModelFiles, CheckpointError> {
+        ModelFiles::parts(source, Parts::Headers)
+    }
+
+    fn parts(source: &Source, parts: Parts) -> Result<ModelFiles, CheckpointError> {
         match source {
+            Source::Folder(dir) => ModelFiles::read(source.to_string(), Files::Folder(dir), parts),
+            Source::Gguf(path) => gguf::read(files::gguf_parts(path)?, parts),
             #[cfg(feature = "hub")]
-            Source::Hub(name) => ModelFiles::from_hub(&Hub::from_env()?, name, &mut |_| {}),
-            Source::Folder(dir) => ModelFiles::read(dir.display().to_string(), Files::Folder(dir)),
-            Source::Gguf(path) => gguf::read(path),
-            Source::Demo => ModelFiles::read("demonstration model".to_string(), DEMO),
+            Source::Hub(name) => match parts {
+                Parts::All => ModelFiles::from_hub(&Hub::from_env()?, name, &mut |_| {}),
+                Parts::Headers => ModelFiles::remote(&Hub::from_env()?.remote(name)?),
+            },
+            Source::Demo => ModelFiles::read(source.to_string(), DEMO, parts),
         }
     }
 
@@ -138,6 +169,17 @@ impl ModelFiles {
     ) -> Result<ModelFiles, CheckpointError> {
         let files = ModelFiles::open(&hub.open(name, progress)?)?;
         Ok(ModelFiles { name: name.to_string(), ..files })
+    }
+
+    /// Opens the config and the headers of a model that is on the hub.
+    #[cfg(feature = "hub")]
+    fn remote(model: &RemoteModel) -> Result<ModelFiles, CheckpointError> {
+        let name = model.name.to_string();
+        if !model.is_gguf {
+            return ModelFiles::read(name, Files::Remote(model), Parts::Headers);
+        }
+        let files = model.weights.iter().map(|(path, file)| (path.into(), files::remote(file)));
+        Ok(ModelFiles { name, ..gguf::read(files, Parts::Headers)? })
     }
 
     /// A model of the shape that `config_json` describes, with random weights that are drawn on the device at load,
@@ -166,7 +208,7 @@ impl ModelFiles {
     }
 
     /// Reads files in Hugging Face layout, each once.
-    fn read(name: String, files: Files<'_>) -> Result<ModelFiles, CheckpointError> {
+    fn read(name: String, files: Files<'_>, parts: Parts) -> Result<ModelFiles, CheckpointError> {
         let config = text(&files.path(CONFIG), files.read(CONFIG, Kind::Settings)?.into_owned())?;
         let architecture = models::open(&config)?;
         let ModelShape { kind, hidden_size, audio, .. } = architecture.shape();
@@ -183,14 +225,19 @@ impl ModelFiles {
             ModelKind::Encoder => Some(EmbeddingConfig::read(files, hidden_size)?),
         };
         let labels = architecture.labels().cloned();
-        let weights = Arc::new(files.weights("")?);
+        let weights = Arc::new(parts.of(files.weights("")?));
         models::check_weights(&*architecture, &weights)?;
-        let tokenizer =
-            match tokenizer(files, Some(config.as_bytes()), generation_json.as_deref().map(str::as_bytes)) {
-                Ok(tokenizer) => Ok(tokenizer),
-                Err(CheckpointError::Text(error)) => Err(error),
-                Err(other) => return Err(other),
-            };
+        let built = match parts {
+            Parts::All => {
+                tokenizer(files, Some(config.as_bytes()), generation_json.as_deref().map(str::as_bytes))
+            }
+            Parts::Headers => Err(TextError::NotOpened.into()),
+        };
+        let tokenizer = match built {
+            Ok(tokenizer) => Ok(tokenizer),
+            Err(CheckpointError::Text(error)) => Err(error),
+            Err(other) => return Err(other),
+        };
         Ok(ModelFiles { name, config, architecture, weights, tokenizer, generation, embedding, labels })
     }
 

@@ -1,12 +1,13 @@
 //! The places that a model can come from, and the names that users give them.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 use super::files::{self, Container};
 #[cfg(feature = "hub")]
-use crate::hub::HubName;
+use crate::hub::{Hub, HubName};
 
 /// A place that a model can come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +54,35 @@ impl Source {
             // Its reader says what it found.
             None if is_gguf => Ok(Source::Gguf(path)),
             None => Err(CheckpointError::NotAModel { path }),
+        }
+    }
+}
+
+impl Source {
+    /// Every model at `name`: each of a folder or a repository with several GGUF models, else the one that
+    /// [`Source::parse`] finds.
+    ///
+    /// # Errors
+    /// As [`Source::parse`], except [`CheckpointError::ManyGguf`]; [`CheckpointError::Hub`].
+    pub fn all(name: impl AsRef<OsStr>) -> Result<Vec<Source>, CheckpointError> {
+        match Source::parse(name) {
+            Err(CheckpointError::ManyGguf { found, .. }) => Ok(found.into_iter().map(Source::Gguf).collect()),
+            #[cfg(feature = "hub")]
+            Ok(Source::Hub(name)) => {
+                Ok(Hub::from_env()?.models(&name)?.into_iter().map(Source::Hub).collect())
+            }
+            other => Ok(vec![other?]),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Folder(path) | Source::Gguf(path) => path.display().fmt(f),
+            #[cfg(feature = "hub")]
+            Source::Hub(name) => name.fmt(f),
+            Source::Demo => f.write_str("demonstration model"),
         }
     }
 }

@@ -25,12 +25,30 @@ impl ModelArg {
     /// Opens a model of any kind. Default: the demonstration model, with a line on standard error that says so.
     pub fn open_any(&self) -> Result<ModelFiles, Failure> {
         if self.name().is_none() {
-            log::info!(
-                "no model given: using the demonstration model in the binary (`--model` or `WGINFER_MODEL` chooses \
-                 another)"
-            );
+            self.say_demo();
         }
         Ok(self.reopen()?)
+    }
+
+    fn say_demo(&self) {
+        log::info!(
+            "no model given: using the demonstration model in the binary (`--model` or `WGINFER_MODEL` chooses \
+             another)"
+        );
+    }
+
+    /// Opens the config and the headers of every model at the name, each with its name: several if a folder has several
+    /// GGUF models. Default: as [`ModelArg::open_any`].
+    pub fn headers(&self) -> Result<Vec<(String, Result<ModelFiles, Failure>)>, Failure> {
+        let sources = match self.name() {
+            Some(name) => Source::all(name)?,
+            None => {
+                self.say_demo();
+                vec![Source::Demo]
+            }
+        };
+        let open = |source: &Source| (source.to_string(), ModelFiles::headers(source).map_err(Failure::from));
+        Ok(sources.iter().map(open).collect())
     }
 
     /// As [`ModelArg::open_any`], but accepts only a decoder.

@@ -5,18 +5,21 @@ mod names;
 mod pre;
 mod tokenizer;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::files;
-use super::{CheckpointError, EmbeddingConfig, GenerationConfig, ModelFiles};
+use super::{CheckpointError, EmbeddingConfig, GenerationConfig, ModelFiles, Parts};
 use crate::models::{self, ModelError, ModelKind};
-use crate::weights::Weights;
+use crate::text::TextError;
+use crate::weights::{TensorFile, Weights};
 
-/// Opens the model of which the file at `path` is one, or the only, part.
-pub(super) fn read(path: &Path) -> Result<ModelFiles, CheckpointError> {
-    let parts = files::gguf_parts(path)?;
-    let (mut weights, metadata) = Weights::from_gguf(parts)?;
+/// Opens the model in `files`, one or all its parts in their order. Paths are for messages.
+pub(super) fn read(
+    files: impl IntoIterator<Item = (PathBuf, impl Into<TensorFile>)>,
+    parts: Parts,
+) -> Result<ModelFiles, CheckpointError> {
+    let (weights, metadata) = Weights::from_gguf(files)?;
+    let mut weights = parts.of(weights);
     let path = metadata.path().to_path_buf();
     let config = config::json(&metadata, &weights)?;
     names::rename(&metadata, &mut weights)?;
@@ -35,7 +38,10 @@ pub(super) fn read(path: &Path) -> Result<ModelFiles, CheckpointError> {
     let generation = GenerationConfig::parse(&path, &config::generation(&metadata)?, None)?;
     Ok(ModelFiles {
         name: path.display().to_string(),
-        tokenizer: tokenizer::read(&metadata)?,
+        tokenizer: match parts {
+            Parts::All => tokenizer::read(&metadata)?,
+            Parts::Headers => Err(TextError::NotOpened),
+        },
         embedding: (shape.kind == ModelKind::Encoder).then(EmbeddingConfig::default),
         labels: architecture.labels().cloned(),
         config,
