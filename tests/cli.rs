@@ -429,6 +429,8 @@ fn estimate_shows_memory_and_rates() {
     // The times are kept.
     let again = wginfer("estimate --batch 2 -c 200").arg(golden("llama")).succeeds();
     assert!(!again.err.contains("timing"), "{}", again.err);
+    let timed = wginfer("estimate --batch 2 -c 200 --again").arg(golden("llama")).succeeds();
+    assert!(timed.err.contains("timing kernels"), "{}", timed.err);
     assert!(again.out.starts_with("model") && again.out.contains("2×200"), "{}", again.out);
 
     let demo = wginfer("estimate --no-rates").succeeds();

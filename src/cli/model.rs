@@ -15,6 +15,9 @@ use super::terminal;
 /// Environment variable: the folder of compiled kernels, of tuning's choices and of what self-tests found.
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
 
+/// A name, and the model there.
+pub type Opened = (String, Result<ModelFiles, Failure>);
+
 impl ModelArg {
     /// The name of the model, if one was given.
     fn name(&self) -> Option<&OsStr> {
@@ -38,7 +41,7 @@ impl ModelArg {
 
     /// Opens the config and the headers of every model at the name, each with its name: several if a folder has several
     /// GGUF models. Default: as [`ModelArg::open_any`].
-    pub fn headers(&self) -> Result<Vec<(String, Result<ModelFiles, Failure>)>, Failure> {
+    pub fn headers(&self) -> Result<Vec<Opened>, Failure> {
         let sources = match self.name() {
             Some(name) => Source::all(name)?,
             None => {
