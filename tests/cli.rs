@@ -117,7 +117,7 @@ fn parameters_out_of_range() {
 #[test]
 fn no_such_model() {
     wginfer("inspect --model ./not/there").fails(1, "./not/there");
-    wginfer("inspect --model owner/name").fails(1, "names on the hub are not supported yet");
+    wginfer("inspect --model owner/name").fails(1, "there is no folder `owner/name`, and");
     wginfer("inspect --model some.gguf").fails(1, "`some.gguf` cannot be read");
     wginfer("inspect --model Cargo.toml").fails(1, "`Cargo.toml` is neither a folder nor a GGUF file");
     wginfer("inspect").env("WGINFER_MODEL", "./not/there").fails(1, "./not/there");
@@ -479,6 +479,12 @@ fn estimate_refuses_what_is_wrong() {
     wginfer("estimate --quantize Q9").fails_to_parse();
     wginfer("estimate --shape llama-15m -m a").fails_to_parse();
     wginfer("estimate ./not/there").fails(1, "./not/there");
+    let cache = TempDir::new().expect("a folder");
+    let remote =
+        wginfer("estimate owner/name").env("HF_HUB_CACHE", &cache.path().display().to_string()).done();
+    assert_eq!(remote.code, Some(1));
+    assert!(remote.err.contains("`owner/name` is not in the cache"), "{}", remote.err);
+    assert!(remote.err.contains("`wginfer pull owner/name` downloads it"), "{}", remote.err);
     wginfer("estimate -c 1000").arg(golden("gpt2")).fails(1, "`n_positions` is `256`");
     let beyond = wginfer("estimate --no-rates -c 1000").arg(golden("llama")).succeeds();
     assert!(beyond.err.contains("longer than the model's maximum of 256"), "{}", beyond.err);

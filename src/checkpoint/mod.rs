@@ -21,6 +21,8 @@ pub use generation::{GenerationConfig, SpeechConfig};
 pub use source::Source;
 
 use crate::dtype::Dtype;
+#[cfg(feature = "hub")]
+use crate::hub::{Download, Hub, HubError, HubName, HubOptions};
 use crate::models::{self, Architecture, Labels, ModelKind, ModelShape};
 use crate::text::{TextError, Tokenizer, TokenizerFiles};
 use crate::weights::Weights;
@@ -123,7 +125,8 @@ impl ModelFiles {
         ModelFiles::from_source(&Source::Demo)
     }
 
-    /// Opens a source.
+    /// Opens a source. A model of the hub that is not in its cache is downloaded first; [`ModelFiles::from_hub`] reports
+    /// how far it is.
     ///
     /// # Errors
     /// [`CheckpointError`] says what is wrong with which file.
@@ -135,6 +138,8 @@ impl ModelFiles {
     /// [`Engine::estimate`](crate::engine::Engine::estimate) needs. The rest need not be there: a weight file may be a
     /// header and then a hole up to its length. There is no tokenizer, and the model cannot be loaded.
     ///
+    /// A model of the hub must be in its cache: nothing is downloaded.
+    ///
     /// # Errors
     /// As [`ModelFiles::from_source`].
     pub fn headers(source: &Source) -> Result<ModelFiles, CheckpointError> {
@@ -143,10 +148,48 @@ impl ModelFiles {
 
     fn parts(source: &Source, parts: Parts) -> Result<ModelFiles, CheckpointError> {
         match source {
+            #[cfg(feature = "hub")]
+            Source::Hub(name) => {
+                let options = HubOptions::from_env()?;
+                // Nothing is downloaded for an estimate.
+                let offline = options.offline || parts == Parts::Headers;
+                let hub = Hub::new(HubOptions { offline, ..options })?;
+                ModelFiles::hub_parts(&hub, name, parts, &mut |_| {})
+            }
             Source::Folder(dir) => ModelFiles::read(source.to_string(), Files::Folder(dir), parts),
             Source::Gguf(path) => gguf::read(path, parts),
             Source::Demo => ModelFiles::read(source.to_string(), DEMO, parts),
         }
+    }
+
+    /// Opens a model of the hub, and downloads it first if it is not in the cache.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Hub`], and those of [`ModelFiles::from_source`].
+    #[cfg(feature = "hub")]
+    pub fn from_hub(
+        hub: &Hub,
+        name: &HubName,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<ModelFiles, CheckpointError> {
+        ModelFiles::hub_parts(hub, name, Parts::All, progress)
+    }
+
+    #[cfg(feature = "hub")]
+    fn hub_parts(
+        hub: &Hub,
+        name: &HubName,
+        parts: Parts,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<ModelFiles, CheckpointError> {
+        let path = hub.open(name, progress).map_err(|error| match error {
+            HubError::Offline { name } if parts == Parts::Headers => {
+                HubError::NotCached { name, dir: hub.options().cache_dir.clone() }
+            }
+            other => other,
+        })?;
+        let files = ModelFiles::parts(&Source::parse(path)?, parts)?;
+        Ok(ModelFiles { name: name.to_string(), ..files })
     }
 
     /// A model of the shape that `config_json` describes, with random weights that are drawn on the device at load,
@@ -238,6 +281,17 @@ impl ModelFiles {
         }
         let architecture = self.architecture.shape().architecture;
         Err(CheckpointError::WrongKind { architecture, kind: self.kind(), can: self.abilities() })
+    }
+}
+
+/// Opens the tensors of a folder or a GGUF file, and nothing else of the model.
+///
+/// # Errors
+/// [`CheckpointError`] says what is wrong with which file.
+pub fn open_weights(path: &Path) -> Result<Weights, CheckpointError> {
+    match Source::parse(path)? {
+        Source::Gguf(path) => Ok(Weights::from_gguf(files::gguf_parts(&path)?)?.0),
+        _ => Files::Folder(path).weights(""),
     }
 }
 

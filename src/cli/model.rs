@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use wginfer::checkpoint::{CheckpointError, ModelFiles, Source};
 use wginfer::engine::{EncoderOptions, Engine, EngineOptions, Event, TextEncoder};
 use wginfer::gpu::{Gpu, GpuOptions, SelfTest};
+use wginfer::hub::{Hub, HubError};
 use wginfer::models::ModelKind;
 
 use super::args::{DeviceArgs, ModelArg, Precision, Quantize};
 use super::failure::Failure;
-use super::terminal;
+use super::{download, terminal};
 
 /// Environment variable: the folder of compiled kernels, of tuning's choices and of what self-tests found.
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
@@ -49,8 +50,17 @@ impl ModelArg {
                 vec![Source::Demo]
             }
         };
-        let open = |source: &Source| (source.to_string(), ModelFiles::headers(source).map_err(Failure::from));
-        Ok(sources.iter().map(open).collect())
+        let open = |source: &Source| {
+            ModelFiles::headers(source).map_err(|error| {
+                let is_remote = matches!(error, CheckpointError::Hub(HubError::NotCached { .. }));
+                let failure = Failure::from(error);
+                match is_remote {
+                    true => failure.with_hint(format!("`wginfer pull {source}` downloads it")),
+                    false => failure,
+                }
+            })
+        };
+        Ok(sources.iter().map(|source| (source.to_string(), open(source))).collect())
     }
 
     /// As [`ModelArg::open_any`], but accepts only a decoder.
@@ -75,8 +85,13 @@ impl ModelArg {
 
     /// As [`ModelArg::open_any`], but prints no line.
     pub fn reopen(&self) -> Result<ModelFiles, CheckpointError> {
-        let source = self.name().map_or(Ok(Source::Demo), Source::parse)?;
-        ModelFiles::from_source(&source)
+        match self.name().map_or(Ok(Source::Demo), Source::parse)? {
+            Source::Hub(name) => {
+                let hub = Hub::from_env()?;
+                download::shown(&name, |progress| ModelFiles::from_hub(&hub, &name, progress))
+            }
+            source => ModelFiles::from_source(&source),
+        }
     }
 }
 
