@@ -429,6 +429,8 @@ fn estimate_shows_memory_and_rates() {
     // The times are kept.
     let again = wginfer("estimate --batch 2 -c 200").arg(golden("llama")).succeeds();
     assert!(!again.err.contains("timing"), "{}", again.err);
+    let timed = wginfer("estimate --batch 2 -c 200 --again").arg(golden("llama")).succeeds();
+    assert!(timed.err.contains("timing kernels"), "{}", timed.err);
     assert!(again.out.starts_with("model") && again.out.contains("2×200"), "{}", again.out);
 
     let demo = wginfer("estimate --no-rates").succeeds();
@@ -477,6 +479,12 @@ fn estimate_refuses_what_is_wrong() {
     wginfer("estimate --quantize Q9").fails_to_parse();
     wginfer("estimate --shape llama-15m -m a").fails_to_parse();
     wginfer("estimate ./not/there").fails(1, "./not/there");
+    let cache = TempDir::new().expect("a folder");
+    let remote =
+        wginfer("estimate owner/name").env("HF_HUB_CACHE", &cache.path().display().to_string()).done();
+    assert_eq!(remote.code, Some(1));
+    assert!(remote.err.contains("`owner/name` is not in the cache"), "{}", remote.err);
+    assert!(remote.err.contains("`wginfer pull owner/name` downloads it"), "{}", remote.err);
     wginfer("estimate -c 1000").arg(golden("gpt2")).fails(1, "`n_positions` is `256`");
     let beyond = wginfer("estimate --no-rates -c 1000").arg(golden("llama")).succeeds();
     assert!(beyond.err.contains("longer than the model's maximum of 256"), "{}", beyond.err);

@@ -269,6 +269,11 @@ fn kernels_are_timed_once() {
         }
     }
     assert_eq!(again.n_measured(), 0);
+    again.forget();
+    let files = ModelFiles::random("small", CONFIGS[0], Dtype::F16).expect("a model");
+    again.estimate(&files, &options, &mut |_| {}).expect("an estimate");
+    assert!(again.n_measured() > 10, "all are timed again");
+    let mut again = Estimator::new(&gpu).expect("an estimator");
     // Another type has other kernels.
     let files = ModelFiles::random("small", CONFIGS[1], Dtype::F32).expect("a model");
     let mut timed = Vec::new();

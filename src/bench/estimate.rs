@@ -140,6 +140,8 @@ const NO_ENCODERS: &str = "rates are predicted only of language models";
 /// Why nothing is predicted of speech models.
 const NO_SPEECH: &str = "rates are predicted only of language models: a transcript's depend on the speech";
 
+/// Kernels of products, which the engine names with their shapes.
+const PRODUCTS: [&str; 5] = ["linear", "linear_tile", "linear_coop", "qkv", "gate_up"];
 /// Slices of an engine's work on a device of our own, about: each is a submission.
 const SLICE_US: f64 = 20e3;
 /// Contexts at which attention of decode rows is timed: within a split, at the length of one, and of several.
@@ -177,7 +179,7 @@ pub struct Estimator<'a> {
     gpu: &'a Gpu,
     cuts: Cuts,
     measured: Measured,
-    n_read: usize,
+    n_measured: usize,
     pool: Pool<'a>,
     timer: Timer,
 }
@@ -189,20 +191,25 @@ impl<'a> Estimator<'a> {
     /// [`GpuError::OutOfMemory`]; [`GpuError::Adopted`], because only a device of our own can be timed.
     pub fn new(gpu: &'a Gpu) -> Result<Estimator<'a>, BenchError> {
         gpu.check_owned()?;
-        let (cuts, measured) = (Cuts::of(gpu), Measured::read(gpu, ops::tunable()));
+        let cuts = Cuts::of(gpu);
         Ok(Estimator {
             gpu,
             cuts,
-            n_read: measured.len(),
-            measured,
+            measured: Measured::read(gpu, ops::tunable()),
+            n_measured: 0,
             pool: Pool::new(gpu, cuts.rotate_bytes),
             timer: Timer::new(gpu)?,
         })
     }
 
-    /// The number of kernels that have been timed now, and not before.
+    /// Forgets the times that are kept, so that kernels are timed again.
+    pub fn forget(&mut self) {
+        self.measured = Measured::default();
+    }
+
+    /// The number of kernels that this estimator has timed.
     pub fn n_measured(&self) -> usize {
-        self.measured.len() - self.n_read
+        self.n_measured
     }
 
     /// Keeps the times for later runs on this device, if there are new ones.
@@ -210,7 +217,7 @@ impl<'a> Estimator<'a> {
     /// # Errors
     /// The system's.
     pub fn save(&self) -> std::io::Result<()> {
-        if self.n_measured() == 0 { Ok(()) } else { self.measured.save(self.gpu, ops::tunable()) }
+        if self.n_measured == 0 { Ok(()) } else { self.measured.save(self.gpu, ops::tunable()) }
     }
 
     /// Estimates a model, of which only config and headers are read. `progress` gets the name of each kernel that is
@@ -377,7 +384,8 @@ impl Timed<'_, '_, '_> {
             }
         }
         for (kernel, n) in kernels {
-            if n > 0 && !kernel.starts_with(Attention::OPERATION) {
+            let is_summed = PRODUCTS.contains(&kernel) || kernel.starts_with(Attention::OPERATION);
+            if n > 0 && !is_summed {
                 us += n as f64 * self.other(kernel, n_rows)?;
             }
         }
@@ -405,6 +413,7 @@ impl Timed<'_, '_, '_> {
             shape.model.vocab_size = shape.model.vocab_size.min(self.all.cuts.n_embeddings);
         }
         let timed = |n_rows| {
+            // The type is that of the cache, for the kernel that appends to it; to others it makes no difference.
             let work = Workload { shape: &shape, ..self.work(n_rows, self.kv_dtype) };
             let mut cases = work.cases_of(kernel);
             // The engine's default draws from all tokens.
@@ -436,7 +445,8 @@ impl Timed<'_, '_, '_> {
                 points.push((context as f64, self.time(&case)?.us));
             }
             // Beyond a window nothing is read.
-            let n_seen = attention.window.unwrap_or(usize::MAX).min(n_positions);
+            let [.., last] = CONTEXTS;
+            let n_seen = n_positions.min(attention.window.unwrap_or(usize::MAX).max(last));
             us += n_layers as f64 * along(&points, n_seen as f64);
         }
         Ok(us * n_seqs as f64 / n_timed as f64)
@@ -458,7 +468,11 @@ impl Timed<'_, '_, '_> {
             // A row costs something, and each key that it sees.
             let [few, many] = PROMPTS.map(|n| [n as f64, n_seen(n)]);
             let determinant = few[0] * many[1] - many[0] * few[1];
-            let a_row = ((times[0] * many[1] - times[1] * few[1]) / determinant).max(0.0);
+            // A window of one key makes both the same.
+            let a_row = match determinant > 0.0 {
+                true => ((times[0] * many[1] - times[1] * few[1]) / determinant).max(0.0),
+                false => 0.0,
+            };
             let a_key = ((times[1] - a_row * many[0]) / many[1]).max(0.0);
             us += n_layers as f64 * (a_row * n_prompt as f64 + a_key * n_seen(n_prompt));
         }
@@ -501,9 +515,7 @@ impl Timed<'_, '_, '_> {
         let mut rec = Recorder::new(gpu)?;
         rec.rehearse(|rec| prepared.launch(rec, 0))?;
         let samples = self.all.timer.samples(&mut rec, &|rec, i| prepared.launch(rec, i), self.budget)?;
-        let us = quantile(&samples, 0.5).max(1e-3);
-        self.all.measured.set(name, us);
-        Ok(Time { us, kernels })
+        Ok(Time { us: self.keep(name, quantile(&samples, 0.5)), kernels })
     }
 
     /// Microseconds that a submission takes beside its work.
@@ -526,9 +538,15 @@ impl Timed<'_, '_, '_> {
             gpu.wait()?;
             samples.push(begin.elapsed().as_secs_f64() * 1e6);
         }
-        let us = quantile(&sorted(samples), 0.5).max(1e-3);
-        self.all.measured.set(NAME.into(), us);
-        Ok(us)
+        Ok(self.keep(NAME.into(), quantile(&sorted(samples), 0.5)))
+    }
+
+    /// Keeps a time, which no clock is so fine that it is 0.
+    fn keep(&mut self, name: String, us: f64) -> f64 {
+        let us = us.max(1e-3);
+        self.all.measured.set(name, us);
+        self.all.n_measured += 1;
+        us
     }
 }
 

@@ -56,9 +56,7 @@ impl Source {
             None => Err(CheckpointError::NotAModel { path }),
         }
     }
-}
 
-impl Source {
     /// Every model at `name`: each of a folder or a repository with several GGUF models, else the one that
     /// [`Source::parse`] finds.
     ///

@@ -11,6 +11,7 @@ use wginfer::dtype::Dtype;
 use super::args::{DRAWN, DeviceArgs, KvType, ModelArg, Quantize, one_of};
 use super::failure::Failure;
 use super::measure::number;
+use super::model::Opened;
 use super::table::{Format, Table};
 use super::{format, json, terminal};
 
@@ -57,6 +58,10 @@ pub struct Args {
     #[arg(long)]
     no_rates: bool,
 
+    /// Time kernels again, instead of using the times that are kept
+    #[arg(long, conflicts_with = "no_rates")]
+    again: bool,
+
     /// Write an array of objects
     #[arg(long)]
     json: bool,
@@ -67,9 +72,6 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
 }
-
-/// What a row is about: how to open it, and its name if that fails.
-type Row = (String, Result<ModelFiles, Failure>);
 
 /// A model that cannot be estimated, as `--json` writes it.
 #[derive(Serialize)]
@@ -94,7 +96,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let gpu = args.device.open()?;
     let mut estimator = Estimator::new(&gpu)?;
-    let options = options(args);
+    if args.again {
+        estimator.forget();
+    }
+    let options = options(args, rows.len());
     let (n_rows, mut outcomes, mut failures) = (rows.len(), Vec::with_capacity(rows.len()), Vec::new());
     for (name, files) in rows {
         match files.and_then(|files| estimate(&mut estimator, &files, &options)) {
@@ -126,7 +131,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
 }
 
 /// The models in the arguments, opened as far as an estimate needs.
-fn rows(args: &Args) -> Result<Vec<Row>, Failure> {
+fn rows(args: &Args) -> Result<Vec<Opened>, Failure> {
     if !args.shape.is_empty() {
         let drawn = if args.dtype.is_quantised() { Dtype::F16 } else { args.dtype };
         let row = |name: &String| {
@@ -150,7 +155,8 @@ fn rows(args: &Args) -> Result<Vec<Row>, Failure> {
     Ok(rows)
 }
 
-fn options(args: &Args) -> EstimateOptions {
+fn options(args: &Args, n_models: usize) -> EstimateOptions {
+    let default = EstimateOptions::default();
     let quantized = (!args.shape.is_empty() && args.dtype.is_quantised()).then_some(args.dtype);
     EstimateOptions {
         ctx: args.device.ctx,
@@ -158,7 +164,8 @@ fn options(args: &Args) -> EstimateOptions {
         quantize: args.device.quantize.map(Quantize::dtype).or(quantized),
         kv_dtype: KvType::dtype(args.device.kv_type),
         rates: !args.no_rates,
-        ..EstimateOptions::default()
+        // The files of a repository have many types, each with kernels of its own.
+        budget: default.budget / n_models.clamp(1, 4) as u32,
     }
 }
 
@@ -218,9 +225,10 @@ fn table(outcomes: &[Outcome]) -> Table {
             let rate = e.rates.iter().find(|rate| is(rate));
             rate.map_or_else(|| "–".to_string(), |rate| number(rate.tokens_per_second))
         };
+        // Texts of an encoder share a batch, with no cache of their own.
         let context = match e.batch {
-            1 => e.ctx.to_string(),
-            n => format!("{n}×{}", e.ctx),
+            n if n > 1 && e.cache_bytes > 0 => format!("{n}×{}", e.ctx),
+            _ => e.ctx.to_string(),
         };
         table.push(vec![
             e.name.clone(),

@@ -16,6 +16,9 @@ use super::{download, terminal};
 /// Environment variable: the folder of compiled kernels, of tuning's choices and of what self-tests found.
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
 
+/// A name, and the model there.
+pub type Opened = (String, Result<ModelFiles, Failure>);
+
 impl ModelArg {
     /// The name of the model, if one was given.
     fn name(&self) -> Option<&OsStr> {
@@ -37,9 +40,9 @@ impl ModelArg {
         );
     }
 
-    /// Opens the config and the headers of every model at the name, each with its name: several if a folder has several
-    /// GGUF models. Default: as [`ModelArg::open_any`].
-    pub fn headers(&self) -> Result<Vec<(String, Result<ModelFiles, Failure>)>, Failure> {
+    /// Opens the config and the headers of every model at the name, each with its name: several if a folder or a
+    /// repository has several GGUF models. Default: as [`ModelArg::open_any`].
+    pub fn headers(&self) -> Result<Vec<Opened>, Failure> {
         let sources = match self.name() {
             Some(name) => Source::all(name)?,
             None => {
@@ -47,8 +50,14 @@ impl ModelArg {
                 vec![Source::Demo]
             }
         };
-        let open = |source: &Source| (source.to_string(), ModelFiles::headers(source).map_err(Failure::from));
-        Ok(sources.iter().map(open).collect())
+        let bar = terminal::spinner();
+        let open = |source: &Source| {
+            bar.set_message(format!("reading the header of {source}"));
+            (source.to_string(), ModelFiles::headers(source).map_err(Failure::from))
+        };
+        let opened = sources.iter().map(open).collect();
+        terminal::finish(&bar);
+        Ok(opened)
     }
 
     /// As [`ModelArg::open_any`], but accepts only a decoder.

@@ -41,8 +41,10 @@ pub use measured::Measured;
 pub use profiles::{Profile, profiles};
 pub use quirks::{QUIRKS, Quirk, Vendor, quirks};
 pub use readback::{Arrived, Readback, ReadbackRing};
+pub(crate) use recorder::Portable;
 pub use recorder::Recorder;
-pub(crate) use recorder::{Portable, Rehearsal};
+#[cfg(feature = "bench")]
+pub(crate) use recorder::Rehearsal;
 pub use subgroups::{Probed, Subgroups};
 pub use tensor::{ROW_ALIGN, Tensor, View};
 pub use trust::{SelfTest, Trust, WrongVariant};

@@ -213,7 +213,11 @@ pub(super) fn attention(work: &Workload<'_>) -> Vec<Case> {
 /// Attention of a model as its steps run it: decode rows at the end of sequences of `context` positions, or the first
 /// `context` rows of a prompt.
 pub(in super::super) fn of_step(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -> Case {
-    attend(work, shape, context, dtype)
+    let case = attend(work, shape, context, dtype);
+    match shape.window {
+        None => case,
+        Some(window) => Case { shape: format!("{}, {window} seen", case.shape), ..case },
+    }
 }
 
 /// Rows at the end of sequences of `context` positions, or the prompt of one; rows that see all `context` keys if they

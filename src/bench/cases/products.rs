@@ -212,7 +212,7 @@ pub(in super::super) fn of_step(work: &Workload<'_>, product: &Product, most: us
     let n_projected = |a: &Attention| (a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
     let mut shape = work.shape.clone();
     shape.model.hidden_size = n_in;
-    if let ("qkv", Some(a)) = (operation, model.attention.first().filter(|a| n_projected(a) == n_out)) {
+    if let ("qkv", Some(a)) = (operation, model.attention.iter().find(|a| n_projected(a) == n_out)) {
         return (projection(&Workload { dtype, shape: &shape, ..*work }, a), 1.0);
     }
     // Whole workgroups of any variant.
