@@ -36,10 +36,7 @@ pub(super) fn read(metadata: &Metadata) -> Result<Result<Tokenizer, TextError>, 
         }
         "llama" => vocabulary.sentence_piece()?,
         "bert" => vocabulary.word_piece()?,
-        "t5" => match vocabulary.unigram()? {
-            Ok(json) => json,
-            Err(error) => return Ok(Err(error)),
-        },
+        "t5" => vocabulary.unigram()?,
         _ => return wrong(MODEL, "`gpt2`, `gemma4`, `llama`, `bert` or `t5`".into()),
     };
     let config = Value::Object(vocabulary.config(&json.tokens)?).to_string();
@@ -60,7 +57,6 @@ struct Json<'a> {
 }
 
 /// The tokens before a text and after it.
-#[derive(Default)]
 struct Around {
     first: Option<usize>,
     last: Option<usize>,
@@ -209,20 +205,16 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// SentencePiece's Unigram: T5, XLM-R. The pieces with the largest sum of scores are taken.
-    fn unigram(&self) -> Result<Result<Json<'a>, TextError>, WeightsError> {
+    fn unigram(&self) -> Result<Json<'a>, WeightsError> {
         let scores = self.scores()?;
-        let unknown = match self.named("unk_token")? {
-            Some(id) => id,
-            None => {
-                let key = "tokenizer.ggml.unknown_token_id".into();
-                let expected = "the id of a token".into();
-                return Ok(Err(TextError::Metadata { key, expected, found: "nothing".into() }));
-            }
-        };
+        let unknown = self.named("unk_token")?.ok_or_else(|| {
+            self.metadata
+                .wrong("tokenizer.ggml.unknown_token_id", "the id of a token, for unknown characters")
+        })?;
         let is_normal = |id: &usize| self.types[*id] == NORMAL;
         let least = (0..self.tokens.len()).filter(is_normal).map(|id| scores[id]).fold(0.0, f64::min);
-        // Ids are places. A penalty for unknown characters is added to the least score of all, so that those of tokens
-        // that stand in no text must not be less.
+        // Ids are places. An unknown character costs more than the least score of all, so that tokens that stand in no
+        // text must not have less, as some files' do.
         let piece = |id: usize| {
             let token = &self.tokens[id];
             let token = if token.is_empty() { format!("[EMPTY_{id}]") } else { token.clone() };
@@ -251,7 +243,7 @@ impl<'a> Vocabulary<'a> {
             "decoder": marks_to_spaces(prefix),
         });
         let around = self.around([false, true])?;
-        Ok(Ok(self.json(self.tokens.into(), model, steps, around)))
+        Ok(self.json(self.tokens.into(), model, steps, around))
     }
 }
 
