@@ -6,6 +6,8 @@ use crate::bench::BenchError;
 use crate::checkpoint::CheckpointError;
 use crate::engine::EngineError;
 use crate::gpu::GpuError;
+#[cfg(feature = "hub")]
+use crate::hub::HubError;
 use crate::models::ModelError;
 use crate::tasks::TaskError;
 use crate::tasks::transcribe::TranscribeError;
@@ -28,6 +30,10 @@ pub enum Error {
     /// Recordings.
     #[error(transparent)]
     Audio(#[from] AudioError),
+    /// Names of models, and their download.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// A model's config.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -57,6 +63,8 @@ impl Error {
             Error::Weights(e) => e.hint(),
             Error::Text(e) => e.hint(),
             Error::Audio(e) => e.hint(),
+            #[cfg(feature = "hub")]
+            Error::Hub(e) => e.hint(),
             Error::Model(e) => e.hint(),
             Error::Checkpoint(e) => e.hint(),
             Error::Engine(e) => e.hint(),

@@ -85,8 +85,9 @@
 //! | 2 | [`weights`] | containers of tensors: safetensors, GGUF; ggml's blocks |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat templates: an interpreter of Jinja that counts what it spends |
 //! | 2 | [`audio`] | recordings to log-mel frames: decoding, resampling, voice activity |
+//! | 2 | `hub` | names of models on the hub: choice of files, download, cache (feature `hub`) |
 //! | 3 | [`models`] | one file per architecture, made of `models::blocks`; the loader: a plan, then a resumable upload |
-//! | 3 | [`checkpoint`] | opens a model (a folder, the demonstration model): config, weights, tokenizer, settings; it names no device |
+//! | 3 | [`checkpoint`] | opens a model (a folder, a GGUF file, a name on the hub, the demonstration model): config, weights, tokenizer, settings; it names no device |
 //! | 4 | [`engine`] | requests to events, texts to vectors and labels |
 //! | 5 | [`tasks`] | conversations, answers, summaries, labels, embeddings, transcripts, scores |
 //! | 5 | `bench` | measures kernels and models against the device's limits (feature `bench`) |
@@ -137,6 +138,8 @@ pub mod error;
 mod file;
 pub mod gpu;
 mod guard;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod models;
 pub mod ops;
 pub mod tasks;

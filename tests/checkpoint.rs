@@ -113,9 +113,10 @@ fn what_a_name_is() {
         matches!(refused(file.to_str().expect("UTF-8")), CheckpointError::NotAModel { path } if path == file)
     );
     assert!(matches!(refused("a/b.gguf"), CheckpointError::Io { path, .. } if path == Path::new("a/b.gguf")));
-    for name in ["owner/name", "Qwen/Qwen3-0.6B"] {
-        assert!(matches!(refused(name), CheckpointError::HubName { name: found } if found == name));
-        assert!(refused(name).hint().expect("a hint").contains(&format!("`hf download {name}")));
+    #[cfg(feature = "hub")]
+    for name in ["owner/name", "Qwen/Qwen3-4B-GGUF:Q4_K_M", "hf.co/owner/name"] {
+        let expected = wginfer::hub::HubName::parse(name).expect("a name");
+        assert_eq!(Source::parse(name).expect("a name on the hub"), Source::Hub(expected));
     }
     for name in ["name", "./not/there", "/not/there", "~/there", "a/b/c", "not/", "../there", "c:\\not/there"]
     {

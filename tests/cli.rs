@@ -117,7 +117,7 @@ fn parameters_out_of_range() {
 #[test]
 fn no_such_model() {
     wginfer("inspect --model ./not/there").fails(1, "./not/there");
-    wginfer("inspect --model owner/name").fails(1, "names on the hub are not supported yet");
+    wginfer("inspect --model owner/name").fails(1, "there is no folder `owner/name`, and");
     wginfer("inspect --model some.gguf").fails(1, "`some.gguf` cannot be read");
     wginfer("inspect --model Cargo.toml").fails(1, "`Cargo.toml` is neither a folder nor a GGUF file");
     wginfer("inspect").env("WGINFER_MODEL", "./not/there").fails(1, "./not/there");

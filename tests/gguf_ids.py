@@ -89,12 +89,12 @@ def trained(texts, n, byte_level):
     tokenizer.train_from_iterator(texts * 3, trainer)
     model = json.loads(tokenizer.to_str())["model"]
     merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
-    known = {token for token in model["vocab"] if token not in NAMED}
-    # A token of more than its own merges goes with them.
-    merges = [(a, b) for a, b in merges if {a, b, a + b} <= known]
-    made = {a + b for a, b in merges}
-    first = sorted(token for token in known if len(token) == 1)
-    return first + [token for token in model["vocab"] if token in made], [" ".join(merge) for merge in merges]
+    tokens = sorted(token for token in model["vocab"] if len(token) == 1)
+    known, kept = set(tokens), []
+    for a, b in merges:
+        if {a, b} <= known and a + b not in NAMED:
+            known.add(a + b), tokens.append(a + b), kept.append(f"{a} {b}")
+    return tokens, kept
 
 
 def vocabulary(model, pre, tokens, **others):

@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::Ability;
+#[cfg(feature = "hub")]
+use crate::hub::HubError;
 use crate::models::{ModelError, ModelKind, SettingError};
 use crate::text::TextError;
 use crate::weights::WeightsError;
@@ -45,12 +47,6 @@ pub enum CheckpointError {
         path: PathBuf,
         /// The number of parts.
         n: usize,
-    },
-    /// A name on the hub, `owner/name`.
-    #[error("there is no folder `{name}`, and names on the hub are not supported yet")]
-    HubName {
-        /// The name.
-        name: String,
     },
     /// A file could not be read.
     #[error("`{}` cannot be read: {source}", path.display())]
@@ -129,6 +125,10 @@ pub enum CheckpointError {
         /// Its abilities.
         can: Vec<Ability>,
     },
+    /// Downloading a model of the hub.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// `config.json`.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -140,8 +140,12 @@ pub enum CheckpointError {
     Text(#[from] TextError),
 }
 
-const LAYOUT: &str = "give a `.gguf` file, or a folder in Hugging Face layout: `config.json`, `model.safetensors`, \
-    `tokenizer.json`";
+const LAYOUT: &str = if cfg!(feature = "hub") {
+    "give a `.gguf` file, a folder in Hugging Face layout (`config.json`, `model.safetensors`, `tokenizer.json`), or a \
+     name on the hub, `owner/name`"
+} else {
+    "give a `.gguf` file, or a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`"
+};
 
 impl CheckpointError {
     /// An error in the content of the file at `path`.
@@ -174,11 +178,10 @@ impl CheckpointError {
             }
             Setting { error, .. } => error.hint(),
             NotUtf8 { .. } => Some("save the file as UTF-8, or download it again".into()),
-            HubName { name } => {
-                Some(format!("`hf download {name} --local-dir DIR` fetches it; then open the folder `DIR`"))
-            }
             WrongKind { kind: ModelKind::Decoder, .. } => Some("`Engine::load` takes it".into()),
             WrongKind { kind: ModelKind::Encoder, .. } => Some("`TextEncoder::load` takes it".into()),
+            #[cfg(feature = "hub")]
+            Hub(e) => e.hint(),
             Model(e) => e.hint(),
             Weights(e) => e.hint(),
             Text(e) => e.hint(),

@@ -21,6 +21,8 @@ pub use generation::{GenerationConfig, SpeechConfig};
 pub use source::Source;
 
 use crate::dtype::Dtype;
+#[cfg(feature = "hub")]
+use crate::hub::{Download, Hub, HubName};
 use crate::models::{self, Architecture, Labels, ModelKind, ModelShape};
 use crate::text::{TextError, Tokenizer, TokenizerFiles};
 use crate::weights::Weights;
@@ -109,16 +111,33 @@ impl ModelFiles {
         ModelFiles::from_source(&Source::Demo)
     }
 
-    /// Opens a source.
+    /// Opens a source. A model of the hub that is not in its cache is downloaded first; [`ModelFiles::from_hub`] reports
+    /// how far it is.
     ///
     /// # Errors
     /// [`CheckpointError`] says what is wrong with which file.
     pub fn from_source(source: &Source) -> Result<ModelFiles, CheckpointError> {
         match source {
+            #[cfg(feature = "hub")]
+            Source::Hub(name) => ModelFiles::from_hub(&Hub::from_env()?, name, &mut |_| {}),
             Source::Folder(dir) => ModelFiles::read(dir.display().to_string(), Files::Folder(dir)),
             Source::Gguf(path) => gguf::read(path),
             Source::Demo => ModelFiles::read("demonstration model".to_string(), DEMO),
         }
+    }
+
+    /// Opens a model of the hub, and downloads it first if it is not in the cache.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Hub`], and those of [`ModelFiles::from_source`].
+    #[cfg(feature = "hub")]
+    pub fn from_hub(
+        hub: &Hub,
+        name: &HubName,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<ModelFiles, CheckpointError> {
+        let files = ModelFiles::open(&hub.open(name, progress)?)?;
+        Ok(ModelFiles { name: name.to_string(), ..files })
     }
 
     /// A model of the shape that `config_json` describes, with random weights that are drawn on the device at load,
@@ -205,6 +224,17 @@ impl ModelFiles {
         }
         let architecture = self.architecture.shape().architecture;
         Err(CheckpointError::WrongKind { architecture, kind: self.kind(), can: self.abilities() })
+    }
+}
+
+/// Opens the tensors of a folder or a GGUF file, and nothing else of the model.
+///
+/// # Errors
+/// [`CheckpointError`] says what is wrong with which file.
+pub fn open_weights(path: &Path) -> Result<Weights, CheckpointError> {
+    match Source::parse(path)? {
+        Source::Gguf(path) => Ok(Weights::from_gguf(files::gguf_parts(&path)?)?.0),
+        _ => Files::Folder(path).weights(""),
     }
 }
 

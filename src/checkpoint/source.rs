@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 use super::files::{self, Container};
+#[cfg(feature = "hub")]
+use crate::hub::HubName;
 
 /// A place that a model can come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,17 +15,20 @@ pub enum Source {
     Folder(PathBuf),
     /// A GGUF file, or one of the parts of a model.
     Gguf(PathBuf),
+    /// A model of the hub: in its cache, or to be downloaded.
+    #[cfg(feature = "hub")]
+    Hub(HubName),
     /// The demonstration model that is compiled into the binary: stories of a small world. `assets/demo` says how it
     /// was made.
     Demo,
 }
 
 impl Source {
-    /// Decides what `name` is.
+    /// Decides what `name` is: a path that exists wins over a name on the hub.
     ///
     /// # Errors
     /// [`CheckpointError::NoFolder`], [`CheckpointError::NotAModel`], [`CheckpointError::ManyGguf`],
-    /// [`CheckpointError::Ggml`], [`CheckpointError::HubName`], [`CheckpointError::Io`].
+    /// [`CheckpointError::Ggml`], [`CheckpointError::Io`].
     pub fn parse(name: impl AsRef<OsStr>) -> Result<Source, CheckpointError> {
         let path = Path::new(name.as_ref());
         if path.is_dir() {
@@ -31,25 +36,23 @@ impl Source {
             return Ok(gguf.map_or_else(|| Source::Folder(path.to_path_buf()), Source::Gguf));
         }
         let is_gguf = path.extension() == Some(OsStr::new("gguf"));
-        let path = path.to_path_buf();
-        if is_gguf || path.exists() {
-            return match files::container(&path)? {
-                Some(Container::Gguf) => Ok(Source::Gguf(path)),
-                Some(Container::Ggml) => Err(CheckpointError::Ggml { path }),
-                // Its reader says what it found.
-                None if is_gguf => Ok(Source::Gguf(path)),
-                None => Err(CheckpointError::NotAModel { path }),
-            };
+        #[cfg(feature = "hub")]
+        if !path.exists()
+            && let Some(name) = path.to_str().and_then(HubName::parse)
+            && (name.pick.is_some() || !is_gguf)
+        {
+            return Ok(Source::Hub(name));
         }
-        match path.to_str().filter(|name| is_hub_name(name)) {
-            Some(name) => Err(CheckpointError::HubName { name: name.into() }),
-            None => Err(CheckpointError::NoFolder { path }),
+        let path = path.to_path_buf();
+        if !is_gguf && !path.exists() {
+            return Err(CheckpointError::NoFolder { path });
+        }
+        match files::container(&path)? {
+            Some(Container::Gguf) => Ok(Source::Gguf(path)),
+            Some(Container::Ggml) => Err(CheckpointError::Ggml { path }),
+            // Its reader says what it found.
+            None if is_gguf => Ok(Source::Gguf(path)),
+            None => Err(CheckpointError::NotAModel { path }),
         }
     }
-}
-
-/// Whether `name` has the form `owner/name`.
-fn is_hub_name(name: &str) -> bool {
-    let parts: Vec<&str> = name.split('/').collect();
-    parts.len() == 2 && parts.iter().all(|p| !p.is_empty() && !p.starts_with(['.', '~']) && !p.contains('\\'))
 }

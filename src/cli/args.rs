@@ -9,7 +9,8 @@ use wginfer::dtype::Dtype;
 /// The model.
 #[derive(clap::Args)]
 pub struct ModelArg {
-    /// A `.gguf` file, or a folder in Hugging Face layout. Default: the demonstration model in the binary
+    /// A `.gguf` file, a folder in Hugging Face layout, or a name on the hub: `owner/name`, `owner/name:Q4_K_M`. Default:
+    /// the demonstration model in the binary
     // Text of the system, not a path, so that an empty variable counts as none.
     #[arg(long, short, env = "WGINFER_MODEL", value_name = "MODEL", help_heading = "Model and device")]
     pub model: Option<OsString>,

@@ -7,6 +7,7 @@ use wginfer::bench::BenchError;
 use wginfer::checkpoint::CheckpointError;
 use wginfer::engine::EngineError;
 use wginfer::gpu::GpuError;
+use wginfer::hub::HubError;
 use wginfer::models::{ModelError, ModelKind};
 use wginfer::tasks::TaskError;
 use wginfer::tasks::transcribe::TranscribeError;
@@ -100,6 +101,7 @@ fn in_flags(error: &wginfer::Error) -> Option<&'static str> {
         Error::Gpu(e) => of_gpu(e),
         Error::Weights(e) => of_weights(e),
         Error::Text(e) => of_text(e),
+        Error::Hub(e) => of_hub(e),
         Error::Model(e) => of_model(e),
         Error::Checkpoint(e) => of_checkpoint(e),
         Error::Engine(e) => of_engine(e),
@@ -149,9 +151,20 @@ fn of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
         CheckpointError::WrongKind { kind: ModelKind::Decoder, .. } => {
             Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here")
         }
+        CheckpointError::Hub(e) => of_hub(e),
         CheckpointError::Text(e) => of_text(e),
         CheckpointError::Model(e) => of_model(e),
         CheckpointError::Weights(e) => of_weights(e),
+        _ => None,
+    }
+}
+
+fn of_hub(error: &HubError) -> Option<&'static str> {
+    match error {
+        HubError::NoSpace { .. } => {
+            Some("`wginfer list` shows what is there, `wginfer rm` frees space, `HF_HOME` moves the cache")
+        }
+        HubError::NotCached { .. } => Some("`wginfer list` shows what is there"),
         _ => None,
     }
 }
@@ -241,14 +254,25 @@ impl From<wginfer::Error> for Failure {
 
 impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Self {
-        let hint = match &error {
-            CheckpointError::HubName { name } => {
-                Some(format!("`hf download {name} --local-dir DIR` fetches it; then give `--model DIR`"))
+        // The name may have been meant as a path.
+        let name = match &error {
+            CheckpointError::Hub(HubError::NotFound { id: name, .. } | HubError::Offline { name }) => {
+                Some(name.clone())
             }
             _ => None,
         };
-        let failure = Failure::from(wginfer::Error::from(error));
-        hint.into_iter().fold(failure, Failure::with_hint)
+        match (wginfer::Error::from(error).into(), name) {
+            (Failure::Failed { message, hint }, Some(name)) => {
+                Failure::Failed { message: format!("there is no folder `{name}`, and {message}"), hint }
+            }
+            (failure, _) => failure,
+        }
+    }
+}
+
+impl From<HubError> for Failure {
+    fn from(error: HubError) -> Self {
+        wginfer::Error::from(error).into()
     }
 }
 

@@ -20,6 +20,7 @@ mod completions;
 mod devices;
 mod doctor;
 mod document;
+mod download;
 mod embed;
 mod encode;
 mod failure;
@@ -29,12 +30,16 @@ mod inspect;
 mod interrupt;
 mod json;
 mod labels;
+mod list;
 mod logits;
 mod measure;
 mod model;
+mod names;
 mod output;
 mod plot;
 mod prompt;
+mod pull;
+mod rm;
 mod rows;
 mod sampling;
 mod score;
@@ -60,14 +65,15 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (wgpu 30.0.1)");
 
 const EXAMPLES: &str = "Examples:
   wginfer generate \"Once upon a time\"
-  wginfer chat --model ~/models/SmolLM2-360M-Instruct
+  wginfer chat --model Qwen/Qwen3-0.6B
   wginfer transcribe --model ~/models/whisper-small talk.mp3
   wginfer answer -f story.txt \"Who found the ball?\"
   wginfer embed --model ~/models/all-MiniLM-L6-v2 --similarity \"a cat\" \"a kitten\"
   wginfer devices
 
-MODEL is a `.gguf` file, or a folder in Hugging Face layout: `config.json`, `model.safetensors`, `tokenizer.json`.
-Default: the small demonstration model in the binary.";
+MODEL is a `.gguf` file, a folder in Hugging Face layout (`config.json`, `model.safetensors`, `tokenizer.json`), or a name
+on the Hugging Face hub, which is downloaded once: `owner/name`, `owner/name:Q4_K_M`. Default: the small demonstration
+model in the binary.";
 
 /// Run language models, Whisper and text encoders on any GPU
 #[derive(Parser)]
@@ -117,6 +123,9 @@ commands! {
     Transcribe(transcribe),
     Logits(logits),
     Inspect(inspect),
+    Pull(pull),
+    List(list),
+    Rm(rm),
     Devices(devices),
     Doctor(doctor),
     Variants(variants),

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use wginfer::checkpoint::{CheckpointError, ModelFiles, Source};
 use wginfer::engine::{EncoderOptions, Engine, EngineOptions, Event, TextEncoder};
 use wginfer::gpu::{Gpu, GpuOptions, SelfTest};
+use wginfer::hub::Hub;
 use wginfer::models::ModelKind;
 
 use super::args::{DeviceArgs, ModelArg, Precision, Quantize};
 use super::failure::Failure;
-use super::terminal;
+use super::{download, terminal};
 
 /// Environment variable: the folder of compiled kernels, of tuning's choices and of what self-tests found.
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
@@ -54,8 +55,13 @@ impl ModelArg {
 
     /// As [`ModelArg::open_any`], but prints no line.
     pub fn reopen(&self) -> Result<ModelFiles, CheckpointError> {
-        let source = self.name().map_or(Ok(Source::Demo), Source::parse)?;
-        ModelFiles::from_source(&source)
+        match self.name().map_or(Ok(Source::Demo), Source::parse)? {
+            Source::Hub(name) => {
+                let hub = Hub::from_env()?;
+                download::shown(&name, |progress| ModelFiles::from_hub(&hub, &name, progress))
+            }
+            source => ModelFiles::from_source(&source),
+        }
     }
 }
 

@@ -60,6 +60,12 @@ pub fn bar(what: &'static str, n_bytes: u64) -> ProgressBar {
     show(template, Some(n_bytes), n_bytes >= WORTH_A_BAR, what)
 }
 
+/// A bar over the bytes of a download. [`finish`] removes it.
+pub fn download(n_bytes: u64) -> ProgressBar {
+    let template = "{wide_msg} {bar:24} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+    show(template, Some(n_bytes), true, "")
+}
+
 /// A bar over a number of texts. [`finish`] removes it.
 pub fn texts(what: &'static str, n: usize) -> ProgressBar {
     show("{msg} {bar:32} {pos}/{len} texts, {elapsed}", Some(n as u64), true, what)

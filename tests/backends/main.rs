@@ -61,7 +61,7 @@ fn translate(variant: &Variant) -> Result<(), (String, String)> {
 #[test]
 fn spirv_is_valid() {
     let Some(validator) = tools::program(&["spirv-val"]) else {
-        return tools::not_run("SPIR-V", "`.ci/compilers` installs spirv-val");
+        return common::not_run("SPIR-V", "`.ci/compilers` installs spirv-val");
     };
     let Some(variants) = all_variants() else { return };
     let [older, newer] = SPIRV_TARGETS;
@@ -73,7 +73,7 @@ fn spirv_is_valid() {
     if let Err(message) = validate(&validator, with_matrices.0, with_matrices.1)
         && message.contains("Invalid capability operand: 6022")
     {
-        tools::not_run("SPIR-V with cooperative matrices", "this spirv-val is older than they are");
+        common::not_run("SPIR-V with cooperative matrices", "this spirv-val is older than they are");
         modules.retain(|(variant, _)| !uses_matrices(variant));
     }
     let failed = failures(&modules, |(variant, target)| {

@@ -7,7 +7,8 @@ use naga::back::hlsl::ShaderModel;
 use wginfer::gpu::Variant;
 
 use super::all_variants;
-use super::tools::{self, assert_none, failures, not_run};
+use super::common::not_run;
+use super::tools::{self, assert_none, failures};
 use super::translate::{Shader, needs_model_6, uses_matrices};
 
 /// A variant's text in a file.

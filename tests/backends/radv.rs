@@ -12,7 +12,8 @@ use std::process::Command;
 
 use wginfer::gpu::Variant;
 
-use super::tools::{self, not_run};
+use super::common::not_run;
+use super::tools;
 use super::translate::{SPIRV_TARGETS, Shader, uses_matrices};
 use super::{common, list};
 use device::Device;

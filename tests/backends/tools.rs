@@ -13,8 +13,6 @@ use super::common;
 
 /// If set to `1`, slow compilers get every variant instead of a sample.
 const ALL_ENV: &str = "WGINFER_ALL_VARIANTS";
-/// A file to which a line is added for each check that was not run.
-const NOT_RUN_ENV: &str = "WGINFER_NOT_RUN";
 
 /// Whether slow compilers get every variant.
 pub fn takes_all() -> bool {
@@ -55,16 +53,6 @@ pub fn scratch(name: &str) -> PathBuf {
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).expect("a folder for shaders");
     dir
-}
-
-/// Says that a check was not run, on standard error and in the file for such lines.
-pub fn not_run(check: &str, why: &str) {
-    let line = format!("NOT RUN: {check}: {why}");
-    common::say(&line);
-    if let Some(path) = std::env::var_os(NOT_RUN_ENV) {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        writeln!(file.expect("the file for checks that were not run"), "{line}").expect("it can be written");
-    }
 }
 
 /// The first of `names` among the programs of the system.

@@ -21,6 +21,19 @@ pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// A file to which a line is added for each check that was not run.
+const NOT_RUN_ENV: &str = "WGINFER_NOT_RUN";
+
+/// Says that a check was not run, on standard error and in the file for such lines.
+pub fn not_run(check: &str, why: &str) {
+    let line = format!("NOT RUN: {check}: {why}");
+    say(&line);
+    if let Some(path) = std::env::var_os(NOT_RUN_ENV) {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        writeln!(file.expect("the file for checks that were not run"), "{line}").expect("it can be written");
+    }
+}
+
 /// Opens a device. `None` if there is no adapter and the environment allows to skip.
 ///
 /// # Panics

@@ -26,6 +26,11 @@ pub fn wginfer(line: &str) -> Run {
     command.args(line.split_whitespace());
     command.env_remove("WGINFER_MODEL").env_remove("WGINFER_GPU");
     command.env("WGINFER_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+    // Not the user's models and token, and not the network.
+    for name in ["HF_ENDPOINT", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"] {
+        command.env_remove(name);
+    }
+    command.env("HF_HOME", concat!(env!("CARGO_TARGET_TMPDIR"), "/hf")).env("HF_HUB_OFFLINE", "1");
     Run { command, stdin: Vec::new() }.piped()
 }
 

@@ -1,0 +1,41 @@
+//! `wginfer rm`: removes models of the hub from the cache.
+
+use std::io::Write;
+
+use serde_json::json;
+use wginfer::hub::Hub;
+
+use super::failure::Failure;
+use super::{format, json, names};
+
+const EXAMPLES: &str = "Examples:
+  wginfer rm Qwen/Qwen3-0.6B
+  wginfer rm Qwen/Qwen3-4B-GGUF:Q4_K_M
+
+Other programs that use the cache lose the model, too.";
+
+/// Remove models from the cache; a name with a type removes only that
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// As `wginfer list` prints them
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+
+    /// Write one object per line
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
+    let names = names::parse(&args.names)?;
+    let hub = Hub::from_env()?;
+    for name in &names {
+        let freed_bytes = hub.remove(name)?;
+        match args.json {
+            true => json::line(&json!({ "name": name.to_string(), "freed_bytes": freed_bytes }), out)?,
+            false => log::info!("removed `{name}`: {}", format::bytes(freed_bytes)),
+        }
+    }
+    Ok(())
+}
