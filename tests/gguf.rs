@@ -5,7 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::Rng;
-use common::gguf::{Gguf, encoded, of_folder};
+use common::gguf::{Gguf, encoded, of_folder, vocabularies, vocabulary_of};
 use common::reference::quant;
 use serde_json::Value;
 use wginfer::checkpoint::{CheckpointError, ModelFiles, Source, open_tokenizer};
@@ -701,38 +701,12 @@ fn tokenizer_of(file: &Gguf) -> Tokenizer {
 /// tokenizers.
 #[test]
 fn small_vocabularies_have_the_ids_of_llama_cpp() {
-    let golden = std::fs::read(folder("gguf").join("tokenizers.json")).expect("the vocabularies");
-    let golden: Value = serde_json::from_slice(&golden).expect("JSON");
+    let golden = vocabularies();
     let list = |value: &Value| value.as_array().expect("a list").clone();
     let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).expect("texts");
     let (mut wrong, mut n_names, mut seen) = (Vec::new(), 0, std::collections::HashSet::new());
     for case in list(&golden["cases"]) {
-        let mut file = Gguf::new();
-        let vocabulary = &golden["vocabularies"][case["vocabulary"].as_u64().expect("a place") as usize];
-        for (key, value) in vocabulary.as_object().expect("lists") {
-            let key = format!("tokenizer.ggml.{key}");
-            let numbers = |kind: u32, bytes: fn(f64) -> Vec<u8>, file: &mut Gguf| {
-                let numbers: Vec<f64> = serde_json::from_value(value.clone()).expect("numbers");
-                let n = numbers.len();
-                file.list(&key, kind, n, &numbers.into_iter().flat_map(bytes).collect::<Vec<u8>>());
-            };
-            match key.rsplit('.').next().expect("a key") {
-                "tokens" | "merges" => {
-                    file.texts(&key, &serde_json::from_value::<Vec<String>>(value.clone()).expect("texts"))
-                }
-                "scores" => numbers(6, |x| (x as f32).to_le_bytes().to_vec(), &mut file),
-                "precompiled_charsmap" => numbers(0, |x| vec![x as u8], &mut file),
-                _ => numbers(5, |x| (x as i32).to_le_bytes().to_vec(), &mut file),
-            }
-        }
-        for (key, value) in case["keys"].as_object().expect("keys") {
-            let key = format!("tokenizer.ggml.{key}");
-            match value {
-                Value::String(text) => file.text(&key, text),
-                Value::Bool(is_on) => file.flag(&key, *is_on),
-                other => file.whole(&key, other.as_u64().expect("a number")),
-            }
-        }
+        let mut file = vocabulary_of(&golden, &case);
         let ids: Vec<Option<Vec<u32>>> = serde_json::from_value(case["ids"].clone()).expect("ids");
         seen.insert(ids.clone());
         for pre in list(&case["pre"]) {

@@ -165,18 +165,17 @@ pub struct Weights {
     /// Sorted by name.
     entries: Vec<Entry>,
     random: Option<Dtype>,
-    stored_names: StoredNames,
+    stored_names: Option<StoredNames>,
     /// Pairs of tensors that have been compared, by file and place: a load is planned before it is made.
     compared: Mutex<BTreeMap<[(usize, usize); 2], bool>>,
 }
 
 /// Returns the name in the file of the tensor that an architecture knows by another one.
-#[derive(Default)]
-struct StoredNames(Option<Box<dyn Fn(&str) -> Option<String> + Send + Sync>>);
+struct StoredNames(Box<dyn Fn(&str) -> Option<String> + Send + Sync>);
 
 impl std::fmt::Debug for StoredNames {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "renamed" } else { "as stored" })
+        f.write_str("StoredNames")
     }
 }
 
@@ -343,7 +342,7 @@ impl Weights {
         name: impl Fn(&str) -> Option<(String, Order)>,
         stored: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
     ) -> Result<(), WeightsError> {
-        self.stored_names = StoredNames(Some(Box::new(stored)));
+        self.stored_names = Some(StoredNames(Box::new(stored)));
         for entry in &mut self.entries {
             let Some((name, order)) = name(&entry.name) else { continue };
             entry.name = name;
@@ -360,7 +359,7 @@ impl Weights {
 
     /// The name in the file of the tensor that an architecture loads as `name`.
     pub(crate) fn stored_name(&self, name: &str) -> String {
-        let stored = self.stored_names.0.as_ref().and_then(|stored| stored(name));
+        let stored = self.stored_names.as_ref().and_then(|stored| stored.0(name));
         stored.unwrap_or_else(|| name.to_string())
     }
 

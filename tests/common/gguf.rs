@@ -368,3 +368,40 @@ pub fn encoded(kind: u32, values: &[f32]) -> Vec<u8> {
         _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
     }
 }
+
+/// `tests/golden/gguf/tokenizers.json`, which `tests/gguf_ids.py` wrote.
+pub fn vocabularies() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf/tokenizers.json");
+    serde_json::from_slice(&std::fs::read(path).expect("the vocabularies")).expect("JSON")
+}
+
+/// The metadata of one of its `cases`.
+pub fn vocabulary_of(golden: &Value, case: &Value) -> Gguf {
+    let mut file = Gguf::new();
+    let vocabulary = &golden["vocabularies"][case["vocabulary"].as_u64().expect("a place") as usize];
+    for (key, value) in vocabulary.as_object().expect("lists") {
+        let key = format!("tokenizer.ggml.{key}");
+        let list = |kind: u32, bytes: fn(f64) -> Vec<u8>, file: &mut Gguf| {
+            let numbers: Vec<f64> = serde_json::from_value(value.clone()).expect("numbers");
+            let n = numbers.len();
+            file.list(&key, kind, n, &numbers.into_iter().flat_map(bytes).collect::<Vec<u8>>());
+        };
+        match key.rsplit('.').next().expect("a key") {
+            "tokens" | "merges" => {
+                file.texts(&key, &serde_json::from_value::<Vec<String>>(value.clone()).expect("texts"));
+            }
+            "scores" => list(6, |x| (x as f32).to_le_bytes().to_vec(), &mut file),
+            "precompiled_charsmap" => list(0, |x| vec![x as u8], &mut file),
+            _ => list(5, |x| (x as i32).to_le_bytes().to_vec(), &mut file),
+        }
+    }
+    for (key, value) in case["keys"].as_object().expect("keys") {
+        let key = format!("tokenizer.ggml.{key}");
+        match value {
+            Value::String(text) => file.text(&key, text),
+            Value::Bool(is_on) => file.flag(&key, *is_on),
+            other => file.whole(&key, other.as_u64().expect("a number")),
+        }
+    }
+    file
+}
