@@ -171,7 +171,9 @@ pub struct Weights {
 }
 
 /// Returns the name in the file of the tensor that an architecture knows by another one.
-struct StoredNames(Box<dyn Fn(&str) -> Option<String> + Send + Sync>);
+struct StoredNames(Box<StoredName>);
+
+type StoredName = dyn Fn(&str) -> Option<String> + Send + Sync;
 
 impl std::fmt::Debug for StoredNames {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
