@@ -69,7 +69,7 @@
 //! 14. A lost device is a state: every open request ends with one `Failed`, every later call returns the loss, nothing
 //!     waits and nothing panics.
 //! 15. What a load will take is added up by the code that allocates it, on a plan of the device, and compared with the
-//!     free memory before anything is allocated.
+//!     free memory before anything is allocated. An estimate is the same sum.
 //! 16. Files are not trusted: their sizes are bounded, their numbers have ranges, and chat templates and tokenizers
 //!     count what they make of a text.
 //!
@@ -80,7 +80,7 @@
 //! | layer | module | contents |
 //! |---|---|---|
 //! | 0 | [`dtype`], [`error`], `file`, `guard` | element types; the crate's error; regular files of bounded size; panics of libraries |
-//! | 1 | [`gpu`] | device, capabilities and quirks, tensors, kernel declarations, recorder, readback; what tuning chose and self-tests found |
+//! | 1 | [`gpu`] | device, capabilities and quirks, tensors, kernel declarations, recorder, readback; what tuning chose, self-tests found and estimates timed |
 //! | 2 | [`ops`] | one file per operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | containers of tensors: safetensors, GGUF; ggml's blocks |
 //! | 2 | [`text`] | tokenizer, streaming decoder, chat templates: an interpreter of Jinja that counts what it spends |
@@ -90,7 +90,7 @@
 //! | 3 | [`checkpoint`] | opens a model (a folder, a GGUF file, a name on the hub, the demonstration model): config, weights, tokenizer, settings; it names no device |
 //! | 4 | [`engine`] | requests to events, texts to vectors and labels |
 //! | 5 | [`tasks`] | conversations, answers, summaries, labels, embeddings, transcripts, scores |
-//! | 5 | `bench` | measures kernels and models against the device's limits (feature `bench`) |
+//! | 5 | `bench` | measures kernels and models against the device's limits, and estimates models (feature `bench`) |
 //! | 6 | `cli` | the command line, part of the binary |
 //!
 //! `shaders/` holds the kernels, one file each; `shaders/README.md` describes how to write one.

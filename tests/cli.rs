@@ -73,8 +73,8 @@ fn header(bytes: &[u8]) -> (String, usize) {
 #[test]
 fn help_has_examples() {
     let bench = ["bench kernels --help", "bench model --help", "bench compare --help"];
-    let commands =
-        ["generate", "chat", "embed", "logits", "inspect", "tune"].map(|name| format!("{name} --help"));
+    let commands = ["generate", "chat", "embed", "logits", "inspect", "estimate", "tune"]
+        .map(|name| format!("{name} --help"));
     let lines = commands.iter().map(String::as_str).chain(bench).chain(["--help"]);
     for line in lines {
         assert!(wginfer(line).out().contains("Examples:"), "{line}");
@@ -404,6 +404,96 @@ fn inspect_as_json() {
     let bytes: u64 = tensors.iter().filter_map(|t| t["n_bytes"].as_u64()).sum();
     assert_eq!(report["weights_bytes"], bytes);
     assert_eq!(wginfer("inspect --json").json()["tokenizer"]["chat_template"], true);
+}
+
+#[test]
+fn estimate_shows_memory_and_rates() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let estimates = wginfer("estimate --json --batch 2 -c 200").arg(golden("llama")).json();
+    let one = &estimates[0];
+    assert_eq!(
+        (&one["architecture"], &one["dtype"], &one["ctx"]),
+        (&"llama".into(), &"F32".into(), &200.into())
+    );
+    let bytes = |name: &str| one[format!("{name}_bytes")].as_u64().expect(name);
+    let sum: u64 = ["weights", "cache", "scratch", "staging"].map(bytes).iter().sum();
+    assert_eq!((sum, one["fits"] == true), (bytes("total"), bytes("free") >= sum));
+    // Keys and values of 2 heads of 16 in 2 layers, 2 bytes each, for two sequences of whole pages.
+    assert_eq!(bytes("cache"), 2 * 2 * 16 * 2 * 2 * 2 * 208);
+    let rates = one["rates"].as_array().expect("a list");
+    let tests: Vec<&str> = rates.iter().filter_map(|rate| rate["test"].as_str()).collect();
+    assert_eq!(tests, ["pp199", "tg128", "tg128"]);
+    assert!(rates.iter().all(|rate| rate["tokens_per_second"].as_f64().is_some_and(|rate| rate > 0.0)));
+    // The times are kept.
+    let again = wginfer("estimate --batch 2 -c 200").arg(golden("llama")).succeeds();
+    assert!(!again.err.contains("timing"), "{}", again.err);
+    let timed = wginfer("estimate --batch 2 -c 200 --again").arg(golden("llama")).succeeds();
+    assert!(timed.err.contains("timing kernels"), "{}", timed.err);
+    assert!(again.out.starts_with("model") && again.out.contains("2×200"), "{}", again.out);
+
+    let demo = wginfer("estimate --no-rates").succeeds();
+    assert!(demo.err.contains("no model given"), "{}", demo.err);
+    assert!(demo.out.contains("demonstration model") && demo.out.contains("yes"), "{}", demo.out);
+    let named = wginfer("estimate --no-rates").env("WGINFER_MODEL", &golden("qwen3").display().to_string());
+    assert!(named.out().contains("qwen3"));
+    let shape = wginfer("estimate --no-rates --shape llama-3.1-8b --type Q4_K --json").json();
+    let weights = shape[0]["weights_bytes"].as_f64().expect("a number");
+    assert!((4.9e9..5.3e9).contains(&weights), "{weights}");
+}
+
+#[test]
+fn estimate_has_a_row_for_each_model() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let rows = |run: program::Run| {
+        let rows = run.json();
+        rows.as_array().expect("a list").iter().map(|row| row["dtype"].clone()).collect::<Vec<_>>()
+    };
+    let files = wginfer("estimate --no-rates --json").arg(golden("gguf"));
+    assert_eq!(rows(files), ["IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K"]);
+    let done =
+        wginfer("estimate --no-rates ./not/there").arg(golden("llama")).arg(golden("bert-classifier")).done();
+    assert_eq!(done.code, Some(1));
+    assert!(done.err.contains("`./not/there`"), "{}", done.err);
+    assert!(done.err.contains("rates are predicted only of language models"), "{}", done.err);
+    let lines: Vec<&str> = done.out.lines().collect();
+    assert_eq!(lines.len(), 4, "{}", done.out);
+    assert!(lines[1].contains("./not/there") && lines[1].ends_with("error"), "{}", done.out);
+    let all = wginfer("estimate --no-rates --json ./not/there ./nor/this").done();
+    assert_eq!(all.code, Some(1));
+    let refused: Value = serde_json::from_str(&all.out).expect("JSON");
+    assert!(refused[1]["error"].as_str().is_some_and(|error| error.contains("./nor/this")), "{refused}");
+    assert!(all.err.contains("2 of 2 models cannot be estimated"), "{}", all.err);
+}
+
+#[test]
+fn estimate_refuses_what_is_wrong() {
+    if common::gpu().is_none() {
+        return;
+    }
+    wginfer("estimate -c 0").fails(2, "`ctx` is 0");
+    wginfer("estimate --batch 0").fails_to_parse();
+    wginfer("estimate --quantize Q9").fails_to_parse();
+    wginfer("estimate --shape llama-15m -m a").fails_to_parse();
+    wginfer("estimate ./not/there").fails(1, "./not/there");
+    let cache = TempDir::new().expect("a folder");
+    let remote =
+        wginfer("estimate owner/name").env("HF_HUB_CACHE", &cache.path().display().to_string()).done();
+    assert_eq!(remote.code, Some(1));
+    assert!(remote.err.contains("`owner/name` is not in the cache"), "{}", remote.err);
+    assert!(remote.err.contains("`wginfer pull owner/name` downloads it"), "{}", remote.err);
+    wginfer("estimate -c 1000").arg(golden("gpt2")).fails(1, "`n_positions` is `256`");
+    let beyond = wginfer("estimate --no-rates -c 1000").arg(golden("llama")).succeeds();
+    assert!(beyond.err.contains("longer than the model's maximum of 256"), "{}", beyond.err);
+    let dir = copy();
+    change_weights(dir.path(), |bytes| bytes.truncate(100));
+    wginfer("estimate").arg(dir.path()).fails(1, "model.safetensors");
+    let bytes = fs::read(golden("gguf/llama-q2_k.gguf")).expect("it is there");
+    fs::write(dir.path().join("cut.gguf"), &bytes[..200]).expect("it can be written");
+    wginfer("estimate").arg(dir.path().join("cut.gguf")).fails(1, "is not a valid checkpoint");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! [`kernels`] times every operation of a forward pass at the shapes of named models, and checks the outputs. [`model`]
 //! times prompts and answers end to end, if needed with random weights. [`tune`] chooses among the variants of
 //! products. All measure the device's [`Limits`] first, in the same run. [`compare`] joins [`Report`]s in one table.
-//! [`doctor`] measures nothing: it checks every variant that the device can run.
+//! [`doctor`] measures nothing: it checks every variant that the device can run. An [`Estimator`] predicts what [`model`]
+//! would measure.
 //!
 //! Runs rotate through copies of weights and KV caches that together exceed the device's cache, because in a forward
 //! pass every layer has its own. Activations are not rotated: in a forward pass the operation before has just written
@@ -14,6 +15,7 @@ mod cases;
 mod check;
 mod compare;
 mod doctor;
+mod estimate;
 mod kernels;
 mod model;
 mod probe;
@@ -29,6 +31,7 @@ use std::path::PathBuf;
 pub use cases::{Case, Cost, Pool, Prepared, Workload, operations};
 pub use compare::{ComparedRow, Comparison, Value, compare};
 pub use doctor::{DoctorDevice, DoctorOptions, DoctorReport, DoctorRow, Verdict, doctor, doctor_variants};
+pub use estimate::{Estimate, EstimateOptions, EstimatedRate, Estimator};
 pub use kernels::{BenchProgress, KernelOptions, kernels};
 pub use model::{ModelOptions, model};
 pub use probe::{Limits, limits};

@@ -164,20 +164,13 @@ pub fn model(
     progress("loading with compiled kernels");
     let gpu = Gpu::open(&gpu_options)?;
     let files = open()?;
-    let random = files.weights.random_dtype();
-    let stored = (files.weights.n_params() as u64, stored_dtype(&files));
+    let is_random = files.weights.random_dtype().is_some();
+    let (n_params, dtype) = n_params_and_dtype(&files, options.quantize);
     let begin = Instant::now();
     let mut engine = Engine::load(&gpu, files, engine_options, &mut |_| {})?;
     gpu.submit([])?;
     gpu.wait()?;
     let load = begin.elapsed();
-    let [layers, head] = n_multiplied(&shape);
-    let embedding = if shape.ties_embeddings { 0.0 } else { head };
-    let (n_params, dtype) = match random {
-        Some(dtype) => ((n_encoder(&shape) + layers + head + embedding) as u64, dtype.to_string()),
-        None => stored,
-    };
-    let dtype = options.quantize.map_or(dtype, |dtype| dtype.to_string());
     let weights_bytes = engine.weights_bytes();
     let bytes_per_param = weights_bytes as f64 / n_params.max(1) as f64;
 
@@ -217,7 +210,7 @@ pub fn model(
             architecture: shape.architecture.to_string(),
             dtype,
             kv_dtype: options.kv_dtype.to_string(),
-            is_random: random.is_some(),
+            is_random,
             n_params,
             weights_bytes,
             load_ms: load.as_secs_f64() * 1e3,
@@ -231,6 +224,20 @@ pub fn model(
         },
         rows,
     })
+}
+
+/// The number of parameters of a model, and the type of most of their bytes on the device.
+pub(super) fn n_params_and_dtype(files: &ModelFiles, quantize: Option<Dtype>) -> (u64, String) {
+    let (n_params, stored) = match files.weights.random_dtype() {
+        Some(dtype) => {
+            let shape = files.architecture.shape();
+            let [layers, head] = n_multiplied(&shape);
+            let embedding = if shape.ties_embeddings { 0.0 } else { head };
+            ((n_encoder(&shape) + layers + head + embedding) as u64, dtype.to_string())
+        }
+        None => (files.weights.n_params() as u64, stored_dtype(files)),
+    };
+    (n_params, quantize.map_or(stored, |dtype| dtype.to_string()))
 }
 
 /// The type of most bytes of a checkpoint.

@@ -22,7 +22,7 @@ pub use source::Source;
 
 use crate::dtype::Dtype;
 #[cfg(feature = "hub")]
-use crate::hub::{Download, Hub, HubName};
+use crate::hub::{Download, Hub, HubError, HubName, HubOptions};
 use crate::models::{self, Architecture, Labels, ModelKind, ModelShape};
 use crate::text::{TextError, Tokenizer, TokenizerFiles};
 use crate::weights::Weights;
@@ -45,6 +45,20 @@ pub struct ModelFiles {
     pub embedding: Option<EmbeddingConfig>,
     /// The labels of the classification head, if there is one.
     pub labels: Option<Labels>,
+}
+
+/// What of a model is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parts {
+    All,
+    /// The config and the headers of weights: no tokenizer, and no tensor's bytes.
+    Headers,
+}
+
+impl Parts {
+    fn of(self, weights: Weights) -> Weights {
+        if self == Parts::Headers { weights.headers_only() } else { weights }
+    }
 }
 
 /// A task that a model can do itself.
@@ -117,12 +131,34 @@ impl ModelFiles {
     /// # Errors
     /// [`CheckpointError`] says what is wrong with which file.
     pub fn from_source(source: &Source) -> Result<ModelFiles, CheckpointError> {
+        ModelFiles::parts(source, Parts::All)
+    }
+
+    /// Opens only the config and the headers of the weights of a source: what
+    /// [`Engine::estimate`](crate::engine::Engine::estimate) needs. The rest need not be there: a weight file may be a
+    /// header and then a hole up to its length. There is no tokenizer, and the model cannot be loaded.
+    ///
+    /// A model of the hub must be in its cache: nothing is downloaded.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::from_source`].
+    pub fn headers(source: &Source) -> Result<ModelFiles, CheckpointError> {
+        ModelFiles::parts(source, Parts::Headers)
+    }
+
+    fn parts(source: &Source, parts: Parts) -> Result<ModelFiles, CheckpointError> {
         match source {
             #[cfg(feature = "hub")]
-            Source::Hub(name) => ModelFiles::from_hub(&Hub::from_env()?, name, &mut |_| {}),
-            Source::Folder(dir) => ModelFiles::read(dir.display().to_string(), Files::Folder(dir)),
-            Source::Gguf(path) => gguf::read(path),
-            Source::Demo => ModelFiles::read("demonstration model".to_string(), DEMO),
+            Source::Hub(name) => {
+                let options = HubOptions::from_env()?;
+                // Nothing is downloaded for an estimate.
+                let offline = options.offline || parts == Parts::Headers;
+                let hub = Hub::new(HubOptions { offline, ..options })?;
+                ModelFiles::hub_parts(&hub, name, parts, &mut |_| {})
+            }
+            Source::Folder(dir) => ModelFiles::read(source.to_string(), Files::Folder(dir), parts),
+            Source::Gguf(path) => gguf::read(path, parts),
+            Source::Demo => ModelFiles::read(source.to_string(), DEMO, parts),
         }
     }
 
@@ -136,7 +172,23 @@ impl ModelFiles {
         name: &HubName,
         progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<ModelFiles, CheckpointError> {
-        let files = ModelFiles::open(&hub.open(name, progress)?)?;
+        ModelFiles::hub_parts(hub, name, Parts::All, progress)
+    }
+
+    #[cfg(feature = "hub")]
+    fn hub_parts(
+        hub: &Hub,
+        name: &HubName,
+        parts: Parts,
+        progress: &mut dyn FnMut(Download<'_>),
+    ) -> Result<ModelFiles, CheckpointError> {
+        let path = hub.open(name, progress).map_err(|error| match error {
+            HubError::Offline { name } if parts == Parts::Headers => {
+                HubError::NotCached { name, dir: hub.options().cache_dir.clone() }
+            }
+            other => other,
+        })?;
+        let files = ModelFiles::parts(&Source::parse(path)?, parts)?;
         Ok(ModelFiles { name: name.to_string(), ..files })
     }
 
@@ -166,7 +218,7 @@ impl ModelFiles {
     }
 
     /// Reads files in Hugging Face layout, each once.
-    fn read(name: String, files: Files<'_>) -> Result<ModelFiles, CheckpointError> {
+    fn read(name: String, files: Files<'_>, parts: Parts) -> Result<ModelFiles, CheckpointError> {
         let config = text(&files.path(CONFIG), files.read(CONFIG, Kind::Settings)?.into_owned())?;
         let architecture = models::open(&config)?;
         let ModelShape { kind, hidden_size, audio, .. } = architecture.shape();
@@ -183,14 +235,19 @@ impl ModelFiles {
             ModelKind::Encoder => Some(EmbeddingConfig::read(files, hidden_size)?),
         };
         let labels = architecture.labels().cloned();
-        let weights = Arc::new(files.weights("")?);
+        let weights = Arc::new(parts.of(files.weights("")?));
         models::check_weights(&*architecture, &weights)?;
-        let tokenizer =
-            match tokenizer(files, Some(config.as_bytes()), generation_json.as_deref().map(str::as_bytes)) {
-                Ok(tokenizer) => Ok(tokenizer),
-                Err(CheckpointError::Text(error)) => Err(error),
-                Err(other) => return Err(other),
-            };
+        let built = match parts {
+            Parts::All => {
+                tokenizer(files, Some(config.as_bytes()), generation_json.as_deref().map(str::as_bytes))
+            }
+            Parts::Headers => Err(TextError::NotOpened.into()),
+        };
+        let tokenizer = match built {
+            Ok(tokenizer) => Ok(tokenizer),
+            Err(CheckpointError::Text(error)) => Err(error),
+            Err(other) => return Err(other),
+        };
         Ok(ModelFiles { name, config, architecture, weights, tokenizer, generation, embedding, labels })
     }
 

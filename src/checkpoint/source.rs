@@ -1,6 +1,7 @@
 //! The places that a model can come from, and the names that users give them.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
@@ -53,6 +54,28 @@ impl Source {
             // Its reader says what it found.
             None if is_gguf => Ok(Source::Gguf(path)),
             None => Err(CheckpointError::NotAModel { path }),
+        }
+    }
+
+    /// Every model at `name`: each of a folder with several GGUF models, else the one that [`Source::parse`] finds.
+    ///
+    /// # Errors
+    /// As [`Source::parse`], except [`CheckpointError::ManyGguf`].
+    pub fn all(name: impl AsRef<OsStr>) -> Result<Vec<Source>, CheckpointError> {
+        match Source::parse(name) {
+            Err(CheckpointError::ManyGguf { found, .. }) => Ok(found.into_iter().map(Source::Gguf).collect()),
+            other => Ok(vec![other?]),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Folder(path) | Source::Gguf(path) => path.display().fmt(f),
+            #[cfg(feature = "hub")]
+            Source::Hub(name) => name.fmt(f),
+            Source::Demo => f.write_str("demonstration model"),
         }
     }
 }

@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use wginfer::dtype::Dtype;
 
 /// The model.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct ModelArg {
     /// A `.gguf` file, a folder in Hugging Face layout, or a name on the hub: `owner/name`, `owner/name:Q4_K_M`. Default:
     /// the demonstration model in the binary
@@ -34,7 +34,7 @@ pub struct DeviceArgs {
     pub kv_type: KvType,
 
     /// Context length in tokens. Default: the model's maximum, capped at 4096
-    #[arg(long, value_name = "N", help_heading = "Model and device")]
+    #[arg(long, short, value_name = "N", help_heading = "Model and device")]
     pub ctx: Option<usize>,
 
     /// Inputs of matrix products: `auto` is F16 where the device has units for it, `f32` is F32 everywhere

@@ -23,6 +23,7 @@ mod document;
 mod download;
 mod embed;
 mod encode;
+mod estimate;
 mod failure;
 mod format;
 mod generate;
@@ -123,6 +124,7 @@ commands! {
     Transcribe(transcribe),
     Logits(logits),
     Inspect(inspect),
+    Estimate(estimate),
     Pull(pull),
     List(list),
     Rm(rm),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use wginfer::checkpoint::{CheckpointError, ModelFiles, Source};
 use wginfer::engine::{EncoderOptions, Engine, EngineOptions, Event, TextEncoder};
 use wginfer::gpu::{Gpu, GpuOptions, SelfTest};
-use wginfer::hub::Hub;
+use wginfer::hub::{Hub, HubError};
 use wginfer::models::ModelKind;
 
 use super::args::{DeviceArgs, ModelArg, Precision, Quantize};
@@ -15,6 +15,9 @@ use super::{download, terminal};
 
 /// Environment variable: the folder of compiled kernels, of tuning's choices and of what self-tests found.
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
+
+/// A name, and the model there.
+pub type Opened = (String, Result<ModelFiles, Failure>);
 
 impl ModelArg {
     /// The name of the model, if one was given.
@@ -25,12 +28,39 @@ impl ModelArg {
     /// Opens a model of any kind. Default: the demonstration model, with a line on standard error that says so.
     pub fn open_any(&self) -> Result<ModelFiles, Failure> {
         if self.name().is_none() {
-            log::info!(
-                "no model given: using the demonstration model in the binary (`--model` or `WGINFER_MODEL` chooses \
-                 another)"
-            );
+            self.say_demo();
         }
         Ok(self.reopen()?)
+    }
+
+    fn say_demo(&self) {
+        log::info!(
+            "no model given: using the demonstration model in the binary (`--model` or `WGINFER_MODEL` chooses \
+             another)"
+        );
+    }
+
+    /// Opens the config and the headers of every model at the name, each with its name: several if a folder has several
+    /// GGUF models. Default: as [`ModelArg::open_any`].
+    pub fn headers(&self) -> Result<Vec<Opened>, Failure> {
+        let sources = match self.name() {
+            Some(name) => Source::all(name)?,
+            None => {
+                self.say_demo();
+                vec![Source::Demo]
+            }
+        };
+        let open = |source: &Source| {
+            ModelFiles::headers(source).map_err(|error| {
+                let is_remote = matches!(error, CheckpointError::Hub(HubError::NotCached { .. }));
+                let failure = Failure::from(error);
+                match is_remote {
+                    true => failure.with_hint(format!("`wginfer pull {source}` downloads it")),
+                    false => failure,
+                }
+            })
+        };
+        Ok(sources.iter().map(|source| (source.to_string(), open(source))).collect())
     }
 
     /// As [`ModelArg::open_any`], but accepts only a decoder.

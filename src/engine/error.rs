@@ -16,14 +16,17 @@ pub struct MemoryNeed {
     pub weights_bytes: u64,
     /// The KV cache.
     pub cache_bytes: u64,
-    /// Activations, tables, readback, and what the upload holds for a while.
-    pub other_bytes: u64,
+    /// Activations, tables, readback, and a speech model's clips.
+    pub scratch_bytes: u64,
+    /// What the upload holds for a while, at most: stages, and the driver's copies of what is written.
+    pub staging_bytes: u64,
 }
 
 impl MemoryNeed {
     /// All together.
     pub fn total_bytes(&self) -> u64 {
-        self.weights_bytes.saturating_add(self.cache_bytes).saturating_add(self.other_bytes)
+        let MemoryNeed { weights_bytes, cache_bytes, scratch_bytes, staging_bytes } = *self;
+        [cache_bytes, scratch_bytes, staging_bytes].into_iter().fold(weights_bytes, u64::saturating_add)
     }
 }
 
@@ -90,7 +93,7 @@ pub enum EngineError {
         size(need.total_bytes()),
         size(need.weights_bytes),
         size(need.cache_bytes),
-        size(need.other_bytes),
+        size(need.scratch_bytes.saturating_add(need.staging_bytes)),
         size(*free_bytes)
     )]
     Memory {

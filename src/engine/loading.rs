@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::memory;
+use super::memory::MemoryFit;
 use super::model::{page_bytes, page_width};
 use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
 use super::scheduler::{Admission, ClipTable, Limits, PAGE_SIZE, Scheduler, Step, Work};
@@ -19,9 +19,6 @@ use crate::models::{
     Capacity, LoadProgress, Loader, MOST_SLICE, Model, ModelError, ModelKind, ModelShape, PIECE, Upload,
 };
 use crate::ops::{KvLayer, Rows};
-
-/// Longest default context in tokens: models allow 128 K and more, for which few machines have the memory.
-pub(super) const DEFAULT_CTX: usize = 4096;
 
 /// An engine whose weights are being uploaded. A guest calls [`Loading::advance`] in its frame loop until
 /// [`Loading::is_done`], then [`Loading::finish`]. On a device of our own, [`Loading::wait`] does all that.
@@ -209,23 +206,42 @@ impl Engine {
         options: EngineOptions,
     ) -> Result<Loading<Engine>, EngineError> {
         let shape = files.architecture.shape();
-        let ctx = options.ctx.unwrap_or(shape.max_seq_len.min(DEFAULT_CTX));
-        let options = EngineOptions { ctx: Some(ctx), ..options };
+        let options = options.for_model(&shape);
         // Checked first, so that a context beyond all limits fails before anything is allocated.
         let sizes = Sizes::new(gpu, &shape, &options)?;
-        memory::check(gpu, ctx, options.quantize, |ctx, quantize| {
-            let plan = gpu.plan();
-            let (weights, loader) = LoadedModel::allocate(&plan, &files, ModelKind::Decoder, ctx, quantize)?;
-            let options = EngineOptions { ctx: Some(ctx), quantize, ..options.clone() };
-            let need = Engine::need(&plan, &shape, &weights, &options)?;
-            Ok(MemoryNeed { other_bytes: need.other_bytes + staging_bytes(gpu, &loader)?, ..need })
-        })?;
-        let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Decoder, ctx, options.quantize)?;
+        let fit = Engine::fit(gpu, &files, &options)?;
+        fit.check()?;
+        let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Decoder, fit.ctx, options.quantize)?;
         let (mut engine, tested) = Engine::build(gpu, Arc::new(model), &options, sizes)?;
         Loading::new(gpu, vec![upload], tested, |compile_time, self_test| {
             engine.compile_time = compile_time;
             engine.stepper.begin(&mut engine.machine, self_test);
             engine
+        })
+    }
+
+    /// What [`Engine::load`] would take, and whether there is memory for it. Nothing is allocated, and only the headers
+    /// of the weights are read ([`ModelFiles::headers`]).
+    ///
+    /// # Errors
+    /// As [`Engine::load`], except for what only an allocation or the bytes of tensors can show.
+    pub fn estimate(gpu: &Gpu, files: &ModelFiles, options: EngineOptions) -> Result<MemoryFit, EngineError> {
+        let shape = files.architecture.shape();
+        let options = options.for_model(&shape);
+        Sizes::new(gpu, &shape, &options)?;
+        Engine::fit(gpu, files, &options)
+    }
+
+    /// As [`Engine::estimate`], for `options` that were checked and whose `ctx` is set.
+    fn fit(gpu: &Gpu, files: &ModelFiles, options: &EngineOptions) -> Result<MemoryFit, EngineError> {
+        let shape = files.architecture.shape();
+        let ctx = options.ctx.unwrap_or(shape.max_seq_len);
+        MemoryFit::new(gpu, ctx, options.quantize, |ctx, quantize| {
+            let plan = gpu.plan();
+            let (weights, loader) = LoadedModel::allocate(&plan, files, ModelKind::Decoder, ctx, quantize)?;
+            let options = EngineOptions { ctx: Some(ctx), quantize, ..options.clone() };
+            let need = Engine::need(&plan, &shape, &weights, &options)?;
+            Ok(MemoryNeed { staging_bytes: staging_bytes(gpu, &loader)?, ..need })
         })
     }
 
@@ -243,10 +259,11 @@ impl Engine {
         }
         let options = EngineOptions { ctx: Some(ctx), ..options };
         let sizes = Sizes::new(gpu, &model.shape, &options)?;
-        memory::check(gpu, ctx, None, |ctx, _| {
+        let fit = MemoryFit::new(gpu, ctx, None, |ctx, _| {
             let options = EngineOptions { ctx: Some(ctx), ..options.clone() };
             Engine::need(&gpu.plan(), &model.shape, &model.weights, &options)
         })?;
+        fit.check()?;
         let (mut engine, Tested { variants, mut self_test }) =
             Engine::build(gpu, model.clone(), &options, sizes)?;
         let begin = Instant::now();
@@ -271,8 +288,8 @@ impl Engine {
         let (mut runner, _clips, mut stepper) = Engine::allocate(plan, shape, weights, options, sizes)?;
         let _tested = Trials::plan(plan, stepper.recorder(), |rec| rehearse(&mut runner, rec, sizes))?;
         let cache_bytes = (sizes.n_pages as u64).saturating_mul(page_bytes(shape, options.kv_dtype) as u64);
-        let other_bytes = plan.counts().live_bytes.saturating_sub(weights_bytes + cache_bytes);
-        Ok(MemoryNeed { weights_bytes, cache_bytes, other_bytes })
+        let scratch_bytes = plan.counts().live_bytes.saturating_sub(weights_bytes + cache_bytes);
+        Ok(MemoryNeed { weights_bytes, cache_bytes, scratch_bytes, staging_bytes: 0 })
     }
 
     /// Allocates everything but the weights.
@@ -364,7 +381,7 @@ pub(super) fn staging_bytes(gpu: &Gpu, loader: &Loader) -> Result<u64, GpuError>
 /// The sizes of an engine.
 #[derive(Clone, Copy)]
 pub(super) struct Sizes {
-    capacity: Capacity,
+    pub(super) capacity: Capacity,
     /// Pages of the cache.
     n_pages: usize,
     /// Most pages of one sequence.

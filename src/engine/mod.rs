@@ -35,10 +35,13 @@ pub use events::{
     Event, FinishReason, Logits, Logprobs, Request, RequestId, SpeechRequest, Timings, TokenLogprob, Usage,
 };
 pub use loading::Loading;
+pub use memory::MemoryFit;
 pub use model::{LoadedModel, page_bytes};
 pub use options::EngineOptions;
 pub use sampling::{MAX_BIAS, Sampling, SpeechRules, TimestampRules};
 pub use scheduler::{ClipId, PAGE_SIZE};
+#[cfg(feature = "bench")]
+pub(crate) use variants::StepRows;
 
 use crate::gpu::{Gpu, GpuError, Recorder};
 use crate::models::ModelShape;

@@ -1,6 +1,10 @@
 //! Sizes and settings of an engine.
 
 use crate::dtype::Dtype;
+use crate::models::ModelShape;
+
+/// Longest default context in tokens: models allow 128 K and more, for which few machines have the memory.
+pub(super) const DEFAULT_CTX: usize = 4096;
 
 /// Sizes and settings of an engine. All device memory is allocated when it is built.
 #[derive(Clone, Debug)]
@@ -36,6 +40,13 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Whether steps are recorded before the results of earlier ones have arrived.
     pub run_ahead: bool,
+}
+
+impl EngineOptions {
+    /// The options with the default context of a model, if none is set.
+    pub(super) fn for_model(self, shape: &ModelShape) -> EngineOptions {
+        EngineOptions { ctx: self.ctx.or(Some(shape.max_seq_len.min(DEFAULT_CTX))), ..self }
+    }
 }
 
 impl Default for EngineOptions {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::timing::Timing;
 use super::trace::Trace;
-use super::{Buffer, Caps, Gpu, GpuError, Readback, ReadbackRing, Tensor, Tuning, Variant, View};
+use super::{Buffer, Caps, Gpu, GpuError, Product, Readback, ReadbackRing, Tensor, Tuning, Variant, View};
 
 /// Bytes for parameter blocks: at 256 bytes each, 8192 different ones before a reset.
 const PARAMS_BYTES: u64 = 2 << 20;
@@ -31,11 +31,22 @@ pub struct Recorder {
     /// Choices of variants instead of the device's.
     tuning: Option<Arc<Tuning>>,
     portable: Portable,
-    /// Set while rehearsing: variants are collected and nothing is recorded.
-    rehearsal: Option<Vec<Variant>>,
+    /// Set while rehearsing: what would be dispatched is collected, and nothing is recorded.
+    rehearsal: Option<Rehearsal>,
     /// The text of the recording, while tracing.
     trace: Option<Trace>,
     error: Option<GpuError>,
+}
+
+/// What a recording would dispatch.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rehearsal {
+    /// The variants, each once, in order.
+    pub variants: Vec<Variant>,
+    /// The kernel of each dispatch.
+    pub kernels: Vec<&'static str>,
+    /// The products with weights, each with its number of rows. A stack of different types is a product for each part.
+    pub products: Vec<(Product, usize)>,
 }
 
 /// The operations that run only the variants that run on every device.
@@ -153,9 +164,21 @@ impl Recorder {
     /// The variants that `record` would dispatch, each once, in order. Nothing is recorded. An error is what the next
     /// [`Recorder::finish`] returns.
     pub fn variants(&mut self, record: impl FnOnce(&mut Recorder)) -> Vec<Variant> {
-        self.rehearsal = Some(Vec::new());
+        self.rehearsal(record).variants
+    }
+
+    /// All that `record` would dispatch, as [`Recorder::variants`].
+    pub(crate) fn rehearsal(&mut self, record: impl FnOnce(&mut Recorder)) -> Rehearsal {
+        self.rehearsal = Some(Rehearsal::default());
         record(self);
         self.rehearsal.take().unwrap_or_default()
+    }
+
+    /// Notes a product with weights of `n_rows` rows, while rehearsing.
+    pub(crate) fn note_product(&mut self, product: Product, n_rows: usize) {
+        if let Some(rehearsal) = self.rehearsal.as_mut().filter(|_| n_rows > 0) {
+            rehearsal.products.push((product, n_rows));
+        }
     }
 
     /// Records one dispatch of `groups` workgroups: `params` at binding 0, `bindings` from 1 on.
@@ -182,7 +205,8 @@ impl Recorder {
                 return;
             }
         };
-        if let Some(variants) = &mut self.rehearsal {
+        if let Some(Rehearsal { variants, kernels, .. }) = &mut self.rehearsal {
+            kernels.push(kernel.name);
             if !variants.contains(&variant) {
                 variants.push(variant);
             }

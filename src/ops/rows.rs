@@ -223,7 +223,13 @@ pub(super) struct Span {
 
 impl Span {
     /// All rows of a batch on their ways through an operation on `w`. A way does not depend on the number of rows.
-    pub fn all(rec: &Recorder, operation: &'static str, w: &Tensor, n: Rows) -> Vec<Span> {
+    pub fn all(rec: &mut Recorder, operation: &'static str, w: &Tensor, n: Rows) -> Vec<Span> {
+        for (is_prompt, n_rows) in [(false, n.n_decode), (true, n.n_prompt)] {
+            for part in w.ranges() {
+                let (dtype, n_out, n_in) = (part.tensor.dtype(), part.rows.len(), w.n_cols());
+                rec.note_product(Product { operation, is_prompt, dtype, n_out, n_in }, n_rows);
+            }
+        }
         let caps = rec.caps(PRODUCTS);
         let [decode, prompt] = [false, true].map(|is_prompt| Way::of(rec, operation, w, is_prompt));
         let parts = if decode == prompt {

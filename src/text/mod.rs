@@ -34,6 +34,9 @@ pub enum TextError {
         /// Vocabulary files of other formats that are there.
         found: Vec<String>,
     },
+    /// Only the headers of the model are open.
+    #[error("the tokenizer is not open, only the headers of the model are")]
+    NotOpened,
     /// A file has other content than its name promises.
     #[error("`{file}` is not valid: expected {expected}, found {found}")]
     File {

@@ -75,6 +75,12 @@ pub enum WeightsError {
         /// Largest magnitude that the quantised type holds.
         expected: f32,
     },
+    /// The model was opened to be estimated.
+    #[error("tensor `{name}` cannot be read: only the headers of this model are open")]
+    HeadersOnly {
+        /// Its name.
+        name: String,
+    },
     /// A device error.
     #[error(transparent)]
     Gpu(#[from] GpuError),
@@ -166,6 +172,8 @@ pub struct Weights {
     entries: Vec<Entry>,
     random: Option<Dtype>,
     stored_names: Option<StoredNames>,
+    /// Whether only the headers may be read.
+    headers_only: bool,
     /// Pairs of tensors that have been compared, by file and place: a load is planned before it is made.
     compared: Mutex<BTreeMap<[(usize, usize); 2], bool>>,
 }
@@ -308,6 +316,17 @@ impl Weights {
         self.random
     }
 
+    /// The same tensors, of which only names, types and shapes count: their bytes may not have been downloaded. A read is
+    /// an error, and tensors of the same type and shape count as equal.
+    pub(crate) fn headers_only(self) -> Weights {
+        Weights { headers_only: true, ..self }
+    }
+
+    /// Whether only the headers may be read.
+    pub(crate) fn has_only_headers(&self) -> bool {
+        self.headers_only
+    }
+
     /// Opens the GGUF files of one model, in their order, of which only the headers are read now. The paths are for
     /// messages. Also returns the metadata of the first one.
     ///
@@ -424,6 +443,9 @@ impl Weights {
         if a.dtype != b.dtype || a.shape != b.shape {
             return Ok(false);
         }
+        if self.headers_only {
+            return Ok(true);
+        }
         let pair = [a, b].map(|entry| (entry.file, entry.start));
         let compared = || self.compared.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = compared().get(&pair) {
@@ -461,8 +483,12 @@ impl Weights {
     /// Reads a range of a tensor's bytes, in the order of the file.
     ///
     /// # Errors
-    /// [`WeightsError::Io`] if the file cannot be read, or has become shorter since it was opened.
+    /// [`WeightsError::Io`] if the file cannot be read, or has become shorter since it was opened;
+    /// [`WeightsError::HeadersOnly`].
     pub(crate) fn read(&self, entry: &Entry, range: Range<usize>) -> Result<Cow<'_, [u8]>, WeightsError> {
+        if self.headers_only {
+            return Err(WeightsError::HeadersOnly { name: entry.name.clone() });
+        }
         // The readers of the containers checked the range against the file.
         self.files[entry.file].read(entry.start + range.start..entry.start + range.end)
     }

@@ -210,6 +210,16 @@ pub(super) fn attention(work: &Workload<'_>) -> Vec<Case> {
     cases
 }
 
+/// Attention of a model as its steps run it: decode rows at the end of sequences of `context` positions, or the first
+/// `context` rows of a prompt.
+pub(in super::super) fn of_step(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -> Case {
+    let case = attend(work, shape, context, dtype);
+    match shape.window {
+        None => case,
+        Some(window) => Case { shape: format!("{}, {window} seen", case.shape), ..case },
+    }
+}
+
 /// Rows at the end of sequences of `context` positions, or the prompt of one; rows that see all `context` keys if they
 /// see both sides.
 fn attend(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -> Case {

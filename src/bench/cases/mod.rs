@@ -4,7 +4,7 @@
 //! weight type. A case knows its cost without the device. Preparing it allocates buffers, and gives functions that
 //! record one run, reset its inputs, and compare its outputs with the reference.
 
-mod attention;
+pub(super) mod attention;
 mod helpers;
 pub(super) mod products;
 mod rows;
@@ -108,6 +108,12 @@ impl Workload<'_> {
     /// Every case of every operation.
     pub fn cases(&self) -> Vec<Case> {
         OPERATIONS.iter().flat_map(|(_, list)| list(self)).collect()
+    }
+
+    /// The cases of an operation.
+    pub(super) fn cases_of(&self, operation: &str) -> Vec<Case> {
+        let list = OPERATIONS.iter().find(|(name, _)| *name == operation);
+        list.map(|(_, list)| list(self)).unwrap_or_default()
     }
 
     /// Every case of the kernels that no forward pass runs.

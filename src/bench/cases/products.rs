@@ -205,6 +205,30 @@ pub(in super::super) fn tunable(work: &Workload<'_>) -> Vec<(Product, Case)> {
     matrices.into_iter().map(case).collect()
 }
 
+/// A product that a step of a model records, and how many times its work the product has: outputs beyond `most` weights
+/// are left out, because they cost what others do. A part of a stack of different types is a product of its own.
+pub(in super::super) fn of_step(work: &Workload<'_>, product: &Product, most: usize) -> (Case, f64) {
+    let (model, Product { operation, dtype, n_out, n_in, .. }) = (work.model(), *product);
+    let n_projected = |a: &Attention| (a.n_heads + 2 * a.n_kv_heads) * a.head_dim;
+    let mut shape = work.shape.clone();
+    shape.model.hidden_size = n_in;
+    if let ("qkv", Some(a)) = (operation, model.attention.iter().find(|a| n_projected(a) == n_out)) {
+        return (projection(&Workload { dtype, shape: &shape, ..*work }, a), 1.0);
+    }
+    // Whole workgroups of any variant.
+    let n_cut = (most / n_in.max(1)).next_multiple_of(256).min(n_out);
+    let n_gates = if model.has_gate { 2 } else { 1 };
+    let is_mlp = operation == "gate_up" && n_out == n_gates * model.intermediate_size;
+    let n_cut = if is_mlp { n_cut / n_gates * n_gates } else { n_cut };
+    shape.model.intermediate_size = n_cut / n_gates;
+    let work = Workload { dtype, shape: &shape, ..*work };
+    let case = match is_mlp {
+        true => feed_forward(&work),
+        false => self::product(&work, ("", n_cut, n_in), None, Switches::default()),
+    };
+    (case, n_out as f64 / n_cut as f64)
+}
+
 /// Epsilon of the norms.
 const EPS: f32 = 1e-5;
 

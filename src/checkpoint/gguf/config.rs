@@ -398,6 +398,10 @@ fn frequency_factors(keys: &Keys<'_>) -> Read<Option<Vec<f32>>> {
             format!("tensor `{NAME}` is {dtype} of shape {shape:?}, expected at most 128 elements in F32");
         return Err(WeightsError::Format { path: keys.metadata.path().to_path_buf(), message });
     }
+    if keys.weights.has_only_headers() {
+        // They change no size.
+        return Ok(Some(vec![1.0; entry.shape[0]]));
+    }
     let bytes = keys.weights.read_rows(entry, 0..entry.shape[0])?;
     Ok(Some(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()))
 }

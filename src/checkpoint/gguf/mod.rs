@@ -10,15 +10,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::files;
-use super::{CheckpointError, GenerationConfig, ModelFiles};
+use super::{CheckpointError, GenerationConfig, ModelFiles, Parts};
 use crate::models::{self, ModelError, ModelKind, SettingError};
-use crate::text::Tokenizer;
+use crate::text::{TextError, Tokenizer};
 use crate::weights::Weights;
 
 /// Opens the model of which the file at `path` is one, or the only, part.
-pub(super) fn read(path: &Path) -> Result<ModelFiles, CheckpointError> {
-    let parts = files::gguf_parts(path)?;
-    let (mut weights, metadata) = Weights::from_gguf(parts)?;
+pub(super) fn read(path: &Path, parts: Parts) -> Result<ModelFiles, CheckpointError> {
+    let (weights, metadata) = Weights::from_gguf(files::gguf_parts(path)?)?;
+    let mut weights = parts.of(weights);
     let path = metadata.path().to_path_buf();
     let config = config::read(&metadata, &weights)?;
     names::rename(&metadata, &mut weights)?;
@@ -44,7 +44,10 @@ pub(super) fn read(path: &Path) -> Result<ModelFiles, CheckpointError> {
     let generation = GenerationConfig::parse(&path, &config::generation(&metadata)?, None)?;
     Ok(ModelFiles {
         name: path.display().to_string(),
-        tokenizer: tokenizer::read(&metadata)?,
+        tokenizer: match parts {
+            Parts::All => tokenizer::read(&metadata)?,
+            Parts::Headers => Err(TextError::NotOpened),
+        },
         embedding: match shape.kind {
             ModelKind::Decoder => None,
             ModelKind::Encoder => Some(config::embedding(&metadata)?),

@@ -10,8 +10,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::loading::{DEFAULT_CTX, Loading, n_rows, n_seqs, staging_bytes};
-use super::memory;
+use super::loading::{Loading, n_rows, n_seqs, staging_bytes};
+use super::memory::MemoryFit;
+use super::options::DEFAULT_CTX;
 use super::self_test::{Tested, Trials};
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
@@ -128,25 +129,12 @@ impl TextEncoder {
         mut files: ModelFiles,
         options: EncoderOptions,
     ) -> Result<Loading<TextEncoder>, EngineError> {
+        TextEncoder::estimate(gpu, &files, options.clone())?.check()?;
         let shape = files.architecture.shape();
         let config = files.embedding.take().unwrap_or_default();
         let capacity = capacity(&shape, &config, &options)?;
-        let Capacity { max_rows, max_seqs, max_seq_len: ctx, .. } = capacity;
-        let n_labels = files.labels.as_ref().map_or(0, |labels| labels.names.len());
-        let widest = config.width(shape.hidden_size).max(n_labels);
-        let read_bytes = (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64;
-        memory::check(gpu, ctx, options.quantize, |ctx, quantize| {
-            let plan = gpu.plan();
-            let (weights, loader) = LoadedModel::allocate(&plan, &files, ModelKind::Encoder, ctx, quantize)?;
-            let weights_bytes = plan.counts().live_bytes;
-            let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
-            let (embedding, _) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
-            let mut encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
-            let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
-            let _tested = encoding.tested(stepper.recorder(), files.labels.is_some())?;
-            let other_bytes = plan.counts().live_bytes - weights_bytes + staging_bytes(gpu, &loader)?;
-            Ok(MemoryNeed { weights_bytes, cache_bytes: 0, other_bytes })
-        })?;
+        let Capacity { max_seqs, max_seq_len: ctx, .. } = capacity;
+        let read_bytes = read_bytes(&files, &config, max_seqs);
         let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Encoder, ctx, options.quantize)?;
         let (embedding, mut uploads) = Embedding::plan(gpu, &config, shape.hidden_size, max_seqs)?;
         uploads.push(upload);
@@ -162,6 +150,36 @@ impl TextEncoder {
         Loading::new(gpu, uploads, tested, |_, self_test| {
             encoder.stepper.begin(&mut encoder.machine, self_test);
             encoder
+        })
+    }
+
+    /// What [`TextEncoder::load`] would take, and whether there is memory for it. Nothing is allocated, and only the
+    /// headers of the weights are read ([`ModelFiles::headers`]).
+    ///
+    /// # Errors
+    /// As [`TextEncoder::load`], except for what only an allocation or the bytes of tensors can show.
+    pub fn estimate(
+        gpu: &Gpu,
+        files: &ModelFiles,
+        options: EncoderOptions,
+    ) -> Result<MemoryFit, EngineError> {
+        let shape = files.architecture.shape();
+        let config = files.embedding.clone().unwrap_or_default();
+        let capacity = capacity(&shape, &config, &options)?;
+        let Capacity { max_rows, max_seqs, max_seq_len: ctx, .. } = capacity;
+        MemoryFit::new(gpu, ctx, options.quantize, |ctx, quantize| {
+            let plan = gpu.plan();
+            let (weights, loader) = LoadedModel::allocate(&plan, files, ModelKind::Encoder, ctx, quantize)?;
+            let weights_bytes = plan.counts().live_bytes;
+            let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
+            let (embedding, _) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
+            let mut encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
+            let read_bytes = read_bytes(files, &config, max_seqs);
+            let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
+            let _tested = encoding.tested(stepper.recorder(), files.labels.is_some())?;
+            let scratch_bytes = plan.counts().live_bytes - weights_bytes;
+            let staging_bytes = staging_bytes(gpu, &loader)?;
+            Ok(MemoryNeed { weights_bytes, cache_bytes: 0, scratch_bytes, staging_bytes })
         })
     }
 
@@ -370,6 +388,13 @@ fn capacity(
     let max_seqs = n_seqs("max_seqs", options.max_seqs)?;
     let max_rows = n_rows("max_rows", options.max_rows)?.max(ctx);
     Ok(Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx })
+}
+
+/// Most bytes that a batch reads back.
+fn read_bytes(files: &ModelFiles, config: &EmbeddingConfig, max_seqs: usize) -> u64 {
+    let n_labels = files.labels.as_ref().map_or(0, |labels| labels.names.len());
+    let widest = config.width(files.architecture.shape().hidden_size).max(n_labels);
+    (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64
 }
 
 impl Machine for Encoding {
