@@ -285,13 +285,17 @@ pub fn open_weights(path: &Path) -> Result<Weights, CheckpointError> {
     }
 }
 
-/// Opens the tokenizer of a folder that need not hold a whole model.
+/// Opens the tokenizer of a folder that need not hold a whole model, or of a GGUF file, whose architecture need not run.
 ///
 /// # Errors
 /// [`CheckpointError::Text`] if `tokenizer.json` is missing or the content of a file is wrong; [`CheckpointError::Io`],
-/// [`CheckpointError::NotAFile`] or [`CheckpointError::TooLarge`] if a file cannot be read.
-pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
-    let files = Files::Folder(dir);
+/// [`CheckpointError::NotAFile`] or [`CheckpointError::TooLarge`] if a file cannot be read; [`CheckpointError::Weights`]
+/// if a GGUF file is not valid.
+pub fn open_tokenizer(path: &Path) -> Result<Tokenizer, CheckpointError> {
+    if path.is_file() {
+        return gguf::open_tokenizer(path);
+    }
+    let files = Files::Folder(path);
     let config = optional(files.read(CONFIG, Kind::Settings))?;
     let generation = optional(files.read(GENERATION_CONFIG, Kind::Settings))?;
     tokenizer(files, config.as_deref(), generation.as_deref())

@@ -98,7 +98,7 @@ impl WeightsError {
                 Some("the file may be damaged: download it again, or load it as it is stored".into())
             }
             WeightsError::Missing { .. } | WeightsError::Shape { .. } => {
-                Some("`config.json` and the weights may belong to different models".into())
+                Some("the config and the weights may belong to different models".into())
             }
             WeightsError::Gpu(error) => error.hint(),
             _ => None,
@@ -113,8 +113,10 @@ fn known_types() -> String {
 /// One tensor of a checkpoint.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Its name.
+    /// The name by which an architecture loads it.
     pub name: String,
+    /// Its name in the file.
+    pub stored_name: String,
     /// Type as the file names it.
     pub dtype: String,
     /// Dimensions, outermost first.
@@ -169,10 +171,22 @@ pub struct Weights {
     /// Sorted by name.
     entries: Vec<Entry>,
     random: Option<Dtype>,
+    stored_names: Option<StoredNames>,
     /// Whether only the headers may be read.
     headers_only: bool,
     /// Pairs of tensors that have been compared, by file and place: a load is planned before it is made.
     compared: Mutex<BTreeMap<[(usize, usize); 2], bool>>,
+}
+
+/// Returns the name in the file of the tensor that an architecture knows by another one.
+struct StoredNames(Box<StoredName>);
+
+type StoredName = dyn Fn(&str) -> Option<String> + Send + Sync;
+
+impl std::fmt::Debug for StoredNames {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoredNames")
+    }
 }
 
 /// The shard of each tensor: `model.safetensors.index.json`.
@@ -386,7 +400,8 @@ impl Weights {
         Ok((weights, all.into_iter().next().unwrap_or_default()))
     }
 
-    /// Gives each tensor the name that `name` has for it, and says how its rows lie.
+    /// Gives each tensor the name that `name` has for it, and says how its rows lie. `stored` is the way back, for
+    /// messages about tensors that are not there.
     ///
     /// # Errors
     /// [`WeightsError::Format`] if two tensors get the same name. `path` is for the message.
@@ -394,7 +409,9 @@ impl Weights {
         &mut self,
         path: &Path,
         name: impl Fn(&str) -> Option<(String, Order)>,
+        stored: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
     ) -> Result<(), WeightsError> {
+        self.stored_names = Some(StoredNames(Box::new(stored)));
         for entry in &mut self.entries {
             let Some((name, order)) = name(&entry.name) else { continue };
             entry.name = name;
@@ -407,6 +424,12 @@ impl Weights {
             };
         }
         self.sort(path)
+    }
+
+    /// The name in the file of the tensor that an architecture loads as `name`.
+    pub(crate) fn stored_name(&self, name: &str) -> String {
+        let stored = self.stored_names.as_ref().and_then(|stored| stored.0(name));
+        stored.unwrap_or_else(|| name.to_string())
     }
 
     /// Forgets a tensor that no model loads.
@@ -431,7 +454,8 @@ impl Weights {
     fn sort(&mut self, path: &Path) -> Result<(), WeightsError> {
         self.entries.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(pair) = self.entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            let message = format!("tensor `{}` is there twice, and no index says which counts", pair[0].name);
+            let name = &pair[1].stored_name;
+            let message = format!("tensor `{name}` is there twice, and no index says which counts");
             return Err(WeightsError::Format { path: path.to_path_buf(), message });
         }
         Ok(())
