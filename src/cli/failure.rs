@@ -165,6 +165,9 @@ fn of_hub(error: &HubError) -> Option<&'static str> {
             Some("`wginfer list` shows what is there, `wginfer rm` frees space, `HF_HOME` moves the cache")
         }
         HubError::NotCached { .. } => Some("`wginfer list` shows what is there"),
+        HubError::NoTag { found, has_folder: true, .. } if found.is_empty() => Some(
+            "it has weights in safetensors: leave out the colon and what follows; `--quantize` quantises them",
+        ),
         _ => None,
     }
 }
@@ -255,6 +258,7 @@ impl From<wginfer::Error> for Failure {
 impl From<CheckpointError> for Failure {
     fn from(error: CheckpointError) -> Self {
         // The name may have been meant as a path.
+        let is_network = matches!(error, CheckpointError::Hub(HubError::Network { .. }));
         let name = match &error {
             CheckpointError::Hub(HubError::NotFound { id: name, .. } | HubError::Offline { name }) => {
                 Some(name.clone())
@@ -264,6 +268,9 @@ impl From<CheckpointError> for Failure {
         match (wginfer::Error::from(error).into(), name) {
             (Failure::Failed { message, hint }, Some(name)) => {
                 Failure::Failed { message: format!("there is no folder `{name}`, and {message}"), hint }
+            }
+            (Failure::Failed { message, hint }, None) if is_network => {
+                Failure::Failed { message: format!("there is no such folder, and {message}"), hint }
             }
             (failure, _) => failure,
         }

@@ -34,7 +34,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     for name in &names {
         let path = download::shown(name, |progress| hub.pull(name, progress))?;
         match args.json {
-            true => json::line(&json!({ "name": name.to_string(), "path": path }), out)?,
+            true => {
+                json::line(&json!({ "name": name.to_string(), "path": path.display().to_string() }), out)?
+            }
             false => writeln!(out, "{}", path.display())?,
         }
         out.flush()?;

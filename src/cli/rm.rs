@@ -6,7 +6,7 @@ use serde_json::json;
 use wginfer::hub::Hub;
 
 use super::failure::Failure;
-use super::{format, json, names};
+use super::{format, json, names, terminal};
 
 const EXAMPLES: &str = "Examples:
   wginfer rm Qwen/Qwen3-0.6B
@@ -30,12 +30,20 @@ pub struct Args {
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let names = names::parse(&args.names)?;
     let hub = Hub::from_env()?;
+    let mut failed: Option<Failure> = None;
     for name in &names {
-        let freed_bytes = hub.remove(name)?;
-        match args.json {
-            true => json::line(&json!({ "name": name.to_string(), "freed_bytes": freed_bytes }), out)?,
-            false => log::info!("removed `{name}`: {}", format::bytes(freed_bytes)),
+        match hub.remove(name) {
+            Ok(freed_bytes) if args.json => {
+                json::line(&json!({ "name": name.to_string(), "freed_bytes": freed_bytes }), out)?;
+            }
+            Ok(freed_bytes) => log::info!("removed `{name}`: {}", format::bytes(freed_bytes)),
+            // The others are removed in any case.
+            Err(error) => {
+                if let Some(earlier) = failed.replace(error.into()) {
+                    terminal::error(&earlier);
+                }
+            }
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }

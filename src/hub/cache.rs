@@ -5,11 +5,12 @@
 //!   blobs/HASH                    the content of each file
 //!   refs/main                     the commit that `main` was at the last download
 //!   snapshots/COMMIT/PATH         links to blobs
-//!   trees/COMMIT.json             the listing of the whole repository
+//!   trees/COMMIT.json             the listing of the whole repository, as Python's library keeps it
+//!   wginfer/COMMIT.json           the same, as we keep it: for Python's, every file of its own must be there
 //! .locks/models--owner--name/HASH.lock
 //! ```
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,8 @@ pub(super) struct Repo {
 /// The branch that is downloaded.
 pub(super) const REVISION: &str = "main";
 const PREFIX: &str = "models--";
+/// Our folder in a repository's.
+const OURS: &str = "wginfer";
 /// The only format of `trees/COMMIT.json` so far.
 const TREE_FORMAT: u32 = 1;
 /// A listing has some 300 bytes a file.
@@ -85,10 +88,6 @@ impl Repo {
         &self.dir
     }
 
-    pub fn locks(&self) -> &Path {
-        &self.locks
-    }
-
     pub fn snapshot(&self, commit: &str) -> PathBuf {
         self.dir.join("snapshots").join(commit)
     }
@@ -100,6 +99,30 @@ impl Repo {
 
     pub fn blob(&self, hash: Hash) -> PathBuf {
         self.dir.join("blobs").join(hash.to_string())
+    }
+
+    /// What has arrived of a blob.
+    pub fn partial(&self, hash: Hash) -> PathBuf {
+        self.blob(hash).with_extension("incomplete")
+    }
+
+    /// The bytes that have arrived of a file that is not whole.
+    pub fn partial_bytes(&self, file: &RepoFile) -> u64 {
+        fs::metadata(self.partial(file.hash)).map_or(0, |found| found.len()).min(file.n_bytes)
+    }
+
+    /// Whether a process downloads one of the repository's files.
+    pub fn is_busy(&self) -> bool {
+        let entries = fs::read_dir(&self.locks).into_iter().flatten().flatten();
+        entries.filter_map(|entry| File::open(entry.path()).ok()).any(|file| {
+            // It is unlocked again with the file.
+            matches!(file.try_lock(), Err(TryLockError::WouldBlock))
+        })
+    }
+
+    /// Whether a path, with its links followed, is a blob of this repository.
+    pub fn is_blob(&self, path: &Path) -> bool {
+        fs::canonicalize(self.dir.join("blobs")).is_ok_and(|blobs| path.starts_with(blobs))
     }
 
     pub fn lock(&self, hash: Hash) -> PathBuf {
@@ -115,12 +138,42 @@ impl Repo {
 
     /// Remembers the commit of a download that is complete.
     pub fn set_commit(&self, commit: &str) -> Result<(), HubError> {
-        write_whole(&self.dir.join("refs").join(REVISION), commit.as_bytes())
+        if self.commit().as_deref() == Some(commit) {
+            return Ok(());
+        }
+        self.write_whole(&self.dir.join("refs").join(REVISION), commit.as_bytes())
+    }
+
+    /// Every commit of which there is something, that of the last download first, then the newest.
+    pub fn commits(&self) -> Vec<String> {
+        let names = |folder: &str| -> Vec<(std::time::SystemTime, String)> {
+            let entries = fs::read_dir(self.dir.join(folder)).into_iter().flatten().flatten();
+            let commit = |entry: fs::DirEntry| {
+                let name = entry.file_name().to_str()?.trim_end_matches(".json").to_string();
+                is_commit(&name).then_some((entry.metadata().ok()?.modified().ok()?, name))
+            };
+            entries.filter_map(commit).collect()
+        };
+        let mut all: Vec<_> = ["snapshots", "trees", OURS].into_iter().flat_map(names).collect();
+        all.sort_by(|a, b| b.cmp(a));
+        let mut commits: Vec<String> = self.commit().into_iter().collect();
+        for (_, commit) in all {
+            if !commits.contains(&commit) {
+                commits.push(commit);
+            }
+        }
+        commits
     }
 
     /// The listing of a commit, if it was kept.
     pub fn listing(&self, commit: &str) -> Option<Listing> {
-        let bytes = crate::file::read(&self.tree(commit), MOST_TREE).ok()?;
+        [self.tree(commit), self.dir.join("trees").join(format!("{commit}.json"))]
+            .iter()
+            .find_map(|path| Repo::read_listing(path, commit))
+    }
+
+    fn read_listing(path: &Path, commit: &str) -> Option<Listing> {
+        let bytes = crate::file::read(path, MOST_TREE).ok()?;
         let tree: Tree = serde_json::from_slice(&bytes).ok()?;
         if tree.format_version != TREE_FORMAT {
             return None;
@@ -136,6 +189,10 @@ impl Repo {
 
     /// Keeps the listing of a commit.
     pub fn set_listing(&self, listing: &Listing) -> Result<(), HubError> {
+        // A cache that cannot be written may be whole.
+        if self.listing(&listing.commit).is_some_and(|kept| kept.files == listing.files) {
+            return Ok(());
+        }
         let entry = |file: &RepoFile| {
             let hash = file.hash.to_string();
             let is_large = matches!(file.hash, Hash::Sha256(_));
@@ -150,11 +207,28 @@ impl Repo {
         };
         let tree = Tree { format_version: TREE_FORMAT, files: listing.files.iter().map(entry).collect() };
         let json = serde_json::to_vec_pretty(&tree).expect("strings and numbers are JSON");
-        write_whole(&self.tree(&listing.commit), &json)
+        self.write_whole(&self.tree(&listing.commit), &json)
     }
 
     fn tree(&self, commit: &str) -> PathBuf {
-        self.dir.join("trees").join(format!("{commit}.json"))
+        self.dir.join(OURS).join(format!("{commit}.json"))
+    }
+
+    /// Writes a small file so that nobody sees half of it.
+    fn write_whole(&self, path: &Path, bytes: &[u8]) -> Result<(), HubError> {
+        static N_WRITTEN: AtomicU64 = AtomicU64::new(0);
+        // Other processes and threads may write the same file. What a killed one leaves lies where nobody looks.
+        let no = N_WRITTEN.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.dir.join(OURS).join(format!("{}-{no}.tmp", std::process::id()));
+        create_parent(path)?;
+        create_parent(&temporary)?;
+        let written = File::create(&temporary)
+            .and_then(|mut file| file.write_all(bytes))
+            .and_then(|()| fs::rename(&temporary, path));
+        written.map_err(|source| {
+            let _ = fs::remove_file(&temporary);
+            HubError::Io { path: path.into(), source }
+        })
     }
 
     /// The files of a snapshot, which may be a part of the repository. Those of a name alone have no known hash, and are
@@ -213,7 +287,12 @@ impl Repo {
             }
             false => Err(error),
         });
-        linked.map_err(|source| HubError::Io { path, source })
+        linked.map_err(|source| HubError::Io { path: path.clone(), source })?;
+        // Another process may have removed or replaced the blob.
+        match self.has(commit, file) {
+            true => Ok(()),
+            false => Err(HubError::Io { path, source: ErrorKind::NotFound.into() }),
+        }
     }
 }
 
@@ -231,22 +310,6 @@ fn symlink(target: &Path, path: &Path) -> std::io::Result<()> {
 #[cfg(not(any(unix, windows)))]
 fn symlink(_: &Path, _: &Path) -> std::io::Result<()> {
     Err(ErrorKind::Unsupported.into())
-}
-
-/// Writes a small file so that nobody sees half of it.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), HubError> {
-    static N_WRITTEN: AtomicU64 = AtomicU64::new(0);
-    create_parent(path)?;
-    // Other processes and threads may write the same file.
-    let no = N_WRITTEN.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_extension(format!("{}-{no}.tmp", std::process::id()));
-    let written = File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes))
-        .and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|source| {
-        let _ = fs::remove_file(&temporary);
-        HubError::Io { path: path.into(), source }
-    })
 }
 
 /// Creates the folder that a file is in.
@@ -318,6 +381,7 @@ mod tests {
         repo.set_listing(&listing).expect("it can be written");
         repo.set_commit(&commit).expect("it can be written");
         assert_eq!(repo.listing(&commit).expect("it was kept").files, listing.files);
+        assert_eq!(repo.commits(), [commit.clone()]);
         assert_eq!(repo.commit(), Some(commit.clone()));
         // What others may have put there.
         for wrong in [

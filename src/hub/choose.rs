@@ -52,6 +52,7 @@ pub(super) fn choose(name: &HubName, files: &[RepoFile]) -> Result<Choice, HubEr
                 id: name.id(),
                 pick: pick.clone(),
                 found: models.iter().map(|file| file.path.clone()).collect(),
+                has_folder: files.iter().any(|file| file.path.ends_with(".safetensors")),
             }),
         };
     }
@@ -96,6 +97,9 @@ pub(super) fn shards(
     let index: Index =
         serde_json::from_slice(index_json).map_err(|error| listing(format!("`{INDEX}`: {error}")))?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
+    if shards.is_empty() {
+        return Err(listing(format!("`{INDEX}` names no file")));
+    }
     let find = |shard: &String| {
         let found = files.iter().find(|file| file.path == *shard).cloned();
         found.ok_or_else(|| listing(format!("`{INDEX}` names `{shard}`, which is not there")))
@@ -103,8 +107,9 @@ pub(super) fn shards(
     shards.iter().map(find).collect()
 }
 
-/// Whether `pick` is the name of a file, with its folders or without.
+/// Whether `pick` is the name of a file, with its folders or without, in any case.
 fn is_file(path: &str, pick: &str) -> bool {
+    let (path, pick) = (&*path.to_ascii_lowercase(), &*pick.to_ascii_lowercase());
     path == pick
         || (stem(pick).is_some() && path.ends_with(pick) && path[..path.len() - pick.len()].ends_with('/'))
 }
@@ -204,6 +209,7 @@ mod tests {
             ("a/b:Q4_K_XL", "m-UD-Q4_K_XL.gguf"),
             ("a/b:UD-Q4_K_XL", "m-UD-Q4_K_XL.gguf"),
             ("a/b:m-Q8_0.gguf", "m-Q8_0.gguf"),
+            ("a/b:M-q8_0.GGUF", "m-Q8_0.gguf"),
         ];
         for (name, expected) in cases {
             assert_eq!(chosen(name, &QUANTS).expect("it is there"), [expected], "{name}");
@@ -259,7 +265,7 @@ mod tests {
         let index = br#"{"metadata": {}, "weight_map": {"x": "model-00002-of-00002.safetensors"}}"#;
         let found = shards(&name, index, &files(&sharded)).expect("the shard is there");
         assert_eq!(found.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(), [both[7]]);
-        for wrong in [&br#"{"weight_map": {"x": "../secret"}}"#[..], b"{}", b"x"] {
+        for wrong in [&br#"{"weight_map": {"x": "../secret"}}"#[..], br#"{"weight_map": {}}"#, b"{}", b"x"] {
             assert!(matches!(shards(&name, wrong, &files(&sharded)), Err(HubError::Listing { .. })));
         }
         for none in [&["pytorch_model.bin", "config.json"][..], &["model.safetensors"], &[]] {

@@ -15,8 +15,11 @@ const MOST_REDIRECTS: usize = 8;
 const MOST_ATTEMPTS: u32 = 6;
 /// Attempts at a listing: who gave a name that is wrong, or has no network, should not wait long.
 const MOST_JSON_ATTEMPTS: u32 = 3;
-/// The longest time to wait before another attempt, whatever the server asks for.
+/// The longest time to wait before another attempt; a server that asks for more is not waited for.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
+/// Variables of the environment that name proxies.
+const PROXIES: [&str; 6] =
+    ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
 /// A page of a listing has at most 1000 files, with some 500 bytes each.
 const MOST_JSON: u64 = 16 << 20;
 
@@ -80,6 +83,16 @@ impl Client {
             ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::PlatformVerifier).build(),
         );
         let token = options.token.clone().filter(|token| !token.is_empty());
+        if token.as_ref().is_some_and(|token| !token.bytes().all(|byte| byte.is_ascii_graphic())) {
+            return Err(HubError::TokenText);
+        }
+        for variable in PROXIES {
+            // One that cannot be read would be left out without a word.
+            let value = std::env::var(variable).unwrap_or_default();
+            if !value.is_empty() && ureq::Proxy::new(&value).is_err() {
+                return Err(HubError::Proxy { variable });
+            }
+        }
         Ok(Client { agent: config.build().into(), endpoint, token, backoff: options.backoff })
     }
 
@@ -113,7 +126,11 @@ impl Client {
             if n_vain >= most {
                 return Err(HubError::Network { what: what.to_string(), host, message });
             }
-            let wait = asked.unwrap_or(self.backoff * 2u32.pow(n_vain - 1)).min(LONGEST_WAIT);
+            let wait = asked.unwrap_or(self.backoff * 2u32.pow(n_vain - 1));
+            if wait > LONGEST_WAIT {
+                let message = format!("{message}, and asks to wait for {} s", wait.as_secs());
+                return Err(HubError::Network { what: what.to_string(), host, message });
+            }
             log::warn!("{what}: {message}: trying again in {:.0} s", wait.as_secs_f64().ceil());
             std::thread::sleep(wait);
         }
@@ -202,22 +219,32 @@ impl Client {
                 host: host(url),
                 wait: None,
             }),
-            401 | 403 | 404 => Err(self.refusal(what, status, header("x-error-code")).into()),
+            401 | 403 | 404 => {
+                let message = header("x-error-message").map(str::to_string);
+                Err(self.refusal(what, status, header("x-error-code"), message).into())
+            }
             _ => Err(status_error(what, url, status)),
         }
     }
 
     /// What the hub's refusal means.
-    fn refusal(&self, what: What<'_>, status: StatusCode, code: Option<&str>) -> HubError {
+    fn refusal(
+        &self,
+        what: What<'_>,
+        status: StatusCode,
+        code: Option<&str>,
+        message: Option<String>,
+    ) -> HubError {
         let (id, host, has_token) = (what.id.to_string(), self.host(), self.token.is_some());
         match (code, status.as_u16()) {
-            (Some("GatedRepo"), _) | (None, 403) => HubError::Gated { page: self.url(&id), id, has_token },
-            (Some("RepoNotFound"), _) | (None, 404) => {
+            (Some("GatedRepo"), _) => HubError::Gated { page: self.url(&id), id, has_token, message },
+            (Some("RepoNotFound"), _) => HubError::NotFound { id, host, has_token, alike: Vec::new() },
+            (None, 404) if what.file.is_none() => {
                 HubError::NotFound { id, host, has_token, alike: Vec::new() }
             }
             (_, 401) if has_token => HubError::Token { host },
             (_, 401) => HubError::NotFound { id, host, has_token, alike: Vec::new() },
-            (_, status) => HubError::Status { what: what.to_string(), host, status },
+            (_, status) => HubError::Status { what: what.to_string(), host, status, message },
         }
     }
 
@@ -249,11 +276,14 @@ fn broken(url: &Uri, error: &ureq::Error) -> Trouble {
 }
 
 fn status_error(what: What<'_>, url: &Uri, status: StatusCode) -> Trouble {
-    HubError::Status { what: what.to_string(), host: host(url), status: status.as_u16() }.into()
+    HubError::Status { what: what.to_string(), host: host(url), status: status.as_u16(), message: None }
+        .into()
 }
 
+/// Host and port; a name and password before them are not for messages.
 fn host(url: &Uri) -> String {
-    url.authority().map_or_else(String::new, |authority| authority.to_string())
+    let authority = url.authority().map_or("", |authority| authority.as_str());
+    authority.rsplit('@').next().unwrap_or_default().to_string()
 }
 
 fn is_same_server(a: &Uri, b: &Uri) -> bool {
@@ -263,8 +293,9 @@ fn is_same_server(a: &Uri, b: &Uri) -> bool {
 /// The address that a redirect names, which may be relative to the one that was asked (RFC 3986, section 4.2, without
 /// paths that begin at the current one).
 fn join(base: &Uri, location: &str) -> Option<Uri> {
-    if location.starts_with("http://") || location.starts_with("https://") {
-        return location.parse().ok();
+    let scheme = location.split("://").next().unwrap_or_default().to_ascii_lowercase();
+    if matches!(scheme.as_str(), "http" | "https") && location.len() > scheme.len() {
+        return format!("{scheme}{}", &location[scheme.len()..]).parse().ok();
     }
     match location.strip_prefix("//") {
         Some(rest) => format!("{}://{rest}", base.scheme_str()?).parse().ok(),
@@ -277,8 +308,12 @@ fn join(base: &Uri, location: &str) -> Option<Uri> {
 
 /// The address with `rel="next"` in a `Link` header (RFC 8288).
 fn next_page(link: &str) -> Option<&str> {
-    let next = link.split(',').find(|part| part.contains("rel=\"next\""))?;
-    next.trim().strip_prefix('<')?.split_once('>').map(|(url, _)| url)
+    // An address may have commas.
+    link.split('<').skip(1).find_map(|part| {
+        let (url, rest) = part.split_once('>')?;
+        let is_next = |parameter: &str| matches!(parameter.trim(), "rel=\"next\"" | "rel=next");
+        rest.split([';', ',']).any(is_next).then_some(url)
+    })
 }
 
 /// `path` with the characters that an address cannot have percent-encoded (RFC 3986, section 2.1).
@@ -303,6 +338,7 @@ mod tests {
             ("https://cdn.example/f?sig=%2F", Some("https://cdn.example/f?sig=%2F")),
             ("/c/d?y=2", Some("https://hub.example:8443/c/d?y=2")),
             ("//cdn.example/f", Some("https://cdn.example/f")),
+            ("HTTPS://cdn.example/f", Some("https://cdn.example/f")),
             ("f", None),
             ("ftp://cdn.example/f", None),
         ];
@@ -312,6 +348,7 @@ mod tests {
         assert_eq!(encode("a b/ü#?.gguf"), "a%20b/%C3%BC%23%3F.gguf");
         assert_eq!(next_page(r#"<https://h/x?cursor=1>; rel="next""#), Some("https://h/x?cursor=1"));
         assert_eq!(next_page(r#"<https://h/x>; rel="prev", <https://h/y>; rel="next""#), Some("https://h/y"));
+        assert_eq!(next_page(r#"<https://h/x?cursor=a,b>; rel=next"#), Some("https://h/x?cursor=a,b"));
         assert_eq!(next_page(r#"<https://h/x>; rel="prev""#), None);
     }
 }

@@ -97,12 +97,18 @@ pub(super) fn fetch(
         let _lock = lock(&repo.lock(file.hash), &file.path)?;
         // Another process may have brought it in the meantime.
         if !is_whole(&blob) && !repo.has(commit, file) {
-            let path = blob.with_extension("incomplete");
+            let path = repo.partial(file.hash);
             let mut partial = Partial::open(path.clone(), file)?;
+            on_bytes(partial.n_bytes);
             receive(client, repo.id(), commit, &mut partial, on_bytes)?;
             partial.file.sync_all().map_err(|source| partial.io(source))?;
             drop(partial);
-            fs::rename(&path, &blob).map_err(|source| HubError::Io { path: blob, source })?;
+            fs::rename(&path, &blob).map_err(|source| HubError::Io { path: blob.clone(), source })?;
+            if !is_whole(&blob) {
+                // Somebody removed what had arrived, and another process began anew under its name.
+                let _ = fs::remove_file(&blob);
+                return Err(HubError::Io { path: blob, source: ErrorKind::NotFound.into() });
+            }
         }
     }
     on_bytes(file.n_bytes);

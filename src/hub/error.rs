@@ -19,10 +19,10 @@ pub enum HubError {
         alike: Vec<String>,
     },
     /// The owner lets only those have the files who accepted its terms.
-    #[error("`{id}` is gated: {}", match has_token {
+    #[error("`{id}` is gated: {}{}", match has_token {
         true => "the account of the token has no access",
         false => "no token was given",
-    })]
+    }, message.as_ref().map_or(String::new(), |message| format!(" ({message})")))]
     Gated {
         /// `owner/name`.
         id: String,
@@ -30,12 +30,29 @@ pub enum HubError {
         page: String,
         /// Whether a token was sent.
         has_token: bool,
+        /// The hub's own words.
+        message: Option<String>,
     },
     /// The token is not valid.
     #[error("{host} refuses the token")]
     Token {
         /// The hub.
         host: String,
+    },
+    /// The token has characters that none has.
+    #[error("the token for the hub has characters other than letters, digits and signs")]
+    TokenText,
+    /// The address of a proxy is not one.
+    #[error("`{variable}` is not the address of a proxy")]
+    Proxy {
+        /// The variable of the environment.
+        variable: &'static str,
+    },
+    /// Another process downloads the model.
+    #[error("`{name}` is being downloaded by another process")]
+    Busy {
+        /// The model.
+        name: String,
     },
     /// None of the repository's files has this type or name.
     #[error("`{id}` has no GGUF file `{pick}`{}", listed(found))]
@@ -46,6 +63,8 @@ pub enum HubError {
         pick: String,
         /// The GGUF files that are there.
         found: Vec<String>,
+        /// Whether there are weights in safetensors.
+        has_folder: bool,
     },
     /// The repository has no model in a supported container.
     #[error("`{id}` has neither `config.json` with `model.safetensors` nor a GGUF file{}", listed(found))]
@@ -88,7 +107,8 @@ pub enum HubError {
         message: String,
     },
     /// An answer that is neither the content nor a known refusal.
-    #[error("{what} cannot be fetched from {host}: it answers {status}")]
+    #[error("{what} cannot be fetched from {host}: it answers {status}{}",
+        message.as_ref().map_or(String::new(), |message| format!(" ({message})")))]
     Status {
         /// The file or the list of files, and the repository.
         what: String,
@@ -96,6 +116,8 @@ pub enum HubError {
         host: String,
         /// The status of HTTP.
         status: u16,
+        /// The hub's own words.
+        message: Option<String>,
     },
     /// The content is not what the listing says.
     #[error("`{file}` is damaged on its way: its hash is {found}, expected {expected}")]
@@ -108,7 +130,7 @@ pub enum HubError {
         found: String,
     },
     /// The disk has not enough space.
-    #[error("`{}` has {free_bytes} bytes free, and {needed_bytes} are needed", dir.display())]
+    #[error("`{}` has {} free, and {} are needed", dir.display(), gigabytes(*free_bytes), gigabytes(*needed_bytes))]
     NoSpace {
         /// The cache.
         dir: PathBuf,
@@ -158,10 +180,15 @@ impl HubError {
             Gated { page, has_token: false, .. } => {
                 Some(format!("accept its terms at {page}, then set `HF_TOKEN` to a token of your account"))
             }
-            Token { .. } => {
+            Token { .. } | TokenText => {
                 Some("make a new one at https://huggingface.co/settings/tokens, or unset `HF_TOKEN`".into())
             }
-            NoTag { .. } => Some("give one of these types or names after the colon".into()),
+            NoTag { found, .. } if !found.is_empty() => {
+                Some("give one of these types or names after the colon".into())
+            }
+            NoTag { id, has_folder: true, .. } => {
+                Some(format!("it has weights in safetensors: give `{id}`, and a type to quantise to at load"))
+            }
             NoModel { .. } => Some(
                 "a repository with weights in safetensors or GGUF is needed: many models have one whose name ends in \
                  `-GGUF`"
@@ -180,6 +207,10 @@ impl HubError {
             _ => None,
         }
     }
+}
+
+fn gigabytes(n_bytes: u64) -> String {
+    format!("{:.2} GB", n_bytes as f64 / 1e9)
 }
 
 /// The first names of files, after a colon.

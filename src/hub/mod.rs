@@ -20,6 +20,7 @@ mod remote;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, FileTimes};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -54,7 +55,7 @@ pub struct HubOptions {
 impl HubOptions {
     /// The options that the environment sets, by the names of Hugging Face's Python library: `HF_ENDPOINT`; `HF_TOKEN`,
     /// or the file at `HF_TOKEN_PATH`, unless `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set; `HF_HUB_CACHE` or the folder `hub`
-    /// in `HF_HOME`; `HF_HUB_OFFLINE`; `HF_HUB_DOWNLOAD_TIMEOUT` in seconds. Proxies are read from `HTTPS_PROXY`,
+    /// in `HF_HOME`; `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`; `HF_HUB_DOWNLOAD_TIMEOUT` in seconds. Proxies are read from `HTTPS_PROXY`,
     /// `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
     ///
     /// # Errors
@@ -86,13 +87,14 @@ impl HubOptions {
             true => None,
             false => text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).or_else(token_file),
         };
-        let timeout = text("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse().ok());
+        let timeout = text("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse::<f64>().ok());
         Ok(HubOptions {
             endpoint: text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
             token: token.map(|token| token.trim().to_string()),
             cache_dir: cache_dir.or_else(|| Some(hf_home()?.join("hub"))).ok_or(HubError::NoCache)?,
-            offline: is_set("HF_HUB_OFFLINE"),
-            timeout: Duration::from_secs(timeout.filter(|n| *n > 0).unwrap_or(10)),
+            offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
+            // Fractions are Python's, too; a day is for ever.
+            timeout: Duration::from_secs_f64(timeout.filter(|n| *n > 0.0).unwrap_or(10.0).min(86_400.0)),
             backoff: Duration::from_secs(1),
         })
     }
@@ -163,7 +165,7 @@ impl Plan {
     }
 
     fn n_bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.n_bytes).sum()
+        n_bytes(&self.files)
     }
 }
 
@@ -199,12 +201,12 @@ impl Hub {
             Cached::Whole(path) => path,
             Cached::Perhaps(path) if self.options.offline => path,
             Cached::Perhaps(path) => match self.pull(name, progress) {
+                Ok(path) => path,
                 // What is there was downloaded by another program, and may be all there is.
-                Err(error @ HubError::Network { .. }) => {
+                Err(error) => {
                     log::warn!("{error}: using what is in the cache");
                     path
                 }
-                other => other?,
             },
             Cached::Not if self.options.offline => {
                 return Err(HubError::Offline { name: name.to_string() });
@@ -229,16 +231,21 @@ impl Hub {
         let plan = self
             .plan(name, &listing, |index| download::fetch(&self.client, &repo, commit, index, &mut |_| {}))?;
         self.check_space(&repo, &plan)?;
-        let (total_bytes, mut before) = (plan.n_bytes(), 0);
-        for file in &plan.files {
-            let mut on_bytes = |n_bytes| {
-                progress(Download { file: &file.path, done_bytes: before + n_bytes, total_bytes });
+        let (missing, present): (Vec<&RepoFile>, Vec<&RepoFile>) =
+            plan.files.iter().partition(|file| !repo.has(commit, file));
+        // With it `list` and `remove` know what a part of a file is a part of. A cache that is whole need not be writable.
+        let is_whole = missing.is_empty();
+        repo.set_listing(&listing).or_else(|error| if is_whole { Ok(()) } else { Err(error) })?;
+        let (total_bytes, mut before) = (plan.n_bytes(), n_bytes(present));
+        for file in missing {
+            let mut on_bytes = |n: u64| {
+                let done_bytes = before.saturating_add(n);
+                progress(Download { file: &file.path, done_bytes, total_bytes });
             };
             download::fetch(&self.client, &repo, commit, file, &mut on_bytes)?;
-            before += file.n_bytes;
+            before = before.saturating_add(file.n_bytes);
         }
-        repo.set_listing(&listing)?;
-        repo.set_commit(commit)?;
+        repo.set_commit(commit).or_else(|error| if is_whole { Ok(()) } else { Err(error) })?;
         Ok(plan.path(&repo))
     }
 
@@ -299,8 +306,9 @@ impl Hub {
             return self.listing(name);
         }
         let repo = Repo::new(&self.options.cache_dir, &name.id());
-        let commit = repo.commit().ok_or_else(|| HubError::Offline { name: name.to_string() })?;
-        Ok(repo.listing(&commit).unwrap_or_else(|| Listing { files: repo.present(&commit), commit }))
+        let commit = repo.commits().into_iter().next();
+        let commit = commit.ok_or_else(|| HubError::Offline { name: name.to_string() })?;
+        Ok(known_files(&repo, &commit))
     }
 
     /// The models in the cache, by name.
@@ -316,11 +324,16 @@ impl Hub {
     /// whole repository with all its versions. Returns the number of bytes that are free now.
     ///
     /// # Errors
-    /// [`HubError::NotCached`], [`HubError::NoTag`], [`HubError::Io`].
+    /// [`HubError::NotCached`], [`HubError::NoTag`], [`HubError::Busy`], [`HubError::Io`].
     pub fn remove(&self, name: &HubName) -> Result<u64, HubError> {
         let repo = Repo::new(&self.options.cache_dir, &name.id());
+        let not_cached =
+            || HubError::NotCached { name: name.to_string(), dir: self.options.cache_dir.clone() };
         if !repo.dir().is_dir() {
-            return Err(HubError::NotCached { name: name.to_string(), dir: self.options.cache_dir.clone() });
+            return Err(not_cached());
+        }
+        if repo.is_busy() {
+            return Err(HubError::Busy { name: name.id() });
         }
         let before = size(repo.dir());
         let io = |path: &Path| {
@@ -329,47 +342,77 @@ impl Hub {
         };
         if name.pick.is_none() {
             fs::remove_dir_all(repo.dir()).map_err(io(repo.dir()))?;
-            // Its locks are of no use any more.
-            let _ = fs::remove_dir_all(repo.locks());
             return Ok(before);
         }
-        let commit = repo.commit().unwrap_or_default();
-        let Choice::Gguf(parts) = choose::choose(name, &repo.present(&commit))? else {
-            unreachable!("a name with a pick is a GGUF model")
-        };
-        for part in &parts {
-            let path = repo.file(&commit, &part.path);
-            let blob = fs::canonicalize(&path).map_err(io(&path))?;
-            fs::remove_file(&path).map_err(io(&path))?;
-            // Other versions of the repository may have the same content.
-            if blob.exists() && !is_linked(&repo, &blob) {
-                fs::remove_file(&blob).map_err(io(&blob))?;
+        let mut refused = None;
+        let mut n_removed = 0;
+        for commit in repo.commits() {
+            let listing = known_files(&repo, &commit);
+            let parts = match choose::choose(name, &listing.files) {
+                Ok(Choice::Gguf(parts)) => parts,
+                Ok(Choice::Folder { .. }) => continue,
+                // That of the last download counts.
+                Err(error) => {
+                    refused.get_or_insert(error);
+                    continue;
+                }
+            };
+            for part in &parts {
+                let (path, partial) = (repo.file(&commit, &part.path), repo.partial(part.hash));
+                let blob = fs::canonicalize(&path).ok();
+                for path in [path, partial] {
+                    match fs::remove_file(&path) {
+                        Ok(()) => n_removed += 1,
+                        Err(error) if error.kind() == ErrorKind::NotFound => {}
+                        Err(error) => return Err(io(&path)(error)),
+                    }
+                }
+                // Other versions of the repository may have the same content, and what is elsewhere is not ours.
+                if let Some(blob) = blob.filter(|blob| repo.is_blob(blob) && blob.exists())
+                    && !is_linked(&repo, &blob)
+                {
+                    fs::remove_file(&blob).map_err(io(&blob))?;
+                }
             }
         }
-        Ok(before - size(repo.dir()).min(before))
+        match (n_removed, refused) {
+            (0, Some(error)) => Err(error),
+            (0, None) => Err(not_cached()),
+            _ => Ok(before - size(repo.dir()).min(before)),
+        }
     }
 
-    /// What the cache has of a model.
+    /// What the cache has of a model. The version of the last download comes first, but another file of the repository
+    /// may have been pulled since.
     fn cached(&self, name: &HubName) -> Cached {
         let repo = Repo::new(&self.options.cache_dir, &name.id());
-        let Some(commit) = repo.commit() else { return Cached::Not };
-        let on_disk = |index: &RepoFile| match repo.has(&commit, index) {
+        let found: Vec<Cached> =
+            repo.commits().iter().map(|commit| self.cached_at(name, &repo, commit)).collect();
+        let best = |is: fn(&Cached) -> bool| found.iter().position(is);
+        let at = best(|cached| matches!(cached, Cached::Whole(_)))
+            .or_else(|| best(|cached| matches!(cached, Cached::Perhaps(_))));
+        at.and_then(|at| found.into_iter().nth(at)).unwrap_or(Cached::Not)
+    }
+
+    fn cached_at(&self, name: &HubName, repo: &Repo, commit: &str) -> Cached {
+        let on_disk = |index: &RepoFile| match repo.has(commit, index) {
             true => Ok(()),
             false => Err(HubError::NotCached { name: name.to_string(), dir: repo.dir().into() }),
         };
-        if let Some(listing) = repo.listing(&commit)
-            && let Ok(plan) = self.plan(name, &listing, on_disk)
-            && plan.files.iter().all(|file| repo.has(&commit, file))
-        {
-            return Cached::Whole(plan.path(&repo));
-        }
-        // Downloaded by a program that keeps no listing, or one by one.
-        let listing = Listing { files: repo.present(&commit), commit };
-        match self.plan(name, &listing, |_| Ok(())) {
-            // Another file of this type would have to come before it in the whole repository.
-            Ok(plan) if name.pick.is_some() => Cached::Whole(plan.path(&repo)),
-            Ok(plan) => Cached::Perhaps(plan.path(&repo)),
-            Err(_) => Cached::Not,
+        let is_listed = repo.listing(commit).is_some();
+        let Ok(plan) = self.plan(name, &known_files(repo, commit), on_disk) else { return Cached::Not };
+        let missing: Vec<&RepoFile> = plan.files.iter().filter(|file| !repo.has(commit, file)).collect();
+        // What is too short is not whole, whoever put it there; without weights and config there is no model.
+        let is_needed = |file: &&RepoFile| {
+            is_weights(&file.path) || file.path == "config.json" || repo.file(commit, &file.path).exists()
+        };
+        match is_listed {
+            true if missing.is_empty() => Cached::Whole(plan.path(repo)),
+            true if missing.iter().any(is_needed) => Cached::Not,
+            // Downloaded by a program that keeps no listing: another file of this type might come first in the whole
+            // repository, but it is the one that was chosen.
+            false if name.pick.is_some() => Cached::Whole(plan.path(repo)),
+            _ => Cached::Perhaps(plan.path(repo)),
         }
     }
 
@@ -388,6 +431,13 @@ impl Hub {
             }
             Choice::Folder { mut files, index } => {
                 if let Some(index) = index {
+                    if index.n_bytes > MOST_INDEX {
+                        let message = format!(
+                            "`{}` has {} bytes, expected at most {MOST_INDEX}",
+                            index.path, index.n_bytes
+                        );
+                        return Err(HubError::Listing { id: name.id(), message });
+                    }
                     bring(&index)?;
                     let path = Repo::new(&self.options.cache_dir, &name.id()).file(&commit, &index.path);
                     let json = fs::read(&path).map_err(|source| HubError::Io { path, source })?;
@@ -399,32 +449,47 @@ impl Hub {
         }
     }
 
-    /// The models of a repository in the cache.
+    /// The models of a repository in the cache, each once, in the version of the last download.
     fn cached_models(&self, repo: &Repo) -> Vec<CachedModel> {
         let Some((owner, name)) = repo.id().split_once('/') else { return Vec::new() };
         let named = |pick| HubName { owner: owner.into(), name: name.into(), pick };
-        let commit = repo.commit().unwrap_or_default();
-        let present = repo.present(&commit);
-        let listed = repo.listing(&commit);
-        let mut names: Vec<HubName> =
-            choose::gguf_models(&present).iter().map(|file| named(Some(file.path.clone()))).collect();
-        if present.iter().any(|file| file.path.ends_with(".safetensors")) {
-            names.insert(0, named(None));
+        let mut models: Vec<CachedModel> = Vec::new();
+        for commit in repo.commits() {
+            let listing = known_files(repo, &commit);
+            let here = |file: &RepoFile| match repo.has(&commit, file) {
+                true => file.n_bytes,
+                false => repo.partial_bytes(file),
+            };
+            let begun: Vec<&RepoFile> =
+                listing.files.iter().filter(|file| is_weights(&file.path) && here(file) > 0).collect();
+            let mut names: Vec<HubName> = choose::gguf_models(&listing.files)
+                .into_iter()
+                .filter(|file| begun.contains(file))
+                .map(|file| named(Some(file.path.clone())))
+                .collect();
+            if begun.iter().any(|file| file.path.ends_with(".safetensors")) {
+                names.insert(0, named(None));
+            }
+            for name in names {
+                let Ok(plan) = self.plan(&name, &listing, |_| Ok(())) else { continue };
+                let name = name.to_string();
+                if models.iter().any(|model| model.name == name && model.is_complete) {
+                    continue;
+                }
+                let used =
+                    |file: &RepoFile| fs::metadata(repo.file(&commit, &file.path)).ok()?.accessed().ok();
+                models.retain(|model| model.name != name);
+                models.push(CachedModel {
+                    name,
+                    path: plan.path(repo),
+                    n_bytes: plan.files.iter().map(here).sum(),
+                    last_used: plan.files.iter().filter_map(used).max(),
+                    is_complete: plan.files.iter().all(|file| repo.has(&commit, file)),
+                });
+            }
         }
-        let known = listed.unwrap_or_else(|| Listing { commit: commit.clone(), files: present.clone() });
-        let model = |name: HubName| {
-            let plan = self.plan(&name, &known, |_| Ok(())).ok()?;
-            let files: Vec<&RepoFile> = plan.files.iter().filter(|file| repo.has(&commit, file)).collect();
-            let used = |file: &&RepoFile| fs::metadata(repo.file(&commit, &file.path)).ok()?.accessed().ok();
-            Some(CachedModel {
-                name: name.to_string(),
-                path: plan.path(repo),
-                n_bytes: files.iter().map(|file| file.n_bytes).sum(),
-                last_used: files.iter().filter_map(used).max(),
-                is_complete: files.len() == plan.files.len(),
-            })
-        };
-        names.into_iter().filter_map(model).collect()
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        models
     }
 
     /// The repository's files on the hub.
@@ -454,6 +519,9 @@ impl Hub {
         let parse = |error: serde_json::Error| wrong(error.to_string());
         let info = self.client.url(&format!("api/models/{id}/revision/{REVISION}"));
         let (info, _) = self.client.json(what, &info).map_err(|error| self.with_alike(name, error))?;
+        if info.trim_ascii_start().starts_with(b"<") {
+            return Err(wrong("it is a page of HTML: a proxy or a page to log in may be in between".into()));
+        }
         let Info { sha: commit } = serde_json::from_slice(&info).map_err(parse)?;
         if !is_commit(&commit) {
             return Err(wrong(format!("the commit is `{commit}`, expected 40 hexadecimal digits")));
@@ -469,8 +537,12 @@ impl Hub {
             let entries: Vec<Entry> = serde_json::from_slice(&json).map_err(parse)?;
             for Entry { path, size, oid, lfs, .. } in entries.into_iter().filter(|e| e.r#type == "file") {
                 let (oid, n_bytes) = lfs.map_or((oid, size), |lfs| (lfs.oid, lfs.size));
+                // Nothing that a model is made of has such a name.
                 if !is_path(&path) {
-                    return Err(wrong(format!("it has a file `{path}`, which is outside of its folder")));
+                    continue;
+                }
+                if n_bytes > MOST_FILE {
+                    return Err(wrong(format!("`{path}` has {n_bytes} bytes, expected at most {MOST_FILE}")));
                 }
                 let hash = Hash::parse(&oid);
                 let hash = hash.ok_or_else(|| wrong(format!("the hash of `{path}` is `{oid}`")))?;
@@ -514,11 +586,9 @@ impl Hub {
     /// Returns an error if the disk has less space than the download takes.
     fn check_space(&self, repo: &Repo, plan: &Plan) -> Result<(), HubError> {
         let missing = |file: &&RepoFile| !repo.has(&plan.commit, file) && !repo.blob(file.hash).exists();
-        let here = |file: &RepoFile| {
-            let partial = fs::metadata(repo.blob(file.hash).with_extension("incomplete"));
-            partial.map_or(0, |found| found.len()).min(file.n_bytes)
-        };
-        let needed_bytes: u64 = plan.files.iter().filter(missing).map(|file| file.n_bytes - here(file)).sum();
+        let needed = |file: &RepoFile| file.n_bytes - repo.partial_bytes(file);
+        let needed_bytes =
+            plan.files.iter().filter(missing).fold(0u64, |sum, file| sum.saturating_add(needed(file)));
         let dir = &self.options.cache_dir;
         // The folder itself may not be there yet. A file system that does not say how much is free is not asked.
         let free = dir.ancestors().find(|dir| dir.exists()).and_then(|dir| fs4::available_space(dir).ok());
@@ -531,6 +601,10 @@ impl Hub {
     }
 }
 
+/// Bytes of a file, far above any: sums of them stay in range.
+const MOST_FILE: u64 = 1 << 50;
+/// Bytes of an index of weights: an entry takes about 100, and a model of many experts has 100 thousand tensors.
+const MOST_INDEX: u64 = 64 << 20;
 /// Pages of a listing: a repository of a million files has a thousand.
 const MOST_PAGES: usize = 1000;
 
@@ -542,6 +616,23 @@ enum Cached {
     Perhaps(PathBuf),
     /// Too little.
     Not,
+}
+
+/// The files of a version, as far as the cache knows them.
+fn known_files(repo: &Repo, commit: &str) -> Listing {
+    repo.listing(commit)
+        .unwrap_or_else(|| Listing { files: repo.present(commit), commit: commit.to_string() })
+}
+
+/// The size of all files together.
+fn n_bytes<'a>(files: impl IntoIterator<Item = &'a RepoFile>) -> u64 {
+    files.into_iter().fold(0, |sum, file| sum.saturating_add(file.n_bytes))
+}
+
+/// Whether a file holds weights.
+fn is_weights(path: &str) -> bool {
+    let extension = Path::new(path).extension().unwrap_or_default();
+    extension == "safetensors" || extension.eq_ignore_ascii_case("gguf")
 }
 
 /// Remembers that a model is used now: many file systems do not.

@@ -21,15 +21,22 @@ impl HubName {
     /// repository or of a file in it, `https://huggingface.co/owner/name/blob/main/FILE.gguf`. `None` if `text` has
     /// none of these forms.
     pub fn parse(text: &str) -> Option<HubName> {
-        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
-        let is_url = rest.is_some();
-        let rest = rest.unwrap_or(text);
-        let on_host = HOSTS.iter().find_map(|host| rest.strip_prefix(host));
-        if is_url && on_host.is_none() {
+        // Schemes and hosts have no case.
+        let cut = |text: &'_ str, prefix: &str| -> Option<usize> {
+            text.get(..prefix.len()).filter(|begin| begin.eq_ignore_ascii_case(prefix)).map(|_| prefix.len())
+        };
+        let text = text.trim();
+        let scheme = cut(text, "https://").or_else(|| cut(text, "http://"));
+        let rest = &text[scheme.unwrap_or(0)..];
+        let host = HOSTS.iter().find_map(|host| cut(rest, host));
+        if scheme.is_some() && host.is_none() {
             return None;
         }
-        let rest = on_host.unwrap_or(rest);
-        let rest = if is_url { rest.split(['?', '#']).next().unwrap_or(rest) } else { rest };
+        let (rest, on_host) = (&rest[host.unwrap_or(0)..], host);
+        let (rest, query) = match on_host.and_then(|_| rest.split_once(['?', '#'])) {
+            Some((rest, query)) => (rest, query),
+            None => (rest, ""),
+        };
         let (id, pick) = match rest.split_once(':') {
             Some((id, pick)) => (id, Some(pick)),
             None => (rest, None),
@@ -37,6 +44,8 @@ impl HubName {
         let mut parts = id.trim_end_matches('/').splitn(3, '/');
         let (owner, name, path) = (parts.next()?, parts.next()?, parts.next());
         let pick = match (path, pick) {
+            // The page of a repository with a file of it opened.
+            (None, None) => query.split('&').find_map(|part| part.strip_prefix("show_file_info=")),
             (None, pick) => pick,
             // The pages of a browser.
             (Some("tree/main"), None) if on_host.is_some() => None,
@@ -91,6 +100,9 @@ mod tests {
             ("https://huggingface.co/a/b/tree/main", Some("a/b")),
             ("https://huggingface.co/a/b/blob/main/x-Q4_0.gguf?download=true", Some("a/b:x-Q4_0.gguf")),
             ("https://huggingface.co/a/b/resolve/main/x.gguf", Some("a/b:x.gguf")),
+            ("HTTPS://HuggingFace.co/a/b?library=x", Some("a/b")),
+            ("https://huggingface.co/a/b?show_file_info=x-Q4_0.gguf", Some("a/b:x-Q4_0.gguf")),
+            (" a/b", Some("a/b")),
             ("https://example.com/a/b", None),
             ("https://huggingface.co/a/b/discussions/1", None),
             ("a/b/c", None),

@@ -271,7 +271,10 @@ fn a_later_process_goes_on_too() {
     assert!(matches!(&error, HubError::Network { .. }), "{error}");
     assert!(error.to_string().contains(BIG), "{error}");
     assert_eq!(setup.blobs(), [format!("{}.incomplete", hash(&big))]);
-    assert!(matches!(setup.hub().list().expect("a cache")[..], []), "nothing of it is a model");
+    // It is listed as a part, and can be removed by its name.
+    let listed = setup.hub().list().expect("a cache");
+    assert!(matches!(&listed[..], [model] if !model.is_complete && model.n_bytes == 123_456), "{listed:?}");
+    assert!(matches!(setup.hub().open(&parsed("a/b"), &mut |_| {}), Err(HubError::Network { .. })));
     setup.server.mend();
     setup.server.asked();
     let mut first = None;
@@ -280,7 +283,17 @@ fn a_later_process_goes_on_too() {
     });
     assert_eq!(fs::read(path.expect("it arrives")).expect("a file"), big);
     assert_eq!(ranges(&setup.server), [Some("bytes=123456-".to_string())]);
-    assert!(first > Some(123_456), "{first:?}");
+    assert_eq!(first, Some(123_456));
+}
+
+#[test]
+fn a_part_can_be_removed() {
+    let (setup, _) = Setup::big();
+    setup.server.fault(BIG, &[Fault::Cut(70_000)]);
+    setup.server.always(BIG, Fault::Close);
+    assert!(setup.pull("a/b:Q8_0").is_err());
+    assert_eq!(setup.hub().remove(&parsed("a/b:Q8_0")).expect("a part"), 70_000);
+    assert!(setup.blobs().is_empty() && setup.hub().list().expect("a cache").is_empty());
 }
 
 #[test]
@@ -398,6 +411,18 @@ fn refusals_say_what_to_do() {
     setup.server.mend();
     setup.server.always(&hub_file, Fault::Status(418, ""));
     assert!(matches!(setup.pull("a/b"), Err(HubError::Status { status: 418, .. })));
+    setup.server.mend();
+    setup.server.always(&hub_file, Fault::Status(403, "X-Error-Message: not from here"));
+    let error = setup.pull("a/b").expect_err("it is refused").to_string();
+    assert!(error.contains("403 (not from here)"), "{error}");
+    setup.server.mend();
+    setup.server.always(&hub_file, Fault::Status(429, "Retry-After: 3600"));
+    let error = setup.pull("a/b").expect_err("nobody waits for so long").to_string();
+    assert!(error.contains("wait for 3600 s"), "{error}");
+    for (token, is_right) in [("hf_Abc-1", true), ("two words", false), ("né", false), ("a\nb", false)] {
+        let hub = Hub::new(HubOptions { token: Some(token.into()), ..setup.options() });
+        assert_eq!(hub.is_ok(), is_right, "{token}");
+    }
     assert!(setup.blobs().iter().all(|blob| blob.ends_with(".incomplete")), "{:?}", setup.blobs());
 }
 
@@ -429,6 +454,7 @@ fn a_listing_cannot_leave_its_folder() {
         (format!("{{\"sha\": \"{sha}\"}}"), file("a\\..\\x-Q8_0.gguf", &sha)),
         (format!("{{\"sha\": \"{sha}\"}}"), file("x-Q8_0.gguf", "../../../x")),
         (format!("{{\"sha\": \"{sha}\"}}"), file("x-Q8_0.gguf", "")),
+        (format!("{{\"sha\": \"{sha}\"}}"), file("x-Q8_0.gguf", &sha).replace("1,", "18446744073709551615,")),
         (format!("{{\"sha\": \"{sha}\"}}"), "[{".into()),
         (format!("{{\"sha\": \"{sha}\"}}"), "{}".into()),
         ("{\"sha\": \"../../../x\"}".into(), "[]".into()),
@@ -440,7 +466,7 @@ fn a_listing_cannot_leave_its_folder() {
         setup.server.page("/api/models/a/b/revision/main", 200, "", &info);
         setup.server.page(&format!("/api/models/a/b/tree/{sha}"), 200, "", &tree);
         let error = setup.pull("a/b").expect_err(&tree);
-        assert!(matches!(&error, HubError::Listing { .. }), "{tree}: {error}");
+        assert!(matches!(&error, HubError::Listing { .. } | HubError::NoModel { .. }), "{tree}: {error}");
         assert!(!setup.options().cache_dir.exists(), "{tree}");
     }
     // Pages that lead to themselves, and redirects.
@@ -469,6 +495,43 @@ fn addresses_that_are_none() {
     assert!(matches!(&error, HubError::Network { host, .. } if host == "127.0.0.1:1"), "{error}");
 }
 
+/// What another process is downloading is not removed, and nothing outside of the cache is.
+#[test]
+fn removals_take_only_what_is_theirs() {
+    let setup = Setup::new();
+    let content = bytes(5000, 1);
+    setup.server.put("a/b", &[("m-Q8_0.gguf", content.clone())]);
+    let path = setup.pull("a/b").expect("it is there");
+    let locks = setup.options().cache_dir.join(".locks/models--a--b");
+    let lock = fs::File::create(locks.join(format!("{}.lock", hash(&content)))).expect("a lock");
+    lock.lock().expect("it is free");
+    for name in ["a/b", "a/b:Q8_0"] {
+        assert!(matches!(setup.hub().remove(&parsed(name)), Err(HubError::Busy { .. })), "{name}");
+    }
+    drop(lock);
+    #[cfg(unix)]
+    {
+        let outside = setup.cache.path().join("precious.gguf");
+        fs::write(&outside, &content).expect("it can be written");
+        fs::remove_file(&path).expect("a link");
+        std::os::unix::fs::symlink(&outside, &path).expect("a link");
+        setup.hub().remove(&parsed("a/b:Q8_0")).expect("it is there");
+        assert!(outside.is_file() && !path.exists());
+    }
+}
+
+/// A file that has become shorter is downloaded again, and not used offline.
+#[test]
+fn files_that_are_too_short_are_missing() {
+    let (setup, big) = Setup::big();
+    let path = setup.pull("a/b:Q8_0").expect("it is there");
+    let blob = fs::canonicalize(&path).expect("a blob");
+    fs::write(&blob, &big[..1000]).expect("it can be written");
+    let offline = Hub::new(HubOptions { offline: true, ..setup.options() }).expect("an address");
+    assert!(matches!(offline.open(&parsed("a/b:Q8_0"), &mut |_| {}), Err(HubError::Offline { .. })));
+    assert_eq!(fs::read(setup.open("a/b:Q8_0").expect("it arrives")).expect("a file"), big);
+}
+
 // --- the cache -----------------------------------------------------------------------------------------------
 
 #[test]
@@ -490,13 +553,22 @@ fn models_that_other_programs_downloaded() {
     assert!(matches!(open(), Err(HubError::Offline { .. })));
     put("model.safetensors", &llama()[2].1);
     assert_eq!(open().expect("a model"), snapshot);
+    // A hub that refuses, too: the model is there.
+    setup.server.page("/api/models/a/b/revision/main", 200, "", "<html>Log in</html>");
+    assert_eq!(setup.open("a/b").expect("a model"), snapshot);
+    setup.server.page("/api/models/a/b/revision/main", 401, "X-Error-Code: RepoNotFound", "");
+    assert_eq!(setup.open("a/b").expect("a model"), snapshot);
+    setup.server.unpage();
     // With a network, the settings that were not downloaded are.
     setup.server.put("a/b", &llama());
     let path = setup.open("a/b").expect("a model");
     assert!(path.join("generation_config.json").is_file());
     // A type by name needs no network.
     put("m-Q4_0.gguf", b"GGUF");
-    assert!(offline().open(&parsed("a/b:Q4_0"), &mut |_| {}).is_err(), "the newer commit has none");
+    assert_eq!(
+        offline().open(&parsed("a/b:Q4_0"), &mut |_| {}).expect("a model"),
+        snapshot.join("m-Q4_0.gguf")
+    );
 }
 
 #[test]
@@ -522,16 +594,20 @@ fn lists_and_removals() {
         row("c/d", llama_bytes, true),
     );
     assert_eq!(names(), [q4.clone(), q8.clone(), cd.clone()]);
-    // A later version has one of the files unchanged.
+    // A later version has one of the files unchanged; the other one is still there, and used with no request.
     setup.server.put("a/b", &files(&bytes(6000, 2)));
     setup.pull("a/b:Q4_0").expect("it is there");
-    assert_eq!(names(), [q4.clone(), cd.clone()]);
+    assert_eq!(names(), [q4.clone(), q8.clone(), cd.clone()]);
+    setup.server.asked();
+    setup.open("a/b:Q8_0").expect("it is there");
+    assert_eq!(setup.server.asked().len(), 0);
     let hub = setup.hub();
-    assert!(matches!(hub.remove(&parsed("a/b:Q8_0")), Err(HubError::NoTag { .. })));
-    // The older version still has it.
-    assert_eq!(hub.remove(&parsed("a/b:Q4_0")).expect("it is there"), 0);
+    assert!(matches!(hub.remove(&parsed("a/b:F16")), Err(HubError::NoTag { .. })));
+    assert_eq!(hub.remove(&parsed("a/b:Q4_0")).expect("it is there"), 9000);
+    assert_eq!(names(), [q8, cd.clone()]);
+    assert!(matches!(hub.remove(&parsed("a/b:Q4_0")), Err(HubError::NotCached { .. })));
     let rest = hub.remove(&parsed("a/b")).expect("it is there");
-    assert!((14_000..16_000).contains(&rest), "{rest}");
+    assert!((5000..7000).contains(&rest), "{rest}");
     assert_eq!(names(), std::slice::from_ref(&cd));
     for name in ["a/b", "a/b:Q4_0", "e/f"] {
         assert!(matches!(hub.remove(&parsed(name)), Err(HubError::NotCached { .. })), "{name}");

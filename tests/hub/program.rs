@@ -67,7 +67,7 @@ fn pull_list_and_rm() {
     setup.wginfer("inspect --model c/d-GGUF:d-Q4_K_M.gguf").env("HF_HUB_OFFLINE", "1").succeeds();
     let removed: Value = setup.wginfer("rm --json c/d-GGUF:Q4_K_M").json();
     assert_eq!(removed["freed_bytes"], gguf.len());
-    setup.wginfer("rm c/d-GGUF:Q4_K_M").fails(1, "has no GGUF file `Q4_K_M`");
+    setup.wginfer("rm c/d-GGUF:Q4_K_M").fails(1, "is not in the cache");
     setup.wginfer("rm a/b c/d-GGUF").succeeds();
     setup.wginfer("rm a/b").fails(1, "is not in the cache");
     assert_eq!(setup.wginfer("list").out(), "");
@@ -93,6 +93,24 @@ fn failures_are_one_line_with_a_hint() {
     // Proxies.
     let done = setup.wginfer("pull a/b").env("HTTP_PROXY", "http://127.0.0.1:1").env("NO_PROXY", "").done();
     assert_eq!(done.code, Some(1), "{}", done.err);
+    setup
+        .wginfer("pull a/b")
+        .env("ALL_PROXY", "socks5://127.0.0.1:1")
+        .env("NO_PROXY", "")
+        .fails(1, "cannot be fetched");
+    setup
+        .wginfer("pull a/b")
+        .env("HTTP_PROXY", "::::")
+        .fails(1, "`HTTP_PROXY` is not the address of a proxy");
+    // Numbers that no timeout has.
+    setup.wginfer("pull a/b").env("HF_HUB_DOWNLOAD_TIMEOUT", "18446744073709551615").succeeds();
+    let done = setup.wginfer("rm e/f a/b g/h").done();
+    assert_eq!(done.code, Some(1), "{}", done.err);
+    assert!(
+        done.err.contains("removed `a/b`") && done.err.contains("`e/f`") && done.err.contains("`g/h`"),
+        "{}",
+        done.err
+    );
     #[cfg(not(feature = "tls"))]
     setup.wginfer("pull a/b").env("HF_ENDPOINT", "https://127.0.0.1:1").fails(1, "this build has none");
     #[cfg(feature = "tls")]
@@ -192,6 +210,8 @@ fn the_cache_is_that_of_the_python_library() {
          repo, = scan_cache_dir().repos\n\
          print(path.rsplit('/', 1)[0], repo.repo_id, repo.nb_files, repo.size_on_disk, len(scan_cache_dir().warnings))",
     );
+    let snapshot = "from huggingface_hub import snapshot_download; print(snapshot_download('a/b'))";
+    assert_eq!(run(&setup, "1", snapshot), path.trim());
     let size: usize = files[..4].iter().map(|(_, bytes)| bytes.len()).sum();
     assert_eq!(theirs, format!("{} a/b 4 {size} 0", path.trim()));
 

@@ -128,6 +128,10 @@ impl Server {
         self.state().pages.insert(path.into(), (status, header, body.into()));
     }
 
+    pub fn unpage(&self) {
+        self.state().pages.clear();
+    }
+
     pub fn page_size(&self, n: usize) {
         self.state().page_size = n;
     }
