@@ -612,7 +612,7 @@ fn weights_decide_about_numbers_of_a_config() {
             "llama",
             "num_hidden_layers",
             1000,
-            "expected at most 2: the last tensors are those of `model.layers.1`",
+            "expected at most 2: the last layer's tensors are such as `model.layers.1.",
         ),
         (
             "llama",

@@ -15,7 +15,7 @@ use common::Rng;
 use serde_json::{Value, json};
 #[cfg(feature = "audio")]
 use wginfer::audio::AudioReader;
-use wginfer::checkpoint::ModelFiles;
+use wginfer::checkpoint::{ModelFiles, open_tokenizer};
 use wginfer::models;
 use wginfer::text::{ChatTemplate, Message, TextError, Tokenizer, TokenizerFiles};
 use wginfer::weights::Weights;
@@ -262,13 +262,21 @@ fn safetensors(bytes: &[u8]) {
     }
 }
 
-/// Files of the golden models.
+/// Files of the golden models, and vocabularies of each kind.
 fn small_ggufs() -> Vec<Vec<u8>> {
-    let models = ["llama", "llama3-rope", "qwen3", "gpt2"];
-    models
-        .iter()
-        .map(|model| common::gguf::of_folder(&root().join("tests/golden").join(model)).bytes())
-        .collect()
+    let models = ["llama", "llama3-rope", "qwen3", "gpt2", "bert-classifier", "modernbert-classifier"];
+    let models = models.map(|model| common::gguf::of_folder(&root().join("tests/golden").join(model)));
+    let golden = common::gguf::vocabularies();
+    let mut files = models.to_vec();
+    for kind in ["gemma4", "bert", "t5"] {
+        let cases = golden["cases"].as_array().expect("cases");
+        let case = cases.iter().find(|case| case["keys"]["model"] == kind).expect(kind);
+        files.push(common::gguf::vocabulary_of(&golden, case));
+    }
+    let mut llama = files[files.len() - 1].clone();
+    llama.text("tokenizer.ggml.model", "llama");
+    files.push(llama);
+    files.iter().map(common::gguf::Gguf::bytes).collect()
 }
 
 /// Changes the header, where a few bytes decide: most of the file are tensors.
@@ -316,14 +324,16 @@ fn gguf(bytes: &[u8]) {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, bytes).expect("a file");
+    if let Ok(tokenizer) = open_tokenizer(&path)
+        && let Ok(ids) = tokenizer.encode("Hello <s> é🙂", true)
+    {
+        let _ = tokenizer.decode(&ids, false);
+    }
     let Ok(files) = ModelFiles::open(&path) else { return };
     let n: usize = files.weights.entries().iter().map(|entry| entry.n_bytes).sum();
     assert!(n <= bytes.len(), "tensors of {n} bytes in a file of {}", bytes.len());
     let _ = files.abilities();
     if let Ok(tokenizer) = &files.tokenizer {
-        if let Ok(ids) = tokenizer.encode("Hello é🙂", true) {
-            let _ = tokenizer.decode(&ids, false);
-        }
         let _ = tokenizer.chat_template();
     }
 }

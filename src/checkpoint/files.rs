@@ -8,12 +8,16 @@ use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
 use crate::file::{self, FileError};
-use crate::weights::Weights;
+#[cfg(feature = "hub")]
+use crate::hub::{RemoteFile, RemoteModel};
+use crate::weights::{TensorFile, Weights};
 
-/// Files by name: those of a folder, or those in the binary.
+/// Files by name: those of a folder, on the hub, or in the binary.
 #[derive(Clone, Copy)]
 pub(super) enum Files<'a> {
     Folder(&'a Path),
+    #[cfg(feature = "hub")]
+    Remote(&'a RemoteModel),
     Embedded(&'static [(&'static str, &'static [u8])]),
 }
 
@@ -51,6 +55,8 @@ impl Files<'_> {
             // Joined with an empty name it would end in a separator.
             Files::Folder(dir) if name.is_empty() => dir.to_path_buf(),
             Files::Folder(dir) => dir.join(name),
+            #[cfg(feature = "hub")]
+            Files::Remote(_) => name.into(),
             Files::Embedded(_) => name.into(),
         }
     }
@@ -59,6 +65,11 @@ impl Files<'_> {
     pub fn read(self, name: &str, kind: Kind) -> Result<Bytes, CheckpointError> {
         match self {
             Files::Folder(dir) => Ok(read(&dir.join(name), kind)?.into()),
+            #[cfg(feature = "hub")]
+            Files::Remote(model) => match model.settings.get(name) {
+                Some(bytes) => Ok(bytes.clone().into()),
+                None => Err(missing(name)),
+            },
             Files::Embedded(files) => Ok(embedded(files, name)?.into()),
         }
     }
@@ -66,14 +77,19 @@ impl Files<'_> {
     /// Opens the tensors in `folder`; an empty name is the folder of the other files.
     pub fn weights(self, folder: &str) -> Result<Weights, CheckpointError> {
         let single = in_folder(folder, "model.safetensors");
-        let dir = match self {
-            Files::Folder(dir) => dir,
-            Files::Embedded(files) => return Ok(Weights::from_bytes(embedded(files, &single)?)?),
+        let open = |name: &str| -> Result<(PathBuf, TensorFile), CheckpointError> {
+            let path = self.path(name);
+            let file = match self {
+                Files::Folder(_) => open(&path)?.into(),
+                #[cfg(feature = "hub")]
+                Files::Remote(model) => remote(model.weights.get(name).ok_or_else(|| missing(name))?),
+                Files::Embedded(_) => return Err(missing(name)),
+            };
+            Ok((path, file))
         };
-        let open = |name: &str| {
-            let path = dir.join(name);
-            open(&path).map(|file| (path, file))
-        };
+        if let Files::Embedded(files) = self {
+            return Ok(Weights::from_bytes(embedded(files, &single)?)?);
+        }
         if let Some(file) = optional(open(&single))? {
             return Ok(Weights::from_files([file])?);
         }
@@ -159,8 +175,18 @@ pub(super) enum Container {
 /// A file in the binary.
 fn embedded(files: &[(&'static str, &'static [u8])], name: &str) -> Result<&'static [u8], CheckpointError> {
     let file = files.iter().find(|(known, _)| *known == name);
-    let missing = || CheckpointError::Io { path: name.into(), source: ErrorKind::NotFound.into() };
-    file.map(|(_, bytes)| *bytes).ok_or_else(missing)
+    file.map(|(_, bytes)| *bytes).ok_or_else(|| missing(name))
+}
+
+fn missing(name: &str) -> CheckpointError {
+    CheckpointError::Io { path: name.into(), source: ErrorKind::NotFound.into() }
+}
+
+/// A file on the hub.
+#[cfg(feature = "hub")]
+pub(super) fn remote(file: &RemoteFile) -> TensorFile {
+    let file = file.clone();
+    TensorFile::Remote { n_bytes: file.n_bytes(), read: Box::new(move |range| file.read(range)) }
 }
 
 /// The name of a file in `folder`; an empty name is the folder of the model itself.

@@ -22,7 +22,7 @@ pub use source::Source;
 
 use crate::dtype::Dtype;
 #[cfg(feature = "hub")]
-use crate::hub::{Download, Hub, HubError, HubName, HubOptions};
+use crate::hub::{Download, Hub, HubName, RemoteModel};
 use crate::models::{self, Architecture, Labels, ModelKind, ModelShape};
 use crate::text::{TextError, Tokenizer, TokenizerFiles};
 use crate::weights::Weights;
@@ -135,10 +135,8 @@ impl ModelFiles {
     }
 
     /// Opens only the config and the headers of the weights of a source: what
-    /// [`Engine::estimate`](crate::engine::Engine::estimate) needs. The rest need not be there: a weight file may be a
-    /// header and then a hole up to its length. There is no tokenizer, and the model cannot be loaded.
-    ///
-    /// A model of the hub must be in its cache: nothing is downloaded.
+    /// [`Engine::estimate`](crate::engine::Engine::estimate) needs. A model of the hub is not downloaded. There is no
+    /// tokenizer, and the model cannot be loaded.
     ///
     /// # Errors
     /// As [`ModelFiles::from_source`].
@@ -148,16 +146,13 @@ impl ModelFiles {
 
     fn parts(source: &Source, parts: Parts) -> Result<ModelFiles, CheckpointError> {
         match source {
-            #[cfg(feature = "hub")]
-            Source::Hub(name) => {
-                let options = HubOptions::from_env()?;
-                // Nothing is downloaded for an estimate.
-                let offline = options.offline || parts == Parts::Headers;
-                let hub = Hub::new(HubOptions { offline, ..options })?;
-                ModelFiles::hub_parts(&hub, name, parts, &mut |_| {})
-            }
             Source::Folder(dir) => ModelFiles::read(source.to_string(), Files::Folder(dir), parts),
-            Source::Gguf(path) => gguf::read(path, parts),
+            Source::Gguf(path) => gguf::read(files::gguf_parts(path)?, parts),
+            #[cfg(feature = "hub")]
+            Source::Hub(name) => match parts {
+                Parts::All => ModelFiles::from_hub(&Hub::from_env()?, name, &mut |_| {}),
+                Parts::Headers => ModelFiles::remote(&Hub::from_env()?.remote(name)?),
+            },
             Source::Demo => ModelFiles::read(source.to_string(), DEMO, parts),
         }
     }
@@ -172,24 +167,19 @@ impl ModelFiles {
         name: &HubName,
         progress: &mut dyn FnMut(Download<'_>),
     ) -> Result<ModelFiles, CheckpointError> {
-        ModelFiles::hub_parts(hub, name, Parts::All, progress)
+        let files = ModelFiles::open(&hub.open(name, progress)?)?;
+        Ok(ModelFiles { name: name.to_string(), ..files })
     }
 
+    /// Opens the config and the headers of a model that is on the hub.
     #[cfg(feature = "hub")]
-    fn hub_parts(
-        hub: &Hub,
-        name: &HubName,
-        parts: Parts,
-        progress: &mut dyn FnMut(Download<'_>),
-    ) -> Result<ModelFiles, CheckpointError> {
-        let path = hub.open(name, progress).map_err(|error| match error {
-            HubError::Offline { name } if parts == Parts::Headers => {
-                HubError::NotCached { name, dir: hub.options().cache_dir.clone() }
-            }
-            other => other,
-        })?;
-        let files = ModelFiles::parts(&Source::parse(path)?, parts)?;
-        Ok(ModelFiles { name: name.to_string(), ..files })
+    fn remote(model: &RemoteModel) -> Result<ModelFiles, CheckpointError> {
+        let name = model.name.to_string();
+        if !model.is_gguf {
+            return ModelFiles::read(name, Files::Remote(model), Parts::Headers);
+        }
+        let files = model.weights.iter().map(|(path, file)| (path.into(), files::remote(file)));
+        Ok(ModelFiles { name, ..gguf::read(files, Parts::Headers)? })
     }
 
     /// A model of the shape that `config_json` describes, with random weights that are drawn on the device at load,
@@ -295,13 +285,17 @@ pub fn open_weights(path: &Path) -> Result<Weights, CheckpointError> {
     }
 }
 
-/// Opens the tokenizer of a folder that need not hold a whole model.
+/// Opens the tokenizer of a folder that need not hold a whole model, or of a GGUF file, whose architecture need not run.
 ///
 /// # Errors
 /// [`CheckpointError::Text`] if `tokenizer.json` is missing or the content of a file is wrong; [`CheckpointError::Io`],
-/// [`CheckpointError::NotAFile`] or [`CheckpointError::TooLarge`] if a file cannot be read.
-pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
-    let files = Files::Folder(dir);
+/// [`CheckpointError::NotAFile`] or [`CheckpointError::TooLarge`] if a file cannot be read; [`CheckpointError::Weights`]
+/// if a GGUF file is not valid.
+pub fn open_tokenizer(path: &Path) -> Result<Tokenizer, CheckpointError> {
+    if path.is_file() {
+        return gguf::open_tokenizer(path);
+    }
+    let files = Files::Folder(path);
     let config = optional(files.read(CONFIG, Kind::Settings))?;
     let generation = optional(files.read(GENERATION_CONFIG, Kind::Settings))?;
     tokenizer(files, config.as_deref(), generation.as_deref())

@@ -381,7 +381,7 @@ fn listed(tokens: &[String]) -> String {
 impl TensorRow {
     fn of(entry: &wginfer::weights::Entry) -> TensorRow {
         TensorRow {
-            name: entry.name.clone(),
+            name: entry.stored_name.clone(),
             dtype: entry.dtype.clone(),
             shape: entry.shape.clone(),
             n_bytes: entry.n_bytes,

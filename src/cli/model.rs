@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use wginfer::checkpoint::{CheckpointError, ModelFiles, Source};
 use wginfer::engine::{EncoderOptions, Engine, EngineOptions, Event, TextEncoder};
 use wginfer::gpu::{Gpu, GpuOptions, SelfTest};
-use wginfer::hub::{Hub, HubError};
+use wginfer::hub::Hub;
 use wginfer::models::ModelKind;
 
 use super::args::{DeviceArgs, ModelArg, Precision, Quantize};
@@ -40,8 +40,8 @@ impl ModelArg {
         );
     }
 
-    /// Opens the config and the headers of every model at the name, each with its name: several if a folder has several
-    /// GGUF models. Default: as [`ModelArg::open_any`].
+    /// Opens the config and the headers of every model at the name, each with its name: several if a folder or a
+    /// repository has several GGUF models. Default: as [`ModelArg::open_any`].
     pub fn headers(&self) -> Result<Vec<Opened>, Failure> {
         let sources = match self.name() {
             Some(name) => Source::all(name)?,
@@ -50,17 +50,14 @@ impl ModelArg {
                 vec![Source::Demo]
             }
         };
+        let bar = terminal::spinner();
         let open = |source: &Source| {
-            ModelFiles::headers(source).map_err(|error| {
-                let is_remote = matches!(error, CheckpointError::Hub(HubError::NotCached { .. }));
-                let failure = Failure::from(error);
-                match is_remote {
-                    true => failure.with_hint(format!("`wginfer pull {source}` downloads it")),
-                    false => failure,
-                }
-            })
+            bar.set_message(format!("reading the header of {source}"));
+            (source.to_string(), ModelFiles::headers(source).map_err(Failure::from))
         };
-        Ok(sources.iter().map(|source| (source.to_string(), open(source))).collect())
+        let opened = sources.iter().map(open).collect();
+        terminal::finish(&bar);
+        Ok(opened)
     }
 
     /// As [`ModelArg::open_any`], but accepts only a decoder.

@@ -205,7 +205,7 @@ fn receive_once(
 }
 
 /// The first byte and the size in `bytes FIRST-LAST/SIZE` (RFC 9110, section 14.4).
-fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
+pub(super) fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
     let (range, size) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
     let (first, _) = range.split_once('-')?;
     Some((first.trim().parse().ok()?, size.trim().parse().ok()))

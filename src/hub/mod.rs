@@ -16,10 +16,12 @@ mod download;
 mod error;
 mod hash;
 mod name;
+mod remote;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -30,6 +32,7 @@ use client::{Client, What};
 pub use error::HubError;
 use hash::Hash;
 pub use name::HubName;
+pub use remote::{RemoteFile, RemoteModel};
 
 /// Where models come from, and where they are kept.
 #[derive(Clone, Debug)]
@@ -97,7 +100,7 @@ impl HubOptions {
 
 /// The hub and the cache.
 pub struct Hub {
-    client: Client,
+    client: Arc<Client>,
     options: HubOptions,
 }
 
@@ -170,7 +173,7 @@ impl Hub {
     /// # Errors
     /// [`HubError::Endpoint`].
     pub fn new(options: HubOptions) -> Result<Hub, HubError> {
-        Ok(Hub { client: Client::new(&options)?, options })
+        Ok(Hub { client: Client::new(&options)?.into(), options })
     }
 
     /// A hub with the options that the environment sets.
@@ -239,13 +242,74 @@ impl Hub {
         Ok(plan.path(&repo))
     }
 
+    /// The models that a name may mean: the one that [`Hub::open`] takes, or without a type each of a repository's GGUF
+    /// models.
+    ///
+    /// # Errors
+    /// [`HubError`] says what is wrong with the name.
+    pub fn models(&self, name: &HubName) -> Result<Vec<HubName>, HubError> {
+        let files = self.known(name)?.files;
+        match choose::choose(name, &files)? {
+            Choice::Gguf(_) if name.pick.is_none() => {
+                let named = |file: &RepoFile| HubName { pick: Some(file.path.clone()), ..name.clone() };
+                Ok(choose::gguf_models(&files).into_iter().map(named).collect())
+            }
+            _ => Ok(vec![name.clone()]),
+        }
+    }
+
+    /// Opens a model to read its settings and the headers of its weights, without downloading it. Files in the cache are
+    /// read from there.
+    ///
+    /// # Errors
+    /// [`HubError`].
+    pub fn remote(&self, name: &HubName) -> Result<RemoteModel, HubError> {
+        let repo = Repo::new(&self.options.cache_dir, &name.id());
+        let listing = self.known(name)?;
+        let commit = &listing.commit;
+        let fetch = |file: &RepoFile| download::fetch(&self.client, &repo, commit, file, &mut |_| {});
+        let plan = self.plan(name, &listing, fetch)?;
+        let mut model = RemoteModel {
+            name: name.clone(),
+            settings: Default::default(),
+            weights: Default::default(),
+            is_gguf: plan.gguf.is_some(),
+        };
+        for file in &plan.files {
+            let path = repo.file(commit, &file.path);
+            if file.path.ends_with(".safetensors") || model.is_gguf {
+                let remote = match repo.has(commit, file) {
+                    true => RemoteFile::local(path, file),
+                    false => RemoteFile::on_hub(self.client.clone(), &name.id(), commit, file),
+                };
+                model.weights.insert(file.path.clone(), remote);
+            } else if !file.path.starts_with("tokenizer.") {
+                // Small files are kept: they belong to the model that may be downloaded next.
+                fetch(file)?;
+                let bytes = fs::read(&path).map_err(|source| HubError::Io { path, source })?;
+                model.settings.insert(file.path.clone(), bytes);
+            }
+        }
+        Ok(model)
+    }
+
+    /// The repository's files on the hub, or with no network those that the cache knows.
+    fn known(&self, name: &HubName) -> Result<Listing, HubError> {
+        if !self.options.offline {
+            return self.listing(name);
+        }
+        let repo = Repo::new(&self.options.cache_dir, &name.id());
+        let commit = repo.commit().ok_or_else(|| HubError::Offline { name: name.to_string() })?;
+        Ok(repo.listing(&commit).unwrap_or_else(|| Listing { files: repo.present(&commit), commit }))
+    }
+
     /// The models in the cache, by name.
     ///
     /// # Errors
     /// [`HubError::Io`] if the cache cannot be read.
     pub fn list(&self) -> Result<Vec<CachedModel>, HubError> {
         let repos = Repo::all(&self.options.cache_dir)?;
-        Ok(repos.iter().flat_map(|repo| self.models(repo)).collect())
+        Ok(repos.iter().flat_map(|repo| self.cached_models(repo)).collect())
     }
 
     /// Removes a model from the cache: one GGUF model if the name has a type or a file after the colon, otherwise the
@@ -336,7 +400,7 @@ impl Hub {
     }
 
     /// The models of a repository in the cache.
-    fn models(&self, repo: &Repo) -> Vec<CachedModel> {
+    fn cached_models(&self, repo: &Repo) -> Vec<CachedModel> {
         let Some((owner, name)) = repo.id().split_once('/') else { return Vec::new() };
         let named = |pick| HubName { owner: owner.into(), name: name.into(), pick };
         let commit = repo.commit().unwrap_or_default();

@@ -137,7 +137,8 @@ impl Loader {
         }
         let (entry, written) = self.entry(name, &[n_cols, n_rows])?;
         if written.is_quantised() {
-            return Err(WeightsError::Dtype { name: name.into(), found: written.name().into() });
+            let found = written.name().into();
+            return Err(WeightsError::Dtype { name: entry.stored_name, found });
         }
         let dtype = self.quantize.unwrap_or(written);
         self.later(name, [n_rows, n_cols], dtype, written, Source::Transposed(entry))
@@ -166,8 +167,9 @@ impl Loader {
         let mut entries = Vec::with_capacity(parts.len());
         for (name, n) in parts {
             let entry = if name.is_empty() { None } else { Some(self.entry(name, &[*n])?) };
-            if let Some((_, dtype)) = entry.as_ref().filter(|(_, dtype)| dtype.is_quantised()) {
-                return Err(WeightsError::Dtype { name: name.to_string(), found: dtype.name().into() });
+            if let Some((entry, dtype)) = entry.as_ref().filter(|(_, dtype)| dtype.is_quantised()) {
+                let (name, found) = (entry.stored_name.clone(), dtype.name().into());
+                return Err(WeightsError::Dtype { name, found });
             }
             entries.push((entry, *n));
         }
@@ -180,10 +182,10 @@ impl Loader {
         self.taken.extend(names.cloned());
     }
 
-    /// Names of unused tensors.
+    /// Names of unused tensors, as in the file.
     pub fn unused(&self) -> Vec<&str> {
-        let entries = self.weights.entries().iter().map(|e| e.name.as_str());
-        entries.filter(|name| !self.taken.contains(*name)).collect()
+        let unused = self.weights.entries().iter().filter(|entry| !self.taken.contains(&entry.name));
+        unused.map(|entry| entry.stored_name.as_str()).collect()
     }
 
     /// Bytes in device memory of the tensors so far.
@@ -256,17 +258,15 @@ impl Loader {
             let suffix =
                 name.split('.').skip_while(|part| !is_number(part)).skip(1).collect::<Vec<_>>().join(".");
             let entries = self.weights.entries();
-            let alike = entries
-                .iter()
-                .find(|e| !suffix.is_empty() && e.name.ends_with(&suffix))
-                .map(|e| e.name.as_str());
-            let alike = alike.or(entries.first().map(|e| e.name.as_str()));
-            let like = alike.map_or(String::new(), |n| format!(", such as `{n}`"));
-            WeightsError::Missing { name: name.into(), found: format!("{} tensors{like}", entries.len()) }
+            let alike = entries.iter().find(|e| !suffix.is_empty() && e.name.ends_with(&suffix));
+            let alike = alike.or(entries.first());
+            let like = alike.map_or(String::new(), |entry| format!(", such as `{}`", entry.stored_name));
+            let found = format!("{} tensors{like}", entries.len());
+            WeightsError::Missing { name: self.weights.stored_name(name), found }
         })?;
         if entry.shape != shape {
             return Err(WeightsError::Shape {
-                name: name.into(),
+                name: entry.stored_name.clone(),
                 expected: shape.to_vec(),
                 found: entry.shape.clone(),
             });
@@ -279,5 +279,5 @@ impl Loader {
 
 fn dtype_of(entry: &Entry) -> Result<Dtype, WeightsError> {
     Dtype::from_name(&entry.dtype)
-        .ok_or_else(|| WeightsError::Dtype { name: entry.name.clone(), found: entry.dtype.clone() })
+        .ok_or_else(|| WeightsError::Dtype { name: entry.stored_name.clone(), found: entry.dtype.clone() })
 }

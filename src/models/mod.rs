@@ -354,7 +354,7 @@ pub(crate) fn check_weights(architecture: &dyn Architecture, weights: &Weights) 
         for (axis, (key, value)) in shape.iter().enumerate() {
             let found = found_shape.get(axis).copied().unwrap_or(1);
             if found != *value || entry.shape.len() != shape.len() {
-                let expected = format!("{found}: tensor `{}` has shape {:?}", entry.name, entry.shape);
+                let expected = format!("{found}: tensor `{}` has shape {:?}", entry.stored_name, entry.shape);
                 return Err(ModelError::Unsupported { key, found: value.to_string(), expected });
             }
         }
@@ -362,9 +362,10 @@ pub(crate) fn check_weights(architecture: &dyn Architecture, weights: &Weights) 
     for (before, key, n) in names.layers {
         let before = format!("{root}{before}");
         let number = |name: &str| name.strip_prefix(&before)?.split('.').next()?.parse::<usize>().ok();
-        let last = weights.entries().iter().filter_map(|entry| number(&entry.name)).max();
-        if let Some(last) = last.filter(|last| n > last + 1) {
-            let expected = format!("at most {}: the last tensors are those of `{before}{last}`", last + 1);
+        let numbered = weights.entries().iter().filter_map(|entry| Some((number(&entry.name)?, entry)));
+        if let Some((last, entry)) = numbered.max_by_key(|(i, _)| *i).filter(|(last, _)| n > last + 1) {
+            let expected =
+                format!("at most {}: the last layer's tensors are such as `{}`", last + 1, entry.stored_name);
             return Err(ModelError::Unsupported { key, found: n.to_string(), expected });
         }
     }

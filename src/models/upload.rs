@@ -339,8 +339,8 @@ impl Item {
         let expected = self.tensor.dtype().most_quantised();
         let Some(found) = first_beyond(self.written, content, expected) else { return Ok(()) };
         let name = match &self.source {
-            Source::Stacked(entries) => &part(entries, row).1.name,
-            Source::Transposed(entry) => &entry.name,
+            Source::Stacked(entries) => &part(entries, row).1.stored_name,
+            Source::Transposed(entry) => &entry.stored_name,
             _ => self.tensor.label(),
         };
         Err(WeightsError::Value { name: name.to_string(), found, expected })

@@ -168,6 +168,9 @@ impl TextError {
             Self::File { .. } => {
                 "the file may have been cut off or replaced by a Git LFS pointer: fetch it again"
             }
+            Self::Metadata { .. } => {
+                "the folder that the file was made from may have a `tokenizer.json`: open that folder"
+            }
             Self::Encode { .. } | Self::Decode { .. } => "`tokenizer.json` may be damaged: fetch it again",
             Self::NoChatTemplate | Self::NoDefaultTemplate { .. } => {
                 "a base model continues text; choose a model tuned for conversation"

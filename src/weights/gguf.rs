@@ -208,6 +208,7 @@ pub(super) fn open<'a>(
         let end = data.checked_add(offset).and_then(|start| start.checked_add(tensor_bytes));
         match end.filter(|end| *end <= n_bytes as u64) {
             Some(end) => entries.push(Entry {
+                stored_name: name.clone(),
                 name,
                 dtype: kind.name.to_string(),
                 shape,

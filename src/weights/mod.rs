@@ -98,7 +98,7 @@ impl WeightsError {
                 Some("the file may be damaged: download it again, or load it as it is stored".into())
             }
             WeightsError::Missing { .. } | WeightsError::Shape { .. } => {
-                Some("`config.json` and the weights may belong to different models".into())
+                Some("the config and the weights may belong to different models".into())
             }
             WeightsError::Gpu(error) => error.hint(),
             _ => None,
@@ -113,8 +113,10 @@ fn known_types() -> String {
 /// One tensor of a checkpoint.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Its name.
+    /// The name by which an architecture loads it.
     pub name: String,
+    /// Its name in the file.
+    pub stored_name: String,
     /// Type as the file names it.
     pub dtype: String,
     /// Dimensions, outermost first.
@@ -169,10 +171,22 @@ pub struct Weights {
     /// Sorted by name.
     entries: Vec<Entry>,
     random: Option<Dtype>,
+    stored_names: Option<StoredNames>,
     /// Whether only the headers may be read.
     headers_only: bool,
     /// Pairs of tensors that have been compared, by file and place: a load is planned before it is made.
     compared: Mutex<BTreeMap<[(usize, usize); 2], bool>>,
+}
+
+/// Returns the name in the file of the tensor that an architecture knows by another one.
+struct StoredNames(Box<StoredName>);
+
+type StoredName = dyn Fn(&str) -> Option<String> + Send + Sync;
+
+impl std::fmt::Debug for StoredNames {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoredNames")
+    }
 }
 
 /// The shard of each tensor: `model.safetensors.index.json`.
@@ -190,15 +204,51 @@ impl ShardIndex {
     }
 }
 
+/// A file that tensors are read from.
+pub enum TensorFile {
+    /// On this machine.
+    Local(File),
+    /// Elsewhere.
+    Remote {
+        /// Size of the file.
+        n_bytes: u64,
+        /// Returns a range of its bytes.
+        read: ReadRange,
+    },
+}
+
+/// Returns a range of the bytes of a file.
+pub type ReadRange = Box<dyn Fn(Range<u64>) -> std::io::Result<Vec<u8>> + Send + Sync>;
+
+impl From<File> for TensorFile {
+    fn from(file: File) -> TensorFile {
+        TensorFile::Local(file)
+    }
+}
+
 enum Data {
     File(PathBuf, Mutex<File>),
+    Remote(PathBuf, ReadRange),
     Embedded(Cow<'static, [u8]>),
+}
+
+impl Data {
+    /// A file, and its size.
+    fn of(path: PathBuf, file: TensorFile) -> Result<(Data, usize), WeightsError> {
+        match file {
+            TensorFile::Local(file) => match file.metadata() {
+                Ok(found) => Ok((Data::File(path, Mutex::new(file)), found.len() as usize)),
+                Err(source) => Err(WeightsError::Io { path, source }),
+            },
+            TensorFile::Remote { n_bytes, read } => Ok((Data::Remote(path, read), n_bytes as usize)),
+        }
+    }
 }
 
 impl std::fmt::Debug for Data {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Data::File(path, _) => write!(f, "`{}`", path.display()),
+            Data::File(path, _) | Data::Remote(path, _) => write!(f, "`{}`", path.display()),
             Data::Embedded(bytes) => write!(f, "{} bytes", bytes.len()),
         }
     }
@@ -209,6 +259,12 @@ impl Data {
     fn read(&self, Range { start, end }: Range<usize>) -> Result<Cow<'_, [u8]>, WeightsError> {
         let (path, file) = match self {
             Data::File(path, file) => (path, file),
+            Data::Remote(path, read) => {
+                let bytes = read(start as u64..end as u64);
+                return bytes
+                    .map(Cow::Owned)
+                    .map_err(|source| WeightsError::Io { path: path.clone(), source });
+            }
             Data::Embedded(bytes) => return Ok(Cow::Borrowed(&bytes[start..end])),
         };
         let io = |source| WeightsError::Io { path: path.clone(), source };
@@ -232,19 +288,25 @@ impl Weights {
     ///
     /// # Errors
     /// [`WeightsError::Io`], [`WeightsError::Format`].
-    pub fn from_files(files: impl IntoIterator<Item = (PathBuf, File)>) -> Result<Weights, WeightsError> {
+    pub fn from_files(
+        files: impl IntoIterator<Item = (PathBuf, impl Into<TensorFile>)>,
+    ) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
         for (path, file) in files {
-            weights.open(path, file, |_| true)?;
+            weights.open(path, file.into(), |_| true)?;
         }
         Ok(weights)
     }
 
     /// Adds the tensors of a file whose names are `wanted`.
-    fn open(&mut self, path: PathBuf, file: File, wanted: impl Fn(&str) -> bool) -> Result<(), WeightsError> {
-        let n_bytes =
-            file.metadata().map_err(|source| WeightsError::Io { path: path.clone(), source })?.len();
-        self.add(&path.clone(), Data::File(path, Mutex::new(file)), n_bytes as usize, wanted)
+    fn open(
+        &mut self,
+        path: PathBuf,
+        file: TensorFile,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), WeightsError> {
+        let (data, n_bytes) = Data::of(path.clone(), file)?;
+        self.add(&path, data, n_bytes, wanted)
     }
 
     /// Reads the index at `path` (`model.safetensors.index.json`), which lists the shard of each tensor.
@@ -262,11 +324,13 @@ impl Weights {
     /// As [`Weights::from_files`]; [`WeightsError::Format`] with a file that lacks a tensor for which the index names it.
     pub fn from_shards(
         index: &ShardIndex,
-        files: impl IntoIterator<Item = (PathBuf, File)>,
+        files: impl IntoIterator<Item = (PathBuf, impl Into<TensorFile>)>,
     ) -> Result<Weights, WeightsError> {
         let mut weights = Weights::default();
         for (shard, (path, file)) in index.files().into_iter().zip(files) {
-            weights.open(path, file, |tensor| index.shards.get(tensor).is_none_or(|named| named == shard))?;
+            weights.open(path, file.into(), |tensor| {
+                index.shards.get(tensor).is_none_or(|named| named == shard)
+            })?;
         }
         for (tensor, shard) in &index.shards {
             if weights.get(tensor).is_none() {
@@ -319,16 +383,14 @@ impl Weights {
     /// # Errors
     /// [`WeightsError::Io`], [`WeightsError::Format`].
     pub fn from_gguf(
-        files: impl IntoIterator<Item = (PathBuf, File)>,
+        files: impl IntoIterator<Item = (PathBuf, impl Into<TensorFile>)>,
     ) -> Result<(Weights, gguf::Metadata), WeightsError> {
         let mut weights = Weights::default();
         let mut all: Vec<gguf::Metadata> = Vec::new();
         for (path, file) in files {
-            let n_bytes =
-                file.metadata().map_err(|source| WeightsError::Io { path: path.clone(), source })?.len();
-            let data = Data::File(path.clone(), Mutex::new(file));
+            let (data, n_bytes) = Data::of(path.clone(), file.into())?;
             let (metadata, mut entries) =
-                gguf::open(&path, |range| data.read(range), n_bytes as usize, weights.files.len())?;
+                gguf::open(&path, |range| data.read(range), n_bytes, weights.files.len())?;
             weights.files.push(data);
             weights.entries.append(&mut entries);
             weights.sort(&path)?;
@@ -338,7 +400,8 @@ impl Weights {
         Ok((weights, all.into_iter().next().unwrap_or_default()))
     }
 
-    /// Gives each tensor the name that `name` has for it, and says how its rows lie.
+    /// Gives each tensor the name that `name` has for it, and says how its rows lie. `stored` is the way back, for
+    /// messages about tensors that are not there.
     ///
     /// # Errors
     /// [`WeightsError::Format`] if two tensors get the same name. `path` is for the message.
@@ -346,7 +409,9 @@ impl Weights {
         &mut self,
         path: &Path,
         name: impl Fn(&str) -> Option<(String, Order)>,
+        stored: impl Fn(&str) -> Option<String> + Send + Sync + 'static,
     ) -> Result<(), WeightsError> {
+        self.stored_names = Some(StoredNames(Box::new(stored)));
         for entry in &mut self.entries {
             let Some((name, order)) = name(&entry.name) else { continue };
             entry.name = name;
@@ -359,6 +424,12 @@ impl Weights {
             };
         }
         self.sort(path)
+    }
+
+    /// The name in the file of the tensor that an architecture loads as `name`.
+    pub(crate) fn stored_name(&self, name: &str) -> String {
+        let stored = self.stored_names.as_ref().and_then(|stored| stored.0(name));
+        stored.unwrap_or_else(|| name.to_string())
     }
 
     /// Forgets a tensor that no model loads.
@@ -383,7 +454,8 @@ impl Weights {
     fn sort(&mut self, path: &Path) -> Result<(), WeightsError> {
         self.entries.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(pair) = self.entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            let message = format!("tensor `{}` is there twice, and no index says which counts", pair[0].name);
+            let name = &pair[1].stored_name;
+            let message = format!("tensor `{name}` is there twice, and no index says which counts");
             return Err(WeightsError::Format { path: path.to_path_buf(), message });
         }
         Ok(())

@@ -62,6 +62,7 @@ pub(super) fn entries<'a>(
         let (start, end) = info.data_offsets;
         let dtype = format!("{:?}", info.dtype);
         Entry {
+            stored_name: name.clone(),
             name,
             dtype,
             shape: info.shape.clone(),

@@ -104,18 +104,48 @@ impl Gguf {
 }
 
 /// A golden folder as llama.cpp's converter writes it, with the stored types. `llama` has the rows of queries and keys
-/// in another order, `gpt2` its matrices the other way round.
+/// in another order, `gpt2` its matrices the other way round. Encoders lose their heads, and RoBERTa the positions before
+/// its first.
 pub fn of_folder(dir: &Path) -> Gguf {
     let read = |name: &str| std::fs::read(dir.join(name)).expect(name);
     let config: Value = serde_json::from_slice(&read("config.json")).expect("JSON");
     let tokenizer: Value = serde_json::from_slice(&read("tokenizer.json")).expect("JSON");
-    let architecture = config["model_type"].as_str().expect("a name").to_string();
+    let model_type = config["model_type"].as_str().expect("a name");
+    let architecture = match model_type {
+        "distilbert" | "roberta" => "bert",
+        "modernbert" => "modern-bert",
+        other => other,
+    };
     let is_gpt2 = architecture == "gpt2";
     let mut file = Gguf::new();
-    file.text("general.architecture", &architecture);
+    file.text("general.architecture", architecture);
     let n = |key: &str| config[key].as_u64().unwrap_or_else(|| panic!("{key}"));
     let arch = |key: &str| format!("{architecture}.{key}");
-    if is_gpt2 {
+    let lost_positions = if model_type == "roberta" { n("pad_token_id") as usize + 1 } else { 0 };
+    let is_encoder = architecture.contains("bert");
+    if is_encoder {
+        let any = |keys: [&str; 2]| keys.iter().find_map(|key| config[*key].as_u64()).expect("a number");
+        for (key, from) in [
+            ("embedding_length", ["hidden_size", "dim"]),
+            ("feed_forward_length", ["intermediate_size", "hidden_dim"]),
+            ("block_count", ["num_hidden_layers", "n_layers"]),
+            ("attention.head_count", ["num_attention_heads", "n_heads"]),
+        ] {
+            file.whole(&arch(key), any(from));
+        }
+        file.whole(&arch("context_length"), n("max_position_embeddings") - lost_positions as u64);
+        let epsilon = ["layer_norm_eps", "norm_eps"].iter().find_map(|key| config[*key].as_f64());
+        file.real(&arch("attention.layer_norm_epsilon"), epsilon.unwrap_or(1e-12));
+        file.flag(&arch("attention.causal"), false);
+        if model_type == "modernbert" {
+            file.whole(&arch("attention.sliding_window"), n("local_attention"));
+            file.whole(&arch("attention.sliding_window_pattern"), n("global_attn_every_n_layers"));
+            for (key, layers) in [("freq_base", "full_attention"), ("freq_base_swa", "sliding_attention")] {
+                let theta = config["rope_parameters"][layers]["rope_theta"].as_f64().expect("a number");
+                file.real(&arch(&format!("rope.{key}")), theta);
+            }
+        }
+    } else if is_gpt2 {
         for (key, from) in [
             ("context_length", "n_positions"),
             ("embedding_length", "n_embd"),
@@ -169,9 +199,18 @@ pub fn of_folder(dir: &Path) -> Gguf {
             safetensors::Dtype::BF16 => (30, 2),
             other => panic!("{other:?}"),
         };
-        let name = name.trim_start_matches("model.").trim_start_matches("transformer.");
-        let stem = ggml_name(name);
+        if is_encoder && ["classifier", "head.", "pooler."].iter().any(|part| name.contains(part)) {
+            continue;
+        }
+        let prefixes =
+            ["model.", "transformer.", "bert.", "roberta.", "distilbert.transformer.", "distilbert."];
+        let prefix = prefixes.iter().find(|prefix| name.starts_with(**prefix)).copied().unwrap_or_default();
+        let stem = ggml_name(&name[prefix.len()..]);
         let mut dims: Vec<usize> = shape.iter().rev().copied().collect();
+        if stem == "position_embd.weight" && lost_positions > 0 {
+            data.drain(..lost_positions * dims[0] * size);
+            dims[1] -= lost_positions;
+        }
         if architecture == "llama" && [".attn_q.", ".attn_k."].iter().any(|part| stem.contains(part)) {
             let heads = if stem.contains("attn_q") { "num_attention_heads" } else { "num_key_value_heads" };
             data = alternating(&data, shape[0], n(heads) as usize);
@@ -188,26 +227,56 @@ pub fn of_folder(dir: &Path) -> Gguf {
 
 /// The names of tensors without the model's prefix, and ggml's.
 fn ggml_name(name: &str) -> String {
-    const NAMES: [(&str, &str); 22] = [
+    // The first that a name contains counts.
+    const NAMES: &[(&str, &str)] = &[
         ("embed_tokens.", "token_embd."),
         ("wte.", "token_embd."),
+        ("embeddings.word_embeddings.", "token_embd."),
+        ("embeddings.tok_embeddings.", "token_embd."),
         ("wpe.", "position_embd."),
+        ("embeddings.position_embeddings.", "position_embd."),
+        ("embeddings.token_type_embeddings.", "token_types."),
+        ("embeddings.LayerNorm.", "token_embd_norm."),
+        ("embeddings.norm.", "token_embd_norm."),
         ("lm_head.", "output."),
         ("ln_f.", "output_norm."),
+        ("final_norm.", "output_norm."),
         ("input_layernorm.", "attn_norm."),
         ("ln_1.", "attn_norm."),
+        ("attn_norm.", "attn_norm."),
         ("post_attention_layernorm.", "ffn_norm."),
         ("ln_2.", "ffn_norm."),
+        ("mlp_norm.", "ffn_norm."),
+        ("attention.output.LayerNorm.", "attn_output_norm."),
+        ("sa_layer_norm.", "attn_output_norm."),
+        ("output.LayerNorm.", "layer_output_norm."),
+        ("output_layer_norm.", "layer_output_norm."),
         ("self_attn.q_proj.", "attn_q."),
+        ("attention.self.query.", "attn_q."),
+        ("attention.q_lin.", "attn_q."),
         ("self_attn.k_proj.", "attn_k."),
+        ("attention.self.key.", "attn_k."),
+        ("attention.k_lin.", "attn_k."),
         ("self_attn.v_proj.", "attn_v."),
+        ("attention.self.value.", "attn_v."),
+        ("attention.v_lin.", "attn_v."),
         ("self_attn.o_proj.", "attn_output."),
+        ("attention.output.dense.", "attn_output."),
+        ("attention.out_lin.", "attn_output."),
+        ("attn.Wo.", "attn_output."),
         ("self_attn.q_norm.", "attn_q_norm."),
         ("self_attn.k_norm.", "attn_k_norm."),
         ("attn.c_attn.", "attn_qkv."),
+        ("attn.Wqkv.", "attn_qkv."),
         ("attn.c_proj.", "attn_output."),
         ("mlp.c_fc.", "ffn_up."),
+        ("mlp.Wi.", "ffn_up."),
+        ("ffn.lin1.", "ffn_up."),
+        ("intermediate.dense.", "ffn_up."),
         ("mlp.c_proj.", "ffn_down."),
+        ("mlp.Wo.", "ffn_down."),
+        ("ffn.lin2.", "ffn_down."),
+        ("output.dense.", "ffn_down."),
         ("mlp.gate_proj.", "ffn_gate."),
         ("mlp.up_proj.", "ffn_up."),
         ("mlp.down_proj.", "ffn_down."),
@@ -215,8 +284,9 @@ fn ggml_name(name: &str) -> String {
     if let Some(suffix) = name.strip_prefix("norm.") {
         return format!("output_norm.{suffix}");
     }
-    let name = name.replacen("layers.", "blk.", 1);
-    let name = if name.starts_with("h.") { name.replacen("h.", "blk.", 1) } else { name };
+    let before = ["layers.", "h.", "encoder.layer.", "layer."];
+    let layer = before.iter().find_map(|before| name.strip_prefix(before));
+    let name = layer.map_or(name.to_string(), |layer| format!("blk.{layer}"));
     let (from, to) = NAMES.iter().find(|(from, _)| name.contains(from)).unwrap_or_else(|| panic!("{name}"));
     name.replacen(from, to, 1)
 }
@@ -282,8 +352,10 @@ fn vocabulary(file: &mut Gguf, config: &Value, tokenizer: &Value) {
         &types.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<_>>(),
     );
     file.texts("tokenizer.ggml.merges", &merges);
-    for (key, from) in [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id")] {
-        file.whole(&format!("tokenizer.ggml.{key}"), config[from].as_u64().expect("an id"));
+    for key in ["bos_token_id", "eos_token_id"] {
+        if let Some(id) = config[key].as_u64() {
+            file.whole(&format!("tokenizer.ggml.{key}"), id);
+        }
     }
     file.flag("tokenizer.ggml.add_bos_token", false);
 }
@@ -295,4 +367,41 @@ pub fn encoded(kind: u32, values: &[f32]) -> Vec<u8> {
         30 => values.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
     }
+}
+
+/// `tests/golden/gguf/tokenizers.json`, which `tests/gguf_ids.py` wrote.
+pub fn vocabularies() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf/tokenizers.json");
+    serde_json::from_slice(&std::fs::read(path).expect("the vocabularies")).expect("JSON")
+}
+
+/// The metadata of one of its `cases`.
+pub fn vocabulary_of(golden: &Value, case: &Value) -> Gguf {
+    let mut file = Gguf::new();
+    let vocabulary = &golden["vocabularies"][case["vocabulary"].as_u64().expect("a place") as usize];
+    for (key, value) in vocabulary.as_object().expect("lists") {
+        let key = format!("tokenizer.ggml.{key}");
+        let list = |kind: u32, bytes: fn(f64) -> Vec<u8>, file: &mut Gguf| {
+            let numbers: Vec<f64> = serde_json::from_value(value.clone()).expect("numbers");
+            let n = numbers.len();
+            file.list(&key, kind, n, &numbers.into_iter().flat_map(bytes).collect::<Vec<u8>>());
+        };
+        match key.rsplit('.').next().expect("a key") {
+            "tokens" | "merges" => {
+                file.texts(&key, &serde_json::from_value::<Vec<String>>(value.clone()).expect("texts"));
+            }
+            "scores" => list(6, |x| (x as f32).to_le_bytes().to_vec(), &mut file),
+            "precompiled_charsmap" => list(0, |x| vec![x as u8], &mut file),
+            _ => list(5, |x| (x as i32).to_le_bytes().to_vec(), &mut file),
+        }
+    }
+    for (key, value) in case["keys"].as_object().expect("keys") {
+        let key = format!("tokenizer.ggml.{key}");
+        match value {
+            Value::String(text) => file.text(&key, text),
+            Value::Bool(is_on) => file.flag(&key, *is_on),
+            other => file.whole(&key, other.as_u64().expect("a number")),
+        }
+    }
+    file
 }

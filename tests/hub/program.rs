@@ -214,3 +214,45 @@ fn the_cache_is_that_of_the_python_library() {
     let fetched: Vec<_> = setup.server.asked().into_iter().filter(|a| a.path.contains("/resolve/")).collect();
     assert!(fetched.is_empty(), "{fetched:?}");
 }
+
+#[cfg(feature = "bench")]
+#[test]
+fn an_estimate_downloads_headers_only() {
+    let setup = Setup::new();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut gguf = fs::read(golden.join("gguf/llama-q4_k_m.gguf")).expect("a golden model");
+    let other = fs::read(golden.join("gguf/llama-q2_k.gguf")).expect("a golden model");
+    let local = |model: &Path| wginfer("estimate --no-rates --json").model(model).json()[0].clone();
+    let expected = [local(&golden.join("llama")), local(&golden.join("gguf/llama-q4_k_m.gguf"))];
+    // What follows the last tensor would be downloaded with it.
+    gguf.resize(12 << 20, 0);
+    setup.server.put("a/b", &llama());
+    setup.server.put("c/d", &[("d-Q2_K.gguf", other), ("d-Q4_K_M.gguf", gguf.clone())]);
+    let estimate = |names: &str| setup.wginfer(&format!("estimate --no-rates --json {names}"));
+    let rows = estimate("a/b c/d").json();
+    let names: Vec<&str> = (0..3).map(|i| rows[i]["name"].as_str().expect("a name")).collect();
+    assert_eq!(names, ["a/b", "c/d:d-Q2_K.gguf", "c/d:d-Q4_K_M.gguf"]);
+    for (row, expected) in [(&rows[0], &expected[0]), (&rows[2], &expected[1])] {
+        let mut expected = expected.clone();
+        ["name", "free_bytes"].iter().for_each(|key| expected[key] = row[key].clone());
+        assert_eq!(*row, expected);
+    }
+    let asked = setup.server.asked();
+    let large: Vec<_> = asked.iter().filter(|asked| asked.path.ends_with("d-Q4_K_M.gguf")).collect();
+    assert!(
+        !large.is_empty() && large.iter().all(|a| a.range.as_deref() == Some("bytes=0-4194303")),
+        "{large:?}"
+    );
+    assert_eq!(setup.wginfer("list --json").json(), serde_json::json!([]));
+    // Servers that cut, or know no ranges.
+    setup.server.fault("d-Q4_K_M.gguf", &[Fault::Cut(1000), Fault::Whole]);
+    assert_eq!(estimate("c/d:Q4_K_M").json()[0]["name"], "c/d:Q4_K_M");
+    setup.server.always("d-Q4_K_M.gguf@hub", Fault::Status(403, "X-Error-Code: GatedRepo"));
+    estimate("c/d:Q4_K_M").fails(1, "is gated");
+    // A model in the cache is estimated from there.
+    setup.server.mend();
+    setup.wginfer("pull c/d:Q4_K_M").succeeds();
+    let offline = estimate("c/d:Q4_K_M").env("HF_HUB_OFFLINE", "1").json();
+    assert_eq!(offline[0]["weights_bytes"], rows[2]["weights_bytes"]);
+    estimate("a/b").env("HF_HUB_OFFLINE", "1").fails(1, "HF_HUB_OFFLINE");
+}

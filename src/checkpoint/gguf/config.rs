@@ -1,12 +1,14 @@
 //! From metadata to the keys of Hugging Face's `config.json`, so that one reader checks their ranges.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
-use super::super::CheckpointError;
+use super::super::{CheckpointError, EmbeddingConfig};
+use crate::ops::Pooling;
 use crate::weights::gguf::Metadata;
 use crate::weights::{Weights, WeightsError};
 
-type Config = Map<String, Value>;
 type Read<T> = Result<T, WeightsError>;
 
 /// Reads the keys of an architecture into those of `config.json`.
@@ -14,12 +16,39 @@ type Reader = fn(&Keys<'_>, &mut Config) -> Read<()>;
 
 /// Every architecture that runs: ggml's name, the `model_type` in Hugging Face's `config.json`, and the reader of its keys.
 const ARCHITECTURES: &[(&str, &str, Reader)] = &[
+    // RoBERTa and XLM-R, too, whose tables of positions have lost the rows before the first, and DistilBERT.
+    ("bert", "bert", bert),
     ("gpt2", "gpt2", gpt2),
     // Mistral, too.
     ("llama", "llama", llama),
+    ("modern-bert", "modernbert", modern_bert),
     ("qwen2", "qwen2", qwen),
     ("qwen3", "qwen3", qwen),
 ];
+
+/// The keys of `config.json`.
+#[derive(Default)]
+pub(super) struct Config {
+    keys: Map<String, Value>,
+    /// For each key that was copied, the one of the metadata.
+    sources: BTreeMap<String, String>,
+}
+
+impl Config {
+    fn insert(&mut self, key: &str, value: impl Into<Value>) {
+        self.keys.insert(key.into(), value.into());
+    }
+
+    /// The contents of `config.json`.
+    pub(super) fn json(&self) -> String {
+        serde_json::to_string_pretty(&self.keys).expect("a map of plain values")
+    }
+
+    /// The key of the metadata that `key` is a copy of.
+    pub(super) fn source(&self, key: &str) -> Option<&str> {
+        self.sources.get(key).map(String::as_str)
+    }
+}
 
 /// The keys of an architecture, and the tensors.
 struct Keys<'a> {
@@ -34,23 +63,37 @@ pub(super) fn architecture(metadata: &Metadata) -> Read<&str> {
     metadata.text(KEY)?.ok_or_else(|| metadata.wrong(KEY, "the name of an architecture"))
 }
 
-/// The keys of `config.json`. `weights` have ggml's names.
-pub(super) fn json(metadata: &Metadata, weights: &Weights) -> Result<Value, CheckpointError> {
+/// Reads the keys of `config.json`. `weights` have ggml's names.
+pub(super) fn read(metadata: &Metadata, weights: &Weights) -> Result<Config, CheckpointError> {
     let architecture = architecture(metadata)?;
     let Some((_, model_type, read)) = ARCHITECTURES.iter().find(|(name, ..)| *name == architecture) else {
         let known = ARCHITECTURES.iter().map(|(name, ..)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         return Err(metadata.wrong("general.architecture", format!("one of {known}")).into());
     };
     let keys = Keys { architecture, metadata, weights };
-    let mut config = Config::new();
-    config.insert("model_type".into(), json!(model_type));
+    let mut config = Config::default();
+    config.insert("model_type", *model_type);
     read(&keys, &mut config)?;
-    Ok(Value::Object(config))
+    Ok(config)
+}
+
+/// How the rows of a text become its embedding.
+pub(super) fn embedding(metadata: &Metadata) -> Read<EmbeddingConfig> {
+    let key = format!("{}.pooling_type", architecture(metadata)?);
+    // `enum llama_pooling_type`.
+    let pooling = match metadata.whole(&key)? {
+        None | Some(0) => return Ok(EmbeddingConfig::default()),
+        Some(1) => Pooling::Mean,
+        Some(2) => Pooling::First,
+        Some(3) => Pooling::Last,
+        Some(_) => return Err(metadata.wrong(&key, "0 to 3: mean, first or last row; rerankers do not run")),
+    };
+    Ok(EmbeddingConfig { pooling: vec![pooling], is_declared: true, ..EmbeddingConfig::default() })
 }
 
 /// The keys of `generation_config.json`.
 pub(super) fn generation(metadata: &Metadata) -> Read<String> {
-    let mut config = Config::new();
+    let mut config = Map::new();
     for (key, to) in [
         ("temp", "temperature"),
         ("top_p", "top_p"),
@@ -92,10 +135,24 @@ impl Keys<'_> {
         self.real(key)?.ok_or_else(|| self.wrong(key, "a number"))
     }
 
+    /// Notes that `to` is the value of `from`.
+    fn put(&self, config: &mut Config, from: &str, to: &str, value: impl Into<Value>) {
+        config.insert(to, value);
+        config.sources.insert(to.into(), self.key(from));
+    }
+
     /// Copies whole numbers, all of which must be there, to other keys.
     fn copy(&self, config: &mut Config, keys: &[(&str, &str)]) -> Read<()> {
         for (from, to) in keys {
-            config.insert(to.to_string(), json!(self.needed(from)?));
+            self.put(config, from, to, self.needed(from)?);
+        }
+        Ok(())
+    }
+
+    /// Copies numbers, all of which must be there, to other keys.
+    fn copy_real(&self, config: &mut Config, keys: &[(&str, &str)]) -> Read<()> {
+        for (from, to) in keys {
+            self.put(config, from, to, self.needed_real(from)?);
         }
         Ok(())
     }
@@ -104,15 +161,92 @@ impl Keys<'_> {
         self.weights.get(tensor).is_some()
     }
 
-    /// Rows of the embedding.
-    fn vocab_size(&self) -> Read<usize> {
-        const NAME: &str = "token_embd.weight";
-        let entry = self.weights.get(NAME).and_then(|entry| entry.shape.first());
+    /// Rows of a tensor.
+    fn n_rows(&self, tensor: &str) -> Read<usize> {
+        let entry = self.weights.get(tensor).and_then(|entry| entry.shape.first());
         entry.copied().ok_or_else(|| {
             let found = format!("{} tensors", self.weights.entries().len());
-            WeightsError::Missing { name: NAME.into(), found }
+            WeightsError::Missing { name: tensor.into(), found }
         })
     }
+
+    /// Rows of the embedding.
+    fn vocab_size(&self) -> Read<usize> {
+        self.n_rows("token_embd.weight")
+    }
+}
+
+/// Refuses a model whose rows see only those before them.
+fn check_encoder(keys: &Keys<'_>) -> Read<()> {
+    const KEY: &str = "attention.causal";
+    match keys.metadata.flag(&keys.key(KEY))? {
+        Some(true) => Err(keys.wrong(KEY, "`false`: only encoders run")),
+        _ => Ok(()),
+    }
+}
+
+fn bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    const TYPES: &str = "token_types.weight";
+    const EPSILON: &str = "attention.layer_norm_epsilon";
+    check_encoder(keys)?;
+    config.insert("vocab_size", keys.vocab_size()?);
+    keys.copy(config, &[("context_length", "max_position_embeddings")])?;
+    if keys.has(TYPES) {
+        config.insert("type_vocab_size", keys.n_rows(TYPES)?);
+        keys.copy_real(config, &[(EPSILON, "layer_norm_eps")])?;
+        return keys.copy(
+            config,
+            &[
+                ("embedding_length", "hidden_size"),
+                ("feed_forward_length", "intermediate_size"),
+                ("block_count", "num_hidden_layers"),
+                ("attention.head_count", "num_attention_heads"),
+            ],
+        );
+    }
+    config.insert("model_type", "distilbert");
+    // Its config has no key for it.
+    if keys.real(EPSILON)?.is_some_and(|eps| eps as f32 != 1e-12) {
+        return Err(keys.wrong(EPSILON, format!("1e-12 without the tensor `{TYPES}`, as in DistilBERT")));
+    }
+    keys.copy(
+        config,
+        &[
+            ("embedding_length", "dim"),
+            ("feed_forward_length", "hidden_dim"),
+            ("block_count", "n_layers"),
+            ("attention.head_count", "n_heads"),
+        ],
+    )
+}
+
+fn modern_bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    check_encoder(keys)?;
+    config.insert("vocab_size", keys.vocab_size()?);
+    keys.copy(
+        config,
+        &[
+            ("context_length", "max_position_embeddings"),
+            ("embedding_length", "hidden_size"),
+            ("feed_forward_length", "intermediate_size"),
+            ("block_count", "num_hidden_layers"),
+            ("attention.head_count", "num_attention_heads"),
+            ("attention.sliding_window", "local_attention"),
+        ],
+    )?;
+    keys.copy_real(
+        config,
+        &[("attention.layer_norm_epsilon", "norm_eps"), ("rope.freq_base", "global_rope_theta")],
+    )?;
+    // Files of earlier converters lack the other three. These are the values of all models then.
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    keys.put(config, PATTERN, "global_attn_every_n_layers", keys.whole(PATTERN)?.unwrap_or(3));
+    const LOCAL: &str = "rope.freq_base_swa";
+    keys.put(config, LOCAL, "local_rope_theta", keys.real(LOCAL)?.unwrap_or(10_000.0));
+    const ACT: &str = "hidden_activation";
+    let act = keys.metadata.text(&keys.key(ACT))?.unwrap_or("gelu");
+    keys.put(config, ACT, "hidden_activation", act);
+    Ok(())
 }
 
 fn gpt2(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
@@ -126,10 +260,10 @@ fn gpt2(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
             ("attention.head_count", "n_head"),
         ],
     )?;
-    config.insert("layer_norm_epsilon".into(), json!(keys.needed_real("attention.layer_norm_epsilon")?));
-    config.insert("vocab_size".into(), json!(keys.vocab_size()?));
+    keys.copy_real(config, &[("attention.layer_norm_epsilon", "layer_norm_epsilon")])?;
+    config.insert("vocab_size", keys.vocab_size()?);
     // Most files have the embedding twice.
-    config.insert("tie_word_embeddings".into(), json!(true));
+    config.insert("tie_word_embeddings", true);
     Ok(())
 }
 
@@ -144,8 +278,8 @@ fn llama(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
         let expected = head_dim.map_or("the size of a head".into(), |n| n.to_string());
         return Err(keys.wrong("rope.dimension_count", expected));
     }
-    config.insert("attention_bias".into(), json!(keys.has("blk.0.attn_q.bias")));
-    config.insert("mlp_bias".into(), json!(keys.has("blk.0.ffn_up.bias")));
+    config.insert("attention_bias", keys.has("blk.0.attn_q.bias"));
+    config.insert("mlp_bias", keys.has("blk.0.ffn_up.bias"));
     Ok(())
 }
 
@@ -154,7 +288,8 @@ fn qwen(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     if let (Some(n_rot), Some(head_dim)) = (keys.whole("rope.dimension_count")?, head_dim(keys)?)
         && n_rot != head_dim
     {
-        config.insert("partial_rotary_factor".into(), json!(n_rot as f64 / head_dim as f64));
+        let factor = n_rot as f64 / head_dim as f64;
+        keys.put(config, "rope.dimension_count", "partial_rotary_factor", factor);
     }
     Ok(())
 }
@@ -178,9 +313,10 @@ fn decoder(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
             ("attention.head_count", "num_attention_heads"),
         ],
     )?;
-    let n_kv_heads = keys.whole("attention.head_count_kv")?;
+    const KV_HEADS: &str = "attention.head_count_kv";
+    let n_kv_heads = keys.whole(KV_HEADS)?;
     let n_heads = keys.needed("attention.head_count")?;
-    config.insert("num_key_value_heads".into(), json!(n_kv_heads.unwrap_or(n_heads)));
+    keys.put(config, KV_HEADS, "num_key_value_heads", n_kv_heads.unwrap_or(n_heads));
     let head_dim = head_dim(keys)?;
     if let (Some(value), Some(key)) = (keys.whole("attention.value_length")?, head_dim)
         && value != key
@@ -188,18 +324,21 @@ fn decoder(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
         return Err(keys.wrong("attention.value_length", format!("{key}, as for keys")));
     }
     if let Some(head_dim) = head_dim {
-        config.insert("head_dim".into(), json!(head_dim));
+        keys.put(config, "attention.key_length", "head_dim", head_dim);
     }
-    config.insert("rms_norm_eps".into(), json!(keys.needed_real("attention.layer_norm_rms_epsilon")?));
-    config.insert("vocab_size".into(), json!(keys.vocab_size()?));
-    config.insert("tie_word_embeddings".into(), json!(!keys.has("output.weight")));
-    config.insert("rope_parameters".into(), Value::Object(rope(keys)?));
+    keys.copy_real(config, &[("attention.layer_norm_rms_epsilon", "rms_norm_eps")])?;
+    config.insert("vocab_size", keys.vocab_size()?);
+    config.insert("tie_word_embeddings", !keys.has("output.weight"));
+    config.insert("rope_parameters", rope(keys)?);
+    for (from, to) in [("freq_base", "rope_theta"), ("scaling.factor", "factor")] {
+        config.sources.insert(format!("rope_parameters.{to}"), keys.key(&format!("rope.{from}")));
+    }
     Ok(())
 }
 
 /// The rotation.
-fn rope(keys: &Keys<'_>) -> Read<Config> {
-    let mut rope = Config::new();
+fn rope(keys: &Keys<'_>) -> Read<Map<String, Value>> {
+    let mut rope = Map::new();
     rope.insert("rope_theta".into(), json!(keys.real("rope.freq_base")?.unwrap_or(10_000.0)));
     let factor = match keys.real("rope.scaling.factor")? {
         Some(factor) => Some(factor),

@@ -4,33 +4,44 @@ mod config;
 mod names;
 mod pre;
 mod tokenizer;
+mod vocabulary;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files;
-use super::{CheckpointError, EmbeddingConfig, GenerationConfig, ModelFiles, Parts};
-use crate::models::{self, ModelError, ModelKind};
-use crate::text::TextError;
-use crate::weights::Weights;
+use super::{CheckpointError, GenerationConfig, ModelFiles, Parts};
+use crate::models::{self, ModelError, ModelKind, SettingError};
+use crate::text::{TextError, Tokenizer};
+use crate::weights::{TensorFile, Weights};
 
-/// Opens the model of which the file at `path` is one, or the only, part.
-pub(super) fn read(path: &Path, parts: Parts) -> Result<ModelFiles, CheckpointError> {
-    let (weights, metadata) = Weights::from_gguf(files::gguf_parts(path)?)?;
+/// Opens the model in `files`, one or all its parts in their order. Paths are for messages.
+pub(super) fn read(
+    files: impl IntoIterator<Item = (PathBuf, impl Into<TensorFile>)>,
+    parts: Parts,
+) -> Result<ModelFiles, CheckpointError> {
+    let (weights, metadata) = Weights::from_gguf(files)?;
     let mut weights = parts.of(weights);
     let path = metadata.path().to_path_buf();
-    let config = config::json(&metadata, &weights)?;
+    let config = config::read(&metadata, &weights)?;
     names::rename(&metadata, &mut weights)?;
     weights.remove(config::FREQUENCY_FACTORS);
-    let config = serde_json::to_string_pretty(&config).expect("a map of plain values");
-    let wrong = |error: ModelError| match error {
-        ModelError::Setting(error) => CheckpointError::config(&path, error),
-        ModelError::Unsupported { key, found, expected } => {
+    // Errors name the metadata's keys.
+    let wrong = |error: ModelError| {
+        let value = |key: &str, found: &str, expected: &str| {
+            let key = config.source(key).unwrap_or(key);
             CheckpointError::config(&path, format!("`{key}` is `{found}`, expected {expected}"))
+        };
+        match error {
+            ModelError::Setting(error) => match *error {
+                SettingError::Value { key, found, expected, .. } => value(&key, &found, &expected),
+                error => CheckpointError::config(&path, error),
+            },
+            ModelError::Unsupported { key, found, expected } => value(key, &found, &expected),
+            other => other.into(),
         }
-        other => other.into(),
     };
-    let architecture = models::open(&config).map_err(wrong)?;
+    let architecture = models::open(&config.json()).map_err(wrong)?;
     models::check_weights(&*architecture, &weights).map_err(wrong)?;
     let shape = architecture.shape();
     let generation = GenerationConfig::parse(&path, &config::generation(&metadata)?, None)?;
@@ -40,11 +51,20 @@ pub(super) fn read(path: &Path, parts: Parts) -> Result<ModelFiles, CheckpointEr
             Parts::All => tokenizer::read(&metadata)?,
             Parts::Headers => Err(TextError::NotOpened),
         },
-        embedding: (shape.kind == ModelKind::Encoder).then(EmbeddingConfig::default),
+        embedding: match shape.kind {
+            ModelKind::Decoder => None,
+            ModelKind::Encoder => Some(config::embedding(&metadata)?),
+        },
         labels: architecture.labels().cloned(),
-        config,
+        config: config.json(),
         architecture,
         weights: Arc::new(weights),
         generation,
     })
+}
+
+/// Opens the tokenizer of such a model.
+pub(super) fn open_tokenizer(path: &Path) -> Result<Tokenizer, CheckpointError> {
+    let (_, metadata) = Weights::from_gguf(files::gguf_parts(path)?)?;
+    Ok(tokenizer::read(&metadata)??)
 }

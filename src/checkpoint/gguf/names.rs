@@ -18,6 +18,7 @@ enum Rows {
 use Rows::{Keys, Plain, Queries, Transposed};
 
 /// Names without `.weight` and `.bias`. `blk.N.` stands before those of a layer, and the second name of the layers there.
+#[derive(Clone, Copy)]
 struct Names {
     model: &'static [(&'static str, &'static str)],
     layers: &'static str,
@@ -80,31 +81,110 @@ const GPT2: Names = Names {
     ],
 };
 
+const BERT: Names = Names {
+    model: &[
+        ("token_embd", "embeddings.word_embeddings"),
+        ("position_embd", "embeddings.position_embeddings"),
+        ("token_types", "embeddings.token_type_embeddings"),
+        ("token_embd_norm", "embeddings.LayerNorm"),
+    ],
+    layers: "encoder.layer.",
+    layer: &[
+        ("attn_q", "attention.self.query", Plain),
+        ("attn_k", "attention.self.key", Plain),
+        ("attn_v", "attention.self.value", Plain),
+        ("attn_output", "attention.output.dense", Plain),
+        ("attn_output_norm", "attention.output.LayerNorm", Plain),
+        ("ffn_up", "intermediate.dense", Plain),
+        ("ffn_down", "output.dense", Plain),
+        ("layer_output_norm", "output.LayerNorm", Plain),
+    ],
+};
+
+const DISTILBERT: Names = Names {
+    model: BERT.model,
+    layers: "transformer.layer.",
+    layer: &[
+        ("attn_q", "attention.q_lin", Plain),
+        ("attn_k", "attention.k_lin", Plain),
+        ("attn_v", "attention.v_lin", Plain),
+        ("attn_output", "attention.out_lin", Plain),
+        ("attn_output_norm", "sa_layer_norm", Plain),
+        ("ffn_up", "ffn.lin1", Plain),
+        ("ffn_down", "ffn.lin2", Plain),
+        ("layer_output_norm", "output_layer_norm", Plain),
+    ],
+};
+
+const MODERN_BERT: Names = Names {
+    model: &[
+        ("token_embd", "embeddings.tok_embeddings"),
+        ("token_embd_norm", "embeddings.norm"),
+        ("output_norm", "final_norm"),
+    ],
+    layers: "layers.",
+    layer: &[
+        ("attn_norm", "attn_norm", Plain),
+        ("attn_qkv", "attn.Wqkv", Plain),
+        ("attn_output", "attn.Wo", Plain),
+        ("ffn_norm", "mlp_norm", Plain),
+        ("ffn_up", "mlp.Wi", Plain),
+        ("ffn_down", "mlp.Wo", Plain),
+    ],
+};
+
+impl Names {
+    /// The name in Hugging Face's checkpoints, and how the rows lie.
+    fn model_name(&self, stored: &str) -> Option<(String, Rows)> {
+        let (stem, suffix) = stem(stored)?;
+        let Some((layer, part)) = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+            let (_, to) = self.model.iter().find(|(from, _)| *from == stem)?;
+            return Some((format!("{to}.{suffix}"), Plain));
+        };
+        let (_, to, rows) = self.layer.iter().find(|(from, ..)| *from == part)?;
+        Some((format!("{}{layer}.{to}.{suffix}", self.layers), *rows))
+    }
+
+    /// The name in a GGUF file.
+    fn stored_name(&self, name: &str) -> Option<String> {
+        let (stem, suffix) = stem(name)?;
+        let Some((layer, part)) = stem.strip_prefix(self.layers).and_then(|rest| rest.split_once('.')) else {
+            let (from, _) = self.model.iter().find(|(_, to)| *to == stem)?;
+            return Some(format!("{from}.{suffix}"));
+        };
+        let (from, ..) = self.layer.iter().find(|(_, to, _)| *to == part)?;
+        Some(format!("blk.{layer}.{from}.{suffix}"))
+    }
+}
+
+/// A name without its last part, and that.
+fn stem(name: &str) -> Option<(&str, &str)> {
+    name.rsplit_once('.').filter(|(_, suffix)| ["weight", "bias"].contains(suffix))
+}
+
 /// Gives the tensors the names of Hugging Face's checkpoints. One that is not listed keeps its own.
 pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), WeightsError> {
     let architecture = config::architecture(metadata)?;
     let names = match architecture {
+        "bert" if weights.get("token_types.weight").is_none() => DISTILBERT,
+        "bert" => BERT,
         "gpt2" => GPT2,
         "llama" => LLAMA,
+        "modern-bert" => MODERN_BERT,
         _ => QWEN,
     };
     let heads = |key: &str| metadata.whole(&format!("{architecture}.attention.{key}"));
     let n_heads = heads("head_count")?.unwrap_or(0) as usize;
     let n_kv_heads = heads("head_count_kv")?.map_or(n_heads, |n| n as usize);
-    weights.rename(metadata.path(), |name| {
-        let (stem, suffix) =
-            name.rsplit_once('.').filter(|(_, suffix)| ["weight", "bias"].contains(suffix))?;
-        let Some((layer, part)) = stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
-            let (_, to) = names.model.iter().find(|(from, _)| *from == stem)?;
-            return Some((format!("{to}.{suffix}"), Order::Plain));
-        };
-        let (_, to, rows) = names.layer.iter().find(|(from, ..)| *from == part)?;
+    let renamed = |stored: &str| {
+        let (name, rows) = names.model_name(stored)?;
         let order = match rows {
             Plain => Order::Plain,
             Queries => Order::Alternating { n_heads },
             Keys => Order::Alternating { n_heads: n_kv_heads },
             Transposed => Order::Transposed,
         };
-        Some((format!("{}{layer}.{to}.{suffix}", names.layers), order))
-    })
+        Some((name, order))
+    };
+    weights.rename(metadata.path(), renamed, move |name| names.stored_name(name))
 }

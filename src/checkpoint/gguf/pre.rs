@@ -1,6 +1,8 @@
-//! How a byte-level vocabulary cuts a text into words, by the name in `tokenizer.ggml.pre`.
+//! How a vocabulary with merges cuts a text into words, by the name in `tokenizer.ggml.pre`.
 //!
 //! The expressions are those of the models' own `tokenizer.json`. Each one cuts the pieces that the one before it left.
+//! llama.cpp takes some of them for less than they say: see `APPROXIMATE` in `tests/gguf_ids.py`. Three of its names are
+//! not here: `afmoe`, `mmbert` and `whitespace`.
 
 /// A way to cut a text.
 pub(super) struct Pre {
@@ -11,6 +13,17 @@ pub(super) struct Pre {
     pub ignore_merges: bool,
     /// Whether a text begins with the beginning-of-text token, unless `tokenizer.ggml.add_bos_token` says otherwise.
     pub add_bos: bool,
+    /// The alphabet.
+    pub alphabet: Alphabet,
+}
+
+/// What the tokens of a vocabulary with merges are made of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Alphabet {
+    /// A character for each byte, as GPT-2 has them.
+    Bytes,
+    /// The characters of texts, with `▁` for spaces, and tokens such as `<0x0A>` for the bytes of others.
+    Characters,
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -23,10 +36,22 @@ const DEEPSEEK3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r
 const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
 const SEED: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
+/// Cased letters, as Unicode 13 has them.
+const CASED: &str = "\\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u{1f7d}ᾀ-ᾴᾶ-ᾼ\u{1fbe}ῂ-ῄῆ-ῌῐ-\u{1fd3}ῖ-\u{1fdb}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u{2126}ℨ\u{212a}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+";
+const CJK: &str = "[一-龥\u{800}-一가-\u{d7ff}]+";
+const HAN_AND_KANA: &str = "[一-龥\u{3040}-ゟ゠-ヿ]+";
+const SPARK: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+|[\r\n]|\s+(?!\S)|\s+"##;
+const YOUTU: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const KIMI: &str = r"\p{Han}+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const JAIS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}";
+const EXAONE: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+";
+const MINICPM: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}+| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const UFAKZEKA: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LINES: &str = r"[^\n]+|\n+";
 const PUNCTUATION: &str = r"[\p{P}\$\+<=>\^~\|`]+";
 
 const fn of(names: &'static [&'static str], expressions: &'static [&'static str]) -> Pre {
-    Pre { names, expressions, ignore_merges: false, add_bos: false }
+    Pre { names, expressions, ignore_merges: false, add_bos: false, alphabet: Alphabet::Bytes }
 }
 
 static KNOWN: &[Pre] = &[
@@ -74,6 +99,7 @@ static KNOWN: &[Pre] = &[
         expressions: &[LLAMA3],
         ignore_merges: true,
         add_bos: true,
+        alphabet: Alphabet::Bytes,
     },
     of(&["dbrx", "smaug-bpe", "chatglm-bpe", "glm4", "glm5"], &[LLAMA3]),
     of(
@@ -91,16 +117,50 @@ static KNOWN: &[Pre] = &[
         &[QWEN2],
     ),
     of(&["qwen35"], &[QWEN35]),
-    Pre { names: &["tekken"], expressions: &[TEKKEN], ignore_merges: true, add_bos: true },
+    Pre { ignore_merges: true, add_bos: true, ..of(&["tekken"], &[TEKKEN]) },
     of(&["gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"], &[GPT4O]),
-    of(
-        &["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"],
-        &[r"\p{N}{1,3}", "[一-龥\u{3040}-ゟ゠-ヿ]+", DEEPSEEK3],
-    ),
-    of(
-        &["deepseek-coder"],
-        &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥\u{800}-一가-\u{d7ff}]+", r"\p{N}"],
-    ),
+    of(&["deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"], &[r"\p{N}{1,3}", HAN_AND_KANA, DEEPSEEK3]),
+    of(&["deepseek-coder"], &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", CJK, r"\p{N}"]),
+    of(&["deepseek-llm"], &[r"[\r\n]", CASED, r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", CJK, r"\p{N}+"]),
+    of(&["spark2_5"], &[r"\p{N}{1,3}", HAN_AND_KANA, SPARK, r"\p{N}"]),
+    of(&["kimi-k2"], &[KIMI]),
+    Pre {
+        ignore_merges: true,
+        ..of(
+            &["youtu"],
+            &["[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥\u{3040}-ゟ゠-ヿ]+", YOUTU],
+        )
+    },
+    Pre { ignore_merges: true, ..of(&["granite-embed-multi-97m"], &[GPT4O]) },
+    of(&["tiny_aya", "cohere2moe"], &[r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O]),
+    of(&["superbpe"], &[r"\p{N}+", r"(?=(\d{3})+(?!\d))"]),
+    Pre { ignore_merges: true, ..of(&["minicpm5"], &[r"\p{N}{1,3}", MINICPM]) },
+    of(&["ufakzeka"], &[UFAKZEKA]),
+    of(&["laguna"], &[LINES, QWEN2]),
+    of(&["jais-2"], &[JAIS]),
+    of(&["exaone-moe"], &[EXAONE]),
+    Pre {
+        add_bos: true,
+        ..of(
+            &["chameleon"],
+            &[
+                "<sentinel:[0-9]+>",
+                "IMGIMG[A-I]{1,4}Z",
+                r"[\t\n]|    |  ",
+                r"\p{N}",
+                r"[\p{P}!-/:-@\[-`{-~]",
+                GPT2,
+            ],
+        )
+    },
+    // A run of line ends is one token.
+    Pre {
+        ignore_merges: true,
+        add_bos: true,
+        alphabet: Alphabet::Characters,
+        ..of(&["gemma4", "granite-embed-multi-311m"], &[LINES])
+    },
+    Pre { alphabet: Alphabet::Characters, ..of(&["sarvam-moe"], &[LINES]) },
     of(&["falcon"], &[PUNCTUATION, GPT2, "[0-9][0-9][0-9]"]),
     of(&["bailingmoe", "bailingmoe2", "llada-moe"], &[BAILING]),
     of(&["seed-coder"], &[SEED]),
