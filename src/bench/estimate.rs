@@ -140,6 +140,8 @@ const NO_ENCODERS: &str = "rates are predicted only of language models";
 /// Why nothing is predicted of speech models.
 const NO_SPEECH: &str = "rates are predicted only of language models: a transcript's depend on the speech";
 
+/// Times as long as a kernel is timed, work before the first one is.
+const WARM_UP: u32 = 4;
 /// Kernels of products, which the engine names with their shapes.
 const PRODUCTS: [&str; 5] = ["linear", "linear_tile", "linear_coop", "qkv", "gate_up"];
 /// Slices of an engine's work on a device of our own, about: each is a submission.
@@ -180,6 +182,7 @@ pub struct Estimator<'a> {
     cuts: Cuts,
     measured: Measured,
     n_measured: usize,
+    is_warm: bool,
     pool: Pool<'a>,
     timer: Timer,
 }
@@ -197,6 +200,7 @@ impl<'a> Estimator<'a> {
             cuts,
             measured: Measured::read(gpu, ops::tunable()),
             n_measured: 0,
+            is_warm: false,
             pool: Pool::new(gpu, cuts.rotate_bytes),
             timer: Timer::new(gpu)?,
         })
@@ -514,7 +518,13 @@ impl Timed<'_, '_, '_> {
         let prepared = case.prepare(&mut self.all.pool)?;
         let mut rec = Recorder::new(gpu)?;
         rec.rehearse(|rec| prepared.launch(rec, 0))?;
-        let samples = self.all.timer.samples(&mut rec, &|rec, i| prepared.launch(rec, i), self.budget)?;
+        let launch = |rec: &mut Recorder, i: usize| prepared.launch(rec, i);
+        if !std::mem::replace(&mut self.all.is_warm, true) {
+            // A device raises its clocks, and the system moves a software device's threads apart, only after a while of
+            // work: on llvmpipe the first kernel took twice as long in two of three runs.
+            self.all.timer.samples(&mut rec, &launch, WARM_UP * self.budget)?;
+        }
+        let samples = self.all.timer.samples(&mut rec, &launch, self.budget)?;
         Ok(Time { us: self.keep(name, quantile(&samples, 0.5)), kernels })
     }
 
