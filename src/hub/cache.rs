@@ -381,7 +381,7 @@ mod tests {
         repo.set_listing(&listing).expect("it can be written");
         repo.set_commit(&commit).expect("it can be written");
         assert_eq!(repo.listing(&commit).expect("it was kept").files, listing.files);
-        assert_eq!(repo.commits(), [commit.clone()]);
+        assert_eq!(repo.commits(), std::slice::from_ref(&commit));
         assert_eq!(repo.commit(), Some(commit.clone()));
         // What others may have put there.
         for wrong in [

@@ -300,15 +300,18 @@ impl Hub {
         Ok(model)
     }
 
-    /// The repository's files on the hub, or with no network those that the cache knows.
+    /// The repository's files on the hub, or offline those of a model in the cache.
     fn known(&self, name: &HubName) -> Result<Listing, HubError> {
         if !self.options.offline {
             return self.listing(name);
         }
         let repo = Repo::new(&self.options.cache_dir, &name.id());
-        let commit = repo.commits().into_iter().next();
-        let commit = commit.ok_or_else(|| HubError::Offline { name: name.to_string() })?;
-        Ok(known_files(&repo, &commit))
+        let commits = repo.commits();
+        let has = |commit: &&String| !matches!(self.cached_at(name, &repo, commit), Cached::Not);
+        let commit = commits.iter().find(has).ok_or_else(|| HubError::Offline { name: name.to_string() })?;
+        let mut listing = known_files(&repo, commit);
+        listing.files.retain(|file| repo.has(commit, file));
+        Ok(listing)
     }
 
     /// The models in the cache, by name.
