@@ -484,7 +484,7 @@ fn broken_metadata_is_named() {
     refused(&|file| file.remove("general.architecture"), "`general.architecture` is missing");
     refused(
         &|file| file.text("general.architecture", "mamba"),
-        "`general.architecture` is `mamba`, expected one of `bert`",
+        "architecture `mamba` is not supported, these are: `bert`",
     );
     refused(
         &|file| file.remove("llama.block_count"),

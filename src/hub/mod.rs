@@ -6,8 +6,9 @@
 //!
 //! A file counts as there only under its final name, and it gets that name once its hash is right: SHA-256 of large
 //! files, git's SHA-1 of small ones. Until then it is `blobs/HASH.incomplete`, from which the next attempt goes on, in
-//! this process or a later one. `download` brings one file, `client` makes requests, `choose` decides which files of a
-//! repository make a model.
+//! this process or a later one. `listing` asks what a repository has, `choose` decides which of its files make a model,
+//! `download` brings one of them through `client`, `cache` is the folder and `kept` what is whole in it. `remote` reads
+//! headers without a download.
 
 mod cache;
 mod choose;
@@ -15,90 +16,26 @@ mod client;
 mod download;
 mod error;
 mod hash;
+mod kept;
+mod listing;
 mod name;
+mod options;
 mod remote;
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, FileTimes};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use serde::Deserialize;
-
-use cache::{REVISION, Repo, is_commit, is_path};
+use cache::Repo;
 use choose::Choice;
-use client::{Client, What};
+use client::Client;
 pub use error::HubError;
 use hash::Hash;
+use kept::{Cached, known_files};
 pub use name::HubName;
+pub use options::HubOptions;
 pub use remote::{RemoteFile, RemoteModel};
-
-/// Where models come from, and where they are kept.
-#[derive(Clone, Debug)]
-pub struct HubOptions {
-    /// Address of the hub. Default: `https://huggingface.co`.
-    pub endpoint: String,
-    /// Token for gated and private models. It is sent to the endpoint only.
-    pub token: Option<String>,
-    /// Folder of the cache.
-    pub cache_dir: PathBuf,
-    /// Use only what is in the cache.
-    pub offline: bool,
-    /// The longest time to wait for a connection, an answer, or more of it. Default: 10 s, as in Python's library.
-    pub timeout: Duration,
-    /// Time before the second attempt of a request that failed; it doubles with each further one. Default: 1 s.
-    pub backoff: Duration,
-}
-
-impl HubOptions {
-    /// The options that the environment sets, by the names of Hugging Face's Python library: `HF_ENDPOINT`; `HF_TOKEN`,
-    /// or the file at `HF_TOKEN_PATH`, unless `HF_HUB_DISABLE_IMPLICIT_TOKEN` is set; `HF_HUB_CACHE` or the folder `hub`
-    /// in `HF_HOME`; `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE`; `HF_HUB_DOWNLOAD_TIMEOUT` in seconds. Proxies are read from `HTTPS_PROXY`,
-    /// `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
-    ///
-    /// # Errors
-    /// [`HubError::NoCache`].
-    pub fn from_env() -> Result<HubOptions, HubError> {
-        let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let text = |name: &str| var(name).and_then(|value| value.to_str().map(str::to_string));
-        let is_set = |name: &str| {
-            text(name).is_some_and(|value| {
-                matches!(value.to_ascii_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE")
-            })
-        };
-        let home = || var("HOME").or_else(|| var("USERPROFILE"));
-        let expanded = |path: PathBuf| match path.strip_prefix("~") {
-            Ok(rest) => home().map_or_else(|| path.clone(), |home| home.join(rest)),
-            Err(_) => path,
-        };
-        let hf_home = || {
-            let cache = || var("XDG_CACHE_HOME").or_else(|| Some(home()?.join(".cache")));
-            var("HF_HOME").map(expanded).or_else(|| Some(cache()?.join("huggingface")))
-        };
-        let cache_dir = var("HF_HUB_CACHE").or_else(|| var("HUGGINGFACE_HUB_CACHE")).map(expanded);
-        let token_file = || {
-            let path = var("HF_TOKEN_PATH").map(expanded).or_else(|| Some(hf_home()?.join("token")))?;
-            let bytes = crate::file::read(&path, 4096).ok()?;
-            String::from_utf8(bytes).ok()
-        };
-        let token = match is_set("HF_HUB_DISABLE_IMPLICIT_TOKEN") {
-            true => None,
-            false => text("HF_TOKEN").or_else(|| text("HUGGING_FACE_HUB_TOKEN")).or_else(token_file),
-        };
-        let timeout = text("HF_HUB_DOWNLOAD_TIMEOUT").and_then(|seconds| seconds.parse::<f64>().ok());
-        Ok(HubOptions {
-            endpoint: text("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into()),
-            token: token.map(|token| token.trim().to_string()),
-            cache_dir: cache_dir.or_else(|| Some(hf_home()?.join("hub"))).ok_or(HubError::NoCache)?,
-            offline: is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE"),
-            // Fractions are Python's, too; a day is for ever.
-            timeout: Duration::from_secs_f64(timeout.filter(|n| *n > 0.0).unwrap_or(10.0).min(86_400.0)),
-            backoff: Duration::from_secs(1),
-        })
-    }
-}
 
 /// The hub and the cache.
 pub struct Hub {
@@ -314,111 +251,6 @@ impl Hub {
         Ok(listing)
     }
 
-    /// The models in the cache, by name.
-    ///
-    /// # Errors
-    /// [`HubError::Io`] if the cache cannot be read.
-    pub fn list(&self) -> Result<Vec<CachedModel>, HubError> {
-        let repos = Repo::all(&self.options.cache_dir)?;
-        Ok(repos.iter().flat_map(|repo| self.cached_models(repo)).collect())
-    }
-
-    /// Removes a model from the cache: one GGUF model if the name has a type or a file after the colon, otherwise the
-    /// whole repository with all its versions. Returns the number of bytes that are free now.
-    ///
-    /// # Errors
-    /// [`HubError::NotCached`], [`HubError::NoTag`], [`HubError::Busy`], [`HubError::Io`].
-    pub fn remove(&self, name: &HubName) -> Result<u64, HubError> {
-        let repo = Repo::new(&self.options.cache_dir, &name.id());
-        let not_cached =
-            || HubError::NotCached { name: name.to_string(), dir: self.options.cache_dir.clone() };
-        if !repo.dir().is_dir() {
-            return Err(not_cached());
-        }
-        if repo.is_busy() {
-            return Err(HubError::Busy { name: name.id() });
-        }
-        let before = size(repo.dir());
-        let io = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| HubError::Io { path, source }
-        };
-        if name.pick.is_none() {
-            fs::remove_dir_all(repo.dir()).map_err(io(repo.dir()))?;
-            return Ok(before);
-        }
-        let mut refused = None;
-        let mut n_removed = 0;
-        for commit in repo.commits() {
-            let listing = known_files(&repo, &commit);
-            let parts = match choose::choose(name, &listing.files) {
-                Ok(Choice::Gguf(parts)) => parts,
-                Ok(Choice::Folder { .. }) => continue,
-                // That of the last download counts.
-                Err(error) => {
-                    refused.get_or_insert(error);
-                    continue;
-                }
-            };
-            for part in &parts {
-                let (path, partial) = (repo.file(&commit, &part.path), repo.partial(part.hash));
-                let blob = fs::canonicalize(&path).ok();
-                for path in [path, partial] {
-                    match fs::remove_file(&path) {
-                        Ok(()) => n_removed += 1,
-                        Err(error) if error.kind() == ErrorKind::NotFound => {}
-                        Err(error) => return Err(io(&path)(error)),
-                    }
-                }
-                // Other versions of the repository may have the same content, and what is elsewhere is not ours.
-                if let Some(blob) = blob.filter(|blob| repo.is_blob(blob) && blob.exists())
-                    && !is_linked(&repo, &blob)
-                {
-                    fs::remove_file(&blob).map_err(io(&blob))?;
-                }
-            }
-        }
-        match (n_removed, refused) {
-            (0, Some(error)) => Err(error),
-            (0, None) => Err(not_cached()),
-            _ => Ok(before - size(repo.dir()).min(before)),
-        }
-    }
-
-    /// What the cache has of a model. The version of the last download comes first, but another file of the repository
-    /// may have been pulled since.
-    fn cached(&self, name: &HubName) -> Cached {
-        let repo = Repo::new(&self.options.cache_dir, &name.id());
-        let found: Vec<Cached> =
-            repo.commits().iter().map(|commit| self.cached_at(name, &repo, commit)).collect();
-        let best = |is: fn(&Cached) -> bool| found.iter().position(is);
-        let at = best(|cached| matches!(cached, Cached::Whole(_)))
-            .or_else(|| best(|cached| matches!(cached, Cached::Perhaps(_))));
-        at.and_then(|at| found.into_iter().nth(at)).unwrap_or(Cached::Not)
-    }
-
-    fn cached_at(&self, name: &HubName, repo: &Repo, commit: &str) -> Cached {
-        let on_disk = |index: &RepoFile| match repo.has(commit, index) {
-            true => Ok(()),
-            false => Err(HubError::NotCached { name: name.to_string(), dir: repo.dir().into() }),
-        };
-        let is_listed = repo.listing(commit).is_some();
-        let Ok(plan) = self.plan(name, &known_files(repo, commit), on_disk) else { return Cached::Not };
-        let missing: Vec<&RepoFile> = plan.files.iter().filter(|file| !repo.has(commit, file)).collect();
-        // What is too short is not whole, whoever put it there; without weights and config there is no model.
-        let is_needed = |file: &&RepoFile| {
-            is_weights(&file.path) || file.path == "config.json" || repo.file(commit, &file.path).exists()
-        };
-        match is_listed {
-            true if missing.is_empty() => Cached::Whole(plan.path(repo)),
-            true if missing.iter().any(is_needed) => Cached::Not,
-            // Downloaded by a program that keeps no listing: another file of this type might come first in the whole
-            // repository, but it is the one that was chosen.
-            false if name.pick.is_some() => Cached::Whole(plan.path(repo)),
-            _ => Cached::Perhaps(plan.path(repo)),
-        }
-    }
-
     /// The files of `listing` that make the model. `bring` brings the index of its weights into the cache.
     fn plan(
         &self,
@@ -452,140 +284,6 @@ impl Hub {
         }
     }
 
-    /// The models of a repository in the cache, each once, in the version of the last download.
-    fn cached_models(&self, repo: &Repo) -> Vec<CachedModel> {
-        let Some((owner, name)) = repo.id().split_once('/') else { return Vec::new() };
-        let named = |pick| HubName { owner: owner.into(), name: name.into(), pick };
-        let mut models: Vec<CachedModel> = Vec::new();
-        for commit in repo.commits() {
-            let listing = known_files(repo, &commit);
-            let here = |file: &RepoFile| match repo.has(&commit, file) {
-                true => file.n_bytes,
-                false => repo.partial_bytes(file),
-            };
-            let begun: Vec<&RepoFile> =
-                listing.files.iter().filter(|file| is_weights(&file.path) && here(file) > 0).collect();
-            let mut names: Vec<HubName> = choose::gguf_models(&listing.files)
-                .into_iter()
-                .filter(|file| begun.contains(file))
-                .map(|file| named(Some(file.path.clone())))
-                .collect();
-            if begun.iter().any(|file| file.path.ends_with(".safetensors")) {
-                names.insert(0, named(None));
-            }
-            for name in names {
-                let Ok(plan) = self.plan(&name, &listing, |_| Ok(())) else { continue };
-                let name = name.to_string();
-                if models.iter().any(|model| model.name == name && model.is_complete) {
-                    continue;
-                }
-                let used =
-                    |file: &RepoFile| fs::metadata(repo.file(&commit, &file.path)).ok()?.accessed().ok();
-                models.retain(|model| model.name != name);
-                models.push(CachedModel {
-                    name,
-                    path: plan.path(repo),
-                    n_bytes: plan.files.iter().map(here).sum(),
-                    last_used: plan.files.iter().filter_map(used).max(),
-                    is_complete: plan.files.iter().all(|file| repo.has(&commit, file)),
-                });
-            }
-        }
-        models.sort_by(|a, b| a.name.cmp(&b.name));
-        models
-    }
-
-    /// The repository's files on the hub.
-    fn listing(&self, name: &HubName) -> Result<Listing, HubError> {
-        #[derive(Deserialize)]
-        struct Info {
-            sha: String,
-        }
-        #[derive(Deserialize)]
-        struct Entry {
-            r#type: String,
-            path: String,
-            #[serde(default)]
-            size: u64,
-            #[serde(default)]
-            oid: String,
-            lfs: Option<Lfs>,
-        }
-        #[derive(Deserialize)]
-        struct Lfs {
-            oid: String,
-            size: u64,
-        }
-        let id = name.id();
-        let what = What { id: &id, file: None };
-        let wrong = |message: String| HubError::Listing { id: id.clone(), message };
-        let parse = |error: serde_json::Error| wrong(error.to_string());
-        let info = self.client.url(&format!("api/models/{id}/revision/{REVISION}"));
-        let (info, _) = self.client.json(what, &info).map_err(|error| self.with_alike(name, error))?;
-        if info.trim_ascii_start().starts_with(b"<") {
-            return Err(wrong("it is a page of HTML: a proxy or a page to log in may be in between".into()));
-        }
-        let Info { sha: commit } = serde_json::from_slice(&info).map_err(parse)?;
-        if !is_commit(&commit) {
-            return Err(wrong(format!("the commit is `{commit}`, expected 40 hexadecimal digits")));
-        }
-        let mut files = Vec::new();
-        let mut page = Some(self.client.url(&format!("api/models/{id}/tree/{commit}?recursive=true")));
-        let mut seen = BTreeSet::new();
-        while let Some(url) = page {
-            if !seen.insert(url.clone()) || seen.len() > MOST_PAGES {
-                return Err(wrong("its pages do not end".into()));
-            }
-            let (json, next) = self.client.json(what, &url)?;
-            let entries: Vec<Entry> = serde_json::from_slice(&json).map_err(parse)?;
-            for Entry { path, size, oid, lfs, .. } in entries.into_iter().filter(|e| e.r#type == "file") {
-                let (oid, n_bytes) = lfs.map_or((oid, size), |lfs| (lfs.oid, lfs.size));
-                // Nothing that a model is made of has such a name.
-                if !is_path(&path) {
-                    continue;
-                }
-                if n_bytes > MOST_FILE {
-                    return Err(wrong(format!("`{path}` has {n_bytes} bytes, expected at most {MOST_FILE}")));
-                }
-                let hash = Hash::parse(&oid);
-                let hash = hash.ok_or_else(|| wrong(format!("the hash of `{path}` is `{oid}`")))?;
-                files.push(RepoFile { path, n_bytes, hash });
-            }
-            page = next;
-        }
-        Ok(Listing { commit, files })
-    }
-
-    /// Adds similar names to the error that there is no such model.
-    fn with_alike(&self, name: &HubName, error: HubError) -> HubError {
-        #[derive(Deserialize)]
-        struct Found {
-            id: String,
-        }
-        let HubError::NotFound { id, host, has_token, .. } = error else { return error };
-        let search = |text: &str| -> Vec<String> {
-            let url = self.client.url(&format!("api/models?search={}&limit=5", client::encode(text)));
-            // It is help only: whatever goes wrong here, the error is the other one.
-            let found = self.client.json(What { id: &id, file: None }, &url).ok();
-            let found = found.and_then(|(json, _)| serde_json::from_slice::<Vec<Found>>(&json).ok());
-            found
-                .into_iter()
-                .flatten()
-                .map(|found| found.id)
-                .filter(|id| HubName::parse(id).is_some())
-                .collect()
-        };
-        let mut alike = search(&name.name);
-        if alike.is_empty() {
-            // The first words of a name say which model it is, the last ones which variant.
-            let words: Vec<&str> = name.name.split('-').collect();
-            if words.len() > 2 {
-                alike = search(&words[..2].join("-"));
-            }
-        }
-        HubError::NotFound { id, host, has_token, alike }
-    }
-
     /// Returns an error if the disk has less space than the download takes.
     fn check_space(&self, repo: &Repo, plan: &Plan) -> Result<(), HubError> {
         let missing = |file: &&RepoFile| !repo.has(&plan.commit, file) && !repo.blob(file.hash).exists();
@@ -604,38 +302,11 @@ impl Hub {
     }
 }
 
-/// Bytes of a file, far above any: sums of them stay in range.
-const MOST_FILE: u64 = 1 << 50;
 /// Bytes of an index of weights: an entry takes about 100, and a model of many experts has 100 thousand tensors.
 const MOST_INDEX: u64 = 64 << 20;
-/// Pages of a listing: a repository of a million files has a thousand.
-const MOST_PAGES: usize = 1000;
-
-/// What the cache has of a model.
-enum Cached {
-    /// Everything.
-    Whole(PathBuf),
-    /// Enough to open it, but nothing says whether there is more, or a better one.
-    Perhaps(PathBuf),
-    /// Too little.
-    Not,
-}
-
-/// The files of a version, as far as the cache knows them.
-fn known_files(repo: &Repo, commit: &str) -> Listing {
-    repo.listing(commit)
-        .unwrap_or_else(|| Listing { files: repo.present(commit), commit: commit.to_string() })
-}
-
 /// The size of all files together.
 fn n_bytes<'a>(files: impl IntoIterator<Item = &'a RepoFile>) -> u64 {
     files.into_iter().fold(0, |sum, file| sum.saturating_add(file.n_bytes))
-}
-
-/// Whether a file holds weights.
-fn is_weights(path: &str) -> bool {
-    let extension = Path::new(path).extension().unwrap_or_default();
-    extension == "safetensors" || extension.eq_ignore_ascii_case("gguf")
 }
 
 /// Remembers that a model is used now: many file systems do not.
@@ -644,30 +315,4 @@ fn touch(path: &Path) {
     if let Ok(file) = File::open(file) {
         let _ = file.set_times(FileTimes::new().set_accessed(SystemTime::now()));
     }
-}
-
-/// Bytes of the files in a folder; links count nothing.
-fn size(dir: &Path) -> u64 {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match fs::symlink_metadata(entry.path()) {
-            Ok(found) if found.is_dir() => size(&entry.path()),
-            Ok(found) if found.is_file() => found.len(),
-            _ => 0,
-        })
-        .sum()
-}
-
-/// Whether a file of any snapshot leads to a blob.
-fn is_linked(repo: &Repo, blob: &Path) -> bool {
-    fn any(dir: &Path, blob: &Path) -> bool {
-        fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| {
-            let path = entry.path();
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => any(&path, blob),
-                _ => fs::canonicalize(&path).is_ok_and(|target| target == blob),
-            }
-        })
-    }
-    any(&repo.dir().join("snapshots"), blob)
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::super::{CheckpointError, EmbeddingConfig};
+use crate::models::ModelError;
 use crate::ops::Pooling;
 use crate::weights::gguf::Metadata;
 use crate::weights::{Weights, WeightsError};
@@ -68,7 +69,7 @@ pub(super) fn read(metadata: &Metadata, weights: &Weights) -> Result<Config, Che
     let architecture = architecture(metadata)?;
     let Some((_, model_type, read)) = ARCHITECTURES.iter().find(|(name, ..)| *name == architecture) else {
         let known = ARCHITECTURES.iter().map(|(name, ..)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-        return Err(metadata.wrong("general.architecture", format!("one of {known}")).into());
+        return Err(ModelError::UnknownArchitecture { found: architecture.into(), known }.into());
     };
     let keys = Keys { architecture, metadata, weights };
     let mut config = Config::default();
