@@ -479,12 +479,7 @@ fn estimate_refuses_what_is_wrong() {
     wginfer("estimate --quantize Q9").fails_to_parse();
     wginfer("estimate --shape llama-15m -m a").fails_to_parse();
     wginfer("estimate ./not/there").fails(1, "./not/there");
-    let cache = TempDir::new().expect("a folder");
-    let remote =
-        wginfer("estimate owner/name").env("HF_HUB_CACHE", &cache.path().display().to_string()).done();
-    assert_eq!(remote.code, Some(1));
-    assert!(remote.err.contains("`owner/name` is not in the cache"), "{}", remote.err);
-    assert!(remote.err.contains("`wginfer pull owner/name` downloads it"), "{}", remote.err);
+    wginfer("estimate owner/name").fails(1, "`owner/name` is not in the cache, and `HF_HUB_OFFLINE` is set");
     wginfer("estimate -c 1000").arg(golden("gpt2")).fails(1, "`n_positions` is `256`");
     let beyond = wginfer("estimate --no-rates -c 1000").arg(golden("llama")).succeeds();
     assert!(beyond.err.contains("longer than the model's maximum of 256"), "{}", beyond.err);
