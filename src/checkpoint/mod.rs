@@ -11,6 +11,7 @@ mod generation;
 mod gguf;
 mod source;
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,6 +47,9 @@ pub struct ModelFiles {
     /// The labels of the classification head, if there is one.
     pub labels: Option<Labels>,
 }
+
+/// The name of a model, and the model or why it cannot be opened.
+pub type NamedFiles = (String, Result<ModelFiles, CheckpointError>);
 
 /// What of a model is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +146,37 @@ impl ModelFiles {
     /// As [`ModelFiles::from_source`].
     pub fn headers(source: &Source) -> Result<ModelFiles, CheckpointError> {
         ModelFiles::parts(source, Parts::Headers)
+    }
+
+    /// As [`ModelFiles::headers`], every model at `name`, each with its name: several if a folder or a repository has
+    /// several GGUF models. `progress` gets each name before it is opened.
+    ///
+    /// # Errors
+    /// As [`Source::parse`], except [`CheckpointError::ManyGguf`]; [`CheckpointError::Hub`]. What is wrong with one of
+    /// several models stands in its place.
+    pub fn all_headers(
+        name: impl AsRef<OsStr>,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<Vec<NamedFiles>, CheckpointError> {
+        let sources = match Source::parse(name) {
+            Err(CheckpointError::ManyGguf { found, .. }) => found.into_iter().map(Source::Gguf).collect(),
+            #[cfg(feature = "hub")]
+            Ok(Source::Hub(name)) => {
+                let open = |model: RemoteModel| {
+                    let name = model.name.to_string();
+                    progress(&name);
+                    (name, ModelFiles::remote(&model))
+                };
+                return Ok(Hub::from_env()?.remotes(&name)?.into_iter().map(open).collect());
+            }
+            other => vec![other?],
+        };
+        let open = |source: &Source| {
+            let name = source.to_string();
+            progress(&name);
+            (name, ModelFiles::headers(source))
+        };
+        Ok(sources.iter().map(open).collect())
     }
 
     fn parts(source: &Source, parts: Parts) -> Result<ModelFiles, CheckpointError> {

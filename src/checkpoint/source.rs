@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::CheckpointError;
 use super::files::{self, Container};
 #[cfg(feature = "hub")]
-use crate::hub::{Hub, HubName};
+use crate::hub::HubName;
 
 /// A place that a model can come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,22 +54,6 @@ impl Source {
             // Its reader says what it found.
             None if is_gguf => Ok(Source::Gguf(path)),
             None => Err(CheckpointError::NotAModel { path }),
-        }
-    }
-
-    /// Every model at `name`: each of a folder or a repository with several GGUF models, else the one that
-    /// [`Source::parse`] finds.
-    ///
-    /// # Errors
-    /// As [`Source::parse`], except [`CheckpointError::ManyGguf`]; [`CheckpointError::Hub`].
-    pub fn all(name: impl AsRef<OsStr>) -> Result<Vec<Source>, CheckpointError> {
-        match Source::parse(name) {
-            Err(CheckpointError::ManyGguf { found, .. }) => Ok(found.into_iter().map(Source::Gguf).collect()),
-            #[cfg(feature = "hub")]
-            Ok(Source::Hub(name)) => {
-                Ok(Hub::from_env()?.models(&name)?.into_iter().map(Source::Hub).collect())
-            }
-            other => Ok(vec![other?]),
         }
     }
 }

@@ -8,6 +8,10 @@ use super::{format, terminal};
 pub fn shown<T>(name: &HubName, work: impl FnOnce(&mut dyn FnMut(Download<'_>)) -> T) -> T {
     let mut bar = None;
     let done = work(&mut |at| {
+        // Another process may have brought it in the meantime.
+        if bar.is_none() && at.done_bytes == at.total_bytes {
+            return;
+        }
         let bar = bar.get_or_insert_with(|| {
             let left = format::bytes(at.total_bytes - at.done_bytes);
             match at.done_bytes {

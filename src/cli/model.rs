@@ -11,7 +11,7 @@ use wginfer::models::ModelKind;
 
 use super::args::{DeviceArgs, ModelArg, Precision, Quantize};
 use super::failure::Failure;
-use super::{download, terminal};
+use super::{download, format, terminal};
 
 /// Environment variable: the folder of compiled kernels, of tuning's choices and of what self-tests found.
 const CACHE_ENV: &str = "WGINFER_CACHE_DIR";
@@ -43,21 +43,19 @@ impl ModelArg {
     /// Opens the config and the headers of every model at the name, each with its name: several if a folder or a
     /// repository has several GGUF models. Default: as [`ModelArg::open_any`].
     pub fn headers(&self) -> Result<Vec<Opened>, Failure> {
-        let sources = match self.name() {
-            Some(name) => Source::all(name)?,
-            None => {
-                self.say_demo();
-                vec![Source::Demo]
-            }
+        let Some(name) = self.name() else {
+            self.say_demo();
+            return Ok(vec![(
+                Source::Demo.to_string(),
+                ModelFiles::headers(&Source::Demo).map_err(Failure::from),
+            )]);
         };
         let bar = terminal::spinner();
-        let open = |source: &Source| {
-            bar.set_message(format!("reading the header of {source}"));
-            (source.to_string(), ModelFiles::headers(source).map_err(Failure::from))
-        };
-        let opened = sources.iter().map(open).collect();
+        let opened = ModelFiles::all_headers(name, &mut |name| {
+            bar.set_message(format!("reading the header of {}", format::escaped(name)));
+        });
         terminal::finish(&bar);
-        Ok(opened)
+        Ok(opened?.into_iter().map(|(name, files)| (name, files.map_err(Failure::from))).collect())
     }
 
     /// As [`ModelArg::open_any`], but accepts only a decoder.

@@ -6,7 +6,8 @@ use serde_json::json;
 use wginfer::hub::Hub;
 
 use super::failure::Failure;
-use super::{download, json, names};
+use super::names::Names;
+use super::{download, json};
 
 const EXAMPLES: &str = "Examples:
   wginfer pull Qwen/Qwen3-0.6B
@@ -19,21 +20,16 @@ gated models, HF_ENDPOINT names another hub, HF_HUB_OFFLINE=1 forbids downloads.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// `owner/name`, `owner/name:QUANT` or `owner/name:FILE.gguf`
-    #[arg(value_name = "NAME", required = true)]
-    names: Vec<String>,
-
-    /// Write one object per line
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    names: Names,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let names = names::parse(&args.names)?;
+    let names = args.names.parse()?;
     let hub = Hub::from_env()?;
     for name in &names {
         let path = download::shown(name, |progress| hub.pull(name, progress))?;
-        match args.json {
+        match args.names.json {
             true => {
                 json::line(&json!({ "name": name.to_string(), "path": path.display().to_string() }), out)?
             }

@@ -6,7 +6,8 @@ use serde_json::json;
 use wginfer::hub::Hub;
 
 use super::failure::Failure;
-use super::{format, json, names, terminal};
+use super::names::Names;
+use super::{format, json, terminal};
 
 const EXAMPLES: &str = "Examples:
   wginfer rm Qwen/Qwen3-0.6B
@@ -18,22 +19,17 @@ Other programs that use the cache lose the model, too.";
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// As `wginfer list` prints them
-    #[arg(value_name = "NAME", required = true)]
-    names: Vec<String>,
-
-    /// Write one object per line
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    names: Names,
 }
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
-    let names = names::parse(&args.names)?;
+    let names = args.names.parse()?;
     let hub = Hub::from_env()?;
     let mut failed: Option<Failure> = None;
     for name in &names {
         match hub.remove(name) {
-            Ok(freed_bytes) if args.json => {
+            Ok(freed_bytes) if args.names.json => {
                 json::line(&json!({ "name": name.to_string(), "freed_bytes": freed_bytes }), out)?;
             }
             Ok(freed_bytes) => log::info!("removed `{name}`: {}", format::bytes(freed_bytes)),

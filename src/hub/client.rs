@@ -87,7 +87,7 @@ impl Client {
             return Err(HubError::TokenText);
         }
         for variable in PROXIES {
-            // One that cannot be read would be left out without a word.
+            // One that cannot be read would be ignored silently.
             let value = std::env::var(variable).unwrap_or_default();
             if !value.is_empty() && ureq::Proxy::new(&value).is_err() {
                 return Err(HubError::Proxy { variable });
@@ -290,8 +290,8 @@ fn is_same_server(a: &Uri, b: &Uri) -> bool {
     (a.scheme(), a.authority()) == (b.scheme(), b.authority())
 }
 
-/// The address that a redirect names, which may be relative to the one that was asked (RFC 3986, section 4.2, without
-/// paths that begin at the current one).
+/// The address that a redirect names (RFC 3986, section 4.2): a whole one, or one that begins at the host or at the root
+/// of the one that was asked.
 fn join(base: &Uri, location: &str) -> Option<Uri> {
     let scheme = location.split("://").next().unwrap_or_default().to_ascii_lowercase();
     if matches!(scheme.as_str(), "http" | "https") && location.len() > scheme.len() {

@@ -196,7 +196,7 @@ impl HubError {
             ),
             Offline { .. } => Some("unset `HF_HUB_OFFLINE` to download it".into()),
             Network { .. } => {
-                Some("what has arrived is kept: the same command goes on from there. Proxies are read from `HTTPS_PROXY`".into())
+                Some("the same command goes on from what has arrived; proxies are read from `HTTPS_PROXY`".into())
             }
             Corrupt { .. } => Some("nothing of it was kept: try again, without a proxy if there is one".into()),
             NoSpace { .. } => Some("`Hub::remove` frees space, and `HF_HOME` names another place for the cache".into()),

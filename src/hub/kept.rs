@@ -94,12 +94,15 @@ impl Hub {
     /// may have been pulled since.
     pub(super) fn cached(&self, name: &HubName) -> Cached {
         let repo = Repo::new(&self.options.cache_dir, &name.id());
-        let found: Vec<Cached> =
-            repo.commits().iter().map(|commit| self.cached_at(name, &repo, commit)).collect();
-        let best = |is: fn(&Cached) -> bool| found.iter().position(is);
-        let at = best(|cached| matches!(cached, Cached::Whole(_)))
-            .or_else(|| best(|cached| matches!(cached, Cached::Perhaps(_))));
-        at.and_then(|at| found.into_iter().nth(at)).unwrap_or(Cached::Not)
+        let mut best = Cached::Not;
+        for commit in repo.commits() {
+            match (self.cached_at(name, &repo, &commit), &best) {
+                (whole @ Cached::Whole(_), _) => return whole,
+                (perhaps @ Cached::Perhaps(_), Cached::Not) => best = perhaps,
+                _ => {}
+            }
+        }
+        best
     }
 
     pub(super) fn cached_at(&self, name: &HubName, repo: &Repo, commit: &str) -> Cached {
@@ -107,8 +110,10 @@ impl Hub {
             true => Ok(()),
             false => Err(HubError::NotCached { name: name.to_string(), dir: repo.dir().into() }),
         };
-        let is_listed = repo.listing(commit).is_some();
-        let Ok(plan) = self.plan(name, &known_files(repo, commit), on_disk) else { return Cached::Not };
+        let kept = repo.listing(commit);
+        let is_listed = kept.is_some();
+        let listing = kept.unwrap_or_else(|| present(repo, commit));
+        let Ok(plan) = self.plan(name, &listing, on_disk) else { return Cached::Not };
         let missing: Vec<&RepoFile> = plan.files.iter().filter(|file| !repo.has(commit, file)).collect();
         // What is too short is not whole, whoever put it there; without weights and config there is no model.
         let is_needed = |file: &&RepoFile| {
@@ -170,8 +175,12 @@ impl Hub {
 
 /// The files of a version, as far as the cache knows them.
 pub(super) fn known_files(repo: &Repo, commit: &str) -> Listing {
-    repo.listing(commit)
-        .unwrap_or_else(|| Listing { files: repo.present(commit), commit: commit.to_string() })
+    repo.listing(commit).unwrap_or_else(|| present(repo, commit))
+}
+
+/// The files of a version that are there.
+fn present(repo: &Repo, commit: &str) -> Listing {
+    Listing { files: repo.present(commit), commit: commit.to_string() }
 }
 
 /// Whether a file holds weights.

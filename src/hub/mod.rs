@@ -186,33 +186,37 @@ impl Hub {
         Ok(plan.path(&repo))
     }
 
-    /// The models that a name may mean: the one that [`Hub::open`] takes, or without a type each of a repository's GGUF
-    /// models.
-    ///
-    /// # Errors
-    /// [`HubError`] says what is wrong with the name.
-    pub fn models(&self, name: &HubName) -> Result<Vec<HubName>, HubError> {
-        let files = self.known(name)?.files;
-        match choose::choose(name, &files)? {
-            Choice::Gguf(_) if name.pick.is_none() => {
-                let named = |file: &RepoFile| HubName { pick: Some(file.path.clone()), ..name.clone() };
-                Ok(choose::gguf_models(&files).into_iter().map(named).collect())
-            }
-            _ => Ok(vec![name.clone()]),
-        }
-    }
-
     /// Opens a model to read its settings and the headers of its weights, without downloading it. Files in the cache are
     /// read from there.
     ///
     /// # Errors
     /// [`HubError`].
     pub fn remote(&self, name: &HubName) -> Result<RemoteModel, HubError> {
-        let repo = Repo::new(&self.options.cache_dir, &name.id());
+        self.remote_of(name, &self.known(name)?)
+    }
+
+    /// Opens every model that a name may mean as [`Hub::remote`] does: the one that [`Hub::open`] takes, or without a
+    /// type each of a repository's GGUF models.
+    ///
+    /// # Errors
+    /// [`HubError`].
+    pub fn remotes(&self, name: &HubName) -> Result<Vec<RemoteModel>, HubError> {
         let listing = self.known(name)?;
+        let names = match choose::choose(name, &listing.files)? {
+            Choice::Gguf(_) if name.pick.is_none() => {
+                let named = |file: &RepoFile| HubName { pick: Some(file.path.clone()), ..name.clone() };
+                choose::gguf_models(&listing.files).into_iter().map(named).collect()
+            }
+            _ => vec![name.clone()],
+        };
+        names.iter().map(|name| self.remote_of(name, &listing)).collect()
+    }
+
+    fn remote_of(&self, name: &HubName, listing: &Listing) -> Result<RemoteModel, HubError> {
+        let repo = Repo::new(&self.options.cache_dir, &name.id());
         let commit = &listing.commit;
         let fetch = |file: &RepoFile| download::fetch(&self.client, &repo, commit, file, &mut |_| {});
-        let plan = self.plan(name, &listing, fetch)?;
+        let plan = self.plan(name, listing, fetch)?;
         let mut model = RemoteModel {
             name: name.clone(),
             settings: Default::default(),

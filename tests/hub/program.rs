@@ -258,6 +258,9 @@ fn an_estimate_downloads_headers_only() {
         assert_eq!(*row, expected);
     }
     let asked = setup.server.asked();
+    // However many models it has.
+    let n_listings = asked.iter().filter(|asked| asked.path.starts_with("/api/models/c/d/tree/")).count();
+    assert_eq!(n_listings, 1);
     let large: Vec<_> = asked.iter().filter(|asked| asked.path.ends_with("d-Q4_K_M.gguf")).collect();
     assert!(
         !large.is_empty() && large.iter().all(|a| a.range.as_deref() == Some("bytes=0-4194303")),
