@@ -822,8 +822,15 @@ fn absent_keys_have_the_defaults_of_transformers() {
 }
 
 /// Keys of earlier versions, which are no field of transformers' classes.
-const NOT_IN_THE_REFERENCE: [&str; 3] =
-    ["partial_rotary_factor", "position_embedding_type", "global_attn_every_n_layers"];
+const NOT_IN_THE_REFERENCE: [&str; 6] = [
+    "partial_rotary_factor",
+    "position_embedding_type",
+    "global_attn_every_n_layers",
+    "sliding_window_pattern",
+    // Gemma 3's, which is `global_rope_theta` in the table, and its other base.
+    "rope_theta",
+    "rope_local_base_freq",
+];
 
 /// Whether two defaults are the same number or value.
 fn same(a: &serde_json::Value, b: &serde_json::Value) -> bool {
