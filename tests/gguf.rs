@@ -825,7 +825,7 @@ fn cases_have_the_greedy_ids_of_transformers() {
         /// By how much each logit was larger than the next one.
         gaps: Vec<f32>,
     }
-    /// Logits of SmolLM2 are up to about 30. This is more than F16 does to them.
+    /// Logits of these models are up to about 30. This is more than F16 does to them.
     const UNCERTAIN: f32 = 0.02;
     let cases = cases("cases_have_the_greedy_ids_of_transformers", "greedy.json");
     let Some(gpu) = common::gpu().filter(|_| !cases.is_empty()) else { return };
