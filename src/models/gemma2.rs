@@ -50,9 +50,6 @@ impl Keys {
         final_cap: Option<f64>,
     ) -> Read<Keys> {
         let decoder = DecoderKeys::read(s, default)?;
-        if s.some_flag("use_bidirectional_attention")?.unwrap_or(false) {
-            return Err(s.wrong("use_bidirectional_attention", "`false`: only decoders run"));
-        }
         Ok(Keys {
             attention_bias: s.flag("attention_bias", false)?,
             query_pre_attn_scalar: s.real("query_pre_attn_scalar", 1e-3..=1e6, 256.0)?,
@@ -163,6 +160,13 @@ impl Model for Gemma {
     }
 }
 
+/// The key that makes an encoder of the model.
+pub const BOTH_SIDES: &str = "use_bidirectional_attention";
+
+pub fn refuse_both_sides(s: &Settings<'_>, sees_both: bool) -> Read<()> {
+    if sees_both { Err(s.wrong(BOTH_SIDES, "`false`: only the decoder runs")) } else { Ok(()) }
+}
+
 pub struct Config {
     keys: Keys,
     attn_logit_softcapping: Option<f64>,
@@ -170,6 +174,7 @@ pub struct Config {
 
 impl FromSettings for Config {
     fn read(s: &Settings<'_>) -> Read<Self> {
+        refuse_both_sides(s, s.some_flag(BOTH_SIDES)?.unwrap_or(false))?;
         Ok(Config {
             keys: Keys::read(s, &DEFAULTS, 2, Some(30.0))?,
             attn_logit_softcapping: s.real_or_none("attn_logit_softcapping", CAP, Some(50.0))?,

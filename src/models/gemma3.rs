@@ -3,7 +3,7 @@
 //! Reference: transformers' `models/gemma3/modeling_gemma3.py`.
 
 use super::blocks::{Around, DecoderDefaults, LayerType, Rope, THETA};
-use super::gemma2::Keys;
+use super::gemma2::{BOTH_SIDES, Keys, refuse_both_sides};
 use super::settings::{LAYERS, Read, Settings};
 use super::{Architecture, FromSettings, Loader, Model, ModelError, ModelShape, Names};
 use crate::ops::HeadNorm;
@@ -32,6 +32,7 @@ pub struct Config {
 
 impl FromSettings for Config {
     fn read(s: &Settings<'_>) -> Read<Self> {
+        refuse_both_sides(s, s.flag(BOTH_SIDES, false)?)?;
         let every = s.whole("sliding_window_pattern", 1..=*LAYERS.end(), 6)?;
         let mut keys = Keys::read(s, &DEFAULTS, every, None)?;
         let decoder = &mut keys.decoder;

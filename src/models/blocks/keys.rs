@@ -149,7 +149,12 @@ impl Heads {
             Some((key, default)) => Ok(s.some_whole(key, range, default)?.map(|n| (key, n))),
             None => Ok(None),
         };
-        let head_dim = match some(keys.head_dim, HEAD_WIDTH)? {
+        // Where a class has a number as default, `null` is not another value.
+        let head_dim = match keys.head_dim {
+            Some((key, Some(default))) => Some((key, s.whole(key, HEAD_WIDTH, default)?)),
+            other => some(other, HEAD_WIDTH)?,
+        };
+        let head_dim = match head_dim {
             Some((key, n)) if n % 4 != 0 => return Err(s.wrong_value(key, n, Self::FITS)),
             Some((_, n)) => n,
             None => {
