@@ -213,7 +213,7 @@ fn missing_tensors_have_the_names_of_the_file() {
         let loaded: Result<_, ModelError> = files.architecture.load(&mut loader, 64);
         loaded.map(drop).map_err(|error| error.to_string())
     };
-    for model in [["llama", "qwen2", "qwen3", "gpt2"], ENCODERS].concat() {
+    for model in [&["llama", "qwen2", "qwen3", "gpt2", "gemma3", "olmo2"], &ENCODERS[..]].concat() {
         let whole = of_folder(&folder(model));
         load(&whole).expect(model);
         let mut n = 0;
@@ -233,6 +233,35 @@ fn missing_tensors_have_the_names_of_the_file() {
         }
         assert!(n > 10, "{model}: {n} tensors");
     }
+}
+
+/// Which layers have a window is a number, a list, or a fact of the architecture.
+#[test]
+fn windows_of_layers() {
+    let whole = of_folder(&folder("gemma3"));
+    let windows = |file: &Gguf| -> Vec<usize> {
+        let shape = open(&file.bytes()).expect("a model").architecture.shape();
+        shape.attention.iter().map(|a| a.window.unwrap_or(0)).collect()
+    };
+    assert_eq!(windows(&whole), [8, 8, 8, 8, 8, 0, 8]);
+    const PATTERN: &str = "gemma3.attention.sliding_window_pattern";
+    let mut file = whole.clone();
+    file.whole(PATTERN, 3);
+    assert_eq!(windows(&file), [8, 8, 0, 8, 8, 0, 8]);
+    file.list(PATTERN, 7, 7, &[0, 0, 1, 0, 1, 1, 0]);
+    assert_eq!(windows(&file), [0, 0, 8, 0, 8, 8, 0]);
+    file.list(PATTERN, 7, 2, &[0, 1]);
+    let error = open(&file.bytes()).err().expect("two switches for seven layers").to_string();
+    assert!(error.contains("`a list of 2`, expected one of 7"), "{error}");
+    let mut file = whole.clone();
+    file.remove("gemma3.attention.sliding_window");
+    assert_eq!(windows(&file), [0; 7]);
+    assert_eq!(windows(&of_folder(&folder("gemma2"))), [8, 0]);
+    // OLMo 3 has the name of OLMo 2.
+    let mut file = of_folder(&folder("olmo2"));
+    file.whole("olmo2.attention.sliding_window", 4096);
+    let error = open(&file.bytes()).err().expect("OLMo 3").to_string();
+    assert!(error.contains("`olmo2.attention.sliding_window` is `4096`, expected none"), "{error}");
 }
 
 /// Rows of queries and keys in the order of Hugging Face's checkpoints are another model.

@@ -37,7 +37,7 @@ pub struct Keys {
     sliding_window: Option<usize>,
     pub layer_types: Vec<LayerType>,
     final_logit_softcapping: Option<f64>,
-    /// Added to the weights of norms. Only GGUF files have the key: their weights have it added already.
+    /// Added to the weights of norms, unless a file says that they have it added already.
     pub norm_offset: f32,
 }
 
