@@ -79,8 +79,7 @@ pub(super) fn linear(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch,
 
 pub(super) fn gate_up(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, GpuError> {
     let way = way(variant);
-    let act =
-        Act::NAMES.into_iter().map(|(_, act)| act).find(|act| Some(*act as u32) == variant.value("ACT"));
+    let act = Act::ALL.into_iter().find(|act| Some(*act as u32) == variant.value("ACT"));
     let act = act.expect("a known activation");
     let n_out = 37;
     let n_w = if is_set(variant, "GATED") { 2 * n_out } else { n_out };
