@@ -16,8 +16,8 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 FAMILIES = [
-    "bert", "camembert", "distilbert", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3", "roberta", "whisper",
-    "xlm-roberta",
+    "bert", "camembert", "distilbert", "gpt2", "llama", "mistral", "mixtral", "modernbert", "qwen2", "qwen3", "qwen3_moe",
+    "roberta", "whisper", "xlm-roberta",
 ]
 
 

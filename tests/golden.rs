@@ -13,7 +13,17 @@ use wginfer::gpu::{Gpu, GpuOptions};
 use wginfer::tasks::Chat;
 use wginfer::text::Message;
 
-const MODELS: &[&str] = &["llama", "llama3-rope", "mistral-window", "qwen2", "qwen3", "gpt2"];
+const MODELS: &[&str] = &[
+    "llama",
+    "llama3-rope",
+    "mistral-window",
+    "qwen2",
+    "qwen3",
+    "qwen3-moe",
+    "qwen3-moe-mixed",
+    "mixtral",
+    "gpt2",
+];
 
 #[derive(serde::Deserialize)]
 struct Golden {

@@ -13,9 +13,11 @@ mod gpt2;
 mod llama;
 mod loader;
 mod mistral;
+mod mixtral;
 mod modernbert;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod roberta;
 mod scratch;
 pub(crate) mod settings;
@@ -31,8 +33,8 @@ use crate::ops::{Attention, KvLayer};
 use crate::weights::{Order, Weights};
 pub use batch::{Alignment, Batch, BatchClips, Capacity};
 pub use error::ModelError;
-pub use loader::Loader;
-pub use scratch::{Activations, AudioScratch, LabelScratch, Scratch};
+pub use loader::{ExpertNames, Loader};
+pub use scratch::{Activations, AudioScratch, ExpertScratch, LabelScratch, Scratch};
 pub use settings::SettingError;
 use settings::{Read, Settings};
 pub use upload::{LoadProgress, Upload};
@@ -72,8 +74,23 @@ pub struct ModelShape {
     pub has_head_norm: bool,
     /// Whether the head shares the weights of the embedding.
     pub ties_embeddings: bool,
+    /// The experts, if there are any.
+    pub experts: Option<ExpertsShape>,
     /// The audio encoder, if there is one.
     pub audio: Option<AudioShape>,
+}
+
+/// The shape of a mixture of experts.
+#[derive(Clone, Debug)]
+pub struct ExpertsShape {
+    /// Experts of a layer.
+    pub n_experts: usize,
+    /// Experts that a row takes.
+    pub n_chosen: usize,
+    /// Width of an expert.
+    pub intermediate_size: usize,
+    /// For each layer, whether its MLP is a mixture of experts.
+    pub layers: Vec<bool>,
 }
 
 /// The shape of an audio encoder.
@@ -103,6 +120,11 @@ impl ModelShape {
     /// Number of layers.
     pub fn n_layers(&self) -> usize {
         self.attention.len()
+    }
+
+    /// The experts of layer `i`, if it has any.
+    pub fn experts_of(&self, i: usize) -> Option<&ExpertsShape> {
+        self.experts.as_ref().filter(|experts| experts.layers.get(i) == Some(&true))
     }
 }
 
@@ -291,9 +313,11 @@ static ARCHITECTURES: &[(&str, Parse)] = &[
     ("gpt2", parse::<gpt2::Config>),
     ("llama", parse::<llama::Config>),
     ("mistral", parse::<mistral::Config>),
+    ("mixtral", parse::<mixtral::Config>),
     ("modernbert", parse::<modernbert::Config>),
     ("qwen2", parse::<qwen2::Config>),
     ("qwen3", parse::<qwen3::Config>),
+    ("qwen3_moe", parse::<qwen3_moe::Config>),
     ("roberta", parse::<roberta::Config>),
     ("whisper", parse::<whisper::Config>),
     ("xlm-roberta", parse::<roberta::Config>),

@@ -1,6 +1,7 @@
 //! Mixtures of experts: which experts a row takes, products with their weights, and their sum.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use super::linear::{self, Pairs, TILE, coop_tile};
 use super::rows::COOP_SMALL;
@@ -43,6 +44,10 @@ kernel!(ROUTE, "route", RouteParams, [Read, ReadWrite, ReadWrite]);
 kernel!(GROUP, "group", GroupParams, [Read, ReadWrite]);
 kernel!(COMBINE, "combine", CombineParams, [Read, Read, ReadWrite]);
 
+/// `ROUTED`, if a group is one pair, and if groups are listed.
+pub(super) const DIRECT: u32 = 1;
+const LISTED: u32 = 2;
+
 /// Most experts of a layer.
 pub const MOST_EXPERTS: usize = 512;
 /// Most experts that a row takes.
@@ -64,8 +69,8 @@ pub struct Routes {
     pub ids: Tensor,
     /// `[rows, k]` F32.
     pub weights: Tensor,
-    /// Scratch for the pairs listed by expert.
-    lists: Tensor,
+    /// Scratch for the pairs listed by expert, as in `shaders/group.wgsl`.
+    pub lists: Tensor,
     n_experts: usize,
 }
 
@@ -86,6 +91,18 @@ impl Routes {
     /// # Panics
     /// If `k` is more than [`MOST_CHOSEN`], or `n_experts` less than that or more than [`MOST_EXPERTS`].
     pub fn new(gpu: &Gpu, n_rows: usize, n_experts: usize, k: usize) -> Result<Routes, GpuError> {
+        Routes::of(gpu, Tensor::zeros(gpu, "experts", [n_rows, k], Dtype::U32)?, n_experts)
+    }
+
+    /// As [`Routes::new`], with the table of experts.
+    ///
+    /// # Errors
+    /// As [`Routes::new`].
+    ///
+    /// # Panics
+    /// As [`Routes::new`].
+    pub fn of(gpu: &Gpu, ids: Tensor, n_experts: usize) -> Result<Routes, GpuError> {
+        let (n_rows, k) = (ids.n_rows(), ids.n_cols());
         assert!(
             k <= MOST_CHOSEN && k <= n_experts && n_experts <= MOST_EXPERTS,
             "{k} of {n_experts} experts"
@@ -93,7 +110,7 @@ impl Routes {
         // Blocks of one pair are the most.
         let n_words = 4 * n_rows * k + 3 * n_experts;
         Ok(Routes {
-            ids: Tensor::zeros(gpu, "experts", [n_rows, k], Dtype::U32)?,
+            ids,
             weights: Tensor::zeros(gpu, "experts' weights", [n_rows, k], Dtype::F32)?,
             lists: Tensor::zeros(gpu, "pairs by expert", [1, n_words], Dtype::U32)?,
             n_experts,
@@ -104,33 +121,47 @@ impl Routes {
     pub fn k(&self) -> usize {
         self.ids.n_cols()
     }
+
+    fn n_blocks(&self, n_rows: usize, size: usize) -> usize {
+        n_rows * self.k() / size + self.n_experts
+    }
+
+    /// For products, once the experts are in the table.
+    pub fn routed(&self) -> Routed<'_> {
+        Routed { routes: self, listed: Cell::new(None) }
+    }
 }
 
 impl Routed<'_> {
-    /// Lists the pairs of `span`'s rows in blocks of `size`, unless they are. Returns the number of blocks.
+    /// Lists the pairs of `span`'s rows, unless they are listed. Returns the number of blocks.
     fn list(&self, rec: &mut Recorder, span: Span, size: usize) -> usize {
-        let Routes { ids, lists, n_experts, .. } = self.routes;
-        let (k, n_experts) = (self.routes.k(), *n_experts);
-        let n_pairs = span.n_rows * k;
-        let n_blocks = n_pairs / size + n_experts;
         let listed = Some((span.row0, span.n_rows, size));
         if self.listed.replace(listed) != listed {
-            let params = GroupParams {
-                pair0: (span.row0 * k) as u32,
-                n_pairs: n_pairs as u32,
-                n_experts: n_experts as u32,
-                size: size as u32,
-                n_blocks: n_blocks as u32,
-            };
-            rec.dispatch(
-                Variant::new(&GROUP),
-                &params,
-                &[ids.view(), lists.view()],
-                [n_experts as u32, 1, 1],
-            );
+            return group(rec, self.routes, span.rows(), size);
         }
-        n_blocks
+        self.routes.n_blocks(span.n_rows, size)
     }
+}
+
+/// Lists the pairs of `rows` by their experts, in blocks of at most `size`. Returns the number of blocks, of which some are
+/// empty.
+///
+/// # Panics
+/// If there are not as many rows.
+pub fn group(rec: &mut Recorder, routes: &Routes, rows: Range<usize>, size: usize) -> usize {
+    assert_rows("group", &routes.ids, rows.end);
+    let (k, n_experts) = (routes.k(), routes.n_experts);
+    let n_blocks = routes.n_blocks(rows.len(), size);
+    let params = GroupParams {
+        pair0: (rows.start * k) as u32,
+        n_pairs: (rows.len() * k) as u32,
+        n_experts: n_experts as u32,
+        size: size as u32,
+        n_blocks: n_blocks as u32,
+    };
+    let bindings = [routes.ids.view(), routes.lists.view()];
+    rec.dispatch(Variant::new(&GROUP), &params, &bindings, [n_experts as u32, 1, 1]);
+    n_blocks
 }
 
 /// Chooses each row's experts by the `logits` `[rows, n_experts]` F32: those with the largest, on a tie the ones with the
@@ -161,7 +192,7 @@ pub fn route<'a>(
     let bindings = [logits.view(), routes.ids.view(), routes.weights.view()];
     let groups = rec.gpu().caps().spread(n_rows as u32);
     rec.dispatch(variant, &params, &bindings, groups);
-    Routed { routes, listed: Cell::new(None) }
+    routes.routed()
 }
 
 /// `x[r] += Σ weight·y` over the pairs of each row, with `x` `[rows, n_cols]` and `y` `[pairs, n_cols]` F32.
@@ -268,8 +299,8 @@ pub(super) fn span(
     let size = block(rec.caps(PRODUCTS), span.way, w.dtype());
     // Pairs that are fewer than the experts share too little to be listed.
     let (routed, list, n_groups, size) = match span.way.shares() && n_pairs <= n_experts {
-        true => (1, &routes.ids, n_pairs, 1),
-        false => (2, &routes.lists, taken.list(rec, span, size), size),
+        true => (DIRECT, &routes.ids, n_pairs, 1),
+        false => (LISTED, &routes.lists, taken.list(rec, span, size), size),
     };
     let pair0 = span.row0 * k;
     let pairs =

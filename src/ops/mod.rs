@@ -43,7 +43,7 @@ pub use count_prompt::count_prompt;
 pub use embed::{Embed, Lookup, embed};
 pub use experts::{
     ExpertInput, ExpertProduct, MOST_CHOSEN, MOST_EXPERTS, Routed, Routes, Scoring, combine, expert_linear,
-    route,
+    group, route,
 };
 pub use fill_normal::{fill_normal, fill_normal_rows};
 pub use gate::{Act, gate};

@@ -151,8 +151,18 @@ impl Entry {
         self.n_bytes / self.shape.first().copied().unwrap_or(1).max(1)
     }
 
+    /// Part `i` along the first dimension, as a tensor of its own.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub(crate) fn part(&self, i: usize) -> Entry {
+        let n_bytes = self.row_bytes();
+        assert!(i < self.shape[0], "part {i} of `{}`", self.name);
+        Entry { shape: self.shape[1..].to_vec(), n_bytes, start: self.start + i * n_bytes, ..self.clone() }
+    }
+
     /// The row of the file that is row `row` of the matrix.
-    fn stored_row(&self, row: usize) -> usize {
+    pub(crate) fn stored_row(&self, row: usize) -> usize {
         match self.order {
             Order::Alternating { n_heads } => {
                 let head = self.shape[0] / n_heads;
@@ -161,6 +171,13 @@ impl Entry {
             }
             _ => row,
         }
+    }
+
+    /// The first row of the file, and the one after the last, of those that are `rows` of the matrix.
+    pub(crate) fn stored_rows(&self, rows: Range<usize>) -> (usize, usize) {
+        let stored = rows.map(|row| self.stored_row(row));
+        let (first, last) = stored.fold((usize::MAX, 0), |(a, b), row| (a.min(row), b.max(row)));
+        if first > last { (0, 0) } else { (first, last + 1) }
     }
 }
 
@@ -520,10 +537,9 @@ impl Weights {
         let Order::Alternating { n_heads } = entry.order else {
             return self.read(entry, rows.start * n..rows.end * n);
         };
-        // The rows of a head change places only among themselves.
-        let head = entry.shape[0] / n_heads;
-        let first = rows.start / head * head;
-        let stored = self.read(entry, first * n..rows.end.next_multiple_of(head) * n)?;
+        debug_assert!(n_heads > 0, "`rename` checks it");
+        let (first, end) = entry.stored_rows(rows.clone());
+        let stored = self.read(entry, first * n..end * n)?;
         let row = |row| &stored[(entry.stored_row(row) - first) * n..][..n];
         Ok(rows.flat_map(row).copied().collect::<Vec<u8>>().into())
     }

@@ -1,5 +1,6 @@
 //! A writer of GGUF files, and golden models as such files: what llama.cpp's converter makes of a folder.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -104,7 +105,7 @@ impl Gguf {
 }
 
 /// A golden folder as llama.cpp's converter writes it, with the stored types. `llama` has the rows of queries and keys
-/// in another order, `gpt2` its matrices the other way round. Encoders lose their heads, and RoBERTa the positions before
+/// in another order, experts are stacked, `gpt2` its matrices the other way round. Encoders lose their heads, and RoBERTa the positions before
 /// its first.
 pub fn of_folder(dir: &Path) -> Gguf {
     let read = |name: &str| std::fs::read(dir.join(name)).expect(name);
@@ -114,6 +115,8 @@ pub fn of_folder(dir: &Path) -> Gguf {
     let architecture = match model_type {
         "distilbert" | "roberta" => "bert",
         "modernbert" => "modern-bert",
+        "mixtral" => "llama",
+        "qwen3_moe" => "qwen3moe",
         other => other,
     };
     let is_gpt2 = architecture == "gpt2";
@@ -180,7 +183,15 @@ pub fn of_folder(dir: &Path) -> Gguf {
             config["rms_norm_eps"].as_f64().expect("a number"),
         );
         let rope = &config["rope_parameters"];
-        file.real(&arch("rope.freq_base"), rope["rope_theta"].as_f64().expect("a number"));
+        let theta = [rope, &config].into_iter().find_map(|keys| keys["rope_theta"].as_f64());
+        file.real(&arch("rope.freq_base"), theta.expect("a number"));
+        if let Some(n_experts) = config["num_local_experts"].as_u64() {
+            file.whole(&arch("expert_count"), n_experts);
+            file.whole(&arch("expert_used_count"), n("num_experts_per_tok"));
+        }
+        if let Some(width) = config["moe_intermediate_size"].as_u64() {
+            file.whole(&arch("expert_feed_forward_length"), width);
+        }
         if rope["rope_type"] == "llama3" {
             let dim = n("head_dim") as usize;
             let factors: Vec<u8> = llama3_factors(rope, dim).iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -191,6 +202,7 @@ pub fn of_folder(dir: &Path) -> Gguf {
 
     let bytes = read("model.safetensors");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut experts: BTreeMap<String, BTreeMap<usize, Vec<u8>>> = BTreeMap::new();
     for (name, tensor) in tensors.iter() {
         let (shape, mut data) = (tensor.shape().to_vec(), tensor.data().to_vec());
         let (kind, size) = match tensor.dtype() {
@@ -207,6 +219,22 @@ pub fn of_folder(dir: &Path) -> Gguf {
         let prefix = prefixes.iter().find(|prefix| name.starts_with(**prefix)).copied().unwrap_or_default();
         let stem = ggml_name(&name[prefix.len()..]);
         let mut dims: Vec<usize> = shape.iter().rev().copied().collect();
+        if let Some((before, rest)) = stem.split_once(".experts.") {
+            // One tensor for all experts of a layer.
+            let (e, part) = rest.split_once('.').expect("an expert");
+            let part = ["gate_proj", "down_proj", "up_proj", "w1", "w2", "w3"]
+                .iter()
+                .position(|own| part.starts_with(own))
+                .expect("a matrix of an expert");
+            let name = format!("{before}.ffn_{}_exps.weight", ["gate", "down", "up"][part % 3]);
+            let own = experts.entry(name.clone()).or_default();
+            own.insert(e.parse().expect("a number"), data);
+            if own.len() == n("num_local_experts") as usize {
+                dims.push(own.len());
+                file.tensor(&name, &dims, kind, own.values().flatten().copied().collect());
+            }
+            continue;
+        }
         if stem == "position_embd.weight" && lost_positions > 0 {
             data.drain(..lost_positions * dims[0] * size);
             dims[1] -= lost_positions;
@@ -229,6 +257,10 @@ pub fn of_folder(dir: &Path) -> Gguf {
 fn ggml_name(name: &str) -> String {
     // The first that a name contains counts.
     const NAMES: &[(&str, &str)] = &[
+        ("block_sparse_moe.experts.", "experts."),
+        ("mlp.experts.", "experts."),
+        ("block_sparse_moe.gate.", "ffn_gate_inp."),
+        ("mlp.gate.", "ffn_gate_inp."),
         ("embed_tokens.", "token_embd."),
         ("wte.", "token_embd."),
         ("embeddings.word_embeddings.", "token_embd."),

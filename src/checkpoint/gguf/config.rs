@@ -20,11 +20,12 @@ const ARCHITECTURES: &[(&str, &str, Reader)] = &[
     // RoBERTa and XLM-R, too, whose tables of positions have lost the rows before the first, and DistilBERT.
     ("bert", "bert", bert),
     ("gpt2", "gpt2", gpt2),
-    // Mistral, too.
+    // Mistral, and Mixtral if there are experts.
     ("llama", "llama", llama),
     ("modern-bert", "modernbert", modern_bert),
     ("qwen2", "qwen2", qwen),
     ("qwen3", "qwen3", qwen),
+    ("qwen3moe", "qwen3_moe", qwen3_moe),
 ];
 
 /// The keys of `config.json`.
@@ -269,10 +270,14 @@ fn gpt2(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
 }
 
 fn llama(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
-    if keys.whole("expert_count")?.unwrap_or(0) > 0 {
-        return Err(keys.wrong("expert_count", "none: experts do not run here"));
-    }
     decoder(keys, config)?;
+    if keys.whole("expert_count")?.unwrap_or(0) > 0 {
+        config.insert("model_type", "mixtral");
+        keys.copy(
+            config,
+            &[("expert_count", "num_local_experts"), ("expert_used_count", "num_experts_per_tok")],
+        )?;
+    }
     let head_dim = head_dim(keys)?;
     // The rows of queries and keys are put in order by whole heads.
     if keys.whole("rope.dimension_count")?.is_some_and(|n| Some(n) != head_dim) {
@@ -293,6 +298,20 @@ fn qwen(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
         keys.put(config, "rope.dimension_count", "partial_rotary_factor", factor);
     }
     Ok(())
+}
+
+fn qwen3_moe(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    qwen(keys, config)?;
+    // As llama.cpp computes it.
+    config.insert("norm_topk_prob", true);
+    keys.copy(
+        config,
+        &[
+            ("expert_count", "num_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "moe_intermediate_size"),
+        ],
+    )
 }
 
 /// Elements of a head.

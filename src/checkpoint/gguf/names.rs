@@ -28,7 +28,7 @@ struct Names {
 const DECODER: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
-/// Llama and Mistral: ggml rotates neighbours.
+/// Llama, Mistral and Mixtral: ggml rotates neighbours.
 const LLAMA: Names = Names {
     model: DECODER,
     layers: "model.layers.",
@@ -42,6 +42,11 @@ const LLAMA: Names = Names {
         ("ffn_gate", "mlp.gate_proj", Plain),
         ("ffn_up", "mlp.up_proj", Plain),
         ("ffn_down", "mlp.down_proj", Plain),
+        // Mixtral.
+        ("ffn_gate_inp", "block_sparse_moe.gate", Plain),
+        ("ffn_gate_exps", "block_sparse_moe.experts.w1", Plain),
+        ("ffn_up_exps", "block_sparse_moe.experts.w3", Plain),
+        ("ffn_down_exps", "block_sparse_moe.experts.w2", Plain),
     ],
 };
 
@@ -60,6 +65,11 @@ const QWEN: Names = Names {
         ("ffn_gate", "mlp.gate_proj", Plain),
         ("ffn_up", "mlp.up_proj", Plain),
         ("ffn_down", "mlp.down_proj", Plain),
+        // Of mixtures of experts.
+        ("ffn_gate_inp", "mlp.gate", Plain),
+        ("ffn_gate_exps", "mlp.experts.gate_proj", Plain),
+        ("ffn_up_exps", "mlp.experts.up_proj", Plain),
+        ("ffn_down_exps", "mlp.experts.down_proj", Plain),
     ],
 };
 
