@@ -76,6 +76,7 @@ const SWITCHED: &[List] = &[
     products::qkv_switched,
     products::gate_up_switched,
     attention::rope_append_switched,
+    attention::attention_switched,
     rows::gate_switched,
     experts::route_switched,
     experts::products_switched,
