@@ -16,7 +16,7 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 FAMILIES = [
-    "bert", "camembert", "distilbert", "gpt2", "llama", "mistral", "mixtral", "modernbert", "qwen2", "qwen3", "qwen3_moe",
+    "bert", "camembert", "distilbert", "gpt2", "gpt_oss", "llama", "mistral", "mixtral", "modernbert", "qwen2", "qwen3", "qwen3_moe",
     "roberta", "whisper", "xlm-roberta",
 ]
 

@@ -134,7 +134,9 @@ const IDS: [u32; 7] = [5, 301, 17, 99, 4, 230, 11];
 #[test]
 fn a_folder_and_its_file_are_one_model() {
     let Some(gpu) = common::gpu() else { return };
-    for model in ["llama", "llama3-rope", "qwen2", "qwen3", "qwen3-moe", "mixtral", "gpt2"] {
+    for model in
+        ["llama", "llama3-rope", "qwen2", "qwen3", "qwen3-moe", "mixtral", "gpt-oss", "gpt-oss-mxfp4", "gpt2"]
+    {
         let file = of_folder(&folder(model));
         let (ours, theirs) =
             (open(&file.bytes()).expect(model), ModelFiles::open(&folder(model)).expect("a folder"));

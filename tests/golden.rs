@@ -22,6 +22,8 @@ const MODELS: &[&str] = &[
     "qwen3-moe",
     "qwen3-moe-mixed",
     "mixtral",
+    "gpt-oss",
+    "gpt-oss-mxfp4",
     "gpt2",
 ];
 

@@ -2,13 +2,13 @@
 //! Reference: transformers' `models/gpt_oss/modeling_gpt_oss.py`.
 
 use super::blocks::{
-    Around, CHOSEN, DecoderDefaults, DecoderKeys, EXPERTS, Embed, FinalNorm, Head, LayerType, Moe, MoeNames, Rope,
-    SelfAttention, THETA, Target, load_rms_norm, normed,
+    Around, CHOSEN, DecoderDefaults, DecoderKeys, EXPERTS, Embed, FinalNorm, Head, LayerType, Moe, MoeNames,
+    Rope, SelfAttention, THETA, Target, load_rms_norm, normed,
 };
 use super::settings::{Read, Settings, WINDOW};
 use super::{
-    Architecture, Batch, Capacity, ExpertNames, ExpertsShape, FromSettings, Loader, Model, ModelError, ModelShape,
-    Names, Scratch, Shown,
+    Architecture, Batch, Capacity, ExpertNames, ExpertsShape, FromSettings, Loader, Model, ModelError,
+    ModelShape, Names, Scratch, Shown,
 };
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{Act, RmsNorm, Scoring};
@@ -71,7 +71,11 @@ impl FromSettings for Config {
             layer_types: layer_types.unwrap_or_else(|| (0..keys.num_hidden_layers).map(alternate).collect()),
             experts: ExpertsShape {
                 n_experts,
-                n_chosen: s.whole("num_experts_per_tok", 1..=n_experts.min(*CHOSEN.end()), 4.min(n_experts))?,
+                n_chosen: s.whole(
+                    "num_experts_per_tok",
+                    1..=n_experts.min(*CHOSEN.end()),
+                    4.min(n_experts),
+                )?,
                 intermediate_size: keys.intermediate_size,
                 layers: vec![true; keys.num_hidden_layers],
             },
@@ -122,13 +126,17 @@ impl Architecture for Config {
             let post = name("post_attention_layernorm.weight");
             let (router, experts) = (name("mlp.router"), name("mlp.experts"));
             let names = |parts, joined| ExpertNames { prefix: &experts, parts, joined, transposed: true };
-            let experts = [names(&["gate_proj", "up_proj"], "gate_up_proj"), names(&["down_proj"], "down_proj")];
+            let experts =
+                [names(&["gate_proj", "up_proj"], "gate_up_proj"), names(&["down_proj"], "down_proj")];
             let moe = MoeNames { router: &router, experts, bias: true };
             let biases = [self.attention_bias; 2];
+            // The second is what a GGUF file's becomes.
+            let sinks = [name("self_attn.sinks"), name("self_attn.sinks.weight")];
+            let sinks = if loader.has(&sinks[0]) { &sinks[0] } else { &sinks[1] };
             layers.push(Layer {
                 input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
                 self_attn: SelfAttention {
-                    sinks: Some(loader.vector(&name("self_attn.sinks"), a.n_heads)?),
+                    sinks: Some(loader.vector(sinks, a.n_heads)?),
                     ..SelfAttention::load(loader, &name("self_attn"), *a, n, biases, rotary.clone())?
                 },
                 post_attention_layernorm: load_rms_norm(loader, &post, n, eps)?,

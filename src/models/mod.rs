@@ -10,6 +10,7 @@ pub mod blocks;
 mod distilbert;
 mod error;
 mod gpt2;
+mod gpt_oss;
 mod llama;
 mod loader;
 mod mistral;
@@ -311,6 +312,7 @@ static ARCHITECTURES: &[(&str, Parse)] = &[
     ("camembert", parse::<roberta::Config>),
     ("distilbert", parse::<distilbert::Config>),
     ("gpt2", parse::<gpt2::Config>),
+    ("gpt_oss", parse::<gpt_oss::Config>),
     ("llama", parse::<llama::Config>),
     ("mistral", parse::<mistral::Config>),
     ("mixtral", parse::<mixtral::Config>),
@@ -346,7 +348,12 @@ fn read(s: &mut Settings<'_>) -> Result<Box<dyn Architecture>, ModelError> {
         return Err(ModelError::UnknownArchitecture { found, known: known() });
     };
     if let Some(quantization) = s.object("quantization_config")? {
-        let found = quantization.some_text("quant_method")?.unwrap_or_else(|| "present".into());
+        let method = quantization.some_text("quant_method")?.unwrap_or_else(|| "present".into());
+        // Which matrices have that type is seen from their names.
+        if (found.as_str(), method.as_str()) == ("gpt_oss", "mxfp4") {
+            return Ok(parse(s)?);
+        }
+        let found = method;
         return Err(s.wrong_value("quantization_config", found, "weights in F32, F16 or BF16").into());
     }
     Ok(parse(s)?)

@@ -46,7 +46,7 @@ const WHOLE: [&str; 10] = [
 const STORED: &str = "smollm2-135m";
 
 /// Configurations beside the named shapes: architectures and features that these lack.
-const OTHERS: [(&str, &str); 11] = [
+const OTHERS: [(&str, &str); 12] = [
     ("bert", include_str!("../golden/bert-classifier/config.json")),
     ("distilbert", include_str!("../golden/distilbert-classifier/config.json")),
     ("roberta", include_str!("../golden/roberta-classifier/config.json")),
@@ -57,6 +57,7 @@ const OTHERS: [(&str, &str); 11] = [
     ("qwen2", include_str!("../golden/qwen2/config.json")),
     ("qwen3", include_str!("../golden/qwen3/config.json")),
     ("qwen3-moe", include_str!("../golden/qwen3-moe/config.json")),
+    ("gpt-oss", include_str!("../golden/gpt-oss/config.json")),
     ("mixtral", include_str!("../golden/mixtral/config.json")),
 ];
 

@@ -20,6 +20,7 @@ const ARCHITECTURES: &[(&str, &str, Reader)] = &[
     // RoBERTa and XLM-R, too, whose tables of positions have lost the rows before the first, and DistilBERT.
     ("bert", "bert", bert),
     ("gpt2", "gpt2", gpt2),
+    ("gpt-oss", "gpt_oss", gpt_oss),
     // Mistral, and Mixtral if there are experts.
     ("llama", "llama", llama),
     ("modern-bert", "modernbert", modern_bert),
@@ -298,6 +299,24 @@ fn qwen(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
         keys.put(config, "rope.dimension_count", "partial_rotary_factor", factor);
     }
     Ok(())
+}
+
+fn gpt_oss(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    decoder(keys, config)?;
+    // Of the whole model, not only of what the file has keys for (`src/models/openai-moe.cpp`).
+    if let Some(rope) = config.keys.get_mut("rope_parameters").and_then(Value::as_object_mut) {
+        rope.insert("truncate".into(), json!(false));
+    }
+    config.insert("attention_bias", keys.has("blk.0.attn_q.bias"));
+    keys.copy(
+        config,
+        &[
+            ("attention.sliding_window", "sliding_window"),
+            ("expert_count", "num_local_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "intermediate_size"),
+        ],
+    )
 }
 
 fn qwen3_moe(keys: &Keys<'_>, config: &mut Config) -> Read<()> {

@@ -73,6 +73,24 @@ const QWEN: Names = Names {
     ],
 };
 
+const GPT_OSS: Names = Names {
+    model: DECODER,
+    layers: "model.layers.",
+    layer: &[
+        ("attn_norm", "input_layernorm", Plain),
+        ("attn_q", "self_attn.q_proj", Plain),
+        ("attn_k", "self_attn.k_proj", Plain),
+        ("attn_v", "self_attn.v_proj", Plain),
+        ("attn_output", "self_attn.o_proj", Plain),
+        ("attn_sinks", "self_attn.sinks", Plain),
+        ("post_attention_norm", "post_attention_layernorm", Plain),
+        ("ffn_gate_inp", "mlp.router", Plain),
+        ("ffn_gate_exps", "mlp.experts.gate_proj", Plain),
+        ("ffn_up_exps", "mlp.experts.up_proj", Plain),
+        ("ffn_down_exps", "mlp.experts.down_proj", Plain),
+    ],
+};
+
 const GPT2: Names = Names {
     model: &[
         ("token_embd", "transformer.wte"),
@@ -179,6 +197,7 @@ pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), W
         "bert" if weights.get("token_types.weight").is_none() => DISTILBERT,
         "bert" => BERT,
         "gpt2" => GPT2,
+        "gpt-oss" => GPT_OSS,
         "llama" => LLAMA,
         "modern-bert" => MODERN_BERT,
         _ => QWEN,
