@@ -1036,7 +1036,7 @@ fn combine() {
     for gpu in gpus() {
         let mut rng = Rng::new(45);
         // The last one has more than 65,535 workgroups.
-        for [n_rows, n_cols, k] in [[1, 3, 1], [5, 67, 4], [9, 130, 16], [4099, 1027, 2]] {
+        for [n_rows, n_cols, k] in [[1, 3, 1], [5, 67, 4], [9, 130, 16], [4099, 1027, 1]] {
             let mut routes = Routes::new(&gpu, n_rows, 20, k).expect("it fits");
             let (weights, ys) = (rng.normals(n_rows * k, 1.0), rng.normals(n_rows * k * n_cols, 1.0));
             let xs = rng.normals(n_rows * n_cols, 1.0);
@@ -1077,7 +1077,7 @@ fn expert_linear() {
     if let Some(gpu) = narrow() {
         let mut rng = Rng::new(48);
         check_experts(&gpu, &mut rng, [1, 65, 9, 13, 3], &[Dtype::F16], [true, true]);
-        check_experts(&gpu, &mut rng, [37, 65, 9, 13, 3], &[Dtype::F16], [false, true]);
+        check_experts(&gpu, &mut rng, [5, 65, 9, 7, 2], &[Dtype::F16], [false, true]);
     }
 }
 
