@@ -942,7 +942,9 @@ fn route() {
                 let mut routes = Routes::new(&gpu, n_rows, n_experts, k).expect("it fits");
                 routes.weights = filled(&gpu, [n_rows, k], f32::NAN);
                 let scoring = Scoring { sigmoid, normalised };
-                run(&gpu, |rec| drop(ops::route(rec, scoring, &x, &routes, n_rows)));
+                run(&gpu, |rec| {
+                    ops::route(rec, scoring, &x, &routes, n_rows);
+                });
                 let row = |z: &Vec<f64>| exact::route(z, k, sigmoid, normalised);
                 let want: Vec<(usize, f64)> = exact_rows.iter().flat_map(row).collect();
                 let what = format!("route {n_rows}×{n_experts} to {k} {scoring:?}");
@@ -966,7 +968,9 @@ fn route() {
         let logits = [f32::NAN, 1.0, f32::INFINITY, -f32::NAN, f32::NEG_INFINITY, f32::NAN, 0.0];
         let routes = Routes::new(&gpu, 1, 7, 3).expect("it fits");
         let x = tensor_f32(&gpu, [1, 7], &logits);
-        run(&gpu, |rec| drop(ops::route(rec, Scoring { sigmoid: false, normalised: true }, &x, &routes, 1)));
+        run(&gpu, |rec| {
+            ops::route(rec, Scoring { sigmoid: false, normalised: true }, &x, &routes, 1);
+        });
         let mut ids = read_u32(&gpu, &routes.ids);
         ids.sort_unstable();
         ids.dedup();
