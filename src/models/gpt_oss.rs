@@ -25,6 +25,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     max_position_embeddings: 131_072,
     rms_norm_eps: 1e-5,
     tie_word_embeddings: false,
+    hidden_act: ("hidden_act", "silu"),
     rope_theta: 150_000.0,
 };
 
@@ -32,6 +33,8 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
 const ROPE: &str = r#"{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": false,
     "original_max_position_embeddings": 4096}"#;
 
+/// The activation function of the experts, whatever `hidden_act` says.
+const ACT: Act = Act::Clamped;
 /// A softmax over the chosen experts.
 const SCORING: Scoring = Scoring { sigmoid: false, normalised: true };
 
@@ -101,7 +104,8 @@ struct GptOss {
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
         let window = |i: usize| self.sliding_window.filter(|_| self.layer_types[i] == LayerType::Sliding);
-        ModelShape { experts: Some(self.experts.clone()), ..self.keys.shape("gpt_oss", window) }
+        let shape = self.keys.shape("gpt_oss", window);
+        ModelShape { hidden_act: ACT, experts: Some(self.experts.clone()), ..shape }
     }
 
     fn names(&self) -> Names {
@@ -140,7 +144,7 @@ impl Architecture for Config {
                     ..SelfAttention::load(loader, &name("self_attn"), *a, n, biases, rotary.clone())?
                 },
                 post_attention_layernorm: load_rms_norm(loader, &post, n, eps)?,
-                mlp: Moe::load(loader, moe, n, &self.experts, Act::Clamped, SCORING)?,
+                mlp: Moe::load(loader, moe, n, &self.experts, ACT, SCORING)?,
             });
         }
         let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);

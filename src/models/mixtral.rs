@@ -25,6 +25,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     max_position_embeddings: 131_072,
     rms_norm_eps: 1e-5,
     tie_word_embeddings: false,
+    hidden_act: ("hidden_act", "silu"),
     rope_theta: 1e6,
 };
 

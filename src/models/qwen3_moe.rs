@@ -25,6 +25,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     max_position_embeddings: 32_768,
     rms_norm_eps: 1e-6,
     tie_word_embeddings: false,
+    hidden_act: ("hidden_act", "silu"),
     rope_theta: 10_000.0,
 };
 

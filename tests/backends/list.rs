@@ -46,7 +46,7 @@ const WHOLE: [&str; 10] = [
 const STORED: &str = "smollm2-135m";
 
 /// Configurations beside the named shapes: architectures and features that these lack.
-const OTHERS: [(&str, &str); 12] = [
+const OTHERS: [(&str, &str); 15] = [
     ("bert", include_str!("../golden/bert-classifier/config.json")),
     ("distilbert", include_str!("../golden/distilbert-classifier/config.json")),
     ("roberta", include_str!("../golden/roberta-classifier/config.json")),
@@ -59,6 +59,9 @@ const OTHERS: [(&str, &str); 12] = [
     ("qwen3-moe", include_str!("../golden/qwen3-moe/config.json")),
     ("gpt-oss", include_str!("../golden/gpt-oss/config.json")),
     ("mixtral", include_str!("../golden/mixtral/config.json")),
+    ("gemma2", include_str!("../golden/gemma2/config.json")),
+    ("gemma3", include_str!("../golden/gemma3/config.json")),
+    ("olmo2", include_str!("../golden/olmo2/config.json")),
 ];
 
 /// The variants of the profiles with these names, each once; of all profiles if there are none.
@@ -97,6 +100,9 @@ fn few_layers(config: &str) -> String {
         if let Some(n) = config.get(key).and_then(serde_json::Value::as_u64) {
             config[key] = n.min(4).into();
         }
+    }
+    if let Some(types) = config.get_mut("layer_types").and_then(serde_json::Value::as_array_mut) {
+        types.truncate(4);
     }
     config.to_string()
 }

@@ -47,6 +47,7 @@ const OPERATIONS: &[(&str, List)] = &[
     ("group", experts::group),
     ("combine", experts::combine),
     ("pool", rows::pool),
+    ("softcap", vocabulary::softcap),
     ("softmax", vocabulary::softmax),
     ("token_logprob", vocabulary::token_logprob),
     ("top_k", vocabulary::top_k),
@@ -72,6 +73,7 @@ const SWITCHED: &[List] = &[
     rows::embed_switched,
     rows::rms_norm_switched,
     rows::layer_norm_switched,
+    rows::head_norm_switched,
     products::linear_switched,
     products::qkv_switched,
     products::gate_up_switched,
@@ -81,6 +83,7 @@ const SWITCHED: &[List] = &[
     experts::route_switched,
     experts::products_switched,
     rows::pool_switched,
+    vocabulary::softcap_switched,
     vocabulary::softmax_switched,
 ];
 

@@ -25,7 +25,7 @@ pub use mlp::Mlp;
 pub(super) use mlp::act;
 pub(crate) use moe::{CHOSEN, EXPERTS};
 pub use moe::{Experts, FeedForward, Moe, MoeNames};
-pub use norm::{LayerNorm, load_rms_norm, normed};
+pub use norm::{LayerNorm, added, load_rms_norm, normed};
 pub use post_norm::PostNormLayer;
 pub use rope::Rope;
 pub(crate) use rope::{Around, THETA};

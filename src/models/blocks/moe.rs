@@ -122,7 +122,7 @@ impl Moe {
     pub fn record(&self, rec: &mut Recorder, n: Rows, norm: &RmsNorm, a: &Activations) {
         let e = a.experts.as_ref().expect("the shape has experts");
         let n_rows = n.count();
-        ops::rms_norm(rec, &a.x, norm, None, &a.h, 0..n_rows);
+        ops::rms_norm(rec, &a.x, norm, None, false, &a.h, 0..n_rows);
         // As decode rows, whatever their kind: F16 inputs may choose another expert.
         let all = Rows { n_decode: n_rows, n_prompt: 0 };
         ops::linear(rec, self.router.of(&a.h), false, &e.logits, all);
