@@ -550,7 +550,7 @@ fn broken_metadata_is_named() {
         &|file| file.whole("llama.rope.dimension_count", 8),
         "`llama.rope.dimension_count` is `8`, expected 16",
     );
-    refused(&|file| file.whole("llama.expert_count", 8), "`llama.expert_count` is `8`");
+    refused(&|file| file.whole("llama.expert_count", 8), "`llama.expert_used_count`");
     refused(
         &|file| file.text("llama.rope.scaling.type", "longrope"),
         "`llama.rope.scaling.type` is `longrope`",
