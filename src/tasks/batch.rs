@@ -145,11 +145,6 @@ impl<R> Batch<R> {
         self.must_cancel = true;
     }
 
-    /// The number of requests that have not been submitted yet.
-    pub fn n_waiting(&self) -> usize {
-        self.backlog.len()
-    }
-
     /// Whether all requests have ended.
     pub fn is_done(&self) -> bool {
         self.backlog.is_empty() && self.out.is_empty()

@@ -290,6 +290,11 @@ impl Tokenizer {
         ChatTemplate::of_file(self.0.template_file, source, self.0.special_tokens.clone())
     }
 
+    /// The source of the chat template, if there is one.
+    pub(super) fn chat_template_source(&self) -> Option<&str> {
+        self.0.chat_template.as_deref().ok()
+    }
+
     /// Whether `token` stands for one byte of a character that the vocabulary lacks (`<0xE2>`).
     pub(super) fn is_byte(&self, token: &str) -> bool {
         self.0.byte_fallback && byte_of(token).is_some()
