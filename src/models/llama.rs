@@ -21,6 +21,8 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     num_key_value_heads: None,
     head_dim: None,
     max_position_embeddings: 2048,
+    rms_norm_eps: 1e-6,
+    tie_word_embeddings: false,
     rope_theta: 10_000.0,
 };
 

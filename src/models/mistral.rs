@@ -21,6 +21,8 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     num_key_value_heads: Some(8),
     head_dim: None,
     max_position_embeddings: 131_072,
+    rms_norm_eps: 1e-6,
+    tie_word_embeddings: false,
     rope_theta: 10_000.0,
 };
 

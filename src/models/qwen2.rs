@@ -22,6 +22,8 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     num_key_value_heads: Some(32),
     head_dim: None,
     max_position_embeddings: 32_768,
+    rms_norm_eps: 1e-6,
+    tie_word_embeddings: false,
     rope_theta: 10_000.0,
 };
 

@@ -43,6 +43,8 @@ pub(crate) struct DecoderDefaults {
     /// Default: `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
     pub max_position_embeddings: usize,
+    pub rms_norm_eps: f64,
+    pub tie_word_embeddings: bool,
     pub rope_theta: f64,
 }
 
@@ -63,9 +65,9 @@ impl DecoderKeys {
             intermediate_size: s.whole("intermediate_size", INNER_WIDTH, default.intermediate_size)?,
             num_hidden_layers: s.whole("num_hidden_layers", LAYERS, default.num_hidden_layers)?,
             vocab_size: s.whole("vocab_size", ROWS, default.vocab_size)?,
-            rms_norm_eps: s.real("rms_norm_eps", EPSILON, 1e-6)? as f32,
+            rms_norm_eps: s.real("rms_norm_eps", EPSILON, default.rms_norm_eps)? as f32,
             hidden_act: act(s, "hidden_act", "silu")?,
-            tie_word_embeddings: s.flag("tie_word_embeddings", false)?,
+            tie_word_embeddings: s.flag("tie_word_embeddings", default.tie_word_embeddings)?,
             rope: Rope::read(s, heads.head_dim, max_position_embeddings, default.rope_theta)?,
             max_position_embeddings,
             heads,
