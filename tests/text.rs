@@ -191,7 +191,7 @@ fn ends_of_text_are_the_union_of_all_files() {
             config: Some(model.as_bytes()),
             ..config_only(&config)
         };
-        let tokenizer = tokenizer_of(json.to_string().as_bytes(), files).unwrap();
+        let tokenizer = tokenizer_of(&json, files).unwrap();
         assert_eq!(tokenizer.eos(), [special, 7, 5]);
         assert_eq!(tokenizer.bos(), Some(3));
     }
@@ -1296,7 +1296,7 @@ fn explosions_are_errors_of_the_text() {
 
     // WordPiece looks at every pair of ends of a word.
     let json = with_part("word_piece", "/model/max_input_chars_per_word", json!(1_000_000_000));
-    let tokenizer = tokenizer_of(json.to_string().as_bytes(), TokenizerFiles::default()).unwrap();
+    let tokenizer = tokenizer_of(&json, TokenizerFiles::default()).unwrap();
     assert!(tokenizer.encode(&"a".repeat(100_000), true).unwrap_err().to_string().contains("100000 bytes"));
 }
 

@@ -33,6 +33,8 @@ pub struct EmbeddingConfig {
     pub is_declared: bool,
 }
 
+const MODULES: &str = "modules.json";
+
 /// Maximum number of modules: published models have three to five, and each opens files of its own.
 const MOST_MODULES: usize = 16;
 
@@ -93,7 +95,6 @@ impl EmbeddingConfig {
             default_prompt_name,
             ..EmbeddingConfig::default()
         };
-        const MODULES: &str = "modules.json";
         let Some(modules) = optional(modules(files, MODULES))? else { return Ok(common) };
         let mut config =
             EmbeddingConfig { pooling: Vec::new(), normalize: false, is_declared: true, ..common };
@@ -141,6 +142,13 @@ impl EmbeddingConfig {
             true => wrong("no module `Pooling`, expected one".into()),
             false => Ok(config),
         }
+    }
+
+    /// Whether the files of a decoder make an embedder of it: `modules.json` names a pooling. Other models have modules of
+    /// other tasks there.
+    pub(super) fn is_in(files: Files<'_>) -> Result<bool, CheckpointError> {
+        let modules = optional(modules(files, MODULES))?.unwrap_or_default();
+        Ok(modules.iter().any(|module| module.r#type.ends_with("Pooling")))
     }
 
     /// Values of an embedding of a model whose rows have `hidden_size`.

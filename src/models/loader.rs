@@ -18,6 +18,8 @@ pub struct Loader {
     gpu: Gpu,
     weights: Arc<Weights>,
     quantize: Option<Dtype>,
+    /// Whether the head over the vocabulary is left out.
+    omits_head: bool,
     taken: HashSet<String>,
     items: Vec<Item>,
     /// Total size of the items.
@@ -27,7 +29,25 @@ pub struct Loader {
 impl Loader {
     /// A loader for a device, which quantises matrices to `quantize`. Default: as stored.
     pub fn new(gpu: &Gpu, weights: Arc<Weights>, quantize: Option<Dtype>) -> Self {
-        Loader { gpu: gpu.clone(), weights, quantize, taken: HashSet::new(), items: Vec::new(), n_bytes: 0 }
+        Loader {
+            gpu: gpu.clone(),
+            weights,
+            quantize,
+            omits_head: false,
+            taken: HashSet::new(),
+            items: Vec::new(),
+            n_bytes: 0,
+        }
+    }
+
+    /// Leaves the head over the vocabulary out: the model reads whole texts, and has no logits.
+    pub fn omit_head(&mut self) {
+        self.omits_head = true;
+    }
+
+    /// Whether the head over the vocabulary is left out.
+    pub fn omits_head(&self) -> bool {
+        self.omits_head
     }
 
     /// The device.

@@ -21,7 +21,7 @@ mod tokenizer_json;
 pub use chat::{ChatTemplate, Message};
 pub use reasoning::{Delta, ReasoningEffort, ReasoningFormat, ReasoningOptions, ReasoningParser};
 pub use stream::StreamDecoder;
-pub use tokenizer::{Tokenizer, TokenizerFiles};
+pub use tokenizer::{Pair, Tokenizer, TokenizerFiles};
 
 use std::path::PathBuf;
 
@@ -100,6 +100,11 @@ pub enum TextError {
         /// The tokenizer's message.
         reason: String,
     },
+    /// The tokenizer does not say what is around the texts of a pair.
+    #[error(
+        "the tokenizer takes no pairs of texts: expected `pair` in `post_processor` of `tokenizer.json`, found none"
+    )]
+    NoPairs,
     /// The checkpoint has no chat template.
     #[error(
         "no chat template: expected `chat_template.jinja` or `chat_template` in `tokenizer_config.json`, found none"

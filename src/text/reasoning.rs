@@ -254,7 +254,14 @@ impl ReasoningParser {
             (State::Header, ReasoningFormat::Channels) => match self.held.split_once(MESSAGE) {
                 Some((header, rest)) => Some((kind(header), rest.to_string())),
                 None if is_header(&self.held) => None,
-                None => Some((State::Content, self.held.clone())),
+                None => {
+                    // Even a mark at its beginning is text then.
+                    let rest = self.held.split_off(self.held.chars().next().map_or(0, char::len_utf8));
+                    let first = std::mem::replace(&mut self.held, rest);
+                    self.begin(State::Content);
+                    self.emit(State::Content, &first, deltas);
+                    return true;
+                }
             },
             (state @ State::Reasoning, ReasoningFormat::Tags { close, .. }) => {
                 let at = self.emit_until(state, &[close], deltas);

@@ -1,6 +1,7 @@
 //! From ggml's names of tensors to those of Hugging Face's checkpoints, which the architectures load.
 
 use super::config;
+use crate::models::SCORE;
 use crate::weights::gguf::Metadata;
 use crate::weights::{Order, Weights, WeightsError};
 
@@ -46,7 +47,12 @@ const LLAMA: Names = Names {
 };
 
 const QWEN: Names = Names {
-    model: DECODER,
+    model: &[
+        ("token_embd", "model.embed_tokens"),
+        ("output_norm", "model.norm"),
+        ("output", "lm_head"),
+        ("cls.output", SCORE),
+    ],
     layers: "model.layers.",
     layer: &[
         ("attn_norm", "input_layernorm", Plain),
@@ -87,6 +93,8 @@ const BERT: Names = Names {
         ("position_embd", "embeddings.position_embeddings"),
         ("token_types", "embeddings.token_type_embeddings"),
         ("token_embd_norm", "embeddings.LayerNorm"),
+        ("cls", "pooler.dense"),
+        ("cls.output", "classifier"),
     ],
     layers: "encoder.layer.",
     layer: &[
