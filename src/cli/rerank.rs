@@ -90,6 +90,13 @@ struct ErrorJson<'a> {
     error: &'a str,
 }
 
+impl ResultJson<'_> {
+    fn of(row: &Row, score: f32) -> ResultJson<'_> {
+        let document = DocumentJson { text: row.input.as_deref().unwrap_or_default() };
+        ResultJson { index: row.index, relevance_score: score, document }
+    }
+}
+
 impl ErrorJson<'_> {
     fn of(row: &Row) -> Option<ErrorJson<'_>> {
         Some(ErrorJson { index: row.index, error: row.error()?.message() })
@@ -143,15 +150,10 @@ fn write_json(
     out: &mut dyn Write,
 ) -> Result<(), Failure> {
     let n_tokens = ranked.rows.iter().filter_map(DoneRow::good).map(|encoding| encoding.n_tokens).sum();
-    let result = |(row, score): &(&_, f32)| {
-        let row: &Row = row;
-        let document = DocumentJson { text: row.input.as_deref().unwrap_or_default() };
-        ResultJson { index: row.index, relevance_score: *score, document }
-    };
     json::write(
         &RankingJson {
             model,
-            results: best.iter().map(result).collect(),
+            results: best.iter().map(|(row, score)| ResultJson::of(row, *score)).collect(),
             usage: Usage { prompt_tokens: n_tokens, total_tokens: n_tokens, ..Usage::default() },
             errors: ranked.rows.iter().filter_map(ErrorJson::of).collect(),
         },

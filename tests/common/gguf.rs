@@ -112,7 +112,7 @@ pub fn of_folder(dir: &Path) -> Gguf {
     let tokenizer: Value = serde_json::from_slice(&read("tokenizer.json")).expect("JSON");
     let model_type = config["model_type"].as_str().expect("a name");
     let architecture = match model_type {
-        "distilbert" | "roberta" => "bert",
+        "distilbert" | "roberta" | "xlm-roberta" => "bert",
         "modernbert" => "modern-bert",
         other => other,
     };
@@ -121,7 +121,7 @@ pub fn of_folder(dir: &Path) -> Gguf {
     file.text("general.architecture", architecture);
     let n = |key: &str| config[key].as_u64().unwrap_or_else(|| panic!("{key}"));
     let arch = |key: &str| format!("{architecture}.{key}");
-    let lost_positions = if model_type == "roberta" { n("pad_token_id") as usize + 1 } else { 0 };
+    let lost_positions = if model_type.ends_with("roberta") { n("pad_token_id") as usize + 1 } else { 0 };
     let is_encoder = architecture.contains("bert");
     if is_encoder {
         let any = |keys: [&str; 2]| keys.iter().find_map(|key| config[*key].as_u64()).expect("a number");
@@ -180,7 +180,8 @@ pub fn of_folder(dir: &Path) -> Gguf {
             config["rms_norm_eps"].as_f64().expect("a number"),
         );
         let rope = &config["rope_parameters"];
-        file.real(&arch("rope.freq_base"), rope["rope_theta"].as_f64().expect("a number"));
+        let theta = rope["rope_theta"].as_f64().or(config["rope_theta"].as_f64());
+        file.real(&arch("rope.freq_base"), theta.expect("a number"));
         if rope["rope_type"] == "llama3" {
             let dim = n("head_dim") as usize;
             let factors: Vec<u8> = llama3_factors(rope, dim).iter().flat_map(|x| x.to_le_bytes()).collect();

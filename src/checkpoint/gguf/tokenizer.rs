@@ -109,11 +109,11 @@ impl<'a> Vocabulary<'a> {
     fn around(&self, [adds_bos, adds_eos]: [bool; 2]) -> Result<Around, WeightsError> {
         let adds_bos = self.flag("add_bos_token", adds_bos)?;
         let adds_eos = self.flag("add_eos_token", adds_eos)?;
-        Ok(Around {
-            first: self.named("bos_token")?.filter(|_| adds_bos),
-            last: self.named("eos_token")?.filter(|_| adds_eos),
-            n_between: None,
-        })
+        let first = self.named("bos_token")?.filter(|_| adds_bos);
+        let last = self.named("eos_token")?.filter(|_| adds_eos);
+        // RoBERTa and XLM-R.
+        let n_between = (first.is_some() && last.is_some()).then_some(2);
+        Ok(Around { first, last, n_between })
     }
 
     /// The tokens with their ids.
@@ -256,8 +256,7 @@ impl<'a> Vocabulary<'a> {
             "normalizer": { "type": "Sequence", "normalizers": normalizers },
             "decoder": marks_to_spaces(prefix),
         });
-        // Of XLM-R; T5 takes no pairs.
-        let around = Around { n_between: Some(2), ..self.around([false, true])? };
+        let around = self.around([false, true])?;
         Ok(self.json(self.tokens.into(), model, steps, around))
     }
 }
