@@ -441,6 +441,6 @@ fn rerank_sorts_texts() {
     assert!(lines.out.starts_with(&first) && lines.out.lines().count() == 2, "{}", lines.out);
     wginfer("rerank q a").fails(1, "the demonstration model in the binary is no reranker");
     wginfer("rerank q a").model(&model.with_file_name("llama")).fails(1, "is no reranker");
-    run(&["--instruction", "x"]).fails(1, "`instruction` is x");
+    run(&["--instruction", "x"]).fails(2, "`instruction` is x");
     wginfer("rerank").model(&model).fails(2, "QUERY");
 }
