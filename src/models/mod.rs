@@ -340,8 +340,11 @@ pub fn architectures() -> Vec<&'static str> {
 /// [`ModelError::UnknownArchitecture`]; [`ModelError::Setting`] with a key, its line, its value and its range.
 pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
     let architecture = read(&mut Settings::parse(config_json)?)?;
-    check(&architecture.shape())?;
-    Ok(architecture)
+    let shape = architecture.shape();
+    check(&shape)?;
+    // A decoder whose rows see both sides generates nothing.
+    let only_embeds = shape.kind == ModelKind::Decoder && shape.attention.iter().any(|a| !a.causal);
+    Ok(if only_embeds { embedder(architecture, None) } else { architecture })
 }
 
 fn read(s: &mut Settings<'_>) -> Result<Box<dyn Architecture>, ModelError> {

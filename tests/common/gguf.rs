@@ -114,6 +114,7 @@ pub fn of_folder(dir: &Path) -> Gguf {
     let architecture = match model_type {
         "distilbert" | "roberta" | "xlm-roberta" => "bert",
         "modernbert" => "modern-bert",
+        "gemma3_text" if config["use_bidirectional_attention"] == true => "gemma-embedding",
         "gemma3_text" => "gemma3",
         other => other,
     };

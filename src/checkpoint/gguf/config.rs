@@ -20,6 +20,7 @@ type Reader = fn(&Keys<'_>, &mut Config) -> Read<()>;
 const ARCHITECTURES: &[(&str, &str, Reader)] = &[
     // RoBERTa and XLM-R, too, whose tables of positions have lost the rows before the first, and DistilBERT.
     ("bert", "bert", bert),
+    ("gemma-embedding", "gemma3_text", gemma_embedding),
     ("gemma2", "gemma2", gemma2),
     ("gemma3", "gemma3_text", gemma3),
     ("gpt2", "gpt2", gpt2),
@@ -315,6 +316,21 @@ fn gemma3(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
         config.sources.insert(format!("rope_parameters.{to}"), keys.key(from));
     }
     Ok(())
+}
+
+fn gemma_embedding(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    gemma3(keys, config)?;
+    config.insert("use_bidirectional_attention", true);
+    Ok(())
+}
+
+/// The products after the pooling: their names and shapes.
+pub(super) fn dense(weights: &Weights) -> Vec<(&'static str, [usize; 2])> {
+    let shape = |name: &'static str| match weights.get(&format!("{name}.weight"))?.shape[..] {
+        [n_out, n_in] => Some((name, [n_out, n_in])),
+        _ => None,
+    };
+    ["dense_2", "dense_3"].into_iter().filter_map(shape).collect()
 }
 
 /// What Gemma 2 and 3 share. Each `every`-th layer sees all keys, if no key says which. The largest model, of `n_largest`

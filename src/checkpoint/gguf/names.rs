@@ -197,7 +197,7 @@ pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), W
     let names = match architecture {
         "bert" if weights.get("token_types.weight").is_none() => DISTILBERT,
         "bert" => BERT,
-        "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
+        "gemma-embedding" | "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
         "gpt2" => GPT2,
         "llama" => LLAMA,
         "modern-bert" => MODERN_BERT,
