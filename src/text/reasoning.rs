@@ -45,7 +45,7 @@ const HEADERS: [&str; 5] = [START, CHANNEL, CONSTRAIN, MESSAGE, RECIPIENT];
 /// What ends a message.
 const ENDS: [&str; 5] = [END, RETURN, CALL, START, CHANNEL];
 
-/// Most bytes of a header. They have a role, a channel, and at most the name of a tool and of a type.
+/// Most bytes of a header with the mark after it. They have a role, a channel, and at most the name of a tool and of a type.
 const MAX_HEADER: usize = 256;
 
 /// Tokens at the end of a prompt that decide how the answer begins: a header, or a mark with some white space.
@@ -226,9 +226,10 @@ impl ReasoningParser {
     pub fn finish(&mut self) -> Vec<Delta> {
         let mut deltas = Vec::new();
         let held = std::mem::take(&mut self.held);
-        let is_mark = [START, CHANNEL].iter().any(|mark| held.contains(mark));
+        // A header that has no end, or white space after a message.
+        let is_none = [START, CHANNEL].iter().any(|mark| held.contains(mark)) || held.trim().is_empty();
         match self.state {
-            State::Header if self.format == ReasoningFormat::Channels && is_mark => {}
+            State::Header if self.format == ReasoningFormat::Channels && is_none => {}
             State::Header => self.emit(State::Content, &held, &mut deltas),
             state => self.emit(state, &held, &mut deltas),
         }
@@ -251,10 +252,13 @@ impl ReasoningParser {
                     None => Some((State::Content, self.held.clone())),
                 }
             }
-            (State::Header, ReasoningFormat::Channels) => match self.held.split_once(MESSAGE) {
-                Some((header, rest)) => Some((kind(header), rest.to_string())),
-                None if is_header(&self.held) => None,
-                None => {
+            (State::Header, ReasoningFormat::Channels) => match is_header(&self.held) {
+                None => None,
+                Some(true) => {
+                    let (header, rest) = self.held.split_once(MESSAGE).unwrap_or_default();
+                    Some((kind(header), rest.to_string()))
+                }
+                Some(false) => {
                     // Even a mark at its beginning is text then.
                     let rest = self.held.split_off(self.held.chars().next().map_or(0, char::len_utf8));
                     let first = std::mem::replace(&mut self.held, rest);
@@ -335,10 +339,17 @@ impl ReasoningParser {
     }
 }
 
-/// Whether a text can be the beginning of a header.
-fn is_header(text: &str) -> bool {
+/// Whether a text begins with a header and the mark after it; `None` if that is not decided.
+fn is_header(text: &str) -> Option<bool> {
     let begin = text.trim_start();
-    text.len() <= MAX_HEADER && HEADERS.iter().any(|mark| begin.starts_with(mark) || mark.starts_with(begin))
+    if !HEADERS.iter().any(|mark| begin.starts_with(mark)) {
+        return if HEADERS.iter().any(|mark| mark.starts_with(begin)) { None } else { Some(false) };
+    }
+    match text.find(MESSAGE) {
+        Some(at) => Some(at + MESSAGE.len() <= MAX_HEADER),
+        None if text.len() < MAX_HEADER => None,
+        None => Some(false),
+    }
 }
 
 /// What comes after a header.
@@ -468,6 +479,30 @@ mod tests {
         check(&format!("{user}{analysis}"), "a<|end|>", "a", "");
         check(&format!("{user}<|channel|>"), "final<|message|>b", "", "b");
         check("", &format!("{analysis}a<|end|>{last}b"), "a", "b");
+    }
+
+    /// Whatever a model writes, the pieces in which it arrives do not count, and nothing is made up.
+    #[test]
+    fn any_order_of_marks_is_decided_alike_in_all_pieces() {
+        let tags = ["<think>", "</think>", "a", "\n", " <", "é"];
+        let channels = [START, "assistant", CHANNEL, "final", "analysis ", MESSAGE, END, " to=f", "\nb<"];
+        let all = [(THINK, &tags[..], 5), (Channels, &channels[..], 4)];
+        for (format, alphabet, n) in all {
+            for prompt in ["", "<think>\n", "<|start|>assistant", "<|start|>assistant<|channel|>analysis"] {
+                for i in 0..alphabet.len().pow(n) {
+                    let word = |k| alphabet[i / alphabet.len().pow(k) % alphabet.len()];
+                    let text: String = (0..n).map(word).collect();
+                    let parser = || ReasoningParser::new(format, prompt);
+                    let whole = parsed(&mut parser(), &[&text]);
+                    let chars: Vec<String> = text.chars().map(String::from).collect();
+                    let chars: Vec<&str> = chars.iter().map(String::as_str).collect();
+                    assert_eq!(parsed(&mut parser(), &chars), whole, "{text:?} after {prompt:?}");
+                    // Between messages there may be more line breaks.
+                    let n_letters = |text: &str| text.chars().filter(|c| !c.is_whitespace()).count();
+                    assert!(n_letters(&whole.0) + n_letters(&whole.1) <= n_letters(&text), "{text:?}");
+                }
+            }
+        }
     }
 
     #[test]
