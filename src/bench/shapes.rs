@@ -23,6 +23,7 @@ shapes!(
     "qwen3-0.6b",
     "llama-3.2-1b",
     "qwen3-4b",
+    "gemma-3-4b",
     "llama-3.1-8b",
     "whisper-tiny",
     "whisper-base",

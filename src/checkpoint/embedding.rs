@@ -41,8 +41,10 @@ const MOST_MODULES: usize = 16;
 /// A product with an activation after the pooling.
 #[derive(Clone, Debug)]
 pub struct DenseModule {
-    /// `linear.weight`, `linear.bias`.
+    /// `{name}.weight`, `{name}.bias`.
     pub weights: Arc<Weights>,
+    /// What the names of its tensors begin with.
+    pub name: &'static str,
     /// Width of its input.
     pub in_features: usize,
     /// Width of its output.
@@ -223,7 +225,7 @@ impl DenseModule {
             Ok((out_features, bias, *act))
         })?;
         let weights = files.weights(folder)?.into();
-        Ok(DenseModule { weights, in_features: width, out_features, bias, act })
+        Ok(DenseModule { weights, name: "linear", in_features: width, out_features, bias, act })
     }
 }
 

@@ -44,6 +44,8 @@ impl Architecture for Embedder {
             None => None,
         };
         loader.omit_head();
+        // Products after the pooling, which are loaded by themselves.
+        loader.ignore("dense_");
         let decoder = self.decoder.load(loader, max_seq_len)?;
         Ok(Box::new(EmbedderModel { shape, decoder, head }))
     }

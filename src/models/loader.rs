@@ -197,9 +197,12 @@ impl Loader {
     }
 
     /// Counts tensors whose names begin with `prefix` as used: checkpoints may have them, but models do not need them.
-    pub fn ignore(&mut self, prefix: &str) {
+    /// Returns whether there are any.
+    pub fn ignore(&mut self, prefix: &str) -> bool {
         let names = self.weights.entries().iter().map(|e| &e.name).filter(|name| name.starts_with(prefix));
+        let n_taken = self.taken.len();
         self.taken.extend(names.cloned());
+        self.taken.len() > n_taken
     }
 
     /// Names of unused tensors, as in the file.

@@ -10,11 +10,14 @@ pub mod blocks;
 mod distilbert;
 mod embedder;
 mod error;
+mod gemma2;
+mod gemma3;
 mod gpt2;
 mod llama;
 mod loader;
 mod mistral;
 mod modernbert;
+mod olmo2;
 mod qwen2;
 mod qwen3;
 mod roberta;
@@ -219,10 +222,23 @@ pub struct Shown {
     pub shape: [(&'static str, usize); 2],
 }
 
+/// Where models of images and text have the text model, whose prefix is `model.` if it is alone, and the name of its head:
+/// as transformers 5 writes them, and as earlier versions did.
+const LANGUAGE_MODELS: [(&str, &str); 2] =
+    [("model.language_model.", "lm_head.weight"), ("language_model.model.", "language_model.lm_head.weight")];
+
+/// The name of a text model's head, if the model's names begin with `root`.
+fn lm_head(root: &str) -> &'static str {
+    LANGUAGE_MODELS.iter().find(|(prefix, _)| *prefix == root).map_or("lm_head.weight", |(_, head)| head)
+}
+
 impl Names {
     /// The prefix that a checkpoint's names have.
     pub(crate) fn root(&self, weights: &Weights) -> &'static str {
         let any = |begin: &str| weights.entries().iter().any(|entry| entry.name.starts_with(begin));
+        if let Some((prefix, _)) = LANGUAGE_MODELS.iter().find(|(prefix, _)| any(prefix)) {
+            return prefix;
+        }
         let is_bare = !any(self.prefix) && self.layers.iter().any(|(before, ..)| any(before));
         if is_bare { "" } else { self.prefix }
     }
@@ -285,15 +301,27 @@ fn parse<C: FromSettings>(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
     Ok(Box::new(C::read(s)?))
 }
 
+/// As [`parse`], for a model of images and text, of which only the text part runs.
+fn parse_text<C: FromSettings>(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
+    if let Some(text) = s.object("text_config")? {
+        *s = text;
+    }
+    parse::<C>(s)
+}
+
 /// Every architecture, by its `model_type`.
 static ARCHITECTURES: &[(&str, Parse)] = &[
     ("bert", parse::<bert::Config>),
     ("camembert", parse::<roberta::Config>),
     ("distilbert", parse::<distilbert::Config>),
+    ("gemma2", parse::<gemma2::Config>),
+    ("gemma3", parse_text::<gemma3::Config>),
+    ("gemma3_text", parse::<gemma3::Config>),
     ("gpt2", parse::<gpt2::Config>),
     ("llama", parse::<llama::Config>),
     ("mistral", parse::<mistral::Config>),
     ("modernbert", parse::<modernbert::Config>),
+    ("olmo2", parse::<olmo2::Config>),
     ("qwen2", parse::<qwen2::Config>),
     ("qwen3", parse::<qwen3::Config>),
     ("roberta", parse::<roberta::Config>),
@@ -312,8 +340,11 @@ pub fn architectures() -> Vec<&'static str> {
 /// [`ModelError::UnknownArchitecture`]; [`ModelError::Setting`] with a key, its line, its value and its range.
 pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
     let architecture = read(&mut Settings::parse(config_json)?)?;
-    check(&architecture.shape())?;
-    Ok(architecture)
+    let shape = architecture.shape();
+    check(&shape)?;
+    // A decoder whose rows see both sides generates nothing.
+    let only_embeds = shape.kind == ModelKind::Decoder && shape.attention.iter().any(|a| !a.causal);
+    Ok(if only_embeds { embedder(architecture, None) } else { architecture })
 }
 
 fn read(s: &mut Settings<'_>) -> Result<Box<dyn Architecture>, ModelError> {

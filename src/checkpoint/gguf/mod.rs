@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files;
-use super::{CheckpointError, EmbeddingConfig, GenerationConfig, ModelFiles, Parts, Scoring};
+use super::{CheckpointError, DenseModule, EmbeddingConfig, GenerationConfig, ModelFiles, Parts, Scoring};
 use crate::models::{self, ModelError, ModelKind, SCORE, SettingError};
 use crate::text::{TextError, Tokenizer};
 use crate::weights::{TensorFile, Weights};
@@ -45,7 +45,8 @@ pub(super) fn read(
     let mut architecture = models::open(&config.json()).map_err(wrong)?;
     models::check_weights(&*architecture, &weights).map_err(wrong)?;
     let rows = config::rows(&metadata)?;
-    let is_decoder = architecture.shape().kind == ModelKind::Decoder;
+    let shape = architecture.shape();
+    let is_decoder = shape.kind == ModelKind::Decoder;
     let has = |name: &str| weights.get(name).is_some();
     let (judges, embeds) = match &rows {
         Rows::Rank if is_decoder && has(&format!("{SCORE}.weight")) => (true, false),
@@ -63,10 +64,23 @@ pub(super) fn read(
     if embeds {
         architecture = models::embedder(architecture, None);
     }
-    let embedding = match rows {
+    let weights = Arc::new(weights);
+    let mut embedding = match rows {
         Rows::Embed(config) => Some(config),
         _ => (!is_decoder).then(EmbeddingConfig::default),
     };
+    if let Some(embedding) = &mut embedding {
+        let mut width = shape.hidden_size;
+        for (name, [out_features, in_features]) in config::dense(&weights) {
+            if in_features != width {
+                let message = format!("tensor `{name}.weight` takes {in_features} values, expected {width}");
+                return Err(CheckpointError::config(&path, message));
+            }
+            let (weights, bias, act) = (weights.clone(), false, None);
+            embedding.dense.push(DenseModule { weights, name, in_features, out_features, bias, act });
+            width = out_features;
+        }
+    }
     let generation = GenerationConfig::parse(&path, &config::generation(&metadata)?, None)?;
     let config = config.json();
     let files = ModelFiles {
@@ -80,7 +94,7 @@ pub(super) fn read(
         scoring: Scoring::of(&*architecture, &path, &config)?,
         config,
         architecture,
-        weights: Arc::new(weights),
+        weights,
         generation,
     };
     Ok(if judges { files.judging() } else { files })

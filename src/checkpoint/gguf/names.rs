@@ -69,6 +69,27 @@ const QWEN: Names = Names {
     ],
 };
 
+/// Gemma 2 and 3 and OLMo 2: norms after attention and MLP. OLMo 2 has none before.
+const NORMS_AFTER: Names = Names {
+    model: DECODER,
+    layers: "model.layers.",
+    layer: &[
+        ("attn_norm", "input_layernorm", Plain),
+        ("attn_q", "self_attn.q_proj", Plain),
+        ("attn_q_norm", "self_attn.q_norm", Plain),
+        ("attn_k", "self_attn.k_proj", Plain),
+        ("attn_k_norm", "self_attn.k_norm", Plain),
+        ("attn_v", "self_attn.v_proj", Plain),
+        ("attn_output", "self_attn.o_proj", Plain),
+        ("post_attention_norm", "post_attention_layernorm", Plain),
+        ("ffn_norm", "pre_feedforward_layernorm", Plain),
+        ("ffn_gate", "mlp.gate_proj", Plain),
+        ("ffn_up", "mlp.up_proj", Plain),
+        ("ffn_down", "mlp.down_proj", Plain),
+        ("post_ffw_norm", "post_feedforward_layernorm", Plain),
+    ],
+};
+
 const GPT2: Names = Names {
     model: &[
         ("token_embd", "transformer.wte"),
@@ -176,6 +197,7 @@ pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), W
     let names = match architecture {
         "bert" if weights.get("token_types.weight").is_none() => DISTILBERT,
         "bert" => BERT,
+        "gemma-embedding" | "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
         "gpt2" => GPT2,
         "llama" => LLAMA,
         "modern-bert" => MODERN_BERT,
