@@ -65,6 +65,9 @@ impl ModelFiles {
     ///
     /// # Errors
     /// [`CheckpointError::NotAReranker`]; [`CheckpointError::Weights`] if a language model has no row for an answer.
+    ///
+    /// # Panics
+    /// If a language model's `weights` are shared.
     pub fn into_reranker(mut self) -> Result<ModelFiles, CheckpointError> {
         if self.scoring.is_some() {
             return Ok(self);
@@ -85,7 +88,7 @@ impl ModelFiles {
         let [Some(yes), Some(no)] = rows else {
             return Err(not_one("a language model without tokens `yes` and `no`".into()));
         };
-        let weights: &mut Weights = Arc::get_mut(&mut self.weights).expect("the files are just opened");
+        let weights: &mut Weights = Arc::get_mut(&mut self.weights).expect("weights that nobody else has");
         let root = self.architecture.names().root(weights);
         let embedding = format!("{root}embed_tokens.weight");
         let head = if weights.get("lm_head.weight").is_some() { "lm_head.weight" } else { &embedding };

@@ -445,10 +445,9 @@ impl Weights {
             let found = format!("{} tensors", self.entries.len());
             return Err(WeightsError::Missing { name: self.stored_name(of), found });
         };
-        let (n_rows, most) = (source.shape[0], rows.iter().max().map_or(0, |row| row + 1));
-        if most > n_rows {
-            let mut expected = source.shape.clone();
-            expected[0] = most;
+        let most = rows.iter().max().map_or(0, |row| row + 1);
+        if source.shape.len() != 2 || source.shape[0] < most {
+            let expected = vec![most, source.shape.last().copied().unwrap_or(1)];
             return Err(WeightsError::Shape { name: source.stored_name, expected, found: source.shape });
         }
         let mut bytes = Vec::with_capacity(rows.len() * source.row_bytes());
