@@ -229,7 +229,7 @@ fn what_is_no_reranker_is_refused() {
     let mut file = cross_encoder("bert-reranker");
     file.whole("bert.pooling_type", 5);
     let error = opened(&file).err().expect("no such pooling").to_string();
-    assert!(error.contains("`bert.pooling_type` is 5, expected 0 to 4"), "{error}");
+    assert!(error.contains("`bert.pooling_type` is `5`, expected 0 to 4"), "{error}");
 }
 
 #[test]
