@@ -135,8 +135,8 @@ fn types_count() {
     }
 }
 
-/// Matrices of the folder's weights, as F32.
-fn matrix(model: &str, name: &str) -> (Vec<usize>, Vec<u8>) {
+/// A tensor of the folder's weights: dimensions, innermost first, ggml's number of the type, bytes.
+fn stored(model: &str, name: &str) -> (Vec<usize>, u32, Vec<u8>) {
     let bytes = std::fs::read(folder(model).join("model.safetensors")).expect("weights");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
     let tensor = tensors.tensor(name).expect(name);
