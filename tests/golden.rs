@@ -13,8 +13,19 @@ use wginfer::gpu::{Gpu, GpuOptions};
 use wginfer::tasks::Chat;
 use wginfer::text::Message;
 
-const MODELS: &[&str] =
-    &["llama", "llama3-rope", "mistral-window", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "olmo2"];
+const MODELS: &[&str] = &[
+    "llama",
+    "llama3-rope",
+    "mistral-window",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gemma2",
+    "gemma2-odd",
+    "gemma3",
+    "gemma3-linear",
+    "olmo2",
+];
 
 #[derive(serde::Deserialize)]
 struct Golden {

@@ -299,9 +299,8 @@ fn gemma(keys: &Keys<'_>, config: &mut Config, every: u64, n_largest: u64) -> Re
         config.insert("query_pre_attn_scalar", scalar);
     }
     const CAP: &str = "final_logit_softcapping";
-    match keys.real(CAP)? {
-        Some(cap) => keys.put(config, CAP, CAP, cap),
-        None => config.insert(CAP, Value::Null),
+    if let Some(cap) = keys.real(CAP)? {
+        keys.put(config, CAP, CAP, cap);
     }
     config.insert("norm_offset", 0.0);
     config.insert("layer_types", layer_types(keys, every)?);
