@@ -16,8 +16,8 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 FAMILIES = [
-    "bert", "camembert", "distilbert", "gpt2", "llama", "mistral", "modernbert", "qwen2", "qwen3", "roberta", "whisper",
-    "xlm-roberta",
+    "bert", "camembert", "distilbert", "gpt2", "gpt_neox", "llama", "ministral3", "mistral", "modernbert", "phi3", "qwen2", "qwen3",
+    "roberta", "smollm3", "whisper", "xlm-roberta",
 ]
 
 

@@ -24,6 +24,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     rms_norm_eps: 1e-6,
     tie_word_embeddings: false,
     rope_theta: 10_000.0,
+    original_max_position_embeddings: None,
 };
 
 pub struct Config {

@@ -10,15 +10,19 @@ pub mod blocks;
 mod distilbert;
 mod error;
 mod gpt2;
+mod gpt_neox;
 mod llama;
 mod loader;
+mod ministral3;
 mod mistral;
 mod modernbert;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod roberta;
 mod scratch;
 pub(crate) mod settings;
+mod smollm3;
 mod upload;
 mod whisper;
 
@@ -289,12 +293,16 @@ static ARCHITECTURES: &[(&str, Parse)] = &[
     ("camembert", parse::<roberta::Config>),
     ("distilbert", parse::<distilbert::Config>),
     ("gpt2", parse::<gpt2::Config>),
+    ("gpt_neox", parse::<gpt_neox::Config>),
     ("llama", parse::<llama::Config>),
+    ("ministral3", parse::<ministral3::Config>),
     ("mistral", parse::<mistral::Config>),
     ("modernbert", parse::<modernbert::Config>),
+    ("phi3", parse::<phi3::Config>),
     ("qwen2", parse::<qwen2::Config>),
     ("qwen3", parse::<qwen3::Config>),
     ("roberta", parse::<roberta::Config>),
+    ("smollm3", parse::<smollm3::Config>),
     ("whisper", parse::<whisper::Config>),
     ("xlm-roberta", parse::<roberta::Config>),
 ];
