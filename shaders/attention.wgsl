@@ -1,6 +1,7 @@
 // attention: o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's
 // sequence that a query at its position sees (part visible), in one pass over the keys with a running maximum
 // (Dao et al. 2022, algorithm 1); cap(s) = softcap · tanh(s / softcap) if softcap > 0, else s.
+// The sink of a head, if it has one, counts in the softmax as the score of one more key, whose value is zero.
 // One workgroup: the queries of one block of rows (consecutive positions of one sequence) and of HEADS query heads that
 // share one key-value head. If SPLIT, it reads one range of keys and writes partial sums for attention_combine.
 // A query's arithmetic does not depend on what else is in its block or batch.
@@ -16,6 +17,7 @@ override N_Q: u32 = 1u;      // most queries per workgroup: rows of a block time
 override N_D4: u32 = 16u;    // head_dim / 4, a multiple of KV_VEC4
 override SPLIT: u32 = 0u;
 override CAUSAL: u32 = 1u;   // 0: queries see keys on both sides
+override SINKS: u32 = 0u;    // 1: each head has a sink
 override QUADS: u32 = 8u;    // a multiple of V_KEYS; N_Q · QUADS is at most WG
 override K_LANES: u32 = 8u;
 override K_QUERIES: u32 = 1u; // queries per group of K_LANES lanes
@@ -65,7 +67,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // (sequence, position)
 @group(0) @binding(2) var<storage, read> blocks: array<vec2u>;   // (first row, rows)
 @group(0) @binding(3) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
-@group(0) @binding(4) var<storage, read> ends: array<u32>;      // [n_seqs] keys, if not CAUSAL
+@group(0) @binding(4) var<storage, read> ends_or_sinks: array<u32>; // see part visible
 @group(0) @binding(5) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
 @group(0) @binding(6) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
 @group(0) @binding(7) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
@@ -311,6 +313,9 @@ fn attention(
         var sum = 0.0;
         for (var i = 0u; i < QUADS; i++) {
             sum += tops[qi * QUADS + i];
+        }
+        if SPLIT == 0u {
+            sum += sink_weight(kv_head * GROUP + min(head0 + qi % HEADS, GROUP - 1u), maxima[qi]);
         }
         factors[qi] = sum;
     }

@@ -1,5 +1,6 @@
 // attention_combine: joins the partial sums of attention's splits.
-// o[r, h, :] = Σ_s e^(m_s − m) a_s / Σ_s e^(m_s − m) l_s with m = max_s m_s.
+// o[r, h, :] = Σ_s e^(m_s − m) a_s / (Σ_s e^(m_s − m) l_s + sink) with m = max_s m_s; sink = e^(sink_h − m) if heads have
+// sinks, else 0.
 // One workgroup: one head of one row. SHARES groups of lanes share its splits. Splits that a row lacks have the factor
 // zero, so that loops have constant bounds and all loads of a lane are in flight at once.
 override WG: u32 = 64u;
@@ -7,6 +8,7 @@ override N_D4: u32 = 16u;    // head_dim / 4
 override N_SPLITS: u32 = 8u; // splits that fit in partial
 override SHARES: u32 = 4u;   // WG / N_D4, and at least 1
 override CAUSAL: u32 = 1u;   // 0: queries see keys on both sides
+override SINKS: u32 = 0u;    // 1: each head has a sink
 
 override TURNS: u32 = (N_SPLITS + SHARES - 1u) / SHARES; // splits per lane
 override SPLITS: u32 = TURNS * SHARES;
@@ -22,7 +24,7 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // [n_rows] (sequence, position)
-@group(0) @binding(2) var<storage, read> ends: array<u32>;       // [n_seqs] keys, if not CAUSAL
+@group(0) @binding(2) var<storage, read> ends_or_sinks: array<u32>; // see part visible
 @group(0) @binding(3) var<storage, read> partial: array<vec4f>;  // [n_rows, n_heads, N_SPLITS, N_D4 + 1]
 @group(0) @binding(4) var<storage, read_write> o: array<vec4f>;  // [n_rows, n_heads, N_D4]
 
@@ -69,6 +71,7 @@ fn attention_combine(
     for (var s = 0u; s < SPLITS; s++) {
         weight += factors[s] * weights[s];
     }
+    weight += sink_weight(head, top);
     let share = min(lane / N_D4, SHARES - 1u);
     for (var d0 = 0u; d0 < N_D4; d0 += WG) {
         let d4 = min(d0 + lane % N_D4, N_D4 - 1u);

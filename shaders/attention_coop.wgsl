@@ -2,6 +2,7 @@
 // o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence that a
 // query at its position sees (part visible), in one pass over the keys (Dao et al. 2022, algorithm 1);
 // cap(s) = softcap · tanh(s / softcap) if softcap > 0, else s.
+// The sink of a head, if it has one, counts in the softmax as the score of one more key, whose value is zero.
 // Queries, keys, weights and values are rounded to f16; scores, softmax and sums are f32.
 // Departure from the paper: the maximum that is subtracted from the scores lags behind the running maximum by at most
 // LAG; the quotient is the same. So sums are rarely rescaled, which goes through workgroup memory, because WGSL does
@@ -14,6 +15,7 @@ override N_SG: u32 = 4u;    // subgroups
 override GROUP: u32 = 1u;   // query heads per key-value head, at most N_SG · TILE
 override N_D4: u32 = 16u;   // head_dim / 4
 override CAUSAL: u32 = 1u;  // 0: queries see keys on both sides
+override SINKS: u32 = 0u;   // 1: each head has a sink
 
 // Derived sizes are overrides of their own: naga 30 does not accept every expression as the size of an array.
 override LANES: u32 = SG * N_SG;
@@ -53,7 +55,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // (sequence, position)
 @group(0) @binding(2) var<storage, read> blocks: array<vec2u>;   // (first row, rows)
 @group(0) @binding(3) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
-@group(0) @binding(4) var<storage, read> ends: array<u32>;      // [n_seqs] keys, if not CAUSAL
+@group(0) @binding(4) var<storage, read> ends_or_sinks: array<u32>; // see part visible
 @group(0) @binding(5) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
 @group(0) @binding(6) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
 @group(0) @binding(7) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
@@ -287,7 +289,8 @@ fn attention_coop(
     }
 
     if subgroup_lane < TILE {
-        factors[qi] = select(0.0, 1.0 / weight, has_query);
+        let total = weight + sink_weight(kv_head * GROUP + qi % GROUP, top);
+        factors[qi] = select(0.0, 1.0 / total, has_query);
     }
     workgroupBarrier();
     let to = Target(block.x, kv_head * GROUP, n_q);

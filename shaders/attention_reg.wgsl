@@ -2,6 +2,7 @@
 // o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence that a
 // query at its position sees (part visible), in one pass over the keys with a running maximum
 // (Dao et al. 2022, algorithm 1); cap(s) = softcap · tanh(s / softcap) if softcap > 0, else s.
+// The sink of a head, if it has one, counts in the softmax as the score of one more key, whose value is zero.
 // One invocation: one query. One workgroup: up to 8 queries of one block of rows (consecutive positions of one
 // sequence) that share one key-value head. The workgroup must be exactly one subgroup: each lane loads a part of a key
 // or value and shuffles it to the others, because without coalescing eight loads of the same address cost eight times
@@ -10,6 +11,7 @@
 override GROUP: u32 = 1u;   // query heads per key-value head
 override N_D4: u32 = 16u;   // head_dim / 4, at most MAX_D4
 override CAUSAL: u32 = 1u;  // 0: queries see keys on both sides
+override SINKS: u32 = 0u;   // 1: each head has a sink
 
 // Keys per step. Loops over keys have a constant trip count, the length of the arrays that they index, so that compilers
 // unroll them and keep those arrays in registers. The arrays over dimensions are in memory, and read once per step.
@@ -34,7 +36,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // (sequence, position)
 @group(0) @binding(2) var<storage, read> blocks: array<vec2u>;   // (first row, rows)
 @group(0) @binding(3) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
-@group(0) @binding(4) var<storage, read> ends: array<u32>;      // [n_seqs] keys, if not CAUSAL
+@group(0) @binding(4) var<storage, read> ends_or_sinks: array<u32>; // see part visible
 @group(0) @binding(5) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
 @group(0) @binding(6) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
 @group(0) @binding(7) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
@@ -140,7 +142,8 @@ fn attention_reg(
     if lane >= n_q {
         return;
     }
+    let total = weight + sink_weight(head, top);
     for (var d = 0u; d < N_D4; d++) {
-        o[row * params.o_stride + head * N_D4 + d] = acc[d] / weight;
+        o[row * params.o_stride + head * N_D4 + d] = acc[d] / total;
     }
 }

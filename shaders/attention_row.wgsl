@@ -2,6 +2,7 @@
 // o[r, h, :] = Σ_j softmax_j(cap(scale · q[r, h, :]·k_j)) v_j over the keys j of the row's sequence that a query at its
 // position sees (part visible), in one pass over the keys with a running maximum (Dao et al. 2022, algorithm 1);
 // cap(s) = softcap · tanh(s / softcap) if softcap > 0, else s.
+// The sink of a head, if it has one, counts in the softmax as the score of one more key, whose value is zero.
 // One workgroup: the queries of one row that share one key-value head. If SPLIT, it reads one range of keys and writes
 // partial sums for attention_combine. The workgroup must be exactly one subgroup. For the scores a lane has a key, and
 // queries are shuffled to it; for the sums a lane has a part of the dimensions, and weights are shuffled to it.
@@ -9,6 +10,7 @@ override GROUP: u32 = 1u;   // query heads per key-value head, at most MAX_GROUP
 override N_D4: u32 = 16u;   // head_dim / 4, at most 8 · MAX_D8
 override SPLIT: u32 = 0u;
 override CAUSAL: u32 = 1u;  // 0: queries see keys on both sides
+override SINKS: u32 = 0u;   // 1: each head has a sink
 override N_D8: u32 = (N_D4 + 7u) / 8u; // vec4s of a head per lane
 
 const MAX_GROUP: u32 = 8u;
@@ -32,7 +34,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> rows: array<vec2u>;     // (sequence, position)
 @group(0) @binding(2) var<storage, read> blocks: array<vec2u>;   // (first row, rows), of one row
 @group(0) @binding(3) var<storage, read> pages: array<u32>;      // [n_seqs, pages_stride]
-@group(0) @binding(4) var<storage, read> ends: array<u32>;       // [n_seqs] keys, if not CAUSAL
+@group(0) @binding(4) var<storage, read> ends_or_sinks: array<u32>; // see part visible
 @group(0) @binding(5) var<storage, read> q: array<vec4f>;        // [rows, n_heads, N_D4]
 @group(0) @binding(6) var<storage, read> k: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
 @group(0) @binding(7) var<storage, read> v: array<Kv>;           // [n_pages, n_kv_heads, page_size, N_D4]
@@ -152,7 +154,10 @@ fn attention_row(
     for (var i = 0u; i < GROUP; i++) {
         let a = weight[i] + subgroupShuffleXor(weight[i], 1u);
         let b = a + subgroupShuffleXor(a, 2u);
-        let total = b + subgroupShuffleXor(b, 4u);
+        var total = b + subgroupShuffleXor(b, 4u);
+        if SPLIT == 0u {
+            total += sink_weight(head + i, top[i]);
+        }
         let to = ((row * params.n_kv_heads * GROUP + head + i) * params.max_splits + id.z) * (N_D4 + 1u);
         for (var e = 0u; e < N_D8; e++) {
             let d = 8u * e + lane;

@@ -1059,6 +1059,7 @@ struct Batch {
     /// First position and number of rows of each chunk, each of another sequence.
     prompt: Vec<(usize, usize)>,
     max_seq_len: usize,
+    has_sinks: bool,
 }
 
 impl Batch {
@@ -1155,7 +1156,10 @@ fn attend(gpu: &Gpu, batch: &Batch, contents: &Contents, names: &[u64]) -> (Vec<
         partial: &filled(gpu, partial_shape, f32::NAN),
         max_seq_len: batch.max_seq_len,
     };
-    run(gpu, |rec| shape.launch(rec, &plan, &q, &cache, &o));
+    // Some far below the scores, some far above.
+    let sinks = batch.has_sinks.then(|| Rng::new(contents.seed + 12).normals(n_heads, 6.0));
+    let sinks_tensor = sinks.as_ref().map(|sinks| tensor_f32(gpu, [1, n_heads], sinks));
+    run(gpu, |rec| shape.launch(rec, &plan, &q, &cache, sinks_tensor.as_ref(), &o));
 
     let exact_shape = exact::Attention {
         n_heads,
@@ -1164,6 +1168,7 @@ fn attend(gpu: &Gpu, batch: &Batch, contents: &Contents, names: &[u64]) -> (Vec<
         window: None, // the history is cut to what is visible
         softcap: shape.softcap.map(f64::from),
     };
+    let sinks = sinks.as_deref().map(to_f64);
     let mut want = Vec::new();
     for (r, &[seq, pos]) in rows.iter().enumerate() {
         let visible = batch.visible(pos as usize, n_keys[seq as usize]);
@@ -1178,6 +1183,7 @@ fn attend(gpu: &Gpu, batch: &Batch, contents: &Contents, names: &[u64]) -> (Vec<
             &to_f64(&qs[r * q_cols..][..q_cols]),
             &history(0),
             &history(1),
+            sinks.as_deref(),
         ));
     }
     (want, read(gpu, &o))
@@ -1234,6 +1240,7 @@ fn check_batches(gpu: &Gpu, i: usize, heads: [usize; 3]) {
         decode: vec![],
         prompt: vec![],
         max_seq_len: 211,
+        has_sinks: false,
     };
     // A single position; only decode rows; only prompts; both.
     check_attention(gpu, &Batch { decode: vec![0], max_seq_len: 1, ..base.clone() }, 1.0);
@@ -1251,8 +1258,15 @@ fn check_batches(gpu: &Gpu, i: usize, heads: [usize; 3]) {
     for window in [1, 19] {
         check_attention(gpu, &Batch { shape: windowed(window), ..mixed.clone() }, 1.0);
     }
+    // Sinks, also beside a window, and where a row sees only its own key.
+    let sinks = Batch { has_sinks: true, ..mixed.clone() };
+    check_attention(gpu, &sinks, 1.0);
+    check_attention(gpu, &Batch { shape: windowed(19), ..sinks.clone() }, 4.0);
+    check_attention(gpu, &Batch { has_sinks: true, ..prompts.clone() }, 4.0);
+    check_attention(gpu, &Batch { decode: vec![0], max_seq_len: 1, has_sinks: true, ..base.clone() }, 1.0);
     let capped = ops::Attention { softcap: Some(2.5), scale: 1.5, ..base.shape };
     check_attention(gpu, &Batch { shape: capped, ..mixed.clone() }, 1.0);
+    check_attention(gpu, &Batch { shape: capped, ..sinks.clone() }, 1.0);
     // Keys on both sides.
     for window in [None, Some(1), Some(19)] {
         let both = ops::Attention { causal: false, window, ..base.shape };
@@ -1282,8 +1296,12 @@ fn check_splits(gpu: &Gpu, i: usize, heads: [usize; 3]) {
         decode: vec![511, 3, 1200, 512, 700],
         prompt: vec![(530, 7)],
         max_seq_len: 1300,
+        has_sinks: false,
     };
     check_attention(gpu, &base, 1.0);
+    check_attention(gpu, &Batch { has_sinks: true, ..base.clone() }, 1.0);
+    let windowed = ops::Attention { window: Some(300), ..base.shape };
+    check_attention(gpu, &Batch { shape: windowed, has_sinks: true, ..base.clone() }, 1.0);
     for (causal, window) in [(true, Some(300)), (false, None), (false, Some(300))] {
         let shape = ops::Attention { causal, window, ..base.shape };
         check_attention(gpu, &Batch { shape, ..base.clone() }, 1.0);
@@ -1575,7 +1593,7 @@ fn attention_rows_do_not_depend_on_the_batch() {
 
 fn check_attention_rows(gpu: &Gpu) {
     for heads in [[3, 1, 64], [2, 2, 16], [7, 1, 8]] {
-        for window in [None, Some(37)] {
+        for (window, has_sinks) in [(None, false), (Some(37), false), (None, true), (Some(37), true)] {
             let shape = ops::Attention { window, ..attention_shape(heads) };
             let n_cols = heads[0] * heads[2];
             let batch = Batch {
@@ -1585,6 +1603,7 @@ fn check_attention_rows(gpu: &Gpu) {
                 decode: vec![],
                 prompt: vec![],
                 max_seq_len: 1300,
+                has_sinks,
             };
             let contents = Contents { seed: 16, size: 1.0 };
             let one = |batch: &Batch, names: &[u64]| attend(gpu, batch, &contents, names).1;
@@ -1604,6 +1623,9 @@ fn check_attention_rows(gpu: &Gpu) {
             let beside = one(&Batch { decode: vec![700, 1250, 3], ..batch.clone() }, &[5, 1, 2]);
             assert_same_bits("two splits of three", &beside[..n_cols], &alone);
 
+            if has_sinks {
+                continue; // only causal attention has them
+            }
             // The fourth sequence has as many keys as the first.
             let batch = Batch { shape: ops::Attention { causal: false, ..shape }, ..batch };
             let alone = one(&Batch { prompt: vec![(0, 45)], ..batch.clone() }, &[9]);

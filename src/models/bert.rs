@@ -137,6 +137,7 @@ impl Bert {
                     qkv: Linear::stack(loader, &[(&q, n), (&k, n), (&v, n)], n, true)?,
                     out: Linear::load(loader, &name("attention.output.dense"), [n, n], true)?,
                     head_norm: None,
+                    sinks: None,
                     rotary: None,
                 },
                 attention_norm: LayerNorm::load(loader, &name("attention.output.LayerNorm"), n, true, eps)?,

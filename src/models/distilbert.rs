@@ -121,6 +121,7 @@ impl Architecture for Config {
                     qkv: Linear::stack(loader, &[(&q, n), (&k, n), (&v, n)], n, true)?,
                     out: Linear::load(loader, &name("attention.out_lin"), [n, n], true)?,
                     head_norm: None,
+                    sinks: None,
                     rotary: None,
                 },
                 attention_norm: LayerNorm::load(loader, &name("sa_layer_norm"), n, true, EPS)?,

@@ -134,6 +134,7 @@ impl Architecture for Config {
                     qkv: conv1d(loader, &name("attn.c_attn"), [3 * n, n])?,
                     out: conv1d(loader, &name("attn.c_proj"), [n, n])?,
                     head_norm: None,
+                    sinks: None,
                     rotary: None,
                 },
                 ln_2: LayerNorm::load(loader, &name("ln_2"), n, true, eps)?,

@@ -192,6 +192,7 @@ impl Architecture for Config {
                     qkv: Linear::load(loader, &name("attn.Wqkv"), [3 * n, n], attention_bias)?,
                     out: Linear::load(loader, &name("attn.Wo"), [n, n], attention_bias)?,
                     head_norm: None,
+                    sinks: None,
                     rotary: Some(match self.layer_types[i] {
                         LayerType::Full => full.clone(),
                         LayerType::Sliding => sliding.clone(),

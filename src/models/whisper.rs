@@ -178,6 +178,7 @@ fn self_attention(
         },
         out: Linear::load(loader, &name("out_proj"), [n, n], true)?,
         head_norm: None,
+        sinks: None,
         rotary: None,
     })
 }
@@ -406,7 +407,7 @@ impl CrossAttention {
             ..b.attention_plan(&a.partial)
         };
         let kv = &clips.kv[i];
-        self.shape.launch(rec, &plan, &a.q, kv, &a.o);
+        self.shape.launch(rec, &plan, &a.q, kv, None, &a.o);
         if let Some(shown) = clips.alignment {
             for (at, [_, head]) in shown.heads.iter().enumerate().filter(|(_, [layer, _])| *layer == i) {
                 let first = at * clips.n_positions;

@@ -199,7 +199,8 @@ impl Attention {
     }
 
     /// Records attention: `q` and `o` `[rows, n_heads·head_dim]` F32, `cache` with pages of
-    /// `n_kv_heads·page_size·head_dim` keys and values.
+    /// `n_kv_heads·page_size·head_dim` keys and values, and for causal attention `sinks` `[1, n_heads]` F32: for each
+    /// head the score of one more key, whose value is zero (Xiao et al. 2024).
     ///
     /// Dao et al. 2022, algorithm 1; decode rows are split over the keys as in Dao et al. 2023 (Flash-Decoding).
     ///
@@ -211,6 +212,7 @@ impl Attention {
         plan: &AttentionPlan<'_>,
         q: &Tensor,
         cache: &KvLayer,
+        sinks: Option<&Tensor>,
         o: &Tensor,
     ) {
         for tensor in [q, o] {
@@ -224,7 +226,11 @@ impl Attention {
         let (split_len, max_splits) = self.splits(caps, plan.max_seq_len);
         let n_splits = plan.longest.div_ceil(split_len).clamp(1, max_splits);
         assert!(self.causal || plan.ends.is_some(), "attention: both sides want the ends of sequences");
-        let ends = plan.ends.map_or_else(|| rec.unused(), Tensor::view);
+        if let Some(sinks) = sinks {
+            assert!(self.causal && sinks.n_cols() == self.n_heads, "attention: {sinks:?} for {self:?}");
+        }
+        let has_sinks = sinks.is_some();
+        let ends_or_sinks = sinks.or(plan.ends).map_or_else(|| rec.unused(), Tensor::view);
         let in_registers = self.in_registers(caps);
         let (heads, n_parts) = if in_registers { (self.group(), 1) } else { self.heads() };
         let params = |block0: usize| Params {
@@ -243,7 +249,7 @@ impl Attention {
         let bind = |out: &Tensor| {
             let [rows, blocks, pages, q, k, v, out] =
                 [plan.rows, plan.blocks, plan.pages, q, &cache.k, &cache.v, out].map(Tensor::view);
-            [rows, blocks, pages, ends.clone(), q, k, v, out]
+            [rows, blocks, pages, ends_or_sinks.clone(), q, k, v, out]
         };
         let n_kv = (self.n_kv_heads * n_parts) as u32;
         if plan.n.n_decode > 0 {
@@ -254,9 +260,9 @@ impl Attention {
                 true => self.in_reg(&ATTENTION_ROW, caps, cache).set("SPLIT", split.into()),
                 false => self.variant(cache, heads, split),
             };
-            rec.dispatch(variant, &params(0), &bind(out), groups);
+            rec.dispatch(with_sinks(variant, has_sinks), &params(0), &bind(out), groups);
             if split {
-                self.combine(rec, plan, o, [split_len, max_splits]);
+                self.combine(rec, plan, sinks, o, [split_len, max_splits]);
             }
         }
         if plan.n.n_prompt > 0 {
@@ -268,7 +274,7 @@ impl Attention {
             };
             let n_groups = if tiles.is_some() { self.n_kv_heads as u32 } else { n_kv };
             let groups = [plan.n_prompt_blocks as u32, n_groups, 1];
-            rec.dispatch(variant, &params(plan.n.n_decode), &bind(o), groups);
+            rec.dispatch(with_sinks(variant, has_sinks), &params(plan.n.n_decode), &bind(o), groups);
         }
     }
 
@@ -303,6 +309,7 @@ impl Attention {
         &self,
         rec: &mut Recorder,
         plan: &AttentionPlan<'_>,
+        sinks: Option<&Tensor>,
         o: &Tensor,
         [split_len, max_splits]: [usize; 2],
     ) {
@@ -323,8 +330,13 @@ impl Attention {
             .set("N_SPLITS", max_splits as u32)
             .set("SHARES", (lanes / n4).max(1))
             .set("CAUSAL", self.causal.into());
-        let ends = plan.ends.map_or_else(|| rec.unused(), Tensor::view);
+        let ends_or_sinks = sinks.or(plan.ends).map_or_else(|| rec.unused(), Tensor::view);
         let groups = rec.gpu().caps().spread((plan.n.n_decode * self.n_heads) as u32);
-        rec.dispatch(variant, &params, &[plan.rows.view(), ends, plan.partial.view(), o.view()], groups);
+        let views = [plan.rows.view(), ends_or_sinks, plan.partial.view(), o.view()];
+        rec.dispatch(with_sinks(variant, sinks.is_some()), &params, &views, groups);
     }
+}
+
+fn with_sinks(variant: Variant, has_sinks: bool) -> Variant {
+    if has_sinks { variant.set("SINKS", 1) } else { variant }
 }

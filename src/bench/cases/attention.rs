@@ -209,11 +209,11 @@ pub(super) fn attention(work: &Workload<'_>) -> Vec<Case> {
     let mut cases = Vec::new();
     if let Some(audio) = &work.model().audio {
         // Rows of the decoder to a clip, or of the encoder among themselves: the shapes are the same.
-        cases.push(attend(work, audio.cross_attention[0], audio.n_positions, dtype));
+        cases.push(attend(work, audio.cross_attention[0], audio.n_positions, false, dtype));
     }
     let position_bytes = KvLayer::bytes(dtype, 2 * a.n_kv_heads * a.head_dim);
     if !decodes {
-        cases.push(attend(work, *a, work.n_rows, dtype));
+        cases.push(attend(work, *a, work.n_rows, false, dtype));
         return cases;
     }
     // A context beyond the model's, or too large for all rows together, is cut.
@@ -224,14 +224,27 @@ pub(super) fn attention(work: &Workload<'_>) -> Vec<Case> {
         .collect();
     contexts.retain(|n| *n > 0);
     contexts.dedup();
-    cases.extend(contexts.into_iter().map(|context| attend(work, *a, context, dtype)));
+    cases.extend(contexts.into_iter().map(|context| attend(work, *a, context, false, dtype)));
     cases
+}
+
+/// Sinks and a cap, over more keys than one split has anywhere.
+pub(super) fn attention_switched(work: &Workload<'_>) -> Vec<Case> {
+    let (Some(a), Some(dtype)) = (work.model().attention.first(), cache_dtype(work)) else {
+        return Vec::new();
+    };
+    if !a.fits(work.caps) || !a.causal {
+        return Vec::new();
+    }
+    let context = if work.rows().n_decode > 0 { work.model().max_seq_len.min(600) } else { work.n_rows };
+    let capped = Attention { softcap: Some(2.5), ..*a };
+    vec![attend(work, capped, context, true, dtype)]
 }
 
 /// Attention of a model as its steps run it: decode rows at the end of sequences of `context` positions, or the first
 /// `context` rows of a prompt.
 pub(in super::super) fn of_step(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -> Case {
-    let case = attend(work, shape, context, dtype);
+    let case = attend(work, shape, context, false, dtype);
     match shape.window {
         None => case,
         Some(window) => Case { shape: format!("{}, {window} seen", case.shape), ..case },
@@ -240,7 +253,7 @@ pub(in super::super) fn of_step(work: &Workload<'_>, shape: Attention, context: 
 
 /// Rows at the end of sequences of `context` positions, or the prompt of one; rows that see all `context` keys if they
 /// see both sides.
-fn attend(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -> Case {
+fn attend(work: &Workload<'_>, shape: Attention, context: usize, has_sinks: bool, dtype: Dtype) -> Case {
     let (n_rows, n) = (work.n_rows, work.rows());
     let decodes = n.n_decode > 0;
     let (n_q, n_kv) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
@@ -264,6 +277,8 @@ fn attend(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -
         (false, true) => format!("{heads}, prompt"),
         (_, false) => format!("{heads} over {context}"),
     };
+    let cap = if shape.softcap.is_some() { " capped" } else { "" };
+    let what = format!("{what}{cap}{}", if has_sinks { " with sinks" } else { "" });
     work.case("attention", what, dtype, cost, move |pool| {
         let some = pool.some;
         let n_seqs = if decodes { n_rows } else { 1 };
@@ -289,6 +304,11 @@ fn attend(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -
         let partial = pool.output(shape.partial_shape(pool.gpu().caps(), n.n_decode.max(1), context))?;
         let q = pool.activations("q", [n_rows, n_q], 5)?;
         let o = pool.output([n_rows, n_q])?;
+        let sinks = match has_sinks {
+            true => Some(pool.draw("sinks", [1, shape.n_heads], Dtype::F32, 7, 0.0, 2.0)?),
+            false => None,
+        };
+        let sinks2 = sinks.clone();
         let (cache2, q2, o2, o3) = (caches[0].clone(), q.clone(), o.clone(), o.clone());
         let launch = move |rec: &mut Recorder, i: usize| {
             let plan = AttentionPlan {
@@ -303,7 +323,7 @@ fn attend(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -
                 partial: &partial,
                 max_seq_len: context,
             };
-            shape.launch(rec, &plan, &q, &caches[i % caches.len()], &o);
+            shape.launch(rec, &plan, &q, &caches[i % caches.len()], sinks.as_ref(), &o);
         };
         let verify = move |gpu: &Gpu| {
             // As for other sums, times the size of a score, whose error is relative to a weight.
@@ -316,6 +336,7 @@ fn attend(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -
                 window: shape.window,
                 softcap: shape.softcap.map(f64::from),
             };
+            let sinks = sinks2.as_ref().map(|sinks| values(gpu, sinks, 0)).transpose()?;
             for r in some(n_rows, 2) {
                 let [seq, pos] = places[r].map(|n| n as usize);
                 let (q, o) = (values(gpu, &q2, r)?, values(gpu, &o2, r)?);
@@ -330,7 +351,8 @@ fn attend(work: &Workload<'_>, shape: Attention, context: usize, dtype: Dtype) -
                         let at = |p: usize| (h / group * PAGE_SIZE + p % PAGE_SIZE) * d;
                         (0..=last).map(|p| pages[p / PAGE_SIZE][at(p)..][..d].to_vec()).collect()
                     };
-                    let want = exact::attention(one, &q[h * d..][..d], &of_head(&k), &of_head(&v));
+                    let (q, k, v) = (&q[h * d..][..d], of_head(&k), of_head(&v));
+                    let want = exact::attention(one, q, &k, &v, sinks.as_ref().map(|sinks| &sinks[h..=h]));
                     check.extend(&o[h * d..][..d], &want);
                 }
             }

@@ -72,6 +72,7 @@ const SWITCHED: &[List] = &[
     products::qkv_switched,
     products::gate_up_switched,
     attention::rope_append_switched,
+    attention::attention_switched,
     rows::gate_switched,
     rows::pool_switched,
     vocabulary::softmax_switched,

@@ -81,8 +81,14 @@ pub struct Attention {
 }
 
 /// The query at the last position, `q` [n_heads · head_dim], over `keys` and `values`
-/// [pos + 1, n_kv_heads · head_dim].
-pub fn attention(shape: Attention, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f64>]) -> Vec<f64> {
+/// [pos + 1, n_kv_heads · head_dim], and each head's sink [n_heads], whose value is zero.
+pub fn attention(
+    shape: Attention,
+    q: &[f64],
+    keys: &[Vec<f64>],
+    values: &[Vec<f64>],
+    sinks: Option<&[f64]>,
+) -> Vec<f64> {
     let head_dim = q.len() / shape.n_heads;
     let first = keys.len().saturating_sub(shape.window.unwrap_or(keys.len()));
     let head = |(h, q): (usize, &[f64])| {
@@ -91,7 +97,8 @@ pub fn attention(shape: Attention, q: &[f64], keys: &[Vec<f64>], values: &[Vec<f
             let s = shape.scale * q.iter().zip(&k[kv..]).map(|(q, k)| q * k).sum::<f64>();
             shape.softcap.map_or(s, |cap| cap * (s / cap).tanh())
         };
-        let scores: Vec<f64> = keys[first..].iter().map(score).collect();
+        let sink = sinks.map(|sinks| sinks[h]);
+        let scores: Vec<f64> = keys[first..].iter().map(score).chain(sink).collect();
         let weights = softmax(&scores);
         let mix = |d| weights.iter().zip(&values[first..]).map(|(p, v)| p * v[kv + d]).sum::<f64>();
         (0..head_dim).map(mix).collect::<Vec<f64>>()

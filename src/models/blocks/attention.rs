@@ -1,7 +1,7 @@
 //! Self-attention with its projections.
 
 use super::{Linear, Target};
-use crate::gpu::Recorder;
+use crate::gpu::{Recorder, Tensor};
 use crate::models::{Activations, Batch, Loader, ModelError};
 use crate::ops::{self, Attention, HeadNorm, Input, KvLayer, Qkv, RopeAppend, Rotary};
 
@@ -16,13 +16,15 @@ pub struct SelfAttention {
     pub out: Linear,
     /// Norms of query and key heads.
     pub head_norm: Option<HeadNorm>,
+    /// For each head the score of one more key, whose value is zero: `[1, n_heads]` F32.
+    pub sinks: Option<Tensor>,
     /// Rotation of queries and keys.
     pub rotary: Option<Rotary>,
 }
 
 impl SelfAttention {
     /// Loads `q_proj`, `k_proj` and `v_proj` as one product, and `o_proj`, all below `prefix`. `biases` says whether the
-    /// former and the latter have biases. The heads are not normalised.
+    /// former and the latter have biases. The heads are not normalised and have no sinks.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
@@ -41,6 +43,7 @@ impl SelfAttention {
             qkv: Linear::stack(loader, &[(&q, n_q), (&k, n_kv), (&v, n_kv)], hidden_size, qkv_bias)?,
             out: Linear::load(loader, &o, [hidden_size, n_q], out_bias)?,
             head_norm: None,
+            sinks: None,
             rotary: Some(rotary),
         })
     }
@@ -66,7 +69,7 @@ impl SelfAttention {
         };
         let product = self.qkv.of(input);
         ops::qkv(rec, Qkv { product, head_norm: self.head_norm.as_ref(), projected: &a.qkv, to }, b.n);
-        self.shape.launch(rec, &b.attention_plan(&a.partial), &a.q, kv, &a.o);
+        self.shape.launch(rec, &b.attention_plan(&a.partial), &a.q, kv, self.sinks.as_ref(), &a.o);
         self.out.record(rec, b.n, &a.o, y);
     }
 }

@@ -111,6 +111,10 @@ pub(super) fn attention(setup: &mut Setup<'_>, variant: &Variant) -> Result<Laun
     let partial_shape = shape.partial_shape(setup.gpu.caps(), n.n_decode.max(1), n_keys);
     let partial = Tensor::zeros(setup.gpu, "self-test", partial_shape, Dtype::F32)?;
     let o = setup.results([n_rows, shape.n_heads * shape.head_dim])?;
+    let sinks = match is_set(variant, "SINKS") {
+        true => Some(setup.normal([1, shape.n_heads], Dtype::F32, 0.0, 2.0)?),
+        false => None,
+    };
     // As for other sums, times the size of a score, whose error is relative to a weight.
     setup.tolerance = Tolerance::new(shape.head_dim, 16.0);
     Ok(Box::new(move |rec| {
@@ -128,7 +132,7 @@ pub(super) fn attention(setup: &mut Setup<'_>, variant: &Variant) -> Result<Laun
             partial: &partial,
             max_seq_len: n_keys,
         };
-        shape.launch(rec, &plan, q, cache, &o);
+        shape.launch(rec, &plan, q, cache, sinks.as_ref(), &o);
     }))
 }
 
