@@ -127,6 +127,7 @@ impl Architecture for Config {
                     qkv: Linear::load(loader, &query_key_value, [3 * n, n], bias)?,
                     out: Linear::load(loader, &name("attention.dense"), [n, n], bias)?,
                     head_norm: None,
+                    sinks: None,
                     rotary: Some(rotary.clone()),
                 },
                 post_attention_layernorm: LayerNorm::load(loader, &post, n, true, eps)?,

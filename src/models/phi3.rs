@@ -86,6 +86,7 @@ impl Architecture for Config {
                     qkv: Linear::load(loader, &name("self_attn.qkv_proj"), [n_qkv, n], false)?,
                     out: Linear::load(loader, &name("self_attn.o_proj"), [n, n_heads * head_dim], false)?,
                     head_norm: None,
+                    sinks: None,
                     rotary: Some(rotary.clone()),
                 },
                 post_attention_layernorm: load_rms_norm(loader, &post, n, eps)?,
