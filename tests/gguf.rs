@@ -768,6 +768,25 @@ fn small_vocabularies_spell_what_they_read() {
     assert_eq!(tokenizer.encode("ab ab<x>??", true).expect("ids"), [4, 4, 9, 3, 2, 1]);
     assert_eq!(tokenizer.decode(&[4, 4, 7, 8], true).expect("a text"), "ab ab abc");
     assert_eq!(tokenizer.eos(), &[1]);
+    // By a map of characters in which both ends of a line become a space, each end alone.
+    let mut units = [0u32; 784];
+    (units[0], units[0o415], units[0o412]) =
+        (256 << 10, 512 << 10 | 1 << 8 | 0o15, 512 << 10 | 1 << 8 | 0o12);
+    (units[0o415 ^ 512], units[0o412 ^ 512]) = (1 << 31, 1 << 31);
+    let units = [
+        (4 * units.len() as u32).to_le_bytes().to_vec(),
+        units.map(u32::to_le_bytes).concat(),
+        b" \0".to_vec(),
+    ];
+    t5.list("tokenizer.ggml.precompiled_charsmap", 0, units.concat().len(), &units.concat());
+    let tokenizer = tokenizer_of(&t5);
+    for (ends, marks) in
+        [("\n", 1), ("\r", 1), ("\r\n", 2), ("\r\n\n", 3), ("\r\n\r\n", 4), ("\r\r\n", 3), ("\n\r", 2)]
+    {
+        let expected = [vec![7], vec![3; marks], vec![8, 1]].concat();
+        assert_eq!(tokenizer.encode(&format!("a{ends}bc"), true).expect("ids"), expected, "{ends:?}");
+    }
+    t5.remove("tokenizer.ggml.precompiled_charsmap");
     t5.whole("tokenizer.ggml.unknown_token_id", u64::from(u32::MAX));
     let (_dir, path) = written("vocabulary.gguf", &t5.bytes());
     let error = open_tokenizer(&path).expect_err("no unknown token").to_string();

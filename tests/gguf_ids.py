@@ -55,11 +55,11 @@ other_digits = lambda text: any(ord(c) > 127 and c.isdigit() for c in text)
 other_spaces = lambda text: any(ord(c) > 127 and c.isspace() for c in text)
 # Texts of which llama.cpp makes something else than the models' own tokenizers: it has no cases of letters and no marks in its
 # expressions, no other digits in `\d` and no other spaces in ranges, and takes accents and Hangul apart in another way for BERT. It
-# cuts two spaces before digits in another way than Cohere's expressions say. In Unigram vocabularies that keep all spaces, `\r\n` is
-# one space for us and two for llama.cpp, as for SentencePiece: the `tokenizers` crate takes it for one character there.
+# cuts two spaces before digits in another way than Cohere's and Arcee's expressions say, and takes all numbers for digits there.
 APPROXIMATE = {
     **dict.fromkeys(["tekken", "gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2", "granite-embed-multi-97m"], cases_of_letters),
     **dict.fromkeys(["youtu", "kimi-k2"], any_case),
+    "afmoe": lambda text: any(c.isnumeric() and not c.isdecimal() for c in text) or bool(re.search(r"\s\s\d", text)),
     **dict.fromkeys(["tiny_aya", "cohere2moe"], lambda text: any_case(text) or other_digits(text) or bool(re.search(r"\s\s\d", text))),
     **dict.fromkeys(["deepseek-llm", "deepseek-coder"], other_spaces),
     "superbpe": other_digits,
@@ -70,7 +70,7 @@ BYTES = """default gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de jina-v1-en 
 mpt olmo jais trillion granite-docling exaone4 smollm starcoder refact command-r codeshell exaone minerva-7b mellum2 llama3 llama-v3
 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx smaug-bpe chatglm-bpe glm4 glm5 qwen2 deepseek-r1-qwen kormo f2llmv2
 megrez stablelm2 hunyuan solar-open grok-2 qwen35 tekken gpt-4o llama4 kanana2 talkie minimax-m2 deepseek-v3 hunyuan-dense joyai-llm hy_v4
-deepseek-coder deepseek-llm spark2_5 kimi-k2 youtu granite-embed-multi-97m tiny_aya cohere2moe superbpe minicpm5 ufakzeka laguna jais-2
+deepseek-coder afmoe deepseek-llm spark2_5 kimi-k2 youtu granite-embed-multi-97m tiny_aya cohere2moe superbpe minicpm5 ufakzeka laguna jais-2
 exaone-moe chameleon falcon bailingmoe bailingmoe2 llada-moe seed-coder bloom poro-chat gpt3-finnish viking""".split()
 CHARACTERS = ["gemma4", "granite-embed-multi-311m", "sarvam-moe"]
 NAMED = {"<pad>": 3, "<s>": 3, "</s>": 3, "<unk>": 2, "<|im_start|>": 3, "<|im_end|>": 3, "<tool>": 4}
@@ -223,9 +223,6 @@ def ids_of(path, texts):
     if len(found) != len(texts):
         sys.exit(f"{path}: llama.cpp does not take it\n{result.stderr[-2000:]}")
     is_left_out = APPROXIMATE.get(pre if kind == "gpt2" else kind, lambda text: False)
-    spaces = fields.get("tokenizer.ggml.remove_extra_whitespaces")
-    if kind == "t5" and spaces is not None and not spaces.contents():
-        is_left_out = lambda text: "\r\n" in text
     return [None if is_left_out(text) else ids for text, ids in zip(texts, found)]
 
 

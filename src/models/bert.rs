@@ -65,6 +65,7 @@ impl Config {
             attention: vec![self.heads.attention(false, None); self.num_hidden_layers],
             intermediate_size: self.intermediate_size,
             has_gate: false,
+            hidden_act: self.hidden_act,
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: false,

@@ -66,6 +66,7 @@ impl Architecture for Config {
             attention: vec![self.heads.attention(false, None); self.n_layers],
             intermediate_size: self.hidden_dim,
             has_gate: false,
+            hidden_act: self.activation,
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: false,

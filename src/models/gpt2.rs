@@ -88,6 +88,7 @@ impl Architecture for Config {
             attention: (0..self.n_layer).map(attention).collect(),
             intermediate_size: self.n_inner,
             has_gate: false,
+            hidden_act: self.activation_function,
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: self.tie_word_embeddings,

@@ -31,7 +31,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{Attention, KvLayer};
+use crate::ops::{Act, Attention, KvLayer};
 use crate::weights::{Order, Weights};
 pub use batch::{Alignment, Batch, BatchClips, Capacity};
 pub use error::ModelError;
@@ -70,6 +70,8 @@ pub struct ModelShape {
     pub intermediate_size: usize,
     /// Whether the MLP has a gate.
     pub has_gate: bool,
+    /// Activation function of the MLP.
+    pub hidden_act: Act,
     /// Whether the norms are layer norms or RMS norms.
     pub has_layer_norm: bool,
     /// Whether each head of queries and keys is normalised.

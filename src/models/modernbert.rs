@@ -138,6 +138,7 @@ impl Architecture for Config {
             attention: self.layer_types.iter().map(attention).collect(),
             intermediate_size: self.intermediate_size,
             has_gate: true,
+            hidden_act: self.hidden_activation,
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: false,

@@ -78,6 +78,7 @@ impl Architecture for Config {
             attention: decoder(true),
             intermediate_size: self.decoder_ffn_dim,
             has_gate: false,
+            hidden_act: self.activation_function,
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: self.tie_word_embeddings,

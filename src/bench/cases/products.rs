@@ -353,7 +353,7 @@ pub(super) fn gate_up_switched(work: &Workload<'_>) -> Vec<Case> {
 }
 
 fn feed_forward(work: &Workload<'_>) -> Case {
-    activated(work, Act::Silu, work.model().has_gate, Switches::of_model(work.model()))
+    activated(work, work.model().hidden_act, work.model().has_gate, Switches::of_model(work.model()))
 }
 
 fn activated(work: &Workload<'_>, act: Act, gated: bool, switches: Switches) -> Case {

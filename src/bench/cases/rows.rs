@@ -191,8 +191,7 @@ pub(super) fn activate(act: Act, gated: bool, x: &[f64]) -> Vec<f64> {
 }
 
 pub(super) fn gate(work: &Workload<'_>) -> Vec<Case> {
-    let gated = work.model().has_gate;
-    gate_by(work, if gated { Act::Silu } else { Act::GeluTanh }, gated)
+    gate_by(work, work.model().hidden_act, work.model().has_gate)
 }
 
 /// Every activation, gated and not.

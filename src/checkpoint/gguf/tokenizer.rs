@@ -226,6 +226,10 @@ impl<'a> Vocabulary<'a> {
         let mut normalizers = Vec::new();
         if let Some(map) = self.metadata.numbers("tokenizer.ggml.precompiled_charsmap")? {
             let map: Vec<u8> = map.iter().map(|byte| *byte as i64 as u8).collect();
+            // The library takes `\r\n` for one character, which becomes what `\r` becomes.
+            if let Some(alone) = mapped(&map, "\r") {
+                normalizers.push(replace("\r(?=\n)", &alone));
+            }
             normalizers.push(json!({ "type": "Precompiled", "precompiled_charsmap": base64(&map) }));
         }
         let merges_spaces = self.flag("remove_extra_whitespaces", false)?;
@@ -266,6 +270,29 @@ fn marks_to_spaces(prefix: bool) -> Value {
         decoders.push(json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 }));
     }
     json!({ "type": "Sequence", "decoders": decoders })
+}
+
+/// What `text` becomes by a compiled map of characters; `None` if it has no entry. The map is the size of a trie, the trie
+/// in units of 32 bits (a double array, as in Darts), and the texts, each ended by a zero.
+fn mapped(map: &[u8], text: &str) -> Option<String> {
+    let (size, rest) = map.split_first_chunk::<4>()?;
+    let (trie, texts) = rest.split_at_checked(u32::from_le_bytes(*size) as usize)?;
+    let unit = |at: u32| trie.as_chunks::<4>().0.get(at as usize).map(|unit| u32::from_le_bytes(*unit));
+    let offset = |unit: u32| (unit >> 10) << ((unit & 1 << 9) >> 6);
+    let mut at = offset(unit(0)?);
+    let mut has_text = false;
+    for byte in text.bytes() {
+        at ^= u32::from(byte);
+        let found = unit(at)?;
+        if found & (1 << 31 | 0xff) != u32::from(byte) {
+            return None;
+        }
+        has_text = found >> 8 & 1 == 1;
+        at ^= offset(found);
+    }
+    let begin = (unit(at).filter(|_| has_text)? & !(1 << 31)) as usize;
+    let text = texts.get(begin..)?.split(|byte| *byte == 0).next()?;
+    String::from_utf8(text.to_vec()).ok()
 }
 
 /// Bytes in Base64.

@@ -93,6 +93,7 @@ impl DecoderKeys {
             attention: (0..self.num_hidden_layers).map(|i| self.heads.attention(true, window(i))).collect(),
             intermediate_size: self.intermediate_size,
             has_gate: true,
+            hidden_act: self.hidden_act,
             has_layer_norm: false,
             has_head_norm: false,
             ties_embeddings: self.tie_word_embeddings,
