@@ -1,8 +1,9 @@
 // rms_norm: y[r, i] = x[s, i] / sqrt(mean_i(x[s, i]²) + eps) · w[i]        (Zhang & Sennrich 2019, eq. 4)
-// where s = r, or s = index[r] if GATHER.
+// where s = r, or s = index[r] if GATHER. If ADD, added to y[r, i].
 // One workgroup: one row, from row0 on.
 override WG: u32 = 64u;
 override GATHER: u32 = 0u;
+override ADD: u32 = 0u;
 
 struct Params {
     row0: u32,
@@ -45,6 +46,10 @@ fn rms_norm(
     let scale = inverseSqrt(reduce_sum(sum, lane) / f32(params.n_cols) + params.eps);
     for (var i = lane; i < n4; i += WG) {
         // The offset does not reach the padding: x is zero there.
-        y[r * params.y_stride + i] = x[s * params.x_stride + i] * scale * (w[i] + params.offset);
+        var value = x[s * params.x_stride + i] * scale * (w[i] + params.offset);
+        if ADD == 1u {
+            value += y[r * params.y_stride + i];
+        }
+        y[r * params.y_stride + i] = value;
     }
 }

@@ -572,6 +572,27 @@ fn configs_as_people_write_them() {
     assert_eq!([windows(""), windows(r#", "sliding_window": null"#)], [Some(4096), None]);
     let heads = |keys: &str| read(&format!(r#"{{"model_type": "mistral"{keys}}}"#)).attention[0].n_kv_heads;
     assert_eq!([heads(""), heads(r#", "num_key_value_heads": null"#)], [8, 32]);
+    // Each second or sixth layer sees all keys, if no list says which.
+    let windows = |config: &str| {
+        let attention = read(config).attention;
+        attention.iter().map(|a| a.window.unwrap_or(0)).collect::<Vec<_>>()
+    };
+    let gemma2 = r#"{"model_type": "gemma2", "num_hidden_layers": 3, "sliding_window": 7}"#;
+    assert_eq!(windows(gemma2), [7, 0, 7]);
+    let gemma3 = |keys: &str| {
+        windows(&format!(
+            r#"{{"model_type": "gemma3_text", "num_hidden_layers": 7, "sliding_window": 9{keys}}}"#
+        ))
+    };
+    assert_eq!(gemma3(""), [9, 9, 9, 9, 9, 0, 9]);
+    assert_eq!(gemma3(r#", "sliding_window_pattern": 2"#), [9, 0, 9, 0, 9, 0, 9]);
+    let caps = |keys: &str| read(&format!(r#"{{"model_type": "gemma2"{keys}}}"#)).attention[0].softcap;
+    assert_eq!([caps(""), caps(r#", "attn_logit_softcapping": null"#)], [Some(50.0), None]);
+    // The text part of a model that also sees.
+    let text = r#"{"model_type": "gemma3", "text_config": {"num_hidden_layers": 3}, "vision_config": {}}"#;
+    assert_eq!((read(text).architecture, layers(text)), ("gemma3_text", 3));
+    let error = refused("{\"model_type\": \"gemma3\", \"text_config\": {\n\"num_hidden_layers\": 0}}");
+    assert!(error.contains("line 2: `text_config.num_hidden_layers` is `0`, expected"), "{error}");
     // The layers from `max_window_layers` on.
     let qwen = read(r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 64}"#);
     assert_eq!(qwen.attention.iter().filter(|a| a.window == Some(64)).count(), 4);
@@ -863,8 +884,15 @@ fn absent_keys_have_the_defaults_of_transformers() {
 }
 
 /// Keys of earlier versions, which are no field of transformers' classes.
-const NOT_IN_THE_REFERENCE: [&str; 3] =
-    ["partial_rotary_factor", "position_embedding_type", "global_attn_every_n_layers"];
+const NOT_IN_THE_REFERENCE: [&str; 6] = [
+    "partial_rotary_factor",
+    "position_embedding_type",
+    "global_attn_every_n_layers",
+    "sliding_window_pattern",
+    // Gemma 3's, which is `global_rope_theta` in the table, and its other base.
+    "rope_theta",
+    "rope_local_base_freq",
+];
 
 /// Whether two defaults are the same number or value.
 fn same(a: &serde_json::Value, b: &serde_json::Value) -> bool {

@@ -16,14 +16,17 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 FAMILIES = [
-    "bert", "camembert", "distilbert", "gpt2", "gpt_neox", "llama", "ministral3", "mistral", "modernbert", "phi3", "qwen2", "qwen3",
-    "roberta", "smollm3", "whisper", "xlm-roberta",
+    "bert", "camembert", "distilbert", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "ministral3",
+    "mistral", "mistral3", "modernbert", "olmo2", "phi3", "qwen2", "qwen3", "roberta", "smollm3", "whisper", "xlm-roberta",
 ]
 
 
 def family(name):
     config_class = CONFIG_MAPPING[name]
     config = config_class()
+    if "text_config" in config.sub_configs:
+        config = config.text_config
+        config_class = type(config)
     table = {field.name: field.default for field in dataclasses.fields(config_class)}
     # No field, but an attribute that the constructor sets.
     table["num_labels"] = config.num_labels

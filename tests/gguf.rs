@@ -130,7 +130,20 @@ fn rows_take_no_more_bytes_than_ggmls() {
 const IDS: [u32; 7] = [5, 301, 17, 99, 4, 230, 11];
 
 /// A folder of each family of decoders.
-const FAMILIES: [&str; 8] = ["llama", "qwen2", "qwen3", "gpt2", "phi3", "smollm3", "gpt-neox", "ministral3"];
+const FAMILIES: [&str; 12] = [
+    "llama",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gemma2",
+    "gemma3",
+    "olmo2",
+    "phi3",
+    "smollm3",
+    "gpt-neox",
+    "ministral3",
+    "granite",
+];
 
 /// A folder and the file that llama.cpp's converter makes of it are the same model, bit for bit: config, order of rows,
 /// types, tokenizer.
@@ -236,6 +249,35 @@ fn missing_tensors_have_the_names_of_the_file() {
         }
         assert!(n > 10, "{model}: {n} tensors");
     }
+}
+
+/// Which layers have a window is a number, a list, or a fact of the architecture.
+#[test]
+fn windows_of_layers() {
+    let whole = of_folder(&folder("gemma3"));
+    let windows = |file: &Gguf| -> Vec<usize> {
+        let shape = open(&file.bytes()).expect("a model").architecture.shape();
+        shape.attention.iter().map(|a| a.window.unwrap_or(0)).collect()
+    };
+    assert_eq!(windows(&whole), [8, 8, 8, 8, 8, 0, 8]);
+    const PATTERN: &str = "gemma3.attention.sliding_window_pattern";
+    let mut file = whole.clone();
+    file.whole(PATTERN, 3);
+    assert_eq!(windows(&file), [8, 8, 0, 8, 8, 0, 8]);
+    file.list(PATTERN, 7, 7, &[0, 0, 1, 0, 1, 1, 0]);
+    assert_eq!(windows(&file), [0, 0, 8, 0, 8, 8, 0]);
+    file.list(PATTERN, 7, 2, &[0, 1]);
+    let error = open(&file.bytes()).err().expect("two switches for seven layers").to_string();
+    assert!(error.contains("`a list of 2`, expected one of 7"), "{error}");
+    let mut file = whole.clone();
+    file.remove("gemma3.attention.sliding_window");
+    assert_eq!(windows(&file), [0; 7]);
+    assert_eq!(windows(&of_folder(&folder("gemma2"))), [8, 0]);
+    // OLMo 3 has the name of OLMo 2.
+    let mut file = of_folder(&folder("olmo2"));
+    file.whole("olmo2.attention.sliding_window", 4096);
+    let error = open(&file.bytes()).err().expect("OLMo 3").to_string();
+    assert!(error.contains("`olmo2.attention.sliding_window` is `4096`, expected none"), "{error}");
 }
 
 /// Rows of queries and keys in the order of Hugging Face's checkpoints are another model.
@@ -847,33 +889,45 @@ fn cases_have_the_greedy_ids_of_transformers() {
         /// By how much each logit was larger than the next one.
         gaps: Vec<f32>,
     }
-    /// Logits of SmolLM2 are up to about 30. This is more than F16 does to them.
+    /// Logits of these models are up to about 30. This is more than F16 does to them.
     const UNCERTAIN: f32 = 0.02;
     let cases = cases("cases_have_the_greedy_ids_of_transformers", "greedy.json");
     let Some(gpu) = common::gpu().filter(|_| !cases.is_empty()) else { return };
     for (path, cases) in cases {
         let cases: Vec<Case> = serde_json::from_slice(&cases).expect("prompts and ids");
         let mut engine = engine(&gpu, ModelFiles::open(&path).expect("a model"), None);
-        let mut n_certain = 0;
+        let mut open = Vec::new();
         for Case { prompt, greedy, gaps } in cases {
-            let certain = gaps.iter().take_while(|gap| **gap > UNCERTAIN).count();
-            let n = greedy.len().min(64 - prompt.len()).min(certain).max(1);
-            let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-            let request = Request { max_tokens: Some(n), sampling, ..Request::new(prompt.clone()) };
-            engine.submit(request).expect("submit");
-            let mut found = Vec::new();
-            let run = engine.run(|event| {
-                if let Event::Token { token, .. } = event {
-                    found.push(token);
+            let ids = [&prompt[..], &greedy].concat();
+            let ids = &ids[..ids.len().min(64)];
+            // After an id that is not certain it goes on from the reference's.
+            let mut from = prompt.len();
+            while from < ids.len() {
+                let certain = gaps[from - prompt.len()..].iter().take_while(|gap| **gap > UNCERTAIN).count();
+                let (before, expected) =
+                    (ids[..from].to_vec(), ids[from..ids.len().min(from + certain)].to_vec());
+                from += certain + 1;
+                if !expected.is_empty() {
+                    let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+                    let max_tokens = Some(expected.len());
+                    let request = Request { max_tokens, sampling, ..Request::new(before.clone()) };
+                    open.push((engine.submit(request).expect("submit"), before, expected, Vec::new()));
                 }
-            });
-            run.expect("run");
+            }
+        }
+        let run = engine.run(|event| {
+            if let Event::Token { id, token, .. } = event {
+                open.iter_mut().filter(|(of, ..)| *of == id).for_each(|(.., found)| found.push(token));
+            }
+        });
+        run.expect("run");
+        let mut n_certain = 0;
+        for (_, before, expected, found) in open {
             // It stops at the end of a text.
-            assert!(
-                found.len() == n
-                    || engine.tokenizer().is_some_and(|t| t.eos().contains(&greedy[found.len()]))
-            );
-            assert_eq!(found, greedy[..found.len()], "{}: after {prompt:?}", path.display());
+            let next = expected.get(found.len());
+            let is_end = |id: &u32| engine.tokenizer().is_some_and(|t| t.eos().contains(id));
+            assert!(next.is_none_or(is_end), "{}: {} ids after {before:?}", path.display(), found.len());
+            assert_eq!(found, expected[..found.len()], "{}: after {before:?}", path.display());
             n_certain += found.len();
         }
         assert!(n_certain > 200, "{}: {n_certain} ids", path.display());

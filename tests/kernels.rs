@@ -134,27 +134,34 @@ fn rms_norm() {
         for (i, [n_rows, n_cols]) in shapes.into_iter().enumerate() {
             for size in [1.0, 1e-3] {
                 // At 1e-3 the squares are as small as epsilon.
-                let (eps, offset, gather) = (1e-6, (i % 2) as f32, i % 3 == 1);
+                let (eps, offset, gather, add) = (1e-6, (i % 2) as f32, i % 3 == 1, i % 4 > 1);
                 let n_x = n_rows + if gather { 4 } else { 0 };
                 let (xs, ws) = (rng.normals(n_x * n_cols, size), rng.normals(n_cols, 1.0));
                 let index: Vec<u32> =
                     (0..n_rows).map(|r| if gather { rng.below(n_x) } else { r } as u32).collect();
                 let (x, w) = (tensor_f32(&gpu, [n_x, n_cols], &xs), tensor_f32(&gpu, [1, n_cols], &ws));
                 let list = tensor_u32(&gpu, [1, n_rows], &index);
-                let y = filled(&gpu, [n_rows, n_cols], f32::NAN);
+                let before = rng.normals(n_rows * n_cols, 1.0);
+                let y = match add {
+                    true => tensor_f32(&gpu, [n_rows, n_cols], &before),
+                    false => filled(&gpu, [n_rows, n_cols], f32::NAN),
+                };
                 let list = gather.then_some(&list);
                 let norm = RmsNorm { w, eps, offset };
                 // In two parts, like decode rows and prompt rows.
                 run(&gpu, |rec| {
                     for range in [0..n_rows / 3, n_rows / 3..n_rows] {
-                        ops::rms_norm(rec, &x, &norm, list, &y, range);
+                        ops::rms_norm(rec, &x, &norm, list, add, &y, range);
                     }
                 });
 
                 let (xs, ws) = (rows_f64(&xs, n_cols), to_f64(&ws));
                 let row = |s: &u32| exact::rms_norm(&xs[*s as usize], &ws, eps.into(), offset.into());
-                let want: Vec<f64> = index.iter().flat_map(row).collect();
-                let what = format!("rms_norm {n_rows}×{n_cols} of size {size}");
+                let mut want: Vec<f64> = index.iter().flat_map(row).collect();
+                if add {
+                    want.iter_mut().zip(&before).for_each(|(want, before)| *want += f64::from(*before));
+                }
+                let what = format!("rms_norm {n_rows}×{n_cols} of size {size}, added {add}");
                 assert_close(&what, &read(&gpu, &y), &want, Tolerance::f32(n_cols, largest(&want)));
                 assert_padding_is_zero(&gpu, &y);
             }
@@ -277,24 +284,65 @@ fn head_norm() {
         for [n_rows, n_heads, n_kv_heads, head_dim] in
             [[1, 1, 1, 8], [3, 4, 2, 16], [5, 9, 3, 64], [2, 7, 1, 80], [13, 2, 1, 128]]
         {
-            let (eps, offset) = (1e-6, (n_rows % 2) as f32);
-            let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
-            let xs = rng.normals(n_rows * n_cols, 2e-3);
-            let (qs, ks) = (rng.normals(head_dim, 1.0), rng.normals(head_dim, 1.0));
-            let x = tensor_f32(&gpu, [n_rows, n_cols], &xs);
-            let (q_w, k_w) = (tensor_f32(&gpu, [1, head_dim], &qs), tensor_f32(&gpu, [1, head_dim], &ks));
-            let norm = HeadNorm { q: q_w, k: k_w, eps, offset };
-            run(&gpu, |rec| ops::head_norm(rec, &norm, [n_heads, n_kv_heads], &x, n_rows));
-            let (qs, ks, heads) = (to_f64(&qs), to_f64(&ks), [n_heads, n_kv_heads]);
-            let row = |x: &Vec<f64>| exact::head_norm(x, &qs, &ks, heads, f64::from(eps), f64::from(offset));
-            let want: Vec<f64> = rows_f64(&xs, n_cols).iter().flat_map(row).collect();
-            let what = format!("head_norm {n_rows}×{n_heads}×{n_kv_heads}×{head_dim}");
-            let got = read(&gpu, &x);
-            assert_close(&what, &got, &want, Tolerance::f32(head_dim, largest(&want)));
-            let values = |row: &[f32]| row[(n_heads + n_kv_heads) * head_dim..].to_vec();
-            let (got, xs): (Vec<f32>, Vec<f32>) =
-                (got.chunks(n_cols).flat_map(values).collect(), xs.chunks(n_cols).flat_map(values).collect());
-            assert_same_bits(&what, &got, &xs);
+            // Each head, and all together.
+            for [n_q, n_k] in [[head_dim; 2], [n_heads * head_dim, n_kv_heads * head_dim]] {
+                let (eps, offset) = (1e-6, (n_rows % 2) as f32);
+                let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
+                let xs = rng.normals(n_rows * n_cols, 2e-3);
+                let (qs, ks) = (rng.normals(n_q, 1.0), rng.normals(n_k, 1.0));
+                let x = tensor_f32(&gpu, [n_rows, n_cols], &xs);
+                let (q_w, k_w) = (tensor_f32(&gpu, [1, n_q], &qs), tensor_f32(&gpu, [1, n_k], &ks));
+                let norm = HeadNorm { q: q_w, k: k_w, eps, offset };
+                let heads = [n_heads, n_kv_heads, head_dim];
+                run(&gpu, |rec| ops::head_norm(rec, &norm, heads, &x, n_rows));
+                let (qs, ks) = (to_f64(&qs), to_f64(&ks));
+                let row =
+                    |x: &Vec<f64>| exact::head_norm(x, &qs, &ks, heads, f64::from(eps), f64::from(offset));
+                let want: Vec<f64> = rows_f64(&xs, n_cols).iter().flat_map(row).collect();
+                let what =
+                    format!("head_norm {n_rows}×{n_heads}×{n_kv_heads}×{head_dim}, norms of {n_q} and {n_k}");
+                let got = read(&gpu, &x);
+                assert_close(&what, &got, &want, Tolerance::f32(n_q, largest(&want)));
+                let values = |row: &[f32]| row[(n_heads + n_kv_heads) * head_dim..].to_vec();
+                let (got, xs): (Vec<f32>, Vec<f32>) = (
+                    got.chunks(n_cols).flat_map(values).collect(),
+                    xs.chunks(n_cols).flat_map(values).collect(),
+                );
+                assert_same_bits(&what, &got, &xs);
+            }
+        }
+    }
+}
+
+#[test]
+fn softcap() {
+    let Some(gpu) = gpu() else { return };
+    let mut rng = Rng::new(29);
+    for [n_rows, n_cols] in [[1, 1], [3, 7], [5, 64], [2, 1031]] {
+        for (scale, cap) in [(1.0, Some(2.5)), (0.25, Some(30.0)), (0.125, None)] {
+            let mut ys = rng.normals(n_rows * n_cols, 4.0);
+            if ys.len() > 100 {
+                // Inputs for which the exponentials overflow.
+                ys[..4].copy_from_slice(&[0.0, 1e4, -1e30, 300.0]);
+            }
+            // One row more, which does not change.
+            let all = [&ys[..], &vec![9.0; n_cols]].concat();
+            let y = tensor_f32(&gpu, [n_rows + 1, n_cols], &all);
+            run(&gpu, |rec| ops::softcap(rec, &y, scale, cap, n_rows));
+            let capped = |x: &f32| exact::softcap((*x).into(), scale.into(), cap.map(f64::from));
+            let got = read(&gpu, &y);
+            let what = format!("softcap {n_rows}×{n_cols} {scale} {cap:?}");
+            assert_same_bits(&what, &got[n_rows * n_cols..], &all[n_rows * n_cols..]);
+            // Without outliers, which would loosen the tolerance of the rest.
+            for (g, x) in got.iter().zip(&ys).filter(|(_, x)| x.abs() > 100.0) {
+                assert!((f64::from(*g) - capped(x)).abs() <= 1e-5 * capped(x).abs(), "{what}: {g} of {x}");
+            }
+            let near = |i: &usize| ys[*i].abs() <= 100.0;
+            let pick: Vec<usize> = (0..ys.len()).filter(near).collect();
+            let want: Vec<f64> = pick.iter().map(|i| capped(&ys[*i])).collect();
+            let got_near: Vec<f32> = pick.iter().map(|i| got[*i]).collect();
+            assert_close(&what, &got_near, &want, Tolerance::f32(5, largest(&want)));
+            assert_padding_is_zero(&gpu, &y);
         }
     }
 }

@@ -137,7 +137,7 @@ fn a_recording_has_no_dispatch_too_many() {
         rec.finish().expect("kernels compile");
         gpu.counts().dispatches - before
     };
-    // Of a decoding row, of a prompt of 37. All have two layers, Whisper's decoder three.
+    // Of a decoding row, of a prompt of 37. Most have two layers.
     // A layer that decodes: qkv, attention, out, gate and up, down. Of a prompt the norms, rope_append and gate besides.
     let decoders = [
         ("llama", [2 * 5 + 3, 2 * 9 + 3]),
@@ -146,6 +146,12 @@ fn a_recording_has_no_dispatch_too_many() {
         ("qwen2", [2 * 5 + 3, 2 * 9 + 3]),
         // Heads are normalised between product and rotation.
         ("qwen3", [2 * 7 + 3, 2 * 10 + 3]),
+        // Norms after attention and MLP, which add to the residual stream, and a cap on the logits.
+        ("gemma2", [2 * 7 + 4, 2 * 11 + 4]),
+        // No cap, but norms of heads.
+        ("gemma3", [7 * 9 + 3, 7 * 12 + 3]),
+        // No norms before.
+        ("olmo2", [3 * 9 + 3, 3 * 10 + 3]),
         // Layer norms are not folded; positions are a second table.
         ("gpt2", [2 * 7 + 4, 2 * 9 + 4]),
         // Attention to the clip: norm, q, attention, out. Of a decoding row it is split and joined.

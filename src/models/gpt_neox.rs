@@ -80,6 +80,7 @@ impl Architecture for Config {
             max_seq_len: self.max_position_embeddings,
             attention: vec![self.heads.attention(true, None); self.num_hidden_layers],
             intermediate_size: self.intermediate_size,
+            hidden_act: self.hidden_act,
             has_gate: false,
             has_layer_norm: true,
             has_head_norm: false,

@@ -193,9 +193,22 @@ impl Loader {
     }
 
     /// Counts tensors whose names begin with `prefix` as used: checkpoints may have them, but models do not need them.
-    pub fn ignore(&mut self, prefix: &str) {
+    /// Returns whether there are any.
+    pub fn ignore(&mut self, prefix: &str) -> bool {
         let names = self.weights.entries().iter().map(|e| &e.name).filter(|name| name.starts_with(prefix));
+        let n_taken = self.taken.len();
         self.taken.extend(names.cloned());
+        self.taken.len() > n_taken
+    }
+
+    /// As [`Loader::ignore`] for what a model of images and text has beside its text model, and says so.
+    pub fn ignore_vision(&mut self) {
+        let vision = ["vision_tower.", "multi_modal_projector."];
+        let prefixes = vision.iter().flat_map(|part| ["", "model."].map(|before| format!("{before}{part}")));
+        let n_found = prefixes.filter(|prefix| self.ignore(prefix)).count();
+        if n_found > 0 && !self.gpu.is_plan() {
+            log::info!("the vision tower is left out: the model reads text only");
+        }
     }
 
     /// Names of unused tensors, as in the file.

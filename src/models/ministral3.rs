@@ -8,6 +8,7 @@ use super::blocks::{
 use super::settings::{ROWS, Read, Settings, WINDOW};
 use super::{
     Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
+    lm_head,
 };
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{RmsNorm, Rotary, Temperature};
@@ -23,6 +24,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     head_dim: Some(128),
     max_position_embeddings: 262_144,
     rms_norm_eps: 1e-5,
+    hidden_act: ("hidden_act", "silu"),
     tie_word_embeddings: false,
     rope_theta: 10_000.0,
     original_max_position_embeddings: None,
@@ -93,7 +95,7 @@ impl Architecture for Config {
         let rotary = Rotary { temperature: self.temperature, ..keys.rope.table(loader.gpu(), max_seq_len)? };
         let root = loader.root(&self.names());
         let embedding = format!("{root}embed_tokens.weight");
-        let tables = [embedding.as_str(), "lm_head.weight"];
+        let tables = [embedding.as_str(), lm_head(root)];
         let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
         let mut layers = Vec::with_capacity(keys.num_hidden_layers);
         for (i, a) in shape.attention.iter().enumerate() {
@@ -115,6 +117,7 @@ impl Architecture for Config {
         }
         let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
         let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
+        loader.ignore_vision();
         Ok(Box::new(Ministral3 { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
     }
 }

@@ -9,13 +9,17 @@ mod bert;
 pub mod blocks;
 mod distilbert;
 mod error;
+mod gemma2;
+mod gemma3;
 mod gpt2;
 mod gpt_neox;
+mod granite;
 mod llama;
 mod loader;
 mod ministral3;
 mod mistral;
 mod modernbert;
+mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
@@ -223,10 +227,23 @@ pub struct Shown {
     pub shape: [(&'static str, usize); 2],
 }
 
+/// Where models of images and text have the text model, whose prefix is `model.` if it is alone, and the name of its head:
+/// as transformers 5 writes them, and as earlier versions did.
+const LANGUAGE_MODELS: [(&str, &str); 2] =
+    [("model.language_model.", "lm_head.weight"), ("language_model.model.", "language_model.lm_head.weight")];
+
+/// The name of a text model's head, if the model's names begin with `root`.
+fn lm_head(root: &str) -> &'static str {
+    LANGUAGE_MODELS.iter().find(|(prefix, _)| *prefix == root).map_or("lm_head.weight", |(_, head)| head)
+}
+
 impl Names {
     /// The prefix that a checkpoint's names have.
     pub(crate) fn root(&self, weights: &Weights) -> &'static str {
         let any = |begin: &str| weights.entries().iter().any(|entry| entry.name.starts_with(begin));
+        if let Some((prefix, _)) = LANGUAGE_MODELS.iter().find(|(prefix, _)| any(prefix)) {
+            return prefix;
+        }
         let is_bare = !any(self.prefix) && self.layers.iter().any(|(before, ..)| any(before));
         if is_bare { "" } else { self.prefix }
     }
@@ -289,17 +306,43 @@ fn parse<C: FromSettings>(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
     Ok(Box::new(C::read(s)?))
 }
 
+/// As [`parse`], for a model of images and text, of which only the text part runs.
+fn parse_text<C: FromSettings>(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
+    if let Some(text) = s.object("text_config")? {
+        *s = text;
+    }
+    parse::<C>(s)
+}
+
+/// A model of images and text, whose text model is one of two families. The default is transformers' for either.
+fn parse_mistral3(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
+    let families = [
+        ("mistral", parse_text::<mistral::Config> as Parse),
+        ("ministral3", parse_text::<ministral3::Config>),
+    ];
+    let text = s.object("text_config")?;
+    let parse =
+        text.as_ref().map_or(Ok(families[0].1), |text| text.one_of("model_type", &families, "mistral"))?;
+    parse(s)
+}
+
 /// Every architecture, by its `model_type`.
 static ARCHITECTURES: &[(&str, Parse)] = &[
     ("bert", parse::<bert::Config>),
     ("camembert", parse::<roberta::Config>),
     ("distilbert", parse::<distilbert::Config>),
+    ("gemma2", parse::<gemma2::Config>),
+    ("gemma3", parse_text::<gemma3::Config>),
+    ("gemma3_text", parse::<gemma3::Config>),
     ("gpt2", parse::<gpt2::Config>),
     ("gpt_neox", parse::<gpt_neox::Config>),
+    ("granite", parse::<granite::Config>),
     ("llama", parse::<llama::Config>),
     ("ministral3", parse::<ministral3::Config>),
     ("mistral", parse::<mistral::Config>),
+    ("mistral3", parse_mistral3),
     ("modernbert", parse::<modernbert::Config>),
+    ("olmo2", parse::<olmo2::Config>),
     ("phi3", parse::<phi3::Config>),
     ("qwen2", parse::<qwen2::Config>),
     ("qwen3", parse::<qwen3::Config>),

@@ -45,21 +45,9 @@ impl FromSettings for Config {
         let every = s.whole("global_attn_every_n_layers", ROWS, 3)?;
         let by_number = |i: usize| if i.is_multiple_of(every) { LayerType::Full } else { LayerType::Sliding };
         let layer_types = LayerType::read(s, num_hidden_layers)?;
-        // Both forms: in that of transformers 5 each type of layer has an object, earlier ones have a theta for each.
-        let scalings = s.object("rope_parameters")?;
         let rope = |layers: &str, theta: f64| {
-            let scaling = match &scalings {
-                Some(scalings) => scalings.object(layers)?,
-                None => None,
-            };
-            match scaling {
-                Some(scaling) => {
-                    let trained = max_position_embeddings;
-                    let around = Around { trained, original: None, theta, partial: 1.0 };
-                    Rope::scaled(&scaling, heads.head_dim, around)
-                }
-                None => Ok(Rope::plain(heads.head_dim, theta, 1.0).expect("heads have 4 elements or more")),
-            }
+            let around = Around { trained: max_position_embeddings, original: None, theta, partial: 1.0 };
+            Rope::of_layers(s, layers, None, heads.head_dim, around)
         };
         Ok(Config {
             hidden_size,

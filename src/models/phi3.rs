@@ -24,6 +24,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     head_dim: None,
     max_position_embeddings: 4096,
     rms_norm_eps: 1e-5,
+    hidden_act: ("hidden_act", "silu"),
     tie_word_embeddings: false,
     rope_theta: 10_000.0,
     original_max_position_embeddings: Some(4096),

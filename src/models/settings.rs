@@ -26,6 +26,8 @@ pub(crate) const HEAD_WIDTH: RangeInclusive<usize> = 1..=256;
 pub(crate) const ROWS: RangeInclusive<usize> = 1..=1 << 28;
 /// Keys that a query sees. The device adds a position to it, in 32 bits.
 pub(crate) const WINDOW: RangeInclusive<usize> = 1..=(1 << 31) - 1;
+/// Caps on scores and logits. Published models have 20 to 50.
+pub(crate) const CAP: RangeInclusive<f64> = 1e-3..=1e6;
 /// Labels of a classification head.
 pub(crate) const LABELS: RangeInclusive<usize> = 1..=1 << 20;
 /// Token ids.
@@ -242,6 +244,18 @@ impl<'a> Settings<'a> {
                 Err(self.wrong(key, expected))
             }
         }
+    }
+
+    /// A number or nothing: `null` is nothing, whatever the default is.
+    pub fn real_or_none(
+        &self,
+        key: &str,
+        range: RangeInclusive<f64>,
+        default: Option<f64>,
+    ) -> Read<Option<f64>> {
+        let value = self.some_real(key, range)?;
+        self.note(key, default);
+        Ok(if self.has(key) { value } else { default })
     }
 
     /// `true` or `false`.

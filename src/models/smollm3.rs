@@ -23,6 +23,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     head_dim: None,
     max_position_embeddings: 32_768,
     rms_norm_eps: 1e-6,
+    hidden_act: ("hidden_act", "silu"),
     tie_word_embeddings: true,
     rope_theta: 2_000_000.0,
     original_max_position_embeddings: None,

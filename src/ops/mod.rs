@@ -28,6 +28,7 @@ mod rope_append;
 mod rows;
 mod sample;
 pub(crate) mod self_test;
+mod softcap;
 mod softmax;
 mod speech_rules;
 mod token_logprob;
@@ -58,6 +59,7 @@ pub use rms_norm::{RmsNorm, rms_norm};
 pub use rope_append::{Places, RopeAppend, Rotary, Temperature, rope_append};
 pub use rows::{Affine, Input, Rows};
 pub use sample::{Draws, NOT_A_TOKEN, SamplingRecord, sample};
+pub use softcap::softcap;
 pub use softmax::softmax;
 pub use speech_rules::{SpeechRecord, speech_rules};
 pub use token_logprob::token_logprob;
@@ -101,6 +103,7 @@ pub static KERNELS: &[&Kernel] = &[
     &rms_norm::RMS_NORM,
     &rope_append::ROPE_APPEND,
     &sample::SAMPLE,
+    &softcap::SOFTCAP,
     &softmax::SOFTMAX,
     &speech_rules::SPEECH_RULES,
     &token_logprob::TOKEN_LOGPROB,

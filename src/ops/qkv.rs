@@ -36,7 +36,7 @@ kernel!(QKV, "qkv", Params, [Read, Read, Read, Read, Read, Read, Read, ReadWrite
 pub struct Qkv<'a> {
     /// The joint projection, to `(n_heads + 2·n_kv_heads)·head_dim` outputs: queries, keys, values.
     pub product: Affine<'a>,
-    /// The norm of each head of the queries and keys.
+    /// The norms of queries and keys.
     pub head_norm: Option<&'a HeadNorm>,
     /// Scratch `[rows, outputs]` F32 for the product if heads are normalised in between, or if the device runs the steps
     /// as kernels of their own.
@@ -64,7 +64,7 @@ pub fn qkv(rec: &mut Recorder, qkv: Qkv<'_>, n: Rows) {
     if !fuses {
         linear::linear(rec, product, false, projected, n);
         if let Some(norm) = norm {
-            head_norm(rec, norm, [heads[0], heads[1]], projected, n.count());
+            head_norm(rec, norm, heads, projected, n.count());
         }
         rope_append(rec, projected, to, 0..n.count());
         return;

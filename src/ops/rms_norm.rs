@@ -30,8 +30,8 @@ pub struct RmsNorm {
     pub offset: f32,
 }
 
-/// `y[r] = x[s] / sqrt(mean(x[s]²) + eps) · (w + offset)` for the rows of `range`, where `s` is `r`, or
-/// `index[0, r]` if an index `[1, _]` is given. `x` and `y` `[_, n_cols]` F32.
+/// `y[r] = x[s] / sqrt(mean(x[s]²) + eps) · (w + offset)`, or added to `y` if `add`, for the rows of `range`, where `s` is
+/// `r`, or `index[0, r]` if an index `[1, _]` is given. `x` and `y` `[_, n_cols]` F32.
 ///
 /// Zhang & Sennrich 2019, equation 4.
 ///
@@ -42,6 +42,7 @@ pub fn rms_norm(
     x: &Tensor,
     norm: &RmsNorm,
     index: Option<&Tensor>,
+    add: bool,
     y: &Tensor,
     range: Range<usize>,
 ) {
@@ -58,6 +59,7 @@ pub fn rms_norm(
         offset: norm.offset,
     };
     let variant = folding(&RMS_NORM, rec).set("GATHER", index.is_some().into());
+    let variant = if add { variant.set("ADD", 1) } else { variant };
     let index = index.map_or_else(|| rec.unused(), Tensor::view);
     let groups = rec.gpu().caps().spread(range.len() as u32);
     rec.dispatch(variant, &params, &[x.view(), w.view(), index, y.view()], groups);

@@ -44,7 +44,7 @@ impl<'a> Input<'a> {
     /// The rows of a span, normalised by a kernel of its own if there is a norm.
     pub(super) fn normed(&self, rec: &mut Recorder, span: Span) -> &'a Tensor {
         let Some((norm, h)) = self.norm else { return self.x };
-        rms_norm(rec, self.x, norm, None, h, span.rows());
+        rms_norm(rec, self.x, norm, None, false, h, span.rows());
         h
     }
 

@@ -45,7 +45,7 @@ const WHOLE: [&str; 9] = [
 const STORED: &str = "smollm2-135m";
 
 /// Configurations beside the named shapes: architectures and features that these lack.
-const OTHERS: [(&str, &str); 14] = [
+const OTHERS: [(&str, &str); 18] = [
     ("bert", include_str!("../golden/bert-classifier/config.json")),
     ("distilbert", include_str!("../golden/distilbert-classifier/config.json")),
     ("roberta", include_str!("../golden/roberta-classifier/config.json")),
@@ -59,7 +59,11 @@ const OTHERS: [(&str, &str); 14] = [
     ("phi3-long", include_str!("../golden/phi3-long/config.json")),
     ("smollm3", include_str!("../golden/smollm3/config.json")),
     ("gpt-neox", include_str!("../golden/gpt-neox/config.json")),
+    ("granite", include_str!("../golden/granite/config.json")),
     ("ministral3", include_str!("../golden/ministral3/config.json")),
+    ("gemma2", include_str!("../golden/gemma2/config.json")),
+    ("gemma3", include_str!("../golden/gemma3/config.json")),
+    ("olmo2", include_str!("../golden/olmo2/config.json")),
 ];
 
 /// The variants of the profiles with these names, each once; of all profiles if there are none.
@@ -98,6 +102,9 @@ fn few_layers(config: &str) -> String {
         if let Some(n) = config.get(key).and_then(serde_json::Value::as_u64) {
             config[key] = n.min(4).into();
         }
+    }
+    if let Some(types) = config.get_mut("layer_types").and_then(serde_json::Value::as_array_mut) {
+        types.truncate(4);
     }
     config.to_string()
 }

@@ -125,6 +125,7 @@ pub fn of_folder(dir: &Path) -> Gguf {
         "modernbert" => "modern-bert",
         "gpt_neox" => "gptneox",
         "ministral3" => "mistral3",
+        "gemma3_text" => "gemma3",
         other => other,
     };
     let is_gpt2 = architecture == "gpt2";
@@ -187,6 +188,16 @@ pub fn of_folder(dir: &Path) -> Gguf {
             file.whole(&arch(key), n(from));
         }
         file.whole(&arch("attention.head_count_kv"), n("num_key_value_heads"));
+        if model_type == "granite" {
+            for (key, from) in [
+                ("attention.scale", "attention_multiplier"),
+                ("embedding_scale", "embedding_multiplier"),
+                ("residual_scale", "residual_multiplier"),
+                ("logit_scale", "logits_scaling"),
+            ] {
+                file.real(&arch(key), config[from].as_f64().expect("a number"));
+            }
+        }
         if model_type == "phi3" {
             phi3(&mut file, &config);
         }
@@ -199,7 +210,12 @@ pub fn of_folder(dir: &Path) -> Gguf {
             &arch("attention.layer_norm_rms_epsilon"),
             config["rms_norm_eps"].as_f64().expect("a number"),
         );
-        let rope = &config["rope_parameters"];
+        // Gemma 3 has one for each type of layer.
+        let ropes = &config["rope_parameters"];
+        let rope = if ropes["full_attention"].is_object() { &ropes["full_attention"] } else { ropes };
+        if let Some(theta) = ropes["sliding_attention"]["rope_theta"].as_f64() {
+            file.real(&arch("rope.freq_base_swa"), theta);
+        }
         if rope["rope_type"] == "yarn" {
             let real = |key: &str| rope[key].as_f64().expect("a number");
             file.text(&arch("rope.scaling.type"), "yarn");
@@ -213,6 +229,14 @@ pub fn of_folder(dir: &Path) -> Gguf {
                 ("attention.temperature_scale", "llama_4_scaling_beta"),
             ] {
                 file.real(&arch(key), real(from));
+            }
+        }
+        if architecture.starts_with("gemma") {
+            file.whole(&arch("attention.sliding_window"), n("sliding_window"));
+            for key in ["attn_logit_softcapping", "final_logit_softcapping"] {
+                if let Some(cap) = config[key].as_f64() {
+                    file.real(&arch(key), cap);
+                }
             }
         }
         let theta = rope["rope_theta"].as_f64().or(config["rope_theta"].as_f64()).expect("a number");
@@ -229,7 +253,7 @@ pub fn of_folder(dir: &Path) -> Gguf {
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
     for (name, tensor) in tensors.iter() {
         let (shape, mut data) = (tensor.shape().to_vec(), tensor.data().to_vec());
-        let (kind, size) = match tensor.dtype() {
+        let (mut kind, size) = match tensor.dtype() {
             safetensors::Dtype::F32 => (0, 4),
             safetensors::Dtype::F16 => (1, 2),
             safetensors::Dtype::BF16 => (30, 2),
@@ -248,13 +272,24 @@ pub fn of_folder(dir: &Path) -> Gguf {
             "distilbert.",
         ];
         let prefix = prefixes.iter().find(|prefix| name.starts_with(**prefix)).copied().unwrap_or_default();
-        let stem = ggml_name(&name[prefix.len()..]);
+        let has_norms_after = architecture.starts_with("gemma") || architecture == "olmo2";
+        let stem = match name.strip_suffix("post_attention_layernorm.weight") {
+            Some(_) if has_norms_after => {
+                ggml_name(&name[prefix.len()..].replace("post_attention_layernorm", "post_attention_norm"))
+            }
+            _ => ggml_name(&name[prefix.len()..]),
+        };
         let mut dims: Vec<usize> = shape.iter().rev().copied().collect();
+        if architecture.starts_with("gemma") && name.ends_with("norm.weight") {
+            // Stored plus one, in F32.
+            let values = numbers(kind, &data).into_iter().map(|x| x + 1.0);
+            (kind, data) = (0, values.flat_map(f32::to_le_bytes).collect());
+        }
         if stem == "position_embd.weight" && lost_positions > 0 {
             data.drain(..lost_positions * dims[0] * size);
             dims[1] -= lost_positions;
         }
-        if ["llama", "mistral3", "smollm3"].contains(&architecture)
+        if ["granite", "llama", "mistral3", "smollm3"].contains(&architecture)
             && [".attn_q.", ".attn_k."].iter().any(|part| stem.contains(part))
         {
             let heads = if stem.contains("attn_q") { "num_attention_heads" } else { "num_key_value_heads" };
@@ -297,6 +332,9 @@ fn ggml_name(name: &str) -> String {
         ("ln_f.", "output_norm."),
         ("final_norm.", "output_norm."),
         ("input_layernorm.", "attn_norm."),
+        ("post_attention_norm.", "post_attention_norm."),
+        ("pre_feedforward_layernorm.", "ffn_norm."),
+        ("post_feedforward_layernorm.", "post_ffw_norm."),
         ("ln_1.", "attn_norm."),
         ("attn_norm.", "attn_norm."),
         ("post_attention_layernorm.", "ffn_norm."),
@@ -367,6 +405,15 @@ fn phi3(file: &mut Gguf, config: &Value) {
     for (name, key) in [("rope_factors_long", "long_factor"), ("rope_factors_short", "short_factor")] {
         let factors: Vec<f32> = serde_json::from_value(scaling[key].clone()).expect("numbers");
         file.tensor(&format!("{name}.weight"), &[factors.len()], 0, encoded(0, &factors));
+    }
+}
+
+/// The numbers of a tensor of ggml's type 0, 1 or 30.
+fn numbers(kind: u32, data: &[u8]) -> Vec<f32> {
+    match kind {
+        0 => data.chunks(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes"))).collect(),
+        1 => data.chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        _ => data.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
     }
 }
 

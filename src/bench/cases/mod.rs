@@ -43,6 +43,7 @@ const OPERATIONS: &[(&str, List)] = &[
     ("attention_weights", speech::attention_weights),
     ("gate", rows::gate),
     ("pool", rows::pool),
+    ("softcap", vocabulary::softcap),
     ("softmax", vocabulary::softmax),
     ("token_logprob", vocabulary::token_logprob),
     ("top_k", vocabulary::top_k),
@@ -68,6 +69,7 @@ const SWITCHED: &[List] = &[
     rows::embed_switched,
     rows::rms_norm_switched,
     rows::layer_norm_switched,
+    rows::head_norm_switched,
     products::linear_switched,
     products::qkv_switched,
     products::gate_up_switched,
@@ -75,6 +77,7 @@ const SWITCHED: &[List] = &[
     attention::attention_switched,
     rows::gate_switched,
     rows::pool_switched,
+    vocabulary::softcap_switched,
     vocabulary::softmax_switched,
 ];
 

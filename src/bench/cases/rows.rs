@@ -73,29 +73,30 @@ fn embed_by(work: &Workload<'_>, lookup: Lookup) -> Case {
 }
 
 pub(super) fn rms_norm(work: &Workload<'_>) -> Vec<Case> {
-    if work.model().has_layer_norm { Vec::new() } else { norm(work, "rms_norm", false) }
+    if work.model().has_layer_norm { Vec::new() } else { norm(work, "rms_norm", false, false) }
 }
 
-/// Rows of an index.
+/// Rows of an index, and rows that are added.
 pub(super) fn rms_norm_switched(work: &Workload<'_>) -> Vec<Case> {
-    norm(work, "rms_norm", true)
+    [norm(work, "rms_norm", true, false), norm(work, "rms_norm", false, true)].into_iter().flatten().collect()
 }
 
 pub(super) fn layer_norm(work: &Workload<'_>) -> Vec<Case> {
-    if work.model().has_layer_norm { norm(work, "layer_norm", false) } else { Vec::new() }
+    if work.model().has_layer_norm { norm(work, "layer_norm", false, false) } else { Vec::new() }
 }
 
 /// Rows of an index.
 pub(super) fn layer_norm_switched(work: &Workload<'_>) -> Vec<Case> {
-    norm(work, "layer_norm", true)
+    norm(work, "layer_norm", true, false)
 }
 
-fn norm(work: &Workload<'_>, kernel: &'static str, gathers: bool) -> Vec<Case> {
+fn norm(work: &Workload<'_>, kernel: &'static str, gathers: bool, adds: bool) -> Vec<Case> {
     let (n_rows, hidden) = (work.n_rows, work.model().hidden_size);
     let has_mean = kernel == "layer_norm";
     let per_element = if has_mean { 7.0 } else { 4.0 };
     let cost = Cost { flops: per_element * (n_rows * hidden) as f64, bytes: (8 * n_rows * hidden) as f64 };
     let what = format!("{hidden}{}", if gathers { " gathered" } else { "" });
+    let what = format!("{what}{}", if adds { " added" } else { "" });
     work.once(work.case(kernel, what, Dtype::F32, cost, move |pool| {
         let some = pool.some;
         // The other way round.
@@ -105,8 +106,10 @@ fn norm(work: &Workload<'_>, kernel: &'static str, gathers: bool) -> Vec<Case> {
         let x = pool.activations("x", [n_rows, hidden], 1)?;
         let w = pool.draw("w", [1, hidden], Dtype::F32, 2, 1.0, 0.1)?;
         let b = pool.draw("b", [1, hidden], Dtype::F32, 3, 0.0, 0.1)?;
+        let fresh = pool.activations("fresh", [n_rows, hidden], 4)?;
         let y = pool.output([n_rows, hidden])?;
         let (x2, w2, b2, y2, y3) = (x.clone(), w.clone(), b.clone(), y.clone(), y.clone());
+        let fresh2 = fresh.clone();
         let norm = RmsNorm { w: w.clone(), eps: EPS, offset: 0.0 };
         let layer = LayerNorm { w, b, eps: EPS };
         let launch = move |rec: &mut Recorder, _: usize| {
@@ -114,7 +117,7 @@ fn norm(work: &Workload<'_>, kernel: &'static str, gathers: bool) -> Vec<Case> {
             if has_mean {
                 ops::layer_norm(rec, &x, &layer, index, &y, n_rows);
             } else {
-                ops::rms_norm(rec, &x, &norm, index, &y, 0..n_rows);
+                ops::rms_norm(rec, &x, &norm, index, adds, &y, 0..n_rows);
             }
         };
         let verify = move |gpu: &Gpu| {
@@ -122,46 +125,64 @@ fn norm(work: &Workload<'_>, kernel: &'static str, gathers: bool) -> Vec<Case> {
             let (w, b) = (values(gpu, &w2, 0)?, values(gpu, &b2, 0)?);
             for r in some(n_rows, 4) {
                 let x = values(gpu, &x2, source(r))?;
-                let want = if has_mean {
+                let mut want = if has_mean {
                     exact::layer_norm(&x, &w, &b, EPS.into())
                 } else {
                     exact::rms_norm(&x, &w, EPS.into(), 0.0)
                 };
+                if adds {
+                    let before = values(gpu, &fresh2, r)?;
+                    want.iter_mut().zip(before).for_each(|(want, before)| *want += before);
+                }
                 check.extend(&values(gpu, &y2, r)?, &want);
             }
             Ok(check)
         };
-        Ok(Prepared::new(launch, verify).reset(move |rec| clear(rec, &y3)))
+        let reset = move |rec: &mut Recorder| match adds {
+            true => rec.copy(&fresh, 0, &y3, 0, y3.size_bytes()),
+            false => clear(rec, &y3),
+        };
+        Ok(Prepared::new(launch, verify).reset(reset))
     }))
 }
 
 pub(super) fn head_norm(work: &Workload<'_>) -> Vec<Case> {
+    head_norm_by(work, false)
+}
+
+/// All heads together.
+pub(super) fn head_norm_switched(work: &Workload<'_>) -> Vec<Case> {
+    head_norm_by(work, true)
+}
+
+fn head_norm_by(work: &Workload<'_>, together: bool) -> Vec<Case> {
     let Some(a) = work.model().attention.first().filter(|_| work.model().has_head_norm) else {
         return Vec::new();
     };
     let (n_rows, n_heads, n_kv_heads, head_dim) = (work.n_rows, a.n_heads, a.n_kv_heads, a.head_dim);
     let n_normed = n_rows * (n_heads + n_kv_heads) * head_dim;
     let cost = Cost { flops: 4.0 * n_normed as f64, bytes: (8 * n_normed) as f64 };
-    let what = format!("{n_heads}+{n_kv_heads} heads of {head_dim}");
+    let [n_q, n_k] = if together { [n_heads * head_dim, n_kv_heads * head_dim] } else { [head_dim; 2] };
+    let what =
+        format!("{n_heads}+{n_kv_heads} heads of {head_dim}{}", if together { " together" } else { "" });
     work.once(work.case("head_norm", what, Dtype::F32, cost, move |pool| {
         let some = pool.some;
         let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
         let fresh = pool.activations("qkv", [n_rows, n_cols], 1)?;
         let qkv = pool.output([n_rows, n_cols])?;
-        let q_w = pool.draw("q_w", [1, head_dim], Dtype::F32, 2, 1.0, 0.1)?;
-        let k_w = pool.draw("k_w", [1, head_dim], Dtype::F32, 3, 1.0, 0.1)?;
+        let q_w = pool.draw("q_w", [1, n_q], Dtype::F32, 2, 1.0, 0.1)?;
+        let k_w = pool.draw("k_w", [1, n_k], Dtype::F32, 3, 1.0, 0.1)?;
         let (fresh2, qkv2, qkv3) = (fresh.clone(), qkv.clone(), qkv.clone());
         let (q_w2, k_w2) = (q_w.clone(), k_w.clone());
         let norm = HeadNorm { q: q_w, k: k_w, eps: EPS, offset: 0.0 };
-        let launch = move |rec: &mut Recorder, _: usize| {
-            ops::head_norm(rec, &norm, [n_heads, n_kv_heads], &qkv, n_rows);
-        };
+        let heads = [n_heads, n_kv_heads, head_dim];
+        let launch = move |rec: &mut Recorder, _: usize| ops::head_norm(rec, &norm, heads, &qkv, n_rows);
         let verify = move |gpu: &Gpu| {
-            let mut check = Check::f32(head_dim, 1.0);
+            let mut check = Check::f32(n_q, 1.0);
             let (q_w, k_w) = (values(gpu, &q_w2, 0)?, values(gpu, &k_w2, 0)?);
             for r in some(n_rows, 4) {
                 let x = values(gpu, &fresh2, r)?;
-                let want = exact::head_norm(&x, &q_w, &k_w, [n_heads, n_kv_heads], EPS.into(), 0.0);
+                let want = exact::head_norm(&x, &q_w, &k_w, heads, EPS.into(), 0.0);
                 check.extend(&values(gpu, &qkv2, r)?, &want);
             }
             Ok(check)

@@ -17,6 +17,41 @@ fn cases(work: &Workload<'_>, case: impl FnOnce(usize) -> Vec<Case>) -> Vec<Case
     if work.n_rows > MOST_DECODE || !work.is_first_dtype { Vec::new() } else { case(work.model().vocab_size) }
 }
 
+pub(super) fn softcap(work: &Workload<'_>) -> Vec<Case> {
+    softcap_by(work, Some(2.0))
+}
+
+/// Only a factor.
+pub(super) fn softcap_switched(work: &Workload<'_>) -> Vec<Case> {
+    softcap_by(work, None)
+}
+
+fn softcap_by(work: &Workload<'_>, cap: Option<f32>) -> Vec<Case> {
+    const SCALE: f32 = 1.5;
+    let n_rows = work.n_rows;
+    cases(work, |n| {
+        let cost = Cost { flops: 4.0 * (n_rows * n) as f64, bytes: (8 * n_rows * n) as f64 };
+        let what = format!("{n}{}", if cap.is_none() { " without cap" } else { "" });
+        vec![work.case("softcap", what, Dtype::F32, cost, move |pool| {
+            let some = pool.some;
+            let (fresh, y) = (pool.activations("fresh", [n_rows, n], 1)?, pool.output([n_rows, n])?);
+            let (fresh2, y2, y3) = (fresh.clone(), y.clone(), y.clone());
+            let launch = move |rec: &mut Recorder, _: usize| ops::softcap(rec, &y, SCALE, cap, n_rows);
+            let verify = move |gpu: &Gpu| {
+                let mut check = Check::f32(4, 4.0);
+                for r in some(n_rows, 2) {
+                    let capped = |x: &f64| exact::softcap(*x, SCALE.into(), cap.map(f64::from));
+                    let want: Vec<f64> = values(gpu, &fresh2, r)?.iter().map(capped).collect();
+                    check.extend(&values(gpu, &y2, r)?, &want);
+                }
+                Ok(check)
+            };
+            let reset = move |rec: &mut Recorder| rec.copy(&fresh, 0, &y3, 0, y3.size_bytes());
+            Ok(Prepared::new(launch, verify).reset(reset))
+        })]
+    })
+}
+
 pub(super) fn softmax(work: &Workload<'_>) -> Vec<Case> {
     softmax_by(work, false, false)
 }

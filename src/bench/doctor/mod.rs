@@ -49,6 +49,7 @@ const ODD: &[Odd] = &[
             "attention",
             "gate",
             "pool",
+            "softcap",
             "softmax",
             "token_logprob",
             "top_k",

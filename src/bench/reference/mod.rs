@@ -36,22 +36,22 @@ pub fn linear(x: &[f64], w: &[Vec<f64>], b: Option<&[f64]>) -> Vec<f64> {
     (0..w.len()).map(|o| dot(&w[o]) + b.map_or(0.0, |b| b[o])).collect()
 }
 
-/// The RMS norm of each query head with `q_w` [head_dim] and of each key head with `k_w` [head_dim];
-/// `qkv` [n_heads + 2·n_kv_heads, head_dim].
+/// The RMS norm of each query head with `q_w` [head_dim] and of each key head with `k_w` [head_dim], or of all of them
+/// together with `q_w` [n_heads · head_dim] and `k_w` [n_kv_heads · head_dim]; `qkv` [(n_heads + 2·n_kv_heads) · head_dim].
 pub fn head_norm(
     qkv: &[f64],
     q_w: &[f64],
     k_w: &[f64],
-    [n_heads, n_kv_heads]: [usize; 2],
+    [n_heads, n_kv_heads, head_dim]: [usize; 3],
     eps: f64,
     offset: f64,
 ) -> Vec<f64> {
-    let head = |(h, x): (usize, &[f64])| match h {
-        h if h < n_heads => rms_norm(x, q_w, eps, offset),
-        h if h < n_heads + n_kv_heads => rms_norm(x, k_w, eps, offset),
-        _ => x.to_vec(),
+    let (q, rest) = qkv.split_at(n_heads * head_dim);
+    let (k, v) = rest.split_at(n_kv_heads * head_dim);
+    let normed = |x: &[f64], w: &[f64]| -> Vec<f64> {
+        x.chunks(w.len()).flat_map(|x| rms_norm(x, w, eps, offset)).collect()
     };
-    qkv.chunks(q_w.len()).enumerate().flat_map(head).collect()
+    [normed(q, q_w), normed(k, k_w), v.to_vec()].concat()
 }
 
 /// One head `x` [head_dim] rotated by `angles` [n_rot / 2]: pairs (i, i + n_rot/2), or (2i, 2i + 1) if interleaved.
@@ -93,10 +93,8 @@ pub fn attention(
     let first = keys.len().saturating_sub(shape.window.unwrap_or(keys.len()));
     let head = |(h, q): (usize, &[f64])| {
         let kv = h / (shape.n_heads / shape.n_kv_heads) * head_dim;
-        let score = |k: &Vec<f64>| {
-            let s = shape.scale * q.iter().zip(&k[kv..]).map(|(q, k)| q * k).sum::<f64>();
-            shape.softcap.map_or(s, |cap| cap * (s / cap).tanh())
-        };
+        let dot = |k: &Vec<f64>| q.iter().zip(&k[kv..]).map(|(q, k)| q * k).sum::<f64>();
+        let score = |k: &Vec<f64>| softcap(dot(k), shape.scale, shape.softcap);
         let sink = sinks.map(|sinks| sinks[h]);
         let scores: Vec<f64> = keys[first..].iter().map(score).chain(sink).collect();
         let weights = softmax(&scores);
@@ -104,6 +102,11 @@ pub fn attention(
         (0..head_dim).map(mix).collect::<Vec<f64>>()
     };
     q.chunks(head_dim).enumerate().flat_map(head).collect()
+}
+
+/// `x` times `scale`, smoothly kept between minus and plus `cap`.
+pub fn softcap(x: f64, scale: f64, cap: Option<f64>) -> f64 {
+    cap.map_or(scale * x, |cap| cap * (scale * x / cap).tanh())
 }
 
 pub fn silu(x: f64) -> f64 {

@@ -6,8 +6,9 @@ use serde_json::{Map, Value, json};
 
 use super::super::{CheckpointError, EmbeddingConfig};
 use crate::models::ModelError;
+use crate::models::settings::LAYERS;
 use crate::ops::Pooling;
-use crate::weights::gguf::Metadata;
+use crate::weights::gguf::{Metadata, Value as MetaValue};
 use crate::weights::{Weights, WeightsError};
 
 type Read<T> = Result<T, WeightsError>;
@@ -19,12 +20,16 @@ type Reader = fn(&Keys<'_>, &mut Config) -> Read<()>;
 const ARCHITECTURES: &[(&str, &str, Reader)] = &[
     // RoBERTa and XLM-R, too, whose tables of positions have lost the rows before the first, and DistilBERT.
     ("bert", "bert", bert),
+    ("gemma2", "gemma2", gemma2),
+    ("gemma3", "gemma3_text", gemma3),
     ("gpt2", "gpt2", gpt2),
     ("gptneox", "gpt_neox", gpt_neox),
+    ("granite", "granite", granite),
     // Mistral, too.
     ("llama", "llama", llama),
     ("mistral3", "ministral3", mistral3),
     ("modern-bert", "modernbert", modern_bert),
+    ("olmo2", "olmo2", olmo2),
     // Phi-4-mini, too.
     ("phi3", "phi3", phi3),
     ("qwen2", "qwen2", qwen),
@@ -256,6 +261,86 @@ fn modern_bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     Ok(())
 }
 
+fn gemma2(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    gemma(keys, config, 2, 46)?;
+    const WINDOW: &str = "attention.sliding_window";
+    keys.put(config, WINDOW, "sliding_window", keys.whole(WINDOW)?.unwrap_or(4096));
+    const CAP: &str = "attn_logit_softcapping";
+    if let Some(cap) = keys.real(CAP)? {
+        keys.put(config, CAP, CAP, cap);
+    }
+    Ok(())
+}
+
+fn gemma3(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    // Without a window, all layers see all keys.
+    const WINDOW: &str = "attention.sliding_window";
+    let window = keys.whole(WINDOW)?.filter(|n| *n > 0);
+    gemma(keys, config, if window.is_some() { 6 } else { 1 }, 62)?;
+    if let Some(window) = window {
+        keys.put(config, WINDOW, "sliding_window", window);
+    }
+    // The rotation so far is that of the layers that see all keys.
+    const LOCAL: &str = "rope.freq_base_swa";
+    let full = config.keys.remove("rope_parameters");
+    let sliding = json!({ "rope_theta": keys.real(LOCAL)?.unwrap_or(10_000.0) });
+    config.insert("rope_parameters", json!({ "full_attention": full, "sliding_attention": sliding }));
+    for (from, to) in [
+        ("rope.freq_base", "full_attention.rope_theta"),
+        ("rope.scaling.factor", "full_attention.factor"),
+        (LOCAL, "sliding_attention.rope_theta"),
+    ] {
+        config.sources.insert(format!("rope_parameters.{to}"), keys.key(from));
+    }
+    Ok(())
+}
+
+/// What Gemma 2 and 3 share. Each `every`-th layer sees all keys, if no key says which. The largest model, of `n_largest`
+/// layers, has another scale of scores than the others; no key has it.
+fn gemma(keys: &Keys<'_>, config: &mut Config, every: u64, n_largest: u64) -> Read<()> {
+    decoder(keys, config)?;
+    let (width, heads) = (keys.needed("embedding_length")?, keys.needed("attention.head_count")?);
+    let is_largest = keys.needed("block_count")? == n_largest;
+    let of_width = width.checked_div(heads).filter(|_| is_largest);
+    if let Some(scalar) = of_width.or(head_dim(keys)?) {
+        config.insert("query_pre_attn_scalar", scalar);
+    }
+    const CAP: &str = "final_logit_softcapping";
+    match keys.real(CAP)? {
+        Some(cap) => keys.put(config, CAP, CAP, cap),
+        None => config.insert(CAP, Value::Null),
+    }
+    config.insert("norm_offset", 0.0);
+    config.insert("layer_types", layer_types(keys, every)?);
+    Ok(())
+}
+
+/// The types of the layers, from a number or a list of switches. Each `every`-th layer sees all keys, if there is neither.
+fn layer_types(keys: &Keys<'_>, every: u64) -> Read<Vec<&'static str>> {
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let name = |slides: bool| if slides { "sliding_attention" } else { "full_attention" };
+    let n_layers = keys.needed("block_count")?;
+    match keys.metadata.values().get(&keys.key(PATTERN)) {
+        Some(MetaValue::Numbers(slides)) => Ok(slides.iter().map(|slides| name(*slides != 0.0)).collect()),
+        _ => {
+            let every = keys.whole(PATTERN)?.unwrap_or(every);
+            // As many as a config may have; more are refused with the number itself.
+            let layers = 0..n_layers.min(*LAYERS.end() as u64);
+            Ok(layers.map(|i| name(every == 0 || (i + 1) % every != 0)).collect())
+        }
+    }
+}
+
+fn olmo2(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    decoder(keys, config)?;
+    const WINDOW: &str = "attention.sliding_window";
+    if keys.whole(WINDOW)?.is_some_and(|n| n > 0) {
+        return Err(keys.wrong(WINDOW, "none, as in OLMo 2: OLMo 3 does not run here"));
+    }
+    config.insert("attention_bias", keys.has("blk.0.attn_q.bias"));
+    Ok(())
+}
+
 fn gpt2(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     keys.copy(
         config,
@@ -320,6 +405,29 @@ fn llama(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
 fn qwen(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     decoder(keys, config)?;
     partial_rotation(keys, config)
+}
+
+fn granite(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    llama(keys, config)?;
+    const ROTATES: &str = "rope.scaling.finetuned";
+    if keys.metadata.flag(&keys.key(ROTATES))? == Some(false) {
+        return Err(keys.wrong(ROTATES, "`true`: it is `false` in models with no rotation, which do not run"));
+    }
+    for (from, to) in [
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("logit_scale", "logits_scaling"),
+        ("attention.scale", "attention_multiplier"),
+    ] {
+        // ggml takes no factor and the factor 0 for none.
+        if let Some(factor) = keys.real(from)?.filter(|factor| *factor != 0.0) {
+            keys.put(config, from, to, factor);
+        }
+    }
+    if let (None, Some(head_dim)) = (config.keys.get("attention_multiplier"), head_dim(keys)?) {
+        config.insert("attention_multiplier", (head_dim as f64).powf(-0.5));
+    }
+    Ok(())
 }
 
 fn mistral3(keys: &Keys<'_>, config: &mut Config) -> Read<()> {

@@ -30,7 +30,7 @@ struct Names {
 const DECODER: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
-/// Llama, Mistral, Ministral 3 and SmolLM3: ggml rotates neighbours.
+/// Llama, Mistral, Ministral 3, SmolLM3 and Granite: ggml rotates neighbours.
 const LLAMA: Names = Names {
     model: DECODER,
     layers: "model.layers.",
@@ -75,6 +75,27 @@ const QWEN: Names = Names {
         ("ffn_gate", "mlp.gate_proj", Plain),
         ("ffn_up", "mlp.up_proj", Plain),
         ("ffn_down", "mlp.down_proj", Plain),
+    ],
+};
+
+/// Gemma 2 and 3 and OLMo 2: norms after attention and MLP. OLMo 2 has none before.
+const NORMS_AFTER: Names = Names {
+    model: DECODER,
+    layers: "model.layers.",
+    layer: &[
+        ("attn_norm", "input_layernorm", Plain),
+        ("attn_q", "self_attn.q_proj", Plain),
+        ("attn_q_norm", "self_attn.q_norm", Plain),
+        ("attn_k", "self_attn.k_proj", Plain),
+        ("attn_k_norm", "self_attn.k_norm", Plain),
+        ("attn_v", "self_attn.v_proj", Plain),
+        ("attn_output", "self_attn.o_proj", Plain),
+        ("post_attention_norm", "post_attention_layernorm", Plain),
+        ("ffn_norm", "pre_feedforward_layernorm", Plain),
+        ("ffn_gate", "mlp.gate_proj", Plain),
+        ("ffn_up", "mlp.up_proj", Plain),
+        ("ffn_down", "mlp.down_proj", Plain),
+        ("post_ffw_norm", "post_feedforward_layernorm", Plain),
     ],
 };
 
@@ -200,9 +221,10 @@ pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), W
     let names = match architecture {
         "bert" if weights.get("token_types.weight").is_none() => DISTILBERT,
         "bert" => BERT,
+        "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
         "gpt2" => GPT2,
         "gptneox" => GPT_NEOX,
-        "llama" | "mistral3" | "smollm3" => LLAMA,
+        "granite" | "llama" | "mistral3" | "smollm3" => LLAMA,
         "modern-bert" => MODERN_BERT,
         "phi3" => PHI3,
         _ => QWEN,

@@ -86,7 +86,7 @@ impl Embedding {
         match &self.normalize {
             None => last.clone(),
             Some((norm, y)) => {
-                ops::rms_norm(rec, last, norm, None, y, 0..n_seqs);
+                ops::rms_norm(rec, last, norm, None, false, y, 0..n_seqs);
                 y.clone()
             }
         }

@@ -14,7 +14,7 @@ pub struct SelfAttention {
     pub qkv: Linear,
     /// `[hidden_size, n_heads·head_dim]`.
     pub out: Linear,
-    /// Norms of query and key heads.
+    /// Norms of queries and keys.
     pub head_norm: Option<HeadNorm>,
     /// For each head the score of one more key, whose value is zero: `[1, n_heads]` F32.
     pub sinks: Option<Tensor>,

@@ -16,13 +16,18 @@ pub enum FinalNorm {
 /// The final norm and the head, for the rows that get logits.
 #[derive(Debug)]
 pub struct Head {
-    norm: FinalNorm,
+    /// The norm.
+    pub norm: FinalNorm,
     /// `[vocab_size, hidden_size]`.
-    w: Tensor,
+    pub w: Tensor,
+    /// Factor on the logits.
+    pub scale: f32,
+    /// Cap on the logits: `softcap · tanh(logit / softcap)`.
+    pub softcap: Option<f32>,
 }
 
 impl Head {
-    /// The head after `norm`. `tables` are the names of the embedding and of the head, which have the same shape. If the
+    /// The head after `norm`, with no factor and no cap. `tables` are the names of the embedding and of the head, which have the same shape. If the
     /// head is `tied`, its weights are the embedding's, unless the checkpoint stores others: as in transformers 5, what
     /// is stored counts more than the config.
     ///
@@ -48,19 +53,22 @@ impl Head {
             }
             loader.table(head, [embedding.n_rows(), embedding.n_cols()])?
         };
-        Ok(Head { norm, w })
+        Ok(Head { norm, w, scale: 1.0, softcap: None })
     }
 
     /// Records the logits of the rows in `b.sampled`, and returns their tensor `a.logits` `[max_sampled, vocab_size]`.
     pub fn record(&self, rec: &mut Recorder, b: &Batch<'_>, a: &Activations) -> Tensor {
         let (sampled, n_rows) = (Some(b.sampled), b.n_sampled);
         match &self.norm {
-            FinalNorm::Rms(norm) => ops::rms_norm(rec, &a.x, norm, sampled, &a.last, 0..n_rows),
+            FinalNorm::Rms(norm) => ops::rms_norm(rec, &a.x, norm, sampled, false, &a.last, 0..n_rows),
             FinalNorm::Layer(norm) => ops::layer_norm(rec, &a.x, norm, sampled, &a.last, n_rows),
         }
         // As decode rows, whether they decode or end a prompt, so that their sums have the same order.
         let n = Rows { n_decode: n_rows, n_prompt: 0 };
         ops::linear(rec, Affine::new(&a.last, &self.w, None), false, &a.logits, n);
+        if self.scale != 1.0 || self.softcap.is_some() {
+            ops::softcap(rec, &a.logits, self.scale, self.softcap, n_rows);
+        }
         a.logits.clone()
     }
 }

@@ -44,6 +44,8 @@ pub(crate) struct DecoderDefaults {
     pub head_dim: Option<usize>,
     pub max_position_embeddings: usize,
     pub rms_norm_eps: f64,
+    /// The key of the activation function, and its default.
+    pub hidden_act: (&'static str, &'static str),
     pub tie_word_embeddings: bool,
     pub rope_theta: f64,
     /// Default: `max_position_embeddings`.
@@ -74,7 +76,7 @@ impl DecoderKeys {
             num_hidden_layers: s.whole("num_hidden_layers", LAYERS, default.num_hidden_layers)?,
             vocab_size: s.whole("vocab_size", ROWS, default.vocab_size)?,
             rms_norm_eps: s.real("rms_norm_eps", EPSILON, default.rms_norm_eps)? as f32,
-            hidden_act: act(s, "hidden_act", "silu")?,
+            hidden_act: act(s, default.hidden_act.0, default.hidden_act.1)?,
             tie_word_embeddings: s.flag("tie_word_embeddings", default.tie_word_embeddings)?,
             rope: Rope::read(s, heads.head_dim, around)?,
             max_position_embeddings,
@@ -156,7 +158,12 @@ impl Heads {
             Some((key, default)) => Ok(s.some_whole(key, range, default)?.map(|n| (key, n))),
             None => Ok(None),
         };
-        let head_dim = match some(keys.head_dim, HEAD_WIDTH)? {
+        // Where a class has a number as default, `null` is not another value.
+        let head_dim = match keys.head_dim {
+            Some((key, Some(default))) => Some((key, s.whole(key, HEAD_WIDTH, default)?)),
+            other => some(other, HEAD_WIDTH)?,
+        };
+        let head_dim = match head_dim {
             Some((key, n)) if n % 4 != 0 => return Err(s.wrong_value(key, n, Self::FITS)),
             Some((_, n)) => n,
             None => {
@@ -198,6 +205,13 @@ pub enum LayerType {
 }
 
 impl LayerType {
+    /// Reads `layer_types`, one name for each of `n_layers` layers. Default: each `every`-th layer sees all keys.
+    pub(crate) fn read_every(s: &Settings<'_>, n_layers: usize, every: usize) -> Read<Vec<LayerType>> {
+        let by_number =
+            |i: usize| if (i + 1).is_multiple_of(every) { LayerType::Full } else { LayerType::Sliding };
+        Ok(LayerType::read(s, n_layers)?.unwrap_or_else(|| (0..n_layers).map(by_number).collect()))
+    }
+
     /// Reads `layer_types`: one name for each of `n_layers` layers, unless it is absent.
     pub(crate) fn read(s: &Settings<'_>, n_layers: usize) -> Read<Option<Vec<LayerType>>> {
         const KEY: &str = "layer_types";

@@ -2,7 +2,7 @@
 
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Loader, ModelError};
-use crate::ops::{self, Affine, Input, Rows};
+use crate::ops::{self, Affine, Input, RmsNorm, Rows};
 
 /// Where a block writes its result.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +11,9 @@ pub enum Target<'a> {
     Set(&'a Tensor),
     /// Adds to the tensor: a residual connection.
     Add(&'a Tensor),
+    /// Adds the norm of the result to the tensor: a residual connection around block and norm. The scratch, of the
+    /// result's shape, may be the one for the norm of the block's input.
+    AddNormed(&'a Tensor, &'a RmsNorm, &'a Tensor),
 }
 
 /// `y = x·Wᵀ + b`.
@@ -78,11 +81,14 @@ impl Linear {
 
     /// Records the product for the rows of a batch.
     pub fn record<'a>(&'a self, rec: &mut Recorder, n: Rows, input: impl Into<Input<'a>>, y: Target<'_>) {
-        let (y, add) = match y {
-            Target::Set(y) => (y, false),
-            Target::Add(y) => (y, true),
-        };
-        ops::linear(rec, self.of(input), add, y, n);
+        match y {
+            Target::Set(y) => ops::linear(rec, self.of(input), false, y, n),
+            Target::Add(y) => ops::linear(rec, self.of(input), true, y, n),
+            Target::AddNormed(y, norm, result) => {
+                ops::linear(rec, self.of(input), false, result, n);
+                ops::rms_norm(rec, result, norm, None, true, y, 0..n.count());
+            }
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub use keys::{DecoderKeys, Heads, LayerType};
 pub use linear::{Linear, Target};
 pub use mlp::Mlp;
 pub(super) use mlp::act;
-pub use norm::{LayerNorm, load_rms_norm, normed};
+pub use norm::{LayerNorm, added, load_rms_norm, normed};
 pub use post_norm::PostNormLayer;
 pub use rope::Rope;
 pub(crate) use rope::{Around, THETA};

@@ -1,5 +1,6 @@
 //! Norms of layers.
 
+use super::Target;
 use crate::gpu::{Recorder, Tensor};
 use crate::models::{Activations, Loader, ModelError};
 pub use crate::ops::LayerNorm;
@@ -17,6 +18,11 @@ pub fn load_rms_norm(loader: &mut Loader, name: &str, n: usize, eps: f32) -> Res
 /// can; otherwise another kernel writes it to `a.h`.
 pub fn normed<'a>(norm: &'a RmsNorm, a: &'a Activations) -> Input<'a> {
     Input { x: &a.x, norm: Some((norm, &a.h)) }
+}
+
+/// The residual stream, to which the RMS norm of a block's result is added. Uses `a.h`.
+pub fn added<'a>(norm: &'a RmsNorm, a: &'a Activations) -> Target<'a> {
+    Target::AddNormed(&a.x, norm, &a.h)
 }
 
 impl LayerNorm {

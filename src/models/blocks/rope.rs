@@ -112,6 +112,29 @@ impl Rope {
         }
     }
 
+    /// Reads the rotation of the layers of one type: from the object `layers` in `rope_parameters` of transformers 5, and
+    /// from `earlier`, an object of earlier versions whose keys count more, but which has no base.
+    pub(crate) fn of_layers(
+        s: &Settings<'_>,
+        layers: &str,
+        earlier: Option<Settings<'_>>,
+        head_dim: usize,
+        around: Around,
+    ) -> Read<Rope> {
+        let own = match s.object("rope_parameters")? {
+            Some(all) => all.object(layers)?,
+            None => None,
+        };
+        let theta = match &own {
+            Some(own) => own.real("rope_theta", THETA, around.theta)?,
+            None => around.theta,
+        };
+        match earlier.or(own) {
+            Some(scaling) => Rope::scaled(&scaling, head_dim, Around { theta, ..around }),
+            None => Ok(Rope::plain(head_dim, theta, around.partial).expect("heads have 4 elements or more")),
+        }
+    }
+
     /// Reads an object with the keys of a scaling. The formulas are those of transformers' `modeling_rope_utils.py`.
     pub(crate) fn scaled(s: &Settings<'_>, head_dim: usize, around: Around) -> Read<Rope> {
         let trained = around.trained;

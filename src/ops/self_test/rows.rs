@@ -35,9 +35,9 @@ pub(super) fn rms_norm(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launc
     let (x, y) = (setup.activations([6, N_COLS])?, setup.results([4, N_COLS])?);
     let norm = RmsNorm { w: setup.norm(N_COLS)?, eps: EPS, offset: 0.5 };
     let index = setup.table([1, 4], &[5, 0, 2, 3])?;
-    let gathers = is_set(variant, "GATHER");
+    let (gathers, adds) = (is_set(variant, "GATHER"), is_set(variant, "ADD"));
     setup.tolerance = Tolerance::new(N_COLS, 1.0);
-    Ok(Box::new(move |rec| rms::rms_norm(rec, &x, &norm, gathers.then_some(&index), &y, 1..4)))
+    Ok(Box::new(move |rec| rms::rms_norm(rec, &x, &norm, gathers.then_some(&index), adds, &y, 1..4)))
 }
 
 pub(super) fn layer_norm(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, GpuError> {
@@ -54,5 +54,5 @@ pub(super) fn head_norm(setup: &mut Setup<'_>, _: &Variant) -> Result<Launch, Gp
     let qkv = setup.results([n_rows, (n_heads + 2 * n_kv_heads) * head_dim])?;
     let norm = HeadNorm { q: setup.norm(head_dim)?, k: setup.norm(head_dim)?, eps: EPS, offset: 0.5 };
     setup.tolerance = Tolerance::new(head_dim, 1.0);
-    Ok(Box::new(move |rec| heads::head_norm(rec, &norm, [n_heads, n_kv_heads], &qkv, n_rows)))
+    Ok(Box::new(move |rec| heads::head_norm(rec, &norm, [n_heads, n_kv_heads, head_dim], &qkv, n_rows)))
 }
