@@ -12,16 +12,21 @@ mod error;
 mod gemma2;
 mod gemma3;
 mod gpt2;
+mod gpt_neox;
+mod granite;
 mod llama;
 mod loader;
+mod ministral3;
 mod mistral;
 mod modernbert;
 mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod roberta;
 mod scratch;
 pub(crate) mod settings;
+mod smollm3;
 mod upload;
 mod whisper;
 
@@ -309,6 +314,18 @@ fn parse_text<C: FromSettings>(s: &mut Settings<'_>) -> Read<Box<dyn Architectur
     parse::<C>(s)
 }
 
+/// A model of images and text, whose text model is one of two families. The default is transformers' for either.
+fn parse_mistral3(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
+    let families = [
+        ("mistral", parse_text::<mistral::Config> as Parse),
+        ("ministral3", parse_text::<ministral3::Config>),
+    ];
+    let text = s.object("text_config")?;
+    let parse =
+        text.as_ref().map_or(Ok(families[0].1), |text| text.one_of("model_type", &families, "mistral"))?;
+    parse(s)
+}
+
 /// Every architecture, by its `model_type`.
 static ARCHITECTURES: &[(&str, Parse)] = &[
     ("bert", parse::<bert::Config>),
@@ -318,13 +335,19 @@ static ARCHITECTURES: &[(&str, Parse)] = &[
     ("gemma3", parse_text::<gemma3::Config>),
     ("gemma3_text", parse::<gemma3::Config>),
     ("gpt2", parse::<gpt2::Config>),
+    ("gpt_neox", parse::<gpt_neox::Config>),
+    ("granite", parse::<granite::Config>),
     ("llama", parse::<llama::Config>),
+    ("ministral3", parse::<ministral3::Config>),
     ("mistral", parse::<mistral::Config>),
+    ("mistral3", parse_mistral3),
     ("modernbert", parse::<modernbert::Config>),
     ("olmo2", parse::<olmo2::Config>),
+    ("phi3", parse::<phi3::Config>),
     ("qwen2", parse::<qwen2::Config>),
     ("qwen3", parse::<qwen3::Config>),
     ("roberta", parse::<roberta::Config>),
+    ("smollm3", parse::<smollm3::Config>),
     ("whisper", parse::<whisper::Config>),
     ("xlm-roberta", parse::<roberta::Config>),
 ];
