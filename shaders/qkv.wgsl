@@ -39,6 +39,11 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> k: array<Kv>;     // [n_pages, n_kv_heads, page_size, head_dim / 2]
 @group(0) @binding(10) var<storage, read_write> v: array<Kv>;    // [n_pages, n_kv_heads, page_size, head_dim / 2]
 
+// The row of x that row r reads; beyond the last one, the last.
+fn input_row(r: u32) -> u32 {
+    return params.row0 + min(r, params.n_rows - 1u);
+}
+
 // The pair p, rotated by the angle with cosine cs.x and sine cs.y.
 fn turned(p: vec2f, cs: vec2f) -> vec2f {
     return vec2f(p.x * cs.x - p.y * cs.y, p.y * cs.x + p.x * cs.y);

@@ -150,7 +150,9 @@ const FAMILIES: [&str; 12] = [
 #[test]
 fn a_folder_and_its_file_are_one_model() {
     let Some(gpu) = common::gpu() else { return };
-    for model in FAMILIES.into_iter().chain(["llama3-rope", "phi3-short", "phi3-long"]) {
+    let others =
+        ["llama3-rope", "phi3-short", "phi3-long", "qwen3-moe", "mixtral", "gpt-oss", "gpt-oss-mxfp4"];
+    for model in FAMILIES.into_iter().chain(others) {
         let file = of_folder(&folder(model));
         let (ours, theirs) =
             (open(&file.bytes()).expect(model), ModelFiles::open(&folder(model)).expect("a folder"));
@@ -553,7 +555,7 @@ fn broken_metadata_is_named() {
         &|file| file.whole("llama.rope.dimension_count", 8),
         "`llama.rope.dimension_count` is `8`, expected 16",
     );
-    refused(&|file| file.whole("llama.expert_count", 8), "`llama.expert_count` is `8`");
+    refused(&|file| file.whole("llama.expert_count", 8), "`llama.expert_used_count`");
     refused(
         &|file| file.text("llama.rope.scaling.type", "longrope"),
         "`llama.rope.scaling.type` is `longrope`",

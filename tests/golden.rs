@@ -32,6 +32,11 @@ const MODELS: &[&str] = &[
     "gpt-neox",
     "ministral3",
     "granite",
+    "qwen3-moe",
+    "qwen3-moe-mixed",
+    "mixtral",
+    "gpt-oss",
+    "gpt-oss-mxfp4",
 ];
 
 #[derive(serde::Deserialize)]

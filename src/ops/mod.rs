@@ -9,6 +9,7 @@ mod attention;
 mod attention_weights;
 mod count_prompt;
 mod embed;
+mod experts;
 mod fill_normal;
 mod gate;
 mod gate_up;
@@ -41,6 +42,10 @@ pub use attention::{Attention, AttentionPlan};
 pub use attention_weights::{HeadWeights, attention_weights};
 pub use count_prompt::count_prompt;
 pub use embed::{Embed, Lookup, embed};
+pub use experts::{
+    ExpertInput, ExpertProduct, MOST_CHOSEN, MOST_EXPERTS, Routed, Routes, Scoring, combine, expert_linear,
+    group, route,
+};
 pub use fill_normal::{fill_normal, fill_normal_rows};
 pub use gate::{Act, gate};
 pub use gate_up::gate_up;
@@ -84,6 +89,9 @@ pub static KERNELS: &[&Kernel] = &[
     &attention_weights::ATTENTION_WEIGHTS,
     &count_prompt::COUNT_PROMPT,
     &embed::EMBED,
+    &experts::COMBINE,
+    &experts::GROUP,
+    &experts::ROUTE,
     &fill_normal::FILL_NORMAL,
     &gate::GATE,
     &gate_up::GATE_UP,

@@ -159,8 +159,18 @@ impl Entry {
         self.n_bytes / self.shape.first().copied().unwrap_or(1).max(1)
     }
 
+    /// Part `i` along the first dimension, as a tensor of its own.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub(crate) fn part(&self, i: usize) -> Entry {
+        let n_bytes = self.row_bytes();
+        assert!(i < self.shape[0], "part {i} of `{}`", self.name);
+        Entry { shape: self.shape[1..].to_vec(), n_bytes, start: self.start + i * n_bytes, ..self.clone() }
+    }
+
     /// The row of the file that is row `row` of the matrix.
-    fn stored_row(&self, row: usize) -> usize {
+    pub(crate) fn stored_row(&self, row: usize) -> usize {
         match self.order {
             Order::Alternating { n_heads } => {
                 let head = self.shape[0] / n_heads;
@@ -174,6 +184,13 @@ impl Entry {
             }
             _ => row,
         }
+    }
+
+    /// The first row of the file, and the one after the last, of those that are `rows` of the matrix.
+    pub(crate) fn stored_rows(&self, rows: Range<usize>) -> (usize, usize) {
+        let stored = rows.map(|row| self.stored_row(row));
+        let (first, last) = stored.fold((usize::MAX, 0), |(a, b), row| (a.min(row), b.max(row)));
+        if first > last { (0, 0) } else { (first, last + 1) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! A writer of GGUF files, and golden models as such files: what llama.cpp's converter makes of a folder.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -113,7 +114,7 @@ const DECODER: [(&str, &str); 5] = [
 ];
 
 /// A golden folder as llama.cpp's converter writes it, with the stored types. `llama` has the rows of queries and keys
-/// in another order, `gpt2` its matrices the other way round. Encoders lose their heads, and RoBERTa the positions before
+/// in another order, experts are stacked, `gpt2` its matrices the other way round. Encoders lose their heads, and RoBERTa the positions before
 /// its first.
 pub fn of_folder(dir: &Path) -> Gguf {
     let read = |name: &str| std::fs::read(dir.join(name)).expect(name);
@@ -124,7 +125,10 @@ pub fn of_folder(dir: &Path) -> Gguf {
         "distilbert" | "roberta" => "bert",
         "modernbert" => "modern-bert",
         "gpt_neox" => "gptneox",
+        "gpt_oss" => "gpt-oss",
         "ministral3" => "mistral3",
+        "mixtral" => "llama",
+        "qwen3_moe" => "qwen3moe",
         "gemma3_text" => "gemma3",
         other => other,
     };
@@ -241,6 +245,25 @@ pub fn of_folder(dir: &Path) -> Gguf {
         }
         let theta = rope["rope_theta"].as_f64().or(config["rope_theta"].as_f64()).expect("a number");
         file.real(&arch("rope.freq_base"), theta);
+        if let Some(n_experts) = config["num_local_experts"].as_u64() {
+            file.whole(&arch("expert_count"), n_experts);
+            file.whole(&arch("expert_used_count"), n("num_experts_per_tok"));
+        }
+        if model_type == "gpt_oss" {
+            file.whole(&arch("expert_feed_forward_length"), n("intermediate_size"));
+            file.whole(&arch("attention.sliding_window"), n("sliding_window"));
+            let scaling = &config["rope_scaling"];
+            file.text(&arch("rope.scaling.type"), "yarn");
+            file.real(&arch("rope.scaling.factor"), scaling["factor"].as_f64().expect("a number"));
+            let original = scaling["original_max_position_embeddings"].as_u64().expect("a number");
+            file.whole(&arch("rope.scaling.original_context_length"), original);
+            for (key, from) in [("yarn_beta_fast", "beta_fast"), ("yarn_beta_slow", "beta_slow")] {
+                file.real(&arch(&format!("rope.scaling.{key}")), scaling[from].as_f64().expect("a number"));
+            }
+        }
+        if let Some(width) = config["moe_intermediate_size"].as_u64() {
+            file.whole(&arch("expert_feed_forward_length"), width);
+        }
         if rope["rope_type"] == "llama3" {
             let dim = n("head_dim") as usize;
             let factors: Vec<u8> = llama3_factors(rope, dim).iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -251,12 +274,14 @@ pub fn of_folder(dir: &Path) -> Gguf {
 
     let bytes = read("model.safetensors");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let mut experts: BTreeMap<String, BTreeMap<usize, Vec<u8>>> = BTreeMap::new();
     for (name, tensor) in tensors.iter() {
         let (shape, mut data) = (tensor.shape().to_vec(), tensor.data().to_vec());
         let (mut kind, size) = match tensor.dtype() {
             safetensors::Dtype::F32 => (0, 4),
             safetensors::Dtype::F16 => (1, 2),
             safetensors::Dtype::BF16 => (30, 2),
+            safetensors::Dtype::U8 => (39, 1),
             other => panic!("{other:?}"),
         };
         if is_encoder && ["classifier", "head.", "pooler."].iter().any(|part| name.contains(part)) {
@@ -272,7 +297,8 @@ pub fn of_folder(dir: &Path) -> Gguf {
             "distilbert.",
         ];
         let prefix = prefixes.iter().find(|prefix| name.starts_with(**prefix)).copied().unwrap_or_default();
-        let has_norms_after = architecture.starts_with("gemma") || architecture == "olmo2";
+        let has_norms_after =
+            architecture.starts_with("gemma") || ["olmo2", "gpt-oss"].contains(&architecture);
         let stem = match name.strip_suffix("post_attention_layernorm.weight") {
             Some(_) if has_norms_after => {
                 ggml_name(&name[prefix.len()..].replace("post_attention_layernorm", "post_attention_norm"))
@@ -280,6 +306,35 @@ pub fn of_folder(dir: &Path) -> Gguf {
             _ => ggml_name(&name[prefix.len()..]),
         };
         let mut dims: Vec<usize> = shape.iter().rev().copied().collect();
+        if let Some((before, part)) = stem.split_once(".experts.").filter(|_| model_type == "gpt_oss") {
+            let scales = name.replace("_blocks", "_scales");
+            let scales = tensors.tensor(&scales).ok().filter(|_| part.ends_with("_blocks"));
+            of_gpt_oss(
+                &mut file,
+                before,
+                part,
+                &shape,
+                (kind, size, &data),
+                scales.as_ref().map(|t| t.data()),
+            );
+            continue;
+        }
+        if let Some((before, rest)) = stem.split_once(".experts.") {
+            // One tensor for all experts of a layer.
+            let (e, part) = rest.split_once('.').expect("an expert");
+            let part = ["gate_proj", "down_proj", "up_proj", "w1", "w2", "w3"]
+                .iter()
+                .position(|own| part.starts_with(own))
+                .expect("a matrix of an expert");
+            let name = format!("{before}.ffn_{}_exps.weight", ["gate", "down", "up"][part % 3]);
+            let own = experts.entry(name.clone()).or_default();
+            own.insert(e.parse().expect("a number"), data);
+            if own.len() == n("num_local_experts") as usize {
+                dims.push(own.len());
+                file.tensor(&name, &dims, kind, own.values().flatten().copied().collect());
+            }
+            continue;
+        }
         if architecture.starts_with("gemma") && name.ends_with("norm.weight") {
             // Stored plus one, in F32.
             let values = numbers(kind, &data).into_iter().map(|x| x + 1.0);
@@ -308,10 +363,68 @@ pub fn of_folder(dir: &Path) -> Gguf {
     file
 }
 
+/// The experts of gpt-oss, whose gate and up alternate and whose matrices have inputs above outputs, or are blocks of
+/// MXFP4 beside their scales. Scales come with their blocks.
+fn of_gpt_oss(
+    file: &mut Gguf,
+    before: &str,
+    part: &str,
+    shape: &[usize],
+    (kind, size, data): (u32, usize, &[u8]),
+    scales: Option<&[u8]>,
+) {
+    let halves: &[&str] = if part.starts_with("gate_up") { &["gate", "up"] } else { &["down"] };
+    let n_experts = shape[0];
+    let own = |e: usize| &data[e * (data.len() / n_experts)..][..data.len() / n_experts];
+    // For each expert its rows, one for each output.
+    let (n_in, rows): (usize, Vec<Vec<Vec<u8>>>) = match part.rsplit('_').next().expect("a name") {
+        "bias" => (1, (0..n_experts).map(|e| own(e).chunks(size).map(<[u8]>::to_vec).collect()).collect()),
+        "scales" => return,
+        "blocks" => {
+            let (scales, n_blocks) = (scales.expect("scales"), shape[2]);
+            let row = |r: usize| -> Vec<u8> {
+                let block = |b: usize| {
+                    let nibbles = &data[(r * n_blocks + b) * 16..][..16];
+                    let of = |i: usize| nibbles[i / 2] >> (i % 2 * 4) & 15;
+                    let packed = (0..16).map(move |i| of(i) | of(16 + i) << 4);
+                    [vec![scales[r * n_blocks + b]], packed.collect::<Vec<u8>>()].concat()
+                };
+                (0..n_blocks).flat_map(block).collect()
+            };
+            let rows = |e: usize| (e * shape[1]..(e + 1) * shape[1]).map(row).collect();
+            (32 * n_blocks, (0..n_experts).map(rows).collect())
+        }
+        _ => {
+            let (n_in, n_out) = (shape[1], shape[2]);
+            let turned = |e: usize| transposed(own(e), &[n_in, n_out], size);
+            let rows = |e: usize| turned(e).chunks(n_in * size).map(<[u8]>::to_vec).collect();
+            (n_in, (0..n_experts).map(rows).collect())
+        }
+    };
+    for (i, half) in halves.iter().enumerate() {
+        let of = |rows: &Vec<Vec<u8>>| rows.iter().skip(i).step_by(halves.len()).flatten().copied().collect();
+        let data: Vec<u8> = rows.iter().flat_map(|rows| -> Vec<u8> { of(rows) }).collect();
+        let n_out = rows[0].len() / halves.len();
+        match part.ends_with("bias") {
+            true => file.tensor(&format!("{before}.ffn_{half}_exps.bias"), &[n_out, n_experts], kind, data),
+            false => {
+                let dims = [n_in, n_out, n_experts];
+                file.tensor(&format!("{before}.ffn_{half}_exps.weight"), &dims, kind, data);
+            }
+        }
+    }
+}
+
 /// The names of tensors without the model's prefix, and ggml's.
 fn ggml_name(name: &str) -> String {
     // The first that a name contains counts.
     const NAMES: &[(&str, &str)] = &[
+        ("block_sparse_moe.experts.", "experts."),
+        ("mlp.experts.", "experts."),
+        ("block_sparse_moe.gate.", "ffn_gate_inp."),
+        ("mlp.gate.", "ffn_gate_inp."),
+        ("mlp.router.", "ffn_gate_inp."),
+        ("self_attn.sinks", "attn_sinks.weight"),
         ("embed_tokens.", "token_embd."),
         ("wte.", "token_embd."),
         ("embeddings.word_embeddings.", "token_embd."),

@@ -7,8 +7,8 @@ use super::super::check::Check;
 use super::super::shapes::Matrix;
 use super::super::{reference as exact, shapes};
 use super::attention::{Pairs, page as page_of};
-use super::rows::{ACTS, activate};
-use super::{Case, Cost, MOST_DECODE, Pool, Prepared, Workload, clear, values};
+use super::rows::{activate, all_acts};
+use super::{Case, Cost, MOST_DECODE, Pool, Prepared, Workload, clear, experts, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Product, Recorder, Tensor};
@@ -30,6 +30,7 @@ pub(super) fn linear(work: &Workload<'_>) -> Vec<Case> {
             cases.push(Case { variant: Some(variant.name().to_string()), ..case });
         }
     }
+    cases.extend(experts::products(work));
     cases
 }
 
@@ -330,7 +331,7 @@ fn project(work: &Workload<'_>, a: &Attention, switches: Switches, cache_dtype: 
 
 /// Norm, both projections and the gate.
 pub(super) fn gate_up(work: &Workload<'_>) -> Vec<Case> {
-    if work.model().has_layer_norm || !work.model().has_gate {
+    if work.model().has_layer_norm || !work.model().has_gate || work.model().experts_of(0).is_some() {
         return Vec::new();
     }
     vec![feed_forward(work)]
@@ -344,8 +345,9 @@ pub(super) fn gate_up_switched(work: &Workload<'_>) -> Vec<Case> {
     let bias = Switches { bias: true, ..Switches::default() };
     let kinds =
         [(true, Switches::NORM), (true, Switches::default()), (false, bias), (false, Switches::default())];
-    let all = ACTS.into_iter().flat_map(|act| kinds.map(|(gated, switches)| (act, gated, switches)));
-    let case = |(act, gated, switches)| {
+    let all = all_acts().flat_map(|(act, gated)| kinds.map(|(g, switches)| (act, gated, g, switches)));
+    let all = all.filter(|(_, gated, g, _)| gated == g);
+    let case = |(act, gated, _, switches)| {
         let case = activated(work, act, gated, switches);
         Case { shape: format!("{} {act:?}{switches}", case.shape), ..case }
     };

@@ -23,9 +23,10 @@ const ARCHITECTURES: &[(&str, &str, Reader)] = &[
     ("gemma2", "gemma2", gemma2),
     ("gemma3", "gemma3_text", gemma3),
     ("gpt2", "gpt2", gpt2),
+    ("gpt-oss", "gpt_oss", gpt_oss),
     ("gptneox", "gpt_neox", gpt_neox),
     ("granite", "granite", granite),
-    // Mistral, too.
+    // Mistral, and Mixtral if there are experts.
     ("llama", "llama", llama),
     ("mistral3", "ministral3", mistral3),
     ("modern-bert", "modernbert", modern_bert),
@@ -34,6 +35,7 @@ const ARCHITECTURES: &[(&str, &str, Reader)] = &[
     ("phi3", "phi3", phi3),
     ("qwen2", "qwen2", qwen),
     ("qwen3", "qwen3", qwen),
+    ("qwen3moe", "qwen3_moe", qwen3_moe),
     // Each fourth layer has no rotation: the config's default.
     ("smollm3", "smollm3", llama),
 ];
@@ -386,10 +388,14 @@ fn gpt_neox(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
 }
 
 fn llama(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
-    if keys.whole("expert_count")?.unwrap_or(0) > 0 {
-        return Err(keys.wrong("expert_count", "none: experts do not run here"));
-    }
     decoder(keys, config)?;
+    if keys.whole("expert_count")?.unwrap_or(0) > 0 {
+        config.insert("model_type", "mixtral");
+        keys.copy(
+            config,
+            &[("expert_count", "num_local_experts"), ("expert_used_count", "num_experts_per_tok")],
+        )?;
+    }
     let head_dim = head_dim(keys)?;
     // The rows of queries and keys are put in order by whole heads.
     if keys.whole("rope.dimension_count")?.is_some_and(|n| Some(n) != head_dim) {
@@ -474,6 +480,38 @@ fn partial_rotation(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
         keys.put(config, ROTATED, "partial_rotary_factor", part);
     }
     Ok(())
+}
+
+fn gpt_oss(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    decoder(keys, config)?;
+    // Of the whole model, not only of what the file has keys for (`src/models/openai-moe.cpp`).
+    if let Some(rope) = config.keys.get_mut("rope_parameters").and_then(Value::as_object_mut) {
+        rope.insert("truncate".into(), json!(false));
+    }
+    config.insert("attention_bias", keys.has("blk.0.attn_q.bias"));
+    keys.copy(
+        config,
+        &[
+            ("attention.sliding_window", "sliding_window"),
+            ("expert_count", "num_local_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "intermediate_size"),
+        ],
+    )
+}
+
+fn qwen3_moe(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    qwen(keys, config)?;
+    // As llama.cpp computes it.
+    config.insert("norm_topk_prob", true);
+    keys.copy(
+        config,
+        &[
+            ("expert_count", "num_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "moe_intermediate_size"),
+        ],
+    )
 }
 
 /// Elements of a head.

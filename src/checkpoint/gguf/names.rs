@@ -30,7 +30,7 @@ struct Names {
 const DECODER: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
-/// Llama, Mistral, Ministral 3, SmolLM3 and Granite: ggml rotates neighbours.
+/// Llama, Mistral, Mixtral, Ministral 3, SmolLM3 and Granite: ggml rotates neighbours.
 const LLAMA: Names = Names {
     model: DECODER,
     layers: "model.layers.",
@@ -44,6 +44,11 @@ const LLAMA: Names = Names {
         ("ffn_gate", "mlp.gate_proj", Plain),
         ("ffn_up", "mlp.up_proj", Plain),
         ("ffn_down", "mlp.down_proj", Plain),
+        // Mixtral.
+        ("ffn_gate_inp", "block_sparse_moe.gate", Plain),
+        ("ffn_gate_exps", "block_sparse_moe.experts.w1", Plain),
+        ("ffn_up_exps", "block_sparse_moe.experts.w3", Plain),
+        ("ffn_down_exps", "block_sparse_moe.experts.w2", Plain),
     ],
 };
 
@@ -75,6 +80,29 @@ const QWEN: Names = Names {
         ("ffn_gate", "mlp.gate_proj", Plain),
         ("ffn_up", "mlp.up_proj", Plain),
         ("ffn_down", "mlp.down_proj", Plain),
+        // Of mixtures of experts.
+        ("ffn_gate_inp", "mlp.gate", Plain),
+        ("ffn_gate_exps", "mlp.experts.gate_proj", Plain),
+        ("ffn_up_exps", "mlp.experts.up_proj", Plain),
+        ("ffn_down_exps", "mlp.experts.down_proj", Plain),
+    ],
+};
+
+const GPT_OSS: Names = Names {
+    model: DECODER,
+    layers: "model.layers.",
+    layer: &[
+        ("attn_norm", "input_layernorm", Plain),
+        ("attn_q", "self_attn.q_proj", Plain),
+        ("attn_k", "self_attn.k_proj", Plain),
+        ("attn_v", "self_attn.v_proj", Plain),
+        ("attn_output", "self_attn.o_proj", Plain),
+        ("attn_sinks", "self_attn.sinks", Plain),
+        ("post_attention_norm", "post_attention_layernorm", Plain),
+        ("ffn_gate_inp", "mlp.router", Plain),
+        ("ffn_gate_exps", "mlp.experts.gate_proj", Plain),
+        ("ffn_up_exps", "mlp.experts.up_proj", Plain),
+        ("ffn_down_exps", "mlp.experts.down_proj", Plain),
     ],
 };
 
@@ -223,6 +251,7 @@ pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), W
         "bert" => BERT,
         "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
         "gpt2" => GPT2,
+        "gpt-oss" => GPT_OSS,
         "gptneox" => GPT_NEOX,
         "granite" | "llama" | "mistral3" | "smollm3" => LLAMA,
         "modern-bert" => MODERN_BERT,

@@ -99,6 +99,7 @@ impl DecoderKeys {
             has_layer_norm: false,
             has_head_norm: false,
             ties_embeddings: self.tie_word_embeddings,
+            experts: None,
             audio: None,
         }
     }
