@@ -216,8 +216,10 @@ fn an_encoder_and_its_file_are_one_model() {
         let [mean, first, last] =
             [1, 2, 3].map(|kind| embedding(pooled(&mut file, kind).expect("a model")).0);
         assert!(mean == ours && first != ours && last != ours && first != last, "{model}: pooling");
-        let error = pooled(&mut file, 4).err().expect("a reranker").to_string();
-        assert!(error.contains(&format!("`{key}` is `4`, expected 0 to 3")), "{error}");
+        let error = pooled(&mut file, 4).err().expect("a reranker without a head").to_string();
+        assert!(error.contains("expected the tensors `cls.weight` and `cls.output.weight`"), "{error}");
+        let error = pooled(&mut file, 5).err().expect("no such pooling").to_string();
+        assert!(error.contains(&format!("`{key}` is `5`, expected 0 to 4")), "{error}");
     }
 }
 

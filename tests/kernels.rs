@@ -32,16 +32,23 @@ fn embed() {
             [[1, 7, 1], [5, 11, 8], [13, 3, 67], [3, 19, 129], [65_537, 5, 3]].iter().enumerate()
         {
             for (j, dtype) in WEIGHTS.into_iter().enumerate() {
-                let lookups =
-                    [Lookup::Token, Lookup::AddPosition, Lookup::AddPositionAfter(2), Lookup::AddRow(1)];
-                let lookup = lookups[(i + j) % 4];
+                let lookups = [
+                    Lookup::Token,
+                    Lookup::AddToken,
+                    Lookup::AddPosition,
+                    Lookup::AddPositionAfter(2),
+                    Lookup::AddRow(1),
+                ];
+                let lookup = lookups[(i + j) % lookups.len()];
                 check_embed(&gpu, &mut rng, *shape, dtype, lookup);
             }
         }
     }
     if let Some(gpu) = narrow() {
         let mut rng = Rng::new(2);
-        for lookup in [Lookup::Token, Lookup::AddPosition, Lookup::AddPositionAfter(3), Lookup::AddRow(299)] {
+        let token = [Lookup::Token, Lookup::AddToken];
+        let others = [Lookup::AddPosition, Lookup::AddPositionAfter(3), Lookup::AddRow(299)];
+        for lookup in token.into_iter().chain(others) {
             for dtype in WEIGHTS.into_iter().filter(|dtype| pads_with_zero(*dtype)) {
                 check_embed(&gpu, &mut rng, [29, 307, 23], dtype, lookup);
             }
@@ -89,6 +96,7 @@ fn check_embed(
     };
     let row = |(r, [seq, pos]): (usize, &[u32; 2])| match lookup {
         Lookup::Token => exact::embed(&values, ids[*seq as usize * ctx + *pos as usize], f64::from(scale)),
+        Lookup::AddToken => added(r, ids[*seq as usize * ctx + *pos as usize]),
         Lookup::AddPosition => added(r, *pos),
         Lookup::AddPositionAfter(offset) => added(r, *pos + offset as u32),
         Lookup::AddRow(id) => added(r, id as u32),

@@ -32,6 +32,8 @@ pub struct Loader {
     gpu: Gpu,
     weights: Arc<Weights>,
     quantize: Option<Dtype>,
+    /// Whether the head over the vocabulary is left out.
+    omits_head: bool,
     taken: HashSet<String>,
     /// The number of heads by which the rows of a tensor lie.
     by_head: HashMap<String, usize>,
@@ -47,11 +49,22 @@ impl Loader {
             gpu: gpu.clone(),
             weights,
             quantize,
+            omits_head: false,
             taken: HashSet::new(),
             by_head: HashMap::new(),
             items: Vec::new(),
             n_bytes: 0,
         }
+    }
+
+    /// Leaves the head over the vocabulary out: the model reads whole texts, and has no logits.
+    pub fn omit_head(&mut self) {
+        self.omits_head = true;
+    }
+
+    /// Whether the head over the vocabulary is left out.
+    pub fn omits_head(&self) -> bool {
+        self.omits_head
     }
 
     /// The device.

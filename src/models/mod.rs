@@ -8,6 +8,7 @@ mod batch;
 mod bert;
 pub mod blocks;
 mod distilbert;
+mod embedder;
 mod error;
 mod gemma2;
 mod gemma3;
@@ -41,6 +42,7 @@ use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{Act, Attention, KvLayer};
 use crate::weights::{Order, Weights};
 pub use batch::{Alignment, Batch, BatchClips, Capacity};
+pub(crate) use embedder::{SCORE, embedder};
 pub use error::ModelError;
 pub use loader::{ExpertNames, Loader};
 pub use scratch::{Activations, AudioScratch, ExpertScratch, LabelScratch, Scratch};
@@ -389,8 +391,11 @@ pub fn architectures() -> Vec<&'static str> {
 /// [`ModelError::UnknownArchitecture`]; [`ModelError::Setting`] with a key, its line, its value and its range.
 pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
     let architecture = read(&mut Settings::parse(config_json)?)?;
-    check(&architecture.shape())?;
-    Ok(architecture)
+    let shape = architecture.shape();
+    check(&shape)?;
+    // A decoder whose rows see both sides generates nothing.
+    let only_embeds = shape.kind == ModelKind::Decoder && shape.attention.iter().any(|a| !a.causal);
+    Ok(if only_embeds { embedder(architecture, None) } else { architecture })
 }
 
 fn read(s: &mut Settings<'_>) -> Result<Box<dyn Architecture>, ModelError> {

@@ -462,6 +462,40 @@ impl Weights {
         stored.unwrap_or_else(|| name.to_string())
     }
 
+    /// Adds a matrix `name` of some rows of the matrix `of`, which are read now. Of headers or random weights, only its
+    /// shape counts.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`], [`WeightsError::Shape`] if there are no such rows; those of [`Weights::read_rows`].
+    pub(crate) fn add_rows(&mut self, name: &str, of: &str, rows: &[usize]) -> Result<(), WeightsError> {
+        if self.random.is_some() {
+            return Ok(());
+        }
+        let Some(source) = self.get(of).cloned() else {
+            let found = format!("{} tensors", self.entries.len());
+            return Err(WeightsError::Missing { name: self.stored_name(of), found });
+        };
+        let most = rows.iter().max().map_or(0, |row| row + 1);
+        if source.shape.len() != 2 || source.shape[0] < most {
+            let expected = vec![most, source.shape.last().copied().unwrap_or(1)];
+            return Err(WeightsError::Shape { name: source.stored_name, expected, found: source.shape });
+        }
+        let mut bytes = Vec::with_capacity(rows.len() * source.row_bytes());
+        if !self.headers_only {
+            for row in rows {
+                bytes.extend_from_slice(&self.read_rows(&source, *row..row + 1)?);
+            }
+        }
+        let mut shape = source.shape.clone();
+        shape[0] = rows.len();
+        let n_bytes = rows.len() * source.row_bytes();
+        let (order, file, name) = (Order::Plain, self.files.len(), name.to_string());
+        self.files.push(Data::Embedded(bytes.into()));
+        self.entries.push(Entry { name, shape, n_bytes, order, file, start: 0, ..source });
+        self.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(())
+    }
+
     /// Forgets a tensor that no model loads.
     pub(crate) fn remove(&mut self, name: &str) {
         self.entries.retain(|entry| entry.name != name);

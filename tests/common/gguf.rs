@@ -122,13 +122,14 @@ pub fn of_folder(dir: &Path) -> Gguf {
     let tokenizer: Value = serde_json::from_slice(&read("tokenizer.json")).expect("JSON");
     let model_type = config["model_type"].as_str().expect("a name");
     let architecture = match model_type {
-        "distilbert" | "roberta" => "bert",
+        "distilbert" | "roberta" | "xlm-roberta" => "bert",
         "modernbert" => "modern-bert",
         "gpt_neox" => "gptneox",
         "gpt_oss" => "gpt-oss",
         "ministral3" => "mistral3",
         "mixtral" => "llama",
         "qwen3_moe" => "qwen3moe",
+        "gemma3_text" if config["use_bidirectional_attention"] == true => "gemma-embedding",
         "gemma3_text" => "gemma3",
         other => other,
     };
@@ -137,7 +138,7 @@ pub fn of_folder(dir: &Path) -> Gguf {
     file.text("general.architecture", architecture);
     let n = |key: &str| config[key].as_u64().unwrap_or_else(|| panic!("{key}"));
     let arch = |key: &str| format!("{architecture}.{key}");
-    let lost_positions = if model_type == "roberta" { n("pad_token_id") as usize + 1 } else { 0 };
+    let lost_positions = if model_type.ends_with("roberta") { n("pad_token_id") as usize + 1 } else { 0 };
     let is_encoder = architecture.contains("bert");
     if is_encoder {
         let any = |keys: [&str; 2]| keys.iter().find_map(|key| config[*key].as_u64()).expect("a number");

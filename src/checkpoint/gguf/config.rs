@@ -20,6 +20,7 @@ type Reader = fn(&Keys<'_>, &mut Config) -> Read<()>;
 const ARCHITECTURES: &[(&str, &str, Reader)] = &[
     // RoBERTa and XLM-R, too, whose tables of positions have lost the rows before the first, and DistilBERT.
     ("bert", "bert", bert),
+    ("gemma-embedding", "gemma3_text", gemma_embedding),
     ("gemma2", "gemma2", gemma2),
     ("gemma3", "gemma3_text", gemma3),
     ("gpt2", "gpt2", gpt2),
@@ -91,18 +92,30 @@ pub(super) fn read(metadata: &Metadata, weights: &Weights) -> Result<Config, Che
     Ok(config)
 }
 
-/// How the rows of a text become its embedding.
-pub(super) fn embedding(metadata: &Metadata) -> Read<EmbeddingConfig> {
+/// What a model does with the rows of a text.
+pub(super) enum Rows {
+    /// Nothing that the file names.
+    Any,
+    /// They become an embedding.
+    Embed(EmbeddingConfig),
+    /// They become a score.
+    Rank,
+}
+
+/// What the model does with the rows of a text.
+pub(super) fn rows(metadata: &Metadata) -> Read<Rows> {
     let key = format!("{}.pooling_type", architecture(metadata)?);
     // `enum llama_pooling_type`.
     let pooling = match metadata.whole(&key)? {
-        None | Some(0) => return Ok(EmbeddingConfig::default()),
+        None | Some(0) => return Ok(Rows::Any),
         Some(1) => Pooling::Mean,
         Some(2) => Pooling::First,
         Some(3) => Pooling::Last,
-        Some(_) => return Err(metadata.wrong(&key, "0 to 3: mean, first or last row; rerankers do not run")),
+        Some(4) => return Ok(Rows::Rank),
+        Some(_) => return Err(metadata.wrong(&key, "0 to 4: mean, first or last row, or a score")),
     };
-    Ok(EmbeddingConfig { pooling: vec![pooling], is_declared: true, ..EmbeddingConfig::default() })
+    let config = EmbeddingConfig { pooling: vec![pooling], is_declared: true, ..EmbeddingConfig::default() };
+    Ok(Rows::Embed(config))
 }
 
 /// The keys of `generation_config.json`.
@@ -206,6 +219,7 @@ fn bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     config.insert("vocab_size", keys.vocab_size()?);
     keys.copy(config, &[("context_length", "max_position_embeddings")])?;
     if keys.has(TYPES) {
+        labels(keys, config)?;
         config.insert("type_vocab_size", keys.n_rows(TYPES)?);
         keys.copy_real(config, &[(EPSILON, "layer_norm_eps")])?;
         return keys.copy(
@@ -232,6 +246,22 @@ fn bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
             ("attention.head_count", "n_heads"),
         ],
     )
+}
+
+/// The labels of a classification head, which is a product with an activation and another product. Converters leave the
+/// first of BERT's out, and then the logits would be others.
+fn labels(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    const OUT: &str = "cls.output.weight";
+    if !(keys.has(OUT) && keys.has("cls.weight")) {
+        return Ok(());
+    }
+    let n = keys.n_rows(OUT)?;
+    config.insert("architectures", json!(["BertForSequenceClassification"]));
+    let names = keys.metadata.texts(&keys.key("classifier.output_labels"))?.unwrap_or_default();
+    let name = |i: usize| names.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
+    let by_id: Map<String, Value> = (0..n).map(|i| (i.to_string(), json!(name(i)))).collect();
+    config.insert("id2label", by_id);
+    Ok(())
 }
 
 fn modern_bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
@@ -295,6 +325,21 @@ fn gemma3(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
         config.sources.insert(format!("rope_parameters.{to}"), keys.key(from));
     }
     Ok(())
+}
+
+fn gemma_embedding(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    gemma3(keys, config)?;
+    config.insert("use_bidirectional_attention", true);
+    Ok(())
+}
+
+/// The products after the pooling: their names and shapes.
+pub(super) fn dense(weights: &Weights) -> Vec<(&'static str, [usize; 2])> {
+    let shape = |name: &'static str| match weights.get(&format!("{name}.weight"))?.shape[..] {
+        [n_out, n_in] => Some((name, [n_out, n_in])),
+        _ => None,
+    };
+    ["dense_2", "dense_3"].into_iter().filter_map(shape).collect()
 }
 
 /// What Gemma 2 and 3 share. Each `every`-th layer sees all keys, if no key says which. The largest model, of `n_largest`

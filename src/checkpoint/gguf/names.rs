@@ -1,6 +1,7 @@
 //! From ggml's names of tensors to those of Hugging Face's checkpoints, which the architectures load.
 
 use super::config;
+use crate::models::SCORE;
 use crate::weights::gguf::Metadata;
 use crate::weights::{Order, Weights, WeightsError};
 
@@ -66,7 +67,12 @@ const PHI3: Names = Names {
 };
 
 const QWEN: Names = Names {
-    model: DECODER,
+    model: &[
+        ("token_embd", "model.embed_tokens"),
+        ("output_norm", "model.norm"),
+        ("output", "lm_head"),
+        ("cls.output", SCORE),
+    ],
     layers: "model.layers.",
     layer: &[
         ("attn_norm", "input_layernorm", Plain),
@@ -168,6 +174,8 @@ const BERT: Names = Names {
         ("position_embd", "embeddings.position_embeddings"),
         ("token_types", "embeddings.token_type_embeddings"),
         ("token_embd_norm", "embeddings.LayerNorm"),
+        ("cls", "pooler.dense"),
+        ("cls.output", "classifier"),
     ],
     layers: "encoder.layer.",
     layer: &[
@@ -249,7 +257,7 @@ pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), W
     let names = match architecture {
         "bert" if weights.get("token_types.weight").is_none() => DISTILBERT,
         "bert" => BERT,
-        "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
+        "gemma-embedding" | "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
         "gpt2" => GPT2,
         "gpt-oss" => GPT_OSS,
         "gptneox" => GPT_NEOX,
