@@ -9,7 +9,8 @@ use wginfer::dtype::Dtype;
 use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Subgroups, Tensor};
 use wginfer::ops::{
     self, Act, Affine, AttentionPlan, Draws, Embed, ExpertInput, ExpertProduct, HeadNorm, HeadWeights, Input,
-    KvLayer, LayerNorm, Lookup, Places, Pooling, Qkv, RmsNorm, RopeAppend, Routes, Rows, Scoring, Temperature,
+    KvLayer, LayerNorm, Lookup, Places, Pooling, Qkv, RmsNorm, RopeAppend, Routes, Rows, Scoring,
+    Temperature,
 };
 
 const WEIGHTS: [Dtype; 16] = Dtype::WEIGHTS;

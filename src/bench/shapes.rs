@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn named_shapes_have_the_size_that_their_name_says() {
         let language = [
-            15e6, 135e6, 124e6, 494e6, 596e6, 1236e6, 4022e6, 3075e6, 3429e6, 3836e6, 3880e6, 8030e6, 30.53e9, 20.91e9,
+            15e6, 135e6, 124e6, 494e6, 596e6, 1236e6, 4022e6, 3075e6, 3429e6, 3836e6, 3880e6, 8030e6,
+            30.53e9, 20.91e9,
         ];
         let speech = [37.8e6, 72.6e6, 242e6, 764e6, 1543e6, 809e6];
         let expected: Vec<f64> = language.into_iter().chain(speech).collect();
