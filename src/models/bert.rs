@@ -69,6 +69,7 @@ impl Config {
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: false,
+            experts: None,
             audio: None,
         }
     }

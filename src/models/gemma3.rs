@@ -23,6 +23,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     hidden_act: ("hidden_activation", "gelu_pytorch_tanh"),
     tie_word_embeddings: true,
     rope_theta: 1_000_000.0,
+    original_max_position_embeddings: None,
 };
 
 pub struct Config {
@@ -90,12 +91,7 @@ impl Architecture for Config {
             };
             Ok((Some(head_norm), rotary.clone()))
         })?;
-        let vision = ["vision_tower.", "multi_modal_projector."];
-        let prefixes = vision.iter().flat_map(|part| ["", "model."].map(|before| format!("{before}{part}")));
-        let n_found = prefixes.filter(|prefix| loader.ignore(prefix)).count();
-        if n_found > 0 && !loader.gpu().is_plan() {
-            log::info!("the vision tower is left out: the model reads text only");
-        }
+        loader.ignore_vision();
         Ok(model)
     }
 }

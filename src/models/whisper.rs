@@ -82,6 +82,7 @@ impl Architecture for Config {
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: self.tie_word_embeddings,
+            experts: None,
             audio: Some(AudioShape {
                 n_mels: self.num_mel_bins,
                 n_frames: 2 * self.max_source_positions,

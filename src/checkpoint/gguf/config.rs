@@ -24,12 +24,21 @@ const ARCHITECTURES: &[(&str, &str, Reader)] = &[
     ("gemma2", "gemma2", gemma2),
     ("gemma3", "gemma3_text", gemma3),
     ("gpt2", "gpt2", gpt2),
-    // Mistral, too.
+    ("gpt-oss", "gpt_oss", gpt_oss),
+    ("gptneox", "gpt_neox", gpt_neox),
+    ("granite", "granite", granite),
+    // Mistral, and Mixtral if there are experts.
     ("llama", "llama", llama),
+    ("mistral3", "ministral3", mistral3),
     ("modern-bert", "modernbert", modern_bert),
     ("olmo2", "olmo2", olmo2),
+    // Phi-4-mini, too.
+    ("phi3", "phi3", phi3),
     ("qwen2", "qwen2", qwen),
     ("qwen3", "qwen3", qwen),
+    ("qwen3moe", "qwen3_moe", qwen3_moe),
+    // Each fourth layer has no rotation: the config's default.
+    ("smollm3", "smollm3", llama),
 ];
 
 /// The keys of `config.json`.
@@ -344,9 +353,8 @@ fn gemma(keys: &Keys<'_>, config: &mut Config, every: u64, n_largest: u64) -> Re
         config.insert("query_pre_attn_scalar", scalar);
     }
     const CAP: &str = "final_logit_softcapping";
-    match keys.real(CAP)? {
-        Some(cap) => keys.put(config, CAP, CAP, cap),
-        None => config.insert(CAP, Value::Null),
+    if let Some(cap) = keys.real(CAP)? {
+        keys.put(config, CAP, CAP, cap);
     }
     config.insert("norm_offset", 0.0);
     config.insert("layer_types", layer_types(keys, every)?);
@@ -397,11 +405,42 @@ fn gpt2(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     Ok(())
 }
 
+fn gpt_neox(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    keys.copy(
+        config,
+        &[
+            ("context_length", "max_position_embeddings"),
+            ("embedding_length", "hidden_size"),
+            ("feed_forward_length", "intermediate_size"),
+            ("block_count", "num_hidden_layers"),
+            ("attention.head_count", "num_attention_heads"),
+        ],
+    )?;
+    keys.copy_real(config, &[("attention.layer_norm_epsilon", "layer_norm_eps")])?;
+    const PARALLEL: &str = "use_parallel_residual";
+    let is_parallel = keys.metadata.flag(&keys.key(PARALLEL))?;
+    keys.put(
+        config,
+        PARALLEL,
+        PARALLEL,
+        is_parallel.ok_or_else(|| keys.wrong(PARALLEL, "`true` or `false`"))?,
+    );
+    config.insert("vocab_size", keys.vocab_size()?);
+    config.insert("tie_word_embeddings", !keys.has("output.weight"));
+    config.insert("attention_bias", keys.has("blk.0.attn_qkv.bias"));
+    config.insert("rope_parameters", rope(keys)?);
+    partial_rotation(keys, config)
+}
+
 fn llama(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
-    if keys.whole("expert_count")?.unwrap_or(0) > 0 {
-        return Err(keys.wrong("expert_count", "none: experts do not run here"));
-    }
     decoder(keys, config)?;
+    if keys.whole("expert_count")?.unwrap_or(0) > 0 {
+        config.insert("model_type", "mixtral");
+        keys.copy(
+            config,
+            &[("expert_count", "num_local_experts"), ("expert_used_count", "num_experts_per_tok")],
+        )?;
+    }
     let head_dim = head_dim(keys)?;
     // The rows of queries and keys are put in order by whole heads.
     if keys.whole("rope.dimension_count")?.is_some_and(|n| Some(n) != head_dim) {
@@ -415,13 +454,109 @@ fn llama(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
 
 fn qwen(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     decoder(keys, config)?;
-    if let (Some(n_rot), Some(head_dim)) = (keys.whole("rope.dimension_count")?, head_dim(keys)?)
-        && n_rot != head_dim
-    {
-        let factor = n_rot as f64 / head_dim as f64;
-        keys.put(config, "rope.dimension_count", "partial_rotary_factor", factor);
+    partial_rotation(keys, config)
+}
+
+fn granite(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    llama(keys, config)?;
+    const ROTATES: &str = "rope.scaling.finetuned";
+    if keys.metadata.flag(&keys.key(ROTATES))? == Some(false) {
+        return Err(keys.wrong(ROTATES, "`true`: it is `false` in models with no rotation, which do not run"));
+    }
+    for (from, to) in [
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("logit_scale", "logits_scaling"),
+        ("attention.scale", "attention_multiplier"),
+    ] {
+        // ggml takes no factor and the factor 0 for none.
+        if let Some(factor) = keys.real(from)?.filter(|factor| *factor != 0.0) {
+            keys.put(config, from, to, factor);
+        }
+    }
+    if let (None, Some(head_dim)) = (config.keys.get("attention_multiplier"), head_dim(keys)?) {
+        config.insert("attention_multiplier", (head_dim as f64).powf(-0.5));
     }
     Ok(())
+}
+
+fn mistral3(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    llama(keys, config)?;
+    let mut add = |to: &str, value: f64| {
+        if let Some(Value::Object(rope)) = config.keys.get_mut("rope_parameters") {
+            rope.insert(to.into(), json!(value));
+        }
+    };
+    if let Some(m) = keys.real("rope.scaling.yarn_log_multiplier")?.filter(|m| *m != 0.0) {
+        // The converter takes the other one for 1.
+        add("mscale", 1.0);
+        add("mscale_all_dim", m);
+    }
+    const BETA: &str = "attention.temperature_scale";
+    if let Some(beta) = keys.real(BETA)? {
+        add("llama_4_scaling_beta", beta);
+        config.sources.insert("rope_parameters.llama_4_scaling_beta".into(), keys.key(BETA));
+    }
+    Ok(())
+}
+
+fn phi3(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    decoder(keys, config)?;
+    partial_rotation(keys, config)?;
+    const ORIGINAL: &str = "rope.scaling.original_context_length";
+    if let Some(n) = keys.whole(ORIGINAL)? {
+        keys.put(config, ORIGINAL, "original_max_position_embeddings", n);
+    }
+    // 0 is none.
+    const WINDOW: &str = "attention.sliding_window";
+    if let Some(window) = keys.whole(WINDOW)?.filter(|n| *n > 0) {
+        keys.put(config, WINDOW, "sliding_window", window);
+    }
+    Ok(())
+}
+
+/// The part of a head that is rotated.
+fn partial_rotation(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    const ROTATED: &str = "rope.dimension_count";
+    if let (Some(n_rot), Some(head_dim)) = (keys.whole(ROTATED)?, head_dim(keys)?) {
+        let part = n_rot as f64 / head_dim as f64;
+        // So that it times the size of a head, rounded down, is the number again.
+        let part = if ((part * head_dim as f64) as u64) < n_rot { part.next_up() } else { part };
+        keys.put(config, ROTATED, "partial_rotary_factor", part);
+    }
+    Ok(())
+}
+
+fn gpt_oss(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    decoder(keys, config)?;
+    // Of the whole model, not only of what the file has keys for (`src/models/openai-moe.cpp`).
+    if let Some(rope) = config.keys.get_mut("rope_parameters").and_then(Value::as_object_mut) {
+        rope.insert("truncate".into(), json!(false));
+    }
+    config.insert("attention_bias", keys.has("blk.0.attn_q.bias"));
+    keys.copy(
+        config,
+        &[
+            ("attention.sliding_window", "sliding_window"),
+            ("expert_count", "num_local_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "intermediate_size"),
+        ],
+    )
+}
+
+fn qwen3_moe(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    qwen(keys, config)?;
+    // As llama.cpp computes it.
+    config.insert("norm_topk_prob", true);
+    keys.copy(
+        config,
+        &[
+            ("expert_count", "num_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "moe_intermediate_size"),
+        ],
+    )
 }
 
 /// Elements of a head.
@@ -477,12 +612,24 @@ fn rope(keys: &Keys<'_>) -> Read<Map<String, Value>> {
     };
     const KIND: &str = "rope.scaling.type";
     let kind = keys.metadata.text(&keys.key(KIND))?;
-    if let Some(factors) = frequency_factors(keys)? {
+    if let Some(factors) = factors(keys, FREQUENCY_FACTORS)? {
         if kind.is_some_and(|kind| kind != "none") {
             return Err(keys.wrong(KIND, "`none` beside the tensor `rope_freqs.weight`"));
         }
         rope.insert("rope_type".into(), json!("frequency_factors"));
         rope.insert("frequency_factors".into(), json!(factors));
+        return Ok(rope);
+    }
+    if let (Some(short), Some(long)) = (factors(keys, SHORT_FACTORS)?, factors(keys, LONG_FACTORS)?) {
+        if kind.is_some_and(|kind| !["none", "longrope"].contains(&kind)) {
+            return Err(keys.wrong(KIND, format!("`longrope` beside the tensor `{LONG_FACTORS}`")));
+        }
+        rope.insert("rope_type".into(), json!("longrope"));
+        rope.insert("short_factor".into(), json!(short));
+        rope.insert("long_factor".into(), json!(long));
+        if let Some(on_scores) = keys.real("rope.scaling.attn_factor")? {
+            rope.insert("attention_factor".into(), json!(on_scores));
+        }
         return Ok(rope);
     }
     match (kind, factor) {
@@ -516,16 +663,21 @@ fn rope(keys: &Keys<'_>) -> Read<Map<String, Value>> {
 }
 
 /// The tensor by whose elements the frequencies are divided: Llama 3.1's scaling, as ggml stores it.
-pub(super) const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+/// Those of `longrope`, within the original context and beyond.
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
+const LONG_FACTORS: &str = "rope_factors_long.weight";
 
-fn frequency_factors(keys: &Keys<'_>) -> Read<Option<Vec<f32>>> {
-    const NAME: &str = FREQUENCY_FACTORS;
-    let Some(entry) = keys.weights.get(NAME) else { return Ok(None) };
+/// The tensors that the config has.
+pub(super) const FACTORS: [&str; 3] = [FREQUENCY_FACTORS, SHORT_FACTORS, LONG_FACTORS];
+
+fn factors(keys: &Keys<'_>, name: &str) -> Read<Option<Vec<f32>>> {
+    let Some(entry) = keys.weights.get(name) else { return Ok(None) };
     // Half of a head, which has at most 256 elements.
     if entry.dtype != "F32" || entry.shape.len() != 1 || entry.shape[0] > 128 {
         let (dtype, shape) = (&entry.dtype, &entry.shape);
         let message =
-            format!("tensor `{NAME}` is {dtype} of shape {shape:?}, expected at most 128 elements in F32");
+            format!("tensor `{name}` is {dtype} of shape {shape:?}, expected at most 128 elements in F32");
         return Err(WeightsError::Format { path: keys.metadata.path().to_path_buf(), message });
     }
     if keys.weights.has_only_headers() {

@@ -26,7 +26,7 @@ pub(super) fn read(
     let path = metadata.path().to_path_buf();
     let config = config::read(&metadata, &weights)?;
     names::rename(&metadata, &mut weights)?;
-    weights.remove(config::FREQUENCY_FACTORS);
+    config::FACTORS.iter().for_each(|name| weights.remove(name));
     // Errors name the metadata's keys.
     let wrong = |error: ModelError| {
         let value = |key: &str, found: &str, expected: &str| {

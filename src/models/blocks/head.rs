@@ -27,9 +27,9 @@ pub struct Head {
 }
 
 impl Head {
-    /// The head after `norm`, with no factor and no cap. `tables` are the names of the embedding and of the head, which have the same shape. If the
-    /// head is `tied`, its weights are the embedding's, unless the checkpoint stores others: as in transformers 5, what
-    /// is stored counts more than the config.
+    /// The head after `norm`, with no factor and no cap. `tables` are the names of the embedding and of the head, which
+    /// have the same shape. If the head is `tied`, its weights are the embedding's, unless the checkpoint stores others:
+    /// as in transformers 5, what is stored counts more than the config.
     ///
     /// # Errors
     /// [`ModelError::Weights`].
