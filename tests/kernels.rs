@@ -10,6 +10,7 @@ use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Subgroups, Tensor};
 use wginfer::ops::{
     self, Act, Affine, AttentionPlan, Draws, Embed, ExpertInput, ExpertProduct, HeadNorm, HeadWeights, Input,
     KvLayer, LayerNorm, Lookup, Places, Pooling, Qkv, RmsNorm, RopeAppend, Routes, Rows, Scoring,
+    Temperature,
 };
 
 const WEIGHTS: [Dtype; 16] = Dtype::WEIGHTS;
@@ -32,16 +33,23 @@ fn embed() {
             [[1, 7, 1], [5, 11, 8], [13, 3, 67], [3, 19, 129], [65_537, 5, 3]].iter().enumerate()
         {
             for (j, dtype) in WEIGHTS.into_iter().enumerate() {
-                let lookups =
-                    [Lookup::Token, Lookup::AddPosition, Lookup::AddPositionAfter(2), Lookup::AddRow(1)];
-                let lookup = lookups[(i + j) % 4];
+                let lookups = [
+                    Lookup::Token,
+                    Lookup::AddToken,
+                    Lookup::AddPosition,
+                    Lookup::AddPositionAfter(2),
+                    Lookup::AddRow(1),
+                ];
+                let lookup = lookups[(i + j) % lookups.len()];
                 check_embed(&gpu, &mut rng, *shape, dtype, lookup);
             }
         }
     }
     if let Some(gpu) = narrow() {
         let mut rng = Rng::new(2);
-        for lookup in [Lookup::Token, Lookup::AddPosition, Lookup::AddPositionAfter(3), Lookup::AddRow(299)] {
+        let token = [Lookup::Token, Lookup::AddToken];
+        let others = [Lookup::AddPosition, Lookup::AddPositionAfter(3), Lookup::AddRow(299)];
+        for lookup in token.into_iter().chain(others) {
             for dtype in WEIGHTS.into_iter().filter(|dtype| pads_with_zero(*dtype)) {
                 check_embed(&gpu, &mut rng, [29, 307, 23], dtype, lookup);
             }
@@ -89,6 +97,7 @@ fn check_embed(
     };
     let row = |(r, [seq, pos]): (usize, &[u32; 2])| match lookup {
         Lookup::Token => exact::embed(&values, ids[*seq as usize * ctx + *pos as usize], f64::from(scale)),
+        Lookup::AddToken => added(r, ids[*seq as usize * ctx + *pos as usize]),
         Lookup::AddPosition => added(r, *pos),
         Lookup::AddPositionAfter(offset) => added(r, *pos + offset as u32),
         Lookup::AddRow(id) => added(r, id as u32),
@@ -628,13 +637,22 @@ impl Pages {
 }
 
 /// Bits of cosine and sine of `n_rot / 2` angles of each position, and the angles.
-fn rotary(gpu: &Gpu, ctx: usize, n_rot: usize, interleaved: bool) -> Option<ops::Rotary> {
+fn rotary(gpu: &Gpu, ctx: usize, n_rot: usize, switches: Switches) -> Option<ops::Rotary> {
+    let Switches { interleaved, temperature } = switches;
     let bits = |f: f64| (f as f32).to_bits();
     let table: Vec<u32> = (0..ctx)
         .flat_map(|pos| (0..n_rot / 2).map(move |i| angle(pos, i, n_rot)))
         .flat_map(|a| [bits(a.cos()), bits(a.sin())])
         .collect();
-    (n_rot > 0).then(|| ops::Rotary { cos_sin: tensor_u32(gpu, [ctx, n_rot], &table), n_rot, interleaved })
+    let cos_sin = (n_rot > 0).then(|| tensor_u32(gpu, [ctx, n_rot], &table));
+    cos_sin.map(|cos_sin| ops::Rotary { cos_sin, n_rot, interleaved, temperature })
+}
+
+/// How queries and keys are rotated.
+#[derive(Clone, Copy, Debug)]
+struct Switches {
+    interleaved: bool,
+    temperature: Option<Temperature>,
 }
 
 fn angle(pos: usize, i: usize, n_rot: usize) -> f64 {
@@ -722,7 +740,8 @@ fn appended(
     qkv: &[Vec<f64>],
     places: &[(usize, usize)],
     [n_heads, n_kv_heads, head_dim]: [usize; 3],
-    (n_rot, interleaved): (usize, bool),
+    n_rot: usize,
+    Switches { interleaved, temperature }: Switches,
 ) -> [Vec<f64>; 3] {
     let mut q = Vec::new();
     let mut k = vec![f64::from(UNTOUCHED); pages.n_pages * n_kv_heads * pages.page_size * head_dim];
@@ -733,7 +752,10 @@ fn appended(
             let turned = exact::rope(head, &angles, interleaved);
             let at = |kv_head| pages.at(seq, pos, [n_kv_heads, kv_head, head_dim]);
             if h < n_heads {
-                q.extend(turned);
+                let tempered = temperature.filter(|_| n_rot > 0);
+                let factor =
+                    tempered.map_or(1.0, |t| exact::temperature(pos, t.beta.into(), t.original as usize));
+                q.extend(turned.iter().map(|x| x * factor));
             } else if h < n_heads + n_kv_heads {
                 k[at(h - n_heads)..][..head_dim].copy_from_slice(&turned);
             } else {
@@ -769,19 +791,23 @@ fn rope_append() {
     let Some(gpu) = gpu() else { return };
     let mut rng = Rng::new(10);
     for [n_rows, n_heads, n_kv_heads, head_dim, n_rot, page_size] in APPENDED {
-        for (dtype, interleaved) in KV.into_iter().zip([false, true, true]).chain([(Dtype::F16, false)]) {
+        let tempered = Temperature { beta: 0.7, original: 6 };
+        let cases = [(KV[0], false, None), (KV[1], true, None), (KV[2], true, Some(tempered))];
+        for (dtype, interleaved, temperature) in
+            cases.into_iter().chain([(Dtype::F16, false, Some(tempered))])
+        {
+            let switches = Switches { interleaved, temperature };
             if dtype == Dtype::Q8_0 && !head_dim.is_multiple_of(32) {
                 continue; // refused when the cache is allocated
             }
-            let what =
-                format!("rope_append {n_rows}×{n_heads}×{n_kv_heads}×{head_dim} {dtype} {interleaved}");
+            let what = format!("rope_append {n_rows}×{n_heads}×{n_kv_heads}×{head_dim} {dtype} {switches:?}");
             let (n_seqs, ctx) = (3, 41);
             let pages = Pages::new(&mut rng, n_seqs, ctx, page_size);
             let places = some_places(&mut rng, n_rows, ctx);
             let flat: Vec<u32> = places.iter().flat_map(|&(s, p)| [s as u32, p as u32]).collect();
             let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
             let xs = rng.normals(n_rows * n_cols, 1.0);
-            let rotary = rotary(&gpu, ctx, n_rot, interleaved);
+            let rotary = rotary(&gpu, ctx, n_rot, switches);
             let (rows, table) = (tensor_u32(&gpu, [n_rows, 2], &flat), pages.upload(&gpu));
             let x = tensor_f32(&gpu, [n_rows, n_cols], &xs);
             let q = filled(&gpu, [n_rows, n_heads * head_dim], f32::NAN);
@@ -797,7 +823,7 @@ fn rope_append() {
                 }
             });
             let [want_q, want_k, want_v] =
-                appended(&pages, &rows_f64(&xs, n_cols), &places, heads, (n_rot, interleaved));
+                appended(&pages, &rows_f64(&xs, n_cols), &places, heads, n_rot, switches);
             assert_close(&what, &read(&gpu, &q), &want_q, Tolerance::f32(3, largest(&want_q)));
             let tolerance = cache_tolerance(dtype, 7.0);
             assert_close(&what, &read_cache(&gpu, dtype, &cache.k), &want_k, tolerance);
@@ -816,9 +842,11 @@ fn qkv() {
             for (j, dtype) in WEIGHTS.into_iter().enumerate().filter(|(j, _)| (i + j) % 4 == 0) {
                 let kv_dtype = if head_dim.is_multiple_of(32) { KV[(i + j) % 3] } else { KV[(i + j) % 2] };
                 let (normed, bias, interleaved) = (j % 3 > 0, j % 4 < 2, j % 5 == 1);
+                let temperature = (j % 5 > 2).then_some(Temperature { beta: 0.7, original: 6 });
+                let switches = Switches { interleaved, temperature };
                 let what = format!(
                     "qkv {n_rows}×{n_heads}×{n_kv_heads}×{head_dim} {n_rot} {dtype} cache {kv_dtype} norm {normed} \
-                     bias {bias} interleaved {interleaved}"
+                     bias {bias} {switches:?}"
                 );
                 let (n_in, ctx) = ([37, 96, 270, 65, 129, 8, 31, 50][i], 41);
                 let heads = [n_heads, n_kv_heads, head_dim];
@@ -836,7 +864,7 @@ fn qkv() {
                 let x = tensor_f32(&gpu, [n_rows, n_in], &xs);
                 let input = Input { x: &x, norm: normed.then_some((&norm, &h)) };
                 let b = tensor_f32(&gpu, [1, n_cols], &bs);
-                let rotary = rotary(&gpu, ctx, n_rot, interleaved);
+                let rotary = rotary(&gpu, ctx, n_rot, switches);
                 let (rows, table) = (tensor_u32(&gpu, [n_rows, 2], &flat), pages.upload(&gpu));
                 let room = filled(&gpu, [n_rows, n_cols], f32::NAN);
                 let q = filled(&gpu, [n_rows, n_heads * head_dim], f32::NAN);
@@ -856,8 +884,7 @@ fn qkv() {
                     exact::linear(if normed { &normed_x } else { x }, &ws, bias.then_some(&bs))
                 };
                 let projected: Vec<Vec<f64>> = rows_f64(&xs, n_in).iter().map(row).collect();
-                let [want_q, want_k, want_v] =
-                    appended(&pages, &projected, &places, heads, (n_rot, interleaved));
+                let [want_q, want_k, want_v] = appended(&pages, &projected, &places, heads, n_rot, switches);
                 let tolerance = product_tolerance(&gpu, n_in + 8, largest(&want_q).max(1.0));
                 assert_close(&what, &read(&gpu, &q), &want_q, tolerance);
                 let most = largest(&want_k).max(largest(&want_v));

@@ -23,6 +23,9 @@ shapes!(
     "qwen3-0.6b",
     "llama-3.2-1b",
     "qwen3-4b",
+    "smollm3-3b",
+    "ministral-3-3b",
+    "phi-4-mini",
     "gemma-3-4b",
     "llama-3.1-8b",
     "qwen3-30b-a3b",
@@ -151,7 +154,10 @@ mod tests {
 
     #[test]
     fn named_shapes_have_the_size_that_their_name_says() {
-        let language = [15e6, 135e6, 124e6, 494e6, 596e6, 1236e6, 4022e6, 3880e6, 8030e6, 30.53e9, 20.91e9];
+        let language = [
+            15e6, 135e6, 124e6, 494e6, 596e6, 1236e6, 4022e6, 3075e6, 3429e6, 3836e6, 3880e6, 8030e6,
+            30.53e9, 20.91e9,
+        ];
         let speech = [37.8e6, 72.6e6, 242e6, 764e6, 1543e6, 809e6];
         let expected: Vec<f64> = language.into_iter().chain(speech).collect();
         assert_eq!(SHAPES.len(), expected.len());

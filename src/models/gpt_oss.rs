@@ -23,6 +23,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     num_key_value_heads: Some(8),
     head_dim: Some(64),
     max_position_embeddings: 131_072,
+    original_max_position_embeddings: None,
     rms_norm_eps: 1e-5,
     tie_word_embeddings: false,
     hidden_act: ("hidden_act", "silu"),

@@ -1,6 +1,6 @@
 //! The loader: checks names, shapes and types of a model's tensors, and allocates them. Nothing is uploaded here.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::Names;
@@ -32,7 +32,11 @@ pub struct Loader {
     gpu: Gpu,
     weights: Arc<Weights>,
     quantize: Option<Dtype>,
+    /// Whether the head over the vocabulary is left out.
+    omits_head: bool,
     taken: HashSet<String>,
+    /// The number of heads by which the rows of a tensor lie.
+    by_head: HashMap<String, usize>,
     items: Vec<Item>,
     /// Total size of the items.
     n_bytes: usize,
@@ -41,7 +45,26 @@ pub struct Loader {
 impl Loader {
     /// A loader for a device, which quantises matrices to `quantize`. Default: as stored.
     pub fn new(gpu: &Gpu, weights: Arc<Weights>, quantize: Option<Dtype>) -> Self {
-        Loader { gpu: gpu.clone(), weights, quantize, taken: HashSet::new(), items: Vec::new(), n_bytes: 0 }
+        Loader {
+            gpu: gpu.clone(),
+            weights,
+            quantize,
+            omits_head: false,
+            taken: HashSet::new(),
+            by_head: HashMap::new(),
+            items: Vec::new(),
+            n_bytes: 0,
+        }
+    }
+
+    /// Leaves the head over the vocabulary out: the model reads whole texts, and has no logits.
+    pub fn omit_head(&mut self) {
+        self.omits_head = true;
+    }
+
+    /// Whether the head over the vocabulary is left out.
+    pub fn omits_head(&self) -> bool {
+        self.omits_head
     }
 
     /// The device.
@@ -57,6 +80,12 @@ impl Loader {
     /// The prefix of the checkpoint's names: that of `names`, or nothing if it was saved from the bare model.
     pub fn root(&self, names: &Names) -> &'static str {
         names.root(&self.weights)
+    }
+
+    /// Says that the family's checkpoints have the rows of `{name}.weight` and `{name}.bias` as queries, keys and values of
+    /// one head after the other. They are loaded as the queries of all heads, then the keys, then the values.
+    pub fn lies_by_head(&mut self, name: &str, n_heads: usize) {
+        self.by_head.extend(["weight", "bias"].map(|suffix| (format!("{name}.{suffix}"), n_heads)));
     }
 
     /// The embedding of tokens, `[n_rows, n_cols]`, as [`Loader::table`]. If it is absent and `tied` to the head, the
@@ -344,6 +373,16 @@ impl Loader {
         self.taken.len() > n_taken
     }
 
+    /// As [`Loader::ignore`] for what a model of images and text has beside its text model, and says so.
+    pub fn ignore_vision(&mut self) {
+        let vision = ["vision_tower.", "multi_modal_projector."];
+        let prefixes = vision.iter().flat_map(|part| ["", "model."].map(|before| format!("{before}{part}")));
+        let n_found = prefixes.filter(|prefix| self.ignore(prefix)).count();
+        if n_found > 0 && !self.gpu.is_plan() {
+            log::info!("the vision tower is left out: the model reads text only");
+        }
+    }
+
     /// Names of unused tensors, as in the file.
     pub fn unused(&self) -> Vec<&str> {
         let unused = self.weights.entries().iter().filter(|entry| !self.taken.contains(&entry.name));
@@ -445,9 +484,13 @@ impl Loader {
                 found: entry.shape.clone(),
             });
         }
-        let found = entry.clone();
+        let mut entry = entry.clone();
+        if let (Some(n_heads), Order::Plain) = (self.by_head.get(name).copied(), entry.order) {
+            assert!(shape[0].is_multiple_of(3 * n_heads), "`{name}`: {shape:?} of {n_heads} heads");
+            entry.order = Order::ByHead { n_heads };
+        }
         self.taken.insert(name.to_string());
-        Ok(found)
+        Ok(entry)
     }
 }
 

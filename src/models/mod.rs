@@ -8,23 +8,29 @@ mod batch;
 mod bert;
 pub mod blocks;
 mod distilbert;
+mod embedder;
 mod error;
 mod gemma2;
 mod gemma3;
 mod gpt2;
+mod gpt_neox;
 mod gpt_oss;
+mod granite;
 mod llama;
 mod loader;
+mod ministral3;
 mod mistral;
 mod mixtral;
 mod modernbert;
 mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod roberta;
 mod scratch;
 pub(crate) mod settings;
+mod smollm3;
 mod upload;
 mod whisper;
 
@@ -36,6 +42,7 @@ use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{Act, Attention, KvLayer};
 use crate::weights::{Order, Weights};
 pub use batch::{Alignment, Batch, BatchClips, Capacity};
+pub(crate) use embedder::{SCORE, embedder};
 pub use error::ModelError;
 pub use loader::{ExpertNames, Loader};
 pub use scratch::{Activations, AudioScratch, ExpertScratch, LabelScratch, Scratch};
@@ -332,6 +339,18 @@ fn parse_text<C: FromSettings>(s: &mut Settings<'_>) -> Read<Box<dyn Architectur
     parse::<C>(s)
 }
 
+/// A model of images and text, whose text model is one of two families. The default is transformers' for either.
+fn parse_mistral3(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
+    let families = [
+        ("mistral", parse_text::<mistral::Config> as Parse),
+        ("ministral3", parse_text::<ministral3::Config>),
+    ];
+    let text = s.object("text_config")?;
+    let parse =
+        text.as_ref().map_or(Ok(families[0].1), |text| text.one_of("model_type", &families, "mistral"))?;
+    parse(s)
+}
+
 /// Every architecture, by its `model_type`.
 static ARCHITECTURES: &[(&str, Parse)] = &[
     ("bert", parse::<bert::Config>),
@@ -341,16 +360,22 @@ static ARCHITECTURES: &[(&str, Parse)] = &[
     ("gemma3", parse_text::<gemma3::Config>),
     ("gemma3_text", parse::<gemma3::Config>),
     ("gpt2", parse::<gpt2::Config>),
+    ("gpt_neox", parse::<gpt_neox::Config>),
     ("gpt_oss", parse::<gpt_oss::Config>),
+    ("granite", parse::<granite::Config>),
     ("llama", parse::<llama::Config>),
+    ("ministral3", parse::<ministral3::Config>),
     ("mistral", parse::<mistral::Config>),
+    ("mistral3", parse_mistral3),
     ("mixtral", parse::<mixtral::Config>),
     ("modernbert", parse::<modernbert::Config>),
     ("olmo2", parse::<olmo2::Config>),
+    ("phi3", parse::<phi3::Config>),
     ("qwen2", parse::<qwen2::Config>),
     ("qwen3", parse::<qwen3::Config>),
     ("qwen3_moe", parse::<qwen3_moe::Config>),
     ("roberta", parse::<roberta::Config>),
+    ("smollm3", parse::<smollm3::Config>),
     ("whisper", parse::<whisper::Config>),
     ("xlm-roberta", parse::<roberta::Config>),
 ];
@@ -366,8 +391,11 @@ pub fn architectures() -> Vec<&'static str> {
 /// [`ModelError::UnknownArchitecture`]; [`ModelError::Setting`] with a key, its line, its value and its range.
 pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
     let architecture = read(&mut Settings::parse(config_json)?)?;
-    check(&architecture.shape())?;
-    Ok(architecture)
+    let shape = architecture.shape();
+    check(&shape)?;
+    // A decoder whose rows see both sides generates nothing.
+    let only_embeds = shape.kind == ModelKind::Decoder && shape.attention.iter().any(|a| !a.causal);
+    Ok(if only_embeds { embedder(architecture, None) } else { architecture })
 }
 
 fn read(s: &mut Settings<'_>) -> Result<Box<dyn Architecture>, ModelError> {

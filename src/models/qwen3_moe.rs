@@ -23,6 +23,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     num_key_value_heads: Some(4),
     head_dim: None,
     max_position_embeddings: 32_768,
+    original_max_position_embeddings: None,
     rms_norm_eps: 1e-6,
     tie_word_embeddings: false,
     hidden_act: ("hidden_act", "silu"),

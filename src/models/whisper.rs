@@ -315,6 +315,7 @@ impl Encoder {
             blocks,
             // Not read: there are no tokens.
             tokens: &self.rows,
+            types: None,
             pages: &self.pages,
             page_size: PAGE_SIZE,
             ends: Some(&self.ends),

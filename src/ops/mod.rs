@@ -61,7 +61,7 @@ pub use qkv::{Qkv, qkv};
 pub use quantize::quantize;
 pub use random_blocks::random_blocks;
 pub use rms_norm::{RmsNorm, rms_norm};
-pub use rope_append::{Places, RopeAppend, Rotary, rope_append};
+pub use rope_append::{Places, RopeAppend, Rotary, Temperature, rope_append};
 pub use rows::{Affine, Input, Rows};
 pub use sample::{Draws, NOT_A_TOKEN, SamplingRecord, sample};
 pub use softcap::softcap;

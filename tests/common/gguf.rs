@@ -104,6 +104,15 @@ impl Gguf {
     }
 }
 
+/// Keys of all decoders but GPT-2, and the config's.
+const DECODER: [(&str, &str); 5] = [
+    ("context_length", "max_position_embeddings"),
+    ("embedding_length", "hidden_size"),
+    ("feed_forward_length", "intermediate_size"),
+    ("block_count", "num_hidden_layers"),
+    ("attention.head_count", "num_attention_heads"),
+];
+
 /// A golden folder as llama.cpp's converter writes it, with the stored types. `llama` has the rows of queries and keys
 /// in another order, experts are stacked, `gpt2` its matrices the other way round. Encoders lose their heads, and RoBERTa the positions before
 /// its first.
@@ -113,11 +122,14 @@ pub fn of_folder(dir: &Path) -> Gguf {
     let tokenizer: Value = serde_json::from_slice(&read("tokenizer.json")).expect("JSON");
     let model_type = config["model_type"].as_str().expect("a name");
     let architecture = match model_type {
-        "distilbert" | "roberta" => "bert",
+        "distilbert" | "roberta" | "xlm-roberta" => "bert",
         "modernbert" => "modern-bert",
+        "gpt_neox" => "gptneox",
         "gpt_oss" => "gpt-oss",
+        "ministral3" => "mistral3",
         "mixtral" => "llama",
         "qwen3_moe" => "qwen3moe",
+        "gemma3_text" if config["use_bidirectional_attention"] == true => "gemma-embedding",
         "gemma3_text" => "gemma3",
         other => other,
     };
@@ -126,7 +138,7 @@ pub fn of_folder(dir: &Path) -> Gguf {
     file.text("general.architecture", architecture);
     let n = |key: &str| config[key].as_u64().unwrap_or_else(|| panic!("{key}"));
     let arch = |key: &str| format!("{architecture}.{key}");
-    let lost_positions = if model_type == "roberta" { n("pad_token_id") as usize + 1 } else { 0 };
+    let lost_positions = if model_type.ends_with("roberta") { n("pad_token_id") as usize + 1 } else { 0 };
     let is_encoder = architecture.contains("bert");
     if is_encoder {
         let any = |keys: [&str; 2]| keys.iter().find_map(|key| config[*key].as_u64()).expect("a number");
@@ -164,16 +176,35 @@ pub fn of_folder(dir: &Path) -> Gguf {
             &arch("attention.layer_norm_epsilon"),
             config["layer_norm_epsilon"].as_f64().expect("a number"),
         );
-    } else {
-        for (key, from) in [
-            ("context_length", "max_position_embeddings"),
-            ("embedding_length", "hidden_size"),
-            ("feed_forward_length", "intermediate_size"),
-            ("block_count", "num_hidden_layers"),
-            ("attention.head_count", "num_attention_heads"),
-            ("attention.head_count_kv", "num_key_value_heads"),
-        ] {
+    } else if model_type == "gpt_neox" {
+        for (key, from) in DECODER {
             file.whole(&arch(key), n(from));
+        }
+        let rotated = config["rope_parameters"]["partial_rotary_factor"].as_f64().expect("a number");
+        let head_dim = n("hidden_size") / n("num_attention_heads");
+        file.whole(&arch("rope.dimension_count"), (rotated * head_dim as f64) as u64);
+        file.real(
+            &arch("attention.layer_norm_epsilon"),
+            config["layer_norm_eps"].as_f64().expect("a number"),
+        );
+        file.flag(&arch("use_parallel_residual"), config["use_parallel_residual"].as_bool().expect("a flag"));
+    } else {
+        for (key, from) in DECODER {
+            file.whole(&arch(key), n(from));
+        }
+        file.whole(&arch("attention.head_count_kv"), n("num_key_value_heads"));
+        if model_type == "granite" {
+            for (key, from) in [
+                ("attention.scale", "attention_multiplier"),
+                ("embedding_scale", "embedding_multiplier"),
+                ("residual_scale", "residual_multiplier"),
+                ("logit_scale", "logits_scaling"),
+            ] {
+                file.real(&arch(key), config[from].as_f64().expect("a number"));
+            }
+        }
+        if model_type == "phi3" {
+            phi3(&mut file, &config);
         }
         if let Some(dim) = config["head_dim"].as_u64() {
             file.whole(&arch("attention.key_length"), dim);
@@ -189,6 +220,21 @@ pub fn of_folder(dir: &Path) -> Gguf {
         let rope = if ropes["full_attention"].is_object() { &ropes["full_attention"] } else { ropes };
         if let Some(theta) = ropes["sliding_attention"]["rope_theta"].as_f64() {
             file.real(&arch("rope.freq_base_swa"), theta);
+        }
+        if rope["rope_type"] == "yarn" {
+            let real = |key: &str| rope[key].as_f64().expect("a number");
+            file.text(&arch("rope.scaling.type"), "yarn");
+            let original = rope["original_max_position_embeddings"].as_u64().expect("a number");
+            file.whole(&arch("rope.scaling.original_context_length"), original);
+            for (key, from) in [
+                ("rope.scaling.factor", "factor"),
+                ("rope.scaling.yarn_beta_fast", "beta_fast"),
+                ("rope.scaling.yarn_beta_slow", "beta_slow"),
+                ("rope.scaling.yarn_log_multiplier", "mscale_all_dim"),
+                ("attention.temperature_scale", "llama_4_scaling_beta"),
+            ] {
+                file.real(&arch(key), real(from));
+            }
         }
         if architecture.starts_with("gemma") {
             file.whole(&arch("attention.sliding_window"), n("sliding_window"));
@@ -242,8 +288,15 @@ pub fn of_folder(dir: &Path) -> Gguf {
         if is_encoder && ["classifier", "head.", "pooler."].iter().any(|part| name.contains(part)) {
             continue;
         }
-        let prefixes =
-            ["model.", "transformer.", "bert.", "roberta.", "distilbert.transformer.", "distilbert."];
+        let prefixes = [
+            "model.",
+            "gpt_neox.",
+            "transformer.",
+            "bert.",
+            "roberta.",
+            "distilbert.transformer.",
+            "distilbert.",
+        ];
         let prefix = prefixes.iter().find(|prefix| name.starts_with(**prefix)).copied().unwrap_or_default();
         let has_norms_after =
             architecture.starts_with("gemma") || ["olmo2", "gpt-oss"].contains(&architecture);
@@ -292,9 +345,14 @@ pub fn of_folder(dir: &Path) -> Gguf {
             data.drain(..lost_positions * dims[0] * size);
             dims[1] -= lost_positions;
         }
-        if architecture == "llama" && [".attn_q.", ".attn_k."].iter().any(|part| stem.contains(part)) {
+        if ["granite", "llama", "mistral3", "smollm3"].contains(&architecture)
+            && [".attn_q.", ".attn_k."].iter().any(|part| stem.contains(part))
+        {
             let heads = if stem.contains("attn_q") { "num_attention_heads" } else { "num_key_value_heads" };
             data = alternating(&data, shape[0], n(heads) as usize);
+        }
+        if stem.contains("attn_qkv") && architecture == "gptneox" {
+            data = parts_of_heads(&data, shape[0], n("num_attention_heads") as usize);
         }
         let turned = ["attn_qkv", "attn_output", "ffn_up", "ffn_down"];
         if is_gpt2 && shape.len() == 2 && turned.iter().any(|part| stem.contains(part)) {
@@ -377,7 +435,14 @@ fn ggml_name(name: &str) -> String {
         ("embeddings.token_type_embeddings.", "token_types."),
         ("embeddings.LayerNorm.", "token_embd_norm."),
         ("embeddings.norm.", "token_embd_norm."),
+        ("embed_in.", "token_embd."),
         ("lm_head.", "output."),
+        ("embed_out.", "output."),
+        ("final_layer_norm.", "output_norm."),
+        ("attention.query_key_value.", "attn_qkv."),
+        ("attention.dense.", "attn_output."),
+        ("mlp.dense_h_to_4h.", "ffn_up."),
+        ("mlp.dense_4h_to_h.", "ffn_down."),
         ("ln_f.", "output_norm."),
         ("final_norm.", "output_norm."),
         ("input_layernorm.", "attn_norm."),
@@ -409,6 +474,8 @@ fn ggml_name(name: &str) -> String {
         ("self_attn.q_norm.", "attn_q_norm."),
         ("self_attn.k_norm.", "attn_k_norm."),
         ("attn.c_attn.", "attn_qkv."),
+        ("self_attn.qkv_proj.", "attn_qkv."),
+        ("mlp.gate_up_proj.", "ffn_up."),
         ("attn.Wqkv.", "attn_qkv."),
         ("attn.c_proj.", "attn_output."),
         ("mlp.c_fc.", "ffn_up."),
@@ -433,6 +500,28 @@ fn ggml_name(name: &str) -> String {
     name.replacen(from, to, 1)
 }
 
+/// The keys and tensors that Phi-3 has of its own.
+fn phi3(file: &mut Gguf, config: &Value) {
+    let n = |key: &str| config[key].as_u64().unwrap_or_else(|| panic!("{key}"));
+    let scaling = [&config["rope_parameters"], &config["rope_scaling"]].into_iter().find(|s| s.is_object());
+    let partial = |of: &Value| of["partial_rotary_factor"].as_f64();
+    let partial = partial(config).or(scaling.and_then(partial)).unwrap_or(1.0);
+    let original = n("original_max_position_embeddings");
+    file.whole(
+        "phi3.rope.dimension_count",
+        (partial * n("hidden_size") as f64) as u64 / n("num_attention_heads"),
+    );
+    file.whole("phi3.rope.scaling.original_context_length", original);
+    file.whole("phi3.attention.sliding_window", config["sliding_window"].as_u64().unwrap_or(0));
+    let Some(scaling) = scaling.filter(|scaling| scaling["long_factor"].is_array()) else { return };
+    let longer = n("max_position_embeddings") as f64 / original as f64;
+    file.real("phi3.rope.scaling.attn_factor", (1.0 + longer.ln() / (original as f64).ln()).sqrt());
+    for (name, key) in [("rope_factors_long", "long_factor"), ("rope_factors_short", "short_factor")] {
+        let factors: Vec<f32> = serde_json::from_value(scaling[key].clone()).expect("numbers");
+        file.tensor(&format!("{name}.weight"), &[factors.len()], 0, encoded(0, &factors));
+    }
+}
+
 /// The numbers of a tensor of ggml's type 0, 1 or 30.
 fn numbers(kind: u32, data: &[u8]) -> Vec<f32> {
     match kind {
@@ -447,6 +536,13 @@ fn alternating(data: &[u8], n_rows: usize, n_heads: usize) -> Vec<u8> {
     let (row, dim) = (data.len() / n_rows, n_rows / n_heads);
     let order = (0..n_heads).flat_map(|h| (0..dim).map(move |i| h * dim + i % 2 * (dim / 2) + i / 2));
     order.flat_map(|from| data[from * row..][..row].to_vec()).collect()
+}
+
+/// The rows of all queries, then of all keys, then of all values, where each head has its own together.
+fn parts_of_heads(data: &[u8], n_rows: usize, n_heads: usize) -> Vec<u8> {
+    let part = data.len() / n_rows * (n_rows / n_heads / 3);
+    let order = (0..3).flat_map(|p| (0..n_heads).map(move |h| 3 * h + p));
+    order.flat_map(|at| data[at * part..][..part].to_vec()).collect()
 }
 
 fn transposed(data: &[u8], shape: &[usize], size: usize) -> Vec<u8> {

@@ -255,7 +255,8 @@ pub(super) fn qkv_switched(work: &Workload<'_>) -> Vec<Case> {
     let mut cases = Vec::new();
     for cache in [Dtype::F32, Dtype::F16] {
         for switches in Switches::all().filter(|switches| !switches.add) {
-            for pairs in [Pairs::Halves, Pairs::Neighbours] {
+            let all = [Pairs::Halves, Pairs::Neighbours, Pairs::Tempered];
+            for pairs in all.into_iter().filter(|pairs| *pairs != Pairs::Tempered || cache == Dtype::F16) {
                 let case = project(work, a, switches, cache, pairs);
                 cases.push(Case { shape: format!("{} to {cache}{switches} {pairs:?}", case.shape), ..case });
             }
@@ -311,7 +312,9 @@ fn project(work: &Workload<'_>, a: &Attention, switches: Switches, cache_dtype: 
             for (r, want) in rows.iter().zip(read.exact(gpu, &rows, &parts.concat())?) {
                 let (q, kv) = want.split_at(parts[0].len());
                 let (k, v) = kv.split_at(parts[1].len());
-                check.extend(&columns(gpu, &q2, *r, &parts[0])?, &pairs.turn(q, d, pos(*r)));
+                let factor = pairs.temperature(pos(*r));
+                let q: Vec<f64> = pairs.turn(q, d, pos(*r)).into_iter().map(|q| q * factor).collect();
+                check.extend(&columns(gpu, &q2, *r, &parts[0])?, &q);
                 for (tensor, want) in [(&cache2.k, pairs.turn(k, d, pos(*r))), (&cache2.v, v.to_vec())] {
                     let page = page_of(gpu, cache_dtype, tensor, *r)?;
                     for (h, want) in kv_heads.iter().zip(want.chunks(d)) {

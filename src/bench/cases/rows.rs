@@ -17,7 +17,7 @@ pub(super) fn embed(work: &Workload<'_>) -> Vec<Case> {
 
 /// Rows that are added.
 pub(super) fn embed_switched(work: &Workload<'_>) -> Vec<Case> {
-    [Lookup::AddPosition, Lookup::AddPositionAfter(2), Lookup::AddRow(1)]
+    [Lookup::AddToken, Lookup::AddPosition, Lookup::AddPositionAfter(2), Lookup::AddRow(1)]
         .map(|lookup| embed_by(work, lookup))
         .into()
 }
@@ -54,7 +54,7 @@ fn embed_by(work: &Workload<'_>, lookup: Lookup) -> Case {
             let mut check = Check::f32(2, 1.0);
             for r in some(n_rows, 4) {
                 let id = match lookup {
-                    Lookup::Token => ids[r] as usize,
+                    Lookup::Token | Lookup::AddToken => ids[r] as usize,
                     Lookup::AddPosition => r,
                     Lookup::AddPositionAfter(offset) => r + offset,
                     Lookup::AddRow(row) => row,

@@ -65,6 +65,11 @@ pub fn rope(x: &[f64], angles: &[f64], interleaved: bool) -> Vec<f64> {
     y
 }
 
+/// The factor on queries at `pos`, of which the first `original` have 1.
+pub fn temperature(pos: usize, beta: f64, original: usize) -> f64 {
+    1.0 + beta * ((1 + pos / original) as f64).ln()
+}
+
 /// The parameters of attention.
 #[derive(Clone, Copy)]
 pub struct Attention {

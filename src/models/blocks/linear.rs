@@ -11,9 +11,15 @@ pub enum Target<'a> {
     Set(&'a Tensor),
     /// Adds to the tensor: a residual connection.
     Add(&'a Tensor),
-    /// Adds the norm of the result to the tensor: a residual connection around block and norm. The scratch, of the
-    /// result's shape, may be the one for the norm of the block's input.
-    AddNormed(&'a Tensor, &'a RmsNorm, &'a Tensor),
+    /// Adds the norm of the result to a tensor: a residual connection around block and norm.
+    AddNormed {
+        /// The tensor.
+        to: &'a Tensor,
+        /// The norm.
+        norm: &'a RmsNorm,
+        /// Scratch for the result. May be the one for the norm of the block's input.
+        result: &'a Tensor,
+    },
 }
 
 /// `y = x·Wᵀ + b`.
@@ -84,9 +90,9 @@ impl Linear {
         match y {
             Target::Set(y) => ops::linear(rec, self.of(input), false, y, n),
             Target::Add(y) => ops::linear(rec, self.of(input), true, y, n),
-            Target::AddNormed(y, norm, result) => {
+            Target::AddNormed { to, norm, result } => {
                 ops::linear(rec, self.of(input), false, result, n);
-                ops::rms_norm(rec, result, norm, None, true, y, 0..n.count());
+                ops::rms_norm(rec, result, norm, None, true, to, 0..n.count());
             }
         }
     }

@@ -22,7 +22,7 @@ pub fn normed<'a>(norm: &'a RmsNorm, a: &'a Activations) -> Input<'a> {
 
 /// The residual stream, to which the RMS norm of a block's result is added. Uses `a.h`.
 pub fn added<'a>(norm: &'a RmsNorm, a: &'a Activations) -> Target<'a> {
-    Target::AddNormed(&a.x, norm, &a.h)
+    Target::AddNormed { to: &a.x, norm, result: &a.h }
 }
 
 impl LayerNorm {

@@ -3,7 +3,7 @@
 use super::super::rows::{COOP_LARGE, Span, Way};
 use super::super::{
     Act, Affine, ExpertInput, ExpertProduct, Input, KvLayer, PAIR_F16, PRODUCTS, Places, Qkv, ROWS_REG,
-    RmsNorm, RopeAppend, Rotary, Routes, SHARES, experts, experts::DIRECT, gate_up as gate,
+    RmsNorm, RopeAppend, Rotary, Routes, SHARES, Temperature, experts, experts::DIRECT, gate_up as gate,
     linear as product, qkv as projection,
 };
 use super::{Launch, Setup, is_set, odd_width, weights_dtype};
@@ -129,7 +129,9 @@ pub(super) fn qkv(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, Gp
     let angles = (0..2 * PAGE_SIZE).flat_map(|pos| (0..n_rot / 2).map(move |i| angle(pos, i)));
     let cos_sin: Vec<u32> = angles.flat_map(|angle| [angle.cos(), angle.sin()]).map(f32::to_bits).collect();
     let cos_sin = setup.table([2 * PAGE_SIZE, n_rot], &cos_sin)?;
-    let rotary = Rotary { cos_sin, n_rot, interleaved: is_set(variant, "INTERLEAVED") };
+    let interleaved = is_set(variant, "INTERLEAVED");
+    let temperature = is_set(variant, "TEMPERED").then_some(Temperature { beta: 0.5, original: 5 });
+    let rotary = Rotary { cos_sin, n_rot, interleaved, temperature };
     let dtype = if variant.has(&PAIR_F16) { Dtype::F16 } else { Dtype::F32 };
     let width = n_kv_heads * PAGE_SIZE * head_dim;
     let [k, v] = [setup.zeros([4, width], dtype)?, setup.zeros([4, width], dtype)?];
