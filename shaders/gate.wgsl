@@ -1,4 +1,4 @@
-// gate: y[r, i] = act(x[r, i]) · x[r, n_cols + i] if GATED (Shazeer 2020), else act(x[r, i]).
+// gate: y[r, i] = glu(x[r, i], x[r, n_cols + i]) if GATED (Shazeer 2020), else act(x[r, i]).
 // One invocation: one element.
 override WG: u32 = 64u;
 override ACT: u32 = 0u;
@@ -27,9 +27,10 @@ fn gate(
     }
     let r = params.row0 + item / params.n_cols;
     let i = item % params.n_cols;
-    var value = act(x[r * params.x_stride + i]);
+    let own = x[r * params.x_stride + i];
     if GATED == 1u {
-        value *= x[r * params.x_stride + params.n_cols + i];
+        y[r * params.y_stride + i] = glu(own, x[r * params.x_stride + params.n_cols + i]);
+    } else {
+        y[r * params.y_stride + i] = act(own);
     }
-    y[r * params.y_stride + i] = value;
 }

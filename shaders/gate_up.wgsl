@@ -25,6 +25,11 @@ struct Params {
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [n_out] or [2·n_out], read if BIAS
 @group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, n_out]
 
+// The row of x that row r reads; beyond the last one, the last.
+fn input_row(r: u32) -> u32 {
+    return params.row0 + min(r, params.n_rows - 1u);
+}
+
 // Activates one row's sums, which are outputs `outs` of w, and writes them to y from column o on.
 fn finish(r: u32, o: u32, outs: vec4u, own: vec4f) {
     if r >= params.n_rows {
@@ -36,9 +41,9 @@ fn finish(r: u32, o: u32, outs: vec4u, own: vec4f) {
     }
     let at = (params.row0 + r) * params.y_stride + o;
     if GATED == 1u {
-        y[at] = act(s.x) * s.z;
+        y[at] = glu(s.x, s.z);
         if o + 1u < params.n_out {
-            y[at + 1u] = act(s.y) * s.w;
+            y[at + 1u] = glu(s.y, s.w);
         }
         return;
     }

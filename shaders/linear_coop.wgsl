@@ -32,6 +32,10 @@ struct Params {
     y_stride: u32, // elements per row of y
     eps: f32,      // not used, like offset and g: the input is already normalised
     offset: f32,
+    n_slots: u32,  // if ROUTED: pairs per row of x
+    expert0: u32,  // first expert of this range of w, of whose rows n_out are an expert's
+    n_experts: u32, // experts in this range
+    b_stride: u32, // elements of b per expert
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -39,7 +43,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> g: array<vec4f>;      // not used
 @group(0) @binding(3) var<storage, read> w: array<Word>;       // [n_out, w_stride]
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
+@group(0) @binding(5) var<storage, read> routes: array<u32>;   // read if ROUTED
+@group(0) @binding(6) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]
 
 const WORDS: u32 = 8u / W_VEC4; // words of a row of w per step
 // 32 inputs are 8 vec4s; two more put the rows of a tile in different memory banks.
@@ -86,7 +91,16 @@ fn linear_coop(
     @builtin(subgroup_invocation_id) subgroup_lane: u32,
 ) {
     let o0 = id.x * OUTS;
-    let r0 = id.y * ROWS;
+    // What `take` finds, in expressions that naga sees to be the same for all lanes: matrices need that.
+    if ROUTED > 0u {
+        if routes[3u * id.y] - params.expert0 >= params.n_experts {
+            return;
+        }
+        if routes[3u * id.y + 2u] == 0u {
+            return;
+        }
+    }
+    let r0 = take(id.y, ROWS).r0;
     // This subgroup's part of the tile.
     let row = subgroup / SG_OUTS * 2u * TILE;
     let out = subgroup % SG_OUTS * 4u * TILE;
@@ -97,7 +111,7 @@ fn linear_coop(
     var x_next: array<vec4f, MOST>;
     for (var i = 0u; i < XS_A_LANE; i++) {
         let e = lane + i * LANES;
-        x_starts[i] = (params.row0 + min(r0 + e / 8u, params.n_rows - 1u)) * params.x_stride + e % 8u;
+        x_starts[i] = input_row(r0 + e / 8u) * params.x_stride + e % 8u;
         x_next[i] = x[x_starts[i]];
     }
     var w_starts: array<u32, MOST>;
@@ -106,7 +120,7 @@ fn linear_coop(
     var head_next: array<Head, MOST>;
     for (var i = 0u; i < WS_A_LANE; i++) {
         let e = (lane + i * LANES) / SHARING;
-        w_starts[i] = min(o0 + e / WORDS, params.n_out - 1u) * params.w_stride;
+        w_starts[i] = weight_row(o0 + e / WORDS) * params.w_stride;
         w_next[i] = load_word(w_starts[i], e % WORDS);
         bits_next[i] = load_bits(w_starts[i], e % WORDS);
         head_next[i] = load_head(w_starts[i], e % WORDS);

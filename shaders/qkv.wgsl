@@ -1,10 +1,11 @@
 // qkv: s[r] = w·x̂[r] + (b if BIAS), the queries, keys and values of row r; x̂ = x, or its RMS norm if NORM. Queries and
 // keys are rotated as in rope_append; queries go to q, keys and values to the cache. For few rows, which share one read
 // of w. (u, v) → (u·cos a − v·sin a, v·cos a + u·sin a) for the pair (i, i + n_rot/2), or (2i, 2i + 1) if INTERLEAVED
-// (Su et al. 2021, eq. 34).
+// (Su et al. 2021, eq. 34). If TEMPERED, queries are multiplied as in rope_append.
 // One workgroup: N_ROWS rows of its lanes' quads; a quad is two pairs of dimensions of one head.
 override BIAS: u32 = 0u;
 override INTERLEAVED: u32 = 0u;
+override TEMPERED: u32 = 0u;
 
 struct Params {
     row0: u32,         // first row
@@ -22,6 +23,8 @@ struct Params {
     page_size: u32,    // positions per page
     eps: f32,          // of the norm
     offset: f32,       // added to g
+    original: u32,     // positions, and the factor of the logarithm, if TEMPERED
+    beta: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -35,6 +38,11 @@ struct Params {
 @group(0) @binding(8) var<storage, read_write> q: array<vec2f>;  // [row0 + n_rows, n_heads, head_dim]
 @group(0) @binding(9) var<storage, read_write> k: array<Kv>;     // [n_pages, n_kv_heads, page_size, head_dim / 2]
 @group(0) @binding(10) var<storage, read_write> v: array<Kv>;    // [n_pages, n_kv_heads, page_size, head_dim / 2]
+
+// The row of x that row r reads; beyond the last one, the last.
+fn input_row(r: u32) -> u32 {
+    return params.row0 + min(r, params.n_rows - 1u);
+}
 
 // The pair p, rotated by the angle with cosine cs.x and sine cs.y.
 fn turned(p: vec2f, cs: vec2f) -> vec2f {
@@ -65,6 +73,9 @@ fn finish(r: u32, h: u32, t: u32, is_rotated: bool, d: vec2u, own: vec4f) {
     }
     let pair = d / 2u;
     if h < params.n_heads {
+        if TEMPERED == 1u {
+            s *= 1.0 + params.beta * log(1.0 + f32(pos / params.original));
+        }
         let at = row * params.q_stride + h * params.head_dim / 2u;
         q[at + pair.x] = s.xy;
         q[at + pair.y] = s.zw;

@@ -1,11 +1,13 @@
 // rope_append: rotates queries and keys and appends keys and values to their pages.
 // With angle a = pos · f_i (Su et al. 2021, eq. 34), for the pair (u, v) of rotated dimensions:
 // u' = u·cos a − v·sin a,  v' = v·cos a + u·sin a; the pair is (i, i + n_rot/2), or (2i, 2i + 1) if
-// INTERLEAVED, as in the paper. Dimensions from n_rot on, and values, pass unchanged.
+// INTERLEAVED, as in the paper. Dimensions from n_rot on, and values, pass unchanged. If TEMPERED, queries are multiplied
+// by 1 + beta · ln(1 + ⌊pos / original⌋) (transformers' modeling_ministral3.py, get_llama_4_attn_scale).
 // One invocation: 4·KV_VEC4 dimensions of one head of one row, from row0 on.
 override WG: u32 = 64u;
 override INTERLEAVED: u32 = 0u;
 override ROTATES: u32 = 1u; // 0 if n_rot is 0
+override TEMPERED: u32 = 0u;
 
 struct Params {
     row0: u32,
@@ -18,6 +20,8 @@ struct Params {
     q_stride: u32,     // vec4s per row of q
     pages_stride: u32, // pages per sequence in the block table
     page_size: u32,    // positions per page
+    original: u32,     // positions, and the factor of the logarithm, if TEMPERED
+    beta: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -70,7 +74,11 @@ fn rope_append(
     }
     if h < params.n_heads {
         for (var j = 0u; j < KV_VEC4; j++) {
-            q[r * params.q_stride + first + j] = out[j];
+            var own = out[j];
+            if TEMPERED == 1u {
+                own *= 1.0 + params.beta * log(1.0 + f32(pos / params.original));
+            }
+            q[r * params.q_stride + first + j] = own;
         }
         return;
     }

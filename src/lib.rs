@@ -83,13 +83,13 @@
 //! | 1 | [`gpu`] | device, capabilities and quirks, tensors, kernel declarations, recorder, readback; what tuning chose, self-tests found and estimates timed |
 //! | 2 | [`ops`] | one file per operation: its kernels, the choice of variant, the launch |
 //! | 2 | [`weights`] | containers of tensors: safetensors, GGUF; ggml's blocks |
-//! | 2 | [`text`] | tokenizer, streaming decoder, chat templates: an interpreter of Jinja that counts what it spends |
+//! | 2 | [`text`] | tokenizer, streaming decoder, thoughts apart from answers, chat templates: an interpreter of Jinja that counts what it spends |
 //! | 2 | [`audio`] | recordings to log-mel frames: decoding, resampling, voice activity |
 //! | 2 | `hub` | names of models on the hub: choice of files, download, cache (feature `hub`) |
 //! | 3 | [`models`] | one file per architecture, made of `models::blocks`; the loader: a plan, then a resumable upload |
 //! | 3 | [`checkpoint`] | opens a model (a folder, a GGUF file, a name on the hub, the demonstration model): config, weights, tokenizer, settings; it names no device |
 //! | 4 | [`engine`] | requests to events, texts to vectors and labels |
-//! | 5 | [`tasks`] | conversations, answers, summaries, labels, embeddings, transcripts, scores |
+//! | 5 | [`tasks`] | conversations, answers, summaries, labels, embeddings, rankings, transcripts, scores |
 //! | 5 | `bench` | measures kernels and models against the device's limits, and estimates models (feature `bench`) |
 //! | 6 | `cli` | the command line, part of the binary |
 //!
@@ -110,7 +110,8 @@
 //! On the device, a token takes this path: token table, `embed`, layers, logits, `sample`, token table. The audio
 //! encoder runs over a clip, layer by layer, and writes keys and values for the decoder's cross-attention to pages of
 //! their own. A text encoder has no cache: [`engine::TextEncoder`] packs whole texts into batches and computes one
-//! vector per text.
+//! vector per text. A decoder that embeds or judges texts is one, too: its head over the vocabulary is left out, and its
+//! last rows are its outputs (`models/embedder.rs`).
 //!
 //! # Where additions go
 //!

@@ -26,9 +26,12 @@ fn what_the_cache_holds_changes_no_bit_of_the_logits() {
     // The variants of hardware too: there single rows and those of prompts differ in more than the order of sums.
     for gpu in [common::gpu(), common::hardware(), common::portable()] {
         let Some(gpu) = gpu else { return };
-        for (model, kv_dtype) in
-            [("llama", Dtype::F32), ("qwen3", Dtype::F16), ("mistral-window", Dtype::F32)]
-        {
+        for (model, kv_dtype) in [
+            ("llama", Dtype::F32),
+            ("qwen3", Dtype::F16),
+            ("mistral-window", Dtype::F32),
+            ("qwen3-moe", Dtype::F32),
+        ] {
             let options = EngineOptions { kv_dtype, ..f32_options() };
             let ids = prompt(1, 20);
             let mut warm = load(&gpu, model, options.clone());

@@ -520,6 +520,15 @@ fn numbers_that_contradict_each_other_are_named() {
             r#"{"layer_types": ["full_attention", "poetry"]}"#,
             "`layer_types[1]` is `poetry`, expected `full_attention` or `sliding_attention`",
         ),
+        ("qwen3-moe", r#"{"num_experts_per_tok": 9}"#, "`num_experts_per_tok` is `9`"),
+        ("qwen3-moe", r#"{"mlp_only_layers": ["all"]}"#, "`mlp_only_layers`"),
+        ("mixtral", r#"{"num_local_experts": 513}"#, "`num_local_experts` is `513`"),
+        ("gpt-oss", r#"{"swiglu_limit": 6}"#, "`swiglu_limit` is `6`, expected 7"),
+        (
+            "gpt-oss",
+            r#"{"quantization_config": {"quant_method": "gptq"}}"#,
+            "`quantization_config` is `gptq`",
+        ),
         ("modernbert-classifier", r#"{"layer_types": [1, 2]}"#, "`layer_types[0]` is `1`"),
         ("modernbert-classifier", r#"{"local_attention": 1}"#, "`local_attention` is `1`"),
         ("gpt2", r#"{"n_head": 3}"#, "`n_head` is `3`, expected a divisor of the width 64"),
@@ -596,6 +605,47 @@ fn configs_as_people_write_them() {
     // The layers from `max_window_layers` on.
     let qwen = read(r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 64}"#);
     assert_eq!(qwen.attention.iter().filter(|a| a.window == Some(64)).count(), 4);
+}
+
+/// Keys that one family has: what follows from them, and what is said of wrong ones.
+#[test]
+fn keys_of_one_family() {
+    // SmolLM3's window is that of layers with no rotation, unless their types are listed.
+    let windows = |keys: &str| {
+        let config = format!(
+            r#"{{"model_type": "smollm3", "num_hidden_layers": 5, "sliding_window": 7, "use_sliding_window": true{keys}}}"#
+        );
+        let shape = wginfer::models::open(&config).map(|a| a.shape()).expect(keys);
+        shape.attention.iter().map(|a| a.window.unwrap_or(0)).collect::<Vec<_>>()
+    };
+    assert_eq!(windows(""), [0, 0, 0, 7, 0]);
+    assert_eq!(windows(r#", "no_rope_layer_interval": 2"#), [0, 7, 0, 7, 0]);
+    assert_eq!(windows(r#", "no_rope_layers": [0, 1, 1, 0, 1, 0]"#), [7, 0, 0, 7, 0]);
+    assert_eq!(windows(r#", "use_sliding_window": false"#), [0; 5]);
+    let listed = r#", "layer_types": ["sliding_attention", "full_attention", "full_attention", "full_attention",
+        "full_attention"]"#;
+    assert_eq!(windows(listed), [7, 0, 0, 0, 0]);
+    for (config, words) in [
+        (
+            r#"{"model_type": "smollm3", "num_hidden_layers": 3, "no_rope_layers": [1, 0]}"#,
+            "`no_rope_layers` is `[1, 0]`, expected a list of 3 numbers: 1 for a layer that rotates",
+        ),
+        (r#"{"model_type": "smollm3", "no_rope_layer_interval": 0}"#, "is `0`, expected a whole number"),
+        // GPT-NeoX's own names of the keys of its rotation.
+        (r#"{"model_type": "gpt_neox", "rotary_pct": 0.001}"#, "is `0.001`, expected a number that rotates"),
+        (r#"{"model_type": "gpt_neox", "rotary_emb_base": 1}"#, "is `1`, expected a number from 2"),
+        (
+            r#"{"model_type": "ministral3", "rope_parameters": {"llama_4_scaling_beta": -1}}"#,
+            "`rope_parameters.llama_4_scaling_beta` is `-1`, expected a number from 0",
+        ),
+        (
+            r#"{"model_type": "phi3", "rope_scaling": {"type": "su", "short_factor": [1]}}"#,
+            "`rope_scaling.long_factor` is missing, expected a list of 48 numbers",
+        ),
+    ] {
+        let error = refused(config);
+        assert!(error.contains(words), "{error}");
+    }
 }
 
 #[test]

@@ -1068,6 +1068,53 @@ fn chat_as_json_lines() {
     assert!(done.err.contains("`top_p` is 2"), "{}", done.err);
 }
 
+/// The demonstration model, whose template begins a thought in the prompt unless told otherwise.
+fn thinking() -> TempDir {
+    let dir = TempDir::new().expect("a temporary folder");
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo");
+    for entry in fs::read_dir(demo).expect("it is there") {
+        let entry = entry.expect("an entry");
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).expect("it can be copied");
+    }
+    let template = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+        {{ '<|im_start|>assistant\n' }}{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}";
+    fs::write(dir.path().join("chat_template.jinja"), template).expect("it can be written");
+    dir
+}
+
+#[test]
+fn chat_shows_thoughts_apart() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let dir = thinking();
+    let chat = |flags: &str| {
+        let line = format!("chat --max-tokens 12 --temperature 0 {flags}");
+        wginfer(&line).model(dir.path()).stdin(b"Who are you?\n").succeeds()
+    };
+    let thought = chat("--json");
+    let json: Value = serde_json::from_str(&thought.out).expect("an object");
+    assert_eq!(json["text"], "", "{json}");
+    let said = json["reasoning_content"].as_str().expect("a thought").to_string();
+    assert!(said.len() > 10 && !thought.err.contains(&said), "{}", thought.err);
+    let shown = chat("");
+    assert_eq!(shown.out, "\n");
+    assert!(shown.err.contains(&format!("{said}\n")) && !shown.err.contains('\u{1b}'), "{}", shown.err);
+    assert!(shown.err.contains("before the model had thought it through"), "{}", shown.err);
+    let quiet = chat("--quiet");
+    assert_eq!((quiet.out.as_str(), quiet.err.as_str()), ("\n", ""));
+    // Told not to think, it has the prompt of the demonstration model.
+    let plain = wginfer("chat --max-tokens 12 --temperature 0").stdin(b"Who are you?\n").out();
+    let told = chat("--no-think");
+    assert_eq!(told.out, plain);
+    assert!(!told.err.contains(plain.trim()), "{}", told.err);
+    assert!(!chat("--no-think --json").out.contains("reasoning_content"));
+    assert_eq!(chat("--no-think --think").out, "\n");
+    let refused = wginfer("chat --reasoning-effort low").model(dir.path());
+    refused.fails(2, "does not read `reasoning_effort`");
+    wginfer("chat --no-think").fails(2, "does not read `enable_thinking`");
+}
+
 #[test]
 fn chat_drops_what_does_not_fit() {
     if common::gpu().is_none() {

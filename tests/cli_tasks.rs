@@ -403,3 +403,44 @@ fn what_is_done_of_many_inputs_survives_a_signal() {
     let n = found["results"].as_array().expect("results").len();
     assert!((1..1000).contains(&n) && found["items"] == n && found["failed"] == 0, "{found}");
 }
+
+// --- rerank ---
+
+#[test]
+fn rerank_sorts_texts() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bert-reranker");
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(model.join("golden.json")).expect("golden.json"))
+            .expect("JSON");
+    let documents = golden["documents"].as_array().expect("documents");
+    let texts: String =
+        documents.iter().map(|d| format!("{}\n\n", d["text"].as_str().expect("a text"))).collect();
+    let query = golden["query"].as_str().expect("a query");
+    let run = |flags: &[&str]| {
+        let mut run = wginfer("rerank");
+        run.command.arg(query).args(flags);
+        run.model(&model).stdin(texts.as_bytes())
+    };
+    let json = run(&["--json"]).json();
+    let results = json["results"].as_array().expect("results");
+    assert_eq!(results.len(), documents.len());
+    let score = |result: &Value| result["relevance_score"].as_f64().expect("a score");
+    assert!(results.windows(2).all(|pair| score(&pair[0]) >= score(&pair[1])), "{json}");
+    for result in results {
+        // Every second line is blank.
+        let document = &documents[result["index"].as_u64().expect("an index") as usize / 2];
+        assert_eq!(result["document"]["text"], document["text"]);
+        assert!((score(result) - document["score"].as_f64().expect("a score")).abs() < 1e-3, "{result}");
+    }
+    assert!(json["usage"]["total_tokens"].as_u64() > Some(100) && json.get("errors").is_none(), "{json}");
+    let lines = run(&["--top-n", "2"]).succeeds();
+    let first = format!("{:.4}\t{}\t", score(&results[0]), results[0]["index"]);
+    assert!(lines.out.starts_with(&first) && lines.out.lines().count() == 2, "{}", lines.out);
+    wginfer("rerank q a").fails(1, "the demonstration model in the binary is no reranker");
+    wginfer("rerank q a").model(&model.with_file_name("llama")).fails(1, "is no reranker");
+    run(&["--instruction", "x"]).fails(2, "`instruction` is x");
+    wginfer("rerank").model(&model).fails(2, "QUERY");
+}

@@ -16,8 +16,9 @@ import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 FAMILIES = [
-    "bert", "camembert", "distilbert", "gemma2", "gemma3", "gemma3_text", "gpt2", "llama", "mistral", "modernbert", "olmo2", "qwen2",
-    "qwen3", "roberta", "whisper", "xlm-roberta",
+    "bert", "camembert", "distilbert", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "granite", "llama", "ministral3",
+    "mistral", "mistral3", "mixtral", "modernbert", "olmo2", "phi3", "qwen2", "qwen3", "qwen3_moe", "roberta", "smollm3", "whisper",
+    "xlm-roberta",
 ]
 
 

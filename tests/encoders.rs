@@ -82,6 +82,75 @@ fn classifiers_give_the_logits_of_the_reference() {
     }
 }
 
+/// Decoders that embed: Qwen3-Embedding and EmbeddingGemma, as folders and as files, with prompts.
+#[test]
+fn decoders_embed_as_the_reference() {
+    #[derive(serde::Deserialize)]
+    struct Text {
+        prompt: Option<String>,
+        text: String,
+        token_ids: Vec<u32>,
+        embedding: Vec<f32>,
+    }
+    for (model, pooling) in [("qwen3-embedding", 3), ("embedding-gemma", 1)] {
+        let text = std::fs::read(folder(model).join("golden.json")).expect("golden.json");
+        let golden: Vec<Text> = serde_json::from_slice(&text).expect("golden.json");
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("model.gguf");
+        let mut file = common::gguf::of_folder(&folder(model));
+        let architecture = if model == "qwen3-embedding" { "qwen3" } else { "gemma-embedding" };
+        file.whole(&format!("{architecture}.pooling_type"), pooling);
+        for part in ["2", "3"] {
+            let Ok(bytes) = std::fs::read(folder(model).join(format!("{part}_Dense/model.safetensors")))
+            else {
+                continue;
+            };
+            let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+            let tensor = tensors.tensor("linear.weight").expect("a matrix");
+            let dims: Vec<usize> = tensor.shape().iter().rev().copied().collect();
+            file.tensor(&format!("dense_{part}.weight"), &dims, 0, tensor.data().to_vec());
+        }
+        // A file has no key for the scale of scores: it is that of the heads' size, which the folder's is not.
+        for (name, _, kind, bytes) in &mut file.tensors {
+            if model == "embedding-gemma" && name.contains("attn_q_norm") {
+                assert_eq!(*kind, 0, "{name}");
+                let scaled =
+                    |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]) * (20.0f32 / 17.0).sqrt();
+                *bytes = bytes.chunks_exact(4).flat_map(|b| scaled(b).to_le_bytes()).collect();
+            }
+        }
+        std::fs::write(&path, file.bytes()).expect("a file");
+        let prompts = open(&folder(model)).embedding.expect("modules").prompts;
+        for gpu in devices() {
+            for place in [folder(model), path.clone()] {
+                let files = open(&place);
+                assert_eq!(files.abilities(), [wginfer::checkpoint::Ability::Embed]);
+                assert!(Engine::load(&gpu, files, EngineOptions::default(), &mut |_| {}).is_err());
+                let mut encoder = encoder(&gpu, &place, EncoderOptions::default());
+                assert_eq!(encoder.unused_tensors(), [""; 0]);
+                let ids: Vec<Vec<u32>> = golden.iter().map(|text| text.token_ids.clone()).collect();
+                let found = encode(&mut encoder, &ids, Output::Embedding);
+                for (text, found) in golden.iter().zip(&found) {
+                    let cosine = tasks::cosine(found, &text.embedding);
+                    let error = worst(found, &text.embedding);
+                    assert!(cosine > 0.9999 && error < 1e-3, "{model}, {}: {cosine}, {error}", text.text);
+                    let alone =
+                        encode(&mut encoder, std::slice::from_ref(&text.token_ids), Output::Embedding);
+                    common::assert_same_bits(&text.text, &alone[0], found);
+                    if place == path {
+                        continue;
+                    }
+                    let prompt = text.prompt.as_ref().map_or("", |name| &prompts[name]);
+                    let (ids, n_cut) = encoder.tokenize(&format!("{prompt}{}", text.text)).expect("ids");
+                    assert_eq!((&ids, n_cut), (&text.token_ids, 0), "{}", text.text);
+                }
+                let other = tasks::cosine(&found[0], &golden[1].embedding);
+                assert!(other < 0.999, "{model}: texts would pass for each other: {other}");
+            }
+        }
+    }
+}
+
 /// `n` token ids of a vocabulary of `vocab_size`.
 fn ids(rng: &mut common::Rng, n: usize, vocab_size: usize) -> Vec<u32> {
     (0..n).map(|_| rng.below(vocab_size) as u32).collect()

@@ -19,7 +19,7 @@ use wginfer::gpu::{Counts, Gpu, GpuError};
 #[test]
 fn logprobs_of_prompts_are_those_of_their_logits() {
     let Some(gpu) = common::gpu() else { return };
-    for model in ["llama", "mistral-window", "gpt2"] {
+    for model in ["llama", "mistral-window", "gpt2", "qwen3-moe", "mixtral"] {
         let ids = prompt(1, 53);
         let all = run(&mut load(&gpu, model, f32_options()), vec![all_logits(&ids)]).remove(0).logits;
         let want: Vec<f64> = (1..ids.len())

@@ -75,7 +75,7 @@ fn assert_bytes(path: &Path, options: &EstimateOptions) {
 
 #[test]
 fn the_bytes_of_decoders_are_those_that_are_allocated() {
-    for model in ["llama", "llama3-rope", "mistral-window", "gpt2", "qwen2", "qwen3"] {
+    for model in ["llama", "llama3-rope", "mistral-window", "gpt2", "qwen2", "qwen3", "qwen3-moe"] {
         assert_bytes(&golden(model), &bytes_only(200));
         let options = EstimateOptions { batch: Some(3), quantize: Some(Dtype::Q8_0), ..bytes_only(128) };
         assert_bytes(&golden(model), &options);

@@ -25,6 +25,18 @@ const MODELS: &[&str] = &[
     "gemma3",
     "gemma3-linear",
     "olmo2",
+    "phi3",
+    "phi3-short",
+    "phi3-long",
+    "smollm3",
+    "gpt-neox",
+    "ministral3",
+    "granite",
+    "qwen3-moe",
+    "qwen3-moe-mixed",
+    "mixtral",
+    "gpt-oss",
+    "gpt-oss-mxfp4",
 ];
 
 #[derive(serde::Deserialize)]
@@ -107,7 +119,9 @@ fn check(options: &GpuOptions, kv_dtype: Dtype) {
     let bound = if exact { 1e-3 } else { 1e-2 };
     for model in MODELS {
         let golden = golden(model);
-        let options = EngineOptions { kv_dtype, logits: true, ..EngineOptions::default() };
+        // The original context of this one: the factors of its frequencies are those within it.
+        let ctx = (*model == "phi3-short").then_some(64);
+        let options = EngineOptions { kv_dtype, ctx, logits: true, ..EngineOptions::default() };
         let mut engine = engine(&gpu, model, options);
         assert_eq!(engine.unused_tensors(), &[] as &[String], "{model}");
         let all = logits(&mut engine, &golden.token_ids, Logits::All);
@@ -129,43 +143,49 @@ fn check(options: &GpuOptions, kv_dtype: Dtype) {
 }
 
 /// A checkpoint with a vision tower, under the names of either version of transformers: its text model is the same, and
-/// the rest is not missed. Its config has the earlier keys of the rotations.
+/// the rest is not missed. Gemma's config has the earlier keys of the rotations.
 #[test]
 fn the_text_model_of_a_model_that_sees() {
     let Some(gpu) = common::exact() else { return };
-    let golden = golden("gemma3");
-    let read = |name: &str| std::fs::read(folder("gemma3").join(name)).expect(name);
-    let mut text: serde_json::Value = serde_json::from_slice(&read("config.json")).expect("JSON");
-    let keys = text.as_object_mut().expect("an object");
-    for key in ["rope_parameters", "layer_types", "_sliding_window_pattern"] {
-        keys.remove(key).expect(key);
-    }
-    keys.insert("sliding_window_pattern".into(), 6.into());
-    keys.insert("rope_local_base_freq".into(), 10_000.into());
-    let bytes = read("model.safetensors");
-    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
-    for [language, vision] in
-        [["language_model.model.", "vision_tower."], ["model.language_model.", "model.vision_tower."]]
-    {
-        let dir = tempfile::tempdir().expect("a folder");
-        let config = serde_json::json!({ "model_type": "gemma3", "text_config": &text, "vision_config": {} });
-        std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
-        let renamed = |name: &str| match name.strip_prefix("model.") {
-            Some(rest) => format!("{language}{rest}"),
-            None => name.to_string(),
-        };
-        let mut all: Vec<(String, _)> =
-            tensors.iter().map(|(name, tensor)| (renamed(name), tensor)).collect();
-        all.push((format!("{vision}patch_embedding.weight"), all[0].1.clone()));
-        let file = safetensors::serialize(all, None).expect("serialised");
-        std::fs::write(dir.path().join("model.safetensors"), file).expect("written");
-        let files = ModelFiles::open(dir.path()).expect("checkpoint");
-        let options = EngineOptions { kv_dtype: Dtype::F32, logits: true, ..EngineOptions::default() };
-        let mut engine = Engine::load(&gpu, files, options, &mut |_| {}).expect("engine");
-        assert_eq!(engine.unused_tensors(), &[] as &[String]);
-        let row = logits(&mut engine, &golden.token_ids, Logits::Last).remove(0);
-        let found = error(&row, &golden.last_logits);
-        assert!(found <= 1e-3, "{language}: error {found} of the largest logit");
+    for (model, model_type) in [("gemma3", "gemma3"), ("ministral3", "mistral3")] {
+        let golden = golden(model);
+        let read = |name: &str| std::fs::read(folder(model).join(name)).expect(name);
+        let mut text: serde_json::Value = serde_json::from_slice(&read("config.json")).expect("JSON");
+        let keys = text.as_object_mut().expect("an object");
+        if model == "gemma3" {
+            for key in ["rope_parameters", "layer_types", "_sliding_window_pattern"] {
+                keys.remove(key).expect(key);
+            }
+            keys.insert("sliding_window_pattern".into(), 6.into());
+            keys.insert("rope_local_base_freq".into(), 10_000.into());
+        }
+        let bytes = read("model.safetensors");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        for [language, head, vision] in [
+            ["language_model.model.", "language_model.", "vision_tower."],
+            ["model.language_model.", "", "model.vision_tower."],
+        ] {
+            let dir = tempfile::tempdir().expect("a folder");
+            let config =
+                serde_json::json!({ "model_type": model_type, "text_config": &text, "vision_config": {} });
+            std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
+            let renamed = |name: &str| match name.strip_prefix("model.") {
+                Some(rest) => format!("{language}{rest}"),
+                None => format!("{head}{name}"),
+            };
+            let mut all: Vec<(String, _)> =
+                tensors.iter().map(|(name, tensor)| (renamed(name), tensor)).collect();
+            all.push((format!("{vision}patch_embedding.weight"), all[0].1.clone()));
+            let file = safetensors::serialize(all, None).expect("serialised");
+            std::fs::write(dir.path().join("model.safetensors"), file).expect("written");
+            let files = ModelFiles::open(dir.path()).expect("checkpoint");
+            let options = EngineOptions { kv_dtype: Dtype::F32, logits: true, ..EngineOptions::default() };
+            let mut engine = Engine::load(&gpu, files, options, &mut |_| {}).expect("engine");
+            assert_eq!(engine.unused_tensors(), &[] as &[String]);
+            let row = logits(&mut engine, &golden.token_ids, Logits::Last).remove(0);
+            let found = error(&row, &golden.last_logits);
+            assert!(found <= 1e-3, "{model} {language}: error {found} of the largest logit");
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use common::*;
 use wginfer::dtype::Dtype;
 use wginfer::gpu::{Caps, Gpu, GpuOptions, Recorder, Subgroups, Tensor};
 use wginfer::ops::{
-    self, Act, Affine, AttentionPlan, Draws, Embed, HeadNorm, HeadWeights, Input, KvLayer, LayerNorm, Lookup,
-    Places, Pooling, Qkv, RmsNorm, RopeAppend, Rows,
+    self, Act, Affine, AttentionPlan, Draws, Embed, ExpertInput, ExpertProduct, HeadNorm, HeadWeights, Input,
+    KvLayer, LayerNorm, Lookup, Places, Pooling, Qkv, RmsNorm, RopeAppend, Routes, Rows, Scoring,
+    Temperature,
 };
 
 const WEIGHTS: [Dtype; 16] = Dtype::WEIGHTS;
@@ -32,16 +33,23 @@ fn embed() {
             [[1, 7, 1], [5, 11, 8], [13, 3, 67], [3, 19, 129], [65_537, 5, 3]].iter().enumerate()
         {
             for (j, dtype) in WEIGHTS.into_iter().enumerate() {
-                let lookups =
-                    [Lookup::Token, Lookup::AddPosition, Lookup::AddPositionAfter(2), Lookup::AddRow(1)];
-                let lookup = lookups[(i + j) % 4];
+                let lookups = [
+                    Lookup::Token,
+                    Lookup::AddToken,
+                    Lookup::AddPosition,
+                    Lookup::AddPositionAfter(2),
+                    Lookup::AddRow(1),
+                ];
+                let lookup = lookups[(i + j) % lookups.len()];
                 check_embed(&gpu, &mut rng, *shape, dtype, lookup);
             }
         }
     }
     if let Some(gpu) = narrow() {
         let mut rng = Rng::new(2);
-        for lookup in [Lookup::Token, Lookup::AddPosition, Lookup::AddPositionAfter(3), Lookup::AddRow(299)] {
+        let token = [Lookup::Token, Lookup::AddToken];
+        let others = [Lookup::AddPosition, Lookup::AddPositionAfter(3), Lookup::AddRow(299)];
+        for lookup in token.into_iter().chain(others) {
             for dtype in WEIGHTS.into_iter().filter(|dtype| pads_with_zero(*dtype)) {
                 check_embed(&gpu, &mut rng, [29, 307, 23], dtype, lookup);
             }
@@ -89,6 +97,7 @@ fn check_embed(
     };
     let row = |(r, [seq, pos]): (usize, &[u32; 2])| match lookup {
         Lookup::Token => exact::embed(&values, ids[*seq as usize * ctx + *pos as usize], f64::from(scale)),
+        Lookup::AddToken => added(r, ids[*seq as usize * ctx + *pos as usize]),
         Lookup::AddPosition => added(r, *pos),
         Lookup::AddPositionAfter(offset) => added(r, *pos + offset as u32),
         Lookup::AddRow(id) => added(r, id as u32),
@@ -630,13 +639,22 @@ impl Pages {
 }
 
 /// Bits of cosine and sine of `n_rot / 2` angles of each position, and the angles.
-fn rotary(gpu: &Gpu, ctx: usize, n_rot: usize, interleaved: bool) -> Option<ops::Rotary> {
+fn rotary(gpu: &Gpu, ctx: usize, n_rot: usize, switches: Switches) -> Option<ops::Rotary> {
+    let Switches { interleaved, temperature } = switches;
     let bits = |f: f64| (f as f32).to_bits();
     let table: Vec<u32> = (0..ctx)
         .flat_map(|pos| (0..n_rot / 2).map(move |i| angle(pos, i, n_rot)))
         .flat_map(|a| [bits(a.cos()), bits(a.sin())])
         .collect();
-    (n_rot > 0).then(|| ops::Rotary { cos_sin: tensor_u32(gpu, [ctx, n_rot], &table), n_rot, interleaved })
+    let cos_sin = (n_rot > 0).then(|| tensor_u32(gpu, [ctx, n_rot], &table));
+    cos_sin.map(|cos_sin| ops::Rotary { cos_sin, n_rot, interleaved, temperature })
+}
+
+/// How queries and keys are rotated.
+#[derive(Clone, Copy, Debug)]
+struct Switches {
+    interleaved: bool,
+    temperature: Option<Temperature>,
 }
 
 fn angle(pos: usize, i: usize, n_rot: usize) -> f64 {
@@ -724,7 +742,8 @@ fn appended(
     qkv: &[Vec<f64>],
     places: &[(usize, usize)],
     [n_heads, n_kv_heads, head_dim]: [usize; 3],
-    (n_rot, interleaved): (usize, bool),
+    n_rot: usize,
+    Switches { interleaved, temperature }: Switches,
 ) -> [Vec<f64>; 3] {
     let mut q = Vec::new();
     let mut k = vec![f64::from(UNTOUCHED); pages.n_pages * n_kv_heads * pages.page_size * head_dim];
@@ -735,7 +754,10 @@ fn appended(
             let turned = exact::rope(head, &angles, interleaved);
             let at = |kv_head| pages.at(seq, pos, [n_kv_heads, kv_head, head_dim]);
             if h < n_heads {
-                q.extend(turned);
+                let tempered = temperature.filter(|_| n_rot > 0);
+                let factor =
+                    tempered.map_or(1.0, |t| exact::temperature(pos, t.beta.into(), t.original as usize));
+                q.extend(turned.iter().map(|x| x * factor));
             } else if h < n_heads + n_kv_heads {
                 k[at(h - n_heads)..][..head_dim].copy_from_slice(&turned);
             } else {
@@ -771,19 +793,23 @@ fn rope_append() {
     let Some(gpu) = gpu() else { return };
     let mut rng = Rng::new(10);
     for [n_rows, n_heads, n_kv_heads, head_dim, n_rot, page_size] in APPENDED {
-        for (dtype, interleaved) in KV.into_iter().zip([false, true, true]).chain([(Dtype::F16, false)]) {
+        let tempered = Temperature { beta: 0.7, original: 6 };
+        let cases = [(KV[0], false, None), (KV[1], true, None), (KV[2], true, Some(tempered))];
+        for (dtype, interleaved, temperature) in
+            cases.into_iter().chain([(Dtype::F16, false, Some(tempered))])
+        {
+            let switches = Switches { interleaved, temperature };
             if dtype == Dtype::Q8_0 && !head_dim.is_multiple_of(32) {
                 continue; // refused when the cache is allocated
             }
-            let what =
-                format!("rope_append {n_rows}×{n_heads}×{n_kv_heads}×{head_dim} {dtype} {interleaved}");
+            let what = format!("rope_append {n_rows}×{n_heads}×{n_kv_heads}×{head_dim} {dtype} {switches:?}");
             let (n_seqs, ctx) = (3, 41);
             let pages = Pages::new(&mut rng, n_seqs, ctx, page_size);
             let places = some_places(&mut rng, n_rows, ctx);
             let flat: Vec<u32> = places.iter().flat_map(|&(s, p)| [s as u32, p as u32]).collect();
             let n_cols = (n_heads + 2 * n_kv_heads) * head_dim;
             let xs = rng.normals(n_rows * n_cols, 1.0);
-            let rotary = rotary(&gpu, ctx, n_rot, interleaved);
+            let rotary = rotary(&gpu, ctx, n_rot, switches);
             let (rows, table) = (tensor_u32(&gpu, [n_rows, 2], &flat), pages.upload(&gpu));
             let x = tensor_f32(&gpu, [n_rows, n_cols], &xs);
             let q = filled(&gpu, [n_rows, n_heads * head_dim], f32::NAN);
@@ -799,7 +825,7 @@ fn rope_append() {
                 }
             });
             let [want_q, want_k, want_v] =
-                appended(&pages, &rows_f64(&xs, n_cols), &places, heads, (n_rot, interleaved));
+                appended(&pages, &rows_f64(&xs, n_cols), &places, heads, n_rot, switches);
             assert_close(&what, &read(&gpu, &q), &want_q, Tolerance::f32(3, largest(&want_q)));
             let tolerance = cache_tolerance(dtype, 7.0);
             assert_close(&what, &read_cache(&gpu, dtype, &cache.k), &want_k, tolerance);
@@ -818,9 +844,11 @@ fn qkv() {
             for (j, dtype) in WEIGHTS.into_iter().enumerate().filter(|(j, _)| (i + j) % 4 == 0) {
                 let kv_dtype = if head_dim.is_multiple_of(32) { KV[(i + j) % 3] } else { KV[(i + j) % 2] };
                 let (normed, bias, interleaved) = (j % 3 > 0, j % 4 < 2, j % 5 == 1);
+                let temperature = (j % 5 > 2).then_some(Temperature { beta: 0.7, original: 6 });
+                let switches = Switches { interleaved, temperature };
                 let what = format!(
                     "qkv {n_rows}×{n_heads}×{n_kv_heads}×{head_dim} {n_rot} {dtype} cache {kv_dtype} norm {normed} \
-                     bias {bias} interleaved {interleaved}"
+                     bias {bias} {switches:?}"
                 );
                 let (n_in, ctx) = ([37, 96, 270, 65, 129, 8, 31, 50][i], 41);
                 let heads = [n_heads, n_kv_heads, head_dim];
@@ -838,7 +866,7 @@ fn qkv() {
                 let x = tensor_f32(&gpu, [n_rows, n_in], &xs);
                 let input = Input { x: &x, norm: normed.then_some((&norm, &h)) };
                 let b = tensor_f32(&gpu, [1, n_cols], &bs);
-                let rotary = rotary(&gpu, ctx, n_rot, interleaved);
+                let rotary = rotary(&gpu, ctx, n_rot, switches);
                 let (rows, table) = (tensor_u32(&gpu, [n_rows, 2], &flat), pages.upload(&gpu));
                 let room = filled(&gpu, [n_rows, n_cols], f32::NAN);
                 let q = filled(&gpu, [n_rows, n_heads * head_dim], f32::NAN);
@@ -858,8 +886,7 @@ fn qkv() {
                     exact::linear(if normed { &normed_x } else { x }, &ws, bias.then_some(&bs))
                 };
                 let projected: Vec<Vec<f64>> = rows_f64(&xs, n_in).iter().map(row).collect();
-                let [want_q, want_k, want_v] =
-                    appended(&pages, &projected, &places, heads, (n_rot, interleaved));
+                let [want_q, want_k, want_v] = appended(&pages, &projected, &places, heads, n_rot, switches);
                 let tolerance = product_tolerance(&gpu, n_in + 8, largest(&want_q).max(1.0));
                 assert_close(&what, &read(&gpu, &q), &want_q, tolerance);
                 let most = largest(&want_k).max(largest(&want_v));
@@ -937,6 +964,267 @@ fn check_gate_up(
     let want: Vec<f64> = rows_f64(&xs, n_in).iter().flat_map(row).collect();
     assert_close(&what, &read(gpu, &y), &want, product_tolerance(gpu, n_in + 8, largest(&want).max(2.0)));
     assert_padding_is_zero(gpu, &y);
+}
+
+/// gpt-oss's gate, in both kernels that have one: gates beyond its limit, and the other half beyond both of its limits.
+#[test]
+fn clamped_gate() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(47);
+        for [n_rows, n_in, n_out] in [[1, 31, 3], [3, 70, 17], [13, 131, 66]] {
+            let (xs, n_up) = (rng.normals(n_rows * n_in, 1.0), 2 * n_out);
+            let scale = 5.0 * (n_in as f32).powf(-0.5);
+            let (w, ws) = upload(&gpu, Dtype::F16, [n_up, n_in], &rng.normals(n_up * n_in, scale));
+            let (x, up) = (tensor_f32(&gpu, [n_rows, n_in], &xs), filled(&gpu, [n_rows, n_up], f32::NAN));
+            let [fused, apart] = [(); 2].map(|()| filled(&gpu, [n_rows, n_out], f32::NAN));
+            let (n, product) = (Rows { n_decode: n_rows, n_prompt: 0 }, Affine::new(&x, &w, None));
+            run(&gpu, |rec| {
+                ops::gate_up(rec, Act::Clamped, product, &up, &fused, n);
+                ops::linear(rec, product, false, &up, n);
+                ops::gate(rec, Act::Clamped, &up, &apart, 0..n_rows);
+            });
+            let ws = rows_f64(&ws, n_in);
+            let row = |x: &Vec<f64>| exact::clamped_gate(&exact::linear(x, &ws, None));
+            let want: Vec<f64> = rows_f64(&xs, n_in).iter().flat_map(row).collect();
+            for y in [fused, apart] {
+                let what = format!("clamped gate {n_rows}×{n_in}×{n_out}");
+                assert_close(&what, &read(&gpu, &y), &want, Tolerance::f32(n_in + 8, largest(&want)));
+                assert_padding_is_zero(&gpu, &y);
+            }
+        }
+    }
+}
+
+#[test]
+fn route() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(43);
+        for (i, [n_rows, n_experts, k]) in
+            [[1, 1, 1], [3, 5, 2], [7, 128, 8], [2, 512, 16], [65, 33, 9], [200, 67, 4], [3, 70, 64]]
+                .into_iter()
+                .enumerate()
+        {
+            let mut logits = rng.normals(n_rows * n_experts, 3.0);
+            // Ties in every row, of the largest in some.
+            for row in logits.chunks_mut(n_experts) {
+                let (a, b, c) = (rng.below(n_experts), rng.below(n_experts), rng.below(n_experts));
+                (row[a], row[b]) = (row[c], row[c]);
+                if a % 3 == 0 {
+                    (row[a], row[b]) = (9.0, 9.0);
+                }
+            }
+            let x = tensor_f32(&gpu, [n_rows, n_experts], &logits);
+            let exact_rows = rows_f64(&logits, n_experts);
+            for (sigmoid, normalised) in [(false, true), (false, false), (true, true), (true, false)] {
+                let mut routes = Routes::new(&gpu, n_rows, n_experts, k).expect("it fits");
+                routes.weights = filled(&gpu, [n_rows, k], f32::NAN);
+                let scoring = Scoring { sigmoid, normalised };
+                run(&gpu, |rec| {
+                    ops::route(rec, scoring, &x, &routes, n_rows);
+                });
+                let row = |z: &Vec<f64>| exact::route(z, k, sigmoid, normalised);
+                let want: Vec<(usize, f64)> = exact_rows.iter().flat_map(row).collect();
+                let what = format!("route {n_rows}×{n_experts} to {k} {scoring:?}");
+                let ids: Vec<u32> = want.iter().map(|(e, _)| *e as u32).collect();
+                assert_eq!(read_u32(&gpu, &routes.ids), ids, "{what}");
+                let weights: Vec<f64> = want.iter().map(|(_, weight)| *weight).collect();
+                if i > 0 {
+                    assert_close(
+                        &what,
+                        &read(&gpu, &routes.weights),
+                        &weights,
+                        Tolerance::f32(n_experts, 1.0),
+                    );
+                } else if normalised {
+                    assert_eq!(read(&gpu, &routes.weights), [1.0], "{what}");
+                }
+                assert_padding_is_zero(&gpu, &routes.weights);
+            }
+        }
+        // Whatever the logits are, experts exist and differ; what is no number stays so.
+        let logits = [f32::NAN, 1.0, f32::INFINITY, -f32::NAN, f32::NEG_INFINITY, f32::NAN, 0.0];
+        let routes = Routes::new(&gpu, 1, 7, 3).expect("it fits");
+        let x = tensor_f32(&gpu, [1, 7], &logits);
+        run(&gpu, |rec| {
+            ops::route(rec, Scoring { sigmoid: false, normalised: true }, &x, &routes, 1);
+        });
+        let mut ids = read_u32(&gpu, &routes.ids);
+        ids.sort_unstable();
+        ids.dedup();
+        assert!(ids.len() == 3 && ids.iter().all(|e| *e < 7), "{ids:?}");
+        assert!(read(&gpu, &routes.weights).iter().all(|weight| weight.is_nan()));
+    }
+}
+
+#[test]
+fn group() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(44);
+        for [n_rows, n_experts, k, size] in
+            [[1, 1, 1, 4], [2, 7, 3, 1], [9, 5, 2, 4], [65, 128, 8, 64], [200, 67, 3, 32], [700, 3, 1, 64]]
+        {
+            let mut ids = experts_of_rows(&mut rng, n_rows, n_experts, k);
+            if n_experts == 3 {
+                // All rows choose one.
+                ids.fill(1);
+            }
+            let table = tensor_u32(&gpu, [n_rows, k], &ids);
+            let routes = Routes::of(&gpu, table, n_experts).expect("it fits");
+            let first = n_rows / 3;
+            let mut n_blocks = 0;
+            run(&gpu, |rec| {
+                // What another span has left there does not matter.
+                ops::group(rec, &routes, 0..n_rows, 1);
+                n_blocks = ops::group(rec, &routes, first..n_rows, size);
+            });
+            let words = read_u32(&gpu, &routes.lists);
+            let blocks = words[..3 * n_blocks].chunks(3);
+            let mut got = vec![Vec::new(); n_experts];
+            for block in blocks {
+                let [expert, first, n] = [block[0], block[1], block[2]].map(|n| n as usize);
+                assert!(n <= size && (n == size || words[first + n..].len() < words.len()), "{block:?}");
+                got[expert].push(words[first..first + n].to_vec());
+            }
+            let what = format!("group {n_rows}×{k} of {n_experts} by {size}");
+            for (e, pairs) in exact::group(&ids[first * k..], n_experts).into_iter().enumerate() {
+                let pairs: Vec<u32> = pairs.into_iter().map(|p| (first * k + p) as u32).collect();
+                assert_eq!(got[e].concat(), pairs, "{what}: expert {e}");
+                // Only the last block may be short.
+                let full = got[e].iter().filter(|block| !block.is_empty());
+                assert_eq!(full.count(), pairs.len().div_ceil(size), "{what}: expert {e}");
+            }
+        }
+    }
+}
+
+/// For each row `k` different experts; of more than four, no row chooses the last, and most choose the first.
+fn experts_of_rows(rng: &mut Rng, n_rows: usize, n_experts: usize, k: usize) -> Vec<u32> {
+    let n = if n_experts > 4.max(k) { n_experts - 1 } else { n_experts };
+    let row = |_| {
+        let mut all: Vec<u32> = (0..n as u32).collect();
+        rng.shuffle(&mut all);
+        if let Some(at) = all.iter().position(|e| *e == 0).filter(|at| at % 4 > 0) {
+            all.swap(0, at);
+        }
+        all.truncate(k);
+        all
+    };
+    (0..n_rows).flat_map(row).collect()
+}
+
+#[test]
+fn combine() {
+    for gpu in gpus() {
+        let mut rng = Rng::new(45);
+        // The last one has more than 65,535 workgroups.
+        for [n_rows, n_cols, k] in [[1, 3, 1], [5, 67, 4], [9, 130, 16], [4099, 1027, 1]] {
+            let mut routes = Routes::new(&gpu, n_rows, 20, k).expect("it fits");
+            let (weights, ys) = (rng.normals(n_rows * k, 1.0), rng.normals(n_rows * k * n_cols, 1.0));
+            let xs = rng.normals(n_rows * n_cols, 1.0);
+            routes.weights = tensor_f32(&gpu, [n_rows, k], &weights);
+            let (y, x) =
+                (tensor_f32(&gpu, [n_rows * k, n_cols], &ys), tensor_f32(&gpu, [n_rows, n_cols], &xs));
+            run(&gpu, |rec| ops::combine(rec, &routes, &y, &x, n_rows));
+            let (weights, ys) = (rows_f64(&weights, k), rows_f64(&ys, n_cols));
+            let row = |(r, x): (usize, &Vec<f64>)| exact::combine(x, &weights[r], &ys[r * k..(r + 1) * k]);
+            let want: Vec<f64> = rows_f64(&xs, n_cols).iter().enumerate().flat_map(row).collect();
+            let what = format!("combine {n_rows}×{n_cols} of {k}");
+            assert_close(&what, &read(&gpu, &x), &want, Tolerance::f32(k + 1, largest(&want)));
+            assert_padding_is_zero(&gpu, &x);
+        }
+    }
+}
+
+/// Experts that no row chooses, and those that almost all choose; few rows and many.
+#[test]
+fn expert_linear() {
+    // Rows, inputs, outputs, experts, experts per row.
+    let shapes =
+        [[1, 40, 13, 7, 2], [2, 65, 9, 5, 3], [9, 131, 17, 4, 1], [65, 31, 66, 9, 2], [200, 67, 5, 67, 3]];
+    for gpu in gpus().into_iter().chain(hardware()) {
+        let mut rng = Rng::new(46);
+        for (i, shape) in shapes.into_iter().enumerate() {
+            let dtypes = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_K];
+            check_experts(&gpu, &mut rng, shape, &[dtypes[i]], [i % 2 == 0, i % 3 == 0]);
+        }
+        // All types at one shape.
+        for (i, dtype) in WEIGHTS.into_iter().enumerate() {
+            check_experts(&gpu, &mut rng, [23, 72, 19, 6, 2], &[dtype], [i % 2 == 0, i % 3 == 0]);
+        }
+        // Gate and up of different types.
+        check_experts(&gpu, &mut rng, [11, 64, 19, 6, 2], &[Dtype::Q8_0, Dtype::F16], [true, true]);
+    }
+    // Weights in several ranges of whole experts.
+    if let Some(gpu) = narrow() {
+        let mut rng = Rng::new(48);
+        check_experts(&gpu, &mut rng, [1, 65, 9, 13, 3], &[Dtype::F16], [true, true]);
+        check_experts(&gpu, &mut rng, [5, 65, 9, 7, 2], &[Dtype::F16], [false, true]);
+    }
+}
+
+fn check_experts(
+    gpu: &Gpu,
+    rng: &mut Rng,
+    [n_rows, n_in, n_out, n_experts, k]: [usize; 5],
+    dtypes: &[Dtype],
+    [of_rows, bias]: [bool; 2],
+) {
+    let what = format!("experts {n_rows}×{n_in}×{n_out} {k} of {n_experts} {dtypes:?} {of_rows} bias {bias}");
+    let n_pairs = n_rows * k;
+    let ids = experts_of_rows(rng, n_rows, n_experts, k);
+    let n_inputs = if of_rows { n_rows } else { n_pairs };
+    let xs = rng.normals(n_inputs * n_in, 1.0);
+    let scale = (n_in as f32).powf(-0.5);
+    let (mut parts, mut exact_parts) = (Vec::new(), Vec::new());
+    for dtype in dtypes {
+        let values = rng.normals(n_experts * n_out * n_in, scale);
+        // A tensor of whole experts has the same bytes.
+        let (w, ws) = upload(gpu, *dtype, [n_experts * n_out, n_in], &values);
+        let shape = [n_experts * n_out, n_in];
+        let to = Tensor::experts(gpu, "test", shape, *dtype, n_out).expect("it fits");
+        let words = gpu.read_words(&w).expect("it reads back");
+        to.write(gpu, 0, bytemuck::cast_slice(&words));
+        parts.push(to);
+        exact_parts.push(rows_f64(&ws, n_in));
+    }
+    let n_all = n_out * dtypes.len();
+    let bs = rng.normals(n_experts * n_all, 1.0);
+    let b = tensor_f32(gpu, [1, n_experts * n_all], &bs);
+    let table = tensor_u32(gpu, [n_rows, k], &ids);
+    let routes = Routes::of(gpu, table, n_experts).expect("it fits");
+    let x = tensor_f32(gpu, [n_inputs, n_in], &xs);
+    let (xs, bs) = (rows_f64(&xs, n_in), to_f64(&bs));
+    let pair = |p: usize| {
+        let (e, x) = (ids[p] as usize, &xs[if of_rows { p / k } else { p }]);
+        let rows =
+            exact_parts.iter().flat_map(|w| w[e * n_out..(e + 1) * n_out].to_vec()).collect::<Vec<_>>();
+        exact::linear(x, &rows, bias.then_some(&bs[e * n_all..(e + 1) * n_all]))
+    };
+    let want: Vec<f64> = (0..n_pairs).flat_map(pair).collect();
+    let input = if of_rows { ExpertInput::Rows(&x) } else { ExpertInput::Pairs(&x) };
+    let product = ExpertProduct { input, parts: &parts, bias: bias.then_some(&b) };
+    let of = |n: Rows| {
+        let y = filled(gpu, [n_pairs, n_all], f32::NAN);
+        run(gpu, |rec| ops::expert_linear(rec, product, &routes.routed(), &y, n));
+        assert_padding_is_zero(gpu, &y);
+        read(gpu, &y)
+    };
+    let n = Rows { n_decode: n_rows / 3, n_prompt: n_rows - n_rows / 3 };
+    assert_close(&what, &of(n), &want, product_tolerance(gpu, n_in + 1, largest(&want)));
+    // The same bits in every batch: the first row alone, the first few, all.
+    for is_prompt in [false, true] {
+        let rows = |n| match is_prompt {
+            true => Rows { n_decode: 0, n_prompt: n },
+            false => Rows { n_decode: n, n_prompt: 0 },
+        };
+        let all = of(rows(n_rows));
+        for n in [1, n_rows.div_ceil(7), n_rows.div_ceil(2)] {
+            let n_values = n * k * n_all;
+            let few = of(rows(n));
+            assert_same_bits(&format!("{what}: {n} rows"), &few[..n_values], &all[..n_values]);
+            assert!(few[n_values..].iter().all(|y| y.is_nan()), "{what}: other rows were written");
+        }
+    }
 }
 
 /// A little-endian reader of llama.cpp's GGUF files: the test needs their tensors, not the program.

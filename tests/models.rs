@@ -98,6 +98,7 @@ impl Sequence {
             rows: &self.rows,
             blocks: &self.blocks,
             tokens: &self.tokens,
+            types: None,
             pages: &self.pages,
             page_size: PAGE_SIZE,
             ends: Some(&self.ends),

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 use wginfer::checkpoint::{CheckpointError, open_tokenizer};
-use wginfer::text::{ChatTemplate, Message, StreamDecoder, TextError, Tokenizer, TokenizerFiles};
+use wginfer::text::{
+    ChatTemplate, Message, ReasoningEffort, ReasoningFormat, ReasoningOptions, StreamDecoder, TextError,
+    Tokenizer, TokenizerFiles,
+};
 
 fn here() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -509,6 +512,86 @@ fn qwen3_tools_and_thinking() {
     let expected =
         "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\nok<|im_end|>\n<|im_start|>user\n2<|im_end|>\n";
     assert_eq!(text, expected);
+}
+
+/// Templates of models that think: which options they have, what they get of earlier thoughts, and how a tokenizer's marks
+/// are found.
+#[test]
+fn thoughts_in_templates_and_tokenizers() {
+    let options = |enabled, effort| ReasoningOptions { enabled, effort };
+    let variables = |source: &str, options: ReasoningOptions| {
+        options.variables(&ChatTemplate::new(source, BTreeMap::new()).unwrap()).map(Value::Object)
+    };
+    let (off, low) = (options(Some(false), None), options(None, Some(ReasoningEffort::Low)));
+    let set = "{% if enable_thinking is not defined %}{% set enable_thinking = true %}{% endif %}{{ enable_thinking }}";
+    assert_eq!(variables(set, off), Ok(json!({ "enable_thinking": false })));
+    assert_eq!(variables("{{ 1 if thinking else 2 }}", off), Ok(json!({ "thinking": false })));
+    let gpt_oss = "{% macro f() %}{{ 'Reasoning: ' + reasoning_effort }}{% endmacro %}{{ f() }}";
+    assert_eq!(variables(gpt_oss, low), Ok(json!({ "reasoning_effort": "low" })));
+    assert_eq!(variables(gpt_oss, options(None, None)), Ok(json!({})));
+    let not_read = |name| Err(TextError::VariableNotRead { name });
+    assert_eq!(variables(set, low), not_read("reasoning_effort"));
+    // An attribute, a text, and a name of its own are none.
+    for source in ["{{ m.thinking }}", "{{ 'thinking' }}", "{% set thinking = 1 %}{{ thinking }}", "thinking"]
+    {
+        assert_eq!(variables(source, off), not_read("enable_thinking"), "{source}");
+    }
+
+    let message = Message { reasoning_content: Some("hm".into()), ..Message::assistant("Yes.") };
+    let source = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ 'thinking' in m }};{% endfor %}";
+    let template = ChatTemplate::new(source, BTreeMap::new()).unwrap();
+    let text = template.render(&[message, Message::user("a")], true, &Map::new()).unwrap();
+    assert_eq!(text, "hm|hm|True;||False;");
+
+    let format = |tokens: &[(&str, bool)], template: Option<&str>| {
+        let added: Vec<Value> = tokens
+            .iter()
+            .enumerate()
+            .map(|(id, (token, special))| {
+                json!({ "id": id, "content": token, "special": special, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false })
+            })
+            .collect();
+        let vocab: Map<String, Value> =
+            tokens.iter().enumerate().map(|(id, (token, _))| (token.to_string(), id.into())).collect();
+        let json = json!({ "added_tokens": added, "model": { "type": "BPE", "vocab": vocab, "merges": [] } });
+        let files =
+            TokenizerFiles { chat_template_jinja: template.map(str::as_bytes), ..TokenizerFiles::default() };
+        let tokenizer = tokenizer_of(json.to_string().as_bytes(), files).unwrap();
+        let format = ReasoningFormat::of(&tokenizer)?;
+        Some((format, format.special_tokens(&tokenizer)))
+    };
+    let think = ReasoningFormat::Tags { open: "<think>", close: "</think>" };
+    assert_eq!(format(&[("a", false), ("<think>", false), ("</think>", false)], None), Some((think, vec![])));
+    assert_eq!(
+        format(&[("a", false), ("<think>", true), ("</think>", true)], None),
+        Some((think, vec![1, 2]))
+    );
+    assert_eq!(format(&[("a", false)], Some("{{ '<think>\n' }}")), Some((think, vec![])));
+    let channels = [("<|start|>", true), ("<|channel|>", true), ("a", false), ("<|message|>", true)];
+    assert_eq!(format(&channels, None), Some((ReasoningFormat::Channels, vec![0, 1, 3])));
+    assert_eq!(format(&[("a", false)], Some("{{ 'think' }}")), None);
+}
+
+/// Special tokens that a request shows are text, in their place.
+#[test]
+fn shown_special_tokens_are_text() {
+    let json = json!({
+        "added_tokens": [{ "id": 2, "content": "<|x|>", "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false }, { "id": 3, "content": "<|y|>", "special": true,
+            "single_word": false, "lstrip": false, "rstrip": false, "normalized": false }],
+        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
+        "model": { "type": "BPE", "vocab": { "a": 0, "Ã": 1, "<|x|>": 2, "<|y|>": 3 }, "merges": [] },
+    });
+    let tokenizer = tokenizer_of(json.to_string().as_bytes(), TokenizerFiles::default()).unwrap();
+    let text = |shown: Vec<u32>| {
+        let mut decoder = StreamDecoder::new(&tokenizer, true).showing(shown);
+        let pieces = [0, 2, 1, 3, 0].map(|id| decoder.push(id).unwrap());
+        pieces.concat() + &decoder.finish().unwrap()
+    };
+    assert_eq!(text(vec![2]), "a<|x|>\u{fffd}a");
+    assert_eq!(text(vec![3, 2]), "a<|x|>\u{fffd}<|y|>a");
+    assert_eq!(text(vec![]), "a\u{fffd}a");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 // Contract: `act(x)`, chosen by the kernel's `ACT`: 0 SILU x·σ(x); 1 GELU_TANH ½x(1 + tanh(√(2/π)(x + 0.044715x³)));
-// 2 GELU ½x(1 + erf(x/√2)) (Hendrycks & Gimpel 2016); 3 RELU max(x, 0); 4 TANH tanh(x).
+// 2 GELU ½x(1 + erf(x/√2)) (Hendrycks & Gimpel 2016); 3 RELU max(x, 0); 4 TANH tanh(x). `glu(gate, up)` is act(gate) · up;
+// with 5 CLAMPED g·σ(1.702·g)·(u + 1), where g = min(gate, 7), and u is up within ±7 (gpt-oss; transformers'
+// `GptOssExperts`).
 
 // Abramowitz & Stegun 7.1.26, absolute error below 1.5e-7.
 fn erf(x: f32) -> f32 {
@@ -30,4 +32,13 @@ fn act(x: f32) -> f32 {
         return select(tanh(clamp(x, -15.0, 15.0)), x, is_odd(x));
     }
     return 0.5 * x * (1.0 + erf(x * 0.7071067812));
+}
+
+fn glu(gate: f32, up: f32) -> f32 {
+    if ACT == 5u {
+        let g = select(min(gate, 7.0), gate, is_odd(gate));
+        let u = select(clamp(up, -7.0, 7.0), up, is_odd(up));
+        return g / (1.0 + exp(-1.702 * g)) * (u + 1.0);
+    }
+    return act(gate) * up;
 }

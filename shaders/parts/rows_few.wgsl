@@ -3,7 +3,7 @@
 // x / sqrt(mean(x²) + eps) · (g + offset) (Zhang & Sennrich 2019, eq. 4), whose factor is taken out of the sum.
 // `quad(group, lane)` is the index of the four outputs that this lane works on. It finishes LANE_ROWS rows of them,
 // `lane_row(i, lane)` with sums `sums(r)`, if that row is below N_ROWS.
-// The order of a sum does not depend on N_ROWS. Uses the kernel's `params`, `x`, `g` and `w`.
+// The order of a sum does not depend on N_ROWS. Uses the kernel's `params`, `x`, `g`, `w` and `input_row`.
 // Here a workgroup has one quad, and its lanes stride over the inputs: the weights are read once for all rows, in
 // coalesced 16-byte loads.
 override WG: u32 = 64u;
@@ -82,7 +82,7 @@ fn add(o: vec4u, i: u32, four: array<vec4<u32>, 4>, offset: f32) {
 
 fn multiply(r0: u32, o: vec4u, lane: u32) {
     for (var r = 0u; r < N_ROWS; r++) {
-        starts[r] = (params.row0 + min(r0 + r, params.n_rows - 1u)) * params.x_stride;
+        starts[r] = input_row(r0 + r) * params.x_stride;
     }
     let n_words = params.n_blocks * (8u / W_VEC4);
     let offset = params.offset;

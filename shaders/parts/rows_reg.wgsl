@@ -30,7 +30,7 @@ fn multiply(r0: u32, o: vec4u, lane: u32) {
         for (var b = s; b < min(s + HEAD_BLOCKS, params.n_blocks); b++) {
             var own: array<vec4f, N_ROWS>;
             for (var r = 0u; r < N_ROWS; r++) {
-                own[r] = four_x((params.row0 + min(r0 + r, params.n_rows - 1u)) * params.x_stride + 8u * b + lane);
+                own[r] = four_x(input_row(r0 + r) * params.x_stride + 8u * b + lane);
             }
             if NORM == 1u {
                 let factor = four_g(8u * b + lane) + params.offset;

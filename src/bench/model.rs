@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::shapes::{n_encoder, n_multiplied};
+use super::shapes::{n_encoder, n_expert, n_multiplied, n_params, n_taken};
 use super::stats::{mean_and_sigma, quantile, sorted};
 use super::{BenchError, Limits, Meta, ModelReport, ModelRow, ModelSummary, limits};
 use crate::checkpoint::{CheckpointError, ModelFiles};
@@ -165,14 +165,14 @@ pub fn model(
     let gpu = Gpu::open(&gpu_options)?;
     let files = open()?;
     let is_random = files.weights.random_dtype().is_some();
-    let (n_params, dtype) = n_params_and_dtype(&files, options.quantize);
+    let (n_all, dtype) = n_params_and_dtype(&files, options.quantize);
     let begin = Instant::now();
     let mut engine = Engine::load(&gpu, files, engine_options, &mut |_| {})?;
     gpu.submit([])?;
     gpu.wait()?;
     let load = begin.elapsed();
     let weights_bytes = engine.weights_bytes();
-    let bytes_per_param = weights_bytes as f64 / n_params.max(1) as f64;
+    let bytes_per_param = weights_bytes as f64 / n_all.max(1) as f64;
 
     let mut random_ids = Ids { state: 1, vocab_size: shape.vocab_size as u64 };
     let mut rows = Vec::new();
@@ -211,7 +211,7 @@ pub fn model(
             dtype,
             kv_dtype: options.kv_dtype.to_string(),
             is_random,
-            n_params,
+            n_params: n_all,
             weights_bytes,
             load_ms: load.as_secs_f64() * 1e3,
             compile_cold_ms: cold.as_secs_f64() * 1e3,
@@ -228,16 +228,11 @@ pub fn model(
 
 /// The number of parameters of a model, and the type of most of their bytes on the device.
 pub(super) fn n_params_and_dtype(files: &ModelFiles, quantize: Option<Dtype>) -> (u64, String) {
-    let (n_params, stored) = match files.weights.random_dtype() {
-        Some(dtype) => {
-            let shape = files.architecture.shape();
-            let [layers, head] = n_multiplied(&shape);
-            let embedding = if shape.ties_embeddings { 0.0 } else { head };
-            ((n_encoder(&shape) + layers + head + embedding) as u64, dtype.to_string())
-        }
+    let (n_all, stored) = match files.weights.random_dtype() {
+        Some(dtype) => (n_params(&files.architecture.shape()) as u64, dtype.to_string()),
         None => (files.weights.n_params() as u64, stored_dtype(files)),
     };
-    (n_params, quantize.map_or(stored, |dtype| dtype.to_string()))
+    (n_all, quantize.map_or(stored, |dtype| dtype.to_string()))
 }
 
 /// The type of most bytes of a checkpoint.
@@ -396,7 +391,7 @@ fn answer(
 }
 
 /// The least time in seconds of a test at the device's limits, and whether memory is the limit. Counts the weights once
-/// for the prompt and once per token, and the cache of each sequence.
+/// for the prompt and once per token, of experts those that rows take, and the cache of each sequence.
 fn least_seconds(
     model: &ModelShape,
     test: &Test,
@@ -405,11 +400,14 @@ fn least_seconds(
     limits: &Limits,
 ) -> (f64, bool) {
     let [layers, head] = n_multiplied(model);
+    let expert = n_expert(model);
+    let n_chosen = model.experts.as_ref().map_or(0, |experts| experts.n_chosen) as f64;
     let batch = test.batch as f64;
     let kv_bytes = (page_bytes(model, kv_dtype) / PAGE_SIZE) as f64;
     let pass = |n_rows: f64, pos: f64, n_heads: f64| {
-        let flops = 2.0 * n_rows * layers + 2.0 * n_heads * head;
-        limits.least_us(flops, (layers + head) * bytes_per_param + batch * pos * kv_bytes)
+        let flops = 2.0 * n_rows * (layers + n_chosen * expert) + 2.0 * n_heads * head;
+        let n_read = layers + head + n_taken(model, n_rows) * expert;
+        limits.least_us(flops, n_read * bytes_per_param + batch * pos * kv_bytes)
     };
     let (mut us, mut by_memory) = (0.0, false);
     if test.n_prompt > 0 {

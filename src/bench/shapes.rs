@@ -23,8 +23,13 @@ shapes!(
     "qwen3-0.6b",
     "llama-3.2-1b",
     "qwen3-4b",
+    "smollm3-3b",
+    "ministral-3-3b",
+    "phi-4-mini",
     "gemma-3-4b",
     "llama-3.1-8b",
+    "qwen3-30b-a3b",
+    "gpt-oss-20b",
     "whisper-tiny",
     "whisper-base",
     "whisper-small",
@@ -80,13 +85,16 @@ impl Shape {
 /// A product of a model: its name, outputs and inputs.
 pub(super) type Matrix = (&'static str, usize, usize);
 
-/// The matrices of one layer.
+/// The matrices of one layer, but experts and their router.
 pub(super) fn layer_matrices(model: &ModelShape, layer: usize) -> Vec<Matrix> {
     let Some(a) = model.attention.get(layer) else { return Vec::new() };
     let (n_q, n_kv) = (a.n_heads * a.head_dim, a.n_kv_heads * a.head_dim);
     let (hidden, inner) = (model.hidden_size, model.intermediate_size);
-    let up = if model.has_gate { ("gate_up", 2 * inner, hidden) } else { ("up", inner, hidden) };
-    let mut all = vec![("qkv", n_q + 2 * n_kv, hidden), ("out", hidden, n_q), up, ("down", hidden, inner)];
+    let mut all = vec![("qkv", n_q + 2 * n_kv, hidden), ("out", hidden, n_q)];
+    if model.experts_of(layer).is_none() {
+        let up = if model.has_gate { ("gate_up", 2 * inner, hidden) } else { ("up", inner, hidden) };
+        all.extend([up, ("down", hidden, inner)]);
+    }
     if model.audio.is_some() {
         all.extend([("cross q", n_q, hidden), ("cross out", hidden, n_q)]);
     }
@@ -110,11 +118,34 @@ pub(super) fn head(model: &ModelShape) -> Matrix {
     ("head", model.vocab_size, model.hidden_size)
 }
 
-/// Elements of all matrices that multiply a decode row: those of the layers, and the head.
+/// Elements of one expert of each layer that has any.
+pub(super) fn n_expert(model: &ModelShape) -> f64 {
+    let experts = (0..model.n_layers()).filter_map(|i| model.experts_of(i));
+    experts.map(|experts| 3.0 * model.hidden_size as f64 * experts.intermediate_size as f64).sum()
+}
+
+/// Experts of a layer that `n_rows` rows take together, if each chooses at random: so many are read.
+pub(super) fn n_taken(model: &ModelShape, n_rows: f64) -> f64 {
+    let Some(experts) = &model.experts else { return 0.0 };
+    let (n, k) = (experts.n_experts as f64, experts.n_chosen as f64);
+    n * (1.0 - (1.0 - k / n).powf(n_rows))
+}
+
+/// Elements of all parameters but norms, biases and the embedding of positions.
+pub(super) fn n_params(model: &ModelShape) -> f64 {
+    let [layers, head] = n_multiplied(model);
+    let embedding = if model.ties_embeddings { 0.0 } else { head };
+    let n_experts = model.experts.as_ref().map_or(0, |experts| experts.n_experts) as f64;
+    n_encoder(model) + layers + head + embedding + n_experts * n_expert(model)
+}
+
+/// Elements of all matrices that multiply every row: those of the layers but for experts, and the head.
 pub(super) fn n_multiplied(model: &ModelShape) -> [f64; 2] {
     let elements = |(_, n_out, n_in): Matrix| n_out as f64 * n_in as f64;
-    let layers = (0..model.n_layers()).flat_map(|i| layer_matrices(model, i)).map(elements).sum();
-    [layers, elements(head(model))]
+    let layers: f64 = (0..model.n_layers()).flat_map(|i| layer_matrices(model, i)).map(elements).sum();
+    let routers = (0..model.n_layers()).filter_map(|i| model.experts_of(i));
+    let routers: f64 = routers.map(|experts| (experts.n_experts * model.hidden_size) as f64).sum();
+    [layers + routers, elements(head(model))]
 }
 
 #[cfg(test)]
@@ -123,15 +154,16 @@ mod tests {
 
     #[test]
     fn named_shapes_have_the_size_that_their_name_says() {
-        let language = [15e6, 135e6, 124e6, 494e6, 596e6, 1236e6, 4022e6, 8030e6];
+        let language = [
+            15e6, 135e6, 124e6, 494e6, 596e6, 1236e6, 4022e6, 3075e6, 3429e6, 3836e6, 3880e6, 8030e6,
+            30.53e9, 20.91e9,
+        ];
         let speech = [37.8e6, 72.6e6, 242e6, 764e6, 1543e6, 809e6];
         let expected: Vec<f64> = language.into_iter().chain(speech).collect();
         assert_eq!(SHAPES.len(), expected.len());
         for ((name, _), expected) in SHAPES.iter().zip(expected) {
             let model = Shape::open(name).expect(name).model;
-            let [layers, head] = n_multiplied(&model);
-            let embedding = if model.ties_embeddings { 0.0 } else { head };
-            let n = n_encoder(&model) + layers + head + embedding;
+            let n = n_params(&model);
             assert!((n / expected - 1.0).abs() < 0.03, "{name}: {n} parameters");
         }
     }

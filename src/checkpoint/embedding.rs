@@ -33,14 +33,18 @@ pub struct EmbeddingConfig {
     pub is_declared: bool,
 }
 
+const MODULES: &str = "modules.json";
+
 /// Maximum number of modules: published models have three to five, and each opens files of its own.
 const MOST_MODULES: usize = 16;
 
 /// A product with an activation after the pooling.
 #[derive(Clone, Debug)]
 pub struct DenseModule {
-    /// `linear.weight`, `linear.bias`.
+    /// `{name}.weight`, `{name}.bias`.
     pub weights: Arc<Weights>,
+    /// What the names of its tensors begin with.
+    pub name: &'static str,
     /// Width of its input.
     pub in_features: usize,
     /// Width of its output.
@@ -93,7 +97,6 @@ impl EmbeddingConfig {
             default_prompt_name,
             ..EmbeddingConfig::default()
         };
-        const MODULES: &str = "modules.json";
         let Some(modules) = optional(modules(files, MODULES))? else { return Ok(common) };
         let mut config =
             EmbeddingConfig { pooling: Vec::new(), normalize: false, is_declared: true, ..common };
@@ -141,6 +144,13 @@ impl EmbeddingConfig {
             true => wrong("no module `Pooling`, expected one".into()),
             false => Ok(config),
         }
+    }
+
+    /// Whether the files of a decoder make an embedder of it: `modules.json` names a pooling. Other models have modules of
+    /// other tasks there.
+    pub(super) fn is_in(files: Files<'_>) -> Result<bool, CheckpointError> {
+        let modules = optional(modules(files, MODULES))?.unwrap_or_default();
+        Ok(modules.iter().any(|module| module.r#type.ends_with("Pooling")))
     }
 
     /// Values of an embedding of a model whose rows have `hidden_size`.
@@ -215,7 +225,7 @@ impl DenseModule {
             Ok((out_features, bias, *act))
         })?;
         let weights = files.weights(folder)?.into();
-        Ok(DenseModule { weights, in_features: width, out_features, bias, act })
+        Ok(DenseModule { weights, name: "linear", in_features: width, out_features, bias, act })
     }
 }
 

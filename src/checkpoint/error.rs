@@ -125,6 +125,16 @@ pub enum CheckpointError {
         /// Its abilities.
         can: Vec<Ability>,
     },
+    /// A model that scores no texts.
+    #[error(
+        "`{name}` is no reranker: it is {found}, expected a classification head with one label, or Qwen3"
+    )]
+    NotAReranker {
+        /// The model's name.
+        name: String,
+        /// What it is.
+        found: String,
+    },
     /// Downloading a model of the hub.
     #[cfg(feature = "hub")]
     #[error(transparent)]

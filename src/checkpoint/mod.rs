@@ -9,6 +9,7 @@ mod error;
 mod files;
 mod generation;
 mod gguf;
+mod rerank;
 mod source;
 
 use std::ffi::OsStr;
@@ -19,6 +20,7 @@ pub use embedding::{DenseModule, EmbeddingConfig};
 pub use error::CheckpointError;
 use files::{Files, Kind, optional};
 pub use generation::{GenerationConfig, SpeechConfig};
+pub use rerank::Scoring;
 pub use source::Source;
 
 use crate::dtype::Dtype;
@@ -46,6 +48,8 @@ pub struct ModelFiles {
     pub embedding: Option<EmbeddingConfig>,
     /// The labels of the classification head, if there is one.
     pub labels: Option<Labels>,
+    /// How it scores a text for a query, if it was made for that.
+    pub scoring: Option<Scoring>,
 }
 
 /// The name of a model, and the model or why it cannot be opened.
@@ -76,6 +80,8 @@ pub enum Ability {
     Embed,
     /// Compute the probabilities of the labels of its own classification head.
     Classify,
+    /// Score texts for a query.
+    Rerank,
 }
 
 impl Ability {
@@ -86,6 +92,7 @@ impl Ability {
             Ability::Transcribe => "transcribe",
             Ability::Embed => "embed",
             Ability::Classify => "classify",
+            Ability::Rerank => "rerank",
         }
     }
 }
@@ -239,14 +246,19 @@ impl ModelFiles {
             generation: GenerationConfig::default(),
             embedding,
             labels,
+            scoring: None,
         })
     }
 
     /// Reads files in Hugging Face layout, each once.
     fn read(name: String, files: Files<'_>, parts: Parts) -> Result<ModelFiles, CheckpointError> {
         let config = text(&files.path(CONFIG), files.read(CONFIG, Kind::Settings)?.into_owned())?;
-        let architecture = models::open(&config)?;
+        let mut architecture = models::open(&config)?;
         let ModelShape { kind, hidden_size, audio, .. } = architecture.shape();
+        if kind == ModelKind::Decoder && audio.is_none() && EmbeddingConfig::is_in(files)? {
+            architecture = models::embedder(architecture, None);
+        }
+        let kind = architecture.shape().kind;
         let generation_path = files.path(GENERATION_CONFIG);
         let generation_json = optional(files.read(GENERATION_CONFIG, Kind::Settings))?;
         let generation_json =
@@ -260,6 +272,7 @@ impl ModelFiles {
             ModelKind::Encoder => Some(EmbeddingConfig::read(files, hidden_size)?),
         };
         let labels = architecture.labels().cloned();
+        let scoring = Scoring::of(&*architecture, &files.path(CONFIG), &config)?;
         let weights = Arc::new(parts.of(files.weights("")?));
         models::check_weights(&*architecture, &weights)?;
         let built = match parts {
@@ -273,7 +286,17 @@ impl ModelFiles {
             Err(CheckpointError::Text(error)) => Err(error),
             Err(other) => return Err(other),
         };
-        Ok(ModelFiles { name, config, architecture, weights, tokenizer, generation, embedding, labels })
+        Ok(ModelFiles {
+            name,
+            config,
+            architecture,
+            weights,
+            tokenizer,
+            generation,
+            embedding,
+            labels,
+            scoring,
+        })
     }
 
     /// Whether the model is a decoder or an encoder.
@@ -286,6 +309,10 @@ impl ModelFiles {
         match self.kind() {
             ModelKind::Decoder if self.architecture.shape().audio.is_some() => vec![Ability::Transcribe],
             ModelKind::Decoder => vec![Ability::Generate],
+            ModelKind::Encoder if self.scoring == Some(Scoring::Judgement) => vec![Ability::Rerank],
+            ModelKind::Encoder if self.scoring.is_some() => {
+                vec![Ability::Embed, Ability::Classify, Ability::Rerank]
+            }
             ModelKind::Encoder if self.labels.is_some() => vec![Ability::Embed, Ability::Classify],
             ModelKind::Encoder => vec![Ability::Embed],
         }

@@ -8,6 +8,7 @@ use rustyline::{Cmd, DefaultEditor, KeyEvent};
 use serde::Serialize;
 use wginfer::engine::{Engine, EngineError, EngineOptions, FinishReason, Sampling, Timings, Usage};
 use wginfer::tasks::{Chat, Reply};
+use wginfer::text::{ChatTemplate, Delta, ReasoningEffort, ReasoningOptions};
 
 use super::args::{DeviceArgs, ModelArg};
 use super::failure::Failure;
@@ -19,7 +20,8 @@ const EXAMPLES: &str = "Examples:
   wginfer chat
   wginfer chat --model ~/models/SmolLM2-360M-Instruct --system \"Answer in one sentence.\"
   printf '/set temperature 0\\nWhat is a tide?\\n' | wginfer chat --quiet
-  printf 'What is a tide?\\nWhy?\\n' | wginfer chat --json | jq .text";
+  printf 'What is a tide?\\nWhy?\\n' | wginfer chat --json | jq .text
+  wginfer chat --model Qwen/Qwen3-0.6B --no-think";
 
 /// Hold a conversation, with the model's own chat template
 #[derive(clap::Args)]
@@ -32,6 +34,18 @@ pub struct Args {
     /// Maximum number of tokens of an answer. Default: the rest of the context
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
+
+    /// Let the model think before it answers, as far as its chat template has a switch. Default: the template's
+    #[arg(long, overrides_with = "no_think")]
+    think: bool,
+
+    /// Let the model answer at once, as far as its chat template has a switch
+    #[arg(long)]
+    no_think: bool,
+
+    /// How much the model thinks, as far as its chat template lets one choose. Default: the template's
+    #[arg(long, value_name = "EFFORT")]
+    reasoning_effort: Option<Effort>,
 
     /// Write one object per line for each complete answer
     #[arg(long)]
@@ -47,10 +61,20 @@ pub struct Args {
     device: DeviceArgs,
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Effort {
+    Low,
+    Medium,
+    High,
+}
+
 /// One answer as `--json` writes it.
 #[derive(Serialize)]
 struct ReplyJson<'a> {
     text: &'a str,
+    /// What the model thought before it, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
     finish_reason: FinishReason,
     usage: Usage,
     timings: Timings,
@@ -75,6 +99,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     }
     let tokenizer = checkpoint.tokenizer.as_ref().map_err(Clone::clone)?;
     let mut chat = Chat::new(tokenizer, sampling)?;
+    set_reasoning(&mut chat, args, &tokenizer.chat_template()?)?;
     chat.set_system(args.system.clone());
     chat.max_tokens = args.max_tokens;
 
@@ -102,6 +127,29 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         (Input::Plain, 1) => Err(Failure::failed("1 message has no answer")),
         (Input::Plain, n) => Err(Failure::failed(format!("{n} messages have no answer"))),
     }
+}
+
+/// Sets how much the model thinks.
+fn set_reasoning(chat: &mut Chat, args: &Args, template: &ChatTemplate) -> Result<(), Failure> {
+    let options = ReasoningOptions {
+        enabled: (args.think || args.no_think).then_some(args.think),
+        effort: args.reasoning_effort.map(|effort| match effort {
+            Effort::Low => ReasoningEffort::Low,
+            Effort::Medium => ReasoningEffort::Medium,
+            Effort::High => ReasoningEffort::High,
+        }),
+    };
+    chat.set_reasoning(options).map_err(|error| {
+        let has = |enabled, effort| ReasoningOptions { enabled, effort }.variables(template).is_ok();
+        let hint = if has(None, Some(ReasoningEffort::Low)) {
+            "`--reasoning-effort low` makes this model think less"
+        } else if has(Some(false), None) {
+            "this model has only `--think` and `--no-think`"
+        } else {
+            "this model always thinks, or never does"
+        };
+        Failure::usage(error.to_string()).with_hint(hint)
+    })
 }
 
 /// Runs a command of the chat.
@@ -140,7 +188,8 @@ fn obey(chat: &mut Chat, command: &str, vocab_size: usize) -> Result<(), Failure
     Ok(())
 }
 
-/// Sends `line` to the model and writes the answer: token by token, or as an object. Returns whether there is one.
+/// Sends `line` to the model and writes the answer: token by token, or as an object. What the model thinks goes to
+/// standard error, or into the object. Returns whether there is an answer.
 fn say(
     chat: &mut Chat,
     engine: &mut Engine,
@@ -153,10 +202,21 @@ fn say(
     let writing = is_typed.then(Writing::begin);
     let mut written: Result<(), std::io::Error> = Ok(());
     let mut ends_line = false;
-    let reply = chat.ask(engine, line, |text| {
-        if !as_json && !text.is_empty() && written.is_ok() {
-            written = write!(out, "{text}").and_then(|()| out.flush());
-            ends_line = text.ends_with('\n');
+    let mut is_thinking = false;
+    let reply = chat.ask(engine, line, |piece| {
+        match piece {
+            Some(Delta::Reasoning(text)) if !as_json => {
+                terminal::thought(text);
+                is_thinking = true;
+            }
+            Some(Delta::Content(text)) if !as_json && written.is_ok() => {
+                if std::mem::take(&mut is_thinking) {
+                    terminal::thought("\n");
+                }
+                written = write!(out, "{text}").and_then(|()| out.flush());
+                ends_line = text.ends_with('\n');
+            }
+            _ => {}
         }
         if written.is_err() || writing.as_ref().is_some_and(Writing::is_stopped) {
             ControlFlow::Break(())
@@ -164,13 +224,22 @@ fn say(
             ControlFlow::Continue(())
         }
     });
+    if is_thinking {
+        terminal::thought("\n");
+    }
     written?;
     match reply {
         Ok(reply) => {
             if as_json {
-                let Reply { text, finish_reason, usage, timings, n_dropped } = &reply;
-                let (finish_reason, usage, timings) = (*finish_reason, *usage, *timings);
-                json::line(&ReplyJson { text, finish_reason, usage, timings, n_dropped: *n_dropped }, out)?;
+                let json = ReplyJson {
+                    text: &reply.text,
+                    reasoning_content: reply.reasoning_content.as_deref(),
+                    finish_reason: reply.finish_reason,
+                    usage: reply.usage,
+                    timings: reply.timings,
+                    n_dropped: reply.n_dropped,
+                };
+                json::line(&json, out)?;
             } else if !ends_line {
                 writeln!(out)?;
             }
@@ -195,6 +264,11 @@ fn report(reply: &Reply, ctx: usize) {
     }
     if reply.finish_reason == FinishReason::Length && reply.usage.total_tokens >= ctx {
         log::warn!("the context of {ctx} tokens is full; `--ctx` makes it larger");
+    }
+    if reply.ends_in_reasoning && reply.finish_reason == FinishReason::Length {
+        log::warn!(
+            "the answer ended before the model had thought it through; `--max-tokens` sets its length"
+        );
     }
     log::info!("{}", format::figures(&reply.usage, reply.finish_reason, &reply.timings));
 }

@@ -145,8 +145,11 @@ fn of_engine(error: &EngineError) -> Option<&'static str> {
 
 fn of_checkpoint(error: &CheckpointError) -> Option<&'static str> {
     match error {
+        CheckpointError::NotAReranker { .. } => Some(
+            "give a reranker, such as bge-reranker-v2-m3 or Qwen3-Reranker-0.6B; `wginfer embed` compares texts by vectors",
+        ),
         CheckpointError::WrongKind { kind: ModelKind::Encoder, .. } => {
-            Some("use `wginfer embed` or `wginfer classify`")
+            Some("use `wginfer embed`, `wginfer classify` or `wginfer rerank`")
         }
         CheckpointError::WrongKind { kind: ModelKind::Decoder, .. } => {
             Some("use `wginfer generate` or `wginfer chat`, or a sentence-embedding model here")

@@ -40,6 +40,7 @@ mod output;
 mod plot;
 mod prompt;
 mod pull;
+mod rerank;
 mod rm;
 mod rows;
 mod sampling;
@@ -121,6 +122,7 @@ commands! {
     Classify(classify),
     Score(score),
     Embed(embed),
+    Rerank(rerank),
     Transcribe(transcribe),
     Logits(logits),
     Inspect(inspect),

@@ -78,6 +78,24 @@ impl ModelArg {
         Ok(files)
     }
 
+    /// Opens a reranker; there is no default.
+    pub fn open_reranker(&self) -> Result<ModelFiles, Failure> {
+        const HINT: &str = "give a reranker, such as bge-reranker-v2-m3, ms-marco-MiniLM-L6-v2 or Qwen3-Reranker-0.6B: \
+                            `--model MODEL`";
+        if self.name().is_none() {
+            let message = "no model given, and the demonstration model in the binary is no reranker";
+            return Err(Failure::failed(message).with_hint(HINT));
+        }
+        let files = self.open_any()?;
+        if files.kind() == ModelKind::Decoder && !files.name.to_lowercase().contains("rerank") {
+            log::warn!(
+                "`{}` is a language model; whether it was trained to judge texts is unknown",
+                files.name
+            );
+        }
+        Ok(files.into_reranker()?)
+    }
+
     /// As [`ModelArg::open_any`], but prints no line.
     pub fn reopen(&self) -> Result<ModelFiles, CheckpointError> {
         match self.name().map_or(Ok(Source::Demo), Source::parse)? {

@@ -51,6 +51,27 @@ pub fn lines(text: &str) {
     text.trim_end().lines().for_each(|line| TERMINAL.line(line));
 }
 
+/// Prints a part of what a model thinks, unless quiet: dimmed on a terminal.
+pub fn thought(text: &str) {
+    if is_quiet() || text.is_empty() {
+        return;
+    }
+    let (dim, normal) = if io::stderr().is_terminal() { ("\x1b[2m", "\x1b[22m") } else { ("", "") };
+    let mut shown = String::with_capacity(text.len());
+    text.chars().for_each(|c| push_shown(c, &mut shown));
+    // Nobody reads it if it fails.
+    let _ = write!(io::stderr(), "{dim}{shown}{normal}");
+}
+
+/// Adds a character as a terminal may get it: none acts but line break and tab.
+fn push_shown(c: char, shown: &mut String) {
+    match c {
+        '\n' | '\t' => shown.push(c),
+        c if format::is_acting(c) => *shown += &format::escape(c),
+        c => shown.push(c),
+    }
+}
+
 /// Smaller models load faster than a bar can be read.
 const WORTH_A_BAR: u64 = 64 << 20;
 
@@ -190,13 +211,7 @@ impl<W: Write> Write for Escaping<W> {
         let mut shown = String::with_capacity(whole.len());
         let mut chunks = whole.utf8_chunks().peekable();
         while let Some(chunk) = chunks.next() {
-            for c in chunk.valid().chars() {
-                match c {
-                    '\n' | '\t' => shown.push(c),
-                    c if format::is_acting(c) => shown += &format::escape(c),
-                    c => shown.push(c),
-                }
-            }
+            chunk.valid().chars().for_each(|c| push_shown(c, &mut shown));
             let broken = chunk.invalid();
             if chunks.peek().is_none() && std::str::from_utf8(broken).is_err_and(|e| e.error_len().is_none())
             {

@@ -31,6 +31,9 @@ pub struct Request {
     pub max_tokens: Option<usize>,
     /// Texts that end the answer. They are not part of it.
     pub stop: Vec<String>,
+    /// Special tokens that are part of the text, such as the marks of
+    /// [`ReasoningFormat::special_tokens`](crate::text::ReasoningFormat::special_tokens). Others have no text.
+    pub shown_tokens: Vec<u32>,
     /// Tokens that end the answer. Default: the checkpoint's.
     pub stop_tokens: Option<Vec<u32>>,
     /// For each token, the log-probabilities of the chosen one and of this many best ones.
@@ -67,6 +70,7 @@ impl Request {
             sampling: Sampling::default(),
             max_tokens: None,
             stop: Vec::new(),
+            shown_tokens: Vec::new(),
             stop_tokens: None,
             logprobs: None,
             logits: None,

@@ -57,7 +57,7 @@ impl Tensor {
     /// [`GpuError::TooLarge`] if the tensor exceeds the device's largest binding or buffer;
     /// [`GpuError::OutOfMemory`] if memory is exhausted.
     pub fn zeros(gpu: &Gpu, label: &str, shape: [usize; 2], dtype: Dtype) -> Result<Tensor, GpuError> {
-        Tensor::allocate(gpu, label, shape, dtype, false)
+        Tensor::allocate(gpu, label, shape, dtype, None)
     }
 
     /// Allocates zeros of shape `[n_rows, n_cols]`, for weights. They may exceed one binding: kernels go through
@@ -67,15 +67,30 @@ impl Tensor {
     /// [`GpuError::TooLarge`] if the tensor exceeds the device's largest buffer, or a row its largest binding;
     /// [`GpuError::OutOfMemory`] if memory is exhausted.
     pub fn weights(gpu: &Gpu, label: &str, shape: [usize; 2], dtype: Dtype) -> Result<Tensor, GpuError> {
-        Tensor::allocate(gpu, label, shape, dtype, true)
+        Tensor::allocate(gpu, label, shape, dtype, Some(1))
     }
 
+    /// As [`Tensor::weights`], for weights of experts one below the other: no range ends inside the `n_own` rows of one.
+    ///
+    /// # Errors
+    /// As [`Tensor::weights`]; [`GpuError::TooLarge`] if the rows of an expert exceed the device's largest binding.
+    pub fn experts(
+        gpu: &Gpu,
+        label: &str,
+        shape: [usize; 2],
+        dtype: Dtype,
+        n_own: usize,
+    ) -> Result<Tensor, GpuError> {
+        Tensor::allocate(gpu, label, shape, dtype, Some(n_own))
+    }
+
+    /// Allocates zeros, in ranges of whole groups of `ranges` rows if they may exceed one binding.
     fn allocate(
         gpu: &Gpu,
         label: &str,
         [n_rows, n_cols]: [usize; 2],
         dtype: Dtype,
-        ranges: bool,
+        ranges: Option<usize>,
     ) -> Result<Tensor, GpuError> {
         let stride = match dtype {
             Dtype::U32 => n_cols,
@@ -92,10 +107,12 @@ impl Tensor {
         }
         // A bound range of rows must start at an aligned offset.
         let align = caps.storage_align as usize;
-        let step = (1..=align).find(|n| (n * row_bytes).is_multiple_of(align)).unwrap_or(align);
+        let group = ranges.unwrap_or(1).max(1);
+        let step =
+            group * (1..=align).find(|n| (n * group * row_bytes).is_multiple_of(align)).unwrap_or(align);
         let most = caps.max_binding_bytes as usize / row_bytes.max(1);
         let rows_per_binding = if most >= n_rows { n_rows.max(1) } else { most / step * step };
-        if rows_per_binding == 0 || (!ranges && rows_per_binding < n_rows) {
+        if rows_per_binding == 0 || (ranges.is_none() && rows_per_binding < n_rows) {
             return Err(too_large(caps.max_binding_bytes));
         }
         let buffer = gpu.create_buffer(

@@ -43,6 +43,8 @@ pub struct Batch<'a> {
     pub blocks: &'a Tensor,
     /// Token ids: `[n_seqs, max_seq_len]`.
     pub tokens: &'a Tensor,
+    /// Types of the tokens, if a model distinguishes the texts of a pair: `[n_seqs, max_seq_len]`.
+    pub types: Option<&'a Tensor>,
     /// Pages of each sequence: `[n_seqs, _]`.
     pub pages: &'a Tensor,
     /// Positions per page.

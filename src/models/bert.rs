@@ -69,6 +69,7 @@ impl Config {
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: false,
+            experts: None,
             audio: None,
         }
     }
@@ -99,7 +100,7 @@ pub(super) struct Bert {
     shape: ModelShape,
     words: Embed,
     positions: Embed,
-    /// All tokens have the first type.
+    /// The second text of a pair may have another type.
     types: Embed,
     norm: LayerNorm,
     layers: Vec<PostNormLayer>,
@@ -176,9 +177,11 @@ impl Model for Bert {
 
     fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
         let a = &s.a;
-        for table in [&self.words, &self.positions, &self.types] {
-            table.record(rec, b, &a.h);
-        }
+        self.words.record(rec, b, &a.h);
+        self.positions.record(rec, b, &a.h);
+        // A model with one type takes no other.
+        let types = b.types.filter(|_| self.types.table.n_rows() > 1);
+        self.types.record_types(rec, &Batch { types, ..b.clone() }, &a.h);
         self.norm.record(rec, &a.h, &a.x, b.n.count());
     }
 

@@ -70,6 +70,7 @@ impl Architecture for Config {
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: false,
+            experts: None,
             audio: None,
         }
     }

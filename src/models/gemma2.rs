@@ -27,6 +27,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     hidden_act: ("hidden_activation", "gelu_pytorch_tanh"),
     tie_word_embeddings: true,
     rope_theta: 10_000.0,
+    original_max_position_embeddings: None,
 };
 
 /// What Gemma 2 and 3 share.

@@ -1,9 +1,10 @@
 //! Gemma 3 (Gemma Team 2025): Gemma 2 with norms of each head of queries and keys in place of the cap on scores, a window
 //! in five layers of six, and a rotation of their own for these. Of checkpoints with a vision tower, the text model.
+//! EmbeddingGemma (Vera et al. 2025) is one whose rows see both sides.
 //! Reference: transformers' `models/gemma3/modeling_gemma3.py`.
 
 use super::blocks::{Around, DecoderDefaults, LayerType, Rope, THETA};
-use super::gemma2::{BOTH_SIDES, Keys, refuse_both_sides};
+use super::gemma2::{BOTH_SIDES, Keys};
 use super::settings::{LAYERS, Read, Settings};
 use super::{Architecture, FromSettings, Loader, Model, ModelError, ModelShape, Names};
 use crate::ops::HeadNorm;
@@ -22,17 +23,20 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     hidden_act: ("hidden_activation", "gelu_pytorch_tanh"),
     tie_word_embeddings: true,
     rope_theta: 1_000_000.0,
+    original_max_position_embeddings: None,
 };
 
 pub struct Config {
     keys: Keys,
     /// The rotation of layers with a window. That of the others is among the keys.
     local_rope: Rope,
+    /// Whether rows see those after them, too: the model embeds.
+    sees_both: bool,
 }
 
 impl FromSettings for Config {
     fn read(s: &Settings<'_>) -> Read<Self> {
-        refuse_both_sides(s, s.flag(BOTH_SIDES, false)?)?;
+        let sees_both = s.flag(BOTH_SIDES, false)?;
         let every = s.whole("sliding_window_pattern", 1..=*LAYERS.end(), 6)?;
         let mut keys = Keys::read(s, &DEFAULTS, every, None)?;
         let decoder = &mut keys.decoder;
@@ -46,13 +50,21 @@ impl FromSettings for Config {
         let theta = s.real("rope_theta", THETA, DEFAULTS.rope_theta)?;
         decoder.rope = rope("full_attention", earlier, theta)?;
         let theta = s.real("rope_local_base_freq", THETA, 10_000.0)?;
-        Ok(Config { local_rope: rope("sliding_attention", None, theta)?, keys })
+        Ok(Config { local_rope: rope("sliding_attention", None, theta)?, keys, sees_both })
     }
 }
 
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
-        ModelShape { has_head_norm: true, ..self.keys.shape("gemma3_text", None) }
+        let mut shape = ModelShape { has_head_norm: true, ..self.keys.shape("gemma3_text", None) };
+        if self.sees_both {
+            for attention in &mut shape.attention {
+                attention.causal = false;
+                // Half of the window is on each side.
+                attention.window = attention.window.map(|n| n / 2);
+            }
+        }
+        shape
     }
 
     fn names(&self) -> Names {
@@ -79,12 +91,7 @@ impl Architecture for Config {
             };
             Ok((Some(head_norm), rotary.clone()))
         })?;
-        let vision = ["vision_tower.", "multi_modal_projector."];
-        let prefixes = vision.iter().flat_map(|part| ["", "model."].map(|before| format!("{before}{part}")));
-        let n_found = prefixes.filter(|prefix| loader.ignore(prefix)).count();
-        if n_found > 0 && !loader.gpu().is_plan() {
-            log::info!("the vision tower is left out: the model reads text only");
-        }
+        loader.ignore_vision();
         Ok(model)
     }
 }

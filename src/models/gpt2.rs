@@ -92,6 +92,7 @@ impl Architecture for Config {
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: self.tie_word_embeddings,
+            experts: None,
             audio: None,
         }
     }

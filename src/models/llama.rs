@@ -25,6 +25,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     hidden_act: ("hidden_act", "silu"),
     tie_word_embeddings: false,
     rope_theta: 10_000.0,
+    original_max_position_embeddings: None,
 };
 
 pub struct Config {

@@ -7,6 +7,7 @@ use super::blocks::{
 use super::settings::{Read, Settings, WINDOW};
 use super::{
     Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
+    lm_head,
 };
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::ops::RmsNorm;
@@ -25,6 +26,7 @@ const DEFAULTS: DecoderDefaults = DecoderDefaults {
     hidden_act: ("hidden_act", "silu"),
     tie_word_embeddings: false,
     rope_theta: 10_000.0,
+    original_max_position_embeddings: None,
 };
 
 pub struct Config {
@@ -73,7 +75,7 @@ impl Architecture for Config {
         let rotary = keys.rope.table(loader.gpu(), max_seq_len)?;
         let root = loader.root(&self.names());
         let embedding = format!("{root}embed_tokens.weight");
-        let tables = [embedding.as_str(), "lm_head.weight"];
+        let tables = [embedding.as_str(), lm_head(root)];
         let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
         let mut layers = Vec::with_capacity(keys.num_hidden_layers);
         for (i, a) in shape.attention.iter().enumerate() {
@@ -95,6 +97,7 @@ impl Architecture for Config {
         }
         let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
         let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
+        loader.ignore_vision();
         Ok(Box::new(Mistral { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
     }
 }

@@ -8,20 +8,29 @@ mod batch;
 mod bert;
 pub mod blocks;
 mod distilbert;
+mod embedder;
 mod error;
 mod gemma2;
 mod gemma3;
 mod gpt2;
+mod gpt_neox;
+mod gpt_oss;
+mod granite;
 mod llama;
 mod loader;
+mod ministral3;
 mod mistral;
+mod mixtral;
 mod modernbert;
 mod olmo2;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod roberta;
 mod scratch;
 pub(crate) mod settings;
+mod smollm3;
 mod upload;
 mod whisper;
 
@@ -33,9 +42,10 @@ use crate::gpu::{Caps, Gpu, GpuError, Recorder, Tensor};
 use crate::ops::{Act, Attention, KvLayer};
 use crate::weights::{Order, Weights};
 pub use batch::{Alignment, Batch, BatchClips, Capacity};
+pub(crate) use embedder::{SCORE, embedder};
 pub use error::ModelError;
-pub use loader::Loader;
-pub use scratch::{Activations, AudioScratch, LabelScratch, Scratch};
+pub use loader::{ExpertNames, Loader};
+pub use scratch::{Activations, AudioScratch, ExpertScratch, LabelScratch, Scratch};
 pub use settings::SettingError;
 use settings::{Read, Settings};
 pub use upload::{LoadProgress, Upload};
@@ -77,8 +87,23 @@ pub struct ModelShape {
     pub has_head_norm: bool,
     /// Whether the head shares the weights of the embedding.
     pub ties_embeddings: bool,
+    /// The experts, if there are any.
+    pub experts: Option<ExpertsShape>,
     /// The audio encoder, if there is one.
     pub audio: Option<AudioShape>,
+}
+
+/// The shape of a mixture of experts.
+#[derive(Clone, Debug)]
+pub struct ExpertsShape {
+    /// Experts of a layer.
+    pub n_experts: usize,
+    /// Experts that a row takes.
+    pub n_chosen: usize,
+    /// Width of an expert.
+    pub intermediate_size: usize,
+    /// For each layer, whether its MLP is a mixture of experts.
+    pub layers: Vec<bool>,
 }
 
 /// The shape of an audio encoder.
@@ -108,6 +133,11 @@ impl ModelShape {
     /// Number of layers.
     pub fn n_layers(&self) -> usize {
         self.attention.len()
+    }
+
+    /// The experts of layer `i`, if it has any.
+    pub fn experts_of(&self, i: usize) -> Option<&ExpertsShape> {
+        self.experts.as_ref().filter(|experts| experts.layers.get(i) == Some(&true))
     }
 }
 
@@ -309,6 +339,18 @@ fn parse_text<C: FromSettings>(s: &mut Settings<'_>) -> Read<Box<dyn Architectur
     parse::<C>(s)
 }
 
+/// A model of images and text, whose text model is one of two families. The default is transformers' for either.
+fn parse_mistral3(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
+    let families = [
+        ("mistral", parse_text::<mistral::Config> as Parse),
+        ("ministral3", parse_text::<ministral3::Config>),
+    ];
+    let text = s.object("text_config")?;
+    let parse =
+        text.as_ref().map_or(Ok(families[0].1), |text| text.one_of("model_type", &families, "mistral"))?;
+    parse(s)
+}
+
 /// Every architecture, by its `model_type`.
 static ARCHITECTURES: &[(&str, Parse)] = &[
     ("bert", parse::<bert::Config>),
@@ -318,13 +360,22 @@ static ARCHITECTURES: &[(&str, Parse)] = &[
     ("gemma3", parse_text::<gemma3::Config>),
     ("gemma3_text", parse::<gemma3::Config>),
     ("gpt2", parse::<gpt2::Config>),
+    ("gpt_neox", parse::<gpt_neox::Config>),
+    ("gpt_oss", parse::<gpt_oss::Config>),
+    ("granite", parse::<granite::Config>),
     ("llama", parse::<llama::Config>),
+    ("ministral3", parse::<ministral3::Config>),
     ("mistral", parse::<mistral::Config>),
+    ("mistral3", parse_mistral3),
+    ("mixtral", parse::<mixtral::Config>),
     ("modernbert", parse::<modernbert::Config>),
     ("olmo2", parse::<olmo2::Config>),
+    ("phi3", parse::<phi3::Config>),
     ("qwen2", parse::<qwen2::Config>),
     ("qwen3", parse::<qwen3::Config>),
+    ("qwen3_moe", parse::<qwen3_moe::Config>),
     ("roberta", parse::<roberta::Config>),
+    ("smollm3", parse::<smollm3::Config>),
     ("whisper", parse::<whisper::Config>),
     ("xlm-roberta", parse::<roberta::Config>),
 ];
@@ -340,8 +391,11 @@ pub fn architectures() -> Vec<&'static str> {
 /// [`ModelError::UnknownArchitecture`]; [`ModelError::Setting`] with a key, its line, its value and its range.
 pub fn open(config_json: &str) -> Result<Box<dyn Architecture>, ModelError> {
     let architecture = read(&mut Settings::parse(config_json)?)?;
-    check(&architecture.shape())?;
-    Ok(architecture)
+    let shape = architecture.shape();
+    check(&shape)?;
+    // A decoder whose rows see both sides generates nothing.
+    let only_embeds = shape.kind == ModelKind::Decoder && shape.attention.iter().any(|a| !a.causal);
+    Ok(if only_embeds { embedder(architecture, None) } else { architecture })
 }
 
 fn read(s: &mut Settings<'_>) -> Result<Box<dyn Architecture>, ModelError> {
@@ -352,7 +406,12 @@ fn read(s: &mut Settings<'_>) -> Result<Box<dyn Architecture>, ModelError> {
         return Err(ModelError::UnknownArchitecture { found, known: known() });
     };
     if let Some(quantization) = s.object("quantization_config")? {
-        let found = quantization.some_text("quant_method")?.unwrap_or_else(|| "present".into());
+        let method = quantization.some_text("quant_method")?.unwrap_or_else(|| "present".into());
+        // Which matrices have that type is seen from their names.
+        if (found.as_str(), method.as_str()) == ("gpt_oss", "mxfp4") {
+            return Ok(parse(s)?);
+        }
+        let found = method;
         return Err(s.wrong_value("quantization_config", found, "weights in F32, F16 or BF16").into());
     }
     Ok(parse(s)?)

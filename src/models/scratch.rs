@@ -1,9 +1,9 @@
 //! The buffers that recordings write, separate from the shared weights.
 
-use super::{Capacity, ModelShape};
+use super::{Capacity, ExpertsShape, ModelShape};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, Tensor};
-use crate::ops::{Attention, KvLayer};
+use crate::ops::{Attention, KvLayer, Routes};
 
 /// All buffers that the recordings of a model write, from [`Model::scratch`](super::Model::scratch). Each engine has
 /// its own.
@@ -49,6 +49,8 @@ pub struct Activations {
     pub up: Tensor,
     /// Output of the activation function: `[max_rows, intermediate_size]`.
     pub act: Tensor,
+    /// If the model has experts.
+    pub experts: Option<ExpertScratch>,
     /// Partial sums of split attention.
     pub partial: Tensor,
     /// Rows that get logits, normalised: `[max_sampled, hidden_size]`.
@@ -84,9 +86,47 @@ impl Activations {
             o: rows("o", most(&|a| a.n_heads * a.head_dim))?,
             up: rows("up", if shape.has_gate { 2 * n_inner } else { n_inner })?,
             act: rows("act", n_inner)?,
+            experts: match &shape.experts {
+                Some(experts) => Some(ExpertScratch::new(gpu, shape.hidden_size, experts, max_rows)?),
+                None => None,
+            },
             partial: Tensor::zeros(gpu, "partial", [1, partial], Dtype::F32)?,
             last: Tensor::zeros(gpu, "last", [max_sampled, shape.hidden_size], Dtype::F32)?,
             logits: Tensor::zeros(gpu, "logits", [max_sampled, shape.vocab_size], Dtype::F32)?,
+        })
+    }
+}
+
+/// The buffers of a mixture of experts. A pair is a row with one of the experts that it takes.
+#[derive(Debug)]
+pub struct ExpertScratch {
+    /// The router's: `[max_rows, n_experts]`.
+    pub logits: Tensor,
+    /// The experts of each row.
+    pub routes: Routes,
+    /// Input of the activation function: `[max_pairs, 2·intermediate_size]`.
+    pub up: Tensor,
+    /// Output of the activation function: `[max_pairs, intermediate_size]`.
+    pub act: Tensor,
+    /// The experts' outputs: `[max_pairs, hidden_size]`.
+    pub y: Tensor,
+}
+
+impl ExpertScratch {
+    fn new(
+        gpu: &Gpu,
+        hidden_size: usize,
+        shape: &ExpertsShape,
+        max_rows: usize,
+    ) -> Result<ExpertScratch, GpuError> {
+        let ExpertsShape { n_experts, n_chosen, intermediate_size, .. } = *shape;
+        let pairs = |label: &str, width| Tensor::zeros(gpu, label, [max_rows * n_chosen, width], Dtype::F32);
+        Ok(ExpertScratch {
+            logits: Tensor::zeros(gpu, "router", [max_rows, n_experts], Dtype::F32)?,
+            routes: Routes::new(gpu, max_rows, n_experts, n_chosen)?,
+            up: pairs("experts' up", 2 * intermediate_size)?,
+            act: pairs("experts' act", intermediate_size)?,
+            y: pairs("experts' outputs", hidden_size)?,
         })
     }
 }

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use crate::dtype::Dtype;
 use crate::gpu::{Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor};
 use crate::ops;
-use crate::weights::{Entry, Weights, WeightsError, ggml};
+use crate::weights::{Entry, Order, Weights, WeightsError, ggml};
 
 /// The progress of an upload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,14 +54,88 @@ pub(super) struct Item {
 }
 
 pub(super) enum Source {
-    /// Matrices one below the other, with the types they are stored in.
-    Stacked(Vec<(Entry, Dtype)>),
+    /// Matrices one below the other.
+    Stacked(Vec<Part>),
     /// Vectors one after the other, with their lengths. `None` is zeros.
     Vectors(Vec<(Option<(Entry, Dtype)>, usize)>),
-    /// Stored as `[n_cols, n_rows]`.
-    Transposed(Entry),
     /// Approximately normal values, with this mean and standard deviation.
     Random { seed: u32, mean: f32, scale: f32 },
+}
+
+/// A matrix of a stack.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub entry: Entry,
+    /// The type it is stored in.
+    pub dtype: Dtype,
+    pub layout: Layout,
+}
+
+/// How a matrix is stored.
+#[derive(Clone)]
+pub(super) enum Layout {
+    /// Row by row.
+    Rows,
+    /// Column by column, `[n_cols, n_rows]`. If they alternate, the columns are in the order of
+    /// [`Order::Alternating`] with one head.
+    Columns { alternate: bool },
+    /// As transformers stores MXFP4: the entry has the blocks, `[n_rows, n_blocks, 16]`, and these are their scales,
+    /// `[n_rows, n_blocks]`.
+    Mxfp4 { scales: Entry },
+}
+
+impl Part {
+    /// A matrix that is stored row by row.
+    pub fn rows((entry, dtype): (Entry, Dtype)) -> Part {
+        Part { entry, dtype, layout: Layout::Rows }
+    }
+
+    pub fn n_rows(&self) -> usize {
+        self.entry.shape[usize::from(matches!(self.layout, Layout::Columns { .. }))]
+    }
+
+    /// Bytes in the file.
+    pub fn n_bytes(&self) -> usize {
+        let scales = if let Layout::Mxfp4 { scales } = &self.layout { scales.n_bytes } else { 0 };
+        self.entry.n_bytes + scales
+    }
+
+    /// Bytes of a row that [`Part::read`] returns.
+    fn row_bytes(&self) -> usize {
+        self.n_bytes() / self.n_rows().max(1)
+    }
+
+    /// The bytes of rows, row by row: of MXFP4 as ggml stores it.
+    fn read<'a>(&self, weights: &'a Weights, rows: Range<usize>) -> Result<Cow<'a, [u8]>, WeightsError> {
+        let entry = &self.entry;
+        match &self.layout {
+            Layout::Rows => weights.read_rows(entry, rows),
+            Layout::Columns { alternate } => {
+                let order = if *alternate { Order::Alternating { n_heads: 1 } } else { Order::Plain };
+                let (n_rows, n_cols, size) = (self.n_rows(), entry.shape[0], self.dtype.bytes(1));
+                let mut columns = entry.clone();
+                (columns.shape, columns.order) = (vec![n_rows, n_cols], order);
+                let (first, end) = columns.stored_rows(rows.clone());
+                let mut all = vec![0; rows.len() * n_cols * size];
+                for c in 0..n_cols {
+                    let column =
+                        weights.read(entry, (c * n_rows + first) * size..(c * n_rows + end) * size)?;
+                    for (r, row) in rows.clone().enumerate() {
+                        let from = (columns.stored_row(row) - first) * size;
+                        all[(r * n_cols + c) * size..][..size].copy_from_slice(&column[from..from + size]);
+                    }
+                }
+                Ok(all.into())
+            }
+            Layout::Mxfp4 { scales } => {
+                let blocks = weights.read_rows(entry, rows.clone())?;
+                let scales = weights.read_rows(scales, rows.clone())?;
+                let mut all = Vec::with_capacity(rows.len() * self.row_bytes());
+                ggml::mxfp4(&blocks, &scales, &mut all);
+                Ok(all.into())
+            }
+        }
+    }
 }
 
 impl Upload {
@@ -185,9 +259,8 @@ impl Item {
     /// Bytes of its source, or of its random values.
     pub fn n_bytes(&self) -> usize {
         match &self.source {
-            Source::Stacked(entries) => entries.iter().map(|(e, _)| e.n_bytes).sum(),
+            Source::Stacked(parts) => parts.iter().map(Part::n_bytes).sum(),
             Source::Vectors(parts) => parts.iter().flat_map(|(e, _)| e).map(|(e, _)| e.n_bytes).sum(),
-            Source::Transposed(entry) => entry.n_bytes,
             Source::Random { .. } => self.piece_bytes(0..self.tensor.n_rows()),
         }
     }
@@ -220,9 +293,9 @@ impl Item {
         let binding = self.tensor.ranges().find(|view| view.rows.contains(&row));
         let end = binding.map_or(n_rows, |view| view.rows.end);
         let end = match &self.source {
-            Source::Stacked(entries) => {
-                let (first, entry, _) = part(entries, row);
-                end.min(first + entry.shape[0])
+            Source::Stacked(parts) => {
+                let (first, part) = part(parts, row);
+                end.min(first + part.n_rows())
             }
             _ => end,
         };
@@ -231,11 +304,9 @@ impl Item {
 
     /// Bytes of the source of `rows`, or of their random values.
     fn piece_bytes(&self, rows: Range<usize>) -> usize {
-        let n_cols = self.tensor.n_cols();
         match &self.source {
-            Source::Stacked(entries) => rows.len() * part(entries, rows.start).1.row_bytes(),
+            Source::Stacked(parts) => rows.len() * part(parts, rows.start).1.row_bytes(),
             Source::Vectors(_) => self.n_bytes(),
-            Source::Transposed(_) => rows.len() * self.written.bytes(n_cols),
             Source::Random { .. } => rows.len() * self.tensor.row_bytes(),
         }
     }
@@ -287,12 +358,12 @@ impl Item {
 
     /// The bytes to write for `rows`, with padding (except a vector's).
     fn content<'a>(&self, weights: &'a Weights, rows: Range<usize>) -> Result<Cow<'a, [u8]>, WeightsError> {
-        let (n_rows, n_cols, row_bytes) = (self.tensor.n_rows(), self.tensor.n_cols(), self.row_bytes());
+        let (n_cols, row_bytes) = (self.tensor.n_cols(), self.row_bytes());
         match &self.source {
-            Source::Stacked(entries) => {
-                let (first, entry, stored) = part(entries, rows.start);
-                let stored_bytes = entry.row_bytes();
-                let piece = weights.read_rows(entry, rows.start - first..rows.end - first)?;
+            Source::Stacked(parts) => {
+                let (first, part) = part(parts, rows.start);
+                let (stored, stored_bytes) = (part.dtype, part.row_bytes());
+                let piece = part.read(weights, rows.start - first..rows.end - first)?;
                 if stored == self.written && stored_bytes == row_bytes && !stored.is_quantised() {
                     return Ok(piece);
                 }
@@ -304,18 +375,6 @@ impl Item {
                     }
                 }
                 Ok(padded.into())
-            }
-            Source::Transposed(entry) => {
-                let size = self.written.bytes(1);
-                let mut piece = vec![0; rows.len() * row_bytes];
-                for c in 0..n_cols {
-                    let column = weights
-                        .read(entry, (c * n_rows + rows.start) * size..(c * n_rows + rows.end) * size)?;
-                    for (r, element) in column.chunks(size).enumerate() {
-                        piece[r * row_bytes + c * size..][..size].copy_from_slice(element);
-                    }
-                }
-                Ok(piece.into())
             }
             Source::Vectors(parts) => {
                 let mut values = Vec::with_capacity(n_cols);
@@ -339,8 +398,7 @@ impl Item {
         let expected = self.tensor.dtype().most_quantised();
         let Some(found) = first_beyond(self.written, content, expected) else { return Ok(()) };
         let name = match &self.source {
-            Source::Stacked(entries) => &part(entries, row).1.stored_name,
-            Source::Transposed(entry) => &entry.stored_name,
+            Source::Stacked(parts) => &part(parts, row).1.entry.stored_name,
             _ => self.tensor.label(),
         };
         Err(WeightsError::Value { name: name.to_string(), found, expected })
@@ -362,14 +420,14 @@ pub(super) fn staging_bytes(gpu: &Gpu, items: &[Item]) -> u64 {
     (N_STAGES * stage_bytes(gpu, items)) as u64 + copies
 }
 
-/// The entry with row `row` of a stack: its first row, the entry, its type.
-fn part(entries: &[(Entry, Dtype)], row: usize) -> (usize, &Entry, Dtype) {
+/// The part with row `row` of a stack, and its first row.
+fn part(parts: &[Part], row: usize) -> (usize, &Part) {
     let mut first = 0;
-    for (entry, dtype) in entries {
-        if row < first + entry.shape[0] {
-            return (first, entry, *dtype);
+    for part in parts {
+        if row < first + part.n_rows() {
+            return (first, part);
         }
-        first += entry.shape[0];
+        first += part.n_rows();
     }
     unreachable!("row {row} of a stack of {first}")
 }

@@ -82,6 +82,7 @@ impl Architecture for Config {
             has_layer_norm: true,
             has_head_norm: false,
             ties_embeddings: self.tie_word_embeddings,
+            experts: None,
             audio: Some(AudioShape {
                 n_mels: self.num_mel_bins,
                 n_frames: 2 * self.max_source_positions,
@@ -314,6 +315,7 @@ impl Encoder {
             blocks,
             // Not read: there are no tokens.
             tokens: &self.rows,
+            types: None,
             pages: &self.pages,
             page_size: PAGE_SIZE,
             ends: Some(&self.ends),

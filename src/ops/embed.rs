@@ -24,6 +24,8 @@ kernel!(EMBED, "embed", Params, [Read, Read, Read, ReadWrite]);
 pub enum Lookup {
     /// That of its token.
     Token,
+    /// That of its token, added to `x`.
+    AddToken,
     /// That of its position, added to `x`.
     AddPosition,
     /// That of its position plus this offset, added to `x`.
@@ -54,7 +56,7 @@ pub fn embed(rec: &mut Recorder, embed: &Embed, rows: &Tensor, tokens: &Tensor, 
     assert_rows("embed", x, n.count());
     assert_rows("embed", rows, n.count());
     let (kind, offset) = match *lookup {
-        Lookup::Token => (0, 0),
+        Lookup::Token | Lookup::AddToken => (0, 0),
         Lookup::AddPosition => (1, 0),
         Lookup::AddPositionAfter(offset) => (1, offset),
         Lookup::AddRow(row) => (2, row),
@@ -64,7 +66,7 @@ pub fn embed(rec: &mut Recorder, embed: &Embed, rows: &Tensor, tokens: &Tensor, 
         .part(weights(table.dtype()))
         .set("WG", rec.caps(EMBED.name).one_subgroup().unwrap_or(super::PORTABLE_LANES))
         .set("LOOKUP", kind)
-        .set("ADD", (kind > 0).into());
+        .set("ADD", (*lookup != Lookup::Token).into());
     for range in table.ranges() {
         let params = Params {
             n_rows: n.count() as u32,

@@ -30,9 +30,13 @@ pub enum Act {
     Relu,
     /// `tanh(x)`
     Tanh,
+    /// Only with a gate: `g·σ(1.702·g)·(u + 1)`, the gate at most 7, the other half within ±7 (gpt-oss).
+    Clamped,
 }
 
 impl Act {
+    /// All of them.
+    pub const ALL: [Act; 6] = [Act::Silu, Act::GeluTanh, Act::Gelu, Act::Relu, Act::Tanh, Act::Clamped];
     /// By the names that `config.json` has for them.
     pub const NAMES: [(&str, Act); 8] = [
         ("silu", Act::Silu),
@@ -54,7 +58,7 @@ impl Act {
 /// If the shapes disagree.
 pub fn gate(rec: &mut Recorder, act: Act, x: &Tensor, y: &Tensor, range: Range<usize>) {
     let gated = x.n_cols() == 2 * y.n_cols();
-    assert!(gated || x.n_cols() == y.n_cols(), "gate: {x:?} and {y:?}");
+    assert!(gated || x.n_cols() == y.n_cols() && act != Act::Clamped, "gate: {act:?}, {x:?} and {y:?}");
     assert_rows("gate", x, range.end);
     assert_rows("gate", y, range.end);
     let params = Params {

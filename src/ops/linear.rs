@@ -17,17 +17,22 @@ device_struct! {
         y_stride: u32,
         eps: f32,
         offset: f32,
+        n_slots: u32,
+        expert0: u32,
+        n_experts: u32,
+        b_stride: u32,
     }
 }
 
 // Proven: rows and outputs are bounded by their counts before they index x, w, y and b; `launch` asserts that the tensors
-// have them. Indices into workgroup memory derive from constants, subgroup and lane.
-kernel!(LINEAR, "linear", Params, [Read, Read, Read, Read, ReadWrite], proven);
-kernel!(LINEAR_TILE, "linear_tile", Params, [Read, Read, Read, Read, ReadWrite], proven);
-kernel!(LINEAR_COOP, "linear_coop", Params, [Read, Read, Read, Read, ReadWrite], proven);
+// have them. `route` and `group` write all that is read of routes: experts below their number, and pairs of the rows.
+// Indices into workgroup memory derive from constants, subgroup and lane.
+kernel!(LINEAR, "linear", Params, [Read, Read, Read, Read, Read, ReadWrite], proven);
+kernel!(LINEAR_TILE, "linear_tile", Params, [Read, Read, Read, Read, Read, ReadWrite], proven);
+kernel!(LINEAR_COOP, "linear_coop", Params, [Read, Read, Read, Read, Read, ReadWrite], proven);
 
 /// Rows and outputs of a tile of `linear_tile`.
-const TILE: u32 = 64;
+pub(super) const TILE: u32 = 64;
 /// A product is large from this number of large tiles on: fewer leave more than half of the largest cards idle, which
 /// have about 130 multiprocessors. Not measured; `wginfer tune` measures on each device.
 const COOP_LARGE_TILES: u32 = 64;
@@ -87,7 +92,7 @@ impl LinearVariant {
 }
 
 /// Rows and outputs of a workgroup's tile in `linear_coop`.
-fn coop_tile(tile: u32, [down, along]: [u32; 2]) -> [u32; 2] {
+pub(super) fn coop_tile(tile: u32, [down, along]: [u32; 2]) -> [u32; 2] {
     [2 * tile * down, 4 * tile * along]
 }
 
@@ -98,56 +103,110 @@ fn coop_shape(caps: &Caps, tile: u32, w: &Tensor, n_rows: u32) -> [u32; 2] {
     if is_large && coop_fits(caps, COOP_LARGE) { COOP_LARGE } else { COOP_SMALL }
 }
 
+/// The rows of a dispatch that are pairs of a row and a slot, and what they take of experts' weights.
+#[derive(Clone, Copy)]
+pub(super) struct Pairs<'a> {
+    /// The first pair, and how many there are.
+    pub pair0: usize,
+    pub n_pairs: usize,
+    /// Pairs per row of x.
+    pub n_slots: usize,
+    /// The experts of w, one below the other.
+    pub n_experts: usize,
+    /// The first column of y.
+    pub out0: usize,
+    /// Elements of the bias per expert.
+    pub b_stride: usize,
+    /// `ROUTED`, what it reads, and the groups there, of at most `size` pairs.
+    pub routed: u32,
+    pub routes: &'a Tensor,
+    pub n_groups: usize,
+    pub size: usize,
+}
+
 /// As [`span`], for rows that are normalised already, or that the kernel normalises.
 pub(super) fn launch(rec: &mut Recorder, product: Affine<'_>, add: bool, y: &Tensor, span: Span) {
     product.assert("linear");
-    let Affine { input, w, bias } = product;
-    let (x, rows) = (input.x, span.rows());
-    assert_eq!(y.n_cols(), w.n_rows(), "linear: {y:?} and {w:?}");
-    assert_rows("linear", x, rows.end);
+    let rows = span.rows();
+    assert_eq!(y.n_cols(), product.w.n_rows(), "linear: {y:?} and {:?}", product.w);
+    assert_rows("linear", product.input.x, rows.end);
     assert_rows("linear", y, rows.end);
-    let (n_rows, has_bias) = (rows.len() as u32, bias.is_some());
+    dispatch(rec, product, add, y, span, None);
+}
+
+/// As [`launch`], for the rows of `span`, or for `pairs`, which go its way.
+pub(super) fn dispatch(
+    rec: &mut Recorder,
+    product: Affine<'_>,
+    add: bool,
+    y: &Tensor,
+    span: Span,
+    pairs: Option<Pairs<'_>>,
+) {
+    let Affine { input, w, bias } = product;
+    let (x, has_bias) = (input.x, bias.is_some());
+    let (row0, n_rows) = pairs.map_or((span.row0, span.n_rows), |pairs| (pairs.pair0, pairs.n_pairs));
+    let routes = pairs.map_or_else(|| rec.unused(), |pairs| pairs.routes.view());
     let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
     let (norm, eps, offset) = input.norm_params(rec);
     let gpu = rec.gpu().clone();
     let caps = gpu.caps_of(rec.is_portable(super::PRODUCTS));
     for range in w.ranges() {
-        let n_out = range.rows.len() as u32;
+        // Of an expert's rows, if there are several in a range.
+        let n_own = pairs.map_or(range.rows.len(), |pairs| w.n_rows() / pairs.n_experts);
+        let n_out = n_own as u32;
         let params = Params {
-            row0: rows.start as u32,
-            n_rows,
+            row0: row0 as u32,
+            n_rows: n_rows as u32,
             n_in: w.n_cols() as u32,
             n_blocks: super::n_blocks(w),
             x_stride: (x.stride() / 4) as u32,
             w_stride: super::words(&range.tensor),
-            out0: range.first as u32,
+            out0: pairs.map_or(range.first, |pairs| pairs.out0) as u32,
             n_out,
             y_stride: y.stride() as u32,
             eps,
             offset,
+            n_slots: pairs.map_or(1, |pairs| pairs.n_slots) as u32,
+            expert0: (range.first / n_own.max(1)) as u32,
+            n_experts: (range.rows.len() / n_own.max(1)) as u32,
+            b_stride: pairs.map_or(0, |pairs| pairs.b_stride) as u32,
         };
+        // Groups of as many rows.
+        let n_groups =
+            |size: u32| pairs.map_or(n_rows.div_ceil(size as usize), |pairs| pairs.n_groups) as u32;
         let (variant, groups) = match span.way {
             Way::Few | Way::Reg => {
-                let (variant, groups) = span.sharing(&LINEAR, caps, range.tensor.dtype(), n_out.div_ceil(4));
+                let (dtype, n_quads) = (range.tensor.dtype(), n_out.div_ceil(4));
+                let (variant, groups) = match pairs {
+                    Some(Pairs { size, n_groups, .. }) => {
+                        span.way.sharing(&LINEAR, caps, n_quads, size, n_groups)
+                    }
+                    None => span.sharing(&LINEAR, caps, dtype, n_quads),
+                };
                 (input.set(variant), groups)
             }
-            Way::Tile => (Variant::new(&LINEAR_TILE), [n_out.div_ceil(TILE), n_rows.div_ceil(TILE), 1]),
+            Way::Tile => (Variant::new(&LINEAR_TILE), [n_out.div_ceil(TILE), n_groups(TILE), 1]),
             Way::Coop | Way::CoopLarge | Way::CoopSmall => {
                 let tile = caps.coop_tile().expect("only devices with matrices have the way");
                 let shape = match span.way {
+                    // Few rows take an expert.
+                    _ if pairs.is_some() => COOP_SMALL,
                     Way::CoopLarge => COOP_LARGE,
                     Way::CoopSmall => COOP_SMALL,
-                    _ => coop_shape(caps, tile, w, n_rows),
+                    _ => coop_shape(caps, tile, w, n_rows as u32),
                 };
                 let width = caps.coop_width(shape[0] * shape[1]).expect("`coop_fits`");
                 let [tile_rows, outs] = coop_tile(tile, shape);
                 let variant = Variant::new(&LINEAR_COOP).part(coop(tile)).set("SG", width);
                 let variant = variant.set("SG_ROWS", shape[0]).set("SG_OUTS", shape[1]);
-                (variant, [n_out.div_ceil(outs), n_rows.div_ceil(tile_rows), 1])
+                (variant, [n_out.div_ceil(outs), n_groups(tile_rows), 1])
             }
         };
         let variant = variant.part(words_part(caps)).part(weights(range.tensor.dtype())).part(&PRODUCT);
         let variant = variant.set("ADD", add.into()).set("BIAS", has_bias.into());
-        rec.dispatch(variant, &params, &[x.view(), norm.clone(), range, bias.clone(), y.view()], groups);
+        let variant = pairs.map_or(variant, |pairs| variant.set("ROUTED", pairs.routed));
+        let bindings = [x.view(), norm.clone(), range, bias.clone(), routes.clone(), y.view()];
+        rec.dispatch(variant, &params, &bindings, groups);
     }
 }

@@ -9,6 +9,7 @@ mod attention;
 mod attention_weights;
 mod count_prompt;
 mod embed;
+mod experts;
 mod fill_normal;
 mod gate;
 mod gate_up;
@@ -41,6 +42,10 @@ pub use attention::{Attention, AttentionPlan};
 pub use attention_weights::{HeadWeights, attention_weights};
 pub use count_prompt::count_prompt;
 pub use embed::{Embed, Lookup, embed};
+pub use experts::{
+    ExpertInput, ExpertProduct, MOST_CHOSEN, MOST_EXPERTS, Routed, Routes, Scoring, combine, expert_linear,
+    group, route,
+};
 pub use fill_normal::{fill_normal, fill_normal_rows};
 pub use gate::{Act, gate};
 pub use gate_up::gate_up;
@@ -56,7 +61,7 @@ pub use qkv::{Qkv, qkv};
 pub use quantize::quantize;
 pub use random_blocks::random_blocks;
 pub use rms_norm::{RmsNorm, rms_norm};
-pub use rope_append::{Places, RopeAppend, Rotary, rope_append};
+pub use rope_append::{Places, RopeAppend, Rotary, Temperature, rope_append};
 pub use rows::{Affine, Input, Rows};
 pub use sample::{Draws, NOT_A_TOKEN, SamplingRecord, sample};
 pub use softcap::softcap;
@@ -84,6 +89,9 @@ pub static KERNELS: &[&Kernel] = &[
     &attention_weights::ATTENTION_WEIGHTS,
     &count_prompt::COUNT_PROMPT,
     &embed::EMBED,
+    &experts::COMBINE,
+    &experts::GROUP,
+    &experts::ROUTE,
     &fill_normal::FILL_NORMAL,
     &gate::GATE,
     &gate_up::GATE_UP,

@@ -1,8 +1,8 @@
 //! The first half of attention: norm, joint projection, rotation and append to the cache in one kernel.
 
 use super::{
-    Affine, HeadNorm, RopeAppend, Rows, Span, assert_rows, head_norm, kernel, linear, pair, rope_append,
-    weights, words_part,
+    Affine, HeadNorm, RopeAppend, Rows, Span, Temperature, assert_rows, head_norm, kernel, linear, pair,
+    rope_append, weights, words_part,
 };
 use crate::dtype::Dtype;
 use crate::gpu::{Recorder, Tensor, device_struct};
@@ -24,6 +24,8 @@ device_struct! {
         page_size: u32,
         eps: f32,
         offset: f32,
+        original: u32,
+        beta: f32,
     }
 }
 
@@ -100,6 +102,7 @@ pub(super) fn fused(rec: &mut Recorder, qkv: Qkv<'_>, span: Span) {
     let variant = variant.part(words_part(caps)).part(weights(w.dtype())).part(pair(cache.dtype));
     let variant = input.set(variant).set("BIAS", bias.is_some().into());
     let variant = variant.set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into());
+    let (variant, Temperature { beta, original }) = Temperature::set(variant, rotary);
     let (norm, eps, offset) = input.norm_params(rec);
     let params = Params {
         row0: span.rows().start as u32,
@@ -117,6 +120,8 @@ pub(super) fn fused(rec: &mut Recorder, qkv: Qkv<'_>, span: Span) {
         page_size: places.page_size as u32,
         eps,
         offset,
+        original,
+        beta,
     };
     let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
     let cos_sin = rotary.map_or_else(|| rec.unused(), |r| r.cos_sin.view());

@@ -18,6 +18,8 @@ device_struct! {
         q_stride: u32,
         pages_stride: u32,
         page_size: u32,
+        original: u32,
+        beta: f32,
     }
 }
 
@@ -33,6 +35,27 @@ pub struct Rotary {
     pub n_rot: usize,
     /// Pairs are (2i, 2i+1), not (i, i + n_rot/2).
     pub interleaved: bool,
+    /// The factor on rotated queries.
+    pub temperature: Option<Temperature>,
+}
+
+/// A factor on queries that grows with their position: `1 + beta·ln(1 + ⌊pos / original⌋)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Temperature {
+    /// How much it grows.
+    pub beta: f32,
+    /// Positions with the factor 1, at least one.
+    pub original: u32,
+}
+
+impl Temperature {
+    /// Sets the override that a kernel reads, and returns its parameters.
+    pub(super) fn set(variant: Variant, of: Option<&Rotary>) -> (Variant, Temperature) {
+        match of.and_then(|rotary| rotary.temperature) {
+            Some(temperature) => (variant.set("TEMPERED", 1), temperature),
+            None => (variant, Temperature { beta: 0.0, original: 1 }),
+        }
+    }
 }
 
 /// The sequences, positions and pages of a batch's rows.
@@ -83,6 +106,14 @@ pub fn rope_append(rec: &mut Recorder, qkv: &Tensor, to: RopeAppend<'_>, range: 
     let n_rot = rotary.map_or(0, |r| r.n_rot);
     assert!(n_rot.is_multiple_of(2) && n_rot <= head_dim, "rope_append: {n_rot} of {head_dim} rotated");
     assert!(rotary.is_none_or(|r| r.cos_sin.stride() == r.n_rot), "rope_append: {rotary:?}");
+    let lanes = super::PORTABLE_LANES;
+    let variant = Variant::new(&ROPE_APPEND)
+        .part(append(cache.dtype))
+        .set("WG", lanes)
+        .set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into())
+        // As an override, because otherwise the divisions for the angles took most of the kernel's time on llvmpipe.
+        .set("ROTATES", (n_rot > 0).into());
+    let (variant, Temperature { beta, original }) = Temperature::set(variant, rotary);
     let params = Params {
         row0: range.start as u32,
         n_rows: range.len() as u32,
@@ -94,14 +125,9 @@ pub fn rope_append(rec: &mut Recorder, qkv: &Tensor, to: RopeAppend<'_>, range: 
         q_stride: (q.stride() / 4) as u32,
         pages_stride: pages.n_cols() as u32,
         page_size: page_size as u32,
+        original,
+        beta,
     };
-    let lanes = super::PORTABLE_LANES;
-    let variant = Variant::new(&ROPE_APPEND)
-        .part(append(cache.dtype))
-        .set("WG", lanes)
-        .set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into())
-        // As an override, because otherwise the divisions for the angles took most of the kernel's time on llvmpipe.
-        .set("ROTATES", (n_rot > 0).into());
     let cos_sin = rotary.map_or_else(|| rec.unused(), |r| r.cos_sin.view());
     let items = range.len() * (n_heads + 2 * n_kv_heads) * head_dim / n_dims;
     let groups = rec.gpu().caps().spread((items as u32).div_ceil(lanes));

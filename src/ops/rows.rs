@@ -23,6 +23,11 @@ impl Rows {
     pub fn count(self) -> usize {
         self.n_decode + self.n_prompt
     }
+
+    /// For each kind of rows, whether they are a prompt's, and their number.
+    pub(super) fn kinds(self) -> [(bool, usize); 2] {
+        [(false, self.n_decode), (true, self.n_prompt)]
+    }
 }
 
 /// The input of a product: `x` `[rows, n_in]` F32, normalised if there is a norm.
@@ -224,7 +229,7 @@ pub(super) struct Span {
 impl Span {
     /// All rows of a batch on their ways through an operation on `w`. A way does not depend on the number of rows.
     pub fn all(rec: &mut Recorder, operation: &'static str, w: &Tensor, n: Rows) -> Vec<Span> {
-        for (is_prompt, n_rows) in [(false, n.n_decode), (true, n.n_prompt)] {
+        for (is_prompt, n_rows) in n.kinds() {
             for part in w.ranges() {
                 let (dtype, n_out, n_in) = (part.tensor.dtype(), part.rows.len(), w.n_cols());
                 rec.note_product(Product { operation, is_prompt, dtype, n_out, n_in }, n_rows);
@@ -269,8 +274,22 @@ impl Span {
         n_quads: u32,
     ) -> (Variant, [u32; 3]) {
         let n_shared = self.n_shared(caps, dtype);
+        self.way.sharing(kernel, caps, n_quads, n_shared, self.n_rows.div_ceil(n_shared))
+    }
+}
+
+impl Way {
+    /// As [`Span::sharing`], for `n_groups` groups of `n_shared` rows.
+    pub fn sharing(
+        self,
+        kernel: &'static Kernel,
+        caps: &Caps,
+        n_quads: u32,
+        n_shared: usize,
+        n_groups: usize,
+    ) -> (Variant, [u32; 3]) {
         let variant = Variant::new(kernel);
-        let (variant, n) = match (self.way, caps.one_subgroup()) {
+        let (variant, n) = match (self, caps.one_subgroup()) {
             (Way::Reg, _) => (variant.part(&ROWS_REG).set("WG", REG_LANES), n_quads.div_ceil(REG_LANES)),
             (_, Some(width)) => (variant.part(&ROWS_FEW).part(&REDUCE_SUBGROUP).set("WG", width), n_quads),
             (_, None) => (variant.part(&ROWS_FEW).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES), n_quads),
@@ -278,7 +297,7 @@ impl Span {
         let variant = variant.part(SHARES[n_shared.ilog2() as usize]).part(inputs_part(caps));
         // The groups of rows that read the same weights are neighbours, so that all but the first find them in a cache.
         let [gx, gy, _] = caps.spread(n);
-        (variant, [self.n_rows.div_ceil(n_shared) as u32, gx, gy])
+        (variant, [n_groups as u32, gx, gy])
     }
 }
 

@@ -169,8 +169,7 @@ impl AnswerTask {
             let tokens = count(&document[range.clone()])?;
             pieces.push(Piece { lines: passages.lines(range), tokens, answer: None, found: false });
         }
-        let stop = prompter.stop();
-        let whole = Style { sampling: options.sampling.clone(), max_tokens: room.max_tokens, stop };
+        let whole = prompter.style(options.sampling.clone(), room.max_tokens);
         let short = Style { max_tokens: room.max_tokens.min(room.piece_tokens / 4), ..whole.clone() };
         Ok(AnswerTask {
             question: question.to_string(),

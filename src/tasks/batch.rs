@@ -42,14 +42,15 @@ impl Submit for Engine {
 }
 
 impl Submit for TextEncoder {
-    type Request = (Vec<u32>, Output);
+    /// Token ids, their types, and what is wanted.
+    type Request = (Vec<u32>, Vec<u32>, Output);
 
     fn has_room(&self, n_out: usize) -> bool {
         n_out < MOST_OUT.max(4 * self.max_seqs())
     }
 
-    fn submit(&mut self, (token_ids, output): (Vec<u32>, Output)) -> Result<RequestId, EngineError> {
-        TextEncoder::submit(self, token_ids, output)
+    fn submit(&mut self, (token_ids, types, output): Self::Request) -> Result<RequestId, EngineError> {
+        TextEncoder::submit_typed(self, token_ids, types, output)
     }
 
     fn cancel(&mut self, id: RequestId) -> bool {
@@ -145,11 +146,6 @@ impl<R> Batch<R> {
         self.must_cancel = true;
     }
 
-    /// The number of requests that have not been submitted yet.
-    pub fn n_waiting(&self) -> usize {
-        self.backlog.len()
-    }
-
     /// Whether all requests have ended.
     pub fn is_done(&self) -> bool {
         self.backlog.is_empty() && self.out.is_empty()
@@ -203,7 +199,7 @@ impl Batch<Request> {
     }
 }
 
-impl Batch<(Vec<u32>, Output)> {
+impl Batch<(Vec<u32>, Vec<u32>, Output)> {
     /// Takes its results, and passes them on with the numbers of their texts.
     pub fn observe_encoded(&mut self, events: &mut Events, mut on: impl FnMut(usize, Vec<f32>)) {
         let own: Vec<Encoded> =

@@ -5,13 +5,18 @@ use std::ops::{ControlFlow, Range};
 
 use super::task::{Engines, Events, Task, run};
 use crate::engine::{Engine, EngineError, Event, FinishReason, Request, RequestId, Sampling, Timings, Usage};
-use crate::text::{ChatTemplate, Message, Tokenizer};
+use crate::text::{
+    ChatTemplate, Delta, Message, ReasoningFormat, ReasoningOptions, ReasoningParser, TextError, Tokenizer,
+};
 
 /// The context is divided by this for the part that is kept free for an answer of unknown length.
 const ANSWER_SHARE: usize = 4;
 
 /// A conversation with one model. It keeps the messages, and the engine's prefix cache keeps their keys and values, so
 /// that a turn computes only what is new.
+///
+/// What the model thinks is apart from its answer, in the progress reports and in the [`Reply`]. The template decides
+/// which thoughts of earlier turns are part of a prompt; mostly none is.
 ///
 /// [`Chat::ask`] waits for the answer. A guest calls [`Chat::say`], and drives the answer like every [`Task`]. After it
 /// has finished, the next turn can begin.
@@ -26,8 +31,12 @@ pub struct Chat {
     turn: Turn,
     /// Dropped requests, until they have ended.
     stale: Vec<RequestId>,
-    /// Text that has not been reported yet.
-    progress: VecDeque<String>,
+    /// How the model marks its thoughts, if it does.
+    format: Option<ReasoningFormat>,
+    /// Variables for the template.
+    variables: serde_json::Map<String, serde_json::Value>,
+    /// Pieces that have not been reported yet.
+    progress: VecDeque<Delta>,
     /// Sampling parameters.
     pub sampling: Sampling,
     /// Most tokens of an answer. Default: as many as fit in the context.
@@ -59,15 +68,23 @@ enum Turn {
 struct Pending {
     id: RequestId,
     prompt: Said,
+    /// The whole answer, with thoughts and their marks.
     answer: Said,
+    parser: Option<ReasoningParser>,
+    text: String,
+    reasoning: String,
     n_dropped: usize,
 }
 
 /// A finished answer.
 #[derive(Clone, Debug)]
 pub struct Reply {
-    /// The answer.
+    /// The answer, without thoughts.
     pub text: String,
+    /// What the model thought, if it did.
+    pub reasoning_content: Option<String>,
+    /// Whether the answer ended within a thought.
+    pub ends_in_reasoning: bool,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// Token counts. `cached_tokens` of the prompt were computed in earlier turns.
@@ -92,6 +109,8 @@ impl Chat {
             said: Said::default(),
             turn: Turn::Idle,
             stale: Vec::new(),
+            format: ReasoningFormat::of(tokenizer),
+            variables: serde_json::Map::new(),
             progress: VecDeque::new(),
             sampling,
             max_tokens: None,
@@ -102,6 +121,15 @@ impl Chat {
     /// Sets or removes the system message.
     pub fn set_system(&mut self, text: Option<String>) {
         self.system = text;
+    }
+
+    /// Sets how much the model thinks.
+    ///
+    /// # Errors
+    /// [`TextError::VariableNotRead`] if the template does not let one choose. Nothing has changed then.
+    pub fn set_reasoning(&mut self, options: ReasoningOptions) -> Result<(), TextError> {
+        self.variables = options.variables(&self.template)?;
+        Ok(())
     }
 
     /// The messages so far, without the system message.
@@ -125,8 +153,8 @@ impl Chat {
         self.turn = Turn::Said;
     }
 
-    /// Adds the message `text` and waits for the reply. Calls `on_text` with each piece, which is empty while nothing
-    /// has arrived. On `Break`, the answer ends there.
+    /// Adds the message `text` and waits for the reply. Calls `on_piece` with each piece, and with `None`
+    /// while nothing has arrived. On `Break`, the answer ends there.
     ///
     /// # Errors
     /// As [`Chat::finish`]; [`GpuError::Adopted`](crate::gpu::GpuError::Adopted) on an adopted device, where only the
@@ -135,10 +163,10 @@ impl Chat {
         &mut self,
         engine: &mut Engine,
         text: &str,
-        mut on_text: impl FnMut(&str) -> ControlFlow<()>,
+        mut on_piece: impl FnMut(Option<&Delta>) -> ControlFlow<()>,
     ) -> Result<Reply, EngineError> {
         self.say(text);
-        run(self, &mut Engines::from(engine), |text| on_text(&text.unwrap_or_default()))
+        run(self, &mut Engines::from(engine), |piece| on_piece(piece.as_ref()))
     }
 
     /// Removes a message that has no reply yet.
@@ -158,16 +186,29 @@ impl Chat {
     fn submit(&mut self, engine: &mut Engine) -> Result<Pending, EngineError> {
         let messages = self.messages.clone();
         let (prompt, n_dropped) = self.fit(engine.ctx())?;
+        let parser = match self.format {
+            Some(format) => Some(ReasoningParser::after(&self.tokenizer, format, &prompt.ids)?),
+            None => None,
+        };
         let id = engine.submit(Request {
             sampling: self.sampling.clone(),
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
+            shown_tokens: self.format.map_or(Vec::new(), |format| format.special_tokens(&self.tokenizer)),
             generated: prompt.generated.clone(),
             ..Request::new(prompt.ids.clone())
         });
         // A message that is refused takes no earlier ones with it.
         let id = id.inspect_err(|_| self.messages = messages)?;
-        Ok(Pending { id, prompt, answer: Said::default(), n_dropped })
+        Ok(Pending {
+            id,
+            prompt,
+            answer: Said::default(),
+            parser,
+            text: String::new(),
+            reasoning: String::new(),
+            n_dropped,
+        })
     }
 
     /// Handles an event of the answer's request.
@@ -184,9 +225,21 @@ impl Chat {
             }
             Event::Done { text, finish_reason, usage, timings, .. } => {
                 self.hear(&mut pending, text);
-                let (text, n_dropped) = (pending.answer.text.clone(), pending.n_dropped);
-                self.conclude(pending, finish_reason);
-                Turn::Ended(Ok(Reply { text, finish_reason, usage, timings, n_dropped }))
+                let ends_in_reasoning = pending.parser.as_ref().is_some_and(ReasoningParser::is_reasoning);
+                let rest = pending.parser.as_mut().map_or(Vec::new(), ReasoningParser::finish);
+                self.report(&mut pending, rest);
+                let n_dropped = pending.n_dropped;
+                let message = self.conclude(pending, finish_reason);
+                let Message { content: text, reasoning_content, .. } = message;
+                Turn::Ended(Ok(Reply {
+                    text,
+                    reasoning_content,
+                    ends_in_reasoning,
+                    finish_reason,
+                    usage,
+                    timings,
+                    n_dropped,
+                }))
             }
             _ => Turn::Pending(pending),
         }
@@ -194,17 +247,32 @@ impl Chat {
 
     fn hear(&mut self, pending: &mut Pending, text: String) {
         pending.answer.text.push_str(&text);
-        if !text.is_empty() {
-            self.progress.push_back(text);
-        }
+        let pieces = match &mut pending.parser {
+            Some(parser) => parser.push(&text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![Delta::Content(text)],
+        };
+        self.report(pending, pieces);
     }
 
-    /// Adds the answer to the conversation.
-    fn conclude(&mut self, pending: Pending, finish_reason: FinishReason) {
-        let Pending { mut prompt, answer, .. } = pending;
+    fn report(&mut self, pending: &mut Pending, pieces: Vec<Delta>) {
+        for piece in &pieces {
+            match piece {
+                Delta::Reasoning(text) => pending.reasoning.push_str(text),
+                Delta::Content(text) => pending.text.push_str(text),
+            }
+        }
+        self.progress.extend(pieces);
+    }
+
+    /// Adds the answer to the conversation, and returns it.
+    fn conclude(&mut self, pending: Pending, finish_reason: FinishReason) -> Message {
+        let Pending { mut prompt, answer, text, reasoning, .. } = pending;
+        let reasoning_content = (!reasoning.is_empty()).then_some(reasoning);
+        let message = Message { reasoning_content, ..Message::assistant(text) };
         if answer.text.is_empty() && finish_reason == FinishReason::Cancelled {
             self.messages.pop();
-            return;
+            return message;
         }
         // A stop text is cut from the answer but not from its tokens.
         let are_same = self.tokenizer.decode(&answer.ids, true).is_ok_and(|text| text == answer.text);
@@ -216,7 +284,8 @@ impl Chat {
         } else {
             Said::default()
         };
-        self.messages.push(Message::assistant(answer.text));
+        self.messages.push(message.clone());
+        message
     }
 
     /// The prompt, after dropping as many of the oldest turns as necessary, and the number of dropped messages.
@@ -237,7 +306,7 @@ impl Chat {
     fn prompt(&self) -> Result<Said, EngineError> {
         let system = self.system.iter().map(Message::system);
         let all: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
-        let text = self.template.render(&all, true, &serde_json::Map::new())?;
+        let text = self.template.render(&all, true, &self.variables)?;
         let (ids, generated) = self.encode(&text)?;
         Ok(Said { text, ids, generated })
     }
@@ -267,7 +336,7 @@ impl Chat {
 impl Task for Chat {
     type Output = Reply;
     type Error = EngineError;
-    type Progress = String;
+    type Progress = Delta;
 
     fn advance(&mut self, engines: &mut Engines<'_>) {
         let engine = match engines.language() {
@@ -307,8 +376,8 @@ impl Task for Chat {
         }
     }
 
-    /// The next part of the answer.
-    fn progress(&mut self) -> Option<String> {
+    /// The next part of the thoughts or of the answer.
+    fn progress(&mut self) -> Option<Delta> {
         self.progress.pop_front()
     }
 
@@ -320,6 +389,8 @@ impl Task for Chat {
                 self.withdraw();
                 self.turn = Turn::Ended(Ok(Reply {
                     text: String::new(),
+                    reasoning_content: None,
+                    ends_in_reasoning: false,
                     finish_reason: FinishReason::Cancelled,
                     usage: Usage::default(),
                     timings: Timings::default(),

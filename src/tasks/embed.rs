@@ -8,6 +8,7 @@ use super::TaskError;
 use super::batch::Batch;
 use super::task::{Engines, Events, Finished, Progress, Task, collected, rest};
 use crate::engine::{Output, TextEncoder};
+use crate::text::Pair;
 
 /// The result of an encoder for a text.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -48,7 +49,7 @@ pub fn encode_tokens(
     run_to_end(EncodeTask::from_tokens(token_ids, output), encoder, progress)
 }
 
-fn run_to_end(
+pub(super) fn run_to_end(
     mut task: EncodeTask,
     encoder: &mut TextEncoder,
     on: &mut dyn FnMut(usize),
@@ -62,12 +63,17 @@ fn run_to_end(
     })
 }
 
+/// From the logits of a text to a score.
+pub(super) type Score = fn(&[f32]) -> f32;
+
 /// Computes embeddings of many texts, or logits of a classification head. A text that fails does not stop the others.
 pub struct EncodeTask {
-    batch: Batch<(Vec<u32>, Output)>,
+    batch: Batch<(Vec<u32>, Vec<u32>, Output)>,
     n_texts: usize,
     /// Of each request: its text, and the result without values.
     requests: Vec<(usize, Encoding)>,
+    /// What the score is of the logits, if that is wanted.
+    score: Option<Score>,
     finished: VecDeque<Finished<Encoding>>,
 }
 
@@ -92,37 +98,39 @@ impl EncodeTask {
             if token_ids.len() <= n_around {
                 return Err(TaskError::TooShort { what: "text", found: 0, expected: 1 });
             }
-            Ok((token_ids, n_cut))
+            Ok(Pair { token_ids, types: Vec::new(), n_cut })
         };
-        Ok(EncodeTask::of(texts.iter().map(|text| tokenize(text.as_ref())), output))
+        Ok(EncodeTask::of(texts.iter().map(|text| tokenize(text.as_ref())), output, None))
     }
 
     /// A task for texts that are already token ids.
     pub fn from_tokens(token_ids: Vec<Vec<u32>>, output: Output) -> EncodeTask {
-        EncodeTask::of(token_ids.into_iter().map(|ids| Ok((ids, 0))), output)
+        let pair = |token_ids| Ok(Pair { token_ids, ..Pair::default() });
+        EncodeTask::of(token_ids.into_iter().map(pair), output, None)
     }
 
-    /// A task for token ids, with the number of ids that were cut, or errors.
-    fn of(
-        texts: impl ExactSizeIterator<Item = Result<(Vec<u32>, usize), TaskError>>,
+    /// A task for token ids with their types, or errors.
+    pub(super) fn of(
+        texts: impl ExactSizeIterator<Item = Result<Pair, TaskError>>,
         output: Output,
+        score: Option<Score>,
     ) -> EncodeTask {
         let n_texts = texts.len();
         let (mut finished, mut all) = (VecDeque::new(), Vec::new());
         for (index, text) in texts.enumerate() {
             match text {
-                Ok((token_ids, n_cut)) => all.push((index, token_ids, n_cut)),
+                Ok(text) => all.push((index, text)),
                 Err(error) => finished.push_back(Finished { index, result: Err(error) }),
             }
         }
         // Longest first: texts of a batch have similar lengths, and little is lost at the end.
-        all.sort_by_key(|(_, token_ids, _)| Reverse(token_ids.len()));
-        let of_text = |(index, token_ids, n_cut): &(usize, Vec<u32>, usize)| {
-            (*index, Encoding { values: Vec::new(), n_tokens: token_ids.len(), n_cut: *n_cut })
+        all.sort_by_key(|(_, text)| Reverse(text.token_ids.len()));
+        let of_text = |(index, text): &(usize, Pair)| {
+            (*index, Encoding { values: Vec::new(), n_tokens: text.token_ids.len(), n_cut: text.n_cut })
         };
         let requests = all.iter().map(of_text).collect();
-        let batch = Batch::independent(all.into_iter().map(|(_, token_ids, _)| (token_ids, output)));
-        EncodeTask { batch, n_texts, requests, finished }
+        let batch = Batch::independent(all.into_iter().map(|(_, text)| (text.token_ids, text.types, output)));
+        EncodeTask { batch, n_texts, requests, score, finished }
     }
 
     /// The number of texts.
@@ -154,6 +162,10 @@ impl Task for EncodeTask {
     fn observe(&mut self, events: &mut Events) {
         self.batch.observe_encoded(events, |i, values| {
             let (index, encoding) = &mut self.requests[i];
+            let values = match self.score {
+                Some(score) => vec![score(&values)],
+                None => values,
+            };
             let result = Ok(Encoding { values, ..std::mem::take(encoding) });
             self.finished.push_back(Finished { index: *index, result });
         });

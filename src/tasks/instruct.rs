@@ -1,8 +1,9 @@
 //! Instructions to a language model, and the prompts that they become.
 
 use super::TaskError;
-use crate::engine::Engine;
-use crate::text::{ChatTemplate, Message, TextError, Tokenizer};
+use super::write::Style;
+use crate::engine::{Engine, Sampling};
+use crate::text::{ChatTemplate, Message, ReasoningFormat, ReasoningOptions, TextError, Tokenizer};
 
 /// A placeholder for the user's text while the template is rendered: private-use characters, which no text contains.
 const PLACE: &str = "\u{e000}\u{e001}";
@@ -17,7 +18,7 @@ pub(super) struct Instruction<'a> {
     pub cue: &'a str,
 }
 
-/// Makes prompts from instructions: with the model's chat template, or as a text to continue if it has none.
+/// Makes prompts from instructions, which ask for as few thoughts as the model lets one choose: with the model's chat template, or as a text to continue if it has none.
 pub(super) struct Prompter {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
@@ -39,12 +40,13 @@ impl Prompter {
             Err(error) => return Err(error.into()),
         };
         let messages = [Message::system("a"), Message::user("b")];
-        let has_system = match template.as_ref().map(|t| t.render(&messages, true, &variables())) {
-            Some(Ok(_)) => true,
-            None | Some(Err(TextError::TemplateRefused { .. })) => false,
-            // No other failure says anything about system messages.
-            Some(Err(error)) => return Err(error.into()),
-        };
+        let has_system =
+            match template.as_ref().map(|t| t.render(&messages, true, &ReasoningOptions::least())) {
+                Some(Ok(_)) => true,
+                None | Some(Err(TextError::TemplateRefused { .. })) => false,
+                // No other failure says anything about system messages.
+                Some(Err(error)) => return Err(error.into()),
+            };
         Ok(Prompter { tokenizer, template, has_system })
     }
 
@@ -59,9 +61,11 @@ impl Prompter {
         Ok(self.tokenizer.encode_plain(&text)?)
     }
 
-    /// Texts that end the answer: a model that only continues text would go on with the next paragraph.
-    pub fn stop(&self) -> Vec<String> {
-        if self.template.is_some() { Vec::new() } else { vec!["\n\n".to_string()] }
+    /// How answers are generated. A model that only continues text would go on with the next paragraph.
+    pub fn style(&self, sampling: Sampling, max_tokens: usize) -> Style {
+        let stop = if self.has_template() { Vec::new() } else { vec!["\n\n".to_string()] };
+        let format = ReasoningFormat::of(&self.tokenizer).filter(|_| self.has_template());
+        Style { sampling, max_tokens, stop, reasoning: format.map(|format| (self.tokenizer.clone(), format)) }
     }
 
     /// The number of tokens of a text by itself.
@@ -81,7 +85,7 @@ impl Prompter {
             let text = if cue.is_empty() { text.to_string() } else { format!("{text}\n\n{cue}") };
             return self.encode("", &text, "", true);
         };
-        let render = |messages: &[Message]| template.render(messages, true, &variables());
+        let render = |messages: &[Message]| template.render(messages, true, &ReasoningOptions::least());
         let (rendered, content) = match (system, joined) {
             (Some(system), _) if self.has_system => {
                 (render(&[Message::system(*system), Message::user(PLACE)])?, user.to_string())
@@ -117,9 +121,4 @@ impl Prompter {
         ids.extend(tokenizer.encode(after, false)?);
         Ok(ids)
     }
-}
-
-/// Variables for templates: tasks want only results, not a model's reasoning.
-fn variables() -> serde_json::Map<String, serde_json::Value> {
-    serde_json::Map::from_iter([("enable_thinking".to_string(), false.into())])
 }

@@ -1,5 +1,5 @@
-//! Layer 5: tasks, built on the engine: chat, answer, classify, embed, transcribe, summarize, score. Nothing here
-//! prints.
+//! Layer 5: tasks, built on the engine: chat, answer, classify, embed, rerank, transcribe, summarize, score.
+//! Nothing here prints.
 //!
 //! A task on many inputs ([`ClassifyTask`], [`EncodeTask`], [`MatchTask`]) has a result for each ([`Finished`]): an input
 //! that is empty, too long or fails in another way of its own is an error there, and the others are done. Its other
@@ -16,6 +16,7 @@ mod embed;
 mod error;
 mod instruct;
 mod passage;
+mod rerank;
 mod score;
 mod split;
 mod summarize;
@@ -34,6 +35,7 @@ pub use embed::{
 };
 pub use error::TaskError;
 pub use passage::Quote;
+pub use rerank::{RERANK_INSTRUCTION, rerank, rerank_task};
 pub use score::{
     Match, MatchTask, Perplexity, PerplexityTask, ScoreWindow, exact_match, normalized, perplexity, total,
     windows,

@@ -268,7 +268,7 @@ impl MatchTask {
             }
         }
         let stop = if prompter.has_template() { Vec::new() } else { vec!["\n".to_string()] };
-        let style = Style { sampling: Sampling::greedy(), max_tokens, stop };
+        let style = Style { stop, ..prompter.style(Sampling::greedy(), max_tokens) };
         Ok(MatchTask { writing: Writing::independent(prompts, &style), expected, finished })
     }
 

@@ -99,8 +99,7 @@ impl SummarizeTask {
         }
         let prompter = Prompter::new(engine)?;
         let room = options.room(engine, prompt(&prompter, "", words)?.len())?;
-        let stop = prompter.stop();
-        let whole = Style { sampling: options.sampling.clone(), max_tokens: room.max_tokens, stop };
+        let whole = prompter.style(options.sampling.clone(), room.max_tokens);
         let short = Style { max_tokens: room.max_tokens.min(room.piece_tokens / 4), ..whole.clone() };
         Ok(SummarizeTask {
             prompter,

@@ -6,6 +6,7 @@ use super::TaskError;
 use super::batch::Batch;
 use super::task::{Events, Progress};
 use crate::engine::{Engine, EngineError, Event, FinishReason, Request, Sampling, Usage};
+use crate::text::{Delta, ReasoningFormat, ReasoningParser, Tokenizer};
 
 /// How texts are generated.
 #[derive(Clone, Debug)]
@@ -13,6 +14,8 @@ pub(super) struct Style {
     pub sampling: Sampling,
     pub max_tokens: usize,
     pub stop: Vec<String>,
+    /// How the model marks its thoughts, which are no part of the texts.
+    pub reasoning: Option<(Tokenizer, ReasoningFormat)>,
 }
 
 /// A finished text, without white space around it.
@@ -39,6 +42,7 @@ pub(super) struct Writing {
 /// A text so far, and its end once it has one.
 #[derive(Default)]
 struct Text {
+    parser: Option<ReasoningParser>,
     text: String,
     end: Option<(FinishReason, Usage)>,
 }
@@ -54,20 +58,30 @@ struct Stream {
 impl Writing {
     /// Several texts that are of use only together. Reports to `progress` how many are done.
     pub fn several(prompts: Vec<Vec<u32>>, style: &Style, progress: &mut VecDeque<Progress>) -> Writing {
-        Writing::of(Batch::new(requests(prompts, style)), progress)
+        Writing::of(prompts, style, Batch::new, progress)
     }
 
     /// As [`Writing::several`], but a text can fail while the others go on; see [`Writing::take_finished`].
     pub fn independent(prompts: Vec<Vec<u32>>, style: &Style) -> Writing {
-        Writing::of(Batch::independent(requests(prompts, style)), &mut VecDeque::new())
+        Writing::of(prompts, style, Batch::independent, &mut VecDeque::new())
     }
 
-    fn of(batch: Batch<Request>, progress: &mut VecDeque<Progress>) -> Writing {
-        let n = batch.n_waiting();
-        progress.push_back(Progress::Done { n_done: 0, n_pieces: n });
+    fn of(
+        prompts: Vec<Vec<u32>>,
+        style: &Style,
+        batch: impl FnOnce(Vec<Request>) -> Batch<Request>,
+        progress: &mut VecDeque<Progress>,
+    ) -> Writing {
+        progress.push_back(Progress::Done { n_done: 0, n_pieces: prompts.len() });
+        let text = |prompt: &Vec<u32>| {
+            let (tokenizer, format) = style.reasoning.as_ref()?;
+            // The engine refuses a prompt that cannot be decoded.
+            ReasoningParser::after(tokenizer, *format, prompt).ok()
+        };
+        let texts = prompts.iter().map(|prompt| Text { parser: text(prompt), ..Text::default() }).collect();
         Writing {
-            batch,
-            texts: (0..n).map(|_| Text::default()).collect(),
+            batch: batch(requests(prompts, style)),
+            texts,
             finished: Vec::new(),
             stream: None,
             n_done: 0,
@@ -88,8 +102,8 @@ impl Writing {
         let n_pieces = self.texts.len();
         self.batch.observe(events, |i, event| {
             let (Event::Token { text, .. } | Event::Done { text, .. }) = &event else { return };
-            self.texts[i].text.push_str(text);
-            if let Some(text) = self.stream.as_mut().and_then(|stream| stream.push(text)) {
+            let text = self.texts[i].push(text, matches!(event, Event::Done { .. }));
+            if let Some(text) = self.stream.as_mut().and_then(|stream| stream.push(&text)) {
                 progress.push_back(Progress::Text(text));
             }
             if let Event::Done { finish_reason, usage, .. } = event {
@@ -148,19 +162,42 @@ impl Writing {
 
     /// Takes a text that has ended.
     fn written(&mut self, i: usize) -> Result<Written, TaskError> {
-        let Text { text, end } = std::mem::take(&mut self.texts[i]);
+        let Text { text, end, .. } = std::mem::take(&mut self.texts[i]);
         let (finish_reason, usage) = end.ok_or(TaskError::Stopped)?;
         Ok(Written { text: text.trim().to_string(), finish_reason, usage })
     }
 }
 
-fn requests(prompts: Vec<Vec<u32>>, style: &Style) -> impl Iterator<Item = Request> {
-    prompts.into_iter().map(|prompt| Request {
+fn requests(prompts: Vec<Vec<u32>>, style: &Style) -> Vec<Request> {
+    let marks = style.reasoning.as_ref().map(|(tokenizer, format)| format.special_tokens(tokenizer));
+    let marks = marks.unwrap_or_default();
+    let request = |prompt| Request {
         sampling: style.sampling.clone(),
         max_tokens: Some(style.max_tokens),
         stop: style.stop.clone(),
+        shown_tokens: marks.clone(),
         ..Request::new(prompt)
-    })
+    };
+    prompts.into_iter().map(request).collect()
+}
+
+impl Text {
+    /// Takes the next part of what the model writes. Returns what of it is text, and no thought.
+    fn push(&mut self, text: &str, is_last: bool) -> String {
+        let content = match &mut self.parser {
+            None => text.to_string(),
+            Some(parser) => {
+                let mut deltas = parser.push(text);
+                if is_last {
+                    deltas.extend(parser.finish());
+                }
+                let content = |delta| if let Delta::Content(text) = delta { Some(text) } else { None };
+                deltas.into_iter().filter_map(content).collect()
+            }
+        };
+        self.text.push_str(&content);
+        content
+    }
 }
 
 impl Stream {

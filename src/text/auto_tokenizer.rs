@@ -45,8 +45,8 @@ pub(super) enum Around {
     /// The post-processor of `tokenizer.json`.
     File,
     Nothing,
-    /// The named tokens before and after the text.
-    Named(&'static str, &'static str),
+    /// The named tokens before and after the text, and how many of the latter are between the texts of a pair.
+    Named(&'static str, &'static str, usize),
 }
 
 /// A class of tokenizers with steps of its own.
@@ -79,7 +79,7 @@ const CLASSES: &[Class] = &[
             ("cls_token", "[CLS]"),
             ("mask_token", "[MASK]"),
         ],
-        around: Around::Named("cls_token", "sep_token"),
+        around: Around::Named("cls_token", "sep_token", 1),
         unknown: Some("[UNK]"),
         plain_special: false,
         apply: bert,
@@ -96,7 +96,7 @@ const CLASSES: &[Class] = &[
             ("cls_token", "<s>"),
             ("mask_token", "<mask>"),
         ],
-        around: Around::Named("cls_token", "sep_token"),
+        around: Around::Named("cls_token", "sep_token", 2),
         unknown: Some("[UNK]"),
         plain_special: false,
         apply: bert,
@@ -105,7 +105,7 @@ const CLASSES: &[Class] = &[
         names: &["RobertaTokenizer", "BartTokenizer", "LongformerTokenizer"],
         model: "BPE",
         tokens: ROBERTA,
-        around: Around::Named("cls_token", "sep_token"),
+        around: Around::Named("cls_token", "sep_token", 2),
         unknown: None,
         plain_special: false,
         apply: |settings, json| byte_level(settings, json, Value::Null),
@@ -171,7 +171,7 @@ const CLASSES: &[Class] = &[
         names: &["XLMRobertaTokenizer"],
         model: "Unigram",
         tokens: ROBERTA,
-        around: Around::Named("bos_token", "eos_token"),
+        around: Around::Named("bos_token", "eos_token", 2),
         unknown: None,
         plain_special: false,
         apply: xlm_roberta,

@@ -15,12 +15,15 @@ pub struct Message {
     pub role: String,
     /// The text.
     pub content: String,
+    /// What the model thought before it wrote the text. Templates decide whether it is part of a prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
 }
 
 impl Message {
     /// A message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), reasoning_content: None }
     }
 
     /// A system message, which sets the assistant's task.
@@ -106,6 +109,11 @@ impl ChatTemplate {
         }
     }
 
+    /// Whether the template reads the variable `name`.
+    pub fn reads(&self, name: &str) -> bool {
+        self.template.reads(name)
+    }
+
     /// Renders `messages` into a prompt. If `add_generation_prompt`, it ends with the start of the assistant's turn.
     ///
     /// `extra` holds further variables (`tools`, `enable_thinking`, ...), which replace others of the same name.
@@ -120,11 +128,17 @@ impl ChatTemplate {
         extra: &serde_json::Map<String, Value>,
     ) -> Result<String, TextError> {
         let file = || self.file.clone();
-        let messages = serde_json::to_value(messages).map_err(|e| TextError::TemplateRender {
+        let mut messages = serde_json::to_value(messages).map_err(|e| TextError::TemplateRender {
             file: file(),
             line: 0,
             reason: e.to_string(),
         })?;
+        for message in messages.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+            // gpt-oss's name.
+            if let Some(reasoning) = message.get("reasoning_content").cloned() {
+                message.insert("thinking".into(), reasoning);
+            }
+        }
         let special_tokens: Vec<(&str, Value)> =
             self.special_tokens.iter().map(|(name, token)| (name.as_str(), token.as_str().into())).collect();
         let add_generation_prompt = add_generation_prompt.into();

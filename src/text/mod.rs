@@ -2,7 +2,8 @@
 //!
 //! [`Tokenizer`] holds the content of a checkpoint's text files: `tokenizer.json`, the special tokens, the ids that end
 //! a text, the chat template. [`StreamDecoder`] turns ids into text as they arrive. [`ChatTemplate`] renders a
-//! conversation into a prompt in the format that the model was trained on.
+//! conversation into a prompt in the format that the model was trained on. [`ReasoningParser`] separates what a model
+//! thinks from its answer.
 //!
 //! The reference is transformers 5 with the same files (`AutoTokenizer`, `apply_chat_template`). `tokenizer_json` reads
 //! and checks `tokenizer.json`, `auto_tokenizer` decides what the other files change in it, `pipeline` runs its steps
@@ -12,13 +13,15 @@ mod auto_tokenizer;
 mod chat;
 mod jinja;
 mod pipeline;
+mod reasoning;
 mod stream;
 mod tokenizer;
 mod tokenizer_json;
 
 pub use chat::{ChatTemplate, Message};
+pub use reasoning::{Delta, ReasoningEffort, ReasoningFormat, ReasoningOptions, ReasoningParser};
 pub use stream::StreamDecoder;
-pub use tokenizer::{Tokenizer, TokenizerFiles};
+pub use tokenizer::{Pair, Tokenizer, TokenizerFiles};
 
 use std::path::PathBuf;
 
@@ -97,6 +100,11 @@ pub enum TextError {
         /// The tokenizer's message.
         reason: String,
     },
+    /// The tokenizer does not say what is around the texts of a pair.
+    #[error(
+        "the tokenizer takes no pairs of texts: expected `pair` in `post_processor` of `tokenizer.json`, found none"
+    )]
+    NoPairs,
     /// The checkpoint has no chat template.
     #[error(
         "no chat template: expected `chat_template.jinja` or `chat_template` in `tokenizer_config.json`, found none"
@@ -137,6 +145,12 @@ pub enum TextError {
         line: usize,
         /// The template's own message.
         message: String,
+    },
+    /// The chat template has no such option.
+    #[error("the chat template does not read `{name}`")]
+    VariableNotRead {
+        /// The variable.
+        name: &'static str,
     },
     /// The chat template spends more than templates may: see [`ChatTemplate`].
     #[error("the chat template{} exceeds a limit{}: expected at most {limit} {what}", of(file), in_line(*line))]

@@ -14,6 +14,8 @@ const KEPT_UNFINISHED: usize = 4;
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     skip_special: bool,
+    /// Special tokens that it does not omit.
+    shown: Vec<u32>,
     /// The last tokens. The first of them is context, so that a word keeps its leading space.
     window: Vec<u32>,
     /// Bytes of the window's text that have been returned.
@@ -23,7 +25,7 @@ pub struct StreamDecoder {
 impl StreamDecoder {
     /// A decoder for one sequence. If `skip_special`, it omits special tokens.
     pub fn new(tokenizer: &Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer: tokenizer.clone(), skip_special, window: Vec::new(), emitted: 0 }
+        Self { tokenizer: tokenizer.clone(), skip_special, shown: Vec::new(), window: Vec::new(), emitted: 0 }
     }
 
     /// A decoder for an answer to `prompt`, whose text it does not return.
@@ -50,6 +52,11 @@ impl StreamDecoder {
         Ok(decoder)
     }
 
+    /// Does not omit these special tokens.
+    pub fn showing(self, shown: Vec<u32>) -> Self {
+        Self { shown, ..self }
+    }
+
     /// Takes the next id and returns the text that has become certain: often one word, sometimes nothing.
     ///
     /// # Errors
@@ -57,7 +64,7 @@ impl StreamDecoder {
     pub fn push(&mut self, id: u32) -> Result<String, TextError> {
         // Tokens that `decode` omits must not become context.
         let Some(token) = self.tokenizer.id_to_token(id) else { return Ok(String::new()) };
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.skip_special && self.tokenizer.is_special(id) && !self.shown.contains(&id) {
             return Ok(String::new());
         }
         self.window.push(id);

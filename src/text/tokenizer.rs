@@ -12,7 +12,7 @@ use tokenizers::{
 
 use super::auto_tokenizer::{ADDED_TOKENS, Around, Class, SPECIAL_TOKENS_MAP, Settings, TOKENIZER_CONFIG};
 use super::pipeline::{Decoder, Normalizer, PreTokenizer, bound};
-use super::tokenizer_json::{self, TokenizerJson, describe, wrong};
+use super::tokenizer_json::{self, PairPart, PostProcessor, TokenizerJson, describe, wrong};
 use super::{ChatTemplate, TextError};
 use crate::guard::guarded;
 
@@ -51,6 +51,17 @@ pub struct TokenizerFiles<'a> {
     pub chat_template_json: Option<&'a [u8]>,
 }
 
+/// The tokens of two texts, with those around them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pair {
+    /// The ids.
+    pub token_ids: Vec<u32>,
+    /// The type of each: which of the texts it belongs to, if the model distinguishes them.
+    pub types: Vec<u32>,
+    /// Number of ids that were cut.
+    pub n_cut: usize,
+}
+
 /// A checkpoint's tokenizer, as `AutoTokenizer` of transformers 5 reads it. Cheap to clone.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
@@ -63,8 +74,7 @@ struct Inner {
     model: ModelWrapper,
     decoder: Decoder,
     /// The tokens around a text.
-    before: Vec<u32>,
-    after: Vec<u32>,
+    around: PostProcessor,
     vocab_size: usize,
     bos: Option<u32>,
     eos: Vec<u32>,
@@ -125,7 +135,7 @@ impl Tokenizer {
         let normalizer = Normalizer::new(json.normalizer)?;
         let pre_tokenizer = PreTokenizer::new(json.pre_tokenizer)?;
         let decoder = Decoder::new(json.decoder)?;
-        let (before, after) = tokenizer_json::around(&json.post_processor)?;
+        let around = tokenizer_json::post_processor(&json.post_processor)?;
         let model = json.model.build()?;
 
         let listed = json.added.into_iter().map(|(_, token)| token).filter(|_| class.is_none());
@@ -146,15 +156,15 @@ impl Tokenizer {
 
         let named = |name: &str| tokens.named.iter().find(|(known, _)| known == name).map(|(_, token)| token);
         let named_id = |name: &str| named(name).and_then(|token| id_of(&token.content));
-        let (before, after) = match class.map_or(Around::File, |class| class.around) {
-            Around::File => (before, after),
-            Around::Nothing => (Vec::new(), Vec::new()),
-            Around::Named(first, last) => {
-                (named_id(first).into_iter().collect(), named_id(last).into_iter().collect())
+        let around = match class.map_or(Around::File, |class| class.around) {
+            Around::File => around,
+            Around::Nothing => PostProcessor::default(),
+            Around::Named(first, last, n_between) => {
+                PostProcessor::of(named_id(first), named_id(last), n_between)
             }
         };
-        let is_known = |id: u32| added.simple_id_to_token(id).or_else(|| model.id_to_token(id)).is_some();
-        if let Some(id) = before.iter().chain(&after).find(|id| !is_known(**id)) {
+        let is_known = |id: &u32| added.simple_id_to_token(*id).or_else(|| model.id_to_token(*id)).is_some();
+        if let Some(id) = around.ids().find(|id| !is_known(id)) {
             return Err(wrong("post_processor", "ids of the vocabulary", id));
         }
 
@@ -186,8 +196,7 @@ impl Tokenizer {
             pre_tokenizer,
             model,
             decoder,
-            before,
-            after,
+            around,
             vocab_size,
             bos,
             eos,
@@ -212,7 +221,7 @@ impl Tokenizer {
         if !add_special {
             return Ok(ids);
         }
-        Ok([&self.0.before[..], &ids, &self.0.after].concat())
+        Ok([&self.0.around.before[..], &ids, &self.0.around.after].concat())
     }
 
     /// As [`Tokenizer::encode`] with `add_special`, in at most `max_tokens` ids: cuts the end of the text, never the
@@ -221,12 +230,42 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError::Encode`] as for [`Tokenizer::encode`].
     pub fn encode_cut(&self, text: &str, max_tokens: usize) -> Result<(Vec<u32>, usize), TextError> {
-        let Inner { before, after, .. } = &*self.0;
+        let PostProcessor { before, after, .. } = &self.0.around;
         let mut ids = self.0.encode(text, true)?;
         let room = max_tokens.saturating_sub(before.len() + after.len());
         let n_cut = ids.len().saturating_sub(room);
         ids.truncate(room);
         Ok(([&before[..], &ids, after].concat(), n_cut))
+    }
+
+    /// The ids of two texts that belong together, such as a question and a text that may answer it, in at most
+    /// `max_tokens` ids: cuts the end of the longer text, as transformers does with `longest_first`.
+    ///
+    /// # Errors
+    /// [`TextError::NoPairs`] if `tokenizer.json` has no template for pairs; [`TextError::Encode`] as for
+    /// [`Tokenizer::encode`].
+    pub fn encode_pair(&self, first: &str, second: &str, max_tokens: usize) -> Result<Pair, TextError> {
+        let parts = &self.0.around.pair;
+        if parts.is_empty() {
+            return Err(TextError::NoPairs);
+        }
+        let (mut first, mut second) = (self.0.encode(first, true)?, self.0.encode(second, true)?);
+        let n_around = parts.iter().filter(|(part, _)| matches!(part, PairPart::Token(_))).count();
+        let n_cut = (first.len() + second.len()).saturating_sub(max_tokens.saturating_sub(n_around));
+        for _ in 0..n_cut {
+            let longer = if first.len() > second.len() { &mut first } else { &mut second };
+            longer.pop();
+        }
+        let mut pair = Pair { n_cut, ..Pair::default() };
+        for (part, kind) in parts {
+            match part {
+                PairPart::First => pair.token_ids.extend(&first),
+                PairPart::Second => pair.token_ids.extend(&second),
+                PairPart::Token(id) => pair.token_ids.push(*id),
+            }
+            pair.types.resize(pair.token_ids.len(), *kind);
+        }
+        Ok(pair)
     }
 
     /// Turns `text` into ids. Adds no special tokens, and treats their names in the text as ordinary characters.
@@ -288,6 +327,11 @@ impl Tokenizer {
     pub fn chat_template(&self) -> Result<ChatTemplate, TextError> {
         let source = self.0.chat_template.as_ref().map_err(Clone::clone)?;
         ChatTemplate::of_file(self.0.template_file, source, self.0.special_tokens.clone())
+    }
+
+    /// The source of the chat template, if there is one.
+    pub(super) fn chat_template_source(&self) -> Option<&str> {
+        self.0.chat_template.as_deref().ok()
     }
 
     /// Whether `token` stands for one byte of a character that the vocabulary lacks (`<0xE2>`).

@@ -40,6 +40,9 @@ const MAX_MAPPED: usize = 64;
 /// Tokens that a post-processor adds. Tokenizers have one or two.
 const MAX_AROUND: usize = 256;
 
+/// Most types of tokens. Real tokenizers have two.
+const MAX_TYPES: u64 = 16;
+
 /// The parts of `tokenizer.json`.
 pub(super) struct TokenizerJson {
     /// Tokens that are found in a text before anything else, and their ids.
@@ -450,21 +453,65 @@ fn from_base64(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The ids that a post-processor puts before a text and after it.
-pub(super) fn around(part: &Value) -> Result<(Vec<u32>, Vec<u32>), TextError> {
-    let mut around = None;
-    find_around(part, "post_processor", 0, &mut around)?;
-    let (before, after) = around.unwrap_or_default();
-    if before.len() + after.len() > MAX_AROUND {
-        let found = format!("{}", before.len() + after.len());
-        return Err(wrong("post_processor", format!("at most {MAX_AROUND} tokens around a text"), found));
-    }
-    Ok((before, after))
+/// What a post-processor puts around a text, and around a pair.
+#[derive(Clone, Default)]
+pub(super) struct PostProcessor {
+    pub before: Vec<u32>,
+    pub after: Vec<u32>,
+    /// Each with its type. Empty if the tokenizer takes no pairs.
+    pub pair: Vec<(PairPart, u32)>,
 }
 
-type Around = (Vec<u32>, Vec<u32>);
+/// A part of a pair.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum PairPart {
+    First,
+    Second,
+    Token(u32),
+}
 
-fn find_around(part: &Value, key: &str, depth: usize, around: &mut Option<Around>) -> Result<(), TextError> {
+impl PostProcessor {
+    /// All tokens.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        let pair = self.pair.iter().filter_map(|(part, _)| match part {
+            PairPart::Token(id) => Some(*id),
+            _ => None,
+        });
+        self.before.iter().chain(&self.after).copied().chain(pair)
+    }
+
+    /// Tokens around a text, and the same around the texts of a pair, with so many of the last between them. With one,
+    /// as in BERT, the second text has a type of its own.
+    pub fn of(first: Option<u32>, last: Option<u32>, n_between: usize) -> PostProcessor {
+        let second = u32::from(n_between == 1);
+        let tokens = |id: Option<u32>, kind| id.map(move |id| (PairPart::Token(id), kind));
+        let mut pair: Vec<_> = tokens(first, 0).into_iter().collect();
+        pair.push((PairPart::First, 0));
+        (0..n_between).for_each(|_| pair.extend(tokens(last, 0)));
+        pair.push((PairPart::Second, second));
+        pair.extend(tokens(last, second));
+        PostProcessor { before: first.into_iter().collect(), after: last.into_iter().collect(), pair }
+    }
+}
+
+/// What a post-processor puts around a text.
+pub(super) fn post_processor(part: &Value) -> Result<PostProcessor, TextError> {
+    let mut found = None;
+    find_around(part, "post_processor", 0, &mut found)?;
+    let found: PostProcessor = found.unwrap_or_default();
+    let n = found.before.len() + found.after.len();
+    if n > MAX_AROUND {
+        return Err(wrong("post_processor", format!("at most {MAX_AROUND} tokens around a text"), n));
+    }
+    Ok(found)
+}
+
+fn find_around(
+    part: &Value,
+    key: &str,
+    depth: usize,
+    around: &mut Option<PostProcessor>,
+) -> Result<(), TextError> {
     if part.is_null() {
         return Ok(());
     }
@@ -491,7 +538,10 @@ fn find_around(part: &Value, key: &str, depth: usize, around: &mut Option<Around
                 let id = found.get(1).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
                 id.ok_or_else(|| wrong(key, "a token and its id", describe(found)))
             };
-            (vec![id("cls")?], vec![id("sep")?])
+            // RoBERTa's has a setting that BERT's has not.
+            let is_bert =
+                !step.contains_key("trim_offsets") && step.get("type") != Some(&"RobertaProcessing".into());
+            PostProcessor::of(Some(id("cls")?), Some(id("sep")?), if is_bert { 1 } else { 2 })
         }
         Some(other) => {
             let expected =
@@ -505,43 +555,77 @@ fn find_around(part: &Value, key: &str, depth: usize, around: &mut Option<Around
     }
 }
 
-/// The ids that `single` of a template puts before a text and after it.
-fn template(step: &Map<String, Value>, key: &str) -> Result<Around, TextError> {
+/// What a template puts around a text (`single`), and around a pair.
+fn template(step: &Map<String, Value>, key: &str) -> Result<PostProcessor, TextError> {
+    let single = pieces(step, key, "single", &[("A", PairPart::First)])?;
+    let at = single.iter().position(|(part, _)| *part == PairPart::First);
     let list = format!("{key}.single");
-    let pieces = step.get("single").and_then(Value::as_array);
-    let pieces = pieces.ok_or_else(|| wrong(list.as_str(), "a list of pieces", "something else"))?;
-    let (mut around, mut has_text) = ((Vec::new(), Vec::new()), false);
-    for (i, piece) in pieces.iter().enumerate() {
+    let at = at.ok_or_else(|| wrong(list, "a piece `Sequence`, for the text", "none"))?;
+    let ids = |parts: &[(PairPart, u32)]| {
+        let id = |(part, _): &(PairPart, u32)| if let PairPart::Token(id) = part { Some(*id) } else { None };
+        parts.iter().filter_map(id).collect::<Vec<u32>>()
+    };
+    let pair = match step.get("pair") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(_) => pieces(step, key, "pair", &[("A", PairPart::First), ("B", PairPart::Second)])?,
+    };
+    let has = |text| pair.iter().any(|(part, _)| *part == text);
+    let pair = if has(PairPart::First) && has(PairPart::Second) { pair } else { Vec::new() };
+    Ok(PostProcessor { before: ids(&single[..at]), after: ids(&single[at + 1..]), pair })
+}
+
+/// The pieces of a template, each with its type. Each of the texts `names` is there at most once.
+fn pieces(
+    step: &Map<String, Value>,
+    key: &str,
+    name: &str,
+    names: &[(&str, PairPart)],
+) -> Result<Vec<(PairPart, u32)>, TextError> {
+    let list = format!("{key}.{name}");
+    let all = step.get(name).and_then(Value::as_array);
+    let all = all.ok_or_else(|| wrong(list.as_str(), "a list of pieces", "something else"))?;
+    let mut parts: Vec<(PairPart, u32)> = Vec::new();
+    for (i, piece) in all.iter().enumerate() {
         let key_of = |name: &str| format!("{list}[{i}].{name}");
-        if let Some(text) = piece.get("Sequence") {
-            if has_text || text.get("id").is_none_or(|id| id != "A") {
-                return Err(wrong(key_of("Sequence.id"), "`A`, once", describe(text)));
+        let kind_of = |piece: &Value| match piece.get("type_id") {
+            None => Ok(0),
+            Some(kind) => {
+                kind.as_u64().filter(|kind| *kind < MAX_TYPES).map(|kind| kind as u32).ok_or_else(|| {
+                    wrong(key_of("type_id"), format!("a number below {MAX_TYPES}"), describe(kind))
+                })
             }
-            has_text = true;
+        };
+        if let Some(text) = piece.get("Sequence") {
+            let id = text.get("id").and_then(Value::as_str).unwrap_or_default();
+            let known = names.iter().find(|(name, _)| *name == id).map(|(_, part)| *part);
+            let known = known.filter(|part| parts.iter().all(|(other, _)| other != part));
+            let expected = names.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
+            let part = known
+                .ok_or_else(|| wrong(key_of("Sequence.id"), format!("{expected}, once"), describe(text)))?;
+            parts.push((part, kind_of(text)?));
             continue;
         }
-        let name = piece.get("SpecialToken").and_then(|token| token.get("id")).and_then(Value::as_str);
+        let token = piece.get("SpecialToken");
+        let name = token.and_then(|token| token.get("id")).and_then(Value::as_str);
         let name =
             name.ok_or_else(|| wrong(key_of("SpecialToken.id"), "the name of a token", describe(piece)))?;
+        let kind = token.map_or(Ok(0), kind_of)?;
         let token = step.get("special_tokens").and_then(|tokens| tokens.get(name));
         let ids = token.and_then(|token| token.get("ids")).and_then(Value::as_array).ok_or_else(|| {
             wrong(key_of("SpecialToken.id"), format!("a token of `{key}.special_tokens`"), cut(name))
         })?;
-        let side = if has_text { &mut around.1 } else { &mut around.0 };
         for id in ids {
             let found = id.as_u64().and_then(|id| u32::try_from(id).ok());
-            side.push(found.ok_or_else(|| {
+            let id = found.ok_or_else(|| {
                 wrong(format!("{key}.special_tokens.{}.ids", cut(name)), "token ids", describe(id))
-            })?);
+            })?;
+            parts.push((PairPart::Token(id), kind));
         }
-        if around.0.len() + around.1.len() > MAX_AROUND {
+        if parts.len() > MAX_AROUND + names.len() {
             return Err(wrong(list, format!("at most {MAX_AROUND} tokens around a text"), "more"));
         }
     }
-    match has_text {
-        true => Ok(around),
-        false => Err(wrong(list, "a piece `Sequence`, for the text", "none")),
-    }
+    Ok(parts)
 }
 
 /// An error about `key` of `tokenizer.json`.

@@ -118,6 +118,16 @@ pub fn repack(dtype: Dtype, row: &[u8], to: &mut [u8]) {
     }
 }
 
+/// Writes the bytes that ggml stores of a row in MXFP4 behind `row`, from how transformers stores it: `blocks` have
+/// neighbours in the nibbles of a byte, the first in the low one (`integrations/mxfp4.py`), and `scales` are apart.
+pub(crate) fn mxfp4(blocks: &[u8], scales: &[u8], row: &mut Vec<u8>) {
+    let nibble = |block: &[u8], i: usize| block[i / 2] >> (i % 2 * 4) & 15;
+    for (block, scale) in blocks.chunks_exact(16).zip(scales) {
+        row.push(*scale);
+        row.extend((0..16).map(|i| nibble(block, i) | nibble(block, 16 + i) << 4));
+    }
+}
+
 /// The quants of a block of 32.
 type Quants = [u8; BLOCK];
 

@@ -143,6 +143,14 @@ pub enum Order {
     },
     /// Rows and columns have changed places.
     Transposed,
+    /// Queries, keys and values of one head after the other, for so many heads, where an architecture has the queries of
+    /// all heads, then the keys, then the values. Checkpoints of GPT-NeoX have them so.
+    ByHead {
+        /// Heads.
+        n_heads: usize,
+    },
+    /// One after the other, where the family's checkpoints have [`Order::ByHead`].
+    Stacked,
 }
 
 impl Entry {
@@ -151,16 +159,38 @@ impl Entry {
         self.n_bytes / self.shape.first().copied().unwrap_or(1).max(1)
     }
 
+    /// Part `i` along the first dimension, as a tensor of its own.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub(crate) fn part(&self, i: usize) -> Entry {
+        let n_bytes = self.row_bytes();
+        assert!(i < self.shape[0], "part {i} of `{}`", self.name);
+        Entry { shape: self.shape[1..].to_vec(), n_bytes, start: self.start + i * n_bytes, ..self.clone() }
+    }
+
     /// The row of the file that is row `row` of the matrix.
-    fn stored_row(&self, row: usize) -> usize {
+    pub(crate) fn stored_row(&self, row: usize) -> usize {
         match self.order {
             Order::Alternating { n_heads } => {
                 let head = self.shape[0] / n_heads;
                 let (first, i) = (row / head * head, row % head);
                 first + i % (head / 2) * 2 + i / (head / 2)
             }
+            Order::ByHead { n_heads } => {
+                let head = self.shape[0] / (3 * n_heads);
+                let (part, h, i) = (row / (head * n_heads), row / head % n_heads, row % head);
+                (3 * h + part) * head + i
+            }
             _ => row,
         }
+    }
+
+    /// The first row of the file, and the one after the last, of those that are `rows` of the matrix.
+    pub(crate) fn stored_rows(&self, rows: Range<usize>) -> (usize, usize) {
+        let stored = rows.map(|row| self.stored_row(row));
+        let (first, last) = stored.fold((usize::MAX, 0), |(a, b), row| (a.min(row), b.max(row)));
+        if first > last { (0, 0) } else { (first, last + 1) }
     }
 }
 
@@ -432,6 +462,40 @@ impl Weights {
         stored.unwrap_or_else(|| name.to_string())
     }
 
+    /// Adds a matrix `name` of some rows of the matrix `of`, which are read now. Of headers or random weights, only its
+    /// shape counts.
+    ///
+    /// # Errors
+    /// [`WeightsError::Missing`], [`WeightsError::Shape`] if there are no such rows; those of [`Weights::read_rows`].
+    pub(crate) fn add_rows(&mut self, name: &str, of: &str, rows: &[usize]) -> Result<(), WeightsError> {
+        if self.random.is_some() {
+            return Ok(());
+        }
+        let Some(source) = self.get(of).cloned() else {
+            let found = format!("{} tensors", self.entries.len());
+            return Err(WeightsError::Missing { name: self.stored_name(of), found });
+        };
+        let most = rows.iter().max().map_or(0, |row| row + 1);
+        if source.shape.len() != 2 || source.shape[0] < most {
+            let expected = vec![most, source.shape.last().copied().unwrap_or(1)];
+            return Err(WeightsError::Shape { name: source.stored_name, expected, found: source.shape });
+        }
+        let mut bytes = Vec::with_capacity(rows.len() * source.row_bytes());
+        if !self.headers_only {
+            for row in rows {
+                bytes.extend_from_slice(&self.read_rows(&source, *row..row + 1)?);
+            }
+        }
+        let mut shape = source.shape.clone();
+        shape[0] = rows.len();
+        let n_bytes = rows.len() * source.row_bytes();
+        let (order, file, name) = (Order::Plain, self.files.len(), name.to_string());
+        self.files.push(Data::Embedded(bytes.into()));
+        self.entries.push(Entry { name, shape, n_bytes, order, file, start: 0, ..source });
+        self.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(())
+    }
+
     /// Forgets a tensor that no model loads.
     pub(crate) fn remove(&mut self, name: &str) {
         self.entries.retain(|entry| entry.name != name);
@@ -517,15 +581,31 @@ impl Weights {
     /// As [`Weights::read`].
     pub(crate) fn read_rows(&self, entry: &Entry, rows: Range<usize>) -> Result<Cow<'_, [u8]>, WeightsError> {
         let n = entry.row_bytes();
-        let Order::Alternating { n_heads } = entry.order else {
-            return self.read(entry, rows.start * n..rows.end * n);
-        };
-        // The rows of a head change places only among themselves.
-        let head = entry.shape[0] / n_heads;
-        let first = rows.start / head * head;
-        let stored = self.read(entry, first * n..rows.end.next_multiple_of(head) * n)?;
-        let row = |row| &stored[(entry.stored_row(row) - first) * n..][..n];
-        Ok(rows.flat_map(row).copied().collect::<Vec<u8>>().into())
+        match entry.order {
+            Order::Alternating { n_heads } => {
+                // The rows of a head change places only among themselves.
+                let head = entry.shape[0] / n_heads;
+                let first = rows.start / head * head;
+                let stored = self.read(entry, first * n..rows.end.next_multiple_of(head) * n)?;
+                let row = |row| &stored[(entry.stored_row(row) - first) * n..][..n];
+                Ok(rows.flat_map(row).copied().collect::<Vec<u8>>().into())
+            }
+            Order::ByHead { n_heads } => {
+                // The rows of a head's queries, keys or values stay together.
+                let head = entry.shape[0] / (3 * n_heads);
+                let (mut row, mut bytes) = (rows.start, Vec::with_capacity(rows.len() * n));
+                while row < rows.end {
+                    let end = rows.end.min((row / head + 1) * head);
+                    let first = entry.stored_row(row);
+                    bytes.extend_from_slice(&self.read(entry, first * n..(first + end - row) * n)?);
+                    row = end;
+                }
+                Ok(bytes.into())
+            }
+            Order::Plain | Order::Transposed | Order::Stacked => {
+                self.read(entry, rows.start * n..rows.end * n)
+            }
+        }
     }
 
     /// Reads a range of a tensor's bytes, in the order of the file.

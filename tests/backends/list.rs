@@ -29,11 +29,12 @@ const CACHE_TYPES: [Types; 3] =
     [(Dtype::F16, None, Dtype::F32), (Dtype::F16, None, Dtype::F16), (Dtype::F16, None, Dtype::Q8_0)];
 
 /// The models with all types, and with every variant that measurements may choose.
-const WHOLE: [&str; 9] = [
+const WHOLE: [&str; 10] = [
     "smollm2-135m",
     "gpt2",
     "qwen2.5-0.5b",
     "qwen3-0.6b",
+    "qwen3-30b-a3b",
     "whisper-tiny",
     "bert",
     "distilbert",
@@ -45,7 +46,7 @@ const WHOLE: [&str; 9] = [
 const STORED: &str = "smollm2-135m";
 
 /// Configurations beside the named shapes: architectures and features that these lack.
-const OTHERS: [(&str, &str); 12] = [
+const OTHERS: [(&str, &str); 21] = [
     ("bert", include_str!("../golden/bert-classifier/config.json")),
     ("distilbert", include_str!("../golden/distilbert-classifier/config.json")),
     ("roberta", include_str!("../golden/roberta-classifier/config.json")),
@@ -55,6 +56,15 @@ const OTHERS: [(&str, &str); 12] = [
     ("mistral-window", include_str!("../golden/mistral-window/config.json")),
     ("qwen2", include_str!("../golden/qwen2/config.json")),
     ("qwen3", include_str!("../golden/qwen3/config.json")),
+    ("phi3", include_str!("../golden/phi3/config.json")),
+    ("phi3-long", include_str!("../golden/phi3-long/config.json")),
+    ("smollm3", include_str!("../golden/smollm3/config.json")),
+    ("gpt-neox", include_str!("../golden/gpt-neox/config.json")),
+    ("granite", include_str!("../golden/granite/config.json")),
+    ("ministral3", include_str!("../golden/ministral3/config.json")),
+    ("qwen3-moe", include_str!("../golden/qwen3-moe/config.json")),
+    ("gpt-oss", include_str!("../golden/gpt-oss/config.json")),
+    ("mixtral", include_str!("../golden/mixtral/config.json")),
     ("gemma2", include_str!("../golden/gemma2/config.json")),
     ("gemma3", include_str!("../golden/gemma3/config.json")),
     ("olmo2", include_str!("../golden/olmo2/config.json")),

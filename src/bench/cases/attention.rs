@@ -6,7 +6,7 @@ use super::{Case, Cost, Pool, Prepared, Workload, clear, scattered, values};
 use crate::dtype::{BLOCK, Dtype};
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{self, Attention, AttentionPlan, KvLayer, Places, RopeAppend, Rotary};
+use crate::ops::{self, Attention, AttentionPlan, KvLayer, Places, RopeAppend, Rotary, Temperature};
 
 /// Positions of the sequences with decode rows: a short and a long conversation.
 const CONTEXTS: [usize; 2] = [512, 4096];
@@ -83,7 +83,12 @@ pub(super) enum Pairs {
     None,
     Halves,
     Neighbours,
+    /// As `Halves`, with a factor on queries.
+    Tempered,
 }
+
+/// It changes every third position.
+const TEMPERATURE: Temperature = Temperature { beta: 0.5, original: 3 };
 
 impl Pairs {
     /// The rotation of heads of `head_dim` at positions up to `n_positions`.
@@ -97,7 +102,9 @@ impl Pairs {
         let angles = (0..n_positions).flat_map(|pos| angles(pos, head_dim));
         let cos_sin: Vec<u32> = angles.flat_map(|angle| [bits(angle.cos()), bits(angle.sin())]).collect();
         let cos_sin = pool.table("cos_sin", [n_positions, head_dim], &cos_sin)?;
-        let rotary = Rotary { cos_sin, n_rot: head_dim, interleaved: self == Pairs::Neighbours };
+        let interleaved = self == Pairs::Neighbours;
+        let temperature = (self == Pairs::Tempered).then_some(TEMPERATURE);
+        let rotary = Rotary { cos_sin, n_rot: head_dim, interleaved, temperature };
         Ok(Some(rotary).filter(|_| self != Pairs::None))
     }
 
@@ -105,6 +112,12 @@ impl Pairs {
     pub(super) fn turn(self, row: &[f64], head_dim: usize, pos: usize) -> Vec<f64> {
         let angles = if self == Pairs::None { Vec::new() } else { angles(pos, head_dim) };
         row.chunks(head_dim).flat_map(|head| exact::rope(head, &angles, self == Pairs::Neighbours)).collect()
+    }
+
+    /// The reference's factor on queries.
+    pub(super) fn temperature(self, pos: usize) -> f64 {
+        let Temperature { beta, original } = TEMPERATURE;
+        if self == Pairs::Tempered { exact::temperature(pos, beta.into(), original as usize) } else { 1.0 }
     }
 }
 
@@ -119,7 +132,10 @@ pub(super) fn rope_append(work: &Workload<'_>) -> Vec<Case> {
 
 /// Other pairs, and none.
 pub(super) fn rope_append_switched(work: &Workload<'_>) -> Vec<Case> {
-    [Pairs::None, Pairs::Neighbours].into_iter().flat_map(|pairs| rope_append_by(work, pairs)).collect()
+    [Pairs::None, Pairs::Neighbours, Pairs::Tempered]
+        .into_iter()
+        .flat_map(|pairs| rope_append_by(work, pairs))
+        .collect()
 }
 
 fn rope_append_by(work: &Workload<'_>, pairs: Pairs) -> Vec<Case> {
@@ -168,7 +184,9 @@ fn rope_append_by(work: &Workload<'_>, pairs: Pairs) -> Vec<Case> {
                 let [seq, pos] = places[r].map(|n| n as usize);
                 let turned = pairs.turn(&values(gpu, &qkv2, r)?, head_dim, pos);
                 let n_q = n_heads * head_dim;
-                check.extend(&values(gpu, &q2, r)?, &turned[..n_q]);
+                let factor = pairs.temperature(pos);
+                let want_q: Vec<f64> = turned[..n_q].iter().map(|q| q * factor).collect();
+                check.extend(&values(gpu, &q2, r)?, &want_q);
                 let page = page(gpu, dtype, &k2, pos / PAGE_SIZE * n_seqs + seq)?;
                 for (h, want) in turned[n_q..].chunks(head_dim).take(n_kv_heads).enumerate() {
                     check.extend(&page[(h * PAGE_SIZE + pos % PAGE_SIZE) * head_dim..][..head_dim], want);

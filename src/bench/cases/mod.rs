@@ -5,6 +5,7 @@
 //! record one run, reset its inputs, and compare its outputs with the reference.
 
 pub(super) mod attention;
+mod experts;
 mod helpers;
 pub(super) mod products;
 mod rows;
@@ -42,6 +43,9 @@ const OPERATIONS: &[(&str, List)] = &[
     ("attention", attention::attention),
     ("attention_weights", speech::attention_weights),
     ("gate", rows::gate),
+    ("route", experts::route),
+    ("group", experts::group),
+    ("combine", experts::combine),
     ("pool", rows::pool),
     ("softcap", vocabulary::softcap),
     ("softmax", vocabulary::softmax),
@@ -76,6 +80,8 @@ const SWITCHED: &[List] = &[
     attention::rope_append_switched,
     attention::attention_switched,
     rows::gate_switched,
+    experts::route_switched,
+    experts::products_switched,
     rows::pool_switched,
     vocabulary::softcap_switched,
     vocabulary::softmax_switched,
@@ -355,7 +361,12 @@ impl<'a> Pool<'a> {
         mean: f32,
         scale: f32,
     ) -> Result<Tensor, GpuError> {
-        let tensor = Tensor::weights(self.gpu, label, shape, dtype)?;
+        self.drawn(Tensor::weights(self.gpu, label, shape, dtype)?, seed, mean, scale)
+    }
+
+    /// A new tensor, with random values.
+    fn drawn(&self, tensor: Tensor, seed: u32, mean: f32, scale: f32) -> Result<Tensor, GpuError> {
+        let (dtype, n_cols) = (tensor.dtype(), tensor.n_cols());
         if !dtype.is_quantised() {
             self.fill(&tensor, seed, mean, scale)?;
             return Ok(tensor);
@@ -372,7 +383,7 @@ impl<'a> Pool<'a> {
             return Ok(tensor);
         }
         for (i, view) in tensor.ranges().enumerate() {
-            let source = Tensor::weights(self.gpu, label, [view.rows.len(), shape[1]], Dtype::F16)?;
+            let source = Tensor::weights(self.gpu, "weights", [view.rows.len(), n_cols], Dtype::F16)?;
             crate::ops::fill_normal(&mut rec, &source, seed + i as u32, mean, scale);
             crate::ops::quantize(&mut rec, &source, &tensor, view.rows.start, view.rows.len());
             self.gpu.submit(rec.finish()?)?;

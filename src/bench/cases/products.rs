@@ -7,8 +7,8 @@ use super::super::check::Check;
 use super::super::shapes::Matrix;
 use super::super::{reference as exact, shapes};
 use super::attention::{Pairs, page as page_of};
-use super::rows::{ACTS, activate};
-use super::{Case, Cost, MOST_DECODE, Pool, Prepared, Workload, clear, values};
+use super::rows::{activate, all_acts};
+use super::{Case, Cost, MOST_DECODE, Pool, Prepared, Workload, clear, experts, values};
 use crate::dtype::Dtype;
 use crate::engine::PAGE_SIZE;
 use crate::gpu::{Gpu, GpuError, Product, Recorder, Tensor};
@@ -30,6 +30,7 @@ pub(super) fn linear(work: &Workload<'_>) -> Vec<Case> {
             cases.push(Case { variant: Some(variant.name().to_string()), ..case });
         }
     }
+    cases.extend(experts::products(work));
     cases
 }
 
@@ -254,7 +255,8 @@ pub(super) fn qkv_switched(work: &Workload<'_>) -> Vec<Case> {
     let mut cases = Vec::new();
     for cache in [Dtype::F32, Dtype::F16] {
         for switches in Switches::all().filter(|switches| !switches.add) {
-            for pairs in [Pairs::Halves, Pairs::Neighbours] {
+            let all = [Pairs::Halves, Pairs::Neighbours, Pairs::Tempered];
+            for pairs in all.into_iter().filter(|pairs| *pairs != Pairs::Tempered || cache == Dtype::F16) {
                 let case = project(work, a, switches, cache, pairs);
                 cases.push(Case { shape: format!("{} to {cache}{switches} {pairs:?}", case.shape), ..case });
             }
@@ -310,7 +312,9 @@ fn project(work: &Workload<'_>, a: &Attention, switches: Switches, cache_dtype: 
             for (r, want) in rows.iter().zip(read.exact(gpu, &rows, &parts.concat())?) {
                 let (q, kv) = want.split_at(parts[0].len());
                 let (k, v) = kv.split_at(parts[1].len());
-                check.extend(&columns(gpu, &q2, *r, &parts[0])?, &pairs.turn(q, d, pos(*r)));
+                let factor = pairs.temperature(pos(*r));
+                let q: Vec<f64> = pairs.turn(q, d, pos(*r)).into_iter().map(|q| q * factor).collect();
+                check.extend(&columns(gpu, &q2, *r, &parts[0])?, &q);
                 for (tensor, want) in [(&cache2.k, pairs.turn(k, d, pos(*r))), (&cache2.v, v.to_vec())] {
                     let page = page_of(gpu, cache_dtype, tensor, *r)?;
                     for (h, want) in kv_heads.iter().zip(want.chunks(d)) {
@@ -327,7 +331,7 @@ fn project(work: &Workload<'_>, a: &Attention, switches: Switches, cache_dtype: 
 
 /// Norm, both projections and the gate.
 pub(super) fn gate_up(work: &Workload<'_>) -> Vec<Case> {
-    if work.model().has_layer_norm || !work.model().has_gate {
+    if work.model().has_layer_norm || !work.model().has_gate || work.model().experts_of(0).is_some() {
         return Vec::new();
     }
     vec![feed_forward(work)]
@@ -341,8 +345,9 @@ pub(super) fn gate_up_switched(work: &Workload<'_>) -> Vec<Case> {
     let bias = Switches { bias: true, ..Switches::default() };
     let kinds =
         [(true, Switches::NORM), (true, Switches::default()), (false, bias), (false, Switches::default())];
-    let all = ACTS.into_iter().flat_map(|act| kinds.map(|(gated, switches)| (act, gated, switches)));
-    let case = |(act, gated, switches)| {
+    let all = all_acts().flat_map(|(act, gated)| kinds.map(|(g, switches)| (act, gated, g, switches)));
+    let all = all.filter(|(_, gated, g, _)| gated == g);
+    let case = |(act, gated, _, switches)| {
         let case = activated(work, act, gated, switches);
         Case { shape: format!("{} {act:?}{switches}", case.shape), ..case }
     };

@@ -17,7 +17,7 @@ pub(super) fn embed(work: &Workload<'_>) -> Vec<Case> {
 
 /// Rows that are added.
 pub(super) fn embed_switched(work: &Workload<'_>) -> Vec<Case> {
-    [Lookup::AddPosition, Lookup::AddPositionAfter(2), Lookup::AddRow(1)]
+    [Lookup::AddToken, Lookup::AddPosition, Lookup::AddPositionAfter(2), Lookup::AddRow(1)]
         .map(|lookup| embed_by(work, lookup))
         .into()
 }
@@ -54,7 +54,7 @@ fn embed_by(work: &Workload<'_>, lookup: Lookup) -> Case {
             let mut check = Check::f32(2, 1.0);
             for r in some(n_rows, 4) {
                 let id = match lookup {
-                    Lookup::Token => ids[r] as usize,
+                    Lookup::Token | Lookup::AddToken => ids[r] as usize,
                     Lookup::AddPosition => r,
                     Lookup::AddPositionAfter(offset) => r + offset,
                     Lookup::AddRow(row) => row,
@@ -192,22 +192,29 @@ fn head_norm_by(work: &Workload<'_>, together: bool) -> Vec<Case> {
     }))
 }
 
-/// Every activation.
-pub(super) const ACTS: [Act; 5] = [Act::Silu, Act::GeluTanh, Act::Gelu, Act::Relu, Act::Tanh];
-
-/// The reference of an activation.
-pub(super) fn exact_act(act: Act) -> fn(f64) -> f64 {
+/// The reference of an activation of one value.
+fn exact_act(act: Act) -> fn(f64) -> f64 {
     match act {
         Act::Silu => exact::silu,
         Act::GeluTanh => exact::gelu_tanh,
         Act::Gelu => exact::gelu,
         Act::Relu => exact::relu,
         Act::Tanh => f64::tanh,
+        Act::Clamped => unreachable!("it needs a gate"),
     }
+}
+
+/// Every activation, with and without a gate.
+pub(super) fn all_acts() -> impl Iterator<Item = (Act, bool)> {
+    let all = Act::ALL.into_iter().flat_map(|act| [(act, true), (act, false)]);
+    all.filter(|(act, gated)| *gated || *act != Act::Clamped)
 }
 
 /// The reference of `act`; if `gated`, of the left half, times the right half.
 pub(super) fn activate(act: Act, gated: bool, x: &[f64]) -> Vec<f64> {
+    if act == Act::Clamped {
+        return exact::clamped_gate(x);
+    }
     if gated { exact::gate(exact_act(act), x) } else { x.iter().map(|x| exact_act(act)(*x)).collect() }
 }
 
@@ -217,8 +224,7 @@ pub(super) fn gate(work: &Workload<'_>) -> Vec<Case> {
 
 /// Every activation, gated and not.
 pub(super) fn gate_switched(work: &Workload<'_>) -> Vec<Case> {
-    let all = ACTS.into_iter().flat_map(|act| [(act, true), (act, false)]);
-    all.flat_map(|(act, gated)| gate_by(work, act, gated)).collect()
+    all_acts().flat_map(|(act, gated)| gate_by(work, act, gated)).collect()
 }
 
 fn gate_by(work: &Workload<'_>, act: Act, gated: bool) -> Vec<Case> {

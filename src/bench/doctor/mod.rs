@@ -97,6 +97,37 @@ const ODD: &[Odd] = &[
         dtypes: &[Dtype::F32, Dtype::F16, Dtype::Q8_0],
         n_rows: &[3, 37],
     },
+    // Experts: more than one lane of a router has, not all of them chosen, few rows each and many.
+    Odd {
+        name: "odd experts",
+        config: r#"{"model_type": "qwen3_moe", "hidden_size": 77, "moe_intermediate_size": 51, "num_hidden_layers": 1,
+            "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 20, "vocab_size": 211, "num_experts": 67,
+            "num_experts_per_tok": 3, "max_position_embeddings": 600}"#,
+        operations: &["route", "group", "combine", "linear"],
+        dtypes: &[Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4_0, Dtype::Q4_K],
+        n_rows: &[1, 3, 29, 133],
+    },
+    // And the types that weights only have as a file stores them.
+    Odd {
+        name: "odd experts blocks",
+        config: r#"{"model_type": "qwen3_moe", "hidden_size": 77, "moe_intermediate_size": 256, "num_hidden_layers": 1,
+            "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 20, "vocab_size": 211, "num_experts": 5,
+            "num_experts_per_tok": 2, "max_position_embeddings": 600}"#,
+        operations: &["linear"],
+        dtypes: &[
+            Dtype::Q4_1,
+            Dtype::Q5_0,
+            Dtype::Q5_1,
+            Dtype::Q2_K,
+            Dtype::Q3_K,
+            Dtype::Q5_K,
+            Dtype::Q6_K,
+            Dtype::IQ4_NL,
+            Dtype::IQ4_XS,
+            Dtype::MXFP4,
+        ],
+        n_rows: &[1, 37],
+    },
     // Layer norms, no gate.
     Odd {
         name: "odd gpt2",

@@ -65,6 +65,11 @@ pub fn rope(x: &[f64], angles: &[f64], interleaved: bool) -> Vec<f64> {
     y
 }
 
+/// The factor on queries at `pos`, of which the first `original` have 1.
+pub fn temperature(pos: usize, beta: f64, original: usize) -> f64 {
+    1.0 + beta * ((1 + pos / original) as f64).ln()
+}
+
 /// The parameters of attention.
 #[derive(Clone, Copy)]
 pub struct Attention {
@@ -156,6 +161,39 @@ pub fn erf(x: f64) -> f64 {
 pub fn gate(act: fn(f64) -> f64, x: &[f64]) -> Vec<f64> {
     let (left, right) = x.split_at(x.len() / 2);
     left.iter().zip(right).map(|(l, r)| act(*l) * r).collect()
+}
+
+/// gpt-oss's gate (transformers' `GptOssExperts`) of the left half of `x` [2 · n] and the right half.
+pub fn clamped_gate(x: &[f64]) -> Vec<f64> {
+    let (left, right) = x.split_at(x.len() / 2);
+    let gated = |(gate, up): (&f64, &f64)| {
+        let gate = gate.min(7.0);
+        gate / (1.0 + (-1.702 * gate).exp()) * (up.clamp(-7.0, 7.0) + 1.0)
+    };
+    left.iter().zip(right).map(gated).collect()
+}
+
+/// The `k` experts with the largest of a router's `logits` [n_experts], each with its weight.
+pub fn route(logits: &[f64], k: usize, sigmoid: bool, normalised: bool) -> Vec<(usize, f64)> {
+    let scores = match sigmoid {
+        true => logits.iter().map(|z| 1.0 / (1.0 + (-z).exp())).collect(),
+        false => softmax(logits),
+    };
+    let chosen = top_k(logits, k);
+    let sum = if normalised { chosen.iter().map(|e| scores[*e]).sum() } else { 1.0 };
+    chosen.iter().map(|e| (*e, scores[*e] / sum)).collect()
+}
+
+/// For each of `n_experts` experts the indices of its pairs in `ids`.
+pub fn group(ids: &[u32], n_experts: usize) -> Vec<Vec<usize>> {
+    let of = |e: usize| (0..ids.len()).filter(|p| ids[*p] as usize == e).collect();
+    (0..n_experts).map(of).collect()
+}
+
+/// `x` [n] plus the rows `y` [k, n] times their `weights` [k].
+pub fn combine(x: &[f64], weights: &[f64], y: &[Vec<f64>]) -> Vec<f64> {
+    let sum = |i: usize| weights.iter().zip(y).map(|(w, y)| w * y[i]).sum::<f64>();
+    x.iter().enumerate().map(|(i, x)| x + sum(i)).collect()
 }
 
 pub fn softmax(z: &[f64]) -> Vec<f64> {

@@ -20,15 +20,25 @@ type Reader = fn(&Keys<'_>, &mut Config) -> Read<()>;
 const ARCHITECTURES: &[(&str, &str, Reader)] = &[
     // RoBERTa and XLM-R, too, whose tables of positions have lost the rows before the first, and DistilBERT.
     ("bert", "bert", bert),
+    ("gemma-embedding", "gemma3_text", gemma_embedding),
     ("gemma2", "gemma2", gemma2),
     ("gemma3", "gemma3_text", gemma3),
     ("gpt2", "gpt2", gpt2),
-    // Mistral, too.
+    ("gpt-oss", "gpt_oss", gpt_oss),
+    ("gptneox", "gpt_neox", gpt_neox),
+    ("granite", "granite", granite),
+    // Mistral, and Mixtral if there are experts.
     ("llama", "llama", llama),
+    ("mistral3", "ministral3", mistral3),
     ("modern-bert", "modernbert", modern_bert),
     ("olmo2", "olmo2", olmo2),
+    // Phi-4-mini, too.
+    ("phi3", "phi3", phi3),
     ("qwen2", "qwen2", qwen),
     ("qwen3", "qwen3", qwen),
+    ("qwen3moe", "qwen3_moe", qwen3_moe),
+    // Each fourth layer has no rotation: the config's default.
+    ("smollm3", "smollm3", llama),
 ];
 
 /// The keys of `config.json`.
@@ -82,18 +92,30 @@ pub(super) fn read(metadata: &Metadata, weights: &Weights) -> Result<Config, Che
     Ok(config)
 }
 
-/// How the rows of a text become its embedding.
-pub(super) fn embedding(metadata: &Metadata) -> Read<EmbeddingConfig> {
+/// What a model does with the rows of a text.
+pub(super) enum Rows {
+    /// Nothing that the file names.
+    Any,
+    /// They become an embedding.
+    Embed(EmbeddingConfig),
+    /// They become a score.
+    Rank,
+}
+
+/// What the model does with the rows of a text.
+pub(super) fn rows(metadata: &Metadata) -> Read<Rows> {
     let key = format!("{}.pooling_type", architecture(metadata)?);
     // `enum llama_pooling_type`.
     let pooling = match metadata.whole(&key)? {
-        None | Some(0) => return Ok(EmbeddingConfig::default()),
+        None | Some(0) => return Ok(Rows::Any),
         Some(1) => Pooling::Mean,
         Some(2) => Pooling::First,
         Some(3) => Pooling::Last,
-        Some(_) => return Err(metadata.wrong(&key, "0 to 3: mean, first or last row; rerankers do not run")),
+        Some(4) => return Ok(Rows::Rank),
+        Some(_) => return Err(metadata.wrong(&key, "0 to 4: mean, first or last row, or a score")),
     };
-    Ok(EmbeddingConfig { pooling: vec![pooling], is_declared: true, ..EmbeddingConfig::default() })
+    let config = EmbeddingConfig { pooling: vec![pooling], is_declared: true, ..EmbeddingConfig::default() };
+    Ok(Rows::Embed(config))
 }
 
 /// The keys of `generation_config.json`.
@@ -197,6 +219,7 @@ fn bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     config.insert("vocab_size", keys.vocab_size()?);
     keys.copy(config, &[("context_length", "max_position_embeddings")])?;
     if keys.has(TYPES) {
+        labels(keys, config)?;
         config.insert("type_vocab_size", keys.n_rows(TYPES)?);
         keys.copy_real(config, &[(EPSILON, "layer_norm_eps")])?;
         return keys.copy(
@@ -223,6 +246,22 @@ fn bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
             ("attention.head_count", "n_heads"),
         ],
     )
+}
+
+/// The labels of a classification head, which is a product with an activation and another product. Converters leave the
+/// first of BERT's out, and then the logits would be others.
+fn labels(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    const OUT: &str = "cls.output.weight";
+    if !(keys.has(OUT) && keys.has("cls.weight")) {
+        return Ok(());
+    }
+    let n = keys.n_rows(OUT)?;
+    config.insert("architectures", json!(["BertForSequenceClassification"]));
+    let names = keys.metadata.texts(&keys.key("classifier.output_labels"))?.unwrap_or_default();
+    let name = |i: usize| names.get(i).cloned().unwrap_or_else(|| format!("LABEL_{i}"));
+    let by_id: Map<String, Value> = (0..n).map(|i| (i.to_string(), json!(name(i)))).collect();
+    config.insert("id2label", by_id);
+    Ok(())
 }
 
 fn modern_bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
@@ -288,6 +327,21 @@ fn gemma3(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     Ok(())
 }
 
+fn gemma_embedding(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    gemma3(keys, config)?;
+    config.insert("use_bidirectional_attention", true);
+    Ok(())
+}
+
+/// The products after the pooling: their names and shapes.
+pub(super) fn dense(weights: &Weights) -> Vec<(&'static str, [usize; 2])> {
+    let shape = |name: &'static str| match weights.get(&format!("{name}.weight"))?.shape[..] {
+        [n_out, n_in] => Some((name, [n_out, n_in])),
+        _ => None,
+    };
+    ["dense_2", "dense_3"].into_iter().filter_map(shape).collect()
+}
+
 /// What Gemma 2 and 3 share. Each `every`-th layer sees all keys, if no key says which. The largest model, of `n_largest`
 /// layers, has another scale of scores than the others; no key has it.
 fn gemma(keys: &Keys<'_>, config: &mut Config, every: u64, n_largest: u64) -> Read<()> {
@@ -351,11 +405,42 @@ fn gpt2(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     Ok(())
 }
 
+fn gpt_neox(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    keys.copy(
+        config,
+        &[
+            ("context_length", "max_position_embeddings"),
+            ("embedding_length", "hidden_size"),
+            ("feed_forward_length", "intermediate_size"),
+            ("block_count", "num_hidden_layers"),
+            ("attention.head_count", "num_attention_heads"),
+        ],
+    )?;
+    keys.copy_real(config, &[("attention.layer_norm_epsilon", "layer_norm_eps")])?;
+    const PARALLEL: &str = "use_parallel_residual";
+    let is_parallel = keys.metadata.flag(&keys.key(PARALLEL))?;
+    keys.put(
+        config,
+        PARALLEL,
+        PARALLEL,
+        is_parallel.ok_or_else(|| keys.wrong(PARALLEL, "`true` or `false`"))?,
+    );
+    config.insert("vocab_size", keys.vocab_size()?);
+    config.insert("tie_word_embeddings", !keys.has("output.weight"));
+    config.insert("attention_bias", keys.has("blk.0.attn_qkv.bias"));
+    config.insert("rope_parameters", rope(keys)?);
+    partial_rotation(keys, config)
+}
+
 fn llama(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
-    if keys.whole("expert_count")?.unwrap_or(0) > 0 {
-        return Err(keys.wrong("expert_count", "none: experts do not run here"));
-    }
     decoder(keys, config)?;
+    if keys.whole("expert_count")?.unwrap_or(0) > 0 {
+        config.insert("model_type", "mixtral");
+        keys.copy(
+            config,
+            &[("expert_count", "num_local_experts"), ("expert_used_count", "num_experts_per_tok")],
+        )?;
+    }
     let head_dim = head_dim(keys)?;
     // The rows of queries and keys are put in order by whole heads.
     if keys.whole("rope.dimension_count")?.is_some_and(|n| Some(n) != head_dim) {
@@ -369,13 +454,109 @@ fn llama(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
 
 fn qwen(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     decoder(keys, config)?;
-    if let (Some(n_rot), Some(head_dim)) = (keys.whole("rope.dimension_count")?, head_dim(keys)?)
-        && n_rot != head_dim
-    {
-        let factor = n_rot as f64 / head_dim as f64;
-        keys.put(config, "rope.dimension_count", "partial_rotary_factor", factor);
+    partial_rotation(keys, config)
+}
+
+fn granite(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    llama(keys, config)?;
+    const ROTATES: &str = "rope.scaling.finetuned";
+    if keys.metadata.flag(&keys.key(ROTATES))? == Some(false) {
+        return Err(keys.wrong(ROTATES, "`true`: it is `false` in models with no rotation, which do not run"));
+    }
+    for (from, to) in [
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("logit_scale", "logits_scaling"),
+        ("attention.scale", "attention_multiplier"),
+    ] {
+        // ggml takes no factor and the factor 0 for none.
+        if let Some(factor) = keys.real(from)?.filter(|factor| *factor != 0.0) {
+            keys.put(config, from, to, factor);
+        }
+    }
+    if let (None, Some(head_dim)) = (config.keys.get("attention_multiplier"), head_dim(keys)?) {
+        config.insert("attention_multiplier", (head_dim as f64).powf(-0.5));
     }
     Ok(())
+}
+
+fn mistral3(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    llama(keys, config)?;
+    let mut add = |to: &str, value: f64| {
+        if let Some(Value::Object(rope)) = config.keys.get_mut("rope_parameters") {
+            rope.insert(to.into(), json!(value));
+        }
+    };
+    if let Some(m) = keys.real("rope.scaling.yarn_log_multiplier")?.filter(|m| *m != 0.0) {
+        // The converter takes the other one for 1.
+        add("mscale", 1.0);
+        add("mscale_all_dim", m);
+    }
+    const BETA: &str = "attention.temperature_scale";
+    if let Some(beta) = keys.real(BETA)? {
+        add("llama_4_scaling_beta", beta);
+        config.sources.insert("rope_parameters.llama_4_scaling_beta".into(), keys.key(BETA));
+    }
+    Ok(())
+}
+
+fn phi3(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    decoder(keys, config)?;
+    partial_rotation(keys, config)?;
+    const ORIGINAL: &str = "rope.scaling.original_context_length";
+    if let Some(n) = keys.whole(ORIGINAL)? {
+        keys.put(config, ORIGINAL, "original_max_position_embeddings", n);
+    }
+    // 0 is none.
+    const WINDOW: &str = "attention.sliding_window";
+    if let Some(window) = keys.whole(WINDOW)?.filter(|n| *n > 0) {
+        keys.put(config, WINDOW, "sliding_window", window);
+    }
+    Ok(())
+}
+
+/// The part of a head that is rotated.
+fn partial_rotation(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    const ROTATED: &str = "rope.dimension_count";
+    if let (Some(n_rot), Some(head_dim)) = (keys.whole(ROTATED)?, head_dim(keys)?) {
+        let part = n_rot as f64 / head_dim as f64;
+        // So that it times the size of a head, rounded down, is the number again.
+        let part = if ((part * head_dim as f64) as u64) < n_rot { part.next_up() } else { part };
+        keys.put(config, ROTATED, "partial_rotary_factor", part);
+    }
+    Ok(())
+}
+
+fn gpt_oss(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    decoder(keys, config)?;
+    // Of the whole model, not only of what the file has keys for (`src/models/openai-moe.cpp`).
+    if let Some(rope) = config.keys.get_mut("rope_parameters").and_then(Value::as_object_mut) {
+        rope.insert("truncate".into(), json!(false));
+    }
+    config.insert("attention_bias", keys.has("blk.0.attn_q.bias"));
+    keys.copy(
+        config,
+        &[
+            ("attention.sliding_window", "sliding_window"),
+            ("expert_count", "num_local_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "intermediate_size"),
+        ],
+    )
+}
+
+fn qwen3_moe(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
+    qwen(keys, config)?;
+    // As llama.cpp computes it.
+    config.insert("norm_topk_prob", true);
+    keys.copy(
+        config,
+        &[
+            ("expert_count", "num_experts"),
+            ("expert_used_count", "num_experts_per_tok"),
+            ("expert_feed_forward_length", "moe_intermediate_size"),
+        ],
+    )
 }
 
 /// Elements of a head.
@@ -431,12 +612,24 @@ fn rope(keys: &Keys<'_>) -> Read<Map<String, Value>> {
     };
     const KIND: &str = "rope.scaling.type";
     let kind = keys.metadata.text(&keys.key(KIND))?;
-    if let Some(factors) = frequency_factors(keys)? {
+    if let Some(factors) = factors(keys, FREQUENCY_FACTORS)? {
         if kind.is_some_and(|kind| kind != "none") {
             return Err(keys.wrong(KIND, "`none` beside the tensor `rope_freqs.weight`"));
         }
         rope.insert("rope_type".into(), json!("frequency_factors"));
         rope.insert("frequency_factors".into(), json!(factors));
+        return Ok(rope);
+    }
+    if let (Some(short), Some(long)) = (factors(keys, SHORT_FACTORS)?, factors(keys, LONG_FACTORS)?) {
+        if kind.is_some_and(|kind| !["none", "longrope"].contains(&kind)) {
+            return Err(keys.wrong(KIND, format!("`longrope` beside the tensor `{LONG_FACTORS}`")));
+        }
+        rope.insert("rope_type".into(), json!("longrope"));
+        rope.insert("short_factor".into(), json!(short));
+        rope.insert("long_factor".into(), json!(long));
+        if let Some(on_scores) = keys.real("rope.scaling.attn_factor")? {
+            rope.insert("attention_factor".into(), json!(on_scores));
+        }
         return Ok(rope);
     }
     match (kind, factor) {
@@ -470,16 +663,21 @@ fn rope(keys: &Keys<'_>) -> Read<Map<String, Value>> {
 }
 
 /// The tensor by whose elements the frequencies are divided: Llama 3.1's scaling, as ggml stores it.
-pub(super) const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+const FREQUENCY_FACTORS: &str = "rope_freqs.weight";
+/// Those of `longrope`, within the original context and beyond.
+const SHORT_FACTORS: &str = "rope_factors_short.weight";
+const LONG_FACTORS: &str = "rope_factors_long.weight";
 
-fn frequency_factors(keys: &Keys<'_>) -> Read<Option<Vec<f32>>> {
-    const NAME: &str = FREQUENCY_FACTORS;
-    let Some(entry) = keys.weights.get(NAME) else { return Ok(None) };
+/// The tensors that the config has.
+pub(super) const FACTORS: [&str; 3] = [FREQUENCY_FACTORS, SHORT_FACTORS, LONG_FACTORS];
+
+fn factors(keys: &Keys<'_>, name: &str) -> Read<Option<Vec<f32>>> {
+    let Some(entry) = keys.weights.get(name) else { return Ok(None) };
     // Half of a head, which has at most 256 elements.
     if entry.dtype != "F32" || entry.shape.len() != 1 || entry.shape[0] > 128 {
         let (dtype, shape) = (&entry.dtype, &entry.shape);
         let message =
-            format!("tensor `{NAME}` is {dtype} of shape {shape:?}, expected at most 128 elements in F32");
+            format!("tensor `{name}` is {dtype} of shape {shape:?}, expected at most 128 elements in F32");
         return Err(WeightsError::Format { path: keys.metadata.path().to_path_buf(), message });
     }
     if keys.weights.has_only_headers() {

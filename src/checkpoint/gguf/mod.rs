@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::files;
-use super::{CheckpointError, GenerationConfig, ModelFiles, Parts};
-use crate::models::{self, ModelError, ModelKind, SettingError};
+use super::{CheckpointError, DenseModule, EmbeddingConfig, GenerationConfig, ModelFiles, Parts, Scoring};
+use crate::models::{self, ModelError, ModelKind, SCORE, SettingError};
 use crate::text::{TextError, Tokenizer};
 use crate::weights::{TensorFile, Weights};
+use config::Rows;
 
 /// Opens the model in `files`, one or all its parts in their order. Paths are for messages.
 pub(super) fn read(
@@ -25,7 +26,7 @@ pub(super) fn read(
     let path = metadata.path().to_path_buf();
     let config = config::read(&metadata, &weights)?;
     names::rename(&metadata, &mut weights)?;
-    weights.remove(config::FREQUENCY_FACTORS);
+    config::FACTORS.iter().for_each(|name| weights.remove(name));
     // Errors name the metadata's keys.
     let wrong = |error: ModelError| {
         let value = |key: &str, found: &str, expected: &str| {
@@ -41,26 +42,62 @@ pub(super) fn read(
             other => other.into(),
         }
     };
-    let architecture = models::open(&config.json()).map_err(wrong)?;
+    let mut architecture = models::open(&config.json()).map_err(wrong)?;
     models::check_weights(&*architecture, &weights).map_err(wrong)?;
+    let rows = config::rows(&metadata)?;
     let shape = architecture.shape();
+    let is_decoder = shape.kind == ModelKind::Decoder;
+    let has = |name: &str| weights.get(name).is_some();
+    let (judges, embeds) = match &rows {
+        Rows::Rank if is_decoder && has(&format!("{SCORE}.weight")) => (true, false),
+        Rows::Rank if is_decoder || architecture.labels().is_none() => {
+            let found = if has("classifier.weight") { "`cls.output.weight` alone" } else { "no head" };
+            let message = format!(
+                "a reranker whose head is not whole: expected the tensors `cls.weight` and `cls.output.weight`, found \
+                 {found}"
+            );
+            return Err(CheckpointError::config(&path, message));
+        }
+        Rows::Embed(_) => (false, is_decoder),
+        Rows::Any | Rows::Rank => (false, false),
+    };
+    if embeds {
+        architecture = models::embedder(architecture, None);
+    }
+    let weights = Arc::new(weights);
+    let mut embedding = match rows {
+        Rows::Embed(config) => Some(config),
+        _ => (!is_decoder).then(EmbeddingConfig::default),
+    };
+    if let Some(embedding) = &mut embedding {
+        let mut width = shape.hidden_size;
+        for (name, [out_features, in_features]) in config::dense(&weights) {
+            if in_features != width {
+                let message = format!("tensor `{name}.weight` takes {in_features} values, expected {width}");
+                return Err(CheckpointError::config(&path, message));
+            }
+            let (weights, bias, act) = (weights.clone(), false, None);
+            embedding.dense.push(DenseModule { weights, name, in_features, out_features, bias, act });
+            width = out_features;
+        }
+    }
     let generation = GenerationConfig::parse(&path, &config::generation(&metadata)?, None)?;
-    Ok(ModelFiles {
+    let config = config.json();
+    let files = ModelFiles {
         name: path.display().to_string(),
         tokenizer: match parts {
             Parts::All => tokenizer::read(&metadata)?,
             Parts::Headers => Err(TextError::NotOpened),
         },
-        embedding: match shape.kind {
-            ModelKind::Decoder => None,
-            ModelKind::Encoder => Some(config::embedding(&metadata)?),
-        },
+        embedding,
         labels: architecture.labels().cloned(),
-        config: config.json(),
+        scoring: Scoring::of(&*architecture, &path, &config)?,
+        config,
         architecture,
-        weights: Arc::new(weights),
+        weights,
         generation,
-    })
+    };
+    Ok(if judges { files.judging() } else { files })
 }
 
 /// Opens the tokenizer of such a model.

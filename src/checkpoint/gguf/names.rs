@@ -1,6 +1,7 @@
 //! From ggml's names of tensors to those of Hugging Face's checkpoints, which the architectures load.
 
 use super::config;
+use crate::models::SCORE;
 use crate::weights::gguf::Metadata;
 use crate::weights::{Order, Weights, WeightsError};
 
@@ -14,8 +15,10 @@ enum Rows {
     Keys,
     /// Hugging Face's checkpoints have rows and columns exchanged.
     Transposed,
+    /// Hugging Face's checkpoints have them by heads.
+    Stacked,
 }
-use Rows::{Keys, Plain, Queries, Transposed};
+use Rows::{Keys, Plain, Queries, Stacked, Transposed};
 
 /// Names without `.weight` and `.bias`. `blk.N.` stands before those of a layer, and the second name of the layers there.
 #[derive(Clone, Copy)]
@@ -28,7 +31,7 @@ struct Names {
 const DECODER: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
-/// Llama and Mistral: ggml rotates neighbours.
+/// Llama, Mistral, Mixtral, Ministral 3, SmolLM3 and Granite: ggml rotates neighbours.
 const LLAMA: Names = Names {
     model: DECODER,
     layers: "model.layers.",
@@ -42,11 +45,34 @@ const LLAMA: Names = Names {
         ("ffn_gate", "mlp.gate_proj", Plain),
         ("ffn_up", "mlp.up_proj", Plain),
         ("ffn_down", "mlp.down_proj", Plain),
+        // Mixtral.
+        ("ffn_gate_inp", "block_sparse_moe.gate", Plain),
+        ("ffn_gate_exps", "block_sparse_moe.experts.w1", Plain),
+        ("ffn_up_exps", "block_sparse_moe.experts.w3", Plain),
+        ("ffn_down_exps", "block_sparse_moe.experts.w2", Plain),
+    ],
+};
+
+const PHI3: Names = Names {
+    model: DECODER,
+    layers: "model.layers.",
+    layer: &[
+        ("attn_norm", "input_layernorm", Plain),
+        ("attn_qkv", "self_attn.qkv_proj", Plain),
+        ("attn_output", "self_attn.o_proj", Plain),
+        ("ffn_norm", "post_attention_layernorm", Plain),
+        ("ffn_up", "mlp.gate_up_proj", Plain),
+        ("ffn_down", "mlp.down_proj", Plain),
     ],
 };
 
 const QWEN: Names = Names {
-    model: DECODER,
+    model: &[
+        ("token_embd", "model.embed_tokens"),
+        ("output_norm", "model.norm"),
+        ("output", "lm_head"),
+        ("cls.output", SCORE),
+    ],
     layers: "model.layers.",
     layer: &[
         ("attn_norm", "input_layernorm", Plain),
@@ -60,6 +86,29 @@ const QWEN: Names = Names {
         ("ffn_gate", "mlp.gate_proj", Plain),
         ("ffn_up", "mlp.up_proj", Plain),
         ("ffn_down", "mlp.down_proj", Plain),
+        // Of mixtures of experts.
+        ("ffn_gate_inp", "mlp.gate", Plain),
+        ("ffn_gate_exps", "mlp.experts.gate_proj", Plain),
+        ("ffn_up_exps", "mlp.experts.up_proj", Plain),
+        ("ffn_down_exps", "mlp.experts.down_proj", Plain),
+    ],
+};
+
+const GPT_OSS: Names = Names {
+    model: DECODER,
+    layers: "model.layers.",
+    layer: &[
+        ("attn_norm", "input_layernorm", Plain),
+        ("attn_q", "self_attn.q_proj", Plain),
+        ("attn_k", "self_attn.k_proj", Plain),
+        ("attn_v", "self_attn.v_proj", Plain),
+        ("attn_output", "self_attn.o_proj", Plain),
+        ("attn_sinks", "self_attn.sinks", Plain),
+        ("post_attention_norm", "post_attention_layernorm", Plain),
+        ("ffn_gate_inp", "mlp.router", Plain),
+        ("ffn_gate_exps", "mlp.experts.gate_proj", Plain),
+        ("ffn_up_exps", "mlp.experts.up_proj", Plain),
+        ("ffn_down_exps", "mlp.experts.down_proj", Plain),
     ],
 };
 
@@ -102,12 +151,31 @@ const GPT2: Names = Names {
     ],
 };
 
+const GPT_NEOX: Names = Names {
+    model: &[
+        ("token_embd", "gpt_neox.embed_in"),
+        ("output_norm", "gpt_neox.final_layer_norm"),
+        ("output", "embed_out"),
+    ],
+    layers: "gpt_neox.layers.",
+    layer: &[
+        ("attn_norm", "input_layernorm", Plain),
+        ("attn_qkv", "attention.query_key_value", Stacked),
+        ("attn_output", "attention.dense", Plain),
+        ("ffn_norm", "post_attention_layernorm", Plain),
+        ("ffn_up", "mlp.dense_h_to_4h", Plain),
+        ("ffn_down", "mlp.dense_4h_to_h", Plain),
+    ],
+};
+
 const BERT: Names = Names {
     model: &[
         ("token_embd", "embeddings.word_embeddings"),
         ("position_embd", "embeddings.position_embeddings"),
         ("token_types", "embeddings.token_type_embeddings"),
         ("token_embd_norm", "embeddings.LayerNorm"),
+        ("cls", "pooler.dense"),
+        ("cls.output", "classifier"),
     ],
     layers: "encoder.layer.",
     layer: &[
@@ -189,10 +257,13 @@ pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), W
     let names = match architecture {
         "bert" if weights.get("token_types.weight").is_none() => DISTILBERT,
         "bert" => BERT,
-        "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
+        "gemma-embedding" | "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
         "gpt2" => GPT2,
-        "llama" => LLAMA,
+        "gpt-oss" => GPT_OSS,
+        "gptneox" => GPT_NEOX,
+        "granite" | "llama" | "mistral3" | "smollm3" => LLAMA,
         "modern-bert" => MODERN_BERT,
+        "phi3" => PHI3,
         _ => QWEN,
     };
     let heads = |key: &str| metadata.whole(&format!("{architecture}.attention.{key}"));
@@ -205,6 +276,7 @@ pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), W
             Queries => Order::Alternating { n_heads },
             Keys => Order::Alternating { n_heads: n_kv_heads },
             Transposed => Order::Transposed,
+            Stacked => Order::Stacked,
         };
         Some((name, order))
     };

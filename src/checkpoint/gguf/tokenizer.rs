@@ -60,6 +60,9 @@ struct Json<'a> {
 struct Around {
     first: Option<usize>,
     last: Option<usize>,
+    /// How many of the last tokens are between the texts of a pair, of models that take pairs. With one, as in BERT, the
+    /// second text has a type of its own.
+    n_between: Option<usize>,
 }
 
 impl<'a> Vocabulary<'a> {
@@ -69,7 +72,7 @@ impl<'a> Vocabulary<'a> {
         tokens: Cow<'a, [String]>,
         model: Value,
         steps: Value,
-        Around { first, last }: Around,
+        Around { first, last, n_between }: Around,
     ) -> Json<'a> {
         let added = self.types.iter().zip(tokens.iter()).enumerate().filter_map(|(id, (kind, token))| {
             let special = *kind == CONTROL || *kind == UNKNOWN;
@@ -80,16 +83,25 @@ impl<'a> Vocabulary<'a> {
         if let (Value::Object(tokenizer), Value::Object(steps)) = (&mut tokenizer, steps) {
             tokenizer.extend(steps);
         }
-        let mut around = vec![json!({ "Sequence": { "id": "A", "type_id": 0 } })];
         let mut special = Map::new();
-        for (id, place) in [(first, 0), (last, usize::MAX)] {
-            let Some(id) = id else { continue };
+        for id in [first, last].into_iter().flatten() {
             let token = &tokens[id];
             special.insert(token.clone(), json!({ "id": token, "ids": [id], "tokens": [token] }));
-            around.insert(place.min(around.len()), json!({ "SpecialToken": { "id": token, "type_id": 0 } }));
         }
-        tokenizer["post_processor"] =
-            json!({ "type": "TemplateProcessing", "single": around, "pair": [], "special_tokens": special });
+        let text = |name: &str, kind: usize| Some(json!({ "Sequence": { "id": name, "type_id": kind } }));
+        let token = |id: Option<usize>, kind: usize| {
+            id.map(|id| json!({ "SpecialToken": { "id": &tokens[id], "type_id": kind } }))
+        };
+        let single: Vec<Value> =
+            [token(first, 0), text("A", 0), token(last, 0)].into_iter().flatten().collect();
+        let pair = n_between.map(|n| {
+            let second = usize::from(n == 1);
+            let begin = [token(first, 0), text("A", 0)].into_iter();
+            let between = std::iter::repeat_n(token(last, 0), n);
+            begin.chain(between).chain([text("B", second), token(last, second)]).flatten().collect()
+        });
+        let pair: Vec<Value> = pair.unwrap_or_default();
+        tokenizer["post_processor"] = json!({ "type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special });
         Json { text: tokenizer.to_string(), tokens }
     }
 
@@ -97,10 +109,11 @@ impl<'a> Vocabulary<'a> {
     fn around(&self, [adds_bos, adds_eos]: [bool; 2]) -> Result<Around, WeightsError> {
         let adds_bos = self.flag("add_bos_token", adds_bos)?;
         let adds_eos = self.flag("add_eos_token", adds_eos)?;
-        Ok(Around {
-            first: self.named("bos_token")?.filter(|_| adds_bos),
-            last: self.named("eos_token")?.filter(|_| adds_eos),
-        })
+        let first = self.named("bos_token")?.filter(|_| adds_bos);
+        let last = self.named("eos_token")?.filter(|_| adds_eos);
+        // RoBERTa and XLM-R.
+        let n_between = (first.is_some() && last.is_some()).then_some(2);
+        Ok(Around { first, last, n_between })
     }
 
     /// The tokens with their ids.
@@ -200,7 +213,8 @@ impl<'a> Vocabulary<'a> {
             "pre_tokenizer": { "type": "BertPreTokenizer" },
             "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
         });
-        let around = Around { first: self.named("cls_token")?, last: self.named("sep_token")? };
+        let around =
+            Around { first: self.named("cls_token")?, last: self.named("sep_token")?, n_between: Some(1) };
         Ok(self.json(tokens.into(), model, steps, around))
     }
 

@@ -22,7 +22,7 @@ const EXAMPLES: &str = "Examples:
 Each row's outputs are checked against a reference in f64: a wrong kernel is reported as wrong,
 and the exit code is 1.
 Named shapes: llama-15m, smollm2-135m, gpt2, qwen2.5-0.5b, qwen3-0.6b, llama-3.2-1b, qwen3-4b,
-gemma-3-4b, llama-3.1-8b.";
+smollm3-3b, ministral-3-3b, phi-4-mini, gemma-3-4b, llama-3.1-8b, qwen3-30b-a3b, gpt-oss-20b.";
 
 /// Measure every operation of a forward pass: time, and percent of the device's limits
 #[derive(clap::Args)]

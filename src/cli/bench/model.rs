@@ -23,7 +23,7 @@ const EXAMPLES: &str = "Examples:
 Rows are named as llama-bench's: pp512 computes a prompt of 512 tokens, tg128 generates 128,
 pp512+tg128 does both. With --shape the weights are random and made on the device.
 Named shapes: llama-15m, smollm2-135m, gpt2, qwen2.5-0.5b, qwen3-0.6b, llama-3.2-1b, qwen3-4b,
-gemma-3-4b, llama-3.1-8b.";
+smollm3-3b, ministral-3-3b, phi-4-mini, gemma-3-4b, llama-3.1-8b, qwen3-30b-a3b, gpt-oss-20b.";
 
 /// Measure a model end to end: tokens per second, latencies, memory
 #[derive(clap::Args)]

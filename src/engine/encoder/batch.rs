@@ -19,6 +19,8 @@ pub(super) struct TextBatch {
     pub blocks: Vec<[u32; 2]>,
     /// Token ids, by page and position in it.
     pub tokens: Vec<[u32; PAGE_SIZE]>,
+    /// The types of the tokens, like them.
+    pub types: Vec<[u32; PAGE_SIZE]>,
     /// For each page, the length of the text that begins with it.
     pub ends: Vec<u32>,
     /// (first row, rows) of each text.
@@ -28,18 +30,24 @@ pub(super) struct TextBatch {
 }
 
 impl TextBatch {
-    /// Adds a text; its attention has blocks of `block_rows` rows.
-    pub fn push(&mut self, id: RequestId, token_ids: &[u32], block_rows: usize) {
+    /// Adds a text; its attention has blocks of `block_rows` rows. Without types, all tokens have the first.
+    pub fn push(&mut self, id: RequestId, token_ids: &[u32], types: &[u32], block_rows: usize) {
         let (first_row, first_page, n) = (self.rows.len(), self.tokens.len(), token_ids.len());
         self.ids.push(id);
         self.rows.extend((0..n as u32).map(|pos| [first_page as u32, pos]));
         for at in (0..n).step_by(block_rows) {
             self.blocks.push([(first_row + at) as u32, block_rows.min(n - at) as u32]);
         }
-        for tokens in token_ids.chunks(PAGE_SIZE) {
+        let page = |all: &[u32], at: usize| {
             let mut page = [0; PAGE_SIZE];
-            page[..tokens.len()].copy_from_slice(tokens);
-            self.tokens.push(page);
+            let part = all.get(at..).unwrap_or_default();
+            let part = &part[..part.len().min(PAGE_SIZE)];
+            page[..part.len()].copy_from_slice(part);
+            page
+        };
+        for at in (0..n).step_by(PAGE_SIZE) {
+            self.tokens.push(page(token_ids, at));
+            self.types.push(page(types, at));
         }
         self.ends.resize(self.tokens.len(), 1);
         self.ends[first_page] = n as u32;
@@ -61,6 +69,8 @@ pub(super) struct Tables {
     pub blocks: Tensor,
     /// `[n_pages, PAGE_SIZE]`.
     pub tokens: Tensor,
+    /// `[n_pages, PAGE_SIZE]`.
+    pub types: Tensor,
     /// `[1, n_pages]`.
     pub ends: Tensor,
     /// `[max_seqs, 2]`.
@@ -75,6 +85,7 @@ impl Tables {
             rows: table("rows", [max_rows, 2])?,
             blocks: table("blocks", [max_rows, 2])?,
             tokens: table("tokens", [n_pages, PAGE_SIZE])?,
+            types: table("types", [n_pages, PAGE_SIZE])?,
             ends: table("ends", [1, n_pages])?,
             spans: table("spans", [max_seqs, 2])?,
         })
@@ -84,6 +95,7 @@ impl Tables {
         self.rows.write(gpu, 0, bytemuck::cast_slice(&batch.rows));
         self.blocks.write(gpu, 0, bytemuck::cast_slice(&batch.blocks));
         self.tokens.write(gpu, 0, bytemuck::cast_slice(&batch.tokens));
+        self.types.write(gpu, 0, bytemuck::cast_slice(&batch.types));
         self.ends.write(gpu, 0, bytemuck::cast_slice(&batch.ends));
         self.spans.write(gpu, 0, bytemuck::cast_slice(&batch.spans));
     }

@@ -45,8 +45,11 @@ impl Embedding {
             let (n_out, n_in) = (module.out_features, module.in_features);
             let mut loader = Loader::new(gpu, module.weights.clone(), None);
             dense.push(Dense {
-                w: loader.matrix("linear.weight", [n_out, n_in])?,
-                bias: module.bias.then(|| loader.vector("linear.bias", n_out)).transpose()?,
+                w: loader.matrix(&format!("{}.weight", module.name), [n_out, n_in])?,
+                bias: module
+                    .bias
+                    .then(|| loader.vector(&format!("{}.bias", module.name), n_out))
+                    .transpose()?,
                 act: module.act,
                 up: rows("dense up", n_out)?,
                 y: rows("dense", n_out)?,

@@ -12,16 +12,17 @@ use std::time::Duration;
 
 use super::loading::{Loading, n_rows, n_seqs, staging_bytes};
 use super::memory::MemoryFit;
+use super::model::page_width;
 use super::options::DEFAULT_CTX;
 use super::self_test::{Tested, Trials};
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
-use crate::checkpoint::{EmbeddingConfig, ModelFiles};
+use crate::checkpoint::{EmbeddingConfig, ModelFiles, Scoring};
 use crate::dtype::Dtype;
 use crate::gpu::{Caps, Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Tuning, Variant};
 use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Scratch};
 use crate::ops::{KvLayer, Rows};
-use crate::text::Tokenizer;
+use crate::text::{Pair, Tokenizer};
 use batch::{Tables, TextBatch};
 use embedding::Embedding;
 
@@ -67,6 +68,8 @@ pub struct Encoded {
 #[derive(Debug)]
 struct Waiting {
     token_ids: Vec<u32>,
+    /// Of the tokens; empty if all have the first.
+    types: Vec<u32>,
     output: Output,
 }
 
@@ -76,6 +79,7 @@ pub struct TextEncoder {
     gpu: Gpu,
     model: Arc<LoadedModel>,
     config: EmbeddingConfig,
+    scoring: Option<Scoring>,
     machine: Encoding,
     stepper: Stepper<TextBatch>,
     next_id: u64,
@@ -132,6 +136,7 @@ impl TextEncoder {
         TextEncoder::estimate(gpu, &files, options.clone())?.check()?;
         let shape = files.architecture.shape();
         let config = files.embedding.take().unwrap_or_default();
+        let scoring = files.scoring;
         let capacity = capacity(&shape, &config, &options)?;
         let Capacity { max_seqs, max_seq_len: ctx, .. } = capacity;
         let read_bytes = read_bytes(&files, &config, max_seqs);
@@ -146,7 +151,7 @@ impl TextEncoder {
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
         let says_mean = !config.is_declared;
         let mut encoder =
-            TextEncoder { gpu: gpu.clone(), model, config, machine, stepper, next_id: 1, says_mean };
+            TextEncoder { gpu: gpu.clone(), model, config, scoring, machine, stepper, next_id: 1, says_mean };
         Loading::new(gpu, uploads, tested, |_, self_test| {
             encoder.stepper.begin(&mut encoder.machine, self_test);
             encoder
@@ -245,9 +250,23 @@ impl TextEncoder {
         Ok(tokenizer.encode_cut(&text, self.ctx())?)
     }
 
+    /// As [`TextEncoder::tokenize`], for a pair of texts, of which the end of the longer is cut.
+    ///
+    /// # Errors
+    /// [`EngineError::Text`] if there is no tokenizer, it has no template for pairs, or it cannot split a text.
+    pub fn tokenize_pair(&self, first: &str, second: &str) -> Result<Pair, EngineError> {
+        let tokenizer = self.model.tokenizer.as_ref().map_err(Clone::clone)?;
+        Ok(tokenizer.encode_pair(first, second, self.ctx())?)
+    }
+
     /// The labels of the classification head, if there is one.
     pub fn labels(&self) -> Option<&Labels> {
         self.model.labels.as_ref()
+    }
+
+    /// How it scores a text for a query, if it was made for that.
+    pub fn scoring(&self) -> Option<Scoring> {
+        self.scoring
     }
 
     /// The modules that turn rows into embeddings.
@@ -280,13 +299,31 @@ impl TextEncoder {
         self.model.weights_bytes
     }
 
-    /// Queues a text, and returns the id that its result has.
+    /// Queues a text, and returns the id that its result has. Its tokens have the first type, if the model distinguishes
+    /// the texts of a pair.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::submit_typed`].
+    pub fn submit(&mut self, token_ids: Vec<u32>, output: Output) -> Result<RequestId, EngineError> {
+        self.submit_typed(token_ids, Vec::new(), output)
+    }
+
+    /// As [`TextEncoder::submit`], with the type of each token ([`Pair`](crate::text::Pair)), or none.
+    ///
+    /// # Panics
+    /// If there are types, but not as many as tokens.
     ///
     /// # Errors
     /// [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::TokenRange`];
     /// [`EngineError::Parameter`] if the checkpoint has no classification head; [`EngineError::Gpu`] if the device is
     /// lost. After an error, nothing has been queued.
-    pub fn submit(&mut self, token_ids: Vec<u32>, output: Output) -> Result<RequestId, EngineError> {
+    pub fn submit_typed(
+        &mut self,
+        token_ids: Vec<u32>,
+        types: Vec<u32>,
+        output: Output,
+    ) -> Result<RequestId, EngineError> {
+        assert!(types.is_empty() || types.len() == token_ids.len(), "one type for each token");
         self.stepper.check(&mut self.machine)?;
         let (vocab_size, ctx) = (self.model.shape.vocab_size, self.ctx());
         if token_ids.is_empty() {
@@ -307,7 +344,7 @@ impl TextEncoder {
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.machine.waiting.insert(id, Waiting { token_ids, output });
+        self.machine.waiting.insert(id, Waiting { token_ids, types, output });
         Ok(id)
     }
 
@@ -410,7 +447,7 @@ impl Machine for Encoding {
                 break;
             }
             let (id, text) = next.remove_entry();
-            batch.push(id, &text.token_ids, self.block_rows);
+            batch.push(id, &text.token_ids, &text.types, self.block_rows);
         }
         Some(batch)
     }
@@ -477,7 +514,8 @@ impl Encoding {
     ) -> Result<Encoding, GpuError> {
         let Capacity { max_rows, max_seqs, .. } = capacity;
         let n_pages = batch::n_pages(max_rows, max_seqs);
-        let kv = KvLayer::new(gpu, 0, n_pages, PAGE_SIZE * shape.hidden_size, Dtype::F32)?;
+        let width = shape.attention.iter().map(page_width).max().unwrap_or(0);
+        let kv = KvLayer::new(gpu, 0, n_pages, width, Dtype::F32)?;
         let pages: Vec<u32> = (0..n_pages as u32).collect();
         Ok(Encoding {
             waiting: BTreeMap::new(),
@@ -525,7 +563,7 @@ impl Encoding {
 
     /// Records some layers of a batch. After the last one, returns the tensor of its results, one row per text.
     fn layers(&mut self, rec: &mut Recorder, texts: &TextBatch, layers: Range<usize>) -> Option<Tensor> {
-        let Tables { rows, blocks, tokens, ends, spans } = &self.tables[self.current];
+        let Tables { rows, blocks, tokens, types, ends, spans } = &self.tables[self.current];
         let batch = Batch {
             n: Rows { n_decode: 0, n_prompt: texts.rows.len() },
             n_sampled: 0,
@@ -534,6 +572,7 @@ impl Encoding {
             rows,
             blocks,
             tokens,
+            types: Some(types),
             pages: &self.pages,
             page_size: PAGE_SIZE,
             ends: Some(ends),

@@ -223,6 +223,7 @@ fn batch<'a>(
         rows: &steps.rows,
         blocks: &steps.blocks,
         tokens: &slots.tokens,
+        types: None,
         pages: &slots.pages,
         page_size: PAGE_SIZE,
         ends: None,

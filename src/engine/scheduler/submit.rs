@@ -30,7 +30,7 @@ impl Scheduler {
         }
         let seed = request.sampling.seed.unwrap_or_else(|| random_seed(id));
         let decoder = self.tokenizer.as_ref().map(|t| StreamDecoder::after(t, &request.prompt, true));
-        let decoder = decoder.transpose()?;
+        let decoder = decoder.transpose()?.map(|decoder| decoder.showing(request.shown_tokens.clone()));
         self.waiting.insert(id, Sequence::new(id, request, seed, most, decoder));
         Ok(id)
     }

@@ -86,8 +86,7 @@ pub struct Sequences<'a> {
 #[derive(Debug)]
 pub struct ClassificationHead {
     pooling: Pooling,
-    dense: Linear,
-    act: Act,
+    dense: Option<(Linear, Act)>,
     norm: Option<LayerNorm>,
     out: Linear,
 }
@@ -108,14 +107,31 @@ impl ClassificationHead {
         Ok(ClassificationHead {
             pooling,
             // Not quantised: an error in the last two products affects the result directly.
-            dense: Linear::load_as_stored(loader, names.dense, [n, n], names.dense_bias)?,
-            act,
+            dense: Some((Linear::load_as_stored(loader, names.dense, [n, n], names.dense_bias)?, act)),
             norm: match names.norm {
                 Some((name, bias, eps)) => Some(LayerNorm::load(loader, name, n, bias, eps)?),
                 None => None,
             },
             out: Linear::load_as_stored(loader, names.out, [n_labels, n], true)?,
         })
+    }
+
+    /// Loads the head of a decoder: `out` alone, without a bias, after the row of the last token.
+    ///
+    /// # Errors
+    /// [`ModelError::Weights`].
+    pub fn of_last(
+        loader: &mut Loader,
+        out: &str,
+        [hidden_size, n_labels]: [usize; 2],
+    ) -> Result<Self, ModelError> {
+        let out = Linear::load_as_stored(loader, out, [n_labels, hidden_size], false)?;
+        Ok(ClassificationHead { pooling: Pooling::Last, dense: None, norm: None, out })
+    }
+
+    /// Number of labels.
+    pub fn n_labels(&self) -> usize {
+        self.out.w.n_rows()
     }
 
     /// Allocates the buffers of an encoder of this `shape`, and of its classification head if it has one.
@@ -129,7 +145,7 @@ impl ClassificationHead {
         capacity: Capacity,
     ) -> Result<Scratch, GpuError> {
         let labels =
-            |head: &Self| LabelScratch::new(gpu, shape.hidden_size, head.out.w.n_rows(), capacity.max_seqs);
+            |head: &Self| LabelScratch::new(gpu, shape.hidden_size, head.n_labels(), capacity.max_seqs);
         let labels = head.map(labels).transpose()?;
         Ok(Scratch { labels, ..Scratch::new(gpu, shape, capacity.without_logits())? })
     }
@@ -139,11 +155,14 @@ impl ClassificationHead {
         let Sequences { x, spans, n_seqs } = sequences;
         let n = Rows { n_decode: n_seqs, n_prompt: 0 };
         ops::pool(rec, self.pooling, spans, x, &s.pooled, 0, n_seqs);
-        ops::gate_up(rec, self.act, self.dense.of(&s.pooled), &s.up, &s.act, n);
-        let last = match &self.norm {
-            Some(norm) => norm.record(rec, &s.act, &s.normed, n_seqs),
-            None => &s.act,
-        };
+        let mut last = &s.pooled;
+        if let Some((dense, act)) = &self.dense {
+            ops::gate_up(rec, *act, dense.of(last), &s.up, &s.act, n);
+            last = &s.act;
+        }
+        if let Some(norm) = &self.norm {
+            last = norm.record(rec, last, &s.normed, n_seqs);
+        }
         self.out.record(rec, n, last, Target::Set(&s.logits));
         s.logits.clone()
     }

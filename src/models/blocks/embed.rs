@@ -20,4 +20,13 @@ impl Embed {
     pub fn record(&self, rec: &mut Recorder, b: &Batch<'_>, y: &Tensor) {
         ops::embed(rec, self, b.rows, b.tokens, y, b.n);
     }
+
+    /// As [`Embed::record`] of a table of tokens' types, added to `y`. Default: the first type.
+    pub fn record_types(&self, rec: &mut Recorder, b: &Batch<'_>, y: &Tensor) {
+        let (lookup, types) = match b.types {
+            Some(types) => (Lookup::AddToken, types),
+            None => (Lookup::AddRow(0), b.tokens),
+        };
+        ops::embed(rec, &Embed { lookup, ..self.clone() }, b.rows, types, y, b.n);
+    }
 }

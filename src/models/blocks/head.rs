@@ -18,8 +18,8 @@ pub enum FinalNorm {
 pub struct Head {
     /// The norm.
     pub norm: FinalNorm,
-    /// `[vocab_size, hidden_size]`.
-    pub w: Tensor,
+    /// `[vocab_size, hidden_size]`. `None` if the model reads whole texts.
+    pub w: Option<Tensor>,
     /// Factor on the logits.
     pub scale: f32,
     /// Cap on the logits: `softcap · tanh(logit / softcap)`.
@@ -41,6 +41,10 @@ impl Head {
         tied: bool,
     ) -> Result<Self, ModelError> {
         let [embedding_name, head] = tables;
+        if loader.omits_head() {
+            loader.ignore(head);
+            return Ok(Head { norm, w: None, scale: 1.0, softcap: None });
+        }
         let is_shared = tied && !loader.differ(embedding_name, head)?;
         let w = if is_shared {
             loader.ignore(head);
@@ -53,19 +57,24 @@ impl Head {
             }
             loader.table(head, [embedding.n_rows(), embedding.n_cols()])?
         };
-        Ok(Head { norm, w, scale: 1.0, softcap: None })
+        Ok(Head { norm, w: Some(w), scale: 1.0, softcap: None })
     }
 
-    /// Records the logits of the rows in `b.sampled`, and returns their tensor `a.logits` `[max_sampled, vocab_size]`.
+    /// Records the logits of the rows in `b.sampled`, and returns their tensor `a.logits` `[max_sampled, vocab_size]`. Of
+    /// a model that reads whole texts: all rows after the norm, `a.h` `[max_rows, hidden_size]`.
     pub fn record(&self, rec: &mut Recorder, b: &Batch<'_>, a: &Activations) -> Tensor {
-        let (sampled, n_rows) = (Some(b.sampled), b.n_sampled);
+        let (index, y, n_rows) = match &self.w {
+            Some(_) => (Some(b.sampled), &a.last, b.n_sampled),
+            None => (None, &a.h, b.n.count()),
+        };
         match &self.norm {
-            FinalNorm::Rms(norm) => ops::rms_norm(rec, &a.x, norm, sampled, false, &a.last, 0..n_rows),
-            FinalNorm::Layer(norm) => ops::layer_norm(rec, &a.x, norm, sampled, &a.last, n_rows),
+            FinalNorm::Rms(norm) => ops::rms_norm(rec, &a.x, norm, index, false, y, 0..n_rows),
+            FinalNorm::Layer(norm) => ops::layer_norm(rec, &a.x, norm, index, y, n_rows),
         }
+        let Some(w) = &self.w else { return y.clone() };
         // As decode rows, whether they decode or end a prompt, so that their sums have the same order.
         let n = Rows { n_decode: n_rows, n_prompt: 0 };
-        ops::linear(rec, Affine::new(&a.last, &self.w, None), false, &a.logits, n);
+        ops::linear(rec, Affine::new(&a.last, w, None), false, &a.logits, n);
         if self.scale != 1.0 || self.softcap.is_some() {
             ops::softcap(rec, &a.logits, self.scale, self.softcap, n_rows);
         }

@@ -1,6 +1,6 @@
 //! The keys of `config.json` that several families share.
 
-use super::{Rope, act};
+use super::{Around, Rope, act};
 use crate::models::settings::{EPSILON, HEAD_WIDTH, HEADS, INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH};
 use crate::models::{ModelKind, ModelShape, Names, Shown};
 use crate::ops::{Act, Attention};
@@ -48,6 +48,8 @@ pub(crate) struct DecoderDefaults {
     pub hidden_act: (&'static str, &'static str),
     pub tie_word_embeddings: bool,
     pub rope_theta: f64,
+    /// Default: `max_position_embeddings`.
+    pub original_max_position_embeddings: Option<usize>,
 }
 
 impl DecoderKeys {
@@ -62,6 +64,12 @@ impl DecoderKeys {
             head_dim: Some(("head_dim", default.head_dim)),
         };
         let heads = Heads::read(s, keys, hidden_size)?;
+        let around = Around {
+            trained: max_position_embeddings,
+            original: default.original_max_position_embeddings,
+            theta: default.rope_theta,
+            partial: 1.0,
+        };
         Ok(DecoderKeys {
             hidden_size,
             intermediate_size: s.whole("intermediate_size", INNER_WIDTH, default.intermediate_size)?,
@@ -70,7 +78,7 @@ impl DecoderKeys {
             rms_norm_eps: s.real("rms_norm_eps", EPSILON, default.rms_norm_eps)? as f32,
             hidden_act: act(s, default.hidden_act.0, default.hidden_act.1)?,
             tie_word_embeddings: s.flag("tie_word_embeddings", default.tie_word_embeddings)?,
-            rope: Rope::read(s, heads.head_dim, max_position_embeddings, default.rope_theta)?,
+            rope: Rope::read(s, heads.head_dim, around)?,
             max_position_embeddings,
             heads,
         })
@@ -91,6 +99,7 @@ impl DecoderKeys {
             has_layer_norm: false,
             has_head_norm: false,
             ties_embeddings: self.tie_word_embeddings,
+            experts: None,
             audio: None,
         }
     }

@@ -47,7 +47,23 @@ impl Mlp {
         y: Target<'_>,
         a: &Activations,
     ) {
+        self.record_up(rec, n, input, a);
+        self.record_down(rec, n, y, a);
+    }
+
+    /// Records the first half: `act(gate(h)) · up(h)`, or `act(up(h))`, to `act` of `a`.
+    pub fn record_up<'a>(
+        &'a self,
+        rec: &mut Recorder,
+        n: Rows,
+        input: impl Into<Input<'a>>,
+        a: &Activations,
+    ) {
         ops::gate_up(rec, self.act, self.up.of(input), &a.up, &a.act, n);
+    }
+
+    /// Records the second half: the product of `act` of `a`.
+    pub fn record_down(&self, rec: &mut Recorder, n: Rows, y: Target<'_>, a: &Activations) {
         self.down.record(rec, n, &a.act, y);
     }
 }

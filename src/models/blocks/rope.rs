@@ -39,21 +39,26 @@ enum RopeType {
     FrequencyFactors,
     /// As `Llama3`, by the number of rotations in the original context, and with a factor on scores (Peng et al. 2023).
     Yarn,
+    /// Each frequency divided by a factor of its own, of two lists: one for the original context, one for a longer one
+    /// (Ding et al. 2024).
+    LongRope,
 }
 
 impl RopeType {
-    /// By their names. `longrope`, a list of factors for each frequency, is not among them.
-    const NAMES: [(&str, RopeType); 6] = [
+    /// By their names. `su` is the earlier one of `longrope`.
+    const NAMES: [(&str, RopeType); 8] = [
         ("default", RopeType::Default),
         ("linear", RopeType::Linear),
         ("dynamic", RopeType::Dynamic),
         ("llama3", RopeType::Llama3),
         ("yarn", RopeType::Yarn),
         ("frequency_factors", RopeType::FrequencyFactors),
+        ("longrope", RopeType::LongRope),
+        ("su", RopeType::LongRope),
     ];
 }
 
-/// What an object with the keys of a scaling leaves to those around it.
+/// What an object with the keys of a scaling leaves to those around it, and what those leave to a family.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Around {
     /// The model's maximum number of positions.
@@ -75,28 +80,35 @@ pub struct Rope {
     pub factor: f64,
     /// The most positions for which the frequencies hold. Default: any number.
     limit: Option<usize>,
+    /// The original context, and the frequencies for a longer one.
+    long: Option<(usize, Vec<f64>)>,
 }
 
 impl Rope {
     /// Reads the keys in both forms that exist: `rope_parameters` of transformers 5, or `rope_scaling` with
-    /// `rope_theta` of earlier versions. `trained` is the model's maximum number of positions.
-    pub(crate) fn read(s: &Settings<'_>, head_dim: usize, trained: usize, theta: f64) -> Read<Rope> {
-        let theta = s.real("rope_theta", THETA, theta)?;
-        // transformers 5 takes `rope_scaling`, if it is there and not empty.
-        let earlier = s.object("rope_scaling")?.filter(|scaling| scaling.entries().next().is_some());
-        let scaling = match earlier {
-            Some(scaling) => Some(scaling),
-            None => s.object("rope_parameters")?,
-        };
-        let partial = s.real("partial_rotary_factor", 0.0..=1.0, 1.0)?;
-        let original = s.some_whole("original_max_position_embeddings", ROWS, None)?;
+    /// `rope_theta` of earlier versions.
+    pub(crate) fn read(s: &Settings<'_>, head_dim: usize, default: Around) -> Read<Rope> {
+        let theta = s.real("rope_theta", THETA, default.theta)?;
+        let scaling = Rope::scaling(s)?;
+        let partial = s.real("partial_rotary_factor", 0.0..=1.0, default.partial)?;
+        let original = s.some_whole("original_max_position_embeddings", ROWS, default.original)?;
         match scaling {
             Some(scaling) => {
-                let around = Around { trained, original, theta, partial };
+                let around = Around { trained: default.trained, original, theta, partial };
                 Rope::scaled(&scaling, head_dim, around)
             }
             None => Rope::plain(head_dim, theta, partial)
                 .ok_or_else(|| s.wrong_value("partial_rotary_factor", partial, rotates(head_dim))),
+        }
+    }
+
+    /// The object with the keys of the scaling, if there is one.
+    pub(crate) fn scaling<'a>(s: &Settings<'a>) -> Read<Option<Settings<'a>>> {
+        // transformers 5 takes `rope_scaling`, if it is there and not empty.
+        let earlier = s.object("rope_scaling")?.filter(|scaling| scaling.entries().next().is_some());
+        match earlier {
+            Some(scaling) => Ok(Some(scaling)),
+            None => s.object("rope_parameters"),
         }
     }
 
@@ -140,6 +152,11 @@ impl Rope {
             Some(kind) => kind,
             None => s.some_one_of("type", &RopeType::NAMES)?.unwrap_or(RopeType::Default),
         };
+        let kind = match kind {
+            // Another name that early files have for it.
+            RopeType::Yarn if s.has("long_factor") => RopeType::LongRope,
+            kind => kind,
+        };
         let original = s.some_whole("original_max_position_embeddings", ROWS, None)?;
         let original = around.original.or(original).unwrap_or(trained) as f64;
         match kind {
@@ -172,15 +189,17 @@ impl Rope {
                     }
                 }))
             }
-            RopeType::FrequencyFactors => {
-                const KEY: &str = "frequency_factors";
-                let n = plain.frequencies.len();
-                let expected = format!("a list of {n} numbers from {} to {}", FACTOR.start(), FACTOR.end());
-                let factors: Option<Vec<f64>> = s.of_type(KEY, &expected)?;
-                match factors.filter(|all| all.len() == n && all.iter().all(|x| FACTOR.contains(x))) {
-                    Some(factors) => Ok(plain.map(|i, f| f / factors[i])),
-                    None => Err(s.wrong(KEY, expected)),
-                }
+            RopeType::FrequencyFactors => plain.divided(s, "frequency_factors"),
+            RopeType::LongRope => {
+                let factor = s.some_real("factor", FACTOR)?.unwrap_or(trained as f64 / original);
+                let on_scores = s.some_real("attention_factor", SCORES)?.unwrap_or_else(|| {
+                    let longer =
+                        if factor > 1.0 && original > 1.0 { factor.ln() / original.ln() } else { 0.0 };
+                    (1.0 + longer).sqrt()
+                });
+                let long = plain.clone().divided(s, "long_factor")?.frequencies;
+                let short = plain.divided(s, "short_factor")?;
+                Ok(Rope { factor: on_scores, long: Some((original as usize, long)), ..short })
             }
             RopeType::Yarn => {
                 let factor = s.some_real("factor", FACTOR)?.unwrap_or(trained as f64 / original);
@@ -220,12 +239,33 @@ impl Rope {
     pub(crate) fn plain(head_dim: usize, theta: f64, partial: f64) -> Option<Rope> {
         let dim = (head_dim as f64 * partial) as usize / 2 * 2;
         let frequencies = (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64)).collect();
-        (dim > 0).then_some(Rope { frequencies, factor: 1.0, limit: None })
+        (dim > 0).then_some(Rope { frequencies, factor: 1.0, limit: None, long: None })
+    }
+
+    /// Each frequency divided by its number in the list `key`.
+    fn divided(self, s: &Settings<'_>, key: &str) -> Read<Rope> {
+        let n = self.frequencies.len();
+        let expected = format!("a list of {n} numbers from {} to {}", FACTOR.start(), FACTOR.end());
+        let factors: Option<Vec<f64>> = s.of_type(key, &expected)?;
+        match factors.filter(|all| all.len() == n && all.iter().all(|x| FACTOR.contains(x))) {
+            Some(factors) => Ok(self.map(|i, f| f / factors[i])),
+            None => Err(s.wrong(key, expected)),
+        }
     }
 
     fn map(self, scaled: impl Fn(usize, f64) -> f64) -> Rope {
         let frequencies = self.frequencies.iter().enumerate().map(|(i, f)| scaled(i, *f)).collect();
         Rope { frequencies, ..self }
+    }
+
+    /// The frequencies of a table for `n_positions`. With two lists of factors they depend on it: the keys in the cache
+    /// stay as they were rotated, however long a text becomes. llama.cpp and vLLM choose by the length of the context
+    /// too; transformers chooses anew for each text, and computes it again when it grows beyond the original context.
+    fn frequencies_of(&self, n_positions: usize) -> &[f64] {
+        match &self.long {
+            Some((original, long)) if n_positions > *original => long,
+            _ => &self.frequencies,
+        }
     }
 
     /// The table for `n_positions` positions in device memory.
@@ -241,21 +281,22 @@ impl Rope {
                 expected: format!("another one for a context of {n_positions}: it holds up to {limit}"),
             });
         }
-        let n_rot = 2 * self.frequencies.len();
+        let frequencies = self.frequencies_of(n_positions);
+        let n_rot = 2 * frequencies.len();
         let cos_sin = Tensor::zeros(gpu, "cos_sin", [n_positions, n_rot], Dtype::U32)?;
         let mut piece = Vec::with_capacity(PIECE * n_rot);
         let n_filled = if gpu.is_plan() { 0 } else { n_positions };
         for first in (0..n_filled).step_by(PIECE) {
             piece.clear();
             for pos in first..(first + PIECE).min(n_filled) {
-                for f in &self.frequencies {
+                for f in frequencies {
                     let (sin, cos) = (pos as f64 * f).sin_cos();
                     piece.extend([cos, sin].map(|x| ((x * self.factor) as f32).to_bits()));
                 }
             }
             cos_sin.write(gpu, first, bytemuck::cast_slice(&piece));
         }
-        Ok(Rotary { cos_sin, n_rot, interleaved: false })
+        Ok(Rotary { cos_sin, n_rot, interleaved: false, temperature: None })
     }
 }
 
@@ -270,7 +311,8 @@ mod tests {
     use crate::models::settings::SettingError;
 
     fn read(config: &str, head_dim: usize) -> Result<Rope, SettingError> {
-        Rope::read(&Settings::parse(config).expect("an object"), head_dim, 512, 10_000.0)
+        let default = Around { trained: 512, original: None, theta: 10_000.0, partial: 1.0 };
+        Rope::read(&Settings::parse(config).expect("an object"), head_dim, default)
     }
 
     /// Compares with transformers' `ROPE_INIT_FUNCTIONS`, which computes in f32.
@@ -315,6 +357,38 @@ mod tests {
             5.9284346e-05,
         ];
         check(yarn, 64, &expected, 1.0569662567531275);
+    }
+
+    /// As `_compute_longrope_parameters` has them.
+    #[test]
+    fn longrope_has_frequencies_for_a_longer_context() {
+        let config = |more: &str| {
+            format!(
+                r#"{{"original_max_position_embeddings": 128, "rope_scaling": {{{more}
+                "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [1.0, 3.0, 9.0, 27.0]}}}}"#
+            )
+        };
+        let plain = [1.0, 0.1, 0.01, 0.001];
+        let divided = |by: [f64; 4]| std::array::from_fn::<f64, 4, _>(|i| plain[i] / by[i]);
+        let (short, long) = (divided([1.0, 1.5, 2.0, 2.5]), divided([1.0, 3.0, 9.0, 27.0]));
+        for (kind, factor) in [
+            (r#""type": "longrope","#, 1.1338934190276817),
+            (r#""rope_type": "su", "original_max_position_embeddings": 64,"#, 1.1338934190276817),
+            (r#""type": "yarn","#, 1.1338934190276817),
+            (r#""type": "longrope", "factor": 8,"#, 1.1952286093343936),
+            (r#""type": "longrope", "factor": 0.5,"#, 1.0),
+            (r#""type": "longrope", "attention_factor": 1.25,"#, 1.25),
+        ] {
+            check(&config(kind), 8, &short, factor);
+            let found = read(&config(kind), 8).expect("a rotation");
+            for (n_positions, expected) in [(1, &short), (128, &short), (129, &long), (512, &long)] {
+                let found = found.frequencies_of(n_positions);
+                assert!(
+                    found.iter().zip(expected).all(|(f, e)| (f - e).abs() < 1e-12),
+                    "{kind} {n_positions}"
+                );
+            }
+        }
     }
 
     #[test]
@@ -370,7 +444,16 @@ mod tests {
                 r#"{"type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 2}"#,
                 "beta_fast` is `1`, expected",
             ),
-            (r#"{"type": "longrope", "factor": 4}"#, "rope_scaling.type` is `longrope`, expected `default`"),
+            (r#"{"type": "mrope", "factor": 4}"#, "rope_scaling.type` is `mrope`, expected `default`"),
+            (
+                r#"{"type": "longrope"}"#,
+                "long_factor` is missing, expected a list of 16 numbers from 0.01 to",
+            ),
+            (r#"{"type": "su", "long_factor": [1, 2]}"#, "long_factor` is `[1, 2]`, expected a list of 16"),
+            (
+                r#"{"type": "longrope", "long_factor": [1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1], "short_factor": [0]}"#,
+                "short_factor` is `[0]`, expected a list of 16 numbers",
+            ),
             (r#"{"rope_type": 4}"#, "rope_type` is `4`, expected"),
             ("[]", "`rope_scaling` is `[]`, expected an object"),
         ] {

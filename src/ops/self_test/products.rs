@@ -2,8 +2,9 @@
 
 use super::super::rows::{COOP_LARGE, Span, Way};
 use super::super::{
-    Act, Affine, Input, KvLayer, PAIR_F16, PRODUCTS, Places, Qkv, ROWS_REG, RmsNorm, RopeAppend, Rotary,
-    SHARES, gate_up as gate, linear as product, qkv as projection,
+    Act, Affine, ExpertInput, ExpertProduct, Input, KvLayer, PAIR_F16, PRODUCTS, Places, Qkv, ROWS_REG,
+    RmsNorm, RopeAppend, Rotary, Routes, SHARES, Temperature, experts, experts::DIRECT, gate_up as gate,
+    linear as product, qkv as projection,
 };
 use super::{Launch, Setup, is_set, odd_width, weights_dtype};
 use crate::dtype::Dtype;
@@ -65,6 +66,9 @@ impl Inputs {
 
 pub(super) fn linear(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, GpuError> {
     let way = way(variant);
+    if let Some(routed) = variant.value("ROUTED") {
+        return with_experts(setup, variant, way.0, routed);
+    }
     // More than a large tile has, and not a multiple of four.
     let n_out = if way.0.shares() { 37 } else { 139 };
     let inputs = Inputs::new(setup, variant, way.1, n_out)?;
@@ -77,10 +81,28 @@ pub(super) fn linear(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch,
     }))
 }
 
+/// A product with the weights of experts, of which no row takes the last.
+fn with_experts(setup: &mut Setup<'_>, variant: &Variant, way: Way, routed: u32) -> Result<Launch, GpuError> {
+    let (n_experts, k, n_out) = (5, 2, if way.shares() { 37 } else { 139 });
+    // Pairs of more rows than there are experts are listed.
+    let n_rows = ROW0 + if routed == DIRECT { 1 } else { 29 };
+    let inputs = Inputs::new(setup, variant, n_rows - ROW0, n_experts * n_out)?;
+    let ids: Vec<u32> = (0..n_rows as u32).flat_map(|r| [r * 3 % 4, (r * 3 + 1) % 4]).collect();
+    let routes = Routes::of(setup.gpu, setup.table([n_rows, k], &ids)?, n_experts)?;
+    let y = setup.results([n_rows * k, n_out])?;
+    setup.tolerance = super::Tolerance::new(inputs.x.n_cols() + 4, 1.0);
+    Ok(Box::new(move |rec| {
+        let span = span(rec, (way, n_rows - ROW0));
+        let Inputs { x, bias, w, .. } = &inputs;
+        let parts = std::slice::from_ref(w);
+        let product = ExpertProduct { input: ExpertInput::Rows(x), parts, bias: bias.as_ref() };
+        experts::span(rec, product, (w, 0), &routes.routed(), &y, span);
+    }))
+}
+
 pub(super) fn gate_up(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, GpuError> {
     let way = way(variant);
-    let act =
-        Act::NAMES.into_iter().map(|(_, act)| act).find(|act| Some(*act as u32) == variant.value("ACT"));
+    let act = Act::ALL.into_iter().find(|act| Some(*act as u32) == variant.value("ACT"));
     let act = act.expect("a known activation");
     let n_out = 37;
     let n_w = if is_set(variant, "GATED") { 2 * n_out } else { n_out };
@@ -107,7 +129,9 @@ pub(super) fn qkv(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, Gp
     let angles = (0..2 * PAGE_SIZE).flat_map(|pos| (0..n_rot / 2).map(move |i| angle(pos, i)));
     let cos_sin: Vec<u32> = angles.flat_map(|angle| [angle.cos(), angle.sin()]).map(f32::to_bits).collect();
     let cos_sin = setup.table([2 * PAGE_SIZE, n_rot], &cos_sin)?;
-    let rotary = Rotary { cos_sin, n_rot, interleaved: is_set(variant, "INTERLEAVED") };
+    let interleaved = is_set(variant, "INTERLEAVED");
+    let temperature = is_set(variant, "TEMPERED").then_some(Temperature { beta: 0.5, original: 5 });
+    let rotary = Rotary { cos_sin, n_rot, interleaved, temperature };
     let dtype = if variant.has(&PAIR_F16) { Dtype::F16 } else { Dtype::F32 };
     let width = n_kv_heads * PAGE_SIZE * head_dim;
     let [k, v] = [setup.zeros([4, width], dtype)?, setup.zeros([4, width], dtype)?];

@@ -15,7 +15,8 @@ pub(super) fn embed(setup: &mut Setup<'_>, variant: &Variant) -> Result<Launch, 
     let dtype = weights_dtype(variant);
     let (n_table, n_rows, ctx) = (23, 5, 7);
     let lookup_kind = match (variant.value("LOOKUP"), is_set(variant, "ADD")) {
-        (Some(0), _) => Lookup::Token,
+        (Some(0), false) => Lookup::Token,
+        (Some(0), true) => Lookup::AddToken,
         (Some(1), _) => Lookup::AddPositionAfter(2),
         _ => Lookup::AddRow(3),
     };

@@ -35,9 +35,10 @@ mod syntax;
 mod value;
 mod vm;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use syntax::Node;
+use syntax::{Name, Node};
 use vm::Vm;
 
 /// What a template may spend. Real templates stay far below: they have some 500 lines, nest 20 levels and evaluate about
@@ -130,6 +131,8 @@ type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone)]
 pub(super) struct Template {
     body: Arc<[Node]>,
+    /// Names that it reads before it assigns them.
+    read: Arc<BTreeSet<Name>>,
 }
 
 impl Template {
@@ -138,8 +141,13 @@ impl Template {
         if source.len() as u64 > limits::SOURCE {
             return Err(Error::limit("bytes of source", limits::SOURCE));
         }
-        let body = on_own_stack(|| parser::parse(source))?;
-        Ok(Template { body: body.into() })
+        let (body, read) = on_own_stack(|| parser::parse(source))?;
+        Ok(Template { body: body.into(), read: read.into() })
+    }
+
+    /// Whether a part of the template reads the variable `name`.
+    pub fn reads(&self, name: &str) -> bool {
+        self.read.contains(name)
     }
 
     /// Renders the template with `variables`.

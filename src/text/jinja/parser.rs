@@ -1,5 +1,6 @@
 //! From tokens to the syntax tree: Jinja2's grammar, with limits on nesting.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::lexer::{Token, lex};
@@ -8,8 +9,8 @@ use super::syntax::{
 };
 use super::{Error, Result, limits};
 
-/// Parses a template.
-pub fn parse(source: &str) -> Result<Body> {
+/// Parses a template. Returns it, and the names that it reads before it assigns them, if it does.
+pub fn parse(source: &str) -> Result<(Body, BTreeSet<Name>)> {
     let mut parser = Parser {
         tokens: lex(source)?.into_iter(),
         next: None,
@@ -17,11 +18,13 @@ pub fn parse(source: &str) -> Result<Body> {
         depth: 0,
         n_loops: 0,
         names: [false; 2],
+        read: BTreeSet::new(),
+        assigned: BTreeSet::new(),
     };
     parser.advance();
     let parsed = parser.body(&[]);
     let line = parser.line;
-    parsed.map_err(|e| e.at(line))
+    Ok((parsed.map_err(|e| e.at(line))?, parser.read))
 }
 
 struct Parser {
@@ -34,6 +37,9 @@ struct Parser {
     n_loops: usize,
     /// Whether `varargs` and `kwargs` have been named since the innermost macro began.
     names: [bool; 2],
+    /// Names that were read before they were assigned.
+    read: BTreeSet<Name>,
+    assigned: BTreeSet<Name>,
 }
 
 /// Counts a level of nesting while `$parse` runs.
@@ -340,6 +346,7 @@ impl Parser {
         if with_attr && self.skip_op(".") {
             return Ok(Target::Attr(name, self.any_name()?));
         }
+        self.assigned.insert(name.clone());
         Ok(Target::Name(name))
     }
 
@@ -521,6 +528,9 @@ impl Parser {
                 _ => {
                     self.names[0] |= *name == *"varargs";
                     self.names[1] |= *name == *"kwargs";
+                    if !self.assigned.contains(&name) {
+                        self.read.insert(name.clone());
+                    }
                     Expr::Name(name)
                 }
             },

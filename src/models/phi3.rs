@@ -1,0 +1,126 @@
+//! Phi-3, Phi-3.5 and Phi-4-mini (Abdin et al. 2024): Llama with queries, keys and values in one matrix, and gate and up in
+//! another; rotation of a part of each head, by factors for each frequency in long contexts.
+//! Reference: transformers' `models/phi3/modeling_phi3.py`.
+
+use super::blocks::{
+    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, Heads, Linear, Mlp, SelfAttention, Target,
+    load_rms_norm, normed,
+};
+use super::settings::{Read, Settings, WINDOW};
+use super::{
+    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
+};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
+use crate::ops::RmsNorm;
+
+/// The defaults of transformers' `Phi3Config`.
+const DEFAULTS: DecoderDefaults = DecoderDefaults {
+    vocab_size: 32_064,
+    hidden_size: 3072,
+    intermediate_size: 8192,
+    num_hidden_layers: 32,
+    num_attention_heads: 32,
+    num_key_value_heads: None,
+    head_dim: None,
+    max_position_embeddings: 4096,
+    rms_norm_eps: 1e-5,
+    hidden_act: ("hidden_act", "silu"),
+    tie_word_embeddings: false,
+    rope_theta: 10_000.0,
+    original_max_position_embeddings: Some(4096),
+};
+
+pub struct Config {
+    keys: DecoderKeys,
+    sliding_window: Option<usize>,
+}
+
+impl FromSettings for Config {
+    fn read(s: &Settings<'_>) -> Read<Self> {
+        let keys = DecoderKeys::read(s, &DEFAULTS)?;
+        Ok(Config { sliding_window: s.some_whole("sliding_window", WINDOW, None)?, keys })
+    }
+}
+
+struct Layer {
+    input_layernorm: RmsNorm,
+    self_attn: SelfAttention,
+    post_attention_layernorm: RmsNorm,
+    mlp: Mlp,
+}
+
+struct Phi3 {
+    shape: ModelShape,
+    embed_tokens: Embed,
+    layers: Vec<Layer>,
+    head: Head,
+}
+
+impl Architecture for Config {
+    fn shape(&self) -> ModelShape {
+        self.keys.shape("phi3", |_| self.sliding_window)
+    }
+
+    fn names(&self) -> Names {
+        self.keys.names()
+    }
+
+    fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
+        let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
+        let (n, n_inner, eps) = (keys.hidden_size, keys.intermediate_size, keys.rms_norm_eps);
+        let (act, tied) = (keys.hidden_act, keys.tie_word_embeddings);
+        let Heads { n_heads, n_kv_heads, head_dim } = keys.heads;
+        let n_qkv = (n_heads + 2 * n_kv_heads) * head_dim;
+        let rotary = keys.rope.table(loader.gpu(), max_seq_len)?;
+        let root = loader.root(&self.names());
+        let embedding = format!("{root}embed_tokens.weight");
+        let tables = [embedding.as_str(), "lm_head.weight"];
+        let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
+        let mut layers = Vec::with_capacity(keys.num_hidden_layers);
+        for (i, a) in shape.attention.iter().enumerate() {
+            let name = |part: &str| format!("{root}layers.{i}.{part}");
+            let post = name("post_attention_layernorm.weight");
+            layers.push(Layer {
+                input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
+                self_attn: SelfAttention {
+                    shape: *a,
+                    qkv: Linear::load(loader, &name("self_attn.qkv_proj"), [n_qkv, n], false)?,
+                    out: Linear::load(loader, &name("self_attn.o_proj"), [n, n_heads * head_dim], false)?,
+                    head_norm: None,
+                    sinks: None,
+                    rotary: Some(rotary.clone()),
+                },
+                post_attention_layernorm: load_rms_norm(loader, &post, n, eps)?,
+                mlp: Mlp {
+                    act,
+                    up: Linear::load(loader, &name("mlp.gate_up_proj"), [2 * n_inner, n], false)?,
+                    down: Linear::load(loader, &name("mlp.down_proj"), [n, n_inner], false)?,
+                },
+            });
+        }
+        let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
+        let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
+        Ok(Box::new(Phi3 { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
+    }
+}
+
+impl Model for Phi3 {
+    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
+        Scratch::new(gpu, &self.shape, capacity)
+    }
+
+    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        self.embed_tokens.record(rec, b, &s.a.x);
+    }
+
+    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
+        let (layer, a) = (&self.layers[i], &s.a);
+        let x = Target::Add(&a.x);
+        layer.self_attn.record(rec, b, &b.kv[i], normed(&layer.input_layernorm, a), x, a);
+        layer.mlp.record(rec, b.n, normed(&layer.post_attention_layernorm, a), x, a);
+    }
+
+    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
+        self.head.record(rec, b, &s.a)
+    }
+}
