@@ -427,7 +427,8 @@ fn gpt_neox(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     );
     config.insert("vocab_size", keys.vocab_size()?);
     config.insert("tie_word_embeddings", !keys.has("output.weight"));
-    config.insert("attention_bias", keys.has("blk.0.attn_qkv.bias"));
+    let has_bias = ["attn_qkv", "attn_output"].iter().any(|part| keys.has(&format!("blk.0.{part}.bias")));
+    config.insert("attention_bias", has_bias);
     config.insert("rope_parameters", rope(keys)?);
     partial_rotation(keys, config)
 }
