@@ -350,7 +350,9 @@ fn softcap() {
             let pick: Vec<usize> = (0..ys.len()).filter(near).collect();
             let want: Vec<f64> = pick.iter().map(|i| capped(&ys[*i])).collect();
             let got_near: Vec<f32> = pick.iter().map(|i| got[*i]).collect();
-            assert_close(&what, &got_near, &want, Tolerance::f32(5, largest(&want)));
+            // A device's tanh has an error relative to one, not to its value.
+            let scale = largest(&want).max(cap.map_or(0.0, f64::from));
+            assert_close(&what, &got_near, &want, Tolerance::f32(5, scale));
             assert_padding_is_zero(&gpu, &y);
         }
     }

@@ -135,13 +135,18 @@ fn types_count() {
     }
 }
 
-/// Matrices of the folder's weights, as F32.
-fn matrix(model: &str, name: &str) -> (Vec<usize>, Vec<u8>) {
+/// A tensor of the folder's weights: dimensions, innermost first, ggml's number of the type, bytes.
+fn stored(model: &str, name: &str) -> (Vec<usize>, u32, Vec<u8>) {
     let bytes = std::fs::read(folder(model).join("model.safetensors")).expect("weights");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
     let tensor = tensors.tensor(name).expect(name);
-    assert_eq!(tensor.dtype(), safetensors::Dtype::F32, "{name}");
-    (tensor.shape().iter().rev().copied().collect(), tensor.data().to_vec())
+    let kind = match tensor.dtype() {
+        safetensors::Dtype::F32 => 0,
+        safetensors::Dtype::F16 => 1,
+        safetensors::Dtype::BF16 => 30,
+        other => panic!("{name}: {other:?}"),
+    };
+    (tensor.shape().iter().rev().copied().collect(), kind, tensor.data().to_vec())
 }
 
 fn opened(file: &Gguf) -> Result<ModelFiles, CheckpointError> {
@@ -160,8 +165,8 @@ fn cross_encoder(model: &str) -> Gguf {
     };
     for (from, to) in [(dense, "cls"), (out, "cls.output")] {
         for part in ["weight", "bias"] {
-            let (dims, bytes) = matrix(model, &format!("{from}.{part}"));
-            file.tensor(&format!("{to}.{part}"), &dims, 0, bytes);
+            let (dims, kind, bytes) = stored(model, &format!("{from}.{part}"));
+            file.tensor(&format!("{to}.{part}"), &dims, kind, bytes);
         }
     }
     file.whole("bert.pooling_type", 4);
@@ -183,18 +188,11 @@ fn files_have_the_logits_of_their_folders() {
     }
     // A file has the rows of `yes` and `no`.
     let mut file = of_folder(&folder(JUDGE));
-    let (_, embedding) = file
-        .tensors
-        .iter()
-        .find_map(|(name, dims, kind, bytes)| {
-            (name == "token_embd.weight").then(|| ((dims.clone(), *kind), bytes.clone()))
-        })
-        .expect("an embedding");
+    let (_, dims, kind, embedding) =
+        file.tensors.iter().find(|tensor| tensor.0 == "token_embd.weight").expect("an embedding").clone();
     let golden: serde_json::Value =
         serde_json::from_slice(&std::fs::read(folder(JUDGE).join("golden.json")).expect("golden.json"))
             .expect("JSON");
-    let (kind, dims) =
-        file.tensors.iter().find(|t| t.0 == "token_embd.weight").map(|t| (t.2, t.1.clone())).expect("it");
     let row_bytes = embedding.len() / dims[1];
     let rows = ["yes", "no"].map(|answer| golden[answer].as_u64().expect("an id") as usize);
     let head = rows.iter().flat_map(|row| embedding[row * row_bytes..][..row_bytes].to_vec()).collect();

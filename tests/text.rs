@@ -580,7 +580,7 @@ fn shown_special_tokens_are_text() {
         "added_tokens": [{ "id": 2, "content": "<|x|>", "special": true, "single_word": false, "lstrip": false,
             "rstrip": false, "normalized": false }, { "id": 3, "content": "<|y|>", "special": true,
             "single_word": false, "lstrip": false, "rstrip": false, "normalized": false }],
-        "decoder": { "type": "ByteLevel" },
+        "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true },
         "model": { "type": "BPE", "vocab": { "a": 0, "Ã": 1, "<|x|>": 2, "<|y|>": 3 }, "merges": [] },
     });
     let tokenizer = tokenizer_of(json.to_string().as_bytes(), TokenizerFiles::default()).unwrap();
