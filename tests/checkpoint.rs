@@ -506,7 +506,7 @@ fn numbers_that_contradict_each_other_are_named() {
         (
             "llama",
             r#"{"rope_scaling": {"type": "longrope", "factor": 4}}"#,
-            "`rope_scaling.type` is `longrope`",
+            "`rope_scaling.long_factor` is missing, expected a list of 8 numbers",
         ),
         ("mistral-window", r#"{"sliding_window": 0}"#, "`sliding_window` is `0`"),
         ("mistral-window", r#"{"sliding_window": 4294967297}"#, "`sliding_window` is `4294967297`"),

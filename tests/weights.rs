@@ -444,8 +444,8 @@ fn configs_that_do_not_run_are_refused_by_name() {
     refused("quantization_config", Some(serde_json::json!({"quant_method": "gptq"})), "`gptq`");
     refused(
         "rope_parameters",
-        Some(serde_json::json!({"rope_type": "longrope"})),
-        "`longrope`, expected `default`",
+        Some(serde_json::json!({"rope_type": "mrope"})),
+        "`mrope`, expected `default`",
     );
     assert!(wginfer::models::open("not json").is_err());
     assert!(wginfer::models::open("{}").err().expect("refused").to_string().contains("model_type"));
