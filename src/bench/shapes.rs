@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::{Map, Value};
+
 use super::BenchError;
 use crate::checkpoint::{self, ModelFiles};
 use crate::dtype::Dtype;
@@ -70,6 +72,21 @@ impl Shape {
         let shape = Shape::of_config(&name, &config_json)?;
         ModelFiles::random(&name, &config_json, Dtype::F32)?.expect(ModelKind::Decoder)?;
         Ok(shape)
+    }
+
+    /// The shape with only its first `n` layers, for devices that have no memory for all.
+    ///
+    /// # Errors
+    /// [`BenchError::Model`] if the model cannot have as many.
+    pub fn with_layers(&self, n: usize) -> Result<Shape, BenchError> {
+        let mut config: Map<String, Value> =
+            serde_json::from_str(&self.config_json).expect("a config that was read before");
+        let key = ["n_layer", "decoder_layers"].into_iter().find(|key| config.contains_key(*key));
+        config.insert(key.unwrap_or("num_hidden_layers").into(), n.into());
+        if let Some(Value::Array(types)) = config.get_mut("layer_types") {
+            types.truncate(n);
+        }
+        Shape::of_config(&format!("{}, {n} layers", self.name), &Value::Object(config).to_string())
     }
 }
 
@@ -166,5 +183,17 @@ mod tests {
             let n = n_params(&model);
             assert!((n / expected - 1.0).abs() < 0.03, "{name}: {n} parameters");
         }
+    }
+
+    #[test]
+    fn a_shape_has_fewer_layers() {
+        for (name, _) in SHAPES {
+            let shape = Shape::open(name).expect(name);
+            let few = shape.with_layers(2).expect(name);
+            assert_eq!((few.model.n_layers(), few.name), (2, format!("{name}, 2 layers")));
+            assert_eq!(few.model.attention[..], shape.model.attention[..2], "{name}");
+        }
+        let error = Shape::open("gpt2").expect("a shape").with_layers(0).expect_err("no layers").to_string();
+        assert!(error.contains("`n_layer` is `0`"), "{error}");
     }
 }

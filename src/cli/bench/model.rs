@@ -18,6 +18,7 @@ const EXAMPLES: &str = "Examples:
   wginfer bench model --shape smollm2-135m --type f16
   wginfer bench model -m ~/models/SmolLM2-360M-Instruct -p 512 -n 128 -d 0,2048
   wginfer bench model --shape llama-3.2-1b -p 0 -n 64 --pg 0 -b 1,4,16
+  wginfer bench model --shape qwen3-30b-a3b --layers 4 --type Q4_0
   wginfer bench model --format md
 
 Rows are named as llama-bench's: pp512 computes a prompt of 512 tokens, tg128 generates 128,
@@ -35,6 +36,10 @@ pub struct Args {
     /// A named shape or the path of a `config.json`, with random weights, instead of a model
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     shape: Option<String>,
+
+    /// Only the first layers of the shape, where memory is short
+    #[arg(long, value_name = "N", requires = "shape")]
+    layers: Option<usize>,
 
     /// Type of the random weights; for a quantised type, F16 weights are quantised on the device
     #[arg(
@@ -101,7 +106,11 @@ fn pair(text: &str) -> Result<(usize, usize), String> {
 
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     let plot = args.format.plot(&Inputs::default().model(&args.model).shapes(&args.shape))?;
-    let shape = args.shape.as_deref().map(Shape::open).transpose()?;
+    let open = |name| match (Shape::open(name)?, args.layers) {
+        (shape, Some(n)) => shape.with_layers(n),
+        (shape, None) => Ok(shape),
+    };
+    let shape = args.shape.as_deref().map(open).transpose()?;
     if shape.is_none() {
         // Reports errors early, and logs which model it is.
         args.model.open()?;
