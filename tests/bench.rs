@@ -17,6 +17,12 @@ const QWEN3: &str = r#"{"model_type": "qwen3", "hidden_size": 72, "intermediate_
     "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 203,
     "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "tie_word_embeddings": false, "rope_theta": 10000.0}"#;
 
+/// The same with experts.
+const QWEN3_MOE: &str = r#"{"model_type": "qwen3_moe", "hidden_size": 72, "intermediate_size": 104,
+    "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 203,
+    "max_position_embeddings": 512, "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 44,
+    "norm_topk_prob": true}"#;
+
 /// Layer norms, no gate.
 const GPT2: &str = r#"{"model_type": "gpt2", "n_embd": 48, "n_layer": 2, "n_head": 3, "n_positions": 256,
     "vocab_size": 131, "layer_norm_epsilon": 1e-5}"#;
@@ -58,7 +64,8 @@ fn run(gpu: &Gpu, options: &KernelOptions) -> KernelReport {
 fn every_operation_is_measured_and_right() {
     let Some(gpu) = common::gpu() else { return };
     let all = KernelOptions { dtypes: bench::WEIGHTS.to_vec(), ..options(QWEN3) };
-    let reports = [run(&gpu, &all), run(&gpu, &options(GPT2)), run(&gpu, &options(WHISPER))];
+    let [moe, gpt2, whisper] = [QWEN3_MOE, GPT2, WHISPER].map(|config| run(&gpu, &options(config)));
+    let reports = [run(&gpu, &all), moe, gpt2, whisper];
     for report in &reports {
         assert!(report.skipped.is_empty(), "{:?}", report.skipped);
         let limits = report.limits;
@@ -109,7 +116,7 @@ fn check(row: &KernelRow, limits: &Limits) {
 #[test]
 fn a_wrong_kernel_is_reported_as_wrong() {
     let Some(gpu) = common::gpu() else { return };
-    for config in [QWEN3, GPT2, WHISPER] {
+    for config in [QWEN3, QWEN3_MOE, GPT2, WHISPER] {
         // One output of each case is moved by three tolerances.
         let report = run(&gpu, &KernelOptions { perturbation: 3.0, n_rows: vec![3, 40], ..options(config) });
         for row in &report.rows {
