@@ -62,6 +62,11 @@ impl<T> Flight<T> {
         }
     }
 
+    /// Slices whose command buffers were dropped instead of submitted: they will never finish.
+    pub fn n_dropped(&self) -> usize {
+        self.slices.iter().filter(|slice| self.ring.is_dropped(slice.readback)).count()
+    }
+
     /// Forgets all slices, which will never finish, and returns their contents.
     pub fn abandon(&mut self) -> impl Iterator<Item = T> {
         std::mem::take(&mut self.slices).into_iter().map(|slice| slice.content)
@@ -89,8 +94,13 @@ impl<T> Flight<T> {
     /// The oldest slice, if it has finished. Never waits.
     ///
     /// # Errors
-    /// [`GpuError::Lost`]; [`GpuError::Device`] if its results could not be mapped.
+    /// [`GpuError::Lost`]; [`GpuError::Dropped`] if a slice was dropped instead of submitted; [`GpuError::Device`] if its
+    /// results could not be mapped.
     pub fn land(&mut self) -> Result<Option<Landed<T>>, GpuError> {
+        if let n @ 1.. = self.n_dropped() {
+            self.gpu.check_alive()?;
+            return Err(GpuError::Dropped { n });
+        }
         if !self.slices.front().is_some_and(|slice| self.ring.is_ready(slice.readback)) {
             return Ok(None);
         }

@@ -49,7 +49,7 @@ pub use scratch::{Activations, AudioScratch, ExpertScratch, LabelScratch, Scratc
 pub use settings::SettingError;
 use settings::{Read, Settings};
 pub use upload::{LoadProgress, Upload};
-pub(crate) use upload::{MOST_SLICE, PIECE};
+pub(crate) use upload::MOST_SLICE;
 
 /// The kind of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,188 @@
+//! How much of what is recorded goes into a slice: the budget of a frame, and where the recording is cut. Plain numbers,
+//! no device.
+//!
+//! What is recorded is walked in parts (layers). A part is a fixed sequence of pieces: dispatches, or the pieces of a
+//! dispatch that can be cut. A walk that the budget cuts is repeated later, and what was recorded before is skipped.
+
+use std::ops::Range;
+
+use super::cost::{Costs, Load};
+
+/// By how much 99 of 100 frames may exceed their budget: 20 %.
+const TOLERANCE: f64 = 1.2;
+
+/// Cuts recordings to the budget of a frame.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Meter {
+    costs: Costs,
+    /// Of the frame, in milliseconds, and the predicted time of what it has.
+    budget_ms: f64,
+    spent_ms: f64,
+    n_spent: usize,
+    /// Nothing more goes into this frame.
+    is_full: bool,
+    /// Records everything, whatever it takes.
+    is_forced: bool,
+    /// What the slice has.
+    load: Load,
+    /// Pieces of the part that are recorded, and those that the walk has passed.
+    n_recorded: usize,
+    n_passed: usize,
+    /// Of a piece that exceeded its budget: kernel, predicted milliseconds, and the budget's.
+    too_slow: Option<(&'static str, f64, f64)>,
+}
+
+impl Meter {
+    /// Begins a frame.
+    pub fn frame(&mut self, budget_ms: f64) {
+        (self.budget_ms, self.spent_ms, self.n_spent, self.is_full) = (budget_ms, 0.0, 0, false);
+    }
+
+    /// Whether nothing more goes into the frame.
+    pub fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// What is left of the frame's budget, in milliseconds.
+    pub fn left_ms(&self) -> f64 {
+        (self.budget_ms - self.spent_ms).max(0.0)
+    }
+
+    /// The predicted time of what the frame has, in milliseconds.
+    pub fn spent_ms(&self) -> f64 {
+        self.spent_ms
+    }
+
+    /// Counts time that was measured otherwise.
+    pub fn spend(&mut self, ms: f64) {
+        self.spent_ms += ms;
+        self.is_full |= self.spent_ms >= self.budget_ms;
+    }
+
+    /// Begins a walk over a part, of which `n_recorded` pieces are recorded. If it is forced, everything is.
+    pub fn begin_part(&mut self, n_recorded: usize, is_forced: bool) {
+        (self.n_recorded, self.n_passed, self.is_forced) = (n_recorded, 0, is_forced);
+    }
+
+    /// Ends the walk. Returns how many pieces are recorded if some are not.
+    pub fn end_part(&mut self) -> Option<usize> {
+        self.is_forced = false;
+        (self.n_recorded < self.n_passed).then_some(self.n_recorded)
+    }
+
+    /// Ends the slice. Returns what it has, for [`Meter::landed`].
+    pub fn end_slice(&mut self) -> Load {
+        std::mem::take(&mut self.load)
+    }
+
+    /// Learns from a slice that took `ms`.
+    pub fn landed(&mut self, load: &Load, ms: f64) {
+        self.costs.learn(load, ms);
+    }
+
+    /// The longest time of a piece that cannot be cut, in milliseconds. `None` if nothing was measured.
+    pub fn longest_piece_ms(&self) -> Option<f64> {
+        self.costs.longest_piece()
+    }
+
+    /// A piece that exceeded its budget since the last call: kernel, predicted milliseconds, and the budget's.
+    pub fn take_too_slow(&mut self) -> Option<(&'static str, f64, f64)> {
+        self.too_slow.take()
+    }
+
+    /// Passes something that takes no time worth counting. Returns whether to record it now.
+    pub fn pass(&mut self) -> bool {
+        self.n_passed += 1;
+        let is_next = self.n_recorded + 1 == self.n_passed;
+        let records = is_next && (self.is_forced || !self.is_full);
+        self.n_recorded += usize::from(records);
+        records
+    }
+
+    /// Passes a dispatch of `n_pieces` and of `units` workgroups, or whatever its size is counted in; `key` identifies its
+    /// kind. Returns the pieces to record now.
+    pub fn take(&mut self, key: u64, name: &'static str, n_pieces: usize, units: f64) -> Range<usize> {
+        let before = self.n_passed;
+        self.n_passed += n_pieces;
+        let first = self.n_recorded.saturating_sub(before).min(n_pieces);
+        let n_left = n_pieces - first;
+        // What was recorded; or an earlier piece is not.
+        if n_left == 0 || self.n_recorded < before || self.is_full && !self.is_forced {
+            return first..first;
+        }
+        let piece = units / n_pieces as f64;
+        let curve = self.costs.curve(key, name, piece);
+        let n = if self.is_forced { n_left } else { self.fitting(curve, n_left, piece) };
+        if n > 0 {
+            self.spent_ms += self.costs.ms(curve, n as f64 * piece).unwrap_or_default();
+            self.n_spent += 1;
+            self.load.add(curve, n as f64 * piece);
+            self.n_recorded = before + first + n;
+        }
+        self.is_full |= n < n_left;
+        first..first + n
+    }
+
+    /// How many of `n` pieces fit in the frame. It gets at least one if it has nothing.
+    fn fitting(&mut self, curve: usize, n: usize, piece: f64) -> usize {
+        let is_first = self.n_spent == 0;
+        if self.costs.ms(curve, piece).is_none() {
+            // What was never measured has a frame of its own, so that its time is known after it.
+            self.is_full = true;
+            return usize::from(is_first);
+        }
+        let spread = self.costs.spread(self.n_spent + 1);
+        let budget_ms = self.budget_ms * (TOLERANCE / spread).min(1.0);
+        let ms = |n: usize| self.costs.ms(curve, n as f64 * piece).unwrap_or(f64::INFINITY);
+        let fits = |n: usize| self.spent_ms + ms(n) <= budget_ms;
+        if fits(n) {
+            return n;
+        }
+        let (mut most, mut beyond) = (0, n);
+        while beyond - most > 1 {
+            let middle = most + (beyond - most) / 2;
+            *(if fits(middle) { &mut most } else { &mut beyond }) = middle;
+        }
+        if most == 0 && is_first {
+            if self.budget_ms > 0.0 && ms(1) > self.budget_ms * TOLERANCE {
+                self.too_slow = Some((self.costs.name(curve), ms(1), self.budget_ms));
+            }
+            self.is_full = true;
+            return 1;
+        }
+        most
+    }
+}
+
+/// The place of a walk: parts that are recorded, and pieces of the next one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub part: usize,
+    pub n_pieces: usize,
+}
+
+impl Place {
+    /// Walks over parts from here until the last of `n_parts` is recorded or the frame is full. `walk` records a part; `meter`
+    /// is the meter of what it records with. Returns what the last part returned, if it is recorded.
+    pub fn go_on<R, T, E>(
+        &mut self,
+        n_parts: usize,
+        is_forced: bool,
+        recorder: &mut R,
+        meter: impl Fn(&mut R) -> &mut Meter,
+        mut walk: impl FnMut(&mut R, usize) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
+        let mut last = None;
+        while self.part < n_parts {
+            meter(recorder).begin_part(self.n_pieces, is_forced);
+            let result = walk(recorder, self.part)?;
+            if let Some(n) = meter(recorder).end_part() {
+                self.n_pieces = n;
+                return Ok(None);
+            }
+            *self = Place { part: self.part + 1, n_pieces: 0 };
+            last = Some(result);
+        }
+        Ok(last)
+    }
+}
