@@ -9,9 +9,7 @@ use super::timer::Timer;
 use super::{BenchError, Meta};
 use crate::checkpoint::{CheckpointError, ModelFiles};
 use crate::dtype::Dtype;
-use crate::engine::{
-    ClipId, Engine, EngineOptions, Event, Request, RequestId, Sampling, SpeechRequest,
-};
+use crate::engine::{ClipId, Engine, EngineOptions, Event, Request, RequestId, Sampling, SpeechRequest};
 use crate::gpu::{Gpu, GpuOptions, Recorder, Tensor};
 use crate::models::ModelShape;
 use crate::ops;

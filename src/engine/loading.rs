@@ -1,6 +1,7 @@
 //! Loading: everything is allocated first, then weights are uploaded in slices while kernels compile.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,9 @@ pub struct Loading<E> {
     uploads: Uploads,
     stepper: Stepper<Pieces>,
     compiler: JoinHandle<Result<Duration, GpuError>>,
+    /// Set once the kernels of the uploads are compiled, which come first. On an adopted device nothing is recorded
+    /// before: a call would wait for the compiler.
+    can_upload: Arc<AtomicBool>,
     /// Begins once the kernels are compiled.
     self_test: Option<Trials>,
     /// Makes the engine; gets the time to compile, and the self-test, which may not have ended.
@@ -47,9 +51,9 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Bytes that `ms` are enough for.
+    /// Bytes that `ms` are enough for, with some to spare.
     pub fn n_bytes(&self, ms: f64) -> usize {
-        let n = self.ms_per_byte.map_or(FIRST_SLICE as f64, |each| ms / each);
+        let n = self.ms_per_byte.map_or(FIRST_SLICE as f64, |each| SHARE * ms / each);
         (n as usize).clamp(LEAST_SLICE, MOST_SLICE)
     }
 
@@ -67,20 +71,29 @@ impl<E> Loading<E> {
     /// Starts to compile `variants`. `finish` makes the engine when everything is done.
     pub(super) fn new(
         gpu: &Gpu,
-        uploads: Vec<Upload>,
+        mut uploads: Vec<Upload>,
         Tested { variants, self_test }: Tested,
         finish: impl FnOnce(Duration, Option<Trials>) -> E + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let compiler = gpu.clone();
+        let mut stepper = Stepper::new(gpu, 4, true)?;
+        let of_uploads = match gpu.is_owned() {
+            true => Vec::new(),
+            false => super::variants::of(stepper.recorder(), &mut uploads, |_| {})?,
+        };
+        let can_upload = Arc::new(AtomicBool::new(of_uploads.is_empty()));
+        let (compiler, are_compiled) = (gpu.clone(), can_upload.clone());
         let compile = move || {
             let begin = Instant::now();
+            compiler.compile(&of_uploads)?;
+            are_compiled.store(true, Ordering::Release);
             variants.compile(&compiler).map(|()| begin.elapsed())
         };
         Ok(Loading {
             gpu: gpu.clone(),
             uploads: Uploads { uploads, pace: Pace::default() },
-            stepper: Stepper::new(gpu, 4, true)?,
+            stepper,
             compiler: std::thread::spawn(compile),
+            can_upload,
             self_test,
             finish: Box::new(finish),
         })
@@ -102,11 +115,17 @@ impl<E> Loading<E> {
         self.uploads.is_done() && self.stepper.is_idle() && self.compiler.is_finished() && is_tested
     }
 
-    /// Records uploads for about `budget` of device time, and returns the command buffers to submit. Never waits.
+    /// Records uploads for about `budget` of the host's or the device's time, whichever takes longer, and returns the command
+    /// buffers to submit: none until the kernels of uploads are compiled. Never waits.
     ///
     /// # Errors
     /// [`EngineError::Gpu`], [`EngineError::Model`].
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
+        // If the compiler ended early, the first recording finds its error, too.
+        if !self.can_upload.load(Ordering::Acquire) && !self.compiler.is_finished() {
+            self.stepper.check(&mut self.uploads)?;
+            return Ok(Vec::new());
+        }
         let mut buffers = self.stepper.advance(&mut self.uploads, budget)?;
         if let Some(test) = self.compiled_test() {
             buffers.extend(test.advance()?);
@@ -186,6 +205,8 @@ impl Uploads {
 /// Some pieces of an upload: its index.
 struct Pieces(usize);
 
+/// The share of a budget that uploads aim at: one dispatch of a software device varies by a third.
+const SHARE: f64 = 0.8;
 /// Bytes of the first slice of an upload, of whose speed nothing is known.
 const FIRST_SLICE: usize = 256 << 10;
 /// Fewest bytes of a slice: less would take longer to submit than to copy.

@@ -117,12 +117,7 @@ pub(crate) struct Costs {
 
 impl Default for Costs {
     fn default() -> Self {
-        Costs {
-            index: HashMap::new(),
-            curves: Vec::new(),
-            spreads: [FIRST_SPREAD; N_SPREADS],
-            n_odd: 0,
-        }
+        Costs { index: HashMap::new(), curves: Vec::new(), spreads: [FIRST_SPREAD; N_SPREADS], n_odd: 0 }
     }
 }
 
@@ -166,7 +161,8 @@ impl Costs {
         let each = |taken: &Taken| self.ms(taken.curve, taken.units).map(|ms| ms * f64::from(taken.n));
         let times: Vec<Option<f64>> = load.0.iter().map(each).collect();
         let predicted: f64 = times.iter().flatten().sum();
-        let n_new: u32 = load.0.iter().zip(&times).filter(|(_, t)| t.is_none()).map(|(taken, _)| taken.n).sum();
+        let n_new: u32 =
+            load.0.iter().zip(&times).filter(|(_, t)| t.is_none()).map(|(taken, _)| taken.n).sum();
         if n_new > 0 {
             // New kinds are recorded alone where they can be. Else they share what the others leave.
             let rest = (ms - predicted).max(0.05 * ms) / f64::from(n_new);
@@ -258,7 +254,10 @@ mod tests {
             costs.learn(&load, sum * if i < 3 { 1.5 } else { noise(&mut state, 0.2) });
         }
         let found = [0, 1].map(|key| predicted(&mut costs, key, 64.0));
-        assert!((found[0] / truth[0] - 1.0).abs() < 0.25 && (found[1] / truth[1] - 1.0).abs() < 0.15, "{found:?}");
+        assert!(
+            (found[0] / truth[0] - 1.0).abs() < 0.25 && (found[1] / truth[1] - 1.0).abs() < 0.15,
+            "{found:?}"
+        );
     }
 
     #[test]

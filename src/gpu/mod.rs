@@ -35,20 +35,20 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock}
 
 pub use adapter::{AdapterSummary, Choice};
 pub use caps::{Caps, DISABLE_ENV};
+pub(crate) use cost::Load;
 pub use error::GpuError;
 pub use fields::{Field, Fields};
 pub(crate) use flight::{Flight, Landed, MOST_IN_FLIGHT};
 pub use kernel::{Access, Kernel, Part, Variant};
-pub(crate) use cost::Load;
 pub use measured::Measured;
 pub(crate) use meter::{Meter, Place};
 pub use profiles::{Profile, profiles};
 pub use quirks::{QUIRKS, Quirk, Vendor, quirks};
 pub use readback::{Arrived, Readback, ReadbackRing};
-pub(crate) use recorder::{Depths, Portable, Size};
 pub use recorder::Recorder;
 #[cfg(feature = "bench")]
 pub(crate) use recorder::Rehearsal;
+pub(crate) use recorder::{Depths, Portable, Size};
 pub use subgroups::{Probed, Subgroups};
 pub use tensor::{ROW_ALIGN, Tensor, View};
 pub use trust::{SelfTest, Trust, WrongVariant};

@@ -1,7 +1,9 @@
 //! The first half of an MLP: norm, product and activation in one kernel.
 
 use super::rows::{Cut, ProductPiece};
-use super::{ACT, Act, Affine, PRODUCTS, Rows, Span, Way, assert_rows, gate, kernel, linear, weights, words_part};
+use super::{
+    ACT, Act, Affine, PRODUCTS, Rows, Span, Way, assert_rows, gate, kernel, linear, weights, words_part,
+};
 use crate::gpu::{Recorder, Size, Tensor, device_struct};
 
 device_struct! {

@@ -213,8 +213,7 @@ pub(super) fn dispatch(
         let variant = variant.part(words_part(caps)).part(weights(range.tensor.dtype())).part(&PRODUCT);
         let variant = variant.set("ADD", add.into()).set("BIAS", has_bias.into());
         let variant = pairs.map_or(variant, |pairs| variant.set("ROUTED", pairs.routed));
-        let bindings =
-            [x.view(), norm.clone(), range.clone(), bias.clone(), routes.clone(), y.view()];
+        let bindings = [x.view(), norm.clone(), range.clone(), bias.clone(), routes.clone(), y.view()];
         let n_pieces = cut.n_pieces();
         let size = Size { n_pieces, groups: groups(piece(0..n_pieces)), depth: 1.0 };
         rec.dispatch_pieces(variant, &bindings, size, |pieces| {

@@ -127,12 +127,8 @@ fn table(report: &GuestReport, format: Format) -> Table {
         let device = row.device_ms.map_or([(); 4].map(|()| "–".to_string()), |all| all.map(ms));
         let [_, c95, c99, worst] = row.calibrated.map(|x| format!("{x:.2}"));
         let [h50, _, h99, h_worst] = row.host_ms.map(ms);
-        let mut cells = vec![
-            report.model.clone(),
-            number(row.budget_ms),
-            row.work.clone(),
-            row.n_frames.to_string(),
-        ];
+        let mut cells =
+            vec![report.model.clone(), number(row.budget_ms), row.work.clone(), row.n_frames.to_string()];
         cells.extend(device);
         cells.push(number(row.percent_over));
         cells.extend([c95, c99, worst, h50, h99, h_worst]);

@@ -375,7 +375,10 @@ fn hours_of_frames_do_not_drift() {
         means.push(shares.mean());
     }
     println!("shares of the budget, hour by hour: {means:?}");
-    assert!((means[5] / means[0] - 1.0).abs() < 0.1, "the share of the budget that is used drifts: {means:?}");
+    assert!(
+        (means[5] / means[0] - 1.0).abs() < 0.1,
+        "the share of the budget that is used drifts: {means:?}"
+    );
 }
 
 #[test]
