@@ -6,6 +6,7 @@
 //! - `scheduler`: requests, sequences, the page table, and what the next step computes. Plain data, no device.
 //! - `runner`: the model with its tables on the device. Records a step and reads its results.
 //! - `stepper`: cuts recordings into slices within a budget, and handles results.
+//! - `frames`: several engines in the frames of one host.
 //! - `loading`: the upload of a model to the device, on the same stepper.
 //! - `self_test`: variants on a driver that was never seen before, against the portable ones.
 //!

@@ -179,11 +179,10 @@ impl World {
             sampling: Sampling { seed: Some(1), ..Sampling::default() },
             ..Request::new(vec![3; n_prompt])
         };
-        if self.clip.is_none() || rng.below(6) == 0 {
-            if let Ok(clip) = self.scheduler.listen(&[0.0]) {
-                let before = self.clip.replace(clip);
-                before.into_iter().for_each(|clip| self.scheduler.forget(clip));
-            }
+        let wants_clip = self.clip.is_none() || rng.below(6) == 0;
+        if let Some(clip) = wants_clip.then(|| self.scheduler.listen(&[0.0]).ok()).flatten() {
+            let before = self.clip.replace(clip);
+            before.into_iter().for_each(|clip| self.scheduler.forget(clip));
         }
         let speech = self.clip.map(|clip| SpeechRequest { clip, rules: None, alignment: false });
         self.scheduler.submit(Request { speech, ..request }).expect("it fits");
