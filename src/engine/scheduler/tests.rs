@@ -384,8 +384,10 @@ fn any(rng: &mut Rng, texts: &[(Vec<u32>, Range<usize>)], most: usize) -> Reques
     let mut request = Request { generated, ..request(ids, max_tokens, seed) };
     // Half of them generate until they are cancelled, so pages run out.
     request.stop_tokens = rng.chance(2).then(Vec::new);
-    match rng.below(9) {
-        8 => request.logits = Some(Logits::Kept { row: rng.below(3), softmax: rng.chance(2) }),
+    match rng.below(8) {
+        0 if rng.chance(2) => {
+            request.logits = Some(Logits::Kept { row: rng.below(3), softmax: rng.chance(2) })
+        }
         0 => request.logits = Some(Logits::Last),
         1 => request.logits = Some(Logits::All),
         2 if request.prompt.len() > 1 => {
