@@ -1566,7 +1566,7 @@ fn bench_guest_shows_frames_and_their_budget() {
     assert!(report["smallest_slice_ms"].as_f64() > Some(0.0));
     let table = wginfer("bench guest --budget 8 --frames 5 --format md").model(&golden("llama")).succeeds();
     assert!(table.out.contains("| decode |") && table.err.contains("cannot be cut"), "{}", table.out);
-    wginfer("bench guest --budget 0").model(&golden("llama")).fails(1, "`budget` is 0");
+    wginfer("bench guest --budget 0").model(&golden("llama")).fails(2, "`budget` is 0");
 }
 
 #[test]
