@@ -207,6 +207,8 @@ struct Pieces(usize);
 
 /// The share of a budget that uploads aim at: one dispatch of a software device varies by a third.
 const SHARE: f64 = 0.8;
+/// Most bytes between two looks at the host's clock: it reads and copies so much in about a millisecond.
+const A_PIECE: usize = 1 << 20;
 /// Bytes of the first slice of an upload, of whose speed nothing is known.
 const FIRST_SLICE: usize = 256 << 10;
 /// Fewest bytes of a slice: less would take longer to submit than to copy.
@@ -239,8 +241,9 @@ impl Machine for Uploads {
         let (begin, left_ms, spent_ms) = (Instant::now(), rec.meter().left_ms(), rec.meter().spent_ms());
         let passed_ms = || begin.elapsed().as_secs_f64() * 1e3;
         let done_before = upload.progress().done_bytes;
+        let n_bytes = self.pace.n_bytes(left_ms);
         upload
-            .record_while(rec, self.pace.n_bytes(left_ms), || passed_ms() < left_ms)
+            .record_while(rec, n_bytes, n_bytes.min(A_PIECE), || passed_ms() < left_ms)
             .map_err(ModelError::from)?;
         let (host_ms, device_ms) = (passed_ms(), rec.meter().spent_ms() - spent_ms);
         rec.meter().spend((host_ms - device_ms).max(0.0));

@@ -64,6 +64,8 @@ struct Slice<W> {
     done: Option<W>,
     /// Its dispatches.
     load: Load,
+    /// The call that recorded it.
+    call: u64,
 }
 
 /// Work that is being recorded.
@@ -79,6 +81,8 @@ pub(super) struct Stepper<W> {
     rec: Recorder,
     flight: Flight<Slice<W>>,
     recording: Option<Recording<W>>,
+    /// Calls of [`Stepper::advance`].
+    n_calls: u64,
     /// Device times of slices that have finished, for the owner.
     times: VecDeque<Duration>,
     /// Whether it was reported that a slice cannot be as short as a budget.
@@ -106,6 +110,7 @@ impl<W> Stepper<W> {
             rec: Recorder::new(gpu)?,
             flight: Flight::new(gpu, max_bytes.max(4))?,
             recording: None,
+            n_calls: 0,
             times: VecDeque::with_capacity(MOST_TIMES),
             has_warned: false,
             mark: Tensor::zeros(gpu, "mark", [1, 1], Dtype::U32)?,
@@ -186,6 +191,7 @@ impl<W> Stepper<W> {
         machine: &mut M,
         budget: Duration,
     ) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
+        self.n_calls += 1;
         self.collect(machine)?;
         if let Some(error) = self.failed.take() {
             return Err(error);
@@ -273,7 +279,7 @@ impl<W> Stepper<W> {
             };
             let sources: Vec<_> = sources.iter().map(|(tensor, at, n)| (tensor, *at, *n)).collect();
             let load = self.rec.meter().end_slice();
-            self.flight.record(&mut self.rec, &sources, Slice { done, load });
+            self.flight.record(&mut self.rec, &sources, Slice { done, load, call: self.n_calls });
             buffers.extend(self.rec.finish()?);
         }
         self.warn();
@@ -306,8 +312,11 @@ impl<W> Stepper<W> {
 
     fn land<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), GpuError> {
         self.gpu.poll()?;
-        while let Some(Landed { content: slice, bytes, ms }) = self.flight.land()? {
-            self.rec.meter().landed(&slice.load, ms);
+        while let Some(Landed { content: slice, bytes, ms, is_timed }) = self.flight.land()? {
+            match is_timed || self.gpu.is_owned() {
+                true => self.rec.meter().landed(&slice.load, ms),
+                false => self.rec.meter().seen(&slice.load, ms, self.n_calls <= slice.call + 1),
+            }
             if self.times.len() == MOST_TIMES {
                 self.times.pop_front();
             }

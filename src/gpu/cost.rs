@@ -153,6 +153,11 @@ impl Costs {
         self.spreads[spread_index(n)]
     }
 
+    /// The predicted time of a slice in milliseconds; `None` if something of it was never measured.
+    pub fn predict(&self, load: &Load) -> Option<f64> {
+        load.0.iter().map(|taken| Some(self.ms(taken.curve, taken.units)? * f64::from(taken.n))).sum()
+    }
+
     /// Learns from a slice that took `ms`.
     pub fn learn(&mut self, load: &Load, ms: f64) {
         if load.is_empty() || !ms.is_finite() || ms < 0.0 {

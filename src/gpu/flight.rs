@@ -30,6 +30,8 @@ pub(crate) struct Landed<T> {
     pub bytes: Vec<u8>,
     /// Its duration, by the device's clock, or else by the times at which slices were seen to finish.
     pub ms: f64,
+    /// Whether that was the device's clock.
+    pub is_timed: bool,
 }
 
 impl<T> Flight<T> {
@@ -113,6 +115,7 @@ impl<T> Flight<T> {
         let seen = now - slice.recorded.max(self.last_finish);
         self.last_finish = now;
         let ms = arrived.device_ms.unwrap_or(seen.as_secs_f64() * 1e3);
-        Ok(Some(Landed { content: slice.content, bytes: arrived.bytes, ms }))
+        let is_timed = arrived.device_ms.is_some();
+        Ok(Some(Landed { content: slice.content, bytes: arrived.bytes, ms, is_timed }))
     }
 }

@@ -80,6 +80,13 @@ impl Meter {
         self.costs.learn(load, ms);
     }
 
+    /// Learns from a slice on a device with no clock, which was seen to finish after `ms`, as late as a frame comes: if that was
+    /// in time, it may have taken less than predicted, and later ones grow; if it was not, all of it.
+    pub fn seen(&mut self, load: &Load, ms: f64, in_time: bool) {
+        let guess = self.costs.predict(load).map_or(self.budget_ms / 4.0, |ms| ms * 0.9);
+        self.costs.learn(load, if in_time { ms.min(guess) } else { ms });
+    }
+
     /// The longest time of a piece that cannot be cut, in milliseconds. `None` if nothing was measured.
     pub fn longest_piece_ms(&self) -> Option<f64> {
         self.costs.longest_piece()
@@ -184,5 +191,75 @@ impl Place {
             last = Some(result);
         }
         Ok(last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A frame of ten equal dispatches of four pieces each; returns the pieces that it has.
+    fn frame(meter: &mut Meter, budget_ms: f64, recorded: &mut usize) -> usize {
+        meter.frame(budget_ms);
+        meter.begin_part(*recorded, false);
+        let n = (0..10).map(|_| meter.take(1, "kernel", 4, 4.0).len()).sum();
+        *recorded = meter.end_part().unwrap_or(0);
+        n
+    }
+
+    #[test]
+    fn a_walk_goes_on_where_it_was_cut() {
+        let mut meter = Meter::default();
+        let mut recorded = 0;
+        // Nothing is known: one piece. It takes half a millisecond.
+        assert_eq!(frame(&mut meter, 4.0, &mut recorded), 1);
+        let load = meter.end_slice();
+        meter.landed(&load, 0.5);
+        let mut all = 1;
+        while recorded > 0 {
+            let n = frame(&mut meter, 4.0, &mut recorded);
+            assert!(n > 0, "every frame gets on");
+            all += n;
+            let load = meter.end_slice();
+            meter.landed(&load, 0.5 * n as f64);
+        }
+        assert_eq!(all, 40, "each piece is recorded once");
+        // With no budget, one piece a frame.
+        assert_eq!([0; 3].map(|_| frame(&mut meter, 0.0, &mut recorded)), [1, 1, 1]);
+        assert_eq!(meter.take_too_slow(), None, "whoever has no budget expects nothing");
+    }
+
+    #[test]
+    fn copies_are_passed_once() {
+        let mut meter = Meter::default();
+        meter.frame(1.0);
+        meter.begin_part(0, false);
+        assert!(meter.pass());
+        assert_eq!(meter.take(1, "kernel", 1, 1.0), 0..1);
+        // It has a frame of its own: what follows waits.
+        assert!(!meter.pass() && meter.take(2, "another", 2, 1.0).is_empty());
+        assert_eq!(meter.end_part(), Some(2));
+        meter.frame(1.0);
+        meter.begin_part(2, false);
+        assert!(!meter.pass() && meter.take(1, "kernel", 1, 1.0).is_empty(), "they are recorded");
+        assert!(meter.pass());
+        assert_eq!(meter.take(2, "another", 2, 1.0), 0..1);
+    }
+
+    #[test]
+    fn without_a_clock_slices_grow_until_they_are_late() {
+        let mut meter = Meter::default();
+        let (mut recorded, mut last) = (0, 0);
+        let mut most = 0;
+        for _ in 0..400 {
+            let n = frame(&mut meter, 4.0, &mut recorded);
+            let load = meter.end_slice();
+            // 0.5 ms a piece; what takes longer than a frame of 10 ms is seen two frames later.
+            let in_time = 0.5 * n as f64 <= 10.0;
+            meter.seen(&load, if in_time { 10.0 } else { 20.0 }, in_time);
+            (most, last) = (most.max(n), n);
+        }
+        assert!(most >= 8, "they grow: {most} pieces");
+        assert!(last >= 1);
     }
 }

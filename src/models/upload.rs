@@ -21,8 +21,8 @@ pub struct LoadProgress {
     pub total_bytes: usize,
 }
 
-/// Most bytes per write: a host reads and copies so much in about a millisecond, and looks at its clock between two.
-const PIECE: usize = 1 << 20;
+/// Most bytes per write.
+const PIECE: usize = 4 << 20;
 /// Maximum bytes that one recording quantises. Stages of this size stay in device memory while weights are quantised.
 const STAGED_PIECE: usize = 2 << 20;
 /// Stages: one per recording that can wait or run at a time, including the one that is being made.
@@ -162,7 +162,7 @@ impl Upload {
         self.items.is_empty()
     }
 
-    /// Writes and records the next pieces of at most 1 MiB: about `n_bytes` in total, at least one piece. Fewer if a
+    /// Writes and records the next pieces of at most 4 MiB: about `n_bytes` in total, at least one piece. Fewer if a
     /// stage is full or few parameter blocks are left.
     ///
     /// Each call makes one recording, which is finished ([`Recorder::finish`]) and submitted before the next. The
@@ -177,14 +177,15 @@ impl Upload {
     /// [`WeightsError::Io`] if the file cannot be read, [`WeightsError::Value`] with a value that cannot be quantised,
     /// [`WeightsError::Gpu`] if there is no memory for a stage. The call can be repeated.
     pub fn record(&mut self, rec: &mut Recorder, n_bytes: usize) -> Result<(), WeightsError> {
-        self.record_while(rec, n_bytes, || true)
+        self.record_while(rec, n_bytes, usize::MAX, || true)
     }
 
-    /// As [`Upload::record`], with pieces of at most `n_bytes`, and none begins unless `go_on`.
+    /// As [`Upload::record`], with pieces of at most `piece` bytes, and no other begins unless `go_on`.
     pub(crate) fn record_while(
         &mut self,
         rec: &mut Recorder,
         n_bytes: usize,
+        piece: usize,
         mut go_on: impl FnMut() -> bool,
     ) -> Result<(), WeightsError> {
         let goal = self.progress.done_bytes.saturating_add(n_bytes);
@@ -196,7 +197,7 @@ impl Upload {
                 }
                 n_staged += 1;
             }
-            let rows = item.piece(self.row, self.stages.n_bytes, n_bytes);
+            let rows = item.piece(self.row, self.stages.n_bytes, piece);
             item.record(rec, &self.weights, &mut self.stages, rows.clone())?;
             self.progress.done_bytes += item.piece_bytes(rows.clone());
             self.row = rows.end;

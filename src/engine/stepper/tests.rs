@@ -140,6 +140,7 @@ impl World {
             block_rows: 8,
             max_logprobs: 0,
             has_logits: false,
+            kept_rows: 0,
             has_prompt_logprobs: false,
             has_alignment: false,
             prefix_cache: false,
