@@ -14,13 +14,17 @@ mod chat;
 mod jinja;
 mod pipeline;
 mod reasoning;
+mod spelling;
 mod stream;
 mod tokenizer;
 mod tokenizer_json;
+mod tools;
 
 pub use chat::{ChatTemplate, Message};
 pub use reasoning::{Delta, ReasoningEffort, ReasoningFormat, ReasoningOptions, ReasoningParser};
+pub use spelling::Spelling;
 pub use stream::StreamDecoder;
+pub use tools::{ToolCall, ToolDelta, ToolFormat, ToolParser};
 pub use tokenizer::{Pair, Tokenizer, TokenizerFiles};
 
 use std::path::PathBuf;
