@@ -31,7 +31,13 @@ SIGTERM and Ctrl-C let open requests end; a second signal ends the program at on
 pub struct Args {
     /// A `.gguf` file, a folder in Hugging Face layout, or a name on the hub; several times for several models. Default:
     /// the demonstration model in the binary
-    #[arg(long = "model", short, env = "WGINFER_MODEL", value_name = "MODEL", help_heading = "Model and device")]
+    #[arg(
+        long = "model",
+        short,
+        env = "WGINFER_MODEL",
+        value_name = "MODEL",
+        help_heading = "Model and device"
+    )]
     models: Vec<OsString>,
 
     /// The address to listen on. One that other machines reach needs `--api-key` or `--no-api-key`
@@ -43,7 +49,13 @@ pub struct Args {
     port: u16,
 
     /// The key that requests must have, as `Authorization: Bearer KEY`
-    #[arg(long, env = "WGINFER_API_KEY", hide_env_values = true, value_name = "KEY", conflicts_with = "no_api_key")]
+    #[arg(
+        long,
+        env = "WGINFER_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY",
+        conflicts_with = "no_api_key"
+    )]
     api_key: Option<String>,
 
     /// Serve other machines without a key
@@ -99,7 +111,8 @@ pub fn run(args: &Args, _out: &mut dyn Write) -> Result<(), Failure> {
         sources.push(Source::Demo);
     }
     let gpu = args.device.open()?;
-    let engine = args.device.options(EngineOptions { max_seqs: args.parallel.into(), ..EngineOptions::default() });
+    let engine =
+        args.device.options(EngineOptions { max_seqs: args.parallel.into(), ..EngineOptions::default() });
     let options = Options {
         address,
         access: Access { api_key, origins: args.cors.clone(), ..Access::default() },

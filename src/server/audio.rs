@@ -55,7 +55,10 @@ impl Form {
                 "response_format" => form.response_format = text,
                 "temperature" => {
                     let parsed = value.parse().map_err(|_| {
-                        ApiError::field("temperature", format!("`temperature` is `{value}`, expected a number"))
+                        ApiError::field(
+                            "temperature",
+                            format!("`temperature` is `{value}`, expected a number"),
+                        )
                     });
                     form.temperature = Some(parsed?);
                 }

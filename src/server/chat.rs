@@ -21,9 +21,7 @@ use super::error::ApiError;
 use super::generation::{Ending, Generation, Piece};
 use super::http::Body;
 use super::model::{Info, Message as Sent, Model, Running};
-use super::schema::{
-    ContentLogprob, SamplingFields, TimingFields, UsageFields, check_logprobs, nth, reason,
-};
+use super::schema::{ContentLogprob, SamplingFields, TimingFields, UsageFields, check_logprobs, nth, reason};
 use super::stream::{self, id, now};
 
 /// A request. Fields that are not here are ignored, as far as they do not change what an answer is.
@@ -62,15 +60,19 @@ impl ChatRequest {
     ///
     /// # Errors
     /// 400 for what is wrong with the messages.
-    pub fn prompt(&self, model: &Model, kept: &Kept) -> Result<Prompt, ApiError> {
+    pub fn prompt(&self, model: &Model) -> Result<Prompt, ApiError> {
         let info = &model.info;
         let tokenizer = info.tokenizer()?;
         let template = info.template.as_ref().map_err(|error| ApiError::from(error.clone()))?;
         if self.messages.is_empty() {
             return Err(ApiError::field("messages", "`messages` is empty, expected at least one message"));
         }
-        let messages: Vec<Message> =
-            self.messages.iter().enumerate().map(|(i, message)| read(i, message)).collect::<Result<_, _>>()?;
+        let messages: Vec<Message> = self
+            .messages
+            .iter()
+            .enumerate()
+            .map(|(i, message)| read(i, message))
+            .collect::<Result<_, _>>()?;
         let mut variables = self.thoughts().variables(template).unwrap_or_default();
         variables.extend(self.chat_template_kwargs.clone().unwrap_or_default());
         let tools = self.offered()?;
@@ -78,7 +80,7 @@ impl ChatRequest {
             variables.insert("tools".into(), Value::Array(tools.clone()));
         }
         let text = template.render(&messages, true, &variables)?;
-        let spelling = kept.spell(tokenizer, text)?;
+        let spelling = model.kept.spell(tokenizer, text)?;
         Ok(Prompt { spelling, tools: tools.and_then(|_| ToolFormat::of(tokenizer)) })
     }
 
@@ -205,34 +207,6 @@ fn with_object(call: &Value) -> Value {
     call
 }
 
-/// The last conversations with a model, so that the next turn of one keeps its tokens, and finds them in the KV cache.
-#[derive(Default)]
-pub struct Kept(std::sync::Mutex<VecDeque<Spelling>>);
-
-/// Most conversations that are kept, and most bytes of the text of each.
-const MOST_KEPT: usize = 64;
-const MOST_KEPT_BYTES: usize = 1 << 20;
-
-impl Kept {
-    fn spell(&self, tokenizer: &wginfer::text::Tokenizer, text: String) -> Result<Spelling, ApiError> {
-        let kept: Vec<Spelling> = {
-            let all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            all.iter().filter(|said| text.starts_with(&said.text)).cloned().collect()
-        };
-        Ok(Spelling::of(tokenizer, text, &kept)?)
-    }
-
-    fn keep(&self, said: Spelling) {
-        if said.text.len() > MOST_KEPT_BYTES {
-            return;
-        }
-        let mut all = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        all.retain(|other| !said.text.starts_with(&other.text));
-        all.truncate(MOST_KEPT - 1);
-        all.push_front(said);
-    }
-}
-
 /// One answer while it is written.
 struct Choice {
     thoughts: Option<ReasoningParser>,
@@ -351,7 +325,7 @@ impl Answers {
         new.content += &rest.content;
         new.calls.extend(rest.calls);
         let reason = if choice.n_calls > 0 { "tool_calls" } else { reason(ending.finish_reason) };
-        self.model.metrics.answered(&ending.usage, &ending.timings);
+        self.model.counters.answered(&ending.usage, &ending.timings);
         self.usage.add(&ending.usage, self.n_ended == 0);
         self.n_ended += 1;
         if let Some(tokenizer) = &self.model.info.tokenizer {
@@ -413,8 +387,15 @@ pub async fn completions(
             Sent::Done(()) => return Err(ApiError::internal("the answer ended before it began")),
         }
     }
-    let answers =
-        Answers { model: model.clone(), running, prompt, choices, n_top, usage: UsageFields::default(), n_ended: 0 };
+    let answers = Answers {
+        model: model.clone(),
+        running,
+        prompt,
+        choices,
+        n_top,
+        usage: UsageFields::default(),
+        n_ended: 0,
+    };
     let id = id("chatcmpl-");
     match stream {
         true => Ok(streamed(id, model, answers, with_usage, n)),
@@ -428,7 +409,7 @@ type Prepared = (usize, Vec<Request>, Spelling, Vec<Choice>);
 fn prepare(request: &ChatRequest, model: &Model, n_top: Option<usize>) -> Result<Prepared, ApiError> {
     let info = &model.info;
     let tokenizer = info.tokenizer()?;
-    let Prompt { spelling, tools } = request.prompt(model, &model.kept)?;
+    let Prompt { spelling, tools } = request.prompt(model)?;
     if spelling.ids.len() >= info.ctx {
         return Err(ApiError::too_long(spelling.ids.len(), info.ctx));
     }
@@ -564,7 +545,8 @@ fn streamed(id: String, model: Arc<Model>, answers: Answers, with_usage: bool, n
             }
             // Some clients read no delta of a chunk that has a reason.
             if let Some(reason) = end {
-                let choice = json!({ "index": index, "delta": {}, "logprobs": null, "finish_reason": reason });
+                let choice =
+                    json!({ "index": index, "delta": {}, "logprobs": null, "finish_reason": reason });
                 events.push(chunk(json!([choice]), None));
             }
             Ok((events, Some(answers)))

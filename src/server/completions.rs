@@ -83,7 +83,10 @@ impl CompletionRequest {
     /// Refuses what would change the answer and is not done.
     fn check(&self) -> Result<(), ApiError> {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
-            return Err(ApiError::field("suffix", "`suffix` is not supported: texts only go on at their end"));
+            return Err(ApiError::field(
+                "suffix",
+                "`suffix` is not supported: texts only go on at their end",
+            ));
         }
         if self.best_of.is_some_and(|best_of| best_of != self.sampling.n.unwrap_or(1)) {
             return Err(ApiError::field("best_of", "`best_of` is not supported, other than `n`"));
@@ -187,7 +190,12 @@ pub async fn completions(
     }
     let id = id("cmpl-");
     if stream {
-        return Ok(streamed(id, model, Streaming { running, n, n_top, begins, n_ended: Vec::new() }, with_usage));
+        return Ok(streamed(
+            id,
+            model,
+            Streaming { running, n, n_top, begins, n_ended: Vec::new() },
+            with_usage,
+        ));
     }
     let mut texts: Vec<(String, LogprobLists, &'static str)> =
         begins.into_iter().map(|begin| (begin, LogprobLists::default(), "")).collect();
@@ -205,7 +213,7 @@ pub async fn completions(
             Piece::End { index, text, ending } => {
                 texts[index].0 += &text;
                 texts[index].2 = reason(ending.finish_reason);
-                model.metrics.answered(&ending.usage, &ending.timings);
+                model.counters.answered(&ending.usage, &ending.timings);
                 usage.add(&ending.usage, is_first(&mut seen, index / n));
                 timings.get_or_insert(TimingFields::new(&ending.usage, &ending.timings));
             }
@@ -288,7 +296,7 @@ fn streamed(id: String, model: Arc<Model>, state: Streaming, with_usage: bool) -
                     is_new.then(|| chunk(part(index, &text, lists, None), None)).into_iter().collect()
                 }
                 Message::Progress(Piece::End { index, text, ending }) => {
-                    model.metrics.answered(&ending.usage, &ending.timings);
+                    model.counters.answered(&ending.usage, &ending.timings);
                     usage.add(&ending.usage, is_first(&mut state.n_ended, index / state.n));
                     vec![chunk(part(index, &text, None, Some(reason(ending.finish_reason))), None)]
                 }

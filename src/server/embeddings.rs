@@ -78,7 +78,8 @@ pub async fn embeddings(
         None => width,
         Some(n) if (1..=width).contains(&n) => n,
         Some(n) => {
-            let message = format!("`dimensions` is {n}, expected 1 to {width}, the width of the model's embeddings");
+            let message =
+                format!("`dimensions` is {n}, expected 1 to {width}, the width of the model's embeddings");
             return Err(ApiError::field("dimensions", message));
         }
     };
@@ -102,6 +103,7 @@ pub async fn embeddings(
         }
         ids => {
             let ids = match ids {
+                Input::Ids(ids) if ids.is_empty() => Vec::new(),
                 Input::Ids(ids) => vec![ids],
                 Input::ManyIds(all) => all,
                 Input::Texts(_) => Vec::new(),
@@ -177,9 +179,8 @@ pub async fn rerank(
     }
     let texts: Vec<String> = request.documents.iter().map(|document| document.text().to_string()).collect();
     let (query, instruction, n) = (request.query, request.instruction, texts.len());
-    let running = model.run(move |loaded| {
-        Ok(rerank_task(loaded.encoder()?, &query, &texts, instruction.as_deref())?)
-    })?;
+    let running = model
+        .run(move |loaded| Ok(rerank_task(loaded.encoder()?, &query, &texts, instruction.as_deref())?))?;
     let results = all(running, n).await?;
     let n_tokens: usize = results.iter().map(|encoding| encoding.n_tokens).sum();
     let score = |encoding: &Encoding| encoding.values.first().copied().unwrap_or_default();

@@ -3,17 +3,24 @@
 use std::collections::{HashMap, VecDeque};
 use std::mem;
 
-use wginfer::engine::{
-    EngineError, Event, FinishReason, Logprobs, Request, RequestId, Timings, Usage,
-};
+use wginfer::engine::{EngineError, Event, FinishReason, Logprobs, Request, RequestId, Timings, Usage};
 use wginfer::tasks::{Engines, Events, Task};
 
 /// What happened to an answer.
 pub enum Piece {
     /// All prompts were accepted.
     Accepted,
-    Token { index: usize, token: u32, text: String, logprobs: Option<Logprobs> },
-    End { index: usize, text: String, ending: Ending },
+    Token {
+        index: usize,
+        token: u32,
+        text: String,
+        logprobs: Option<Logprobs>,
+    },
+    End {
+        index: usize,
+        text: String,
+        ending: Ending,
+    },
 }
 
 /// The end of an answer.

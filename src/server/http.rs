@@ -82,7 +82,10 @@ impl Access {
         if !self.is_loopback {
             return true;
         }
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).or(uri.authority().map(|a| a.as_str()));
+        let host = headers
+            .get(header::HOST)
+            .and_then(|host| host.to_str().ok())
+            .or(uri.authority().map(|a| a.as_str()));
         host.is_none_or(|host| is_local(name_of(host)))
     }
 
@@ -116,7 +119,8 @@ fn is_local(name: &str) -> bool {
 pub async fn guard(State(server): State<Arc<Server>>, request: Request, next: Next) -> Response {
     let access = &server.access;
     if !access.is_own_name(request.headers(), request.uri()) {
-        let message = "the name of the host is none of this machine's: `--host` with `--api-key` allows others";
+        let message =
+            "the name of the host is none of this machine's: `--host` with `--api-key` allows others";
         return ApiError::new(StatusCode::FORBIDDEN, message).into_response();
     }
     let allowed = access.is_allowed(request.headers());
@@ -140,7 +144,10 @@ pub async fn guard(State(server): State<Arc<Server>>, request: Request, next: Ne
     if let Some(origin) = origin {
         let headers = response.headers_mut();
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type, x-api-key"));
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            HeaderValue::from_static("authorization, content-type, x-api-key"),
+        );
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
         headers.insert(header::VARY, HeaderValue::from_static("origin"));
     }

@@ -9,10 +9,12 @@
 mod audio;
 mod chat;
 mod completions;
+mod counters;
 mod embeddings;
 mod error;
 mod generation;
 mod http;
+mod kept;
 mod metrics;
 mod model;
 mod models;
@@ -32,9 +34,9 @@ use tokio::net::TcpListener;
 use wginfer::checkpoint::{Ability, Source};
 use wginfer::gpu::Gpu;
 
+use counters::Counters;
 use error::ApiError;
 pub use http::Access;
-use metrics::Metrics;
 use model::Model;
 pub use model::ModelOptions;
 
@@ -60,7 +62,7 @@ pub struct Options {
 pub struct Server {
     models: Vec<Arc<Model>>,
     access: Access,
-    metrics: Arc<Metrics>,
+    counters: Arc<Counters>,
 }
 
 impl Server {
@@ -74,7 +76,7 @@ impl Server {
         })
     }
 
-    /// The model with this name, or the first that can do it if a request has no name.
+    /// The model with this name, or one that can do it if a request has no name.
     fn model(&self, id: Option<&str>, ability: Ability) -> Result<Arc<Model>, ApiError> {
         let can = |model: &Model| model.info.abilities.contains(&ability);
         match id.filter(|id| !id.is_empty()) {
@@ -88,9 +90,13 @@ impl Server {
                     }
                 }
             }
-            None => self.models.iter().find(|model| can(model)).cloned().ok_or_else(|| {
-                ApiError::field("model", format!("no model of this server can {}", ability.name()))
-            }),
+            None => {
+                // One that does nothing else before one that does it, too.
+                let able = self.models.iter().filter(|model| can(model));
+                let best = able.min_by_key(|model| model.info.abilities.len()).cloned();
+                let message = || format!("no model of this server can {}", ability.name());
+                best.ok_or_else(|| ApiError::field("model", message()))
+            }
         }
     }
 
@@ -140,10 +146,10 @@ pub fn run(
     stop: impl Future<Output = ()>,
     on_ready: impl FnOnce(SocketAddr, &[String]),
 ) -> Result<(), Error> {
-    let metrics = Arc::<Metrics>::default();
+    let counters = Arc::<Counters>::default();
     let mut models: Vec<Arc<Model>> = Vec::new();
     for source in sources {
-        let model = Model::open(gpu, source, &options.models, metrics.clone())?;
+        let model = Model::open(gpu, source, &options.models, counters.clone())?;
         if models.iter().any(|other| other.id == model.id) {
             return Err(Error::Twice { id: model.id });
         }
@@ -153,7 +159,7 @@ pub fn run(
         models.iter().for_each(|model| model.load());
     }
     let access = Access { is_loopback: http::is_loopback(&options.address), ..options.access };
-    let server = Arc::new(Server { models, access, metrics });
+    let server = Arc::new(Server { models, access, counters });
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(options.address)

@@ -19,9 +19,9 @@ use wginfer::tasks::transcribe::{TranscribeOptions, Transcriber};
 use wginfer::tasks::{Engines, Events, Task};
 use wginfer::text::{ChatTemplate, ReasoningFormat, TextError, Tokenizer};
 
-use super::chat::Kept;
+use super::counters::Counters;
 use super::error::ApiError;
-use super::metrics::Metrics;
+use super::kept::Kept;
 
 /// Most log-probabilities of a token that a request may ask for, as OpenAI's API has it.
 pub const MAX_LOGPROBS: usize = 20;
@@ -80,7 +80,7 @@ pub struct Model {
     pub info: Info,
     /// The last conversations.
     pub kept: Kept,
-    pub metrics: Arc<Metrics>,
+    pub counters: Arc<Counters>,
     /// The files of a speech model, by which a transcriber knows its tokens.
     speech: Option<ModelFiles>,
     orders: Mutex<Sender<Order>>,
@@ -233,7 +233,8 @@ struct Slot(Arc<AtomicUsize>);
 
 impl Slot {
     fn take(n_open: &Arc<AtomicUsize>, max_open: usize) -> Option<Slot> {
-        let taken = n_open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < max_open).then_some(n + 1));
+        let taken =
+            n_open.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < max_open).then_some(n + 1));
         taken.is_ok().then(|| Slot(n_open.clone()))
     }
 }
@@ -253,7 +254,7 @@ impl Model {
         gpu: &Gpu,
         source: Source,
         options: &ModelOptions,
-        metrics: Arc<Metrics>,
+        counters: Arc<Counters>,
     ) -> Result<Model, wginfer::Error> {
         let files = opened(&source)?;
         let info = Info::of(&files, options);
@@ -275,7 +276,7 @@ impl Model {
         let (n_open, max_open) = (Arc::default(), options.max_open);
         let speech = files.can(Ability::Transcribe).then_some(files);
         let (kept, orders) = (Kept::default(), Mutex::new(orders));
-        Ok(Model { id, info, kept, metrics, speech, orders, state, n_open, max_open })
+        Ok(Model { id, info, kept, counters, speech, orders, state, n_open, max_open })
     }
 
     pub fn state(&self) -> State {
@@ -425,7 +426,8 @@ impl Owner {
     /// The next order. Waits only if there is nothing else to do; `None` if there is no order but work.
     fn next(&self, inbox: &Receiver<Order>, last_used: Instant) -> Result<Option<Order>, RecvTimeoutError> {
         let is_busy = !self.jobs.is_empty()
-            || !self.waiting.is_empty() || self.loaded.as_ref().is_some_and(|loaded| !loaded.is_idle());
+            || !self.waiting.is_empty()
+            || self.loaded.as_ref().is_some_and(|loaded| !loaded.is_idle());
         if is_busy {
             return match inbox.recv_timeout(Duration::ZERO) {
                 Err(RecvTimeoutError::Timeout) => Ok(None),

@@ -126,7 +126,7 @@ pub async fn apply_template(
     Body(request): Body<ChatRequest>,
 ) -> Result<Json<Value>, ApiError> {
     let model = server.model(request.model.as_deref(), Ability::Generate)?;
-    let prompt = tokio::task::spawn_blocking(move || request.prompt(&model, &model.kept));
+    let prompt = tokio::task::spawn_blocking(move || request.prompt(&model));
     let prompt = prompt.await.map_err(|_| ApiError::internal("the prompt could not be made"))??;
     Ok(Json(json!({ "prompt": prompt.spelling.text })))
 }

@@ -24,8 +24,8 @@ pub use chat::{ChatTemplate, Message};
 pub use reasoning::{Delta, ReasoningEffort, ReasoningFormat, ReasoningOptions, ReasoningParser};
 pub use spelling::Spelling;
 pub use stream::StreamDecoder;
-pub use tools::{ToolCall, ToolDelta, ToolFormat, ToolParser};
 pub use tokenizer::{Pair, Tokenizer, TokenizerFiles};
+pub use tools::{ToolCall, ToolDelta, ToolFormat, ToolParser};
 
 use std::path::PathBuf;
 

@@ -217,7 +217,9 @@ fn of(name: &str, arguments: &Value) -> Option<ToolCall> {
     let arguments = match arguments {
         Value::Object(_) => arguments.to_string(),
         // Some models write the object as a text.
-        Value::String(text) if serde_json::from_str::<Value>(text).is_ok_and(|v| v.is_object()) => text.clone(),
+        Value::String(text) if serde_json::from_str::<Value>(text).is_ok_and(|v| v.is_object()) => {
+            text.clone()
+        }
         _ => return None,
     };
     (!name.is_empty()).then(|| ToolCall { name: name.to_string(), arguments })
@@ -264,7 +266,12 @@ mod tests {
     fn text_stays() {
         for format in [TAGGED, TO_END, ToolFormat::Bare] {
             check(format, "", "", &[]);
-            check(format, "Hello, <world> [TOOL_ and <tool_cal.", "Hello, <world> [TOOL_ and <tool_cal.", &[]);
+            check(
+                format,
+                "Hello, <world> [TOOL_ and <tool_cal.",
+                "Hello, <world> [TOOL_ and <tool_cal.",
+                &[],
+            );
             check(format, "A line.\n\nAnd another. ", "A line.\n\nAnd another. ", &[]);
         }
     }
@@ -276,10 +283,16 @@ mod tests {
 </tool_call>"#;
         let args = r#"{"city":"Köln","days":2}"#;
         check(TAGGED, one, "", &[("weather", args)]);
-        check(TAGGED, &format!("I look.\n\n{one}\n{one}\n"), "I look.", &[("weather", args), ("weather", args)]);
+        check(
+            TAGGED,
+            &format!("I look.\n\n{one}\n{one}\n"),
+            "I look.",
+            &[("weather", args), ("weather", args)],
+        );
         check(TAGGED, "<tool_call>{\"name\":\"now\"}", "", &[("now", "{}")]);
         check(TAGGED, &format!("{one} Done."), " Done.", &[("weather", args)]);
-        let list = r#"<tool_call>[{"name":"a","arguments":"{\"x\":1}"},{"name":"b","parameters":{}}]</tool_call>"#;
+        let list =
+            r#"<tool_call>[{"name":"a","arguments":"{\"x\":1}"},{"name":"b","parameters":{}}]</tool_call>"#;
         check(TAGGED, list, "", &[("a", "{\"x\":1}"), ("b", "{}")]);
     }
 
@@ -300,7 +313,12 @@ mod tests {
 
     #[test]
     fn mistral_and_llama() {
-        check(TO_END, "[TOOL_CALLS][{\"name\":\"a\",\"arguments\":{\"x\":[1]}}]", "", &[("a", "{\"x\":[1]}")]);
+        check(
+            TO_END,
+            "[TOOL_CALLS][{\"name\":\"a\",\"arguments\":{\"x\":[1]}}]",
+            "",
+            &[("a", "{\"x\":[1]}")],
+        );
         check(TO_END, "[TOOL_CALLS]a[ARGS]{\"x\": 1}", "", &[("a", "{\"x\":1}")]);
         check(ToolFormat::Bare, "\n{\"name\": \"a\", \"parameters\": {\"x\": 1}}", "", &[("a", "{\"x\":1}")]);
     }
