@@ -18,7 +18,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 struct Server {
     child: Child,
     address: String,
-    log: BufReader<std::process::ChildStderr>,
+    log: Option<BufReader<std::process::ChildStderr>>,
 }
 
 impl Server {
@@ -27,26 +27,24 @@ impl Server {
         command.args(["serve", "--port", "0"]).args(args).current_dir(ROOT);
         command.env_remove("WGINFER_MODEL").env_remove("WGINFER_API_KEY");
         command.env("WGINFER_CACHE_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("it starts");
-        let mut log = BufReader::new(child.stderr.take().expect("a pipe"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut server =
+            Server { child: command.spawn().expect("it starts"), address: String::new(), log: None };
+        let mut log = BufReader::new(server.child.stderr.take().expect("a pipe"));
         let mut lines = String::new();
-        loop {
+        while server.address.is_empty() {
             let mut line = String::new();
             assert!(log.read_line(&mut line).expect("UTF-8") > 0, "it ended: {lines}");
             lines += &line;
             if let Some((_, address)) = line.split_once(" on http://") {
-                let server = Server { child, address: address.trim().to_string(), log };
-                while server.get("/health").status != 200 {
-                    thread::sleep(Duration::from_millis(20));
-                }
-                return server;
+                server.address = address.trim().to_string();
             }
         }
+        server.log = Some(log);
+        while server.get("/health").status != 200 {
+            thread::sleep(Duration::from_millis(20));
+        }
+        server
     }
 
     fn connect(&self) -> TcpStream {
@@ -636,7 +634,7 @@ fn a_signal_lets_open_answers_end() {
     assert_eq!(server.child.wait().expect("it ends").code(), Some(0));
     assert!(TcpStream::connect(&server.address).is_err());
     let mut log = String::new();
-    server.log.read_to_string(&mut log).expect("UTF-8");
+    server.log.take().expect("a pipe").read_to_string(&mut log).expect("UTF-8");
     assert!(log.contains("waiting for open requests"), "{log}");
 }
 
