@@ -116,7 +116,7 @@ fn router(server: &Arc<Server>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
         .route("/v1/rerank", post(embeddings::rerank))
-        .route("/v1/audio/transcriptions", post(audio::transcriptions).layer(sound.clone()))
+        .route("/v1/audio/transcriptions", post(audio::transcriptions).layer(sound))
         .route("/v1/audio/translations", post(audio::translations).layer(sound))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
