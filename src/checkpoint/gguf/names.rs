@@ -22,7 +22,7 @@ use Rows::{Keys, Plain, Queries, Stacked, Transposed};
 
 /// Names without `.weight` and `.bias`. `blk.N.` stands before those of a layer, and the second name of the layers there.
 #[derive(Clone, Copy)]
-struct Names {
+pub(super) struct Names {
     model: &'static [(&'static str, &'static str)],
     layers: &'static str,
     layer: &'static [(&'static str, &'static str, Rows)],
@@ -32,7 +32,7 @@ const DECODER: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// Llama, Mistral, Mixtral, Ministral 3, SmolLM3 and Granite: ggml rotates neighbours.
-const LLAMA: Names = Names {
+pub(super) const LLAMA: Names = Names {
     model: DECODER,
     layers: "model.layers.",
     layer: &[
@@ -53,7 +53,7 @@ const LLAMA: Names = Names {
     ],
 };
 
-const PHI3: Names = Names {
+pub(super) const PHI3: Names = Names {
     model: DECODER,
     layers: "model.layers.",
     layer: &[
@@ -66,7 +66,7 @@ const PHI3: Names = Names {
     ],
 };
 
-const QWEN: Names = Names {
+pub(super) const QWEN: Names = Names {
     model: &[
         ("token_embd", "model.embed_tokens"),
         ("output_norm", "model.norm"),
@@ -94,7 +94,7 @@ const QWEN: Names = Names {
     ],
 };
 
-const GPT_OSS: Names = Names {
+pub(super) const GPT_OSS: Names = Names {
     model: DECODER,
     layers: "model.layers.",
     layer: &[
@@ -113,7 +113,7 @@ const GPT_OSS: Names = Names {
 };
 
 /// Gemma 2 and 3 and OLMo 2: norms after attention and MLP. OLMo 2 has none before.
-const NORMS_AFTER: Names = Names {
+pub(super) const NORMS_AFTER: Names = Names {
     model: DECODER,
     layers: "model.layers.",
     layer: &[
@@ -133,7 +133,7 @@ const NORMS_AFTER: Names = Names {
     ],
 };
 
-const GPT2: Names = Names {
+pub(super) const GPT2: Names = Names {
     model: &[
         ("token_embd", "transformer.wte"),
         ("position_embd", "transformer.wpe"),
@@ -151,7 +151,7 @@ const GPT2: Names = Names {
     ],
 };
 
-const GPT_NEOX: Names = Names {
+pub(super) const GPT_NEOX: Names = Names {
     model: &[
         ("token_embd", "gpt_neox.embed_in"),
         ("output_norm", "gpt_neox.final_layer_norm"),
@@ -168,7 +168,7 @@ const GPT_NEOX: Names = Names {
     ],
 };
 
-const BERT: Names = Names {
+pub(super) const BERT: Names = Names {
     model: &[
         ("token_embd", "embeddings.word_embeddings"),
         ("position_embd", "embeddings.position_embeddings"),
@@ -190,7 +190,7 @@ const BERT: Names = Names {
     ],
 };
 
-const DISTILBERT: Names = Names {
+pub(super) const DISTILBERT: Names = Names {
     model: BERT.model,
     layers: "transformer.layer.",
     layer: &[
@@ -205,7 +205,7 @@ const DISTILBERT: Names = Names {
     ],
 };
 
-const MODERN_BERT: Names = Names {
+pub(super) const MODERN_BERT: Names = Names {
     model: &[
         ("token_embd", "embeddings.tok_embeddings"),
         ("token_embd_norm", "embeddings.norm"),
@@ -252,20 +252,12 @@ fn stem(name: &str) -> Option<(&str, &str)> {
 }
 
 /// Gives the tensors the names of Hugging Face's checkpoints. One that is not listed keeps its own.
-pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), WeightsError> {
+pub(super) fn rename(
+    names: &'static Names,
+    metadata: &Metadata,
+    weights: &mut Weights,
+) -> Result<(), WeightsError> {
     let architecture = config::architecture(metadata)?;
-    let names = match architecture {
-        "bert" if weights.get("token_types.weight").is_none() => DISTILBERT,
-        "bert" => BERT,
-        "gemma-embedding" | "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
-        "gpt2" => GPT2,
-        "gpt-oss" => GPT_OSS,
-        "gptneox" => GPT_NEOX,
-        "granite" | "llama" | "mistral3" | "smollm3" => LLAMA,
-        "modern-bert" => MODERN_BERT,
-        "phi3" => PHI3,
-        _ => QWEN,
-    };
     let heads = |key: &str| metadata.whole(&format!("{architecture}.attention.{key}"));
     let n_heads = heads("head_count")?.unwrap_or(0) as usize;
     let n_kv_heads = heads("head_count_kv")?.map_or(n_heads, |n| n as usize);
