@@ -30,6 +30,7 @@ const MODELS: &[&str] = &[
     "phi3-long",
     "smollm3",
     "gpt-neox",
+    "gpt-neox-sequential",
     "ministral3",
     "granite",
     "qwen3-moe",

@@ -87,8 +87,7 @@ impl ModelArg {
             return Err(Failure::failed(message).with_hint(HINT));
         }
         let files = self.open_any()?;
-        let is_unknown =
-            files.kind() == ModelKind::Decoder && !files.name.to_lowercase().contains("rerank");
+        let is_unknown = files.kind() == ModelKind::Decoder && !files.name.to_lowercase().contains("rerank");
         let files = files.into_reranker()?;
         if is_unknown {
             log::warn!(

@@ -92,8 +92,8 @@ fn bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     check_encoder(keys)?;
     config.insert("vocab_size", keys.vocab_size()?);
     keys.copy(config, &[("context_length", "max_position_embeddings")])?;
+    labels(keys, config)?;
     if keys.has(TYPES) {
-        labels(keys, config)?;
         config.insert("type_vocab_size", keys.n_rows(TYPES)?);
         keys.copy_real(config, &[(EPSILON, "layer_norm_eps")])?;
         return keys.copy(
@@ -123,7 +123,8 @@ fn bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
 }
 
 /// The labels of a classification head, which is a product with an activation and another product. Converters leave the
-/// first of BERT's out, and then the logits would be others.
+/// first of BERT's out, and then the logits would be others. The activation is that of the model which was converted: of
+/// DistilBERT the ReLU, where llama.cpp computes the hyperbolic tangent.
 fn labels(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     const OUT: &str = "cls.output.weight";
     if !(keys.has(OUT) && keys.has("cls.weight")) {
@@ -140,6 +141,10 @@ fn labels(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
 
 fn modern_bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     check_encoder(keys)?;
+    labels(keys, config)?;
+    config.insert("classifier_bias", keys.has("cls.bias"));
+    // No key has the pooling before the head. It is the mean, as llama.cpp has it.
+    config.insert("classifier_pooling", "mean");
     config.insert("vocab_size", keys.vocab_size()?);
     keys.copy(
         config,

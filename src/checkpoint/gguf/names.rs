@@ -191,7 +191,13 @@ pub(super) const BERT: Names = Names {
 };
 
 pub(super) const DISTILBERT: Names = Names {
-    model: BERT.model,
+    model: &[
+        ("token_embd", "embeddings.word_embeddings"),
+        ("position_embd", "embeddings.position_embeddings"),
+        ("token_embd_norm", "embeddings.LayerNorm"),
+        ("cls", "pre_classifier"),
+        ("cls.output", "classifier"),
+    ],
     layers: "transformer.layer.",
     layer: &[
         ("attn_q", "attention.q_lin", Plain),
@@ -210,6 +216,9 @@ pub(super) const MODERN_BERT: Names = Names {
         ("token_embd", "embeddings.tok_embeddings"),
         ("token_embd_norm", "embeddings.norm"),
         ("output_norm", "final_norm"),
+        ("cls", "head.dense"),
+        ("cls.norm", "head.norm"),
+        ("cls.output", "classifier"),
     ],
     layers: "layers.",
     layer: &[
@@ -222,6 +231,10 @@ pub(super) const MODERN_BERT: Names = Names {
     ],
 };
 
+/// What the name of all experts' tensor ends with. Files from before April 2024 have a tensor for each expert:
+/// `ffn_gate.3` in place of a part of `ffn_gate_exps`.
+const EXPERTS: &str = "_exps";
+
 impl Names {
     /// The name in Hugging Face's checkpoints, and how the rows lie.
     fn model_name(&self, stored: &str) -> Option<(String, Rows)> {
@@ -230,19 +243,33 @@ impl Names {
             let (_, to) = self.model.iter().find(|(from, _)| *from == stem)?;
             return Some((format!("{to}.{suffix}"), Plain));
         };
+        let layers = self.layers;
+        if let Some((part, expert)) = part.split_once('.') {
+            let (_, to, _) = self.layer.iter().find(|(from, ..)| from.strip_suffix(EXPERTS) == Some(part))?;
+            let (before, to) = to.rsplit_once('.')?;
+            return Some((format!("{layers}{layer}.{before}.{expert}.{to}.{suffix}"), Plain));
+        }
         let (_, to, rows) = self.layer.iter().find(|(from, ..)| *from == part)?;
-        Some((format!("{}{layer}.{to}.{suffix}", self.layers), *rows))
+        Some((format!("{layers}{layer}.{to}.{suffix}"), *rows))
     }
 
-    /// The name in a GGUF file.
-    fn stored_name(&self, name: &str) -> Option<String> {
+    /// The name in a GGUF file, which may have a tensor for each expert.
+    fn stored_name(&self, name: &str, has_each: bool) -> Option<String> {
         let (stem, suffix) = stem(name)?;
         let Some((layer, part)) = stem.strip_prefix(self.layers).and_then(|rest| rest.split_once('.')) else {
             let (from, _) = self.model.iter().find(|(_, to)| *to == stem)?;
             return Some(format!("{from}.{suffix}"));
         };
-        let (from, ..) = self.layer.iter().find(|(_, to, _)| *to == part)?;
-        Some(format!("blk.{layer}.{from}.{suffix}"))
+        if let Some((from, ..)) = self.layer.iter().find(|(_, to, _)| *to == part) {
+            return Some(format!("blk.{layer}.{from}.{suffix}"));
+        }
+        // A tensor of one expert: in most files it is a part of that of all.
+        let (before, to) = part.rsplit_once('.')?;
+        let (before, expert) = before.rsplit_once('.')?;
+        let joined = format!("{before}.{to}");
+        let (from, ..) = self.layer.iter().find(|(_, to, _)| *to == joined)?;
+        let own = from.strip_suffix(EXPERTS).filter(|_| has_each).map(|from| format!("{from}.{expert}"));
+        Some(format!("blk.{layer}.{}.{suffix}", own.as_deref().unwrap_or(from)))
     }
 }
 
@@ -272,5 +299,6 @@ pub(super) fn rename(
         };
         Some((name, order))
     };
-    weights.rename(metadata.path(), renamed, move |name| names.stored_name(name))
+    let has_each = weights.entries().iter().any(|entry| entry.name.starts_with("blk.0.ffn_gate."));
+    weights.rename(metadata.path(), renamed, move |name| names.stored_name(name, has_each))
 }
