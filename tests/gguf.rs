@@ -258,8 +258,8 @@ fn a_classifier_and_its_file_are_one_model() {
             for part in ["weight", "bias"] {
                 let Ok(tensor) = tensors.tensor(&format!("{from}.{part}")) else { continue };
                 let dims: Vec<usize> = tensor.shape().iter().rev().copied().collect();
-                assert_eq!(tensor.dtype(), safetensors::Dtype::F32, "{from}");
-                file.tensor(&format!("{to}.{part}"), &dims, 0, tensor.data().to_vec());
+                assert_eq!(tensor.dtype(), safetensors::Dtype::BF16, "{from}");
+                file.tensor(&format!("{to}.{part}"), &dims, 30, tensor.data().to_vec());
             }
         }
         let logits = |files: ModelFiles| {

@@ -6,6 +6,7 @@ mod common;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use common::reference::quant;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request, Sampling};
@@ -139,6 +140,143 @@ fn check(options: &GpuOptions, kv_dtype: Dtype) {
             assert_eq!(all.iter().map(|r| argmax(r)).collect::<Vec<_>>(), golden.argmax, "{model}");
             let found = greedy(&mut engine, &golden.token_ids, golden.greedy.len());
             assert_eq!(found, golden.greedy, "{model}");
+        }
+    }
+}
+
+/// An engine for a folder's model with all values in the type `to`, changed by `change`, which gets a tensor's name and shape.
+/// Blocks of MXFP4 stay as they are.
+fn converted(
+    gpu: &Gpu,
+    model: &str,
+    to: Dtype,
+    quantize: Option<Dtype>,
+    change: &dyn Fn(&str, &[usize], Vec<f32>) -> Vec<f32>,
+) -> Engine {
+    let bytes = std::fs::read(folder(model).join("model.safetensors")).expect("weights");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let converted = |(name, tensor): (&str, safetensors::tensor::TensorView<'_>)| {
+        let values = match tensor.dtype() {
+            safetensors::Dtype::U8 => {
+                return (name.to_string(), tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
+            }
+            dtype => common::decoded(dtype, tensor.data()),
+        };
+        let values = change(name, tensor.shape(), values);
+        let (dtype, data) = common::encoded(to, &values);
+        (name.to_string(), dtype, tensor.shape().to_vec(), data)
+    };
+    let all: Vec<_> = tensors.iter().map(converted).collect();
+    let views = all.iter().map(|(name, dtype, shape, data)| {
+        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), data);
+        (name, view.expect("as many bytes as the shape has"))
+    });
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::write(
+        dir.path().join("model.safetensors"),
+        safetensors::serialize(views, None).expect("serialised"),
+    )
+    .expect("written");
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::copy(folder(model).join(name), dir.path().join(name)).expect(name);
+    }
+    let ctx = (model == "phi3-short").then_some(64);
+    let options =
+        EngineOptions { kv_dtype: Dtype::F32, ctx, quantize, logits: true, ..EngineOptions::default() };
+    let files = ModelFiles::open(dir.path()).expect("checkpoint");
+    Engine::load(gpu, files, options, &mut |_| {}).expect("engine")
+}
+
+/// What quantising to Q8_0 at load makes of a tensor. Blocks lie along the inputs of a product; vectors, routers and
+/// tables of positions stay.
+fn quantised(model: &str, name: &str, shape: &[usize], values: Vec<f32>) -> Vec<f32> {
+    let stays = ["bias", "router.weight", ".gate.weight", "wpe.weight"];
+    if shape.len() == 1 || stays.iter().any(|part| name.ends_with(part)) {
+        return values;
+    }
+    let n_cols = shape[shape.len() - 1];
+    let is_turned = match model {
+        "gpt2" => name.contains(".c_"),
+        _ => shape.len() == 3,
+    };
+    if !is_turned {
+        return values.chunks(n_cols).flat_map(|row| quant::round("Q8_0", row)).collect();
+    }
+    let mut values = values;
+    let n_in = shape[shape.len() - 2];
+    for matrix in values.chunks_mut(n_in * n_cols) {
+        for i in 0..n_cols {
+            let row: Vec<f32> = (0..n_in).map(|j| matrix[j * n_cols + i]).collect();
+            quant::round("Q8_0", &row).into_iter().enumerate().for_each(|(j, x)| matrix[j * n_cols + i] = x);
+        }
+    }
+    values
+}
+
+/// The log-probabilities of the tokens that follow a prompt, each computed as a decode row, with the tokens.
+fn decoded(engine: &mut Engine, ids: &[u32]) -> Vec<(u32, f32)> {
+    let request = Request {
+        sampling: Sampling::greedy(),
+        max_tokens: Some(6),
+        stop_tokens: Some(Vec::new()),
+        logprobs: Some(0),
+        ..Request::new(ids.to_vec())
+    };
+    engine.submit(request).expect("submit");
+    let mut tokens = Vec::new();
+    engine
+        .run(|event| match event {
+            Event::Token { token, logprobs, .. } => {
+                tokens.push((token, logprobs.expect("asked for").chosen.logprob))
+            }
+            Event::Failed { error, .. } => panic!("{error}"),
+            _ => {}
+        })
+        .expect("run");
+    tokens
+}
+
+/// Every decoder with weights in each type: it computes what the same values in F32 give, as prompt and as decode rows.
+/// The F32 values themselves give the reference's logits.
+#[test]
+fn every_type_of_weights_has_the_logits_of_its_values() {
+    let Some(gpu) = common::exact() else { return };
+    for model in MODELS {
+        let golden = golden(model);
+        let as_it_is = |_: &str, _: &[usize], values| values;
+        let in_blocks = |name: &str, shape: &[usize], values| quantised(model, name, shape, values);
+        let rounded = |to: Dtype| {
+            move |_: &str, _: &[usize], values: Vec<f32>| {
+                let (dtype, data) = common::encoded(to, &values);
+                common::decoded(dtype, &data)
+            }
+        };
+        let mut plain = converted(&gpu, model, Dtype::F32, None, &as_it_is);
+        let row = logits(&mut plain, &golden.token_ids, Logits::Last).remove(0);
+        let found = error(&row, &golden.last_logits);
+        common::say(&format!("{model}: F32 {found:.2e}"));
+        for to in [Dtype::F16, Dtype::BF16, Dtype::Q8_0] {
+            let (mut narrow, mut wide) = match to {
+                Dtype::Q8_0 => (
+                    converted(&gpu, model, Dtype::F32, Some(to), &as_it_is),
+                    converted(&gpu, model, Dtype::F32, None, &in_blocks),
+                ),
+                _ => (
+                    converted(&gpu, model, to, None, &as_it_is),
+                    converted(&gpu, model, Dtype::F32, None, &rounded(to)),
+                ),
+            };
+            let [a, b] = [&mut narrow, &mut wide]
+                .map(|engine| logits(engine, &golden.token_ids, Logits::Last).remove(0));
+            let [c, d] = [&mut narrow, &mut wide].map(|engine| decoded(engine, &golden.token_ids));
+            let far = c.iter().zip(&d).take_while(|(c, d)| c.0 == d.0);
+            let n = far.clone().count();
+            let worst = far.fold(0.0f32, |m, (c, d)| m.max((c.1 - d.1).abs()));
+            common::say(&format!(
+                "{model}: {to} {:.2e} (stored {:.2e}), decode {n} tokens {worst:.2e}",
+                error(&a, &b),
+                error(&a, &row)
+            ));
         }
     }
 }
