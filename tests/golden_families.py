@@ -158,7 +158,7 @@ FAMILIES = {
     },
     # Attention and MLP one after the other, and keys under the names of files of the hub.
     "gpt-neox-sequential": {
-        "seed": 1,
+        "seed": 6,
         "config": {
             "architectures": ["GPTNeoXForCausalLM"],
             "model_type": "gpt_neox",
@@ -170,7 +170,7 @@ FAMILIES = {
             "num_attention_heads": 5,
             "num_hidden_layers": 3,
             "rotary_emb_base": 10000,
-            "rotary_pct": 0.75,
+            "rotary_pct": 0.5,
             "tie_word_embeddings": False,
             "use_parallel_residual": False,
         },

@@ -349,7 +349,7 @@ pub fn assert_same_bits(what: &str, a: &[f32], b: &[f32]) {
 }
 
 /// The values of a safetensors tensor.
-pub fn decoded(dtype: safetensors::Dtype, data: &[u8]) -> Vec<f32> {
+pub fn tensor_values(dtype: safetensors::Dtype, data: &[u8]) -> Vec<f32> {
     match dtype {
         safetensors::Dtype::F32 => {
             data.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
@@ -365,7 +365,7 @@ pub fn decoded(dtype: safetensors::Dtype, data: &[u8]) -> Vec<f32> {
 }
 
 /// Values as a safetensors tensor in F32, F16 or BF16.
-pub fn encoded(dtype: Dtype, values: &[f32]) -> (safetensors::Dtype, Vec<u8>) {
+pub fn tensor_bytes(dtype: Dtype, values: &[f32]) -> (safetensors::Dtype, Vec<u8>) {
     match dtype {
         Dtype::F32 => (safetensors::Dtype::F32, gguf::encoded(0, values)),
         Dtype::F16 => (safetensors::Dtype::F16, gguf::encoded(1, values)),
