@@ -444,7 +444,7 @@ fn odd_options_are_refused_or_run() {
         [(None, 0, 1), (Some(0), 1, 1), (Some(most), 1, 1), (None, most, 1), (None, 1, most), (Some(3), 1, 1)]
     {
         let files = ModelFiles::open(&folder("bert-classifier")).expect("a model");
-        let options = EncoderOptions { ctx, max_seqs, max_rows, quantize: None };
+        let options = EncoderOptions { ctx, max_seqs, max_rows, ..EncoderOptions::default() };
         if let Ok(mut encoder) = TextEncoder::load(&gpu, files, options, &mut |_| {}) {
             encoder.submit(vec![1, 2], Output::Embedding).expect("submit");
             encoder.run(|one| assert!(one.values.is_ok())).expect("run");

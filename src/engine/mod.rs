@@ -43,7 +43,7 @@ pub use scheduler::{ClipId, PAGE_SIZE};
 #[cfg(feature = "bench")]
 pub(crate) use variants::StepRows;
 
-use crate::gpu::{Gpu, GpuError, Recorder};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::models::ModelShape;
 use crate::text::Tokenizer;
 use runner::{Clips, Runner};
@@ -132,6 +132,16 @@ impl Engine {
     /// Whether [`Engine::submit`] accepts another request now.
     pub fn has_room(&self) -> bool {
         self.machine.scheduler.has_room()
+    }
+
+    /// The logits or probabilities that requests leave on the device ([`Logits::Kept`]), for a shader of the host's:
+    /// `[kept_rows, vocab_size]` F32. A row begins each [`Tensor::stride`] values of [`Tensor::buffer`], which is a storage
+    /// buffer. `None` if [`EngineOptions::kept_rows`] is 0.
+    ///
+    /// A row is complete once the request's [`Event::Done`] has come, and is overwritten by nothing but the next request
+    /// with this row: by those command buffers of [`Engine::advance`] that compute it.
+    pub fn kept(&self) -> Option<&Tensor> {
+        self.machine.runner.results.kept.as_ref().map(|kept| &kept.rows)
     }
 
     /// Queues an audio clip for the audio encoder: log-mel features `[n_frames, n_mels]` (sizes in

@@ -30,6 +30,8 @@ pub struct EngineOptions {
     pub max_logprobs: usize,
     /// Whether requests may ask for logits.
     pub logits: bool,
+    /// Rows of [`Engine::kept`](super::Engine::kept), of 4 bytes for each token of the vocabulary. Default: 0.
+    pub kept_rows: usize,
     /// Most audio clips that a speech model keeps at once.
     pub max_clips: usize,
     /// (layer, head) of the decoder's heads whose attention to a clip requests may ask for, for word timestamps.
@@ -61,6 +63,7 @@ impl Default for EngineOptions {
             kv_dtype: Dtype::F16,
             max_logprobs: 0,
             logits: false,
+            kept_rows: 0,
             max_clips: 1,
             alignment_heads: Vec::new(),
             prompt_logprobs: 0,

@@ -20,8 +20,8 @@ use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles, Scoring};
 use crate::dtype::Dtype;
 use crate::gpu::{Caps, Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Tuning, Variant};
-use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Scratch};
-use crate::ops::{KvLayer, Rows};
+use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Problem, Scratch};
+use crate::ops::{self, KvLayer, Rows};
 use crate::text::{Pair, Tokenizer};
 use batch::{Tables, TextBatch};
 use embedding::Embedding;
@@ -37,11 +37,13 @@ pub struct EncoderOptions {
     pub max_rows: usize,
     /// Type that matrices are quantised to while loading: `Q8_0`, `Q4_0` or `Q4_K`. Default: as stored.
     pub quantize: Option<Dtype>,
+    /// Rows of [`TextEncoder::kept`]. Default: 0.
+    pub kept_rows: usize,
 }
 
 impl Default for EncoderOptions {
     fn default() -> Self {
-        EncoderOptions { ctx: None, max_seqs: 256, max_rows: 2048, quantize: None }
+        EncoderOptions { ctx: None, max_seqs: 256, max_rows: 2048, quantize: None, kept_rows: 0 }
     }
 }
 
@@ -53,6 +55,9 @@ pub enum Output {
     Embedding,
     /// The logits of the classification head.
     Logits,
+    /// The softmax of the logits: the probabilities of labels of which exactly one holds
+    /// ([`Problem::SingleLabel`]).
+    Probabilities,
 }
 
 /// The result of a text.
@@ -60,7 +65,7 @@ pub enum Output {
 pub struct Encoded {
     /// The id that [`TextEncoder::submit`] returned.
     pub id: RequestId,
-    /// The embedding, or one logit per label; [`EngineError::OutputNotFinite`] if a value is not finite.
+    /// The embedding, or one logit or probability per label; [`EngineError::OutputNotFinite`] if a value is not finite.
     pub values: Result<Vec<f32>, EngineError>,
 }
 
@@ -71,6 +76,8 @@ struct Waiting {
     /// Of the tokens; empty if all have the first.
     types: Vec<u32>,
     output: Output,
+    /// Row of the table that stays on the device.
+    kept: Option<usize>,
 }
 
 /// Runs texts through one encoder. As in [`Engine`](super::Engine), only [`TextEncoder::run`] and [`TextEncoder::pump`]
@@ -99,6 +106,10 @@ struct Encoding {
     encoder: Arc<dyn Model>,
     scratch: Scratch,
     embedding: Embedding,
+    /// If exactly one label holds: `[max_seqs, n_labels]`.
+    probabilities: Option<Tensor>,
+    /// For the host: `[kept_rows, width of the widest output]`.
+    kept: Option<Tensor>,
     /// The same cache for all layers: each layer reads only what it has written itself.
     kv: Vec<KvLayer>,
     /// `[n_pages, 1]`: page `i` of text `s` is `s + i`.
@@ -145,7 +156,9 @@ impl TextEncoder {
         uploads.push(upload);
 
         let model = Arc::new(model);
-        let mut machine = Encoding::new(gpu, &shape, model.weights.clone(), embedding, capacity)?;
+        let widest = widest(&config, &shape, model.labels.as_ref());
+        let mut machine = Encoding::new(gpu, &shape, model.weights.clone(), embedding, capacity)?
+            .with_outputs(model.labels.as_ref(), [options.kept_rows, widest])?;
         let mut stepper = Stepper::new(gpu, read_bytes, true)?;
         let tested = machine.tested(stepper.recorder(), model.labels.is_some())?;
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
@@ -178,7 +191,9 @@ impl TextEncoder {
             let weights_bytes = plan.counts().live_bytes;
             let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
             let (embedding, _) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
-            let mut encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
+            let widest = widest(&config, &shape, files.labels.as_ref());
+            let mut encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?
+                .with_outputs(files.labels.as_ref(), [options.kept_rows, widest])?;
             let read_bytes = read_bytes(files, &config, max_seqs);
             let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
             let _tested = encoding.tested(stepper.recorder(), files.labels.is_some())?;
@@ -210,7 +225,9 @@ impl TextEncoder {
             LoadedModel::allocate(&plan, files, ModelKind::Encoder, ctx, options.quantize)?;
         let (embedding, mut uploads) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
         uploads.push(loader.finish());
-        let mut machine = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
+        let widest = widest(&config, &shape, files.labels.as_ref());
+        let mut machine = Encoding::new(&plan, &shape, weights, embedding, capacity)?
+            .with_outputs(files.labels.as_ref(), [options.kept_rows, widest])?;
         let mut rec = Recorder::new(&plan)?;
         rec.set_tuning(tuning);
         super::variants::of(&mut rec, &mut uploads, |rec| machine.batches(rec, files.labels.is_some()))
@@ -323,6 +340,43 @@ impl TextEncoder {
         types: Vec<u32>,
         output: Output,
     ) -> Result<RequestId, EngineError> {
+        self.queue(Waiting { token_ids, types, output, kept: None })
+    }
+
+    /// As [`TextEncoder::submit_typed`], and the values also stay in row `row` of [`TextEncoder::kept`].
+    ///
+    /// # Panics
+    /// As [`TextEncoder::submit_typed`].
+    ///
+    /// # Errors
+    /// As [`TextEncoder::submit_typed`]; [`EngineError::Parameter`] if there is no such row.
+    pub fn submit_kept(
+        &mut self,
+        token_ids: Vec<u32>,
+        types: Vec<u32>,
+        output: Output,
+        row: usize,
+    ) -> Result<RequestId, EngineError> {
+        if row >= self.kept().map_or(0, Tensor::n_rows) {
+            let expected = "a row that the encoder was built with (`EncoderOptions::kept_rows`)";
+            return Err(EngineError::Parameter { name: "row", found: row.to_string(), expected });
+        }
+        self.queue(Waiting { token_ids, types, output, kept: Some(row) })
+    }
+
+    /// The results of [`TextEncoder::submit_kept`] in device memory, for a shader of the host's: `[kept_rows, width]` F32,
+    /// where a row begins each [`Tensor::stride`] values of [`Tensor::buffer`], which is a storage buffer. `None` if
+    /// [`EncoderOptions::kept_rows`] is 0. Beyond the width of its text's output, a row has what was there before.
+    ///
+    /// A row is complete once the text's [`Encoded`] has come, and is overwritten by nothing but the next text with this
+    /// row: by those command buffers of [`TextEncoder::advance`] that compute it.
+    pub fn kept(&self) -> Option<&Tensor> {
+        self.machine.kept.as_ref()
+    }
+
+    fn queue(&mut self, text: Waiting) -> Result<RequestId, EngineError> {
+        let Waiting { token_ids, types, output, .. } = &text;
+        let output = *output;
         assert!(types.is_empty() || types.len() == token_ids.len(), "one type for each token");
         self.stepper.check(&mut self.machine)?;
         let (vocab_size, ctx) = (self.model.shape.vocab_size, self.ctx());
@@ -335,16 +389,20 @@ impl TextEncoder {
         if let Some(position) = token_ids.iter().position(|t| *t as usize >= vocab_size) {
             return Err(EngineError::TokenRange { token: token_ids[position], position, vocab_size });
         }
-        if output == Output::Logits && self.labels().is_none() {
+        if output != Output::Embedding && self.labels().is_none() {
             let expected = "`Embedding`: the checkpoint has no classification head";
-            return Err(EngineError::Parameter { name: "output", found: "`Logits`".into(), expected });
+            return Err(EngineError::Parameter { name: "output", found: format!("`{output:?}`"), expected });
+        }
+        if output == Output::Probabilities && self.machine.probabilities.is_none() {
+            let expected = "`Logits`: the checkpoint's labels do not exclude each other";
+            return Err(EngineError::Parameter { name: "output", found: "`Probabilities`".into(), expected });
         }
         if output == Output::Embedding && std::mem::take(&mut self.says_mean) {
             log::info!("`{}` has no `modules.json`: using mean pooling and normalisation", self.name());
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.machine.waiting.insert(id, Waiting { token_ids, types, output });
+        self.machine.waiting.insert(id, text);
         Ok(id)
     }
 
@@ -427,10 +485,14 @@ fn capacity(
     Ok(Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx })
 }
 
+/// The width of the widest output.
+fn widest(config: &EmbeddingConfig, shape: &ModelShape, labels: Option<&Labels>) -> usize {
+    config.width(shape.hidden_size).max(labels.map_or(0, |labels| labels.names.len()))
+}
+
 /// Most bytes that a batch reads back.
 fn read_bytes(files: &ModelFiles, config: &EmbeddingConfig, max_seqs: usize) -> u64 {
-    let n_labels = files.labels.as_ref().map_or(0, |labels| labels.names.len());
-    let widest = config.width(files.architecture.shape().hidden_size).max(n_labels);
+    let widest = widest(config, &files.architecture.shape(), files.labels.as_ref());
     (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64
 }
 
@@ -447,7 +509,7 @@ impl Machine for Encoding {
                 break;
             }
             let (id, text) = next.remove_entry();
-            batch.push(id, &text.token_ids, &text.types, self.block_rows);
+            batch.push(id, &text, self.block_rows);
         }
         Some(batch)
     }
@@ -472,6 +534,12 @@ impl Machine for Encoding {
             None => Vec::new(),
             Some(result) => {
                 let n_bytes = (texts.ids.len() * result.row_bytes()) as u64;
+                for (text, row) in &texts.kept {
+                    if let Some(kept) = &self.kept {
+                        let (from, to) = (text * result.row_bytes(), row * kept.row_bytes());
+                        rec.copy(&result, from as u64, kept, to as u64, result.row_bytes() as u64);
+                    }
+                }
                 texts.width = [result.n_cols(), result.stride()];
                 vec![(result, 0, n_bytes)]
             }
@@ -528,11 +596,25 @@ impl Encoding {
             scratch: encoder.scratch(gpu, capacity)?,
             encoder,
             embedding,
+            probabilities: None,
+            kept: None,
             kv: vec![kv; shape.n_layers()],
             pages: Tensor::from_u32(gpu, "pages", [n_pages, 1], &pages)?,
             tables: [Tables::new(gpu, max_rows, max_seqs)?, Tables::new(gpu, max_rows, max_seqs)?],
             current: 0,
         })
+    }
+
+    /// Allocates what holds probabilities of labels, and `[kept_rows, width]` for the host.
+    fn with_outputs(mut self, labels: Option<&Labels>, kept: [usize; 2]) -> Result<Encoding, GpuError> {
+        if let Some(labels) = labels.filter(|labels| labels.problem == Problem::SingleLabel) {
+            let shape = [self.max_seqs, labels.names.len()];
+            self.probabilities = Some(Tensor::zeros(&self.gpu, "label probabilities", shape, Dtype::F32)?);
+        }
+        if kept[0] > 0 {
+            self.kept = Some(Tensor::zeros(&self.gpu, "kept", kept, Dtype::F32)?);
+        }
+        Ok(self)
     }
 
     /// Every variant that batches of this encoder use, and their self-test.
@@ -545,7 +627,8 @@ impl Encoding {
     /// Records every kind of batch, to collect their variants: few rows share reads in smaller groups, large products
     /// take large tiles.
     fn batches(&mut self, rec: &mut Recorder, has_head: bool) {
-        let outputs = if has_head { &[Output::Embedding, Output::Logits][..] } else { &[Output::Embedding] };
+        let outputs =
+            if has_head { &[Output::Embedding, Output::Probabilities][..] } else { &[Output::Embedding] };
         let (max_seqs, max_rows, n_layers) = (self.max_seqs, self.max_rows, self.kv.len());
         for n_rows in [1, 2, 3, 7, 15, max_rows] {
             for output in outputs {
@@ -593,9 +676,13 @@ impl Encoding {
         let x = encoder.outputs(rec, &batch, s);
         let n_seqs = texts.spans.len();
         let logits = match texts.output {
-            Output::Logits => encoder.classify(rec, spans, n_seqs, s),
+            Output::Logits | Output::Probabilities => encoder.classify(rec, spans, n_seqs, s),
             Output::Embedding => None,
         };
+        if let (Output::Probabilities, Some(z), Some(p)) = (texts.output, &logits, &self.probabilities) {
+            ops::softmax(rec, z, None, false, p, n_seqs);
+            return Some(p.clone());
+        }
         Some(logits.unwrap_or_else(|| self.embedding.record(rec, &x, spans, n_seqs)))
     }
 }

@@ -26,7 +26,7 @@ pub use pages::PAGE_SIZE;
 use pages::{Node, PageTable, Prefix, Published, ROOT, Token};
 use sequence::{Sequence, Wanted};
 use step::Row;
-pub(in crate::engine) use step::{Admission, PageEntry, Step, StepResults};
+pub(in crate::engine) use step::{Admission, Keep, PageEntry, Step, StepResults};
 
 use super::{EngineError, Event, FinishReason, Logprobs, RequestId};
 use crate::gpu::GpuError;
@@ -54,6 +54,8 @@ pub(super) struct Limits {
     pub block_rows: usize,
     pub max_logprobs: usize,
     pub has_logits: bool,
+    /// Rows of the table of logits that stay on the device.
+    pub kept_rows: usize,
     pub has_prompt_logprobs: bool,
     pub has_alignment: bool,
     pub prefix_cache: bool,
@@ -391,6 +393,12 @@ impl Scheduler {
             self.events.push(Event::Logits { id: *id, position: *position, values });
         }
         self.scored(&step.scores, &results.scores);
+        for (id, _) in &step.kept {
+            if let Some(s) = unfinished(&mut self.running, *id) {
+                s.n_reported = s.n_prompt();
+                s.finished = Some(FinishReason::Length);
+            }
+        }
         self.retire();
     }
 
