@@ -316,6 +316,38 @@ fn the_text_model_of_a_model_that_sees() {
     }
 }
 
+/// The head of a model that sees belongs to the whole model, and is tied as the whole model's config says: here the checkpoint
+/// has none, and the text model's config says that it is not tied.
+#[test]
+fn the_head_of_a_model_that_sees_is_tied_by_its_own_config() {
+    let Some(gpu) = common::exact() else { return };
+    let read = |name: &str| std::fs::read(folder("ministral3").join(name)).expect(name);
+    let text: serde_json::Value = serde_json::from_slice(&read("config.json")).expect("JSON");
+    assert_eq!(text["tie_word_embeddings"], false);
+    let bytes = read("model.safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let headless = tensors.iter().filter(|(name, _)| *name != "lm_head.weight");
+    let file = safetensors::serialize(headless, None).expect("serialised");
+    let load = |config: serde_json::Value| {
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
+        std::fs::write(dir.path().join("model.safetensors"), &file).expect("written");
+        let files = ModelFiles::open(dir.path()).expect("checkpoint");
+        let options = EngineOptions { kv_dtype: Dtype::F32, logits: true, ..EngineOptions::default() };
+        let mut engine = Engine::load(&gpu, files, options, &mut |_| {})?;
+        Ok::<_, wginfer::Error>(logits(&mut engine, &[5, 301, 17], Logits::Last).remove(0))
+    };
+    let mut tied = text.clone();
+    tied["tie_word_embeddings"] = true.into();
+    let expected = load(tied).expect("a model with a tied head");
+    let sees = serde_json::json!({ "model_type": "mistral3", "text_config": text, "vision_config": {} });
+    assert_eq!(load(sees.clone()).expect("tied by default"), expected);
+    let mut sees = sees;
+    sees["tie_word_embeddings"] = false.into();
+    let error = load(sees).expect_err("no head").to_string();
+    assert!(error.contains("tensor `lm_head.weight` is missing"), "{error}");
+}
+
 #[test]
 fn f32_cache_with_all_capabilities() {
     check(&disabled(""), Dtype::F32);
