@@ -5,58 +5,42 @@ use serde_json::{Map, Value, json};
 
 use super::super::CheckpointError;
 use super::config::{self, Config, Keys, Read, decoder, head_dim, partial_rotation, rope};
-use super::names::{self, Names};
+use super::names::{
+    BERT, DISTILBERT, GPT_NEOX, GPT_OSS, GPT2, LLAMA, MODERN_BERT, NORMS_AFTER, Names, PHI3, QWEN,
+};
 use crate::models::ModelError;
 use crate::models::settings::LAYERS;
 use crate::weights::Weights;
 use crate::weights::gguf::{Metadata, Value as MetaValue};
 
-/// An architecture that runs.
-struct Architecture {
-    /// `general.architecture`.
-    name: &'static str,
-    /// `model_type` in Hugging Face's `config.json`.
-    model_type: &'static str,
-    /// Reads the keys into those of `config.json`.
-    keys: fn(&Keys<'_>, &mut Config) -> Read<()>,
-    /// The names of its tensors.
-    names: &'static Names,
-}
+/// Reads the keys of an architecture into those of `config.json`.
+type Reader = fn(&Keys<'_>, &mut Config) -> Read<()>;
 
-/// Every architecture that runs.
-const ARCHITECTURES: &[Architecture] = &[
+/// Every architecture that runs: ggml's name, the `model_type` in Hugging Face's `config.json`, the reader of its keys, and
+/// the names of its tensors.
+const ARCHITECTURES: &[(&str, &str, Reader, &Names)] = &[
     // RoBERTa and XLM-R, too, whose tables of positions have lost the rows before the first, and DistilBERT, whose
     // tensors have other names.
-    Architecture { name: "bert", model_type: "bert", keys: bert, names: &names::BERT },
-    Architecture {
-        name: "gemma-embedding",
-        model_type: "gemma3_text",
-        keys: gemma_embedding,
-        names: &names::NORMS_AFTER,
-    },
-    Architecture { name: "gemma2", model_type: "gemma2", keys: gemma2, names: &names::NORMS_AFTER },
-    Architecture { name: "gemma3", model_type: "gemma3_text", keys: gemma3, names: &names::NORMS_AFTER },
-    Architecture { name: "gpt2", model_type: "gpt2", keys: gpt2, names: &names::GPT2 },
-    Architecture { name: "gpt-oss", model_type: "gpt_oss", keys: gpt_oss, names: &names::GPT_OSS },
-    Architecture { name: "gptneox", model_type: "gpt_neox", keys: gpt_neox, names: &names::GPT_NEOX },
-    Architecture { name: "granite", model_type: "granite", keys: granite, names: &names::LLAMA },
+    ("bert", "bert", bert, &BERT),
+    ("gemma-embedding", "gemma3_text", gemma_embedding, &NORMS_AFTER),
+    ("gemma2", "gemma2", gemma2, &NORMS_AFTER),
+    ("gemma3", "gemma3_text", gemma3, &NORMS_AFTER),
+    ("gpt2", "gpt2", gpt2, &GPT2),
+    ("gpt-oss", "gpt_oss", gpt_oss, &GPT_OSS),
+    ("gptneox", "gpt_neox", gpt_neox, &GPT_NEOX),
+    ("granite", "granite", granite, &LLAMA),
     // Mistral, and Mixtral if there are experts.
-    Architecture { name: "llama", model_type: "llama", keys: llama, names: &names::LLAMA },
-    Architecture { name: "mistral3", model_type: "ministral3", keys: mistral3, names: &names::LLAMA },
-    Architecture {
-        name: "modern-bert",
-        model_type: "modernbert",
-        keys: modern_bert,
-        names: &names::MODERN_BERT,
-    },
-    Architecture { name: "olmo2", model_type: "olmo2", keys: olmo2, names: &names::NORMS_AFTER },
+    ("llama", "llama", llama, &LLAMA),
+    ("mistral3", "ministral3", mistral3, &LLAMA),
+    ("modern-bert", "modernbert", modern_bert, &MODERN_BERT),
+    ("olmo2", "olmo2", olmo2, &NORMS_AFTER),
     // Phi-4-mini, too.
-    Architecture { name: "phi3", model_type: "phi3", keys: phi3, names: &names::PHI3 },
-    Architecture { name: "qwen2", model_type: "qwen2", keys: qwen, names: &names::QWEN },
-    Architecture { name: "qwen3", model_type: "qwen3", keys: qwen, names: &names::QWEN },
-    Architecture { name: "qwen3moe", model_type: "qwen3_moe", keys: qwen3_moe, names: &names::QWEN },
+    ("phi3", "phi3", phi3, &PHI3),
+    ("qwen2", "qwen2", qwen, &QWEN),
+    ("qwen3", "qwen3", qwen, &QWEN),
+    ("qwen3moe", "qwen3_moe", qwen3_moe, &QWEN),
     // Each fourth layer has no rotation: the config's default.
-    Architecture { name: "smollm3", model_type: "smollm3", keys: llama, names: &names::LLAMA },
+    ("smollm3", "smollm3", llama, &LLAMA),
 ];
 
 /// Reads the keys of `config.json`, and returns the names of the tensors, too. `weights` have ggml's.
@@ -65,16 +49,17 @@ pub(super) fn read(
     weights: &Weights,
 ) -> Result<(Config, &'static Names), CheckpointError> {
     let keys = Keys { architecture: config::architecture(metadata)?, metadata, weights };
-    let Some(architecture) = ARCHITECTURES.iter().find(|known| known.name == keys.architecture) else {
-        let known =
-            ARCHITECTURES.iter().map(|known| format!("`{}`", known.name)).collect::<Vec<_>>().join(", ");
+    let Some((_, model_type, read, names)) =
+        ARCHITECTURES.iter().find(|(name, ..)| *name == keys.architecture)
+    else {
+        let known = ARCHITECTURES.iter().map(|(name, ..)| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         return Err(ModelError::UnknownArchitecture { found: keys.architecture.into(), known }.into());
     };
     let mut config = Config::default();
-    config.insert("model_type", architecture.model_type);
-    (architecture.keys)(&keys, &mut config)?;
+    config.insert("model_type", *model_type);
+    read(&keys, &mut config)?;
     let is_distilbert = config.keys.get("model_type") == Some(&json!("distilbert"));
-    Ok((config, if is_distilbert { &names::DISTILBERT } else { architecture.names }))
+    Ok((config, if is_distilbert { &DISTILBERT } else { names }))
 }
 
 /// Refuses a model whose rows see only those before them.
