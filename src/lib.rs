@@ -52,7 +52,7 @@
 //! 10. A shape mismatch inside the library is a bug (an assertion). What a user or a file can get wrong is an
 //!     `Err` that names the value, what was expected and what was found. A panic of a library that reads a file is
 //!     caught and becomes an `Err`; [`panic_is_caught`] tells a panic hook that it need not be reported.
-//! 11. The command line uses only the public API, and only it prints.
+//! 11. The command line and the server use only the public API, and only the command line prints.
 //! 12. A row's result has the same bits in every batch: the order of its sums depends on the device (and what
 //!     `bench::tune` measured and self-tests found there), on the shapes and types of weights and on the row's kind,
 //!     never on how many rows there are, how a prompt is cut or what the cache holds. So the same request with the same
@@ -89,6 +89,7 @@
 //! | 4 | [`engine`] | requests to events, texts to vectors and labels |
 //! | 5 | [`tasks`] | conversations, answers, summaries, labels, embeddings, rankings, transcripts, scores |
 //! | 5 | `bench` | measures kernels and models against the device's limits, and estimates models (feature `bench`) |
+//! | 6 | `server` | OpenAI's API over HTTP, part of the binary (feature `server`) |
 //! | 6 | `cli` | the command line, part of the binary |
 //!
 //! `shaders/` holds the kernels, one file each; `shaders/README.md` describes how to write one.
@@ -124,6 +125,7 @@
 //! | a fault of a driver | its line in `src/gpu/quirks.rs` |
 //! | a task | `src/tasks/x.rs`, its lines in `src/tasks/mod.rs` |
 //! | a command | `src/cli/x.rs`, its lines in `src/cli/mod.rs` |
+//! | a route of the server | `src/server/x.rs`, its line in `router` of `src/server/mod.rs`; `tests/server.rs` |
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 

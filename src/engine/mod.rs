@@ -37,7 +37,7 @@ pub use events::{
 pub use loading::Loading;
 pub use memory::MemoryFit;
 pub use model::{LoadedModel, page_bytes};
-pub use options::EngineOptions;
+pub use options::{DEFAULT_CTX, EngineOptions};
 pub use sampling::{MAX_BIAS, Sampling, SpeechRules, TimestampRules};
 pub use scheduler::{ClipId, PAGE_SIZE};
 #[cfg(feature = "bench")]

@@ -4,7 +4,7 @@ use crate::dtype::Dtype;
 use crate::models::ModelShape;
 
 /// Longest default context in tokens: models allow 128 K and more, for which few machines have the memory.
-pub(super) const DEFAULT_CTX: usize = 4096;
+pub const DEFAULT_CTX: usize = 4096;
 
 /// Sizes and settings of an engine. All device memory is allocated when it is built.
 #[derive(Clone, Debug)]
