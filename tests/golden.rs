@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::iter;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -229,7 +230,8 @@ fn every_type_of_weights_has_the_logits_of_its_values() {
         let ids = &golden.token_ids;
         // As prompt rows, and as decode rows.
         let rows = |engine: &mut Engine| {
-            let generated = Request { generated: vec![0..ids.len()], ..Request::new(ids.clone()) };
+            let generated =
+                Request { generated: iter::once(0..ids.len()).collect(), ..Request::new(ids.clone()) };
             [Request::new(ids.clone()), generated].map(|request| {
                 let request = Request { logits: Some(Logits::Last), ..request };
                 logits_of(engine, request).pop().expect("a row")
