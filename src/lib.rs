@@ -100,6 +100,12 @@
 //! and keeps at most two slices in flight. It does so for steps, for clips of sound, for batches of texts and for the
 //! upload of weights.
 //!
+//! A recording is walked layer by layer, and its dispatches are a function of the step: `gpu/meter.rs` counts them, passes
+//! those that were recorded before, and stops where the budget of the frame ends, between two dispatches or between the
+//! pieces of one (rows, outputs, blocks of attention). The next walk goes on there. `gpu/cost.rs` predicts what each takes,
+//! from the device's times of earlier slices. Both are plain numbers, tested on hours of frames with no device.
+//! `engine/frames.rs` shares a frame among several engines.
+//!
 //! On a driver that was never seen before, `engine/self_test.rs` runs the variants that need optional capabilities, on
 //! small inputs, and compares them with the variants that run on every device (`ops/self_test`): during the upload, or
 //! on an adopted device along with the engine's own work. An operation with a variant that differs, or that does not

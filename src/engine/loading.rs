@@ -1,7 +1,7 @@
 //! Loading: everything is allocated first, then weights are uploaded in slices while kernels compile.
 
-use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,13 @@ use super::model::{page_bytes, page_width};
 use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
 use super::scheduler::{Admission, ClipTable, Keep, Limits, PAGE_SIZE, Scheduler, Step, Work};
 use super::self_test::{Tested, Trials};
-use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
+use super::stepper::{Machine, ReadRange, Stepper};
 use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, MemoryNeed, RequestId, Sampling};
 use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder};
 use crate::models::{
-    Capacity, LoadProgress, Loader, MOST_SLICE, Model, ModelError, ModelKind, ModelShape, PIECE, Upload,
+    Capacity, LoadProgress, Loader, MOST_SLICE, Model, ModelError, ModelKind, ModelShape, Upload,
 };
 use crate::ops::{KvLayer, Rows};
 
@@ -27,6 +27,9 @@ pub struct Loading<E> {
     uploads: Uploads,
     stepper: Stepper<Pieces>,
     compiler: JoinHandle<Result<Duration, GpuError>>,
+    /// Set once the kernels of the uploads are compiled, which come first. On an adopted device nothing is recorded
+    /// before: a call would wait for the compiler.
+    can_upload: Arc<AtomicBool>,
     /// Begins once the kernels are compiled.
     self_test: Option<Trials>,
     /// Makes the engine; gets the time to compile, and the self-test, which may not have ended.
@@ -36,26 +39,61 @@ pub struct Loading<E> {
 type Finish<E> = dyn FnOnce(Duration, Option<Trials>) -> E + Send;
 
 /// The uploads that are not finished.
-struct Uploads(Vec<Upload>);
+struct Uploads {
+    uploads: Vec<Upload>,
+    pace: Pace,
+}
+
+/// The speed of uploads: the time per byte of the host or the device, whichever takes longer.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    ms_per_byte: Option<f64>,
+}
+
+impl Pace {
+    /// Bytes that `ms` are enough for, with some to spare.
+    pub fn n_bytes(&self, ms: f64) -> usize {
+        let n = self.ms_per_byte.map_or(FIRST_SLICE as f64, |each| SHARE * ms / each);
+        (n as usize).clamp(LEAST_SLICE, MOST_SLICE)
+    }
+
+    /// Learns that `n_bytes` took `ms`. Slower is believed sooner than faster.
+    pub fn learn(&mut self, ms: f64, n_bytes: usize) {
+        if n_bytes > 0 {
+            let found = ms / n_bytes as f64;
+            let known = self.ms_per_byte.get_or_insert(found);
+            *known += (found - *known) * if found > *known { 0.3 } else { 0.1 };
+        }
+    }
+}
 
 impl<E> Loading<E> {
     /// Starts to compile `variants`. `finish` makes the engine when everything is done.
     pub(super) fn new(
         gpu: &Gpu,
-        uploads: Vec<Upload>,
+        mut uploads: Vec<Upload>,
         Tested { variants, self_test }: Tested,
         finish: impl FnOnce(Duration, Option<Trials>) -> E + Send + 'static,
     ) -> Result<Self, EngineError> {
-        let compiler = gpu.clone();
+        let mut stepper = Stepper::new(gpu, 4, true)?;
+        let of_uploads = match gpu.is_owned() {
+            true => Vec::new(),
+            false => super::variants::of(stepper.recorder(), &mut uploads, |_| {})?,
+        };
+        let can_upload = Arc::new(AtomicBool::new(of_uploads.is_empty()));
+        let (compiler, are_compiled) = (gpu.clone(), can_upload.clone());
         let compile = move || {
             let begin = Instant::now();
+            compiler.compile(&of_uploads)?;
+            are_compiled.store(true, Ordering::Release);
             variants.compile(&compiler).map(|()| begin.elapsed())
         };
         Ok(Loading {
             gpu: gpu.clone(),
-            uploads: Uploads(uploads),
-            stepper: Stepper::new(gpu, 4, true)?,
+            uploads: Uploads { uploads, pace: Pace::default() },
+            stepper,
             compiler: std::thread::spawn(compile),
+            can_upload,
             self_test,
             finish: Box::new(finish),
         })
@@ -64,7 +102,7 @@ impl<E> Loading<E> {
     /// Bytes uploaded, and the total.
     pub fn progress(&self) -> LoadProgress {
         let mut sum = LoadProgress { done_bytes: 0, total_bytes: 0 };
-        for progress in self.uploads.0.iter().map(Upload::progress) {
+        for progress in self.uploads.uploads.iter().map(Upload::progress) {
             sum.done_bytes += progress.done_bytes;
             sum.total_bytes += progress.total_bytes;
         }
@@ -77,16 +115,37 @@ impl<E> Loading<E> {
         self.uploads.is_done() && self.stepper.is_idle() && self.compiler.is_finished() && is_tested
     }
 
-    /// Records uploads for about `budget` of device time, and returns the command buffers to submit. Never waits.
+    /// Records uploads for about `budget` of the host's or the device's time, whichever takes longer, and returns the command
+    /// buffers to submit: none until the kernels of uploads are compiled. Never waits.
     ///
     /// # Errors
     /// [`EngineError::Gpu`], [`EngineError::Model`].
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
+        // If the compiler ended early, the first recording finds its error, too.
+        if !self.can_upload.load(Ordering::Acquire) && !self.compiler.is_finished() {
+            self.stepper.check(&mut self.uploads)?;
+            return Ok(Vec::new());
+        }
         let mut buffers = self.stepper.advance(&mut self.uploads, budget)?;
         if let Some(test) = self.compiled_test() {
             buffers.extend(test.advance()?);
         }
         Ok(buffers)
+    }
+
+    /// As [`Engine::slice_times`]. Slices that only copy take no time that the device's clock shows.
+    pub fn slice_times(&mut self) -> Vec<Duration> {
+        self.stepper.slice_times()
+    }
+
+    /// As [`Engine::smallest_slice`].
+    pub fn smallest_slice(&self) -> Option<Duration> {
+        self.stepper.smallest_slice()
+    }
+
+    /// What the last [`Loading::advance`] left of its budget, as predicted.
+    pub(super) fn left(&self) -> Duration {
+        self.stepper.left()
     }
 
     /// The self-test, if its kernels are compiled.
@@ -129,7 +188,7 @@ impl<E> Loading<E> {
                 progress(self.progress());
             }
         } else {
-            for upload in &mut self.uploads.0 {
+            for upload in &mut self.uploads.uploads {
                 upload.run(&self.gpu, progress).map_err(ModelError::from)?;
             }
         }
@@ -139,38 +198,57 @@ impl<E> Loading<E> {
 
 impl Uploads {
     fn is_done(&self) -> bool {
-        self.0.iter().all(Upload::is_done)
+        self.uploads.iter().all(Upload::is_done)
     }
 }
 
-/// Some pieces of an upload.
-struct Pieces {
-    upload: usize,
-    n: usize,
-}
+/// Some pieces of an upload: its index.
+struct Pieces(usize);
+
+/// The share of a budget that uploads aim at: one dispatch of a software device varies by a third.
+const SHARE: f64 = 0.8;
+/// Most bytes between two looks at the host's clock: it reads and copies so much in about a millisecond.
+const A_PIECE: usize = 1 << 20;
+/// Bytes of the first slice of an upload, of whose speed nothing is known.
+const FIRST_SLICE: usize = 256 << 10;
+/// Fewest bytes of a slice: less would take longer to submit than to copy.
+const LEAST_SLICE: usize = 64 << 10;
 
 impl Machine for Uploads {
     type Work = Pieces;
 
+    const IS_WHOLE: bool = true;
+
     fn next(&mut self) -> Option<Pieces> {
-        let upload = self.0.iter().position(|upload| !upload.is_done())?;
-        let LoadProgress { done_bytes, total_bytes } = self.0[upload].progress();
-        let n = total_bytes.saturating_sub(done_bytes).div_ceil(PIECE).clamp(1, MOST_SLICE / PIECE);
-        Some(Pieces { upload, n })
+        self.uploads.iter().position(|upload| !upload.is_done()).map(Pieces)
     }
 
-    fn size(&self, pieces: &Pieces) -> Size {
-        Size { kind: Kind::Upload, n_layers: pieces.n, n_units: 1 }
+    fn n_parts(&self, _: &Pieces) -> usize {
+        1
     }
 
+    fn begin(&mut self, _: &mut Recorder, _: &mut Pieces) {}
+
+    /// Records as much as the frame has time for: the host reads and converts meanwhile, so its clock counts like the
+    /// device's.
     fn record(
         &mut self,
         rec: &mut Recorder,
-        pieces: &mut Pieces,
-        range: Range<usize>,
+        Pieces(at): &mut Pieces,
+        _: usize,
     ) -> Result<Vec<ReadRange>, EngineError> {
-        // Pieces of whole rows are not exactly so large: the last ones may have nothing left to do.
-        self.0[pieces.upload].record(rec, range.len() * PIECE).map_err(ModelError::from)?;
+        let upload = &mut self.uploads[*at];
+        let (begin, left_ms, spent_ms) = (Instant::now(), rec.meter().left_ms(), rec.meter().spent_ms());
+        let passed_ms = || begin.elapsed().as_secs_f64() * 1e3;
+        let done_before = upload.progress().done_bytes;
+        let n_bytes = self.pace.n_bytes(left_ms);
+        upload
+            .record_while(rec, n_bytes, n_bytes.min(A_PIECE), || passed_ms() < left_ms)
+            .map_err(ModelError::from)?;
+        let (host_ms, device_ms) = (passed_ms(), rec.meter().spent_ms() - spent_ms);
+        rec.meter().spend((host_ms - device_ms).max(0.0));
+        let ms = host_ms.max(device_ms);
+        self.pace.learn(ms, upload.progress().done_bytes - done_before);
         Ok(Vec::new())
     }
 
