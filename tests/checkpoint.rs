@@ -602,6 +602,25 @@ fn configs_as_people_write_them() {
     assert_eq!((read(text).architecture, layers(text)), ("gemma3_text", 3));
     let error = refused("{\"model_type\": \"gemma3\", \"text_config\": {\n\"num_hidden_layers\": 0}}");
     assert!(error.contains("line 2: `text_config.num_hidden_layers` is `0`, expected"), "{error}");
+    // Its head is tied as the outer config says.
+    for model_type in ["gemma3", "mistral3"] {
+        let is_tied = |outer: &str, inner: &str| {
+            read(&format!(r#"{{"model_type": "{model_type}"{outer}, "text_config": {{{inner}}}}}"#))
+                .ties_embeddings
+        };
+        for inner in ["", r#""tie_word_embeddings": false"#, r#""tie_word_embeddings": true"#] {
+            assert!(is_tied("", inner), "{model_type}, {inner}: the default of transformers");
+            assert!(is_tied(r#", "tie_word_embeddings": true"#, inner), "{model_type}, {inner}");
+            assert!(!is_tied(r#", "tie_word_embeddings": false"#, inner), "{model_type}, {inner}");
+        }
+        let wrong =
+            format!(r#"{{"model_type": "{model_type}", "tie_word_embeddings": 1, "text_config": {{}}}}"#);
+        let error = refused(&wrong);
+        assert!(
+            error.contains("line 1: `tie_word_embeddings` is `1`, expected `true` or `false`"),
+            "{error}"
+        );
+    }
     // The layers from `max_window_layers` on.
     let qwen = read(r#"{"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 64}"#);
     assert_eq!(qwen.attention.iter().filter(|a| a.window == Some(64)).count(), 4);

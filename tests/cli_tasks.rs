@@ -440,7 +440,14 @@ fn rerank_sorts_texts() {
     let first = format!("{:.4}\t{}\t", score(&results[0]), results[0]["index"]);
     assert!(lines.out.starts_with(&first) && lines.out.lines().count() == 2, "{}", lines.out);
     wginfer("rerank q a").fails(1, "the demonstration model in the binary is no reranker");
-    wginfer("rerank q a").model(&model.with_file_name("llama")).fails(1, "is no reranker");
+    let refused = wginfer("rerank q a").model(&model.with_file_name("llama")).done();
+    assert!(
+        refused.err.contains("is no reranker") && !refused.err.contains("was trained"),
+        "{}",
+        refused.err
+    );
+    let accepted = wginfer("rerank q a").model(&model.with_file_name("qwen3-reranker")).succeeds();
+    assert!(accepted.err.is_empty(), "{}", accepted.err);
     run(&["--instruction", "x"]).fails(2, "`instruction` is x");
     wginfer("rerank").model(&model).fails_to_parse();
 }

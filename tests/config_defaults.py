@@ -24,11 +24,13 @@ FAMILIES = [
 
 def family(name):
     config_class = CONFIG_MAPPING[name]
-    config = config_class()
+    whole = config = config_class()
     if "text_config" in config.sub_configs:
         config = config.text_config
         config_class = type(config)
     table = {field.name: field.default for field in dataclasses.fields(config_class)}
+    # The head belongs to the whole model, not to its text model.
+    table["tie_word_embeddings"] = whole.tie_word_embeddings
     # No field, but an attribute that the constructor sets.
     table["num_labels"] = config.num_labels
     if hasattr(config, "rope_parameters"):

@@ -150,8 +150,16 @@ const FAMILIES: [&str; 12] = [
 #[test]
 fn a_folder_and_its_file_are_one_model() {
     let Some(gpu) = common::gpu() else { return };
-    let others =
-        ["llama3-rope", "phi3-short", "phi3-long", "qwen3-moe", "mixtral", "gpt-oss", "gpt-oss-mxfp4"];
+    let others = [
+        "llama3-rope",
+        "phi3-short",
+        "phi3-long",
+        "gpt-neox-sequential",
+        "qwen3-moe",
+        "mixtral",
+        "gpt-oss",
+        "gpt-oss-mxfp4",
+    ];
     for model in FAMILIES.into_iter().chain(others) {
         let file = of_folder(&folder(model));
         let (ours, theirs) =
@@ -220,6 +228,99 @@ fn an_encoder_and_its_file_are_one_model() {
         assert!(error.contains("expected the tensors `cls.weight` and `cls.output.weight`"), "{error}");
         let error = pooled(&mut file, 5).err().expect("no such pooling").to_string();
         assert!(error.contains(&format!("`{key}` is `5`, expected 0 to 4")), "{error}");
+    }
+}
+
+/// A file with a classification head gives the logits of its folder, bit for bit, and the labels that it names.
+#[test]
+fn a_classifier_and_its_file_are_one_model() {
+    let Some(gpu) = common::gpu() else { return };
+    for (model, head) in [
+        ("distilbert-classifier", &[("pre_classifier", "cls"), ("classifier", "cls.output")][..]),
+        (
+            "modernbert-classifier",
+            &[("head.dense", "cls"), ("head.norm", "cls.norm"), ("classifier", "cls.output")],
+        ),
+    ] {
+        let read = |name: &str| std::fs::read(folder(model).join(name)).expect(name);
+        // A file has no key for ModernBERT's pooling before the head, which is the mean.
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut config: Value = serde_json::from_slice(&read("config.json")).expect("JSON");
+        config["classifier_pooling"] = "mean".into();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
+        for name in ["model.safetensors", "tokenizer.json"] {
+            std::fs::copy(folder(model).join(name), dir.path().join(name)).expect(name);
+        }
+        let mut file = of_folder(&folder(model));
+        let bytes = read("model.safetensors");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+        for (from, to) in head {
+            for part in ["weight", "bias"] {
+                let Ok(tensor) = tensors.tensor(&format!("{from}.{part}")) else { continue };
+                let dims: Vec<usize> = tensor.shape().iter().rev().copied().collect();
+                assert_eq!(tensor.dtype(), safetensors::Dtype::BF16, "{from}");
+                file.tensor(&format!("{to}.{part}"), &dims, 30, tensor.data().to_vec());
+            }
+        }
+        let logits = |files: ModelFiles| {
+            let mut encoder =
+                TextEncoder::load(&gpu, files, EncoderOptions::default(), &mut |_| {}).expect(model);
+            assert_eq!(encoder.unused_tensors(), [""; 0], "{model}");
+            let texts = vec![IDS.to_vec(), vec![7; 31]];
+            let rows = tasks::encode_tokens(&mut encoder, texts, Output::Logits, &mut |_| {});
+            let values = |row: Result<tasks::Encoding, _>| row.expect("a good text").values;
+            rows.expect(model).into_iter().map(values).collect::<Vec<Vec<f32>>>()
+        };
+        let architecture = if model.starts_with("modern") { "modern-bert" } else { "bert" };
+        file.texts(&format!("{architecture}.classifier.output_labels"), &["bad", "so so", "good"]);
+        let ours = open(&file.bytes()).expect(model);
+        let labels = ours.labels.clone().expect("labels").names;
+        let theirs = ModelFiles::open(dir.path()).expect("a folder");
+        let n_labels = theirs.labels.as_ref().expect("labels").names.len();
+        assert!(
+            labels.len() == n_labels && labels.starts_with(&["bad".into(), "so so".into()]),
+            "{labels:?}"
+        );
+        assert!(logits(ours) == logits(theirs), "{model}: other logits");
+        // Half a head is none.
+        file.tensors.retain(|(name, ..)| !name.starts_with("cls.weight"));
+        assert!(open(&file.bytes()).expect(model).labels.is_none(), "{model}");
+    }
+}
+
+/// Mixtral's files from before April 2024 have a tensor for each expert.
+#[test]
+fn experts_of_old_files_lie_apart() {
+    let Some(gpu) = common::gpu() else { return };
+    let file = of_folder(&folder("mixtral"));
+    let mut old = file.clone();
+    old.tensors.clear();
+    for (name, dims, kind, data) in &file.tensors {
+        match name.split_once("_exps") {
+            Some((stem, suffix)) => {
+                let own = data.len() / dims[2];
+                for (e, data) in data.chunks(own).enumerate() {
+                    old.tensor(&format!("{stem}.{e}{suffix}"), &dims[..2], *kind, data.to_vec());
+                }
+            }
+            None => old.tensor(name, dims, *kind, data.clone()),
+        }
+    }
+    assert!(old.tensors.len() > file.tensors.len());
+    let mut engines = [&file, &old].map(|file| engine(&gpu, open(&file.bytes()).expect("a model"), None));
+    assert_eq!(engines[1].unused_tensors(), [""; 0]);
+    let [a, b] = engines.each_mut().map(|engine| logits(engine, &IDS));
+    assert!(a == b, "other logits");
+    for (mut file, name) in [
+        (old.clone(), "blk.1.ffn_up.2.weight"),
+        (file, "blk.0.ffn_gate_exps.weight"),
+        (old, "blk.0.ffn_gate.0.weight"),
+    ] {
+        file.tensors.retain(|(other, ..)| other != name);
+        let files = open(&file.bytes()).expect("a model");
+        let loaded = files.architecture.load(&mut Loader::new(&gpu, files.weights.clone(), None), 64);
+        let error = loaded.err().expect(name).to_string();
+        assert!(error.contains(&format!("tensor `{name}` is missing")), "{error}");
     }
 }
 

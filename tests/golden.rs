@@ -3,9 +3,11 @@
 
 mod common;
 
+use std::iter;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
+use common::reference::quant;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{Engine, EngineOptions, Event, Logits, Request, Sampling};
@@ -30,6 +32,7 @@ const MODELS: &[&str] = &[
     "phi3-long",
     "smollm3",
     "gpt-neox",
+    "gpt-neox-sequential",
     "ministral3",
     "granite",
     "qwen3-moe",
@@ -63,7 +66,10 @@ fn engine(gpu: &Gpu, model: &str, options: EngineOptions) -> Engine {
 
 /// Logits of every position of the golden prompt.
 fn logits(engine: &mut Engine, ids: &[u32], which: Logits) -> Vec<Vec<f32>> {
-    let request = Request { logits: Some(which), ..Request::new(ids.to_vec()) };
+    logits_of(engine, Request { logits: Some(which), ..Request::new(ids.to_vec()) })
+}
+
+fn logits_of(engine: &mut Engine, request: Request) -> Vec<Vec<f32>> {
     engine.submit(request).expect("submit");
     let mut rows = Vec::new();
     engine
@@ -142,6 +148,129 @@ fn check(options: &GpuOptions, kv_dtype: Dtype) {
     }
 }
 
+/// Other values of a tensor, from its name, its shape and its values.
+type Change<'a> = &'a dyn Fn(&str, &[usize], Vec<f32>) -> Vec<f32>;
+
+/// An engine for a folder's model with all values in the type `to`, changed by `change`. Blocks of MXFP4 stay as they
+/// are.
+fn converted(gpu: &Gpu, model: &str, to: Dtype, quantize: Option<Dtype>, change: Change<'_>) -> Engine {
+    let bytes = std::fs::read(folder(model).join("model.safetensors")).expect("weights");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let converted = |(name, tensor): (&str, safetensors::tensor::TensorView<'_>)| {
+        let values = match tensor.dtype() {
+            safetensors::Dtype::U8 => {
+                return (name.to_string(), tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec());
+            }
+            dtype => common::tensor_values(dtype, tensor.data()),
+        };
+        let values = change(name, tensor.shape(), values);
+        let (dtype, data) = common::tensor_bytes(to, &values);
+        (name.to_string(), dtype, tensor.shape().to_vec(), data)
+    };
+    let all: Vec<_> = tensors.iter().map(converted).collect();
+    let views = all.iter().map(|(name, dtype, shape, data)| {
+        let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), data);
+        (name, view.expect("as many bytes as the shape has"))
+    });
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::write(
+        dir.path().join("model.safetensors"),
+        safetensors::serialize(views, None).expect("serialised"),
+    )
+    .expect("written");
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::copy(folder(model).join(name), dir.path().join(name)).expect(name);
+    }
+    let ctx = (model == "phi3-short").then_some(64);
+    let options =
+        EngineOptions { kv_dtype: Dtype::F32, ctx, quantize, logits: true, ..EngineOptions::default() };
+    let files = ModelFiles::open(dir.path()).expect("checkpoint");
+    let is_stored = |dtype: &str| ["U8", to.name()].contains(&dtype);
+    assert!(files.weights.entries().iter().all(|entry| is_stored(&entry.dtype)), "{model} in {to}");
+    Engine::load(gpu, files, options, &mut |_| {}).expect("engine")
+}
+
+/// What quantising to Q8_0 at load makes of a tensor. Blocks lie along the inputs of a product; vectors, routers and
+/// tables of positions stay.
+fn quantised(model: &str, name: &str, shape: &[usize], values: Vec<f32>) -> Vec<f32> {
+    let stays = ["bias", "router.weight", ".gate.weight", "wpe.weight"];
+    if shape.len() == 1 || stays.iter().any(|part| name.ends_with(part)) {
+        return values;
+    }
+    let n_cols = shape[shape.len() - 1];
+    let is_turned = match model {
+        "gpt2" => name.contains(".c_"),
+        _ => shape.len() == 3,
+    };
+    if !is_turned {
+        return values.chunks(n_cols).flat_map(|row| quant::round("Q8_0", row)).collect();
+    }
+    let mut values = values;
+    let n_in = shape[shape.len() - 2];
+    for matrix in values.chunks_mut(n_in * n_cols) {
+        for i in 0..n_cols {
+            let row: Vec<f32> = (0..n_in).map(|j| matrix[j * n_cols + i]).collect();
+            quant::round("Q8_0", &row).into_iter().enumerate().for_each(|(j, x)| matrix[j * n_cols + i] = x);
+        }
+    }
+    values
+}
+
+/// Every decoder with weights in each type: it computes what the same values in F32 give, as prompt and as decode rows. The
+/// stored values in F32 give the reference's logits.
+///
+/// Both sides multiply the same values in F32; only the order of their sums differs. Errors of 2^-11 in all weights change
+/// logits by up to 5e-3 of the largest (`STIFFEST` in `golden_families.py`), so those of sums, some 2^-24·√200, by some 3e-6. The
+/// bound is 30 times that. Q8_0 has a tenfold one: a device that divides less exactly may round a value to the next step.
+#[test]
+fn every_type_of_weights_has_the_logits_of_its_values() {
+    let Some(gpu) = common::exact() else { return };
+    for model in MODELS {
+        let golden = golden(model);
+        let ids = &golden.token_ids;
+        // As prompt rows, and as decode rows.
+        let rows = |engine: &mut Engine| {
+            let generated =
+                Request { generated: iter::once(0..ids.len()).collect(), ..Request::new(ids.clone()) };
+            [Request::new(ids.clone()), generated].map(|request| {
+                let request = Request { logits: Some(Logits::Last), ..request };
+                logits_of(engine, request).pop().expect("a row")
+            })
+        };
+        let same: Change<'_> = &|_, _, values| values;
+        let plain = rows(&mut converted(&gpu, model, Dtype::F32, None, same));
+        for row in &plain {
+            let found = error(row, &golden.last_logits);
+            assert!(found <= 1e-3, "{model} in F32: error {found} of the largest logit");
+        }
+        for dtype in [Dtype::F16, Dtype::BF16, Dtype::Q8_0] {
+            let quantises = dtype == Dtype::Q8_0;
+            let (to, quantize) = if quantises { (Dtype::F32, Some(dtype)) } else { (dtype, None) };
+            let rounded: Change<'_> = &|name, shape, values| match quantises {
+                true => quantised(model, name, shape, values),
+                false => {
+                    let (stored, data) = common::tensor_bytes(dtype, &values);
+                    common::tensor_values(stored, &data)
+                }
+            };
+            let bound = if quantises { 1e-3 } else { 1e-4 };
+            let narrow = rows(&mut converted(&gpu, model, to, quantize, same));
+            let wide = rows(&mut converted(&gpu, model, Dtype::F32, None, rounded));
+            for (kind, (narrow, wide)) in ["prompt", "decode"].into_iter().zip(narrow.iter().zip(&wide)) {
+                let found = error(narrow, wide);
+                assert!(
+                    found <= bound,
+                    "{model} in {dtype}, {kind}: error {found} of the largest logit, at most {bound}"
+                );
+            }
+            if quantises {
+                let effect = error(&narrow[0], &plain[0]);
+                assert!(effect > bound, "{model}: the comparison cannot fail: {effect}");
+            }
+        }
+    }
+}
+
 /// A checkpoint with a vision tower, under the names of either version of transformers: its text model is the same, and
 /// the rest is not missed. Gemma's config has the earlier keys of the rotations.
 #[test]
@@ -187,6 +316,38 @@ fn the_text_model_of_a_model_that_sees() {
             assert!(found <= 1e-3, "{model} {language}: error {found} of the largest logit");
         }
     }
+}
+
+/// The head of a model that sees belongs to the whole model, and is tied as the whole model's config says: here the checkpoint
+/// has none, and the text model's config says that it is not tied.
+#[test]
+fn the_head_of_a_model_that_sees_is_tied_by_its_own_config() {
+    let Some(gpu) = common::exact() else { return };
+    let read = |name: &str| std::fs::read(folder("ministral3").join(name)).expect(name);
+    let text: serde_json::Value = serde_json::from_slice(&read("config.json")).expect("JSON");
+    assert_eq!(text["tie_word_embeddings"], false);
+    let bytes = read("model.safetensors");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+    let headless = tensors.iter().filter(|(name, _)| *name != "lm_head.weight");
+    let file = safetensors::serialize(headless, None).expect("serialised");
+    let load = |config: serde_json::Value| {
+        let dir = tempfile::tempdir().expect("a folder");
+        std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
+        std::fs::write(dir.path().join("model.safetensors"), &file).expect("written");
+        let files = ModelFiles::open(dir.path()).expect("checkpoint");
+        let options = EngineOptions { kv_dtype: Dtype::F32, logits: true, ..EngineOptions::default() };
+        let mut engine = Engine::load(&gpu, files, options, &mut |_| {})?;
+        Ok::<_, wginfer::Error>(logits(&mut engine, &[5, 301, 17], Logits::Last).remove(0))
+    };
+    let mut tied = text.clone();
+    tied["tie_word_embeddings"] = true.into();
+    let expected = load(tied).expect("a model with a tied head");
+    let sees = serde_json::json!({ "model_type": "mistral3", "text_config": text, "vision_config": {} });
+    assert_eq!(load(sees.clone()).expect("tied by default"), expected);
+    let mut sees = sees;
+    sees["tie_word_embeddings"] = false.into();
+    let error = load(sees).expect_err("no head").to_string();
+    assert!(error.contains("tensor `lm_head.weight` is missing"), "{error}");
 }
 
 #[test]

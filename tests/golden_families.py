@@ -156,6 +156,27 @@ FAMILIES = {
         "n_prompt": 21,
         "matters": [{"num_experts_per_tok": 3}, {"rope_theta": 10000.0}],
     },
+    # Attention and MLP one after the other, and keys under the names of files of the hub.
+    "gpt-neox-sequential": {
+        "seed": 6,
+        "config": {
+            "architectures": ["GPTNeoXForCausalLM"],
+            "model_type": "gpt_neox",
+            "dtype": "float16",
+            "hidden_act": "gelu",
+            "hidden_size": 60,
+            "intermediate_size": 91,
+            "layer_norm_eps": 1e-05,
+            "num_attention_heads": 5,
+            "num_hidden_layers": 3,
+            "rotary_emb_base": 10000,
+            "rotary_pct": 0.5,
+            "tie_word_embeddings": False,
+            "use_parallel_residual": False,
+        },
+        "n_prompt": 21,
+        "matters": [{"use_parallel_residual": True}, {"rotary_pct": 0.25}, {"rotary_emb_base": 100}],
+    },
     "olmo2": {
         "seed": 2,
         "config": {

@@ -219,6 +219,15 @@ fn what_is_no_reranker_is_refused() {
         let error = open(&folder(model)).into_reranker().err().expect("none").to_string();
         assert!(error.contains("is no reranker") && error.contains(found), "{error}");
     }
+    // A head cannot be added to weights that somebody else has; a model that has one needs none.
+    let files = open(&folder(JUDGE));
+    let shared = files.weights.clone();
+    let error = files.into_reranker().err().expect("shared weights").to_string();
+    assert!(error.contains("the weights of `") && error.contains("are shared"), "{error}");
+    drop(shared);
+    let files = open(&folder("bert-reranker"));
+    let _shared = files.weights.clone();
+    files.into_reranker().expect("a reranker");
     // Converters leave the first product of BERT's head out.
     let mut file = cross_encoder("bert-reranker");
     file.tensors.retain(|(name, ..)| !name.starts_with("cls.weight") && !name.starts_with("cls.bias"));

@@ -135,6 +135,12 @@ pub enum CheckpointError {
         /// What it is.
         found: String,
     },
+    /// Weights that are to change have other owners.
+    #[error("the weights of `{name}` are shared, expected no other owner: a head is to be added to them")]
+    SharedWeights {
+        /// The model's name.
+        name: String,
+    },
     /// Downloading a model of the hub.
     #[cfg(feature = "hub")]
     #[error(transparent)]

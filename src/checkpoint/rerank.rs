@@ -8,7 +8,6 @@ use serde_json::Value;
 use super::{CheckpointError, EmbeddingConfig, ModelFiles};
 use crate::models::{self, Architecture, Labels, ModelKind, Problem, SCORE};
 use crate::ops::Pooling;
-use crate::weights::Weights;
 
 /// How a model scores a text for a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,10 +63,8 @@ impl ModelFiles {
     /// files says that it was trained for it.
     ///
     /// # Errors
-    /// [`CheckpointError::NotAReranker`]; [`CheckpointError::Weights`] if a language model has no row for an answer.
-    ///
-    /// # Panics
-    /// If a language model's `weights` are shared.
+    /// [`CheckpointError::NotAReranker`]; [`CheckpointError::Weights`] if a language model has no row for an answer;
+    /// [`CheckpointError::SharedWeights`] if a language model's `weights` have other owners, as its head is added to them.
     pub fn into_reranker(mut self) -> Result<ModelFiles, CheckpointError> {
         if self.scoring.is_some() {
             return Ok(self);
@@ -88,7 +85,9 @@ impl ModelFiles {
         let [Some(yes), Some(no)] = rows else {
             return Err(not_one("a language model without tokens `yes` and `no`".into()));
         };
-        let weights: &mut Weights = Arc::get_mut(&mut self.weights).expect("weights that nobody else has");
+        let Some(weights) = Arc::get_mut(&mut self.weights) else {
+            return Err(CheckpointError::SharedWeights { name: self.name });
+        };
         let root = self.architecture.names().root(weights);
         let embedding = format!("{root}embed_tokens.weight");
         let head = if weights.get("lm_head.weight").is_some() { "lm_head.weight" } else { &embedding };

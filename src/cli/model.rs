@@ -87,13 +87,15 @@ impl ModelArg {
             return Err(Failure::failed(message).with_hint(HINT));
         }
         let files = self.open_any()?;
-        if files.kind() == ModelKind::Decoder && !files.name.to_lowercase().contains("rerank") {
+        let is_unknown = files.kind() == ModelKind::Decoder && !files.name.to_lowercase().contains("rerank");
+        let files = files.into_reranker()?;
+        if is_unknown {
             log::warn!(
                 "`{}` is a language model; whether it was trained to judge texts is unknown",
                 files.name
             );
         }
-        Ok(files.into_reranker()?)
+        Ok(files)
     }
 
     /// As [`ModelArg::open_any`], but prints no line.

@@ -2,16 +2,13 @@
 //! other layer. Reference: transformers' `models/gemma2/modeling_gemma2.py`.
 
 use super::blocks::{
-    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, LayerType, Mlp, SelfAttention, added,
-    load_rms_norm, normed,
+    Decoder, DecoderDefaults, DecoderKeys, DecoderLayer, LayerLoader, LayerType, Mlp, SelfAttention, added,
+    normed,
 };
 use super::settings::{CAP, Read, Settings, WINDOW};
-use super::{
-    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
-    lm_head,
-};
-use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{HeadNorm, RmsNorm, Rotary};
+use super::{Activations, Architecture, Batch, FromSettings, Loader, Model, ModelError, ModelShape, Names};
+use crate::gpu::Recorder;
+use crate::ops::{HeadNorm, KvLayer, RmsNorm, Rotary};
 
 /// The defaults of transformers' `Gemma2Config`.
 const DEFAULTS: DecoderDefaults = DecoderDefaults {
@@ -38,8 +35,6 @@ pub struct Keys {
     sliding_window: Option<usize>,
     pub layer_types: Vec<LayerType>,
     final_logit_softcapping: Option<f64>,
-    /// Added to the weights of norms, unless a file says that they have it added already.
-    pub norm_offset: f32,
 }
 
 impl Keys {
@@ -50,14 +45,15 @@ impl Keys {
         every: usize,
         final_cap: Option<f64>,
     ) -> Read<Keys> {
-        let decoder = DecoderKeys::read(s, default)?;
+        let mut decoder = DecoderKeys::read(s, default)?;
+        // Unless a file says that the weights have it added already.
+        decoder.norm_offset = s.some_real("norm_offset", 0.0..=1.0)?.unwrap_or(1.0) as f32;
         Ok(Keys {
             attention_bias: s.flag("attention_bias", false)?,
             query_pre_attn_scalar: s.real("query_pre_attn_scalar", 1e-3..=1e6, 256.0)?,
             sliding_window: s.some_whole("sliding_window", WINDOW, Some(4096))?,
             layer_types: LayerType::read_every(s, decoder.num_hidden_layers, every)?,
             final_logit_softcapping: s.real_or_none("final_logit_softcapping", CAP, final_cap)?,
-            norm_offset: s.some_real("norm_offset", 0.0..=1.0)?.unwrap_or(1.0) as f32,
             decoder,
         })
     }
@@ -72,53 +68,28 @@ impl Keys {
         shape
     }
 
-    /// Loads the model. `queries_and_keys` gives the norms and the rotation of a layer, whose attention has the prefix.
+    /// Loads the model. `queries_and_keys` gives the norms and the rotation of a layer.
     pub fn load(
         &self,
         loader: &mut Loader,
         shape: ModelShape,
-        root: &str,
-        mut queries_and_keys: impl FnMut(
-            &mut Loader,
-            usize,
-            &str,
-        ) -> Result<(Option<HeadNorm>, Rotary), ModelError>,
+        mut queries_and_keys: impl FnMut(&mut LayerLoader<'_>) -> Result<(Option<HeadNorm>, Rotary), ModelError>,
     ) -> Result<Box<dyn Model>, ModelError> {
-        let keys = &self.decoder;
-        let (n, n_inner) = (keys.hidden_size, keys.intermediate_size);
-        let (act, tied) = (keys.hidden_act, keys.tie_word_embeddings);
-        let rms_norm = |loader: &mut Loader, name: String| -> Result<RmsNorm, ModelError> {
-            let norm = load_rms_norm(loader, &name, n, keys.rms_norm_eps)?;
-            Ok(RmsNorm { offset: self.norm_offset, ..norm })
-        };
-        let embedding = format!("{root}embed_tokens.weight");
-        let tables = [embedding.as_str(), lm_head(root)];
-        let table = loader.embedding(tables, [keys.vocab_size, n], tied)?;
-        let mut layers = Vec::with_capacity(keys.num_hidden_layers);
-        for (i, a) in shape.attention.iter().enumerate() {
-            let name = |part: &str| format!("{root}layers.{i}.{part}");
-            let (head_norm, rotary) = queries_and_keys(loader, i, &name("self_attn"))?;
-            let biases = [self.attention_bias; 2];
-            layers.push(Layer {
-                input_layernorm: rms_norm(loader, name("input_layernorm.weight"))?,
-                self_attn: SelfAttention {
-                    head_norm,
-                    ..SelfAttention::load(loader, &name("self_attn"), *a, n, biases, rotary)?
-                },
-                post_attention_layernorm: rms_norm(loader, name("post_attention_layernorm.weight"))?,
-                pre_feedforward_layernorm: rms_norm(loader, name("pre_feedforward_layernorm.weight"))?,
-                mlp: Mlp::load_gated(loader, &name("mlp"), act, [n, n_inner], false)?,
-                post_feedforward_layernorm: rms_norm(loader, name("post_feedforward_layernorm.weight"))?,
-            });
-        }
-        let norm = FinalNorm::Rms(rms_norm(loader, format!("{root}norm.weight"))?);
-        let head = Head {
-            softcap: self.final_logit_softcapping.map(|cap| cap as f32),
-            ..Head::load(loader, tables, norm, &table, tied)?
-        };
+        let mut model = Decoder::load(loader, &self.decoder, shape, |layer| {
+            let (head_norm, rotary) = queries_and_keys(layer)?;
+            Ok(Layer {
+                input_layernorm: layer.norm("input_layernorm")?,
+                self_attn: SelfAttention { head_norm, ..layer.self_attn([self.attention_bias; 2], &rotary)? },
+                post_attention_layernorm: layer.norm("post_attention_layernorm")?,
+                pre_feedforward_layernorm: layer.norm("pre_feedforward_layernorm")?,
+                mlp: layer.mlp(false)?,
+                post_feedforward_layernorm: layer.norm("post_feedforward_layernorm")?,
+            })
+        })?;
         // transformers rounds the factor to the type that it computes in, here F32.
-        let embed_tokens = Embed { scale: (n as f64).sqrt() as f32, ..Embed::tokens(table) };
-        Ok(Box::new(Gemma { shape, embed_tokens, layers, head }))
+        model.embed_tokens.scale = (self.decoder.hidden_size as f64).sqrt() as f32;
+        model.head.softcap = self.final_logit_softcapping.map(|cap| cap as f32);
+        Ok(Box::new(model))
     }
 }
 
@@ -131,33 +102,13 @@ struct Layer {
     post_feedforward_layernorm: RmsNorm,
 }
 
-struct Gemma {
-    shape: ModelShape,
-    embed_tokens: Embed,
-    layers: Vec<Layer>,
-    head: Head,
-}
-
-impl Model for Gemma {
-    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
-        Scratch::new(gpu, &self.shape, capacity)
-    }
-
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        self.embed_tokens.record(rec, b, &s.a.x);
-    }
-
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        let (layer, a) = (&self.layers[i], &s.a);
-        let (input, x) = (normed(&layer.input_layernorm, a), added(&layer.post_attention_layernorm, a));
-        layer.self_attn.record(rec, b, &b.kv[i], input, x, a);
+impl DecoderLayer for Layer {
+    fn record(&self, rec: &mut Recorder, b: &Batch<'_>, kv: &KvLayer, a: &Activations) {
+        let (input, x) = (normed(&self.input_layernorm, a), added(&self.post_attention_layernorm, a));
+        self.self_attn.record(rec, b, kv, input, x, a);
         let (input, x) =
-            (normed(&layer.pre_feedforward_layernorm, a), added(&layer.post_feedforward_layernorm, a));
-        layer.mlp.record(rec, b.n, input, x, a);
-    }
-
-    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
-        self.head.record(rec, b, &s.a)
+            (normed(&self.pre_feedforward_layernorm, a), added(&self.post_feedforward_layernorm, a));
+        self.mlp.record(rec, b.n, input, x, a);
     }
 }
 
@@ -195,7 +146,6 @@ impl Architecture for Config {
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let shape = ModelShape { max_seq_len, ..self.shape() };
         let rotary = self.keys.decoder.rope.table(loader.gpu(), max_seq_len)?;
-        let root = loader.root(&self.names());
-        self.keys.load(loader, shape, root, |_, _, _| Ok((None, rotary.clone())))
+        self.keys.load(loader, shape, |_| Ok((None, rotary.clone())))
     }
 }

@@ -7,7 +7,6 @@ use super::blocks::{Around, DecoderDefaults, LayerType, Rope, THETA};
 use super::gemma2::{BOTH_SIDES, Keys};
 use super::settings::{LAYERS, Read, Settings};
 use super::{Architecture, FromSettings, Loader, Model, ModelError, ModelShape, Names};
-use crate::ops::HeadNorm;
 
 /// The defaults of transformers' `Gemma3TextConfig`.
 const DEFAULTS: DecoderDefaults = DecoderDefaults {
@@ -73,23 +72,15 @@ impl Architecture for Config {
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let shape = ModelShape { max_seq_len, ..self.shape() };
-        let Keys { decoder, norm_offset, .. } = &self.keys;
-        let (head_dim, eps) = (decoder.heads.head_dim, decoder.rms_norm_eps);
+        let decoder = &self.keys.decoder;
         let full = decoder.rope.table(loader.gpu(), max_seq_len)?;
         let sliding = self.local_rope.table(loader.gpu(), max_seq_len)?;
-        let root = loader.root(&self.names());
-        let model = self.keys.load(loader, shape, root, |loader, i, name| {
-            let head_norm = HeadNorm {
-                q: loader.vector(&format!("{name}.q_norm.weight"), head_dim)?,
-                k: loader.vector(&format!("{name}.k_norm.weight"), head_dim)?,
-                eps,
-                offset: *norm_offset,
-            };
-            let rotary = match self.keys.layer_types[i] {
+        let model = self.keys.load(loader, shape, |layer| {
+            let rotary = match self.keys.layer_types[layer.i] {
                 LayerType::Full => &full,
                 LayerType::Sliding => &sliding,
             };
-            Ok((Some(head_norm), rotary.clone()))
+            Ok((Some(layer.head_norm([decoder.heads.head_dim; 2])?), rotary.clone()))
         })?;
         loader.ignore_vision();
         Ok(model)

@@ -2,15 +2,16 @@
 //! Reference: transformers' `models/gpt2/modeling_gpt2.py`.
 
 use super::blocks::{
-    Embed, FinalNorm, Head, HeadKeys, Heads, LayerNorm, Linear, Mlp, SelfAttention, Target, act,
+    Decoder, DecoderLayer, Embed, FinalNorm, Head, HeadKeys, Heads, LayerNorm, Linear, Mlp, SelfAttention,
+    Target, act,
 };
 use super::settings::{EPSILON, INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH};
 use super::{
-    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelKind, ModelShape, Names,
-    Scratch, Shown,
+    Activations, Architecture, Batch, FromSettings, Loader, Model, ModelError, ModelKind, ModelShape, Names,
+    Shown,
 };
-use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{Act, Lookup};
+use crate::gpu::Recorder;
+use crate::ops::{Act, KvLayer, Lookup};
 
 pub struct Config {
     n_embd: usize,
@@ -57,14 +58,6 @@ struct Layer {
     attn: SelfAttention,
     ln_2: LayerNorm,
     mlp: Mlp,
-}
-
-struct Gpt2 {
-    shape: ModelShape,
-    wte: Embed,
-    wpe: Embed,
-    layers: Vec<Layer>,
-    head: Head,
 }
 
 impl Architecture for Config {
@@ -149,8 +142,8 @@ impl Architecture for Config {
         }
         let ln_f = FinalNorm::Layer(LayerNorm::load(loader, &format!("{root}ln_f"), n, true, eps)?);
         let head = Head::load(loader, tables, ln_f, &wte, tied)?;
-        let (wte, wpe) = (Embed::tokens(wte), Embed::added(wpe, Lookup::AddPosition));
-        Ok(Box::new(Gpt2 { shape, wte, wpe, layers, head }))
+        let embed_positions = Some(Embed::added(wpe, Lookup::AddPosition));
+        Ok(Box::new(Decoder { shape, embed_tokens: Embed::tokens(wte), embed_positions, layers, head }))
     }
 }
 
@@ -162,25 +155,12 @@ fn conv1d(loader: &mut Loader, name: &str, [n_out, n_in]: [usize; 2]) -> Result<
     })
 }
 
-impl Model for Gpt2 {
-    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
-        Scratch::new(gpu, &self.shape, capacity)
-    }
-
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        self.wte.record(rec, b, &s.a.x);
-        self.wpe.record(rec, b, &s.a.x);
-    }
-
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        let (layer, a, n_rows) = (&self.layers[i], &s.a, b.n.count());
-        let h = layer.ln_1.record(rec, &a.x, &a.h, n_rows);
-        layer.attn.record(rec, b, &b.kv[i], h, Target::Add(&a.x), a);
-        let h = layer.ln_2.record(rec, &a.x, &a.h, n_rows);
-        layer.mlp.record(rec, b.n, h, Target::Add(&a.x), a);
-    }
-
-    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
-        self.head.record(rec, b, &s.a)
+impl DecoderLayer for Layer {
+    fn record(&self, rec: &mut Recorder, b: &Batch<'_>, kv: &KvLayer, a: &Activations) {
+        let n_rows = b.n.count();
+        let h = self.ln_1.record(rec, &a.x, &a.h, n_rows);
+        self.attn.record(rec, b, kv, h, Target::Add(&a.x), a);
+        let h = self.ln_2.record(rec, &a.x, &a.h, n_rows);
+        self.mlp.record(rec, b.n, h, Target::Add(&a.x), a);
     }
 }

@@ -3,15 +3,16 @@
 //! Reference: transformers' `models/gpt_neox/modeling_gpt_neox.py`.
 
 use super::blocks::{
-    Around, Embed, FinalNorm, Head, HeadKeys, Heads, LayerNorm, Linear, Mlp, Rope, SelfAttention, Target, act,
+    Around, Decoder, DecoderLayer, Embed, FinalNorm, Head, HeadKeys, Heads, LayerNorm, Linear, Mlp, Rope,
+    SelfAttention, Target, act,
 };
 use super::settings::{EPSILON, INNER_WIDTH, LAYERS, ROWS, Read, Settings, WIDTH};
 use super::{
-    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelKind, ModelShape, Names,
-    Scratch, Shown,
+    Activations, Architecture, Batch, FromSettings, Loader, Model, ModelError, ModelKind, ModelShape, Names,
+    Shown,
 };
-use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::Act;
+use crate::gpu::Recorder;
+use crate::ops::{Act, KvLayer};
 
 pub struct Config {
     hidden_size: usize,
@@ -60,14 +61,7 @@ struct Layer {
     attention: SelfAttention,
     post_attention_layernorm: LayerNorm,
     mlp: Mlp,
-}
-
-struct GptNeox {
-    shape: ModelShape,
     use_parallel_residual: bool,
-    embed_in: Embed,
-    layers: Vec<Layer>,
-    head: Head,
 }
 
 impl Architecture for Config {
@@ -138,44 +132,32 @@ impl Architecture for Config {
                     up: Linear::load(loader, &name("mlp.dense_h_to_4h"), [n_inner, n], true)?,
                     down: Linear::load(loader, &name("mlp.dense_4h_to_h"), [n, n_inner], true)?,
                 },
+                use_parallel_residual: self.use_parallel_residual,
             });
         }
         let norm = LayerNorm::load(loader, &format!("{root}final_layer_norm"), n, true, eps)?;
         let head = Head::load(loader, tables, FinalNorm::Layer(norm), &embed_in, tied)?;
-        let (use_parallel_residual, embed_in) = (self.use_parallel_residual, Embed::tokens(embed_in));
-        Ok(Box::new(GptNeox { shape, use_parallel_residual, embed_in, layers, head }))
+        let embed_tokens = Embed::tokens(embed_in);
+        Ok(Box::new(Decoder { shape, embed_tokens, embed_positions: None, layers, head }))
     }
 }
 
-impl Model for GptNeox {
-    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
-        Scratch::new(gpu, &self.shape, capacity)
-    }
-
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        self.embed_in.record(rec, b, &s.a.x);
-    }
-
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        let (layer, a, n_rows) = (&self.layers[i], &s.a, b.n.count());
-        let x = Target::Add(&a.x);
-        let Layer { input_layernorm, attention, post_attention_layernorm, mlp } = layer;
+impl DecoderLayer for Layer {
+    fn record(&self, rec: &mut Recorder, b: &Batch<'_>, kv: &KvLayer, a: &Activations) {
+        let Layer { input_layernorm, attention, post_attention_layernorm, mlp, .. } = self;
+        let (x, n_rows) = (Target::Add(&a.x), b.n.count());
         if self.use_parallel_residual {
             // Both norms read x, so the MLP's first half runs before attention adds to it.
             let h = post_attention_layernorm.record(rec, &a.x, &a.h, n_rows);
             mlp.record_up(rec, b.n, h, a);
             let h = input_layernorm.record(rec, &a.x, &a.h, n_rows);
-            attention.record(rec, b, &b.kv[i], h, x, a);
+            attention.record(rec, b, kv, h, x, a);
             mlp.record_down(rec, b.n, x, a);
         } else {
             let h = input_layernorm.record(rec, &a.x, &a.h, n_rows);
-            attention.record(rec, b, &b.kv[i], h, x, a);
+            attention.record(rec, b, kv, h, x, a);
             let h = post_attention_layernorm.record(rec, &a.x, &a.h, n_rows);
             mlp.record(rec, b.n, h, x, a);
         }
-    }
-
-    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
-        self.head.record(rec, b, &s.a)
     }
 }

@@ -2,16 +2,13 @@
 //! Reference: transformers' `models/gpt_oss/modeling_gpt_oss.py`.
 
 use super::blocks::{
-    Around, CHOSEN, DecoderDefaults, DecoderKeys, EXPERTS, Embed, FinalNorm, Head, LayerType, Moe, MoeNames,
-    Rope, SelfAttention, THETA, Target, load_rms_norm, normed,
+    Around, Decoder, DecoderDefaults, DecoderKeys, LayerLoader, LayerType, MoeNames, PreNormLayer, Rope,
+    SelfAttention, THETA, read_experts,
 };
 use super::settings::{Read, Settings, WINDOW};
-use super::{
-    Architecture, Batch, Capacity, ExpertNames, ExpertsShape, FromSettings, Loader, Model, ModelError,
-    ModelShape, Names, Scratch, Shown,
-};
-use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::{Act, RmsNorm, Scoring};
+use super::{Architecture, ExpertsShape, FromSettings, Loader, Model, ModelError, ModelShape, Names};
+use crate::gpu::Tensor;
+use crate::ops::{Act, Scoring};
 
 /// The defaults of transformers' `GptOssConfig`.
 const DEFAULTS: DecoderDefaults = DecoderDefaults {
@@ -38,6 +35,15 @@ const ROPE: &str = r#"{"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "
 const ACT: Act = Act::Clamped;
 /// A softmax over the chosen experts.
 const SCORING: Scoring = Scoring { sigmoid: false, normalised: true };
+
+/// The experts of a layer.
+const EXPERTS: MoeNames<'_> = MoeNames {
+    router: "mlp.router",
+    experts: "mlp.experts",
+    parts: ["gate_proj", "up_proj", "down_proj"],
+    transposed: true,
+    bias: true,
+};
 
 pub struct Config {
     keys: DecoderKeys,
@@ -66,40 +72,17 @@ impl FromSettings for Config {
                 return Err(s.wrong_value(key, found, only));
             }
         }
-        let n_experts = s.whole("num_local_experts", EXPERTS, 128)?;
         let alternate = |i| if i % 2 == 0 { LayerType::Sliding } else { LayerType::Full };
         let layer_types = LayerType::read(s, keys.num_hidden_layers)?;
+        let (inner, layers) = (keys.intermediate_size, vec![true; keys.num_hidden_layers]);
         Ok(Config {
             attention_bias: s.flag("attention_bias", true)?,
             sliding_window: s.some_whole("sliding_window", WINDOW, Some(128))?,
             layer_types: layer_types.unwrap_or_else(|| (0..keys.num_hidden_layers).map(alternate).collect()),
-            experts: ExpertsShape {
-                n_experts,
-                n_chosen: s.whole(
-                    "num_experts_per_tok",
-                    1..=n_experts.min(*CHOSEN.end()),
-                    4.min(n_experts),
-                )?,
-                intermediate_size: keys.intermediate_size,
-                layers: vec![true; keys.num_hidden_layers],
-            },
+            experts: read_experts(s, ("num_local_experts", 128), 4, inner, layers)?,
             keys,
         })
     }
-}
-
-struct Layer {
-    input_layernorm: RmsNorm,
-    self_attn: SelfAttention,
-    post_attention_layernorm: RmsNorm,
-    mlp: Moe,
-}
-
-struct GptOss {
-    shape: ModelShape,
-    embed_tokens: Embed,
-    layers: Vec<Layer>,
-    head: Head,
 }
 
 impl Architecture for Config {
@@ -110,67 +93,32 @@ impl Architecture for Config {
     }
 
     fn names(&self) -> Names {
-        let names = self.keys.names();
         let n_experts = ("num_local_experts", self.experts.n_experts);
-        let shape = [n_experts, ("hidden_size", self.keys.hidden_size)];
-        let router = Shown { tensor: "layers.0.mlp.router.weight", shape };
-        Names { shown: [names.shown, vec![router]].concat(), ..names }
+        self.keys.names_with_router("layers.0.mlp.router.weight", n_experts)
     }
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
-        let (n, eps, tied) = (keys.hidden_size, keys.rms_norm_eps, keys.tie_word_embeddings);
         let rotary = keys.rope.table(loader.gpu(), max_seq_len)?;
-        let root = loader.root(&self.names());
-        let embedding = format!("{root}embed_tokens.weight");
-        let tables = [embedding.as_str(), "lm_head.weight"];
-        let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
-        let mut layers = Vec::with_capacity(keys.num_hidden_layers);
-        for (i, a) in shape.attention.iter().enumerate() {
-            let name = |part: &str| format!("{root}layers.{i}.{part}");
-            let post = name("post_attention_layernorm.weight");
-            let (router, experts) = (name("mlp.router"), name("mlp.experts"));
-            let names = |parts, joined| ExpertNames { prefix: &experts, parts, joined, transposed: true };
-            let experts =
-                [names(&["gate_proj", "up_proj"], "gate_up_proj"), names(&["down_proj"], "down_proj")];
-            let moe = MoeNames { router: &router, experts, bias: true };
-            let biases = [self.attention_bias; 2];
-            // The second is what a GGUF file's becomes.
-            let sinks = [name("self_attn.sinks"), name("self_attn.sinks.weight")];
-            let sinks = if loader.has(&sinks[0]) { &sinks[0] } else { &sinks[1] };
-            layers.push(Layer {
-                input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
+        let model = Decoder::load(loader, keys, shape, |layer| {
+            Ok(PreNormLayer {
+                input_layernorm: layer.norm("input_layernorm")?,
                 self_attn: SelfAttention {
-                    sinks: Some(loader.vector(sinks, a.n_heads)?),
-                    ..SelfAttention::load(loader, &name("self_attn"), *a, n, biases, rotary.clone())?
+                    sinks: Some(sinks(layer)?),
+                    ..layer.self_attn([self.attention_bias; 2], &rotary)?
                 },
-                post_attention_layernorm: load_rms_norm(loader, &post, n, eps)?,
-                mlp: Moe::load(loader, moe, n, &self.experts, ACT, SCORING)?,
-            });
-        }
-        let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
-        let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
-        Ok(Box::new(GptOss { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
+                post_attention_layernorm: layer.norm("post_attention_layernorm")?,
+                mlp: layer.experts(EXPERTS, &self.experts, ACT, SCORING)?.into(),
+            })
+        })?;
+        Ok(Box::new(model))
     }
 }
 
-impl Model for GptOss {
-    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
-        Scratch::new(gpu, &self.shape, capacity)
-    }
-
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        self.embed_tokens.record(rec, b, &s.a.x);
-    }
-
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        let (layer, a) = (&self.layers[i], &s.a);
-        let x = Target::Add(&a.x);
-        layer.self_attn.record(rec, b, &b.kv[i], normed(&layer.input_layernorm, a), x, a);
-        layer.mlp.record(rec, b.n, &layer.post_attention_layernorm, a);
-    }
-
-    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
-        self.head.record(rec, b, &s.a)
-    }
+/// The scores of the sinks, one for each head.
+fn sinks(layer: &mut LayerLoader<'_>) -> Result<Tensor, ModelError> {
+    // The second is what a GGUF file's becomes.
+    let names = ["self_attn.sinks", "self_attn.sinks.weight"].map(|part| layer.name(part));
+    let name = if layer.loader.has(&names[0]) { &names[0] } else { &names[1] };
+    Ok(layer.loader.vector(name, layer.attention.n_heads)?)
 }

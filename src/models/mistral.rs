@@ -1,16 +1,9 @@
 //! Mistral (Jiang et al. 2023): Llama with a window of keys, and no biases.
 //! Reference: transformers' `models/mistral/modeling_mistral.py`.
 
-use super::blocks::{
-    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, Mlp, SelfAttention, Target, load_rms_norm, normed,
-};
+use super::blocks::{Decoder, DecoderDefaults, DecoderKeys, PreNormLayer};
 use super::settings::{Read, Settings, WINDOW};
-use super::{
-    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
-    lm_head,
-};
-use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::RmsNorm;
+use super::{Architecture, FromSettings, Loader, Model, ModelError, ModelShape, Names};
 
 /// The defaults of transformers' `MistralConfig`.
 const DEFAULTS: DecoderDefaults = DecoderDefaults {
@@ -45,20 +38,6 @@ impl FromSettings for Config {
     }
 }
 
-struct Layer {
-    input_layernorm: RmsNorm,
-    self_attn: SelfAttention,
-    post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
-}
-
-struct Mistral {
-    shape: ModelShape,
-    embed_tokens: Embed,
-    layers: Vec<Layer>,
-    head: Head,
-}
-
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
         self.keys.shape("mistral", |_| self.sliding_window)
@@ -70,55 +49,16 @@ impl Architecture for Config {
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
-        let (n, n_inner, eps) = (keys.hidden_size, keys.intermediate_size, keys.rms_norm_eps);
-        let (act, tied) = (keys.hidden_act, keys.tie_word_embeddings);
         let rotary = keys.rope.table(loader.gpu(), max_seq_len)?;
-        let root = loader.root(&self.names());
-        let embedding = format!("{root}embed_tokens.weight");
-        let tables = [embedding.as_str(), lm_head(root)];
-        let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
-        let mut layers = Vec::with_capacity(keys.num_hidden_layers);
-        for (i, a) in shape.attention.iter().enumerate() {
-            let name = |part: &str| format!("{root}layers.{i}.{part}");
-            let post = name("post_attention_layernorm.weight");
-            layers.push(Layer {
-                input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
-                self_attn: SelfAttention::load(
-                    loader,
-                    &name("self_attn"),
-                    *a,
-                    n,
-                    [false; 2],
-                    rotary.clone(),
-                )?,
-                post_attention_layernorm: load_rms_norm(loader, &post, n, eps)?,
-                mlp: Mlp::load_gated(loader, &name("mlp"), act, [n, n_inner], false)?,
-            });
-        }
-        let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
-        let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
+        let model = Decoder::load(loader, keys, shape, |layer| {
+            Ok(PreNormLayer {
+                input_layernorm: layer.norm("input_layernorm")?,
+                self_attn: layer.self_attn([false; 2], &rotary)?,
+                post_attention_layernorm: layer.norm("post_attention_layernorm")?,
+                mlp: layer.mlp(false)?.into(),
+            })
+        })?;
         loader.ignore_vision();
-        Ok(Box::new(Mistral { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
-    }
-}
-
-impl Model for Mistral {
-    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
-        Scratch::new(gpu, &self.shape, capacity)
-    }
-
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        self.embed_tokens.record(rec, b, &s.a.x);
-    }
-
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        let (layer, a) = (&self.layers[i], &s.a);
-        let x = Target::Add(&a.x);
-        layer.self_attn.record(rec, b, &b.kv[i], normed(&layer.input_layernorm, a), x, a);
-        layer.mlp.record(rec, b.n, normed(&layer.post_attention_layernorm, a), x, a);
-    }
-
-    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
-        self.head.record(rec, b, &s.a)
+        Ok(Box::new(model))
     }
 }

@@ -331,12 +331,19 @@ fn parse<C: FromSettings>(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
     Ok(Box::new(C::read(s)?))
 }
 
-/// As [`parse`], for a model of images and text, of which only the text part runs.
+/// As [`parse`], for a model of images and text, of which only the text part runs. Its head belongs to the whole model, so
+/// the whole model's config says whether the head shares the weights of the embedding.
 fn parse_text<C: FromSettings>(s: &mut Settings<'_>) -> Read<Box<dyn Architecture>> {
+    const TIED: &str = "tie_word_embeddings";
+    let tied = s.flag(TIED, true)?;
     if let Some(text) = s.object("text_config")? {
         *s = text;
     }
-    parse::<C>(s)
+    s.put(TIED, if tied { "true" } else { "false" });
+    let architecture = parse::<C>(s)?;
+    // The default is not the text model's.
+    s.flag(TIED, true)?;
+    Ok(architecture)
 }
 
 /// A model of images and text, whose text model is one of two families. The default is transformers' for either.

@@ -3,15 +3,10 @@
 //! Reference: transformers' `models/phi3/modeling_phi3.py`.
 
 use super::blocks::{
-    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, Heads, Linear, Mlp, SelfAttention, Target,
-    load_rms_norm, normed,
+    Decoder, DecoderDefaults, DecoderKeys, FeedForward, Heads, Mlp, PreNormLayer, SelfAttention,
 };
 use super::settings::{Read, Settings, WINDOW};
-use super::{
-    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
-};
-use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::RmsNorm;
+use super::{Architecture, FromSettings, Loader, Model, ModelError, ModelShape, Names};
 
 /// The defaults of transformers' `Phi3Config`.
 const DEFAULTS: DecoderDefaults = DecoderDefaults {
@@ -42,20 +37,6 @@ impl FromSettings for Config {
     }
 }
 
-struct Layer {
-    input_layernorm: RmsNorm,
-    self_attn: SelfAttention,
-    post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
-}
-
-struct Phi3 {
-    shape: ModelShape,
-    embed_tokens: Embed,
-    layers: Vec<Layer>,
-    head: Head,
-}
-
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
         self.keys.shape("phi3", |_| self.sliding_window)
@@ -67,60 +48,29 @@ impl Architecture for Config {
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
-        let (n, n_inner, eps) = (keys.hidden_size, keys.intermediate_size, keys.rms_norm_eps);
-        let (act, tied) = (keys.hidden_act, keys.tie_word_embeddings);
+        let (n, n_inner) = (keys.hidden_size, keys.intermediate_size);
         let Heads { n_heads, n_kv_heads, head_dim } = keys.heads;
         let n_qkv = (n_heads + 2 * n_kv_heads) * head_dim;
         let rotary = keys.rope.table(loader.gpu(), max_seq_len)?;
-        let root = loader.root(&self.names());
-        let embedding = format!("{root}embed_tokens.weight");
-        let tables = [embedding.as_str(), "lm_head.weight"];
-        let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
-        let mut layers = Vec::with_capacity(keys.num_hidden_layers);
-        for (i, a) in shape.attention.iter().enumerate() {
-            let name = |part: &str| format!("{root}layers.{i}.{part}");
-            let post = name("post_attention_layernorm.weight");
-            layers.push(Layer {
-                input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
+        let model = Decoder::load(loader, keys, shape, |layer| {
+            Ok(PreNormLayer {
+                input_layernorm: layer.norm("input_layernorm")?,
                 self_attn: SelfAttention {
-                    shape: *a,
-                    qkv: Linear::load(loader, &name("self_attn.qkv_proj"), [n_qkv, n], false)?,
-                    out: Linear::load(loader, &name("self_attn.o_proj"), [n, n_heads * head_dim], false)?,
+                    shape: layer.attention,
+                    qkv: layer.linear("self_attn.qkv_proj", [n_qkv, n])?,
+                    out: layer.linear("self_attn.o_proj", [n, n_heads * head_dim])?,
                     head_norm: None,
                     sinks: None,
                     rotary: Some(rotary.clone()),
                 },
-                post_attention_layernorm: load_rms_norm(loader, &post, n, eps)?,
-                mlp: Mlp {
-                    act,
-                    up: Linear::load(loader, &name("mlp.gate_up_proj"), [2 * n_inner, n], false)?,
-                    down: Linear::load(loader, &name("mlp.down_proj"), [n, n_inner], false)?,
-                },
-            });
-        }
-        let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
-        let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
-        Ok(Box::new(Phi3 { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
-    }
-}
-
-impl Model for Phi3 {
-    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
-        Scratch::new(gpu, &self.shape, capacity)
-    }
-
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        self.embed_tokens.record(rec, b, &s.a.x);
-    }
-
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        let (layer, a) = (&self.layers[i], &s.a);
-        let x = Target::Add(&a.x);
-        layer.self_attn.record(rec, b, &b.kv[i], normed(&layer.input_layernorm, a), x, a);
-        layer.mlp.record(rec, b.n, normed(&layer.post_attention_layernorm, a), x, a);
-    }
-
-    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
-        self.head.record(rec, b, &s.a)
+                post_attention_layernorm: layer.norm("post_attention_layernorm")?,
+                mlp: FeedForward::Dense(Mlp {
+                    act: keys.hidden_act,
+                    up: layer.linear("mlp.gate_up_proj", [2 * n_inner, n])?,
+                    down: layer.linear("mlp.down_proj", [n, n_inner])?,
+                }),
+            })
+        })?;
+        Ok(Box::new(model))
     }
 }

@@ -127,6 +127,11 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// Gives a key another value, in JSON.
+    pub fn put(&mut self, key: &str, value: &'a str) {
+        self.values.insert(key.to_string(), value);
+    }
+
     /// The keys that were read so far, with their defaults.
     pub fn defaults(self) -> BTreeMap<String, Value> {
         self.defaults.into_inner()

@@ -1,16 +1,9 @@
 //! SmolLM3 (Bakouch et al. 2025): Llama with no rotation in some layers (Yang et al. 2025, "Rope to Nope and Back Again").
 //! Reference: transformers' `models/smollm3/modeling_smollm3.py`.
 
-use super::blocks::{
-    DecoderDefaults, DecoderKeys, Embed, FinalNorm, Head, LayerType, Mlp, SelfAttention, Target,
-    load_rms_norm, normed,
-};
+use super::blocks::{Decoder, DecoderDefaults, DecoderKeys, LayerType, PreNormLayer, SelfAttention};
 use super::settings::{ROWS, Read, Settings, WINDOW};
-use super::{
-    Architecture, Batch, Capacity, FromSettings, Loader, Model, ModelError, ModelShape, Names, Scratch,
-};
-use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
-use crate::ops::RmsNorm;
+use super::{Architecture, FromSettings, Loader, Model, ModelError, ModelShape, Names};
 
 /// The defaults of transformers' `SmolLM3Config`.
 const DEFAULTS: DecoderDefaults = DecoderDefaults {
@@ -71,20 +64,6 @@ fn rotates(s: &Settings<'_>, n_layers: usize) -> Read<Vec<bool>> {
     }
 }
 
-struct Layer {
-    input_layernorm: RmsNorm,
-    self_attn: SelfAttention,
-    post_attention_layernorm: RmsNorm,
-    mlp: Mlp,
-}
-
-struct SmolLm3 {
-    shape: ModelShape,
-    embed_tokens: Embed,
-    layers: Vec<Layer>,
-    head: Head,
-}
-
 impl Architecture for Config {
     fn shape(&self) -> ModelShape {
         self.keys.shape("smollm3", |i| self.windows[i])
@@ -96,57 +75,18 @@ impl Architecture for Config {
 
     fn load(&self, loader: &mut Loader, max_seq_len: usize) -> Result<Box<dyn Model>, ModelError> {
         let (keys, shape) = (&self.keys, ModelShape { max_seq_len, ..self.shape() });
-        let (n, n_inner, eps) = (keys.hidden_size, keys.intermediate_size, keys.rms_norm_eps);
-        let (act, tied) = (keys.hidden_act, keys.tie_word_embeddings);
         let rotary = keys.rope.table(loader.gpu(), max_seq_len)?;
-        let root = loader.root(&self.names());
-        let embedding = format!("{root}embed_tokens.weight");
-        let tables = [embedding.as_str(), "lm_head.weight"];
-        let embed_tokens = loader.embedding(tables, [keys.vocab_size, n], tied)?;
-        let mut layers = Vec::with_capacity(keys.num_hidden_layers);
-        for (i, a) in shape.attention.iter().enumerate() {
-            let name = |part: &str| format!("{root}layers.{i}.{part}");
-            let post = name("post_attention_layernorm.weight");
-            layers.push(Layer {
-                input_layernorm: load_rms_norm(loader, &name("input_layernorm.weight"), n, eps)?,
+        let model = Decoder::load(loader, keys, shape, |layer| {
+            Ok(PreNormLayer {
+                input_layernorm: layer.norm("input_layernorm")?,
                 self_attn: SelfAttention {
-                    rotary: self.rotates[i].then(|| rotary.clone()),
-                    ..SelfAttention::load(
-                        loader,
-                        &name("self_attn"),
-                        *a,
-                        n,
-                        [self.attention_bias; 2],
-                        rotary.clone(),
-                    )?
+                    rotary: self.rotates[layer.i].then(|| rotary.clone()),
+                    ..layer.self_attn([self.attention_bias; 2], &rotary)?
                 },
-                post_attention_layernorm: load_rms_norm(loader, &post, n, eps)?,
-                mlp: Mlp::load_gated(loader, &name("mlp"), act, [n, n_inner], self.mlp_bias)?,
-            });
-        }
-        let norm = FinalNorm::Rms(load_rms_norm(loader, &format!("{root}norm.weight"), n, eps)?);
-        let head = Head::load(loader, tables, norm, &embed_tokens, tied)?;
-        Ok(Box::new(SmolLm3 { shape, embed_tokens: Embed::tokens(embed_tokens), layers, head }))
-    }
-}
-
-impl Model for SmolLm3 {
-    fn scratch(&self, gpu: &Gpu, capacity: Capacity) -> Result<Scratch, GpuError> {
-        Scratch::new(gpu, &self.shape, capacity)
-    }
-
-    fn embed(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        self.embed_tokens.record(rec, b, &s.a.x);
-    }
-
-    fn layer(&self, i: usize, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) {
-        let (layer, a) = (&self.layers[i], &s.a);
-        let x = Target::Add(&a.x);
-        layer.self_attn.record(rec, b, &b.kv[i], normed(&layer.input_layernorm, a), x, a);
-        layer.mlp.record(rec, b.n, normed(&layer.post_attention_layernorm, a), x, a);
-    }
-
-    fn outputs(&self, rec: &mut Recorder, b: &Batch<'_>, s: &mut Scratch) -> Tensor {
-        self.head.record(rec, b, &s.a)
+                post_attention_layernorm: layer.norm("post_attention_layernorm")?,
+                mlp: layer.mlp(self.mlp_bias)?.into(),
+            })
+        })?;
+        Ok(Box::new(model))
     }
 }

@@ -180,7 +180,8 @@ pub fn of_folder(dir: &Path) -> Gguf {
         for (key, from) in DECODER {
             file.whole(&arch(key), n(from));
         }
-        let rotated = config["rope_parameters"]["partial_rotary_factor"].as_f64().expect("a number");
+        let rotated = config["rope_parameters"]["partial_rotary_factor"].as_f64();
+        let rotated = rotated.or(config["rotary_pct"].as_f64()).expect("a number");
         let head_dim = n("hidden_size") / n("num_attention_heads");
         file.whole(&arch("rope.dimension_count"), (rotated * head_dim as f64) as u64);
         file.real(

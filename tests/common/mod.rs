@@ -347,3 +347,29 @@ pub fn assert_same_bits(what: &str, a: &[f32], b: &[f32]) {
     }
     assert!(a.iter().any(|x| *x != 0.0), "{what}: all zeros");
 }
+
+/// The values of a safetensors tensor.
+pub fn tensor_values(dtype: safetensors::Dtype, data: &[u8]) -> Vec<f32> {
+    match dtype {
+        safetensors::Dtype::F32 => {
+            data.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        }
+        safetensors::Dtype::F16 => {
+            data.chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+        }
+        safetensors::Dtype::BF16 => {
+            data.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Values as a safetensors tensor in F32, F16 or BF16.
+pub fn tensor_bytes(dtype: Dtype, values: &[f32]) -> (safetensors::Dtype, Vec<u8>) {
+    match dtype {
+        Dtype::F32 => (safetensors::Dtype::F32, gguf::encoded(0, values)),
+        Dtype::F16 => (safetensors::Dtype::F16, gguf::encoded(1, values)),
+        Dtype::BF16 => (safetensors::Dtype::BF16, gguf::encoded(30, values)),
+        other => panic!("{other}"),
+    }
+}

@@ -1,5 +1,6 @@
 //! A model in GGUF files: its config, the names of its tensors and its tokenizer, from the metadata.
 
+mod architectures;
 mod config;
 mod names;
 mod pre;
@@ -24,8 +25,8 @@ pub(super) fn read(
     let (weights, metadata) = Weights::from_gguf(files)?;
     let mut weights = parts.of(weights);
     let path = metadata.path().to_path_buf();
-    let config = config::read(&metadata, &weights)?;
-    names::rename(&metadata, &mut weights)?;
+    let (config, names) = architectures::read(&metadata, &weights)?;
+    names::rename(names, &metadata, &mut weights)?;
     config::FACTORS.iter().for_each(|name| weights.remove(name));
     // Errors name the metadata's keys.
     let wrong = |error: ModelError| {

@@ -22,7 +22,7 @@ use Rows::{Keys, Plain, Queries, Stacked, Transposed};
 
 /// Names without `.weight` and `.bias`. `blk.N.` stands before those of a layer, and the second name of the layers there.
 #[derive(Clone, Copy)]
-struct Names {
+pub(super) struct Names {
     model: &'static [(&'static str, &'static str)],
     layers: &'static str,
     layer: &'static [(&'static str, &'static str, Rows)],
@@ -32,7 +32,7 @@ const DECODER: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// Llama, Mistral, Mixtral, Ministral 3, SmolLM3 and Granite: ggml rotates neighbours.
-const LLAMA: Names = Names {
+pub(super) const LLAMA: Names = Names {
     model: DECODER,
     layers: "model.layers.",
     layer: &[
@@ -53,7 +53,7 @@ const LLAMA: Names = Names {
     ],
 };
 
-const PHI3: Names = Names {
+pub(super) const PHI3: Names = Names {
     model: DECODER,
     layers: "model.layers.",
     layer: &[
@@ -66,7 +66,7 @@ const PHI3: Names = Names {
     ],
 };
 
-const QWEN: Names = Names {
+pub(super) const QWEN: Names = Names {
     model: &[
         ("token_embd", "model.embed_tokens"),
         ("output_norm", "model.norm"),
@@ -94,7 +94,7 @@ const QWEN: Names = Names {
     ],
 };
 
-const GPT_OSS: Names = Names {
+pub(super) const GPT_OSS: Names = Names {
     model: DECODER,
     layers: "model.layers.",
     layer: &[
@@ -113,7 +113,7 @@ const GPT_OSS: Names = Names {
 };
 
 /// Gemma 2 and 3 and OLMo 2: norms after attention and MLP. OLMo 2 has none before.
-const NORMS_AFTER: Names = Names {
+pub(super) const NORMS_AFTER: Names = Names {
     model: DECODER,
     layers: "model.layers.",
     layer: &[
@@ -133,7 +133,7 @@ const NORMS_AFTER: Names = Names {
     ],
 };
 
-const GPT2: Names = Names {
+pub(super) const GPT2: Names = Names {
     model: &[
         ("token_embd", "transformer.wte"),
         ("position_embd", "transformer.wpe"),
@@ -151,7 +151,7 @@ const GPT2: Names = Names {
     ],
 };
 
-const GPT_NEOX: Names = Names {
+pub(super) const GPT_NEOX: Names = Names {
     model: &[
         ("token_embd", "gpt_neox.embed_in"),
         ("output_norm", "gpt_neox.final_layer_norm"),
@@ -168,7 +168,7 @@ const GPT_NEOX: Names = Names {
     ],
 };
 
-const BERT: Names = Names {
+pub(super) const BERT: Names = Names {
     model: &[
         ("token_embd", "embeddings.word_embeddings"),
         ("position_embd", "embeddings.position_embeddings"),
@@ -190,8 +190,14 @@ const BERT: Names = Names {
     ],
 };
 
-const DISTILBERT: Names = Names {
-    model: BERT.model,
+pub(super) const DISTILBERT: Names = Names {
+    model: &[
+        ("token_embd", "embeddings.word_embeddings"),
+        ("position_embd", "embeddings.position_embeddings"),
+        ("token_embd_norm", "embeddings.LayerNorm"),
+        ("cls", "pre_classifier"),
+        ("cls.output", "classifier"),
+    ],
     layers: "transformer.layer.",
     layer: &[
         ("attn_q", "attention.q_lin", Plain),
@@ -205,11 +211,14 @@ const DISTILBERT: Names = Names {
     ],
 };
 
-const MODERN_BERT: Names = Names {
+pub(super) const MODERN_BERT: Names = Names {
     model: &[
         ("token_embd", "embeddings.tok_embeddings"),
         ("token_embd_norm", "embeddings.norm"),
         ("output_norm", "final_norm"),
+        ("cls", "head.dense"),
+        ("cls.norm", "head.norm"),
+        ("cls.output", "classifier"),
     ],
     layers: "layers.",
     layer: &[
@@ -222,6 +231,10 @@ const MODERN_BERT: Names = Names {
     ],
 };
 
+/// What the name of all experts' tensor ends with. Files from before April 2024 have a tensor for each expert:
+/// `ffn_gate.3` in place of a part of `ffn_gate_exps`.
+const EXPERTS: &str = "_exps";
+
 impl Names {
     /// The name in Hugging Face's checkpoints, and how the rows lie.
     fn model_name(&self, stored: &str) -> Option<(String, Rows)> {
@@ -230,19 +243,33 @@ impl Names {
             let (_, to) = self.model.iter().find(|(from, _)| *from == stem)?;
             return Some((format!("{to}.{suffix}"), Plain));
         };
+        let layers = self.layers;
+        if let Some((part, expert)) = part.split_once('.') {
+            let (_, to, _) = self.layer.iter().find(|(from, ..)| from.strip_suffix(EXPERTS) == Some(part))?;
+            let (before, to) = to.rsplit_once('.')?;
+            return Some((format!("{layers}{layer}.{before}.{expert}.{to}.{suffix}"), Plain));
+        }
         let (_, to, rows) = self.layer.iter().find(|(from, ..)| *from == part)?;
-        Some((format!("{}{layer}.{to}.{suffix}", self.layers), *rows))
+        Some((format!("{layers}{layer}.{to}.{suffix}"), *rows))
     }
 
-    /// The name in a GGUF file.
-    fn stored_name(&self, name: &str) -> Option<String> {
+    /// The name in a GGUF file, which may have a tensor for each expert.
+    fn stored_name(&self, name: &str, has_each: bool) -> Option<String> {
         let (stem, suffix) = stem(name)?;
         let Some((layer, part)) = stem.strip_prefix(self.layers).and_then(|rest| rest.split_once('.')) else {
             let (from, _) = self.model.iter().find(|(_, to)| *to == stem)?;
             return Some(format!("{from}.{suffix}"));
         };
-        let (from, ..) = self.layer.iter().find(|(_, to, _)| *to == part)?;
-        Some(format!("blk.{layer}.{from}.{suffix}"))
+        if let Some((from, ..)) = self.layer.iter().find(|(_, to, _)| *to == part) {
+            return Some(format!("blk.{layer}.{from}.{suffix}"));
+        }
+        // A tensor of one expert: in most files it is a part of that of all.
+        let (before, to) = part.rsplit_once('.')?;
+        let (before, expert) = before.rsplit_once('.')?;
+        let joined = format!("{before}.{to}");
+        let (from, ..) = self.layer.iter().find(|(_, to, _)| *to == joined)?;
+        let own = from.strip_suffix(EXPERTS).filter(|_| has_each).map(|from| format!("{from}.{expert}"));
+        Some(format!("blk.{layer}.{}.{suffix}", own.as_deref().unwrap_or(from)))
     }
 }
 
@@ -252,20 +279,12 @@ fn stem(name: &str) -> Option<(&str, &str)> {
 }
 
 /// Gives the tensors the names of Hugging Face's checkpoints. One that is not listed keeps its own.
-pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), WeightsError> {
+pub(super) fn rename(
+    names: &'static Names,
+    metadata: &Metadata,
+    weights: &mut Weights,
+) -> Result<(), WeightsError> {
     let architecture = config::architecture(metadata)?;
-    let names = match architecture {
-        "bert" if weights.get("token_types.weight").is_none() => DISTILBERT,
-        "bert" => BERT,
-        "gemma-embedding" | "gemma2" | "gemma3" | "olmo2" => NORMS_AFTER,
-        "gpt2" => GPT2,
-        "gpt-oss" => GPT_OSS,
-        "gptneox" => GPT_NEOX,
-        "granite" | "llama" | "mistral3" | "smollm3" => LLAMA,
-        "modern-bert" => MODERN_BERT,
-        "phi3" => PHI3,
-        _ => QWEN,
-    };
     let heads = |key: &str| metadata.whole(&format!("{architecture}.attention.{key}"));
     let n_heads = heads("head_count")?.unwrap_or(0) as usize;
     let n_kv_heads = heads("head_count_kv")?.map_or(n_heads, |n| n as usize);
@@ -280,5 +299,6 @@ pub(super) fn rename(metadata: &Metadata, weights: &mut Weights) -> Result<(), W
         };
         Some((name, order))
     };
-    weights.rename(metadata.path(), renamed, move |name| names.stored_name(name))
+    let has_each = weights.entries().iter().any(|entry| entry.name.starts_with("blk.0.ffn_gate."));
+    weights.rename(metadata.path(), renamed, move |name| names.stored_name(name, has_each))
 }

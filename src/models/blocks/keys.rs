@@ -22,6 +22,8 @@ pub struct DecoderKeys {
     pub max_position_embeddings: usize,
     /// Epsilon of the norms.
     pub rms_norm_eps: f32,
+    /// Added to the weights of the norms: 0, or 1 in Gemma.
+    pub norm_offset: f32,
     /// Activation function of the gate.
     pub hidden_act: Act,
     /// Whether the head shares the weights of the embedding, if the checkpoint stores nothing else.
@@ -76,6 +78,7 @@ impl DecoderKeys {
             num_hidden_layers: s.whole("num_hidden_layers", LAYERS, default.num_hidden_layers)?,
             vocab_size: s.whole("vocab_size", ROWS, default.vocab_size)?,
             rms_norm_eps: s.real("rms_norm_eps", EPSILON, default.rms_norm_eps)? as f32,
+            norm_offset: 0.0,
             hidden_act: act(s, default.hidden_act.0, default.hidden_act.1)?,
             tie_word_embeddings: s.flag("tie_word_embeddings", default.tie_word_embeddings)?,
             rope: Rope::read(s, heads.head_dim, around)?,
@@ -116,6 +119,14 @@ impl DecoderKeys {
                 Shown { tensor: "layers.0.mlp.down_proj.weight", shape: [hidden, inner] },
             ],
         }
+    }
+
+    /// As [`DecoderKeys::names`], with a `router` whose rows show the key of the number of experts.
+    pub(crate) fn names_with_router(&self, router: &'static str, n_experts: (&'static str, usize)) -> Names {
+        let mut names = self.names();
+        let shape = [n_experts, ("hidden_size", self.hidden_size)];
+        names.shown.push(Shown { tensor: router, shape });
+        names
     }
 }
 

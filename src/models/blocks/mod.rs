@@ -3,6 +3,7 @@
 
 mod attention;
 mod classifier;
+mod decoder;
 mod embed;
 mod head;
 mod keys;
@@ -16,6 +17,7 @@ mod rope;
 pub use attention::SelfAttention;
 pub(crate) use classifier::read_labels;
 pub use classifier::{ClassificationHead, HeadNames, Sequences};
+pub use decoder::{Decoder, DecoderLayer, LayerLoader, PreNormLayer};
 pub use embed::Embed;
 pub use head::{FinalNorm, Head};
 pub(crate) use keys::{DecoderDefaults, HeadKeys};
@@ -23,7 +25,7 @@ pub use keys::{DecoderKeys, Heads, LayerType};
 pub use linear::{Linear, Target};
 pub use mlp::Mlp;
 pub(super) use mlp::act;
-pub(crate) use moe::{CHOSEN, EXPERTS};
+pub(crate) use moe::read_experts;
 pub use moe::{Experts, FeedForward, Moe, MoeNames};
 pub use norm::{LayerNorm, added, load_rms_norm, normed};
 pub use post_norm::PostNormLayer;

@@ -4,12 +4,26 @@ use std::ops::RangeInclusive;
 
 use super::{Linear, Mlp, Target, normed};
 use crate::gpu::{Recorder, Tensor};
+use crate::models::settings::{Read, Settings};
 use crate::models::{Activations, ExpertNames, ExpertsShape, Loader, ModelError};
 use crate::ops::{self, Act, ExpertInput, ExpertProduct, MOST_CHOSEN, MOST_EXPERTS, RmsNorm, Rows, Scoring};
 
-/// Numbers of experts of a layer, and of those that a row takes.
-pub(crate) const EXPERTS: RangeInclusive<usize> = 1..=MOST_EXPERTS;
-pub(crate) const CHOSEN: RangeInclusive<usize> = 1..=MOST_CHOSEN;
+/// Numbers of experts of a layer.
+const EXPERTS: RangeInclusive<usize> = 1..=MOST_EXPERTS;
+
+/// Reads the number of experts, whose key and default are `n_experts`, and that of those that a row takes.
+pub(crate) fn read_experts(
+    s: &Settings<'_>,
+    n_experts: (&str, usize),
+    default_chosen: usize,
+    intermediate_size: usize,
+    layers: Vec<bool>,
+) -> Read<ExpertsShape> {
+    let n_experts = s.whole(n_experts.0, EXPERTS, n_experts.1)?;
+    let (most, default) = (n_experts.min(MOST_CHOSEN), default_chosen.min(n_experts));
+    let n_chosen = s.whole("num_experts_per_tok", 1..=most, default)?;
+    Ok(ExpertsShape { n_experts, n_chosen, intermediate_size, layers })
+}
 
 /// The second half of a layer.
 #[derive(Debug)]
@@ -18,6 +32,18 @@ pub enum FeedForward {
     Dense(Mlp),
     /// A mixture of experts.
     Sparse(Moe),
+}
+
+impl From<Mlp> for FeedForward {
+    fn from(mlp: Mlp) -> Self {
+        FeedForward::Dense(mlp)
+    }
+}
+
+impl From<Moe> for FeedForward {
+    fn from(moe: Moe) -> Self {
+        FeedForward::Sparse(moe)
+    }
 }
 
 impl FeedForward {
@@ -85,8 +111,12 @@ impl Experts {
 pub struct MoeNames<'a> {
     /// The router.
     pub router: &'a str,
-    /// Gate and up of the experts, and the second product.
-    pub experts: [ExpertNames<'a>; 2],
+    /// What the names of the experts begin with.
+    pub experts: &'a str,
+    /// Gate, up and down of an expert.
+    pub parts: [&'a str; 3],
+    /// As in [`ExpertNames`].
+    pub transposed: bool,
     /// Whether all products have biases.
     pub bias: bool,
 }
@@ -104,8 +134,11 @@ impl Moe {
         act: Act,
         scoring: Scoring,
     ) -> Result<Self, ModelError> {
-        let MoeNames { router, experts: [up, down], bias } = names;
+        let MoeNames { router, experts: prefix, ref parts, transposed, bias } = names;
         let (n, n_inner) = (hidden_size, shape.intermediate_size);
+        let (up, down) = parts.split_at(2);
+        let up = ExpertNames { prefix, parts: up, joined: "gate_up_proj", transposed };
+        let down = ExpertNames { prefix, parts: down, joined: "down_proj", transposed };
         Ok(Moe {
             router: Linear::load_as_stored(loader, router, [shape.n_experts, n], bias)?,
             scoring,

@@ -216,7 +216,7 @@ impl Rope {
                     return Err(s.wrong_value("beta_fast", fast, expected));
                 }
                 // The dimension that rotates `n` times within the original context.
-                let dim = 2.0 * plain.frequencies.len() as f64;
+                let dim = (head_dim as f64 * partial).floor();
                 let turning = |n: f64| dim * (original / (n * 2.0 * PI)).ln() / (2.0 * theta.ln());
                 let (mut low, mut high) = (turning(fast), turning(slow));
                 if s.flag("truncate", true)? {
@@ -237,9 +237,10 @@ impl Rope {
 
     /// A rotation with no scaling of the first `partial` of a head's elements; `None` if that is not even a pair.
     pub(crate) fn plain(head_dim: usize, theta: f64, partial: f64) -> Option<Rope> {
-        let dim = (head_dim as f64 * partial) as usize / 2 * 2;
-        let frequencies = (0..dim / 2).map(|i| theta.powf(-2.0 * i as f64 / dim as f64)).collect();
-        (dim > 0).then_some(Rope { frequencies, factor: 1.0, limit: None, long: None })
+        let dim = (head_dim as f64 * partial) as usize;
+        // Of an odd number, the last one is rotated with the element after it, as in transformers.
+        let frequencies = (0..dim.div_ceil(2)).map(|i| theta.powf(-2.0 * i as f64 / dim as f64)).collect();
+        (dim > 1).then_some(Rope { frequencies, factor: 1.0, limit: None, long: None })
     }
 
     /// Each frequency divided by its number in the list `key`.
@@ -411,6 +412,8 @@ mod tests {
         let found = read(r#"{"partial_rotary_factor": 0.25}"#, 32).expect("a rotation").frequencies;
         assert_eq!(found.len(), 4);
         assert!((found[1] - 0.1).abs() < 1e-12, "10000^(-2/8)");
+        let odd = read(r#"{"partial_rotary_factor": 0.75}"#, 12).expect("a rotation").frequencies;
+        assert!(odd.len() == 5 && (odd[4] - 10_000f64.powf(-8.0 / 9.0)).abs() < 1e-12, "{odd:?}");
         let error = read(r#"{"partial_rotary_factor": 0.01}"#, 32).expect_err("no pair").to_string();
         assert!(error.contains("`partial_rotary_factor` is `0.01`, expected"), "{error}");
     }
