@@ -35,7 +35,7 @@ impl Engine {
         let ctx = sizes.capacity.max_seq_len;
         let (weights, loader) =
             LoadedModel::allocate(&plan, files, ModelKind::Decoder, ctx, options.quantize)?;
-        let (mut runner, _, mut stepper) = Engine::allocate(&plan, &shape, &weights, &options, sizes)?;
+        let (mut runner, mut stepper) = Engine::allocate(&plan, &shape, &weights, &options, sizes)?;
         stepper.recorder().set_tuning(tuning);
         of(stepper.recorder(), &mut [loader.finish()], |rec| rehearse(&mut runner, rec, sizes))
     }
@@ -61,7 +61,7 @@ impl Engine {
         let sizes = Sizes::new(&plan, &shape, &options)?;
         let ctx = sizes.capacity.max_seq_len;
         let (weights, _) = LoadedModel::allocate(&plan, files, ModelKind::Decoder, ctx, options.quantize)?;
-        let (mut runner, _, mut stepper) = Engine::allocate(&plan, &shape, &weights, &options, sizes)?;
+        let (mut runner, mut stepper) = Engine::allocate(&plan, &shape, &weights, &options, sizes)?;
         let rec = stepper.recorder();
         rec.set_portable(Portable::These(distrusted(gpu)));
         let n_layers = runner.n_layers();

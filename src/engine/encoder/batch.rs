@@ -1,6 +1,6 @@
 //! A batch of whole texts, and its tables on the device.
 
-use super::Output;
+use super::{Output, Waiting};
 use crate::dtype::Dtype;
 use crate::engine::{PAGE_SIZE, RequestId};
 use crate::gpu::{Gpu, GpuError, Tensor};
@@ -12,6 +12,8 @@ use crate::gpu::{Gpu, GpuError, Tensor};
 #[derive(Debug, Default)]
 pub(super) struct TextBatch {
     pub ids: Vec<RequestId>,
+    /// As they waited, in the order of `ids`: if the device is lost, they wait again.
+    pub texts: Vec<Waiting>,
     pub output: Output,
     /// (first page of its text, position) of each row.
     pub rows: Vec<[u32; 2]>,
@@ -31,7 +33,8 @@ pub(super) struct TextBatch {
 
 impl TextBatch {
     /// Adds a text; its attention has blocks of `block_rows` rows. Without types, all tokens have the first.
-    pub fn push(&mut self, id: RequestId, token_ids: &[u32], types: &[u32], block_rows: usize) {
+    pub fn push(&mut self, id: RequestId, text: Waiting, block_rows: usize) {
+        let Waiting { token_ids, types, .. } = &text;
         let (first_row, first_page, n) = (self.rows.len(), self.tokens.len(), token_ids.len());
         self.ids.push(id);
         self.rows.extend((0..n as u32).map(|pos| [first_page as u32, pos]));
@@ -52,6 +55,7 @@ impl TextBatch {
         self.ends.resize(self.tokens.len(), 1);
         self.ends[first_page] = n as u32;
         self.spans.push([first_row as u32, n as u32]);
+        self.texts.push(text);
     }
 }
 

@@ -10,17 +10,19 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::build::{Build, Built, Uploading};
 use super::loading::{Loading, n_rows, n_seqs, staging_bytes};
 use super::memory::MemoryFit;
 use super::model::page_width;
-use super::options::DEFAULT_CTX;
+use super::options::{DEFAULT_CTX, DEFAULT_RECOVERY};
+use super::recovery::{DeviceEvent, Health, Recovery, Survivor};
 use super::self_test::{Tested, Trials};
 use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
 use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles, Scoring};
 use crate::dtype::Dtype;
 use crate::gpu::{Caps, Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Tuning, Variant};
-use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Scratch};
+use crate::models::{Batch, Capacity, Labels, LoadProgress, Loader, Model, ModelKind, ModelShape, Scratch};
 use crate::ops::{KvLayer, Rows};
 use crate::text::{Pair, Tokenizer};
 use batch::{Tables, TextBatch};
@@ -37,11 +39,21 @@ pub struct EncoderOptions {
     pub max_rows: usize,
     /// Type that matrices are quantised to while loading: `Q8_0`, `Q4_0` or `Q4_K`. Default: as stored.
     pub quantize: Option<Dtype>,
+    /// How long to try to get a device again after a loss, as
+    /// [`EngineOptions::recovery`](super::EngineOptions::recovery). `None`: a loss ends every open text with an error.
+    /// Default: 60 seconds.
+    pub recovery: Option<Duration>,
 }
 
 impl Default for EncoderOptions {
     fn default() -> Self {
-        EncoderOptions { ctx: None, max_seqs: 256, max_rows: 2048, quantize: None }
+        EncoderOptions {
+            ctx: None,
+            max_seqs: 256,
+            max_rows: 2048,
+            quantize: None,
+            recovery: DEFAULT_RECOVERY,
+        }
     }
 }
 
@@ -74,23 +86,45 @@ struct Waiting {
 }
 
 /// Runs texts through one encoder. As in [`Engine`](super::Engine), only [`TextEncoder::run`] and [`TextEncoder::pump`]
-/// wait; a guest calls [`TextEncoder::advance`] and reads [`TextEncoder::events`].
+/// wait; a guest calls [`TextEncoder::advance`] and reads [`TextEncoder::events`]. It survives the loss of its device as
+/// an engine does.
 pub struct TextEncoder {
-    gpu: Gpu,
     model: Arc<LoadedModel>,
     config: EmbeddingConfig,
     scoring: Option<Scoring>,
-    machine: Encoding,
-    stepper: Stepper<TextBatch>,
+    max_seqs: usize,
+    queue: Queue,
+    /// What it has on the device. `None` until everything is there, and after a loss.
+    live: Option<OnDevice>,
+    recovery: Recovery<OnDevice>,
     next_id: u64,
     says_mean: bool,
 }
 
-/// The waiting texts, and the model with its tables.
-struct Encoding {
+/// What an encoder has on a device.
+pub struct OnDevice {
+    encoding: Encoding,
+    stepper: Stepper<TextBatch>,
+}
+
+/// The waiting texts, and the results.
+#[derive(Default)]
+struct Queue {
     /// In the order of submission.
     waiting: BTreeMap<RequestId, Waiting>,
     events: Vec<Encoded>,
+    /// Batches whose results have arrived.
+    n_landed: u64,
+}
+
+/// The queue, and the model with its tables.
+struct Texts<'a> {
+    queue: &'a mut Queue,
+    encoding: &'a mut Encoding,
+}
+
+/// The model with its tables.
+struct Encoding {
     max_seqs: usize,
     max_rows: usize,
     shape: ModelShape,
@@ -133,29 +167,58 @@ impl TextEncoder {
         mut files: ModelFiles,
         options: EncoderOptions,
     ) -> Result<Loading<TextEncoder>, EngineError> {
-        TextEncoder::estimate(gpu, &files, options.clone())?.check()?;
         let shape = files.architecture.shape();
         let config = files.embedding.take().unwrap_or_default();
         let scoring = files.scoring;
         let capacity = capacity(&shape, &config, &options)?;
         let Capacity { max_seqs, max_seq_len: ctx, .. } = capacity;
-        let read_bytes = read_bytes(&files, &config, max_seqs);
-        let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Encoder, ctx, options.quantize)?;
-        let (embedding, mut uploads) = Embedding::plan(gpu, &config, shape.hidden_size, max_seqs)?;
-        uploads.push(upload);
-
+        let model = LoadedModel::new(gpu, files, ModelKind::Encoder, ctx, options.quantize)?;
         let model = Arc::new(model);
-        let mut machine = Encoding::new(gpu, &shape, model.weights.clone(), embedding, capacity)?;
+        let (own, own_config) = (model.clone(), config.clone());
+        let make = move |gpu: &Gpu| TextEncoder::build(gpu, &own, &own_config, capacity);
+        let recovery = Recovery::begin(gpu, options.recovery, make)?;
+        let (says_mean, queue) = (!config.is_declared, Queue::default());
+        Ok(Loading::new(TextEncoder {
+            model,
+            config,
+            scoring,
+            max_seqs,
+            queue,
+            live: None,
+            recovery,
+            next_id: 1,
+            says_mean,
+        }))
+    }
+
+    /// Allocates everything on a device, and begins to upload weights and to compile the variants of its batches.
+    fn build(
+        gpu: &Gpu,
+        model: &LoadedModel,
+        config: &EmbeddingConfig,
+        capacity: Capacity,
+    ) -> Result<Build<OnDevice>, EngineError> {
+        let shape = &model.shape;
+        let Capacity { max_seqs, max_seq_len: ctx, .. } = capacity;
+        let read_bytes = read_bytes(shape, model.labels.as_ref(), config, max_seqs);
+        let fit = fit(
+            gpu,
+            shape,
+            model.labels.as_ref(),
+            config,
+            capacity,
+            model.quantize,
+            |plan, ctx, quantize| model.allocate_again(plan, ctx, quantize),
+        );
+        fit?.check()?;
+        let (weights, loader) = model.allocate_again(gpu, ctx, model.quantize)?;
+        let (embedding, mut uploads) = Embedding::plan(gpu, config, shape.hidden_size, max_seqs)?;
+        uploads.push(loader.finish());
+        let mut encoding = Encoding::new(gpu, shape, weights, embedding, capacity)?;
         let mut stepper = Stepper::new(gpu, read_bytes, true)?;
-        let tested = machine.tested(stepper.recorder(), model.labels.is_some())?;
+        let tested = encoding.tested(stepper.recorder(), model.labels.is_some())?;
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
-        let says_mean = !config.is_declared;
-        let mut encoder =
-            TextEncoder { gpu: gpu.clone(), model, config, scoring, machine, stepper, next_id: 1, says_mean };
-        Loading::new(gpu, uploads, tested, |_, self_test| {
-            encoder.stepper.begin(&mut encoder.machine, self_test);
-            encoder
-        })
+        Ok(Build::new(gpu, OnDevice { encoding, stepper }, Uploading::new(gpu, uploads)?, tested))
     }
 
     /// What [`TextEncoder::load`] would take, and whether there is memory for it. Nothing is allocated, and only the
@@ -171,21 +234,9 @@ impl TextEncoder {
         let shape = files.architecture.shape();
         let config = files.embedding.clone().unwrap_or_default();
         let capacity = capacity(&shape, &config, &options)?;
-        let Capacity { max_rows, max_seqs, max_seq_len: ctx, .. } = capacity;
-        MemoryFit::new(gpu, ctx, options.quantize, |ctx, quantize| {
-            let plan = gpu.plan();
-            let (weights, loader) = LoadedModel::allocate(&plan, files, ModelKind::Encoder, ctx, quantize)?;
-            let weights_bytes = plan.counts().live_bytes;
-            let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
-            let (embedding, _) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
-            let mut encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
-            let read_bytes = read_bytes(files, &config, max_seqs);
-            let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
-            let _tested = encoding.tested(stepper.recorder(), files.labels.is_some())?;
-            let scratch_bytes = plan.counts().live_bytes - weights_bytes;
-            let staging_bytes = staging_bytes(gpu, &loader)?;
-            Ok(MemoryNeed { weights_bytes, cache_bytes: 0, scratch_bytes, staging_bytes })
-        })
+        let allocate =
+            |plan: &Gpu, ctx, quantize| LoadedModel::allocate(plan, files, ModelKind::Encoder, ctx, quantize);
+        fit(gpu, &shape, files.labels.as_ref(), &config, capacity, options.quantize, allocate)
     }
 
     /// The variants that an encoder for `files` uses on a device with `caps`, each once. `tuning` chooses among the
@@ -226,9 +277,25 @@ impl TextEncoder {
         &self.model.shape
     }
 
-    /// The device.
+    /// The device; after a loss the lost one, until everything is on another.
     pub fn gpu(&self) -> &Gpu {
-        &self.gpu
+        self.recovery.gpu()
+    }
+
+    /// Whether the encoder has a device that works.
+    pub fn health(&self) -> Health {
+        self.recovery.health()
+    }
+
+    /// What has happened to the device since the last call. It is logged, too.
+    pub fn device_events(&mut self) -> Vec<DeviceEvent> {
+        self.recovery.events()
+    }
+
+    /// Goes on with another device, as [`Engine::replace_device`](super::Engine::replace_device).
+    pub fn replace_device(&mut self, gpu: &Gpu) {
+        self.uninstall();
+        self.recovery.replace(gpu);
     }
 
     /// The tokenizer, if the checkpoint has one.
@@ -286,7 +353,7 @@ impl TextEncoder {
 
     /// Most texts in a batch.
     pub fn max_seqs(&self) -> usize {
-        self.machine.max_seqs
+        self.max_seqs
     }
 
     /// Tensors of the checkpoint that the architecture does not use.
@@ -316,7 +383,7 @@ impl TextEncoder {
     /// # Errors
     /// [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::TokenRange`];
     /// [`EngineError::Parameter`] if the checkpoint has no classification head; [`EngineError::Gpu`] if the device is
-    /// lost. After an error, nothing has been queued.
+    /// lost for good. After an error, nothing has been queued.
     pub fn submit_typed(
         &mut self,
         token_ids: Vec<u32>,
@@ -324,7 +391,7 @@ impl TextEncoder {
         output: Output,
     ) -> Result<RequestId, EngineError> {
         assert!(types.is_empty() || types.len() == token_ids.len(), "one type for each token");
-        self.stepper.check(&mut self.machine)?;
+        self.check()?;
         let (vocab_size, ctx) = (self.model.shape.vocab_size, self.ctx());
         if token_ids.is_empty() {
             return Err(EngineError::EmptyPrompt);
@@ -344,18 +411,34 @@ impl TextEncoder {
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.machine.waiting.insert(id, Waiting { token_ids, types, output });
+        self.queue.waiting.insert(id, Waiting { token_ids, types, output });
         Ok(id)
     }
 
     /// Cancels a waiting text. If its batch has begun, the result still comes.
     pub fn cancel(&mut self, id: RequestId) {
-        self.machine.waiting.remove(&id);
+        self.queue.waiting.remove(&id);
     }
 
     /// Whether no text waits or runs, and no result is in flight.
     pub fn is_idle(&self) -> bool {
-        self.machine.waiting.is_empty() && self.stepper.is_idle()
+        self.queue.waiting.is_empty() && self.live.as_ref().is_none_or(|live| live.stepper.is_idle())
+    }
+
+    /// The stepper with its machine, if everything is on a device.
+    fn parts(&mut self) -> Option<(&mut Stepper<TextBatch>, Texts<'_>)> {
+        let TextEncoder { queue, live, .. } = self;
+        let OnDevice { encoding, stepper } = live.as_mut()?;
+        Some((stepper, Texts { queue, encoding }))
+    }
+
+    /// Checks that the device works, or that another one is to follow.
+    fn check(&mut self) -> Result<(), EngineError> {
+        let checked = match &self.live {
+            Some(live) => live.stepper.check(),
+            None => return self.recovery.check(),
+        };
+        self.survive(checked)
     }
 
     /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit,
@@ -366,22 +449,32 @@ impl TextEncoder {
     /// # Errors
     /// [`EngineError::Gpu`].
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
-        self.stepper.advance(&mut self.machine, budget)
+        let advanced = match self.parts() {
+            Some((stepper, mut machine)) => stepper.advance(&mut machine, budget),
+            None => return self.rebuild(budget),
+        };
+        self.survive(advanced)
     }
 
     /// The results since the last call, in no particular order. Never waits.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`] if the device is lost. The results from before come first, with an error for each text that
-    /// was open.
+    /// [`EngineError::Gpu`] if the device is lost for good. The results from before come first, with an error for each
+    /// text that was open.
     pub fn events(&mut self) -> Result<Vec<Encoded>, EngineError> {
-        let collected = self.stepper.collect(&mut self.machine);
+        let collected = match self.parts() {
+            Some((stepper, mut machine)) => {
+                let collected = stepper.collect(&mut machine);
+                self.survive(collected)
+            }
+            None => self.recovery.check(),
+        };
         self.events_or(collected)
     }
 
     /// The results, or if there are none, what has happened.
     fn events_or(&mut self, result: Result<(), EngineError>) -> Result<Vec<Encoded>, EngineError> {
-        let events = std::mem::take(&mut self.machine.events);
+        let events = std::mem::take(&mut self.queue.events);
         if events.is_empty() { result.map(|()| events) } else { Ok(events) }
     }
 
@@ -392,8 +485,14 @@ impl TextEncoder {
     /// As [`TextEncoder::events`]; [`GpuError::Adopted`] on an adopted device, where only the host submits. In that case
     /// nothing has been recorded.
     pub fn pump(&mut self) -> Result<Vec<Encoded>, EngineError> {
-        self.gpu.check_owned()?;
-        let pumped = self.stepper.pump(&mut self.machine);
+        self.gpu().check_owned()?;
+        let pumped = match self.parts() {
+            Some((stepper, mut machine)) => {
+                let pumped = stepper.pump(&mut machine);
+                self.survive(pumped)
+            }
+            None => self.rebuild_pumping(),
+        };
         self.events_or(pumped)
     }
 
@@ -428,32 +527,92 @@ fn capacity(
 }
 
 /// Most bytes that a batch reads back.
-fn read_bytes(files: &ModelFiles, config: &EmbeddingConfig, max_seqs: usize) -> u64 {
-    let n_labels = files.labels.as_ref().map_or(0, |labels| labels.names.len());
-    let widest = config.width(files.architecture.shape().hidden_size).max(n_labels);
+fn read_bytes(shape: &ModelShape, labels: Option<&Labels>, config: &EmbeddingConfig, max_seqs: usize) -> u64 {
+    let n_labels = labels.map_or(0, |labels| labels.names.len());
+    let widest = config.width(shape.hidden_size).max(n_labels);
     (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64
 }
 
-impl Machine for Encoding {
+/// What a load would take. `allocate` plans the weights for a context and a quantised type.
+fn fit(
+    gpu: &Gpu,
+    shape: &ModelShape,
+    labels: Option<&Labels>,
+    config: &EmbeddingConfig,
+    capacity: Capacity,
+    quantize: Option<Dtype>,
+    allocate: impl Fn(&Gpu, usize, Option<Dtype>) -> Result<(Arc<dyn Model>, Loader), EngineError>,
+) -> Result<MemoryFit, EngineError> {
+    let Capacity { max_rows, max_seqs, max_seq_len: ctx, .. } = capacity;
+    MemoryFit::new(gpu, ctx, quantize, |ctx, quantize| {
+        let plan = gpu.plan();
+        let (weights, loader) = allocate(&plan, ctx, quantize)?;
+        let weights_bytes = plan.counts().live_bytes;
+        let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
+        let (embedding, _) = Embedding::plan(&plan, config, shape.hidden_size, max_seqs)?;
+        let mut encoding = Encoding::new(&plan, shape, weights, embedding, capacity)?;
+        let read_bytes = read_bytes(shape, labels, config, max_seqs);
+        let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
+        let _tested = encoding.tested(stepper.recorder(), labels.is_some())?;
+        let scratch_bytes = plan.counts().live_bytes - weights_bytes;
+        let staging_bytes = staging_bytes(gpu, &loader)?;
+        Ok(MemoryNeed { weights_bytes, cache_bytes: 0, scratch_bytes, staging_bytes })
+    })
+}
+
+impl Survivor for TextEncoder {
+    type Parts = OnDevice;
+
+    fn recovery(&self) -> &Recovery<OnDevice> {
+        &self.recovery
+    }
+
+    fn recovery_mut(&mut self) -> &mut Recovery<OnDevice> {
+        &mut self.recovery
+    }
+
+    fn install(&mut self, Built { mut parts, self_test, .. }: Built<OnDevice>) {
+        let OnDevice { encoding, stepper } = &mut parts;
+        stepper.begin(&mut Texts { queue: &mut self.queue, encoding }, self_test);
+        self.live = Some(parts);
+    }
+
+    fn uninstall(&mut self) -> u64 {
+        if let Some(OnDevice { stepper, .. }) = self.live.take() {
+            let batches = stepper.take_back().into_iter();
+            self.queue.waiting.extend(batches.flat_map(|batch| batch.ids.into_iter().zip(batch.texts)));
+        }
+        self.queue.n_landed
+    }
+
+    fn abandon(&mut self, error: &GpuError) {
+        for id in std::mem::take(&mut self.queue.waiting).into_keys() {
+            self.queue.events.push(Encoded { id, values: Err(error.clone().into()) });
+        }
+    }
+}
+
+impl Machine for Texts<'_> {
     type Work = TextBatch;
 
     /// The texts of the next batch: as many from the front as fit and want the same output.
     fn next(&mut self) -> Option<TextBatch> {
-        let (_, first) = self.waiting.first_key_value()?;
+        let Texts { queue: Queue { waiting, .. }, encoding } = self;
+        let (_, first) = waiting.first_key_value()?;
         let mut batch = TextBatch { output: first.output, ..TextBatch::default() };
-        while let Some(next) = self.waiting.first_entry() {
-            let fits = batch.rows.len() + next.get().token_ids.len() <= self.max_rows;
-            if next.get().output != batch.output || !fits || batch.ids.len() == self.max_seqs {
+        while let Some(next) = waiting.first_entry() {
+            let fits = batch.rows.len() + next.get().token_ids.len() <= encoding.max_rows;
+            if next.get().output != batch.output || !fits || batch.ids.len() == encoding.max_seqs {
                 break;
             }
             let (id, text) = next.remove_entry();
-            batch.push(id, &text.token_ids, &text.types, self.block_rows);
+            batch.push(id, text, encoding.block_rows);
         }
         Some(batch)
     }
 
     fn size(&self, batch: &TextBatch) -> Size {
-        Size { kind: Kind::Texts, n_layers: self.kv.len(), n_units: batch.rows.len() }
+        Size { kind: Kind::Texts, n_layers: self.encoding.kv.len(), n_units: batch.rows.len() }
     }
 
     fn record(
@@ -462,13 +621,14 @@ impl Machine for Encoding {
         texts: &mut TextBatch,
         layers: Range<usize>,
     ) -> Result<Vec<ReadRange>, EngineError> {
+        let Texts { encoding, .. } = self;
         if layers.start == 0 {
             // At most one slice is in flight, of the previous batch, so nothing reads the tables of the batch before
             // that.
-            self.current = (self.current + 1) % self.tables.len();
-            self.tables[self.current].write(&self.gpu, texts);
+            encoding.current = (encoding.current + 1) % encoding.tables.len();
+            encoding.tables[encoding.current].write(&encoding.gpu, texts);
         }
-        Ok(match self.layers(rec, texts, layers) {
+        Ok(match encoding.layers(rec, texts, layers) {
             None => Vec::new(),
             Some(result) => {
                 let n_bytes = (texts.ids.len() * result.row_bytes()) as u64;
@@ -479,6 +639,7 @@ impl Machine for Encoding {
     }
 
     fn landed(&mut self, texts: TextBatch, bytes: &[u8]) {
+        self.queue.n_landed += 1;
         let [width, stride] = texts.width;
         let n_bytes = texts.ids.len() * stride * 4;
         let words: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes[..n_bytes]);
@@ -486,20 +647,12 @@ impl Machine for Encoding {
             let is_finite = row[..width].iter().all(|v| v.is_finite());
             let values =
                 if is_finite { Ok(row[..width].to_vec()) } else { Err(EngineError::OutputNotFinite) };
-            self.events.push(Encoded { id: *id, values });
+            self.queue.events.push(Encoded { id: *id, values });
         }
     }
 
     fn variants_changed(&mut self, rec: &Recorder) {
-        self.block_rows = self.shape.block_rows(rec);
-    }
-
-    fn abandon(&mut self, batches: Vec<TextBatch>, error: &GpuError) {
-        let recorded = batches.into_iter().flat_map(|texts| texts.ids);
-        let waiting = std::mem::take(&mut self.waiting).into_keys();
-        for id in recorded.chain(waiting) {
-            self.events.push(Encoded { id, values: Err(error.clone().into()) });
-        }
+        self.encoding.variants_changed(rec);
     }
 }
 
@@ -518,8 +671,6 @@ impl Encoding {
         let kv = KvLayer::new(gpu, 0, n_pages, width, Dtype::F32)?;
         let pages: Vec<u32> = (0..n_pages as u32).collect();
         Ok(Encoding {
-            waiting: BTreeMap::new(),
-            events: Vec::new(),
             max_seqs,
             max_rows,
             shape: shape.clone(),
@@ -533,6 +684,10 @@ impl Encoding {
             tables: [Tables::new(gpu, max_rows, max_seqs)?, Tables::new(gpu, max_rows, max_seqs)?],
             current: 0,
         })
+    }
+
+    fn variants_changed(&mut self, rec: &Recorder) {
+        self.block_rows = self.shape.block_rows(rec);
     }
 
     /// Every variant that batches of this encoder use, and their self-test.
