@@ -31,8 +31,8 @@ use wginfer::wgpu;
 
 const SEEDS_ENV: &str = "WGINFER_LOSSES";
 
-/// Calls after which everything must have ended.
-const ENOUGH: usize = 100_000;
+/// Time after which everything must have ended: kernels compile meanwhile.
+const ENOUGH: Duration = Duration::from_secs(180);
 
 // --- a device that is lost ---
 
@@ -40,6 +40,7 @@ const ENOUGH: usize = 100_000;
 struct Rig {
     gpu: Gpu,
     queue: Option<wgpu::Queue>,
+    begin: Instant,
     n_calls: usize,
     /// The calls at which the device is destroyed.
     moments: Vec<usize>,
@@ -132,8 +133,12 @@ impl Rig {
                 (gpu, Some(queue))
             }
         };
-        let rng = Rng::new(seed);
-        Some(Rig { gpu, queue, n_calls: 0, moments, n_frames_lost: 0, n_lost: 0, rng })
+        Some(Rig::of(gpu, queue, seed, moments))
+    }
+
+    fn of(gpu: Gpu, queue: Option<wgpu::Queue>, seed: u64, moments: Vec<usize>) -> Rig {
+        let (begin, rng) = (Instant::now(), Rng::new(seed));
+        Rig { gpu, queue, begin, n_calls: 0, moments, n_frames_lost: 0, n_lost: 0, rng }
     }
 
     fn lose(&mut self) {
@@ -144,7 +149,7 @@ impl Rig {
     /// A frame, or a call that waits.
     fn turn<G: Guest>(&mut self, guest: &mut G) -> Vec<G::Event> {
         self.n_calls += 1;
-        assert!(self.n_calls < ENOUGH, "it never ends: {:?}", guest.health());
+        assert!(self.begin.elapsed() < ENOUGH, "it never ends: {:?}", guest.health());
         let is_now = self.moments.contains(&self.n_calls);
         let Some(queue) = self.queue.clone() else {
             if is_now {
@@ -414,7 +419,8 @@ fn one_request(engine: &mut Engine, n: usize) -> RequestId {
 /// Runs to the end. Calls `on` with each token.
 fn tokens(engine: &mut Engine, mut on: impl FnMut(&Engine, usize)) -> Result<Vec<u32>, String> {
     let mut found = Vec::new();
-    for _ in 0..ENOUGH {
+    let begin = Instant::now();
+    while begin.elapsed() < ENOUGH {
         if engine.is_idle() {
             return Ok(found);
         }
@@ -481,7 +487,8 @@ fn a_device_that_is_lost_by_all_that_it_does_is_given_up() {
     let mut engine = load(&gpu, "llama", f32_options());
     let ids = [one_request(&mut engine, 9), one_request(&mut engine, 9)];
     let mut failed = Vec::new();
-    for _ in 0..ENOUGH {
+    let begin = Instant::now();
+    while begin.elapsed() < ENOUGH {
         engine.gpu().device().destroy();
         for event in engine.pump().expect("the events come first") {
             let Event::Failed { id, error } = event else { panic!("{event:?}") };
@@ -557,8 +564,12 @@ fn engines_on_one_model_share_it_again() {
             one_request(&mut first, 8);
             assert_eq!(tokens(&mut first, |_, _| {}).as_ref(), Ok(&expected[0]));
         }
-        assert_eq!(first.gpu().device(), second.gpu().device());
-        assert_eq!(first.gpu().counts().live_bytes, before, "the weights are there once");
+        let counts = first.gpu().counts();
+        assert_eq!(
+            (counts, counts.live_bytes),
+            (second.gpu().counts(), before),
+            "the weights are there once"
+        );
         assert!(lost.counts().live_bytes < 1000);
     }
 }
@@ -604,7 +615,7 @@ fn an_adapter_that_is_gone_for_a_while_is_waited_for() {
         assert!(engine.advance(Duration::from_millis(5)).expect("it waits").is_empty());
         assert!(engine.pump().expect("it waits").is_empty());
         assert!(now.elapsed() < Duration::from_millis(300), "it returns: {:?}", now.elapsed());
-        assert!(matches!(engine.health(), Health::Lost { .. }) && !engine.is_idle());
+        assert!(engine.health() != Health::Well && !engine.is_idle());
     }
     let cancelled = one_request(&mut engine, 8);
     engine.cancel(cancelled);
@@ -659,22 +670,15 @@ fn another_adapter_takes_the_place_of_one_that_is_gone() {
 // --- a host's device ---
 
 #[test]
-fn texts_go_on_with_the_bits_of_a_hosts_other_device() {
+fn a_host_replaces_its_device_whenever_it_likes() {
     let Some(own) = common::exact() else { return };
     drop(own);
     for is_lost in [true, false] {
         let (gpu, queue) = host();
-        let mut rig = Rig {
-            gpu: gpu.clone(),
-            queue: Some(queue),
-            n_calls: 0,
-            moments: Vec::new(),
-            n_frames_lost: 0,
-            n_lost: 0,
-            rng: Rng::new(0),
-        };
+        let mut rig = Rig::of(gpu.clone(), Some(queue), 0, Vec::new());
         let mut engine = load(&gpu, "llama", EngineOptions { recovery: None, ..f32_options() });
         let run = |rig: &mut Rig, engine: &mut Engine, when: usize| {
+            let mut is_replaced = false;
             one_request(engine, 30);
             let mut found = Vec::new();
             while !engine.is_idle() {
@@ -683,13 +687,10 @@ fn texts_go_on_with_the_bits_of_a_hosts_other_device() {
                         found.push(token);
                     }
                 }
-                if found.len() >= when
-                    && engine.gpu().device() == gpu.device()
-                    && engine.health() == Health::Well
-                {
-                    // Without subgroups. A host may also leave a device that works.
+                if found.len() >= when && !std::mem::replace(&mut is_replaced, true) {
+                    // With other capabilities, of which only few change bits.
                     let (next, queue) = host();
-                    let options = GpuOptions { disable: "subgroups".into(), ..GpuOptions::default() };
+                    let options = GpuOptions { disable: "int64,timestamps".into(), ..GpuOptions::default() };
                     let next =
                         Gpu::adopt_with(next.device().clone(), queue.clone(), &options).expect("a device");
                     engine.replace_device(&next);
@@ -703,9 +704,8 @@ fn texts_go_on_with_the_bits_of_a_hosts_other_device() {
         };
         let expected = run(&mut rig, &mut engine, usize::MAX);
         let found = run(&mut rig, &mut engine, 10);
-        assert_eq!((found.len(), &found[..10]), (30, &expected[..10]));
-        assert_ne!(engine.gpu().device(), gpu.device());
-        assert!(engine.gpu().caps().subgroups.is_none() && gpu.counts().live_bytes < 1000);
+        assert_eq!(found, expected);
+        assert!(!engine.gpu().caps().int64 && gpu.counts().live_bytes < 1000);
         assert_eq!(engine.gpu().counts().submissions, 0, "the queue is the host's");
     }
 }

@@ -34,14 +34,15 @@ const A_MOMENT: Duration = Duration::from_millis(10);
 pub enum Health {
     /// It has.
     Well,
-    /// The device was lost. Requests wait until it is opened again, or until the host hands in another one.
+    /// The device was lost, and there is no other one yet: it is to be opened again, or the host is to hand in another
+    /// one. Requests wait.
     Lost {
         /// Why, as far as the driver says.
         message: String,
     },
-    /// There is another device, to which the weights are being uploaded. Requests wait.
+    /// There is another device, on which everything is being made. Requests wait.
     Rebuilding {
-        /// How far it is.
+        /// How far the weights are.
         progress: LoadProgress,
     },
     /// The engine does no more work. Every request has ended.
@@ -154,8 +155,8 @@ impl<P: Send + 'static> Recovery<P> {
                 Err(GpuError::Lost { message }) => Health::Lost { message },
                 _ => Health::Well,
             },
-            State::Waiting { .. } | State::Opening(_) => Health::Lost { message: self.message.clone() },
-            State::Building(build) => Health::Rebuilding { progress: build.progress() },
+            State::Waiting { .. } => Health::Lost { message: self.message.clone() },
+            State::Opening(_) | State::Building(_) => Health::Rebuilding { progress: self.progress() },
             State::Broken(error) => Health::Broken { message: error.to_string() },
         }
     }
