@@ -12,11 +12,7 @@
 //! let gpu = Gpu::open(&GpuOptions::default())?;
 //! let files = ModelFiles::open(Path::new("path/to/SmolLM2-135M-Instruct"))?;
 //! let mut engine = Engine::load(&gpu, files, EngineOptions::default(), &mut |_| {})?;
-//! let prompt = match engine.tokenizer() {
-//!     Some(tokenizer) => tokenizer.encode("Once upon a time", true)?,
-//!     None => vec![1],
-//! };
-//! engine.submit(Request { max_tokens: Some(64), ..Request::new(prompt) })?;
+//! engine.submit(Request { max_tokens: Some(64), ..Request::text(&engine, "Once upon a time")? })?;
 //! engine.run(|event| {
 //!     if let Event::Token { text, .. } = event {
 //!         print!("{text}");
@@ -28,13 +24,15 @@
 //!
 //! An application that renders with `wgpu` lends its own device ([`gpu::Gpu::adopt`]). Once per frame it calls
 //! [`engine::Engine::advance`] with the milliseconds that it can spare, submits the command buffers along with its own
-//! work, and reads [`engine::Engine::events`], which never waits.
+//! work, and reads [`engine::Engine::events`], which never waits. Results can stay in a buffer for the application's
+//! shaders ([`engine::Engine::kept`], [`engine::TextEncoder::kept`]).
 //!
 //! # Invariants
 //!
 //! Each of these holds everywhere, and tests check them.
 //!
-//! 1. Only `gpu` calls `wgpu`. `engine` may name `wgpu::CommandBuffer`; this file re-exports `wgpu`.
+//! 1. Only `gpu` calls `wgpu`. `engine` may name `wgpu::CommandBuffer`; this file re-exports `wgpu`. A host's shader gets at
+//!    a result by its [`gpu::Tensor::buffer`].
 //! 2. The library creates a device only in [`gpu::Gpu::open`], and again in [`gpu::Gpu::reopen`]. It never submits to an
 //!    adopted queue, never blocks on it, and installs no device-wide callback on an adopted device.
 //! 3. In steady-state decoding the host uploads nothing but command buffers and the table entry of a page that a

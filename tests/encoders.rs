@@ -239,10 +239,8 @@ fn a_guest_embeds() {
     let instance = wginfer::wgpu::Instance::default();
     let options = wginfer::wgpu::RequestAdapterOptions::default();
     let adapter = pollster::block_on(instance.request_adapter(&options)).expect("an adapter");
-    let (required_features, required_limits) = Gpu::required(&adapter);
-    let descriptor =
-        wginfer::wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
+    let (device, queue) =
+        pollster::block_on(adapter.request_device(&Gpu::required(&adapter))).expect("a device");
     let guest = Gpu::adopt(device, queue.clone()).expect("large enough");
     let mut rng = common::Rng::new(6);
     let texts: Vec<Vec<u32>> = (0..9).map(|i| ids(&mut rng, 1 + 13 * i, 384)).collect();

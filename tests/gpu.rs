@@ -5,9 +5,11 @@ mod common;
 use bytemuck::{Pod, Zeroable};
 use wginfer::dtype::Dtype;
 use wginfer::gpu::{
-    Access, Fields, Gpu, GpuError, GpuOptions, Kernel, ReadbackRing, Recorder, Tensor, Variant,
+    Access, Fields, Gpu, GpuError, GpuOptions, Kernel, ReadbackRing, Recorder, SelfTest, Tensor, Trust,
+    Tuning, Variant,
 };
 use wginfer::ops::{self, Act};
+use wginfer::wgpu;
 
 #[test]
 fn an_adapter_is_chosen_by_name_or_index() {
@@ -102,6 +104,53 @@ fn only_certain_widths_of_subgroups_are_used() {
     assert!(reducing(&guest).contains("reduce_any"), "{}", reducing(&guest));
     // No part is made for less than WebGPU allows.
     assert!(reducing(&claiming([1, 4 * width], "subgroup-probe")).contains("reduce_workgroup"));
+}
+
+#[test]
+fn an_adopted_device_has_what_our_own_has() {
+    let Some(own) = common::gpu() else { return };
+    let folder = tempfile::TempDir::new().expect("a temporary folder");
+    let instance = wgpu::Instance::default();
+    let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect("an adapter");
+    // SAFETY: the only experimental feature that is requested is that of `Gpu::open`.
+    let experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+    let descriptor = Gpu::required_with(&adapter, experimental);
+    let is_listed = |features: wgpu::Features| {
+        features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) // where the adapter has them
+    };
+    assert_eq!(is_listed(descriptor.required_features), is_listed(adapter.features()));
+    assert!(!is_listed(Gpu::required(&adapter).required_features), "only by the host's choice");
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
+    let options = GpuOptions {
+        adapter: Some(adapter),
+        cache_dir: Some(folder.path().into()),
+        self_test: SelfTest::Always,
+        ..GpuOptions::default()
+    };
+    let guest = Gpu::adopt_with(device, queue, &options).expect("large enough");
+    // But for what a probe found, which is a submission.
+    let caps = |gpu: &Gpu| {
+        let mut caps = gpu.caps().clone();
+        caps.subgroups.iter_mut().for_each(|subgroups| subgroups.probed.clear());
+        caps
+    };
+    assert_eq!(caps(&guest), caps(&own));
+    assert!(!guest.is_owned() && guest.counts().submissions == 0);
+
+    // Compiled pipelines, choices of variants and results of self-tests are in the folder, as our own device's are.
+    let alike = GpuOptions { adapter: None, ..options };
+    let own = common::open(&alike).expect("as before");
+    let tunable = ops::tunable();
+    assert!(Trust::path(&guest, tunable).is_some());
+    assert_eq!(Trust::path(&guest, tunable), Trust::path(&own, tunable));
+    assert_eq!(Tuning::path(&guest, tunable), Tuning::path(&own, tunable));
+    let x = common::zeros(&guest, [3, 40], Dtype::F32);
+    let norm = ops::RmsNorm { w: common::zeros(&guest, [1, 40], Dtype::F32), eps: 1e-5, offset: 0.0 };
+    let mut rec = Recorder::new(&guest).expect("a recorder");
+    let variants = rec.variants(|rec| ops::rms_norm(rec, &x, &norm, None, false, &x, 0..3));
+    guest.compile(&variants).expect("it compiles");
+    let is_kept = std::fs::read_dir(folder.path()).expect("a folder").next().is_some();
+    assert_eq!(is_kept, guest.caps().pipeline_cache);
 }
 
 #[test]

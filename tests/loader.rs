@@ -153,9 +153,8 @@ impl Host {
     fn another() -> Host {
         let instance = wgpu::Instance::default();
         let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect("an adapter");
-        let (required_features, required_limits) = Gpu::required(&adapter);
-        let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
+        let (device, queue) =
+            pollster::block_on(adapter.request_device(&Gpu::required(&adapter))).expect("a device");
         let gpu = Gpu::adopt(device, queue.clone()).expect("large enough");
         Host { gpu, queue: Some(queue) }
     }

@@ -510,9 +510,8 @@ fn a_portable_variant_that_does_not_compile_is_an_error() {
 fn host(options: &GpuOptions) -> (Gpu, wgpu::Queue) {
     let instance = wgpu::Instance::default();
     let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect("an adapter");
-    let (required_features, required_limits) = Gpu::required(&adapter);
-    let descriptor = wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
+    let (device, queue) =
+        pollster::block_on(adapter.request_device(&Gpu::required(&adapter))).expect("a device");
     (Gpu::adopt_with(device, queue.clone(), options).expect("large enough"), queue)
 }
 

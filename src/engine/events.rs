@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{ClipId, EngineError, Sampling, SpeechRules};
+use super::{ClipId, Engine, EngineError, Sampling, SpeechRules};
 
 /// The id of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,6 +18,14 @@ pub enum Logits {
     Last,
     /// Every token.
     All,
+    /// The last token. They stay on the device, in row `row` of [`Engine::kept`], for a shader of the host's. There is
+    /// no [`Event::Logits`], and nothing checks that they are finite.
+    Kept {
+        /// Below [`EngineOptions::kept_rows`](super::EngineOptions::kept_rows).
+        row: usize,
+        /// Whether their softmax is kept instead: the probabilities of the next token.
+        softmax: bool,
+    },
 }
 
 /// A prompt, and how to continue it.
@@ -78,6 +86,16 @@ impl Request {
             prompt_logprobs: None,
             generated: Vec::new(),
         }
+    }
+
+    /// A request to continue a text, with default sampling. [`Chat`](crate::tasks::Chat) renders messages with the model's
+    /// template.
+    ///
+    /// # Errors
+    /// [`EngineError::Text`] if the checkpoint has no tokenizer, or it cannot split the text.
+    pub fn text(engine: &Engine, text: &str) -> Result<Self, EngineError> {
+        let tokenizer = engine.model().tokenizer.as_ref().map_err(Clone::clone)?;
+        Ok(Request::new(tokenizer.encode(text, true)?))
     }
 
     /// Whether text is generated.

@@ -8,7 +8,7 @@ use super::memory::MemoryFit;
 use super::model::{page_bytes, page_width};
 use super::recovery::{Health, Recovery, Survivor};
 use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
-use super::scheduler::{Admission, ClipTable, Limits, PAGE_SIZE, Scheduler, Step, Work};
+use super::scheduler::{Admission, ClipTable, Keep, Limits, PAGE_SIZE, Scheduler, Step, Work};
 use super::self_test::Trials;
 use super::stepper::Stepper;
 use super::{Engine, EngineError, EngineOptions, LoadedModel, MemoryNeed, RequestId, Sampling};
@@ -249,7 +249,7 @@ impl Engine {
             kv: kv.collect::<Result<_, GpuError>>()?,
             steps: StepTables::new(gpu, max_rows, max_sampled)?,
             slots: SlotTables::new(gpu, max_seqs, ctx, seq_pages, shape.vocab_size)?,
-            results: Results::new(gpu, capacity, shape.vocab_size, max_logprobs)?,
+            results: Results::new(gpu, capacity, shape.vocab_size, max_logprobs, options.kept_rows)?,
             clips: clips.transpose()?,
         };
         let mut read_bytes = runner.results.step_bytes();
@@ -285,6 +285,7 @@ impl Engine {
             block_rows: 1, // until the variants are known
             max_logprobs,
             has_logits: options.logits,
+            kept_rows: options.kept_rows,
             has_prompt_logprobs: prompt_logprobs > 0,
             has_alignment: shape.audio.is_some() && !options.alignment_heads.is_empty(),
             prefix_cache: options.prefix_cache,
@@ -430,6 +431,7 @@ pub(super) fn rehearse(runner: &mut Runner, rec: &mut Recorder, sizes: Sizes) {
         rules: true,
         aligned: vec![(id, 0, 0)],
         logprobs: (max_logprobs > 0).then_some(max_logprobs),
+        kept: vec![(id, Keep { row: 0, softmax: true })],
         ..Step::default()
     };
     // Steps with and without a prompt. Prompt rows that do not fill a group share reads in a smaller one, with or

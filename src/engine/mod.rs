@@ -48,7 +48,7 @@ pub use scheduler::{ClipId, PAGE_SIZE};
 #[cfg(feature = "bench")]
 pub(crate) use variants::StepRows;
 
-use crate::gpu::{Gpu, GpuError, Recorder};
+use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::models::ModelShape;
 use crate::text::Tokenizer;
 use build::Built;
@@ -166,6 +166,19 @@ impl Engine {
     /// Whether [`Engine::submit`] accepts another request now.
     pub fn has_room(&self) -> bool {
         self.scheduler.has_room()
+    }
+
+    /// The logits or probabilities that requests leave on the device ([`Logits::Kept`]), for a shader of the host's:
+    /// `[kept_rows, vocab_size]` F32. A row begins each [`Tensor::stride`] values of [`Tensor::buffer`], which is a storage
+    /// buffer. `None` if [`EngineOptions::kept_rows`] is 0.
+    ///
+    /// A row is complete once the request's [`Event::Done`] has come, and is overwritten by nothing but the next request
+    /// with this row: by those command buffers of [`Engine::advance`] that compute it.
+    ///
+    /// After a loss there is none until the engine is on another device, where it is another tensor, without the rows of
+    /// requests that are done.
+    pub fn kept(&self) -> Option<&Tensor> {
+        self.live.as_ref()?.runner.results.kept.as_ref().map(|kept| &kept.rows)
     }
 
     /// Queues an audio clip for the audio encoder: log-mel features `[n_frames, n_mels]` (sizes in

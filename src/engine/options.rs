@@ -36,6 +36,8 @@ pub struct EngineOptions {
     pub max_logprobs: usize,
     /// Whether requests may ask for logits.
     pub logits: bool,
+    /// Rows of [`Engine::kept`](super::Engine::kept), of 4 bytes for each token of the vocabulary. Default: 0.
+    pub kept_rows: usize,
     /// Most audio clips that a speech model keeps at once. The features of each stay in host memory as long as it is kept,
     /// 1 MB for 30 seconds, because a device can be lost.
     pub max_clips: usize,
@@ -73,6 +75,7 @@ impl Default for EngineOptions {
             kv_dtype: Dtype::F16,
             max_logprobs: 0,
             logits: false,
+            kept_rows: 0,
             max_clips: 1,
             alignment_heads: Vec::new(),
             prompt_logprobs: 0,

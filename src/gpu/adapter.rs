@@ -153,6 +153,15 @@ pub(super) fn choose(select: Option<&str>, stand_in: Option<StandIn>) -> Result<
     Ok(Choice { adapter: adapters.swap_remove(index).0, summary: all[index].clone(), reason })
 }
 
+/// Checks that a device that was made of the adapter `expected` came with that adapter.
+pub(super) fn check_same(expected: &wgpu::AdapterInfo, found: &wgpu::AdapterInfo) -> Result<(), GpuError> {
+    let name = |info: &wgpu::AdapterInfo| format!("{} ({})", info.name, info.backend);
+    match expected == found {
+        true => Ok(()),
+        false => Err(GpuError::OtherAdapter { expected: name(expected), found: name(found) }),
+    }
+}
+
 /// Shapes `(m, n, k)` of cooperative matrices with f16 inputs and f32 sums; none if `features` lacks them.
 pub(super) fn cooperative_matrices(
     adapter: &wgpu::Adapter,
@@ -168,37 +177,41 @@ pub(super) fn cooperative_matrices(
     shapes.iter().filter(fits).map(|p| (p.m_size, p.n_size, p.k_size)).collect()
 }
 
-/// Features and limits to request. Nothing experimental: only the code that opens the device can vouch for that.
-pub(super) fn wanted(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) {
-    let useful = wgpu::Features::SHADER_F16
+/// What to request of an adapter: the features that make kernels faster, and its own limits. Cooperative matrices are
+/// experimental, so only if those are allowed.
+pub(super) fn descriptor(
+    adapter: &wgpu::Adapter,
+    experimental_features: wgpu::ExperimentalFeatures,
+) -> wgpu::DeviceDescriptor<'static> {
+    let mut useful = wgpu::Features::SHADER_F16
         | wgpu::Features::SHADER_INT64
         | wgpu::Features::SUBGROUP
         | wgpu::Features::TIMESTAMP_QUERY
         | wgpu::Features::PIPELINE_CACHE;
-    (adapter.features() & useful, adapter.limits())
+    if experimental_features.is_enabled() {
+        useful |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    }
+    wgpu::DeviceDescriptor {
+        label: Some("wginfer"),
+        required_features: adapter.features() & useful,
+        required_limits: adapter.limits(),
+        experimental_features,
+        memory_hints: wgpu::MemoryHints::Performance,
+        ..Default::default()
+    }
 }
 
 pub(super) fn open(
     adapter: &wgpu::Adapter,
     fault: &Arc<Fault>,
 ) -> Result<(wgpu::Device, wgpu::Queue), GpuError> {
-    let (mut required_features, required_limits) = wanted(adapter);
-    required_features |= adapter.features() & wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
     // SAFETY: wgpu calls a feature experimental while it may still have bugs that are undefined behaviour. The only
     // such feature that we request is cooperative matrices, which speed up prompts many times. Our kernels access them
     // only inside arrays, in uniform control flow, in shapes that the adapter lists.
     // `WGINFER_DISABLE=cooperative-matrices` disables them.
     #[allow(unsafe_code)]
-    let experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
-    let request = adapter.request_device(&wgpu::DeviceDescriptor {
-        label: Some("wginfer"),
-        required_features,
-        required_limits,
-        experimental_features,
-        memory_hints: wgpu::MemoryHints::Performance,
-        ..Default::default()
-    });
-    let (device, queue) = pollster::block_on(request)
+    let experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor(adapter, experimental)))
         .map_err(|e| GpuError::NoDevice { adapter: adapter.get_info().name, message: e.to_string() })?;
     // On a device of our own, `Gpu::poll` returns the fault. wgpu's default handler panics.
     let faults = fault.clone();
@@ -214,4 +227,21 @@ pub(super) fn open(
         faults.note(GpuError::Lost { message });
     });
     Ok((device, queue))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_adapter_is_named() {
+        let info = |backend| wgpu::AdapterInfo {
+            name: "card".into(),
+            ..wgpu::AdapterInfo::new(wgpu::DeviceType::DiscreteGpu, backend)
+        };
+        let (vulkan, gl) = (info(wgpu::Backend::Vulkan), info(wgpu::Backend::Gl));
+        assert!(check_same(&vulkan, &vulkan).is_ok());
+        let error = check_same(&vulkan, &gl).expect_err("another").to_string();
+        assert!(error.contains("`card (vulkan)`") && error.contains("`card (gl)`"), "{error}");
+    }
 }

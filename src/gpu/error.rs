@@ -35,6 +35,14 @@ pub enum GpuError {
         /// What the device has.
         found: u64,
     },
+    /// The adapter that came with an adopted device is not the one that it was made of.
+    #[error("the device was made of `{expected}`, but the adapter is `{found}`")]
+    OtherAdapter {
+        /// Name and backend of the device's adapter.
+        expected: String,
+        /// Name and backend of the adapter that came with it.
+        found: String,
+    },
     /// A call that submits or waits, on a device that its owner submits to.
     #[error("the device is adopted: only its owner submits and waits")]
     Adopted,

@@ -45,7 +45,7 @@ impl Measured {
         self.us.is_empty()
     }
 
-    /// The file for this device. `None` if there is no cache folder, as on adopted devices.
+    /// The file for this device. `None` if there is no cache folder.
     pub fn path(gpu: &Gpu, tunable: &Tunable) -> Option<PathBuf> {
         Origin::of(gpu, tunable).path(gpu, "times")
     }

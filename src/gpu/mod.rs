@@ -83,6 +83,9 @@ pub struct GpuOptions {
     pub cache_dir: Option<PathBuf>,
     /// When kernels are tested on a new driver. Default: unless it is a software device.
     pub self_test: SelfTest,
+    /// The adapter that an adopted device was made of: its shapes of cooperative matrices are read from it. Default: none,
+    /// and an adopted device uses no cooperative matrices. [`Gpu::open`] has an adapter already.
+    pub adapter: Option<wgpu::Adapter>,
     /// Changes the WGSL of variants before it is compiled, to test what happens if a driver miscompiles it.
     pub rewrite: Option<fn(&Variant, String) -> String>,
     /// Changes what an adapter counts as, to test what happens if it is gone or another one is in its place.
@@ -182,29 +185,43 @@ impl Gpu {
     }
 
     /// Uses a device and queue of the host as a guest: never submits, never blocks, and installs no device-wide
-    /// callback.
+    /// callback. [`Gpu::required`] is what the host should request of its adapter.
     ///
-    /// On a driver that was never seen before, slower variants of kernels run until the results of the self-test
-    /// ([`SelfTest`]) have arrived. An engine hands its recordings to the host along with its own work, or with the upload
-    /// of weights if that is done in slices. The results are kept only in a cache folder ([`GpuOptions::cache_dir`]), so this
-    /// call makes every run of the program test again: [`Gpu::adopt_with`] takes a folder.
+    /// This is [`Gpu::adopt_with`] and nothing to go with it: kernels are compiled and tested again in every run of the
+    /// program, and cooperative matrices are not used.
     ///
     /// # Errors
-    /// [`GpuError::LimitTooSmall`]; [`Gpu::required`] returns the limits to ask for.
+    /// [`GpuError::LimitTooSmall`].
     pub fn adopt(device: wgpu::Device, queue: wgpu::Queue) -> Result<Gpu, GpuError> {
         Gpu::adopt_with(device, queue, &GpuOptions::default())
     }
 
-    /// As [`Gpu::adopt`], with all `options` but [`GpuOptions::select`]. With [`GpuOptions::cache_dir`], drivers are tested
-    /// only at the first start.
+    /// As [`Gpu::adopt`], with all `options` but [`GpuOptions::select`]. What a device of our own has by itself, a host
+    /// hands over:
+    ///
+    /// - [`GpuOptions::cache_dir`]: a folder for compiled pipelines, for what `wginfer tune` measured there, and for the
+    ///   results of self-tests.
+    /// - [`GpuOptions::adapter`]: for cooperative matrices, if the device was requested with them
+    ///   ([`Gpu::required_with`]).
+    ///
+    /// On a driver that was never seen before, slower variants of kernels run until the results of the self-test
+    /// ([`SelfTest`]) have arrived. An engine hands its recordings to the host along with its own work, or with the upload
+    /// of weights if that is done in slices.
+    ///
+    /// One thing remains that only a device of our own has: where a driver chooses the width of subgroups by kernel, as
+    /// AMD's and Intel's do, that is found by a submission when the device is opened, before any variant is chosen. An
+    /// adopted device of such a driver runs the variants for any width, which are slower for prompts.
     ///
     /// # Errors
-    /// As [`Gpu::adopt`], and [`GpuError::UnknownCapability`].
+    /// [`GpuError::LimitTooSmall`], [`GpuError::OtherAdapter`], [`GpuError::UnknownCapability`].
     pub fn adopt_with(
         device: wgpu::Device,
         queue: wgpu::Queue,
         options: &GpuOptions,
     ) -> Result<Gpu, GpuError> {
+        if let Some(adapter) = &options.adapter {
+            adapter::check_same(&device.adapter_info(), &adapter.get_info())?;
+        }
         let needed = caps::MINIMUM;
         let limits = device.limits();
         for (limit, found) in [
@@ -221,16 +238,35 @@ impl Gpu {
                 return Err(GpuError::LimitTooSmall { limit, expected, found });
             }
         }
-        Gpu::assemble(device, queue, None, options, false, Arc::default())
+        Gpu::assemble(device, queue, options.adapter.as_ref(), options, false, Arc::default())
     }
 
-    /// The features and limits that a host should request from `adapter` for a device that [`Gpu::adopt`] gets.
+    /// The device that a host should request of `adapter` for [`Gpu::adopt`]: the features that make kernels faster, the
+    /// adapter's limits, nothing experimental. A host adds the features of its own.
     ///
-    /// Cooperative matrices are not among them: `wgpu` calls them experimental, and only the host can decide on
-    /// `ExperimentalFeatures`. A guest also has no adapter to ask for their shapes, so an adopted device does not use
-    /// them.
-    pub fn required(adapter: &wgpu::Adapter) -> (wgpu::Features, wgpu::Limits) {
-        adapter::wanted(adapter)
+    /// ```no_run
+    /// # async fn host(adapter: wgpu::Adapter) -> Result<(), Box<dyn std::error::Error>> {
+    /// use wginfer::gpu::{Gpu, GpuOptions};
+    ///
+    /// let mut descriptor = Gpu::required(&adapter);
+    /// descriptor.required_features |= wgpu::Features::DEPTH_CLIP_CONTROL;
+    /// let (device, queue) = adapter.request_device(&descriptor).await?;
+    /// let gpu = Gpu::adopt(device.clone(), queue.clone())?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn required(adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+        Gpu::required_with(adapter, wgpu::ExperimentalFeatures::disabled())
+    }
+
+    /// As [`Gpu::required`], with the host's word on what `wgpu` calls experimental. If that is allowed, cooperative
+    /// matrices are requested where the adapter has them; they make prompts several times faster. They are used if the
+    /// adapter is handed over, too ([`GpuOptions::adapter`]).
+    pub fn required_with(
+        adapter: &wgpu::Adapter,
+        experimental: wgpu::ExperimentalFeatures,
+    ) -> wgpu::DeviceDescriptor<'static> {
+        adapter::descriptor(adapter, experimental)
     }
 
     /// The adapters of this machine, best first.

@@ -108,7 +108,7 @@ impl Tuning {
         self.choices.is_empty()
     }
 
-    /// The file with the choices for this device. `None` if there is no cache folder, as on adopted devices.
+    /// The file with the choices for this device. `None` if there is no cache folder.
     pub fn path(gpu: &Gpu, tunable: &Tunable) -> Option<PathBuf> {
         Origin::of(gpu, tunable).path(gpu, "tuning")
     }

@@ -102,9 +102,7 @@ pub fn scores(prompt: &[u32], from: usize) -> Request {
 pub fn host() -> (Gpu, wginfer::wgpu::Queue) {
     let instance = wginfer::wgpu::Instance::default();
     let adapter = pollster::block_on(instance.request_adapter(&Default::default())).expect("an adapter");
-    let (required_features, required_limits) = Gpu::required(&adapter);
-    let descriptor =
-        wginfer::wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).expect("a device");
+    let (device, queue) =
+        pollster::block_on(adapter.request_device(&Gpu::required(&adapter))).expect("a device");
     (Gpu::adopt(device, queue.clone()).expect("large enough"), queue)
 }

@@ -14,6 +14,8 @@ pub(super) struct TextBatch {
     pub ids: Vec<RequestId>,
     /// As they waited, in the order of `ids`: if the device is lost, they wait again.
     pub texts: Vec<Waiting>,
+    /// (text, row of the table that stays on the device) of those whose output is kept there.
+    pub kept: Vec<(usize, usize)>,
     pub output: Output,
     /// (first page of its text, position) of each row.
     pub rows: Vec<[u32; 2]>,
@@ -34,8 +36,9 @@ pub(super) struct TextBatch {
 impl TextBatch {
     /// Adds a text; its attention has blocks of `block_rows` rows. Without types, all tokens have the first.
     pub fn push(&mut self, id: RequestId, text: Waiting, block_rows: usize) {
-        let Waiting { token_ids, types, .. } = &text;
+        let Waiting { token_ids, types, kept, .. } = &text;
         let (first_row, first_page, n) = (self.rows.len(), self.tokens.len(), token_ids.len());
+        self.kept.extend(kept.map(|row| (self.ids.len(), row)));
         self.ids.push(id);
         self.rows.extend((0..n as u32).map(|pos| [first_page as u32, pos]));
         for at in (0..n).step_by(block_rows) {

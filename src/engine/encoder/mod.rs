@@ -22,8 +22,10 @@ use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles, Scoring};
 use crate::dtype::Dtype;
 use crate::gpu::{Caps, Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Tuning, Variant};
-use crate::models::{Batch, Capacity, Labels, LoadProgress, Loader, Model, ModelKind, ModelShape, Scratch};
-use crate::ops::{KvLayer, Rows};
+use crate::models::{
+    Batch, Capacity, Labels, LoadProgress, Loader, Model, ModelKind, ModelShape, Problem, Scratch,
+};
+use crate::ops::{self, KvLayer, Rows};
 use crate::text::{Pair, Tokenizer};
 use batch::{Tables, TextBatch};
 use embedding::Embedding;
@@ -39,6 +41,8 @@ pub struct EncoderOptions {
     pub max_rows: usize,
     /// Type that matrices are quantised to while loading: `Q8_0`, `Q4_0` or `Q4_K`. Default: as stored.
     pub quantize: Option<Dtype>,
+    /// Rows of [`TextEncoder::kept`]. Default: 0.
+    pub kept_rows: usize,
     /// How long to try to get a device again after a loss, as
     /// [`EngineOptions::recovery`](super::EngineOptions::recovery). `None`: a loss ends every open text with an error.
     /// Default: 60 seconds.
@@ -52,6 +56,7 @@ impl Default for EncoderOptions {
             max_seqs: 256,
             max_rows: 2048,
             quantize: None,
+            kept_rows: 0,
             recovery: DEFAULT_RECOVERY,
         }
     }
@@ -65,6 +70,9 @@ pub enum Output {
     Embedding,
     /// The logits of the classification head.
     Logits,
+    /// The softmax of the logits: the probabilities of labels of which exactly one holds
+    /// ([`Problem::SingleLabel`]).
+    Probabilities,
 }
 
 /// The result of a text.
@@ -72,7 +80,7 @@ pub enum Output {
 pub struct Encoded {
     /// The id that [`TextEncoder::submit`] returned.
     pub id: RequestId,
-    /// The embedding, or one logit per label; [`EngineError::OutputNotFinite`] if a value is not finite.
+    /// The embedding, or one logit or probability per label; [`EngineError::OutputNotFinite`] if a value is not finite.
     pub values: Result<Vec<f32>, EngineError>,
 }
 
@@ -83,6 +91,8 @@ struct Waiting {
     /// Of the tokens; empty if all have the first.
     types: Vec<u32>,
     output: Output,
+    /// Row of the table that stays on the device.
+    kept: Option<usize>,
 }
 
 /// Runs texts through one encoder. As in [`Engine`](super::Engine), only [`TextEncoder::run`] and [`TextEncoder::pump`]
@@ -93,6 +103,7 @@ pub struct TextEncoder {
     config: EmbeddingConfig,
     scoring: Option<Scoring>,
     max_seqs: usize,
+    kept_rows: usize,
     queue: Queue,
     /// What it has on the device. `None` until everything is there, and after a loss.
     live: Option<OnDevice>,
@@ -123,6 +134,14 @@ struct Texts<'a> {
     encoding: &'a mut Encoding,
 }
 
+/// The sizes of an encoder.
+#[derive(Clone, Copy)]
+struct Sizes {
+    capacity: Capacity,
+    /// Rows of [`TextEncoder::kept`].
+    kept_rows: usize,
+}
+
 /// The model with its tables.
 struct Encoding {
     max_seqs: usize,
@@ -133,6 +152,10 @@ struct Encoding {
     encoder: Arc<dyn Model>,
     scratch: Scratch,
     embedding: Embedding,
+    /// If exactly one label holds: `[max_seqs, n_labels]`.
+    probabilities: Option<Tensor>,
+    /// For the host: `[kept_rows, width of the widest output]`.
+    kept: Option<Tensor>,
     /// The same cache for all layers: each layer reads only what it has written itself.
     kv: Vec<KvLayer>,
     /// `[n_pages, 1]`: page `i` of text `s` is `s + i`.
@@ -174,8 +197,9 @@ impl TextEncoder {
         let Capacity { max_seqs, max_seq_len: ctx, .. } = capacity;
         let model = LoadedModel::new(gpu, files, ModelKind::Encoder, ctx, options.quantize)?;
         let model = Arc::new(model);
+        let sizes = Sizes { capacity, kept_rows: options.kept_rows };
         let (own, own_config) = (model.clone(), config.clone());
-        let make = move |gpu: &Gpu| TextEncoder::build(gpu, &own, &own_config, capacity);
+        let make = move |gpu: &Gpu| TextEncoder::build(gpu, &own, &own_config, sizes);
         let recovery = Recovery::begin(gpu, options.recovery, make)?;
         let (says_mean, queue) = (!config.is_declared, Queue::default());
         Ok(Loading::new(TextEncoder {
@@ -183,6 +207,7 @@ impl TextEncoder {
             config,
             scoring,
             max_seqs,
+            kept_rows: options.kept_rows,
             queue,
             live: None,
             recovery,
@@ -196,25 +221,22 @@ impl TextEncoder {
         gpu: &Gpu,
         model: &LoadedModel,
         config: &EmbeddingConfig,
-        capacity: Capacity,
+        sizes: Sizes,
     ) -> Result<Build<OnDevice>, EngineError> {
-        let shape = &model.shape;
+        let (shape, labels) = (&model.shape, model.labels.as_ref());
+        let Sizes { capacity, kept_rows } = sizes;
         let Capacity { max_seqs, max_seq_len: ctx, .. } = capacity;
-        let read_bytes = read_bytes(shape, model.labels.as_ref(), config, max_seqs);
-        let fit = fit(
-            gpu,
-            shape,
-            model.labels.as_ref(),
-            config,
-            capacity,
-            model.quantize,
-            |plan, ctx, quantize| model.allocate_again(plan, ctx, quantize),
-        );
-        fit?.check()?;
+        fit(gpu, shape, labels, config, sizes, model.quantize, |plan, ctx, quantize| {
+            model.allocate_again(plan, ctx, quantize)
+        })?
+        .check()?;
         let (weights, loader) = model.allocate_again(gpu, ctx, model.quantize)?;
         let (embedding, mut uploads) = Embedding::plan(gpu, config, shape.hidden_size, max_seqs)?;
         uploads.push(loader.finish());
-        let mut encoding = Encoding::new(gpu, shape, weights, embedding, capacity)?;
+        let widest = widest(config, shape, labels);
+        let read_bytes = read_bytes(widest, max_seqs);
+        let mut encoding = Encoding::new(gpu, shape, weights, embedding, capacity)?
+            .with_outputs(labels, [kept_rows, widest])?;
         let mut stepper = Stepper::new(gpu, read_bytes, true)?;
         let tested = encoding.tested(stepper.recorder(), model.labels.is_some())?;
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
@@ -234,9 +256,10 @@ impl TextEncoder {
         let shape = files.architecture.shape();
         let config = files.embedding.clone().unwrap_or_default();
         let capacity = capacity(&shape, &config, &options)?;
+        let sizes = Sizes { capacity, kept_rows: options.kept_rows };
         let allocate =
             |plan: &Gpu, ctx, quantize| LoadedModel::allocate(plan, files, ModelKind::Encoder, ctx, quantize);
-        fit(gpu, &shape, files.labels.as_ref(), &config, capacity, options.quantize, allocate)
+        fit(gpu, &shape, files.labels.as_ref(), &config, sizes, options.quantize, allocate)
     }
 
     /// The variants that an encoder for `files` uses on a device with `caps`, each once. `tuning` chooses among the
@@ -261,7 +284,9 @@ impl TextEncoder {
             LoadedModel::allocate(&plan, files, ModelKind::Encoder, ctx, options.quantize)?;
         let (embedding, mut uploads) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
         uploads.push(loader.finish());
-        let mut machine = Encoding::new(&plan, &shape, weights, embedding, capacity)?;
+        let widest = widest(&config, &shape, files.labels.as_ref());
+        let mut machine = Encoding::new(&plan, &shape, weights, embedding, capacity)?
+            .with_outputs(files.labels.as_ref(), [options.kept_rows, widest])?;
         let mut rec = Recorder::new(&plan)?;
         rec.set_tuning(tuning);
         super::variants::of(&mut rec, &mut uploads, |rec| machine.batches(rec, files.labels.is_some()))
@@ -390,6 +415,44 @@ impl TextEncoder {
         types: Vec<u32>,
         output: Output,
     ) -> Result<RequestId, EngineError> {
+        self.queue(Waiting { token_ids, types, output, kept: None })
+    }
+
+    /// As [`TextEncoder::submit_typed`], and the values also stay in row `row` of [`TextEncoder::kept`].
+    ///
+    /// # Panics
+    /// As [`TextEncoder::submit_typed`].
+    ///
+    /// # Errors
+    /// As [`TextEncoder::submit_typed`]; [`EngineError::Parameter`] if there is no such row.
+    pub fn submit_kept(
+        &mut self,
+        token_ids: Vec<u32>,
+        types: Vec<u32>,
+        output: Output,
+        row: usize,
+    ) -> Result<RequestId, EngineError> {
+        if row >= self.kept_rows {
+            let expected = "a row that the encoder was built with (`EncoderOptions::kept_rows`)";
+            return Err(EngineError::Parameter { name: "row", found: row.to_string(), expected });
+        }
+        self.queue(Waiting { token_ids, types, output, kept: Some(row) })
+    }
+
+    /// The results of [`TextEncoder::submit_kept`] in device memory, for a shader of the host's: `[kept_rows, width]` F32,
+    /// where a row begins each [`Tensor::stride`] values of [`Tensor::buffer`], which is a storage buffer. `None` if
+    /// [`EncoderOptions::kept_rows`] is 0. Beyond the width of its text's output, a row has what was there before.
+    ///
+    /// A row is complete once the text's [`Encoded`] has come, and is overwritten by nothing but the next text with this
+    /// row: by those command buffers of [`TextEncoder::advance`] that compute it. After a loss there is none until the
+    /// encoder is on another device, where it is another tensor, without the rows of texts that are done.
+    pub fn kept(&self) -> Option<&Tensor> {
+        self.live.as_ref()?.encoding.kept.as_ref()
+    }
+
+    fn queue(&mut self, text: Waiting) -> Result<RequestId, EngineError> {
+        let Waiting { token_ids, types, output, .. } = &text;
+        let output = *output;
         assert!(types.is_empty() || types.len() == token_ids.len(), "one type for each token");
         self.check()?;
         let (vocab_size, ctx) = (self.model.shape.vocab_size, self.ctx());
@@ -402,16 +465,21 @@ impl TextEncoder {
         if let Some(position) = token_ids.iter().position(|t| *t as usize >= vocab_size) {
             return Err(EngineError::TokenRange { token: token_ids[position], position, vocab_size });
         }
-        if output == Output::Logits && self.labels().is_none() {
+        if output != Output::Embedding && self.labels().is_none() {
             let expected = "`Embedding`: the checkpoint has no classification head";
-            return Err(EngineError::Parameter { name: "output", found: "`Logits`".into(), expected });
+            return Err(EngineError::Parameter { name: "output", found: format!("`{output:?}`"), expected });
+        }
+        let is_single = |labels: &Labels| labels.problem == Problem::SingleLabel;
+        if output == Output::Probabilities && !self.labels().is_some_and(is_single) {
+            let expected = "`Logits`: the checkpoint's labels do not exclude each other";
+            return Err(EngineError::Parameter { name: "output", found: "`Probabilities`".into(), expected });
         }
         if output == Output::Embedding && std::mem::take(&mut self.says_mean) {
             log::info!("`{}` has no `modules.json`: using mean pooling and normalisation", self.name());
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.queue.waiting.insert(id, Waiting { token_ids, types, output });
+        self.queue.waiting.insert(id, text);
         Ok(id)
     }
 
@@ -526,10 +594,13 @@ fn capacity(
     Ok(Capacity { max_rows, max_seqs, max_sampled: max_seqs, max_seq_len: ctx })
 }
 
+/// The width of the widest output.
+fn widest(config: &EmbeddingConfig, shape: &ModelShape, labels: Option<&Labels>) -> usize {
+    config.width(shape.hidden_size).max(labels.map_or(0, |labels| labels.names.len()))
+}
+
 /// Most bytes that a batch reads back.
-fn read_bytes(shape: &ModelShape, labels: Option<&Labels>, config: &EmbeddingConfig, max_seqs: usize) -> u64 {
-    let n_labels = labels.map_or(0, |labels| labels.names.len());
-    let widest = config.width(shape.hidden_size).max(n_labels);
+fn read_bytes(widest: usize, max_seqs: usize) -> u64 {
     (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64
 }
 
@@ -539,7 +610,7 @@ fn fit(
     shape: &ModelShape,
     labels: Option<&Labels>,
     config: &EmbeddingConfig,
-    capacity: Capacity,
+    Sizes { capacity, kept_rows }: Sizes,
     quantize: Option<Dtype>,
     allocate: impl Fn(&Gpu, usize, Option<Dtype>) -> Result<(Arc<dyn Model>, Loader), EngineError>,
 ) -> Result<MemoryFit, EngineError> {
@@ -550,9 +621,10 @@ fn fit(
         let weights_bytes = plan.counts().live_bytes;
         let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
         let (embedding, _) = Embedding::plan(&plan, config, shape.hidden_size, max_seqs)?;
-        let mut encoding = Encoding::new(&plan, shape, weights, embedding, capacity)?;
-        let read_bytes = read_bytes(shape, labels, config, max_seqs);
-        let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
+        let widest = widest(config, shape, labels);
+        let mut encoding = Encoding::new(&plan, shape, weights, embedding, capacity)?
+            .with_outputs(labels, [kept_rows, widest])?;
+        let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes(widest, max_seqs), true)?;
         let _tested = encoding.tested(stepper.recorder(), labels.is_some())?;
         let scratch_bytes = plan.counts().live_bytes - weights_bytes;
         let staging_bytes = staging_bytes(gpu, &loader)?;
@@ -632,6 +704,12 @@ impl Machine for Texts<'_> {
             None => Vec::new(),
             Some(result) => {
                 let n_bytes = (texts.ids.len() * result.row_bytes()) as u64;
+                for (text, row) in &texts.kept {
+                    if let Some(kept) = &encoding.kept {
+                        let (from, to) = (text * result.row_bytes(), row * kept.row_bytes());
+                        rec.copy(&result, from as u64, kept, to as u64, result.row_bytes() as u64);
+                    }
+                }
                 texts.width = [result.n_cols(), result.stride()];
                 vec![(result, 0, n_bytes)]
             }
@@ -679,6 +757,8 @@ impl Encoding {
             scratch: encoder.scratch(gpu, capacity)?,
             encoder,
             embedding,
+            probabilities: None,
+            kept: None,
             kv: vec![kv; shape.n_layers()],
             pages: Tensor::from_u32(gpu, "pages", [n_pages, 1], &pages)?,
             tables: [Tables::new(gpu, max_rows, max_seqs)?, Tables::new(gpu, max_rows, max_seqs)?],
@@ -688,6 +768,18 @@ impl Encoding {
 
     fn variants_changed(&mut self, rec: &Recorder) {
         self.block_rows = self.shape.block_rows(rec);
+    }
+
+    /// Allocates what holds probabilities of labels, and `[kept_rows, width]` for the host.
+    fn with_outputs(mut self, labels: Option<&Labels>, kept: [usize; 2]) -> Result<Encoding, GpuError> {
+        if let Some(labels) = labels.filter(|labels| labels.problem == Problem::SingleLabel) {
+            let shape = [self.max_seqs, labels.names.len()];
+            self.probabilities = Some(Tensor::zeros(&self.gpu, "label probabilities", shape, Dtype::F32)?);
+        }
+        if kept[0] > 0 {
+            self.kept = Some(Tensor::zeros(&self.gpu, "kept", kept, Dtype::F32)?);
+        }
+        Ok(self)
     }
 
     /// Every variant that batches of this encoder use, and their self-test.
@@ -700,7 +792,8 @@ impl Encoding {
     /// Records every kind of batch, to collect their variants: few rows share reads in smaller groups, large products
     /// take large tiles.
     fn batches(&mut self, rec: &mut Recorder, has_head: bool) {
-        let outputs = if has_head { &[Output::Embedding, Output::Logits][..] } else { &[Output::Embedding] };
+        let outputs =
+            if has_head { &[Output::Embedding, Output::Probabilities][..] } else { &[Output::Embedding] };
         let (max_seqs, max_rows, n_layers) = (self.max_seqs, self.max_rows, self.kv.len());
         for n_rows in [1, 2, 3, 7, 15, max_rows] {
             for output in outputs {
@@ -748,9 +841,13 @@ impl Encoding {
         let x = encoder.outputs(rec, &batch, s);
         let n_seqs = texts.spans.len();
         let logits = match texts.output {
-            Output::Logits => encoder.classify(rec, spans, n_seqs, s),
+            Output::Logits | Output::Probabilities => encoder.classify(rec, spans, n_seqs, s),
             Output::Embedding => None,
         };
+        if let (Output::Probabilities, Some(z), Some(p)) = (texts.output, &logits, &self.probabilities) {
+            ops::softmax(rec, z, None, false, p, n_seqs);
+            return Some(p.clone());
+        }
         Some(logits.unwrap_or_else(|| self.embedding.record(rec, &x, spans, n_seqs)))
     }
 }

@@ -159,6 +159,17 @@ impl Runner {
             ops::token_logprob(rec, rows, index, &slots.tokens, &z, range, scores);
             sources.push((scores.clone(), 0, 4 * step.scores.len() as u64));
         }
+        if let Some(kept) = results.kept.as_ref().filter(|_| !step.kept.is_empty()) {
+            if step.kept.iter().any(|(_, keep)| keep.softmax) {
+                ops::softmax(rec, &z, None, false, &kept.softmax, step.sampled.len());
+            }
+            let first = step.sampled.len().saturating_sub(step.kept.len());
+            for (i, (_, keep)) in (first..).zip(&step.kept) {
+                let from = if keep.softmax { &kept.softmax } else { &z };
+                let (row, n_bytes) = (kept.rows.row_bytes(), z.row_bytes());
+                rec.copy(from, (i * n_bytes) as u64, &kept.rows, (keep.row * row) as u64, n_bytes as u64);
+            }
+        }
         self.aligned(step, &mut sources);
         sources
     }

@@ -116,6 +116,15 @@ pub(in crate::engine) struct Results {
     pub logprobs: Option<LogprobTables>,
     /// Log-probabilities of prompts' tokens: `[1, max_sampled]`.
     pub scores: Tensor,
+    /// If requests may leave logits on the device.
+    pub kept: Option<KeptTables>,
+}
+
+pub(in crate::engine) struct KeptTables {
+    /// For the host: `[kept_rows, vocab_size]`.
+    pub rows: Tensor,
+    /// The softmax of the rows of a step: `[max_sampled, vocab_size]`.
+    pub softmax: Tensor,
 }
 
 pub(in crate::engine) struct LogprobTables {
@@ -128,8 +137,21 @@ pub(in crate::engine) struct LogprobTables {
 }
 
 impl Results {
-    pub fn new(gpu: &Gpu, capacity: Capacity, vocab: usize, max_logprobs: usize) -> Result<Self, GpuError> {
+    pub fn new(
+        gpu: &Gpu,
+        capacity: Capacity,
+        vocab: usize,
+        max_logprobs: usize,
+        kept_rows: usize,
+    ) -> Result<Self, GpuError> {
         let Capacity { max_seqs, max_sampled, .. } = capacity;
+        let kept = match kept_rows {
+            0 => None,
+            n => Some(KeptTables {
+                rows: Tensor::zeros(gpu, "kept", [n, vocab], Dtype::F32)?,
+                softmax: Tensor::zeros(gpu, "kept softmax", [max_sampled, vocab], Dtype::F32)?,
+            }),
+        };
         let table = |label: &str, shape| Tensor::zeros(gpu, label, shape, Dtype::U32);
         let logprobs = match max_logprobs {
             0 => None,
@@ -143,6 +165,7 @@ impl Results {
             chosen: table("chosen", [1, max_seqs])?,
             filters: table("filters", [max_seqs, 2])?,
             logprobs,
+            kept,
             scores: Tensor::zeros(gpu, "scores", [1, max_sampled], Dtype::F32)?,
         })
     }

@@ -26,7 +26,7 @@ pub use pages::PAGE_SIZE;
 use pages::{Node, PageTable, Prefix, Published, ROOT, Token};
 use sequence::{Sequence, Wanted};
 use step::Row;
-pub(in crate::engine) use step::{Admission, PageEntry, Step, StepResults};
+pub(in crate::engine) use step::{Admission, Keep, PageEntry, Step, StepResults};
 
 use super::{EngineError, Event, FinishReason, Logprobs, RequestId};
 use crate::gpu::GpuError;
@@ -54,6 +54,8 @@ pub(super) struct Limits {
     pub block_rows: usize,
     pub max_logprobs: usize,
     pub has_logits: bool,
+    /// Rows of the table of logits that stay on the device.
+    pub kept_rows: usize,
     pub has_prompt_logprobs: bool,
     pub has_alignment: bool,
     pub prefix_cache: bool,
@@ -164,9 +166,11 @@ impl Scheduler {
         self.pages = PageTable::new(n_pages);
         // A device with smaller bindings has a smaller cache. What fits in it is shorter.
         let holds = n_pages * PAGE_SIZE;
-        let fits = |s: &Sequence| s.tokens.len() <= holds;
-        let too_long: Vec<Sequence> = self.waiting.extract_if(.., |_, s| !fits(s)).map(|(_, s)| s).collect();
-        for mut s in too_long {
+        let (fitting, too_long) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|(_, s)| s.tokens.len() <= holds);
+        self.waiting = fitting;
+        let too_long: BTreeMap<RequestId, Sequence> = too_long;
+        for mut s in too_long.into_values() {
             let error = EngineError::CacheTooSmall { found: s.tokens.len(), expected: holds };
             s.fail(error, &mut self.events);
             self.end(s);
@@ -443,6 +447,12 @@ impl Scheduler {
             self.events.push(Event::Logits { id: *id, position: *position, values });
         }
         self.scored(&step.scores, &results.scores);
+        for (id, _) in &step.kept {
+            if let Some(s) = unfinished(&mut self.running, *id) {
+                s.n_reported = s.n_prompt();
+                s.finished = Some(FinishReason::Length);
+            }
+        }
         self.retire();
     }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use super::Keep;
 use super::pages::{Node, PAGE_SIZE, Prefix, Published, ROOT, Token};
 use crate::engine::EngineError;
 use crate::engine::events::{Event, FinishReason, Logits, Logprobs, Request, RequestId, Timings, Usage};
@@ -62,13 +63,15 @@ pub(super) struct Wanted {
     pub draw: bool,
     pub logits: bool,
     pub score: bool,
+    /// The logits stay on the device.
+    pub kept: Option<Keep>,
     pub alignment: bool,
 }
 
 impl Wanted {
     /// Whether the row gets logits.
     pub fn is_sampled(self) -> bool {
-        self.draw || self.logits || self.score
+        self.draw || self.logits || self.score || self.kept.is_some()
     }
 }
 
@@ -167,12 +170,17 @@ impl Sequence {
     /// What the row at fed position `pos` is computed for.
     pub fn wanted(&self, pos: usize) -> Wanted {
         let is_new = pos >= self.n_reported;
+        let is_last = pos + 1 == self.n_prompt();
         Wanted {
             draw: self.request.writes() && pos + 1 == self.n_fed,
             logits: match self.request.logits {
                 Some(Logits::All) => is_new,
-                Some(Logits::Last) => pos + 1 == self.n_prompt(),
-                None => false,
+                Some(Logits::Last) => is_last,
+                Some(Logits::Kept { .. }) | None => false,
+            },
+            kept: match self.request.logits {
+                Some(Logits::Kept { row, softmax }) if is_last => Some(Keep { row, softmax }),
+                _ => None,
             },
             score: is_new && self.request.prompt_logprobs.is_some_and(|from| pos + 1 >= from),
             alignment: self.aligns() && pos >= self.n_aligned && pos < self.n_prompt(),

@@ -19,14 +19,16 @@ pub(in crate::engine) struct Step {
     /// (first row, rows) of each attention block: one for each single row, then those of prompt rows.
     pub blocks: Vec<[u32; 2]>,
     /// Rows that get logits: first those that draw, then those whose logits are reported, then those whose next token's
-    /// log-probability is reported.
+    /// log-probability is reported, then those whose logits stay on the device.
     pub sampled: Vec<u32>,
     /// Requests that draw, in the order of `sampled`.
     pub draws: Vec<RequestId>,
     /// Requests and positions whose logits are reported, in the order of the next rows of `sampled`.
     pub logits: Vec<(RequestId, usize)>,
-    /// Requests and positions of tokens whose log-probabilities are reported, in the order of the rest of `sampled`.
+    /// Requests and positions of tokens whose log-probabilities are reported, in the order of the next rows of `sampled`.
     pub scores: Vec<(RequestId, usize)>,
+    /// Requests whose logits stay on the device, in the order of the rest of `sampled`.
+    pub kept: Vec<(RequestId, Keep)>,
     /// Requests, positions and rows whose attention to a clip is reported.
     pub aligned: Vec<(RequestId, usize, usize)>,
     /// Requests that have rows.
@@ -55,6 +57,15 @@ pub(in crate::engine) struct Admission {
     pub seed: u64,
     /// The clip that it attends to, and the rules that it follows.
     pub clip: Option<(ClipPlace, Option<SpeechRules>)>,
+}
+
+/// Where logits stay on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::engine) struct Keep {
+    /// Row of the table.
+    pub row: usize,
+    /// Whether their softmax is kept instead.
+    pub softmax: bool,
 }
 
 /// Page number `index` of the sequence in a slot.
@@ -108,6 +119,12 @@ impl Step {
         for (i, row) in rows.iter().filter(|(_, row)| row.wanted.score) {
             self.sampled.push(*i);
             self.scores.push((row.id, row.pos + 1));
+        }
+        for (i, row) in &rows {
+            if let Some(keep) = row.wanted.kept {
+                self.sampled.push(*i);
+                self.kept.push((row.id, keep));
+            }
         }
         for (i, row) in rows.iter().filter(|(_, row)| row.wanted.alignment) {
             self.aligned.push((row.id, row.pos, *i as usize));

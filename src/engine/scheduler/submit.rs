@@ -6,7 +6,7 @@ use super::pages::PAGE_SIZE;
 use super::sequence::Sequence;
 use super::{Limits, Scheduler};
 use crate::engine::error::{NEEDS_CLIP, NO_AUDIO_ENCODER};
-use crate::engine::{EngineError, Request, RequestId};
+use crate::engine::{EngineError, Logits, Request, RequestId};
 use crate::text::StreamDecoder;
 
 impl Scheduler {
@@ -67,8 +67,18 @@ impl Scheduler {
             let expected = "at most what the engine was built for (`EngineOptions::max_logprobs`)";
             return wrong("logprobs", found, expected);
         }
-        if request.logits.is_some() && !self.limits.has_logits {
-            return wrong("logits", "set".into(), "an engine built with `EngineOptions::logits`");
+        match request.logits {
+            Some(Logits::Kept { row, .. }) if row >= self.limits.kept_rows => {
+                return wrong(
+                    "row",
+                    row.to_string(),
+                    "a row that the engine was built with (`EngineOptions::kept_rows`)",
+                );
+            }
+            Some(Logits::Last | Logits::All) if !self.limits.has_logits => {
+                return wrong("logits", "set".into(), "an engine built with `EngineOptions::logits`");
+            }
+            _ => {}
         }
         if let Some(from) = request.prompt_logprobs {
             if !self.limits.has_prompt_logprobs {

@@ -59,6 +59,8 @@ struct Outcome {
     tokens: Vec<u32>,
     logits: Vec<(usize, f32)>,
     scores: Vec<(usize, f32)>,
+    /// The logits that stay on the device, with their row.
+    kept: Option<(Keep, f32)>,
     end: Option<Option<FinishReason>>,
 }
 
@@ -72,6 +74,11 @@ fn alone(request: &Request, ctx: usize, kv_tokens: usize) -> Outcome {
         keys.push(key(*keys.last().unwrap_or(&root), *token, is_generated(pos)));
     }
     let mut outcome = Outcome::default();
+    if let Some(Logits::Kept { row, softmax }) = request.logits {
+        outcome.kept = Some((Keep { row, softmax }, value(keys[n - 1])));
+        outcome.end = Some(Some(FinishReason::Length));
+        return outcome;
+    }
     if let Some(which) = request.logits {
         let first = if which == Logits::All { 0 } else { n - 1 };
         outcome.logits = (first..n).map(|pos| (pos, value(keys[pos]))).collect();
@@ -110,6 +117,8 @@ struct Device {
     /// The encoded clip at each place.
     places: Vec<Option<ClipId>>,
     slots: Vec<Slot>,
+    /// What steps since the last look have kept.
+    kept: Vec<(RequestId, Keep, f32)>,
 }
 
 #[derive(Clone, Default)]
@@ -126,6 +135,7 @@ impl Device {
             pages: vec![[0; PAGE_SIZE]; n_pages],
             places: vec![None; n_places],
             slots: vec![Slot::default(); max_seqs],
+            kept: Vec::new(),
         }
     }
 
@@ -182,7 +192,10 @@ impl Device {
         }
         let rest = &keys[n_draws..];
         results.logits = rest[..step.logits.len()].iter().map(|key| vec![value(*key)]).collect();
-        results.scores = rest[step.logits.len()..].iter().map(|key| value(*key)).collect();
+        let rest = &rest[step.logits.len()..];
+        results.scores = rest[..step.scores.len()].iter().map(|key| value(*key)).collect();
+        let kept = rest[step.scores.len()..].iter().map(|key| value(*key));
+        self.kept.extend(step.kept.iter().zip(kept).map(|((id, keep), value)| (*id, *keep, value)));
         results
     }
 }
@@ -214,6 +227,7 @@ fn limits(n_pages: usize, max_seqs: usize) -> Limits {
         block_rows: 5,
         max_logprobs: 0,
         has_logits: true,
+        kept_rows: 3,
         has_prompt_logprobs: true,
         has_alignment: false,
         prefix_cache: true,
@@ -282,6 +296,9 @@ impl World {
             }
             Some(Work::Step(step)) => {
                 let results = self.device.run(&step);
+                for (id, keep, value) in std::mem::take(&mut self.device.kept) {
+                    self.outcomes.entry(id).or_default().kept = Some((keep, value));
+                }
                 self.scheduler.step_landed(&step, results);
             }
         }
@@ -345,6 +362,7 @@ impl World {
                 expected.tokens.truncate(found.tokens.len());
                 expected.logits.truncate(found.logits.len());
                 expected.scores.truncate(found.scores.len());
+                expected.kept = expected.kept.filter(|_| found.kept.is_some());
                 expected.end = found.end;
             }
             assert_eq!(found, &expected, "{id:?}: {request:?}");
@@ -381,6 +399,9 @@ fn any(rng: &mut Rng, texts: &[(Vec<u32>, Range<usize>)], most: usize) -> Reques
     // Half of them generate until they are cancelled, so pages run out.
     request.stop_tokens = rng.chance(2).then(Vec::new);
     match rng.below(8) {
+        0 if rng.chance(2) => {
+            request.logits = Some(Logits::Kept { row: rng.below(3), softmax: rng.chance(2) })
+        }
         0 => request.logits = Some(Logits::Last),
         1 => request.logits = Some(Logits::All),
         2 if request.prompt.len() > 1 => {
