@@ -12,6 +12,8 @@ struct Params {
     n_blocks: u32, // blocks of 32 inputs; the padding of x and w is zero
     x_stride: u32, // vec4s per row of x
     w_stride: u32, // 16-byte words per row of w
+    out0: u32,     // first output
+    end: u32,      // beyond the last output
     n_out: u32,    // columns of y
     y_stride: u32, // elements per row of y
     eps: f32,      // of the norm
@@ -42,13 +44,13 @@ fn finish(r: u32, o: u32, outs: vec4u, own: vec4f) {
     let at = (params.row0 + r) * params.y_stride + o;
     if GATED == 1u {
         y[at] = glu(s.x, s.z);
-        if o + 1u < params.n_out {
+        if o + 1u < params.end {
             y[at + 1u] = glu(s.y, s.w);
         }
         return;
     }
     for (var j = 0u; j < 4u; j++) {
-        if o + j < params.n_out {
+        if o + j < params.end {
             y[at + j] = act(s[j]);
         }
     }
@@ -62,10 +64,10 @@ fn gate_up(
 ) {
     let a_quad = select(4u, 2u, GATED == 1u); // outputs
     let group = id.y + id.z * n.y;
-    if quad(group, 0u) * a_quad >= params.n_out {
+    if params.out0 + quad(group, 0u) * a_quad >= params.end {
         return;
     }
-    let o = quad(group, lane) * a_quad;
+    let o = params.out0 + quad(group, lane) * a_quad;
     let r0 = id.x * N_ROWS;
     var outs = min(vec4u(o) + vec4u(0u, 1u, 2u, 3u), vec4u(params.n_out - 1u));
     if GATED == 1u {
@@ -74,7 +76,7 @@ fn gate_up(
     multiply(r0, outs * params.w_stride, lane);
     for (var i = 0u; i < LANE_ROWS; i++) {
         let r = lane_row(i, lane);
-        if r < N_ROWS && o < params.n_out {
+        if r < N_ROWS && o < params.end {
             finish(r0 + r, o, outs, sums(r));
         }
     }

@@ -36,12 +36,13 @@ struct Params {
     expert0: u32,  // first expert of this range of w, of whose rows n_out are an expert's
     n_experts: u32, // experts in this range
     b_stride: u32, // elements of b per expert
+    w0: u32,       // first row of w, unless ROUTED
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4f>;      // [row0 + n_rows, n_in]
 @group(0) @binding(2) var<storage, read> g: array<vec4f>;      // not used
-@group(0) @binding(3) var<storage, read> w: array<Word>;       // [n_out, w_stride]
+@group(0) @binding(3) var<storage, read> w: array<Word>;       // [w0 + n_out, w_stride]
 @group(0) @binding(4) var<storage, read> b: array<f32>;        // [out0 + n_out], read if BIAS
 @group(0) @binding(5) var<storage, read> routes: array<u32>;   // read if ROUTED
 @group(0) @binding(6) var<storage, read_write> y: array<f32>;  // [row0 + n_rows, out0 + n_out]

@@ -53,7 +53,7 @@
 //! 10. A shape mismatch inside the library is a bug (an assertion). What a user or a file can get wrong is an
 //!     `Err` that names the value, what was expected and what was found. A panic of a library that reads a file is
 //!     caught and becomes an `Err`; [`panic_is_caught`] tells a panic hook that it need not be reported.
-//! 11. The command line uses only the public API, and only it prints.
+//! 11. The command line and the server use only the public API, and only the command line prints.
 //! 12. A row's result has the same bits in every batch: the order of its sums depends on the device (and what
 //!     `bench::tune` measured and self-tests found there), on the shapes and types of weights and on the row's kind,
 //!     never on how many rows there are, how a prompt is cut or what the cache holds. So the same request with the same
@@ -94,6 +94,7 @@
 //! | 4 | [`engine`] | requests to events, texts to vectors and labels |
 //! | 5 | [`tasks`] | conversations, answers, summaries, labels, embeddings, rankings, transcripts, scores |
 //! | 5 | `bench` | measures kernels and models against the device's limits, and estimates models (feature `bench`) |
+//! | 6 | `server` | OpenAI's API over HTTP, part of the binary (feature `server`) |
 //! | 6 | `cli` | the command line, part of the binary |
 //!
 //! `shaders/` holds the kernels, one file each; `shaders/README.md` describes how to write one.
@@ -104,6 +105,12 @@
 //! and keeps at most two slices in flight. It does so for steps, for clips of sound, for batches of texts and for the
 //! upload of weights. `engine/recovery.rs` brings everything that an engine has on a device (`engine/build.rs`) to the next
 //! one when it is lost; the first load is the same, from nothing.
+//!
+//! A recording is walked layer by layer, and its dispatches are a function of the step: `gpu/meter.rs` counts them, passes
+//! those that were recorded before, and stops where the budget of the frame ends, between two dispatches or between the
+//! pieces of one (rows, outputs, blocks of attention). The next walk goes on there. `gpu/cost.rs` predicts what each takes,
+//! from the device's times of earlier slices. Both are plain numbers, tested on hours of frames with no device.
+//! `engine/frames.rs` shares a frame among several engines.
 //!
 //! On a driver that was never seen before, `engine/self_test.rs` runs the variants that need optional capabilities, on
 //! small inputs, and compares them with the variants that run on every device (`ops/self_test`): during the upload, or
@@ -130,6 +137,7 @@
 //! | a fault of a driver | its line in `src/gpu/quirks.rs` |
 //! | a task | `src/tasks/x.rs`, its lines in `src/tasks/mod.rs` |
 //! | a command | `src/cli/x.rs`, its lines in `src/cli/mod.rs` |
+//! | a route of the server | `src/server/x.rs`, its line in `router` of `src/server/mod.rs`; `tests/server.rs` |
 #![warn(missing_docs)]
 #![deny(unsafe_code)]
 

@@ -1,7 +1,9 @@
-//! The command line of wginfer: parse, run, exit code. It uses only the public API of the library.
+//! The command line of wginfer, and the server: parse, run, exit code. They use only the public API of the library.
 #![deny(unsafe_code)]
 
 mod cli;
+#[cfg(feature = "server")]
+mod server;
 
 fn main() -> std::process::ExitCode {
     cli::main()

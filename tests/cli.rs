@@ -72,7 +72,7 @@ fn header(bytes: &[u8]) -> (String, usize) {
 
 #[test]
 fn help_has_examples() {
-    let bench = ["bench kernels --help", "bench model --help", "bench compare --help"];
+    let bench = ["bench kernels --help", "bench model --help", "bench guest --help", "bench compare --help"];
     let commands = ["generate", "chat", "embed", "logits", "inspect", "estimate", "tune"]
         .map(|name| format!("{name} --help"));
     let lines = commands.iter().map(String::as_str).chain(bench).chain(["--help"]);
@@ -1543,6 +1543,30 @@ fn bench_model_with_random_weights_and_with_a_file() {
     let done = wginfer("bench model -p 0 -n 3 --pg 0 -r 1 --format md").model(&golden("llama")).succeeds();
     assert!(done.out.lines().last().is_some_and(|l| l.contains("tg3") && l.contains("F32")), "{}", done.out);
     assert!(done.err.contains("peak memory") && done.err.contains("compiled in"), "{}", done.err);
+}
+
+#[test]
+fn bench_guest_shows_frames_and_their_budget() {
+    if common::gpu().is_none() {
+        return;
+    }
+    let report = wginfer("bench guest --budget 3,30 --frames 12 --json").model(&golden("llama")).json();
+    let rows = report["rows"].as_array().expect("rows");
+    let works: Vec<&str> = rows.iter().filter_map(|row| row["work"].as_str()).collect();
+    assert_eq!(works, ["load", "prompt", "decode", "mixed"].repeat(2));
+    for row in rows.iter().filter(|row| row["work"] != "load") {
+        let times = |key: &str| -> Vec<f64> {
+            row[key].as_array().expect("percentiles").iter().filter_map(Value::as_f64).collect()
+        };
+        for times in [times("device_ms"), times("host_ms"), times("calibrated")] {
+            assert!(times.len() == 4 && times[0] > 0.0 && times.is_sorted(), "{row}");
+        }
+        assert!(row["n_frames"] == 12 && row["per_second"].as_f64() > Some(0.0), "{row}");
+    }
+    assert!(report["smallest_slice_ms"].as_f64() > Some(0.0));
+    let table = wginfer("bench guest --budget 8 --frames 5 --format md").model(&golden("llama")).succeeds();
+    assert!(table.out.contains("| decode |") && table.err.contains("cannot be cut"), "{}", table.out);
+    wginfer("bench guest --budget 0").model(&golden("llama")).fails(2, "`budget` is 0");
 }
 
 #[test]

@@ -109,7 +109,12 @@ fn logits_stay_on_the_device() {
         .filter(|event| matches!(event, Event::Done { finish_reason: FinishReason::Length, .. }));
     assert_eq!((of_logits, ends.count()), (0, 3), "{events:?}");
     let n_bytes = gpu.counts().read_bytes - before.read_bytes;
-    assert!(n_bytes < 256, "{n_bytes} bytes went through the host, a row has {}", table.row_bytes());
+    // A word and two timestamps for each slice, and the tokens.
+    assert!(
+        n_bytes < table.row_bytes() as u64 / 2,
+        "{n_bytes} bytes went through the host, a row has {}",
+        table.row_bytes()
+    );
     assert_eq!(gpu.counts().allocations, before.allocations, "nothing is allocated");
     common::assert_same_bits("logits", &row(&gpu, &queue, &table, 1), &sea);
     same_as_softmax(&row(&gpu, &queue, &table, 2), &fox);

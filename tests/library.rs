@@ -16,11 +16,11 @@ fn named(source: &str) -> Vec<(usize, &str)> {
     code.filter(|(_, line)| OF_THE_COMMAND_LINE.iter().any(|name| line.contains(name))).collect()
 }
 
-/// Every Rust file below `dir` but those of the command line.
+/// Every Rust file below `dir` but those of the binary: the command line and the server.
 fn library(dir: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("src/ can be listed") {
         let path = entry.expect("src/ can be listed").path();
-        if path.is_dir() && !path.ends_with("src/cli") {
+        if path.is_dir() && !["src/cli", "src/server"].iter().any(|of| path.ends_with(of)) {
             library(&path, files);
         } else if path.extension().is_some_and(|e| e == "rs") && !path.ends_with("src/main.rs") {
             files.push(path);

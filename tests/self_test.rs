@@ -671,7 +671,7 @@ fn a_load_in_slices_ends_with_the_answer() {
     assert_eq!(wrong(&gpu), ["attention"]);
     let mut engine = loading.finish().expect("an engine");
     let guest = Guest::run(&mut engine, &queue);
-    assert!(guest.on_subgroups("linear")[0] && !guest.on_subgroups("attention").contains(&true));
+    assert!(guest.on_subgroups("linear").contains(&true) && !guest.on_subgroups("attention").contains(&true));
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn input_row(r: u32) -> u32 {
 fn weight_row(o: u32) -> u32 {
     let row = min(o, params.n_out - 1u);
     if ROUTED == 0u {
-        return row;
+        return params.w0 + row;
     }
     return own_expert * params.n_out + row;
 }

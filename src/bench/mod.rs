@@ -3,7 +3,8 @@
 //!
 //! [`kernels`] times every operation of a forward pass at the shapes of named models, and checks the outputs. [`model`]
 //! times prompts and answers end to end, if needed with random weights. [`tune`] chooses among the variants of
-//! products. All measure the device's [`Limits`] first, in the same run. [`compare`] joins [`Report`]s in one table.
+//! products. All measure the device's [`Limits`] first, in the same run. [`guest`] measures how well slices keep the budget
+//! of a frame. [`compare`] joins [`Report`]s in one table.
 //! [`doctor`] measures nothing: it checks every variant that the device can run. An [`Estimator`] predicts what [`model`]
 //! would measure.
 //!
@@ -16,6 +17,7 @@ mod check;
 mod compare;
 mod doctor;
 mod estimate;
+mod guest;
 mod kernels;
 mod model;
 mod probe;
@@ -32,6 +34,7 @@ pub use cases::{Case, Cost, Pool, Prepared, Workload, operations};
 pub use compare::{ComparedRow, Comparison, Value, compare};
 pub use doctor::{DoctorDevice, DoctorOptions, DoctorReport, DoctorRow, Verdict, doctor, doctor_variants};
 pub use estimate::{Estimate, EstimateOptions, EstimatedRate, Estimator};
+pub use guest::{GuestOptions, GuestReport, GuestRow, guest};
 pub use kernels::{BenchProgress, KernelOptions, kernels};
 pub use model::{ModelOptions, model};
 pub use probe::{Limits, limits};

@@ -6,7 +6,8 @@
 //! It takes less than a second, even if nobody reads the output, and longer only as long as output is being written. A
 //! second signal ends the program at once.
 //!
-//! The exception is `chat`, where Ctrl-C stops the answer that is being written ([`Writing`]).
+//! The exceptions are `chat`, where Ctrl-C stops the answer that is being written ([`Writing`]), and `serve`, where the
+//! first signal lets open requests end ([`Serving`]).
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -66,7 +67,7 @@ pub struct Outputs {
 pub fn init(outputs: Outputs) -> Result<(), String> {
     let mut first: Option<Instant> = None;
     let caught = catch(move |signal| {
-        if Writing::stop(signal) {
+        if Writing::stop(signal) || Serving::stop() {
             return;
         }
         match SIGNAL.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst) {
@@ -282,6 +283,33 @@ impl Writing {
 impl Drop for Writing {
     fn drop(&mut self) {
         STATE.store(IDLE, Ordering::SeqCst);
+    }
+}
+
+/// Called by the first signal.
+static STOP: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(None);
+
+/// While this lives, the first signal only calls a function. A second one ends the program.
+#[cfg_attr(not(feature = "server"), allow(dead_code))]
+pub struct Serving(());
+
+#[cfg_attr(not(feature = "server"), allow(dead_code))]
+impl Serving {
+    pub fn begin(stop: impl FnOnce() + Send + 'static) -> Serving {
+        *lock(&STOP) = Some(Box::new(stop));
+        Serving(())
+    }
+
+    /// Whether there was something to stop.
+    fn stop() -> bool {
+        let stop = lock(&STOP).take();
+        stop.map(|stop| stop()).is_some()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        lock(&STOP).take();
     }
 }
 

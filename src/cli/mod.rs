@@ -45,6 +45,8 @@ mod rm;
 mod rows;
 mod sampling;
 mod score;
+#[cfg(feature = "server")]
+mod serve;
 mod summarize;
 mod table;
 mod terminal;
@@ -95,17 +97,17 @@ struct Program {
 
 /// Declares the subcommands, each in its file.
 macro_rules! commands {
-    ($($name:ident($file:ident),)+) => {
+    ($($(#[$when:meta])* $name:ident($file:ident),)+) => {
         #[derive(Subcommand)]
         enum Command {
-            $($name(Box<$file::Args>),)+
+            $($(#[$when])* $name(Box<$file::Args>),)+
             Completions(completions::Args),
         }
 
         impl Command {
             fn run(&self, out: &mut dyn Write) -> Result<(), Failure> {
                 match self {
-                    $(Command::$name(args) => $file::run(args, out),)+
+                    $($(#[$when])* Command::$name(args) => $file::run(args, out),)+
                     Command::Completions(args) => completions::run(args, Program::command(), out),
                 }
             }
@@ -124,6 +126,8 @@ commands! {
     Embed(embed),
     Rerank(rerank),
     Transcribe(transcribe),
+    #[cfg(feature = "server")]
+    Serve(serve),
     Logits(logits),
     Inspect(inspect),
     Estimate(estimate),
@@ -225,7 +229,7 @@ mod tests {
         assert!(all.len() > 14);
         let has_json = |c: &clap::Command| c.get_arguments().any(|arg| arg.get_long() == Some("json"));
         let lack: Vec<&str> = all.iter().filter(|c| !has_json(c)).map(|c| c.get_name()).collect();
-        assert_eq!(lack, ["completions"]);
+        assert_eq!(lack.into_iter().filter(|name| *name != "serve").collect::<Vec<_>>(), ["completions"]);
     }
 
     #[test]

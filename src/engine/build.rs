@@ -1,15 +1,15 @@
 //! Everything that an engine has on a device, while it is made: weights are uploaded in slices, and kernels compile.
 
-use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::EngineError;
 use super::self_test::{Tested, Trials};
-use super::stepper::{Kind, Machine, ReadRange, Size, Stepper};
-use crate::gpu::{Gpu, GpuError, Recorder};
-use crate::models::{LoadProgress, MOST_SLICE, ModelError, PIECE, Upload};
+use super::stepper::{Machine, ReadRange, Stepper};
+use crate::gpu::{Gpu, GpuError, Recorder, Variant};
+use crate::models::{LoadProgress, MOST_SLICE, ModelError, Upload};
 
 /// The time that [`Build::pump`] waits for kernels that compile.
 const A_MOMENT: Duration = Duration::from_millis(2);
@@ -42,9 +42,12 @@ impl<P> Build<P> {
         upload: Arc<Mutex<Uploading>>,
         Tested { variants, self_test }: Tested,
     ) -> Build<P> {
-        let compiler = gpu.clone();
+        let Uploading { kernels, can_upload, .. } = &*locked(&upload);
+        let (compiler, kernels, are_compiled) = (gpu.clone(), kernels.clone(), can_upload.clone());
         let compile = move || {
             let begin = Instant::now();
+            compiler.compile(&kernels)?;
+            are_compiled.store(true, Ordering::Release);
             variants.compile(&compiler).map(|()| begin.elapsed())
         };
         Build { gpu: gpu.clone(), parts, upload, compiler: std::thread::spawn(compile), self_test }
@@ -74,13 +77,21 @@ impl<P> Build<P> {
         self.self_test.as_ref().is_none_or(Trials::is_done)
     }
 
-    /// Records uploads for about `budget` of device time, and returns the command buffers to submit. Never waits.
+    /// Records uploads for about `budget` of the host's or the device's time, whichever takes longer, and returns the command
+    /// buffers to submit: none until the kernels of uploads are compiled. Never waits.
     ///
     /// # Errors
     /// [`EngineError::Gpu`], [`EngineError::Model`].
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
         let mut buffers = match self.upload.try_lock() {
-            Ok(mut upload) => upload.advance(budget)?,
+            // If the compiler ended early, the first recording finds its error, too.
+            Ok(mut upload) if upload.can_upload.load(Ordering::Acquire) || self.compiler.is_finished() => {
+                upload.advance(budget)?
+            }
+            Ok(_) => {
+                self.gpu.check_alive()?;
+                Vec::new()
+            }
             Err(_) => Vec::new(), // another engine drives it at this moment
         };
         if let Some(test) = self.compiled_test() {
@@ -116,8 +127,23 @@ impl<P> Build<P> {
         let mut upload = locked(&self.upload);
         let Build { gpu, .. } = self;
         let each = |upload: &mut Upload| upload.run(gpu, progress);
-        upload.uploads.0.iter_mut().try_for_each(each).map_err(ModelError::from)?;
+        upload.uploads.uploads.iter_mut().try_for_each(each).map_err(ModelError::from)?;
         Ok(())
+    }
+
+    /// Device times of the slices that have finished since the last call.
+    pub fn slice_times(&mut self) -> Vec<Duration> {
+        locked(&self.upload).stepper.as_mut().map(Stepper::slice_times).unwrap_or_default()
+    }
+
+    /// The longest time of what cannot be cut, as measured so far.
+    pub fn smallest_slice(&self) -> Option<Duration> {
+        locked(&self.upload).stepper.as_ref()?.smallest_slice()
+    }
+
+    /// What the last [`Build::advance`] left of its budget, as predicted.
+    pub fn left(&self) -> Duration {
+        locked(&self.upload).stepper.as_ref().map_or(Duration::ZERO, Stepper::left)
     }
 
     /// The self-test, if its kernels are compiled.
@@ -145,26 +171,44 @@ impl<P> Build<P> {
 /// An upload of weights on a stepper of its own.
 pub struct Uploading {
     uploads: Uploads,
-    /// `None` once everything is on the device.
+    /// `None` if there is nothing to upload.
     stepper: Option<Stepper<Pieces>>,
+    /// The kernels of the upload, which are compiled before all others.
+    kernels: Vec<Variant>,
+    /// Set once they are. On an adopted device nothing is recorded before: a call would wait for the compiler.
+    can_upload: Arc<AtomicBool>,
 }
 
 impl Uploading {
     /// # Errors
-    /// [`GpuError::OutOfMemory`].
-    pub(super) fn new(gpu: &Gpu, uploads: Vec<Upload>) -> Result<Arc<Mutex<Uploading>>, GpuError> {
-        let stepper = Some(Stepper::new(gpu, 4, true)?);
-        Ok(Arc::new(Mutex::new(Uploading { uploads: Uploads(uploads), stepper })))
+    /// [`EngineError::Gpu`].
+    pub(super) fn new(gpu: &Gpu, mut uploads: Vec<Upload>) -> Result<Arc<Mutex<Uploading>>, EngineError> {
+        let mut stepper = Stepper::new(gpu, 4, true)?;
+        let kernels = match gpu.is_owned() {
+            true => Vec::new(),
+            false => variants_of(stepper.recorder(), &mut uploads, |_| {})?,
+        };
+        Ok(Arc::new(Mutex::new(Uploading {
+            uploads: Uploads { uploads, pace: Pace::default() },
+            stepper: Some(stepper),
+            can_upload: Arc::new(AtomicBool::new(kernels.is_empty())),
+            kernels,
+        })))
     }
 
     /// Nothing to upload.
     pub(super) fn nothing() -> Arc<Mutex<Uploading>> {
-        Arc::new(Mutex::new(Uploading { uploads: Uploads(Vec::new()), stepper: None }))
+        Arc::new(Mutex::new(Uploading {
+            uploads: Uploads { uploads: Vec::new(), pace: Pace::default() },
+            stepper: None,
+            kernels: Vec::new(),
+            can_upload: Arc::new(AtomicBool::new(true)),
+        }))
     }
 
     fn progress(&self) -> LoadProgress {
         let mut sum = LoadProgress { done_bytes: 0, total_bytes: 0 };
-        for progress in self.uploads.0.iter().map(Upload::progress) {
+        for progress in self.uploads.uploads.iter().map(Upload::progress) {
             sum.done_bytes += progress.done_bytes;
             sum.total_bytes += progress.total_bytes;
         }
@@ -198,46 +242,110 @@ pub(super) fn upload_bytes(gpu: &Gpu) -> Result<u64, GpuError> {
 }
 
 /// The uploads that are not finished.
-struct Uploads(Vec<Upload>);
+struct Uploads {
+    uploads: Vec<Upload>,
+    pace: Pace,
+}
 
-impl Uploads {
-    fn is_done(&self) -> bool {
-        self.0.iter().all(Upload::is_done)
+/// The speed of uploads: the time per byte of the host or the device, whichever takes longer.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    ms_per_byte: Option<f64>,
+}
+
+impl Pace {
+    /// Bytes that `ms` are enough for, with some to spare.
+    pub fn n_bytes(&self, ms: f64) -> usize {
+        let n = self.ms_per_byte.map_or(FIRST_SLICE as f64, |each| SHARE * ms / each);
+        (n as usize).clamp(LEAST_SLICE, MOST_SLICE)
+    }
+
+    /// Learns that `n_bytes` took `ms`. Slower is believed sooner than faster.
+    pub fn learn(&mut self, ms: f64, n_bytes: usize) {
+        if n_bytes > 0 {
+            let found = ms / n_bytes as f64;
+            let known = self.ms_per_byte.get_or_insert(found);
+            *known += (found - *known) * if found > *known { 0.3 } else { 0.1 };
+        }
     }
 }
 
-/// Some pieces of an upload.
-struct Pieces {
-    upload: usize,
-    n: usize,
+impl Uploads {
+    fn is_done(&self) -> bool {
+        self.uploads.iter().all(Upload::is_done)
+    }
 }
+
+/// Some pieces of an upload: its index.
+struct Pieces(usize);
+
+/// The share of a budget that uploads aim at: one dispatch of a software device varies by a third.
+const SHARE: f64 = 0.8;
+/// Most bytes between two looks at the host's clock: it reads and copies so much in about a millisecond.
+const A_PIECE: usize = 1 << 20;
+/// Bytes of the first slice of an upload, of whose speed nothing is known.
+const FIRST_SLICE: usize = 256 << 10;
+/// Fewest bytes of a slice: less would take longer to submit than to copy.
+const LEAST_SLICE: usize = 64 << 10;
 
 impl Machine for Uploads {
     type Work = Pieces;
 
+    const IS_WHOLE: bool = true;
+
     fn next(&mut self) -> Option<Pieces> {
-        let upload = self.0.iter().position(|upload| !upload.is_done())?;
-        let LoadProgress { done_bytes, total_bytes } = self.0[upload].progress();
-        let n = total_bytes.saturating_sub(done_bytes).div_ceil(PIECE).clamp(1, MOST_SLICE / PIECE);
-        Some(Pieces { upload, n })
+        self.uploads.iter().position(|upload| !upload.is_done()).map(Pieces)
     }
 
-    fn size(&self, pieces: &Pieces) -> Size {
-        Size { kind: Kind::Upload, n_layers: pieces.n, n_units: 1 }
+    fn n_parts(&self, _: &Pieces) -> usize {
+        1
     }
 
+    fn begin(&mut self, _: &mut Recorder, _: &mut Pieces) {}
+
+    /// Records as much as the frame has time for: the host reads and converts meanwhile, so its clock counts like the
+    /// device's.
     fn record(
         &mut self,
         rec: &mut Recorder,
-        pieces: &mut Pieces,
-        range: Range<usize>,
+        Pieces(at): &mut Pieces,
+        _: usize,
     ) -> Result<Vec<ReadRange>, EngineError> {
-        // Pieces of whole rows are not exactly so large: the last ones may have nothing left to do.
-        self.0[pieces.upload].record(rec, range.len() * PIECE).map_err(ModelError::from)?;
+        let upload = &mut self.uploads[*at];
+        let (begin, left_ms, spent_ms) = (Instant::now(), rec.meter().left_ms(), rec.meter().spent_ms());
+        let passed_ms = || begin.elapsed().as_secs_f64() * 1e3;
+        let done_before = upload.progress().done_bytes;
+        let n_bytes = self.pace.n_bytes(left_ms);
+        upload
+            .record_while(rec, n_bytes, n_bytes.min(A_PIECE), || passed_ms() < left_ms)
+            .map_err(ModelError::from)?;
+        let (host_ms, device_ms) = (passed_ms(), rec.meter().spent_ms() - spent_ms);
+        rec.meter().spend((host_ms - device_ms).max(0.0));
+        let ms = host_ms.max(device_ms);
+        self.pace.learn(ms, upload.progress().done_bytes - done_before);
         Ok(Vec::new())
     }
 
     fn landed(&mut self, _: Pieces, _: &[u8]) {}
+}
+
+/// The variants of uploads and of the work that `record` records.
+///
+/// # Errors
+/// [`EngineError::Gpu`].
+pub(super) fn variants_of(
+    rec: &mut Recorder,
+    uploads: &mut [Upload],
+    record: impl FnOnce(&mut Recorder),
+) -> Result<Vec<Variant>, EngineError> {
+    let mut staged = Ok(());
+    let variants = rec.variants(|rec| {
+        staged = uploads.iter_mut().try_for_each(|upload| upload.rehearse(rec));
+        record(rec);
+    });
+    staged?;
+    rec.finish()?;
+    Ok(variants)
 }
 
 fn locked(upload: &Mutex<Uploading>) -> MutexGuard<'_, Uploading> {

@@ -52,12 +52,28 @@ impl<E: Survivor> Loading<E> {
         self.engine.recovery_mut().replace(gpu);
     }
 
-    /// Records uploads for about `budget` of device time, and returns the command buffers to submit. Never waits.
+    /// Records uploads for about `budget` of the host's or the device's time, whichever takes longer, and returns the command
+    /// buffers to submit: none until the kernels of uploads are compiled. Never waits.
     ///
     /// # Errors
     /// [`EngineError::Gpu`], [`EngineError::Model`].
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
         self.engine.recovery_mut().advance(budget)
+    }
+
+    /// As [`Engine::slice_times`]. Slices that only copy take no time that the device's clock shows.
+    pub fn slice_times(&mut self) -> Vec<Duration> {
+        self.engine.recovery_mut().slice_times()
+    }
+
+    /// As [`Engine::smallest_slice`].
+    pub fn smallest_slice(&self) -> Option<Duration> {
+        self.engine.recovery().smallest_slice()
+    }
+
+    /// What the last [`Loading::advance`] left of its budget, as predicted.
+    pub(super) fn left(&self) -> Duration {
+        self.engine.recovery().left()
     }
 
     /// Returns the engine. Waits for the thread that compiles kernels, and on a device of our own for the self-test. On an

@@ -6,6 +6,7 @@
 //! - `scheduler`: requests, sequences, the page table, and what the next step computes. Plain data, no device.
 //! - `runner`: the model with its tables on the device. Records a step and reads its results.
 //! - `stepper`: cuts recordings into slices within a budget, and handles results.
+//! - `frames`: several engines in the frames of one host.
 //! - `build`: everything that an engine has on a device, while it is made: the upload of weights, on the same stepper.
 //! - `loading`: the first build.
 //! - `recovery`: the next ones. A device that is lost is replaced, and requests go on.
@@ -17,6 +18,7 @@ mod build;
 mod encoder;
 mod error;
 mod events;
+mod frames;
 mod loading;
 mod memory;
 mod model;
@@ -29,7 +31,6 @@ mod self_test;
 mod stepper;
 mod variants;
 
-use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -38,10 +39,11 @@ pub use error::{EngineError, MemoryNeed};
 pub use events::{
     Event, FinishReason, Logits, Logprobs, Request, RequestId, SpeechRequest, Timings, TokenLogprob, Usage,
 };
+pub use frames::{Frames, Guest};
 pub use loading::Loading;
 pub use memory::MemoryFit;
 pub use model::{LoadedModel, page_bytes};
-pub use options::EngineOptions;
+pub use options::{DEFAULT_CTX, EngineOptions};
 pub use recovery::{DeviceEvent, Health};
 pub use sampling::{MAX_BIAS, Sampling, SpeechRules, TimestampRules};
 pub use scheduler::{ClipId, PAGE_SIZE};
@@ -56,7 +58,7 @@ use loading::OnDevice;
 use recovery::{Recovery, Survivor};
 use runner::{Clips, Runner};
 use scheduler::{Scheduler, Work};
-use stepper::{Kind, Machine, ReadRange, Size, Stepper};
+use stepper::{Machine, ReadRange, Stepper};
 
 /// Runs requests on one model, in one batch.
 ///
@@ -230,15 +232,19 @@ impl Engine {
         self.survive(checked)
     }
 
-    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit,
-    /// in order. Empty if two slices are in flight already or there is nothing to do. Never waits.
+    /// Records work for about `budget` of device time, at least one dispatch or piece of one, and returns the command
+    /// buffers to submit, in order. Empty if two slices are in flight already or there is nothing to do. Never waits.
+    ///
+    /// What a dispatch takes is learnt from the device's timestamps: 99 of 100 calls exceed their budget by at most 20 %,
+    /// unless it is shorter than [`Engine::smallest_slice`]. A kind of dispatch that was never measured has a call of its own.
     ///
     /// All of them must be submitted, because later recordings depend on them.
     ///
     /// After a loss there is nothing to submit until there is another device, then the upload of the weights.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`].
+    /// [`EngineError::Gpu`]: with [`GpuError::Dropped`] if a command buffer was dropped instead of submitted, which ends all
+    /// that is open.
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
         let advanced = match self.parts() {
             Some((stepper, mut machine)) => stepper.advance(&mut machine, budget),
@@ -247,8 +253,32 @@ impl Engine {
         self.survive(advanced)
     }
 
-    /// Starts or stops to keep the text of the recording: [`Recorder::trace`].
-    /// Nothing is kept any more after a loss.
+    /// The longest time of what cannot be cut, as measured so far: a dispatch, or the smallest piece of one. Shorter budgets
+    /// of [`Engine::advance`] are exceeded, but every call still makes progress. A guest's first budget that is too short is
+    /// reported as a warning. `None` until something was measured.
+    pub fn smallest_slice(&self) -> Option<Duration> {
+        match &self.live {
+            Some(live) => live.stepper.smallest_slice(),
+            None => self.recovery.smallest_slice(),
+        }
+    }
+
+    /// The device's times of the slices that have finished since the last call, in order; the last 64, if there were more.
+    /// Each is what one command buffer of [`Engine::advance`] took.
+    pub fn slice_times(&mut self) -> Vec<Duration> {
+        match &mut self.live {
+            Some(live) => live.stepper.slice_times(),
+            None => self.recovery.slice_times(),
+        }
+    }
+
+    /// What the last [`Engine::advance`] left of its budget, as predicted.
+    fn left(&self) -> Duration {
+        self.live.as_ref().map_or_else(|| self.recovery.left(), |live| live.stepper.left())
+    }
+
+    /// Starts or stops to keep the text of the recording: [`Recorder::trace`]. Nothing is
+    /// kept any more after a loss.
     pub fn trace(&mut self, on: bool) {
         if let Some(live) = &mut self.live {
             live.stepper.recorder().trace(on);
@@ -354,17 +384,19 @@ impl Machine for Decoding<'_> {
         self.scheduler.next()
     }
 
-    fn size(&self, work: &Work) -> Size {
+    fn n_parts(&self, work: &Work) -> usize {
         match work {
-            Work::Clip(_) => {
-                let n_layers = self.runner.clips.as_ref().map_or(0, Clips::n_layers);
-                Size { kind: Kind::Clip, n_layers, n_units: 1 }
-            }
-            Work::Step(step) => {
-                let n_layers = self.runner.n_layers();
-                match step.n.n_prompt {
-                    0 => Size { kind: Kind::Decode, n_layers, n_units: 1 },
-                    n => Size { kind: Kind::Prompt, n_layers, n_units: n },
+            Work::Clip(_) => self.runner.clips.as_ref().map_or(1, Clips::n_layers),
+            Work::Step(_) => self.runner.n_layers(),
+        }
+    }
+
+    fn begin(&mut self, rec: &mut Recorder, work: &mut Work) {
+        match work {
+            Work::Step(step) => self.runner.begin(rec, step),
+            Work::Clip(clip) => {
+                if let Some(clips) = &self.runner.clips {
+                    clips.upload(&self.runner.gpu, clip.place, &clip.features);
                 }
             }
         }
@@ -374,15 +406,12 @@ impl Machine for Decoding<'_> {
         &mut self,
         rec: &mut Recorder,
         work: &mut Work,
-        layers: Range<usize>,
+        part: usize,
     ) -> Result<Vec<ReadRange>, EngineError> {
         Ok(match work {
-            Work::Step(step) => self.runner.step(rec, step, layers),
+            Work::Step(step) => self.runner.record(rec, step, part..part + 1),
             Work::Clip(clip) => {
-                if let (0, Some(clips)) = (layers.start, &self.runner.clips) {
-                    clips.upload(&self.runner.gpu, clip.place, &clip.features);
-                }
-                self.runner.encode_clip(rec, clip.place, layers);
+                self.runner.encode_clip(rec, clip.place, part..part + 1);
                 Vec::new()
             }
         })

@@ -6,7 +6,7 @@ use crate::dtype::Dtype;
 use crate::models::ModelShape;
 
 /// Longest default context in tokens: models allow 128 K and more, for which few machines have the memory.
-pub(super) const DEFAULT_CTX: usize = 4096;
+pub const DEFAULT_CTX: usize = 4096;
 
 /// How long an engine tries to get its device back: a driver that was reset, or updated, is there again after some
 /// seconds.

@@ -175,6 +175,21 @@ impl<P: Send + 'static> Recovery<P> {
         }
     }
 
+    /// Device times of the slices of the build that have finished since the last call.
+    pub fn slice_times(&mut self) -> Vec<Duration> {
+        if let State::Building(build) = &mut self.state { build.slice_times() } else { Vec::new() }
+    }
+
+    /// The longest time of what the build cannot cut.
+    pub fn smallest_slice(&self) -> Option<Duration> {
+        if let State::Building(build) = &self.state { build.smallest_slice() } else { None }
+    }
+
+    /// What the last [`Recovery::advance`] left of its budget, as predicted. Nothing if no more may follow.
+    pub fn left(&self) -> Duration {
+        if let State::Building(build) = &self.state { build.left() } else { Duration::ZERO }
+    }
+
     /// Whether the weights are on the device.
     pub fn is_uploaded(&self) -> bool {
         matches!(&self.state, State::Building(build) if build.is_uploaded())

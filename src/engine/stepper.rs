@@ -4,13 +4,21 @@
 //! A [`Machine`] decides what comes next and records it. The [`Stepper`] cuts that to a budget, keeps at most two
 //! slices in flight, and passes results back. Only [`Stepper::pump`] waits.
 
-use std::ops::Range;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::EngineError;
 use super::self_test::{Trials, distrusted};
 use crate::dtype::Dtype;
-use crate::gpu::{Flight, Gpu, GpuError, Landed, MOST_IN_FLIGHT, Portable, Recorder, Tensor};
+use crate::gpu::{
+    Flight, Gpu, GpuError, Landed, Load, MOST_IN_FLIGHT, Meter, Place, Portable, Recorder, Tensor,
+};
+
+/// Most times of slices that are kept.
+const MOST_TIMES: usize = 64;
 
 /// Device time per submission of [`Stepper::pump`]: longer submissions starve a desktop's compositor.
 pub(super) const SLICE: Duration = Duration::from_millis(20);
@@ -21,10 +29,13 @@ pub(super) trait Machine {
     type Work;
     /// Decides what comes next. `None` if there is nothing to do.
     fn next(&mut self) -> Option<Self::Work>;
-    /// The size of some work.
-    fn size(&self, work: &Self::Work) -> Size;
-    /// Records some layers of the work; with the first layer also what comes before it, with the last what follows.
-    /// Returns the byte ranges to read back, which are none before the last layer.
+    /// Parts of some work (layers), at least one. A part can be cut between any two of its dispatches.
+    fn n_parts(&self, work: &Self::Work) -> usize;
+    /// Writes what the work reads, and records copies, once before the first part.
+    fn begin(&mut self, rec: &mut Recorder, work: &mut Self::Work);
+    /// Records a part of the work; with the first part also what comes before it, with the last what follows. Returns the
+    /// byte ranges to read back, which are none before the last part. A part that was cut is recorded again, and its recorder
+    /// skips what it has: so the dispatches are a function of the work and the part.
     ///
     /// # Errors
     /// A failed recording. The work is dropped.
@@ -32,8 +43,10 @@ pub(super) trait Machine {
         &mut self,
         rec: &mut Recorder,
         work: &mut Self::Work,
-        layers: Range<usize>,
+        part: usize,
     ) -> Result<Vec<ReadRange>, EngineError>;
+    /// Whether parts are never cut: they look at what is left of the budget themselves.
+    const IS_WHOLE: bool = false;
     /// Handles the results of work whose last layer has run.
     fn landed(&mut self, work: Self::Work, bytes: &[u8]);
     /// Another set of operations runs portable variants from the next work on: `rec` knows which.
@@ -43,39 +56,21 @@ pub(super) trait Machine {
 /// A byte range to read back: tensor, offset, bytes.
 pub(super) type ReadRange = (Tensor, u64, u64);
 
-/// The size of some work, on which its time depends.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Size {
-    pub kind: Kind,
-    pub n_layers: usize,
-    /// The time of a layer is proportional to this.
-    pub n_units: usize,
-}
-
-/// Kinds of work. Each has its own moving average of times.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
-    /// A step of single rows: reading the weights takes most of the time, whatever their number.
-    Decode,
-    /// A step with prompt rows; a unit is a row.
-    Prompt,
-    /// The audio encoder over a clip.
-    Clip,
-    /// A batch of texts; a unit is a row.
-    Texts,
-    /// Weights; a layer is a piece.
-    Upload,
-}
-
-const N_KINDS: usize = 5;
-
 /// A recorded part of some work, in flight.
 struct Slice<W> {
     /// The work that it completes.
     done: Option<W>,
-    kind: Kind,
-    /// Layers times units.
-    n: usize,
+    /// Its dispatches.
+    load: Load,
+    /// The call that recorded it.
+    call: u64,
+}
+
+/// Work that is being recorded.
+struct Recording<W> {
+    work: W,
+    has_begun: bool,
+    place: Place,
 }
 
 /// Cuts the work of a [`Machine`] into slices.
@@ -83,10 +78,13 @@ pub(super) struct Stepper<W> {
     gpu: Gpu,
     rec: Recorder,
     flight: Flight<Slice<W>>,
-    /// The work that is being recorded, and its next layer.
-    recording: Option<(W, usize)>,
-    /// Moving averages for each kind: milliseconds per layer and unit.
-    ms: [f64; N_KINDS],
+    recording: Option<Recording<W>>,
+    /// Calls of [`Stepper::advance`].
+    n_calls: u64,
+    /// Device times of slices that have finished, for the owner.
+    times: VecDeque<Duration>,
+    /// Whether it was reported that a slice cannot be as short as a budget.
+    has_warned: bool,
     /// A word to read back if there is nothing else, so that the end of a slice is noticed.
     mark: Tensor,
     most_in_flight: usize,
@@ -108,8 +106,9 @@ impl<W> Stepper<W> {
             rec: Recorder::new(gpu)?,
             flight: Flight::new(gpu, max_bytes.max(4))?,
             recording: None,
-            // Initial guesses, so high that a slice has one layer until something has been measured.
-            ms: [SLICE.as_secs_f64() * 1e3; N_KINDS],
+            n_calls: 0,
+            times: VecDeque::with_capacity(MOST_TIMES),
+            has_warned: false,
             mark: Tensor::zeros(gpu, "mark", [1, 1], Dtype::U32)?,
             most_in_flight: if run_ahead { MOST_IN_FLIGHT } else { 1 },
             self_test: None,
@@ -148,12 +147,29 @@ impl<W> Stepper<W> {
     /// work.
     pub fn take_back(mut self) -> Vec<W> {
         let mut works: Vec<W> = self.flight.abandon().filter_map(|slice| slice.done).collect();
-        works.extend(self.recording.take().map(|(work, _)| work));
+        works.extend(self.recording.take().map(|recording| recording.work));
         works
     }
 
-    /// Records work for about `budget` of device time, at least one layer, and returns the command buffers to submit,
-    /// in order. Empty if no more slices may be in flight or there is nothing to do. Never waits.
+    /// The longest time of a dispatch, or of the smallest piece of one, as measured so far: no slice is surely shorter.
+    pub fn smallest_slice(&self) -> Option<Duration> {
+        let ms = self.rec.metered()?.longest_piece_ms()?;
+        Some(Duration::from_secs_f64(ms * 1e-3))
+    }
+
+    /// Device times of the slices that have finished since the last call.
+    pub fn slice_times(&mut self) -> Vec<Duration> {
+        self.times.drain(..).collect()
+    }
+
+    /// What the last call of [`Stepper::advance`] left of its budget, as predicted. Nothing if no more may follow.
+    pub fn left(&self) -> Duration {
+        let meter = self.rec.metered().filter(|meter| !meter.is_full());
+        Duration::from_secs_f64(meter.map_or(0.0, Meter::left_ms) * 1e-3)
+    }
+
+    /// Records work for about `budget` of device time, at least one dispatch or piece of one, and returns the command
+    /// buffers to submit, in order. Empty if no more slices may be in flight or there is nothing to do. Never waits.
     ///
     /// # Errors
     /// Those of [`Machine::record`]; [`EngineError::Gpu`], after which the stepper is of no more use.
@@ -162,6 +178,7 @@ impl<W> Stepper<W> {
         machine: &mut M,
         budget: Duration,
     ) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
+        self.n_calls += 1;
         self.collect(machine)?;
         if let Some(error) = self.failed.take() {
             return Err(error);
@@ -202,48 +219,69 @@ impl<W> Stepper<W> {
         budget: Duration,
         buffers: &mut Vec<wgpu::CommandBuffer>,
     ) -> Result<(), EngineError> {
-        let mut left_ms = budget.as_secs_f64() * 1e3;
-        while self.flight.has_room(self.most_in_flight) {
-            let (mut work, first) = match self.recording.take() {
+        self.rec.meter().frame(budget.as_secs_f64() * 1e3);
+        while self.flight.has_room(self.most_in_flight) && !self.rec.meter().is_full() {
+            if self.rec.params_are_low() {
+                if !self.flight.is_empty() {
+                    break;
+                }
+                self.rec.reset_params();
+            }
+            let mut recording = match self.recording.take() {
                 Some(recording) => recording,
-                None if self.rec.params_are_low() && !self.flight.is_empty() => break,
                 None => {
-                    if self.rec.params_are_low() {
-                        self.rec.reset_params();
-                    }
                     self.end_test(machine);
-                    match machine.next() {
-                        Some(work) => (work, 0),
-                        None => break,
-                    }
+                    let Some(work) = machine.next() else { break };
+                    Recording { work, has_begun: false, place: Place::default() }
                 }
             };
-            let Size { kind, n_layers, n_units } = machine.size(&work);
-            let layer_ms = self.ms[kind as usize] * n_units as f64;
-            if !buffers.is_empty() && left_ms < layer_ms {
-                self.recording = Some((work, first)); // the next call continues it
-                break;
+            let Recording { work, has_begun, place } = &mut recording;
+            if !std::mem::replace(has_begun, true) {
+                self.rec.meter().begin_part(0, true);
+                machine.begin(&mut self.rec, work);
+                self.rec.meter().end_part();
             }
-            let last = first.saturating_add((left_ms / layer_ms).max(1.0) as usize).min(n_layers);
-            left_ms -= (last - first) as f64 * layer_ms;
             if !self.gpu.is_owned() {
                 // A guest looks for results once per frame, so only the device can measure their time.
                 self.rec.start_timing();
             }
-            let mut sources = machine.record(&mut self.rec, &mut work, first..last)?;
+            let (before, n_parts) = (*place, machine.n_parts(work));
+            let walk = |rec: &mut Recorder, part| machine.record(rec, work, part);
+            let ended = place.go_on(n_parts, M::IS_WHOLE, &mut self.rec, Recorder::meter, walk)?;
+            if ended.is_none() && *place == before {
+                self.recording = Some(recording); // the next call continues it
+                break;
+            }
+            let is_done = ended.is_some();
+            let mut sources = ended.unwrap_or_default();
             if sources.is_empty() {
                 sources.push((self.mark.clone(), 0, 4));
             }
-            let (done, recording) = match last == n_layers {
-                true => (Some(work), None),
-                false => (None, Some((work, last))),
+            let done = match is_done {
+                true => Some(recording.work),
+                false => {
+                    self.recording = Some(recording);
+                    None
+                }
             };
-            self.recording = recording;
             let sources: Vec<_> = sources.iter().map(|(tensor, at, n)| (tensor, *at, *n)).collect();
-            self.flight.record(&mut self.rec, &sources, Slice { done, kind, n: (last - first) * n_units });
+            let load = self.rec.meter().end_slice();
+            self.flight.record(&mut self.rec, &sources, Slice { done, load, call: self.n_calls });
             buffers.extend(self.rec.finish()?);
         }
+        self.warn();
         Ok(())
+    }
+
+    /// Reports once that a guest's budget is too short for this device.
+    fn warn(&mut self) {
+        let Some((kernel, ms, budget_ms)) = self.rec.meter().take_too_slow() else { return };
+        if !self.gpu.is_owned() && !std::mem::replace(&mut self.has_warned, true) {
+            log::warn!(
+                "`{}` is too slow for a budget of {budget_ms:.1} ms: the smallest piece of `{kernel}` takes {ms:.1} ms",
+                self.gpu.info().name
+            );
+        }
     }
 
     /// Handles results that have arrived. Never waits.
@@ -257,12 +295,15 @@ impl<W> Stepper<W> {
 
     fn land<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), GpuError> {
         self.gpu.poll()?;
-        while let Some(Landed { content: slice, bytes, ms }) = self.flight.land()? {
-            if slice.n > 0 {
-                // A large weight for new values, because the initial guess is far off.
-                let average = &mut self.ms[slice.kind as usize];
-                *average += (ms / slice.n as f64 - *average) * 0.5;
+        while let Some(Landed { content: slice, bytes, ms, is_timed }) = self.flight.land()? {
+            match is_timed || self.gpu.is_owned() {
+                true => self.rec.meter().landed(&slice.load, ms),
+                false => self.rec.meter().seen(&slice.load, ms, self.n_calls <= slice.call + 1),
             }
+            if self.times.len() == MOST_TIMES {
+                self.times.pop_front();
+            }
+            self.times.extend(Duration::try_from_secs_f64(ms * 1e-3));
             if let Some(work) = slice.done {
                 machine.landed(work, &bytes);
             }

@@ -82,6 +82,12 @@ pub enum GpuError {
         /// The driver's words.
         message: String,
     },
+    /// On an adopted device, the host dropped a command buffer instead of submitting it.
+    #[error("{n} of the command buffers that `advance` returned were dropped instead of submitted")]
+    Dropped {
+        /// How many.
+        n: usize,
+    },
     /// An error that `wgpu` reports outside any scope: a bug of ours or of a driver.
     #[error("the device reports: {message}")]
     Device {
@@ -116,6 +122,10 @@ impl GpuError {
                 "create the device with the limits that `Gpu::required` gives for its adapter"
             }
             GpuError::Adopted => "submit what `advance` returns, and read `events`: neither of them waits",
+            GpuError::Dropped { .. } => {
+                "submit every command buffer that `advance` returns, in order, also in a frame that draws nothing: later ones \
+                 depend on them"
+            }
             GpuError::TooLarge { .. } | GpuError::OutOfMemory { .. } => {
                 "a shorter context, fewer sequences or a smaller model needs less memory"
             }

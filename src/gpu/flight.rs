@@ -30,6 +30,8 @@ pub(crate) struct Landed<T> {
     pub bytes: Vec<u8>,
     /// Its duration, by the device's clock, or else by the times at which slices were seen to finish.
     pub ms: f64,
+    /// Whether that was the device's clock.
+    pub is_timed: bool,
 }
 
 impl<T> Flight<T> {
@@ -62,6 +64,11 @@ impl<T> Flight<T> {
         }
     }
 
+    /// Slices whose command buffers were dropped instead of submitted: they will never finish.
+    pub fn n_dropped(&self) -> usize {
+        self.slices.iter().filter(|slice| self.ring.is_dropped(slice.readback)).count()
+    }
+
     /// Forgets all slices, which will never finish, and returns their contents.
     pub fn abandon(&mut self) -> impl Iterator<Item = T> {
         std::mem::take(&mut self.slices).into_iter().map(|slice| slice.content)
@@ -89,8 +96,13 @@ impl<T> Flight<T> {
     /// The oldest slice, if it has finished. Never waits.
     ///
     /// # Errors
-    /// [`GpuError::Lost`]; [`GpuError::Device`] if its results could not be mapped.
+    /// [`GpuError::Lost`]; [`GpuError::Dropped`] if a slice was dropped instead of submitted; [`GpuError::Device`] if its
+    /// results could not be mapped.
     pub fn land(&mut self) -> Result<Option<Landed<T>>, GpuError> {
+        if let n @ 1.. = self.n_dropped() {
+            self.gpu.check_alive()?;
+            return Err(GpuError::Dropped { n });
+        }
         if !self.slices.front().is_some_and(|slice| self.ring.is_ready(slice.readback)) {
             return Ok(None);
         }
@@ -102,6 +114,7 @@ impl<T> Flight<T> {
         let seen = now - slice.recorded.max(self.last_finish);
         self.last_finish = now;
         let ms = arrived.device_ms.unwrap_or(seen.as_secs_f64() * 1e3);
-        Ok(Some(Landed { content: slice.content, bytes: arrived.bytes, ms }))
+        let is_timed = arrived.device_ms.is_some();
+        Ok(Some(Landed { content: slice.content, bytes: arrived.bytes, ms, is_timed }))
     }
 }

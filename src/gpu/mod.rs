@@ -7,6 +7,7 @@ mod adapter;
 mod buffer;
 mod cache;
 mod caps;
+mod cost;
 mod error;
 mod fault;
 mod fields;
@@ -14,6 +15,7 @@ mod flight;
 mod kernel;
 mod measured;
 mod memory;
+mod meter;
 mod probe;
 mod profiles;
 mod quirks;
@@ -34,18 +36,20 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock}
 
 pub use adapter::{AdapterSummary, Choice, StandIn};
 pub use caps::{Caps, DISABLE_ENV};
+pub(crate) use cost::Load;
 pub use error::GpuError;
 pub use fields::{Field, Fields};
 pub(crate) use flight::{Flight, Landed, MOST_IN_FLIGHT};
 pub use kernel::{Access, Kernel, Part, Variant};
 pub use measured::Measured;
+pub(crate) use meter::{Meter, Place};
 pub use profiles::{Profile, profiles};
 pub use quirks::{QUIRKS, Quirk, Vendor, quirks};
 pub use readback::{Arrived, Readback, ReadbackRing};
-pub(crate) use recorder::Portable;
 pub use recorder::Recorder;
 #[cfg(feature = "bench")]
 pub(crate) use recorder::Rehearsal;
+pub(crate) use recorder::{Depths, Portable, Size};
 pub use subgroups::{Probed, Subgroups};
 pub use tensor::{ROW_ALIGN, Tensor, View};
 pub use trust::{SelfTest, Trust, WrongVariant};
@@ -333,6 +337,15 @@ impl Gpu {
             log::info!("`{}` has {lost}", gpu.info().name);
         }
         Ok(gpu)
+    }
+
+    /// The same device, as a guest has it, for tests and benchmarks of guests.
+    ///
+    /// # Errors
+    /// As [`Gpu::adopt`].
+    #[cfg(feature = "bench")]
+    pub(crate) fn as_guest(&self) -> Result<Gpu, GpuError> {
+        Gpu::adopt(self.inner.device.clone(), self.inner.queue.clone())
     }
 
     /// Makes certain what can be of the widths of subgroups, on a device of our own. If that fails, nothing is certain.

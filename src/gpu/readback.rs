@@ -23,6 +23,17 @@ const FREE: u8 = 0;
 const IN_FLIGHT: u8 = 1;
 const MAPPED: u8 = 2;
 const FAILED: u8 = 3;
+/// The recording was dropped and will never be submitted.
+const DROPPED: u8 = 4;
+
+/// Marks a slot when its recording ends: `wgpu` drops the callback of a command buffer that is dropped.
+struct Mark(Arc<AtomicU8>);
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        let _ = self.0.compare_exchange(IN_FLIGHT, DROPPED, Ordering::AcqRel, Ordering::Acquire);
+    }
+}
 
 /// A ticket for a recorded readback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,12 +98,18 @@ impl ReadbackRing {
             size += bytes;
         }
         state.store(IN_FLIGHT, Ordering::Release);
-        let done = state.clone();
+        let mark = Mark(state.clone());
         encoder.map_buffer_on_submit(buffer, wgpu::MapMode::Read, 0..size, move |result| {
-            done.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
+            let mark = &mark; // all of it, so that it is dropped with this call
+            mark.0.store(if result.is_ok() { MAPPED } else { FAILED }, Ordering::Release);
         });
         self.gpu.count(|c| &c.read_bytes, size);
         Some(Readback { slot, size, timing_bytes })
+    }
+
+    /// Whether the recording was dropped instead of submitted. Its bytes never arrive.
+    pub(super) fn is_dropped(&self, pending: Readback) -> bool {
+        self.slots[pending.slot].state.load(Ordering::Acquire) == DROPPED
     }
 
     /// Whether the bytes have arrived, or mapping has failed.

@@ -1,8 +1,11 @@
 //! Records operations into command buffers. Never submits.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
+use super::meter::Meter;
 use super::timing::Timing;
 use super::trace::Trace;
 use super::{Buffer, Caps, Gpu, GpuError, Product, Readback, ReadbackRing, Tensor, Tuning, Variant, View};
@@ -31,6 +34,10 @@ pub struct Recorder {
     /// Choices of variants instead of the device's.
     tuning: Option<Arc<Tuning>>,
     portable: Portable,
+    /// Cuts what is recorded to a budget. Default: everything is recorded.
+    meter: Option<Meter>,
+    /// Of the batch that is recorded, for the meter.
+    depths: Depths,
     /// Set while rehearsing: what would be dispatched is collected, and nothing is recorded.
     rehearsal: Option<Rehearsal>,
     /// The text of the recording, while tracing.
@@ -62,6 +69,51 @@ impl Default for Portable {
     }
 }
 
+/// The size of a dispatch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Size {
+    /// Pieces of about the same size.
+    pub n_pieces: usize,
+    /// Workgroups of all pieces.
+    pub groups: [u32; 3],
+    /// What the time of a workgroup grows with, for example keys, if that differs between equal dispatches.
+    pub depth: f64,
+}
+
+impl Size {
+    fn units(self) -> f64 {
+        self.groups.map(f64::from).iter().product::<f64>() * self.depth.max(1.0)
+    }
+}
+
+/// Keys that the rows of a batch see in attention, on average.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Depths {
+    /// Rows of generated tokens.
+    pub decode: f64,
+    /// Rows of prompts.
+    pub prompt: f64,
+    /// Rows that see both sides.
+    pub both_sides: f64,
+}
+
+impl Default for Depths {
+    fn default() -> Self {
+        Depths { decode: 1.0, prompt: 1.0, both_sides: 1.0 }
+    }
+}
+
+/// Dispatches with the same key take a time that depends only on their size: they have the same variant and tensors of the
+/// same shapes.
+fn cost_key(variant: &Variant, bindings: &[View]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    variant.hash(&mut hasher);
+    for view in bindings {
+        (view.rows.len(), view.tensor.n_cols()).hash(&mut hasher);
+    }
+    hasher.finish()
+}
+
 type BindKey = (usize, Vec<(u64, std::ops::Range<u64>)>);
 
 impl Recorder {
@@ -82,6 +134,8 @@ impl Recorder {
             pass: None,
             tuning: None,
             portable: Portable::default(),
+            meter: None,
+            depths: Depths::default(),
             rehearsal: None,
             trace: None,
             error: None,
@@ -150,6 +204,25 @@ impl Recorder {
         self.dummy.view()
     }
 
+    /// The meter that cuts what is recorded, from the first call on. Its owner ends frames and slices.
+    pub(crate) fn meter(&mut self) -> &mut Meter {
+        self.meter.get_or_insert_default()
+    }
+
+    /// The meter, if there is one.
+    pub(crate) fn metered(&self) -> Option<&Meter> {
+        self.meter.as_ref()
+    }
+
+    /// The keys that the rows of the batch see, which is recorded next.
+    pub(crate) fn set_depths(&mut self, depths: Depths) {
+        self.depths = depths;
+    }
+
+    pub(crate) fn depths(&self) -> Depths {
+        self.depths
+    }
+
     /// Collects the variants that `record` would dispatch, compiles them in parallel, and writes their
     /// parameters. Nothing is recorded.
     ///
@@ -192,13 +265,40 @@ impl Recorder {
         bindings: &[View],
         groups: [u32; 3],
     ) {
+        let size = Size { n_pieces: 1, groups, depth: 1.0 };
+        self.dispatch_pieces(variant, bindings, size, |_| (*params, groups));
+    }
+
+    /// Records a dispatch that can be cut: `part` returns the parameters and the workgroups of some pieces of it. Pieces
+    /// do not depend on each other, and the bits of their results not on the cuts.
+    ///
+    /// # Panics
+    /// As [`Recorder::dispatch`].
+    pub(crate) fn dispatch_pieces<P: bytemuck::Pod>(
+        &mut self,
+        variant: Variant,
+        bindings: &[View],
+        size: Size,
+        part: impl FnOnce(Range<usize>) -> (P, [u32; 3]),
+    ) {
         let kernel = variant.kernel;
         assert_eq!(size_of::<P>(), kernel.params.size_bytes, "`{}`: params", kernel.name);
         assert_eq!(bindings.len(), kernel.bindings.len(), "`{}`: bindings", kernel.name);
-        if groups.contains(&0) || self.error.is_some() {
+        if size.groups.contains(&0) || size.n_pieces == 0 || self.error.is_some() {
             return;
         }
-        let offset = match self.params_offset(bytemuck::bytes_of(params)) {
+        let pieces = match &mut self.meter {
+            Some(meter) if self.rehearsal.is_none() => {
+                let key = cost_key(&variant, bindings);
+                meter.take(key, kernel.name, size.n_pieces, size.units())
+            }
+            _ => 0..size.n_pieces,
+        };
+        if pieces.is_empty() {
+            return;
+        }
+        let (params, groups) = part(pieces);
+        let offset = match self.params_offset(bytemuck::bytes_of(&params)) {
             Ok(offset) => offset,
             Err(error) => {
                 self.error = Some(error);
@@ -300,7 +400,7 @@ impl Recorder {
 
     /// Records a copy of `size` bytes between tensors.
     pub fn copy(&mut self, from: &Tensor, from_offset: u64, to: &Tensor, to_offset: u64, size: u64) {
-        if self.rehearsal.is_some() {
+        if self.rehearsal.is_some() || !self.passes() {
             return;
         }
         let (source, target) = (from.buffer(), to.buffer());
@@ -312,13 +412,18 @@ impl Recorder {
 
     /// Records zeros over `size` bytes of a tensor.
     pub fn clear(&mut self, tensor: &Tensor, offset: u64, size: u64) {
-        if self.rehearsal.is_some() {
+        if self.rehearsal.is_some() || !self.passes() {
             return;
         }
         self.commands().clear_buffer(tensor.buffer(), offset, Some(size));
         if let Some(trace) = &mut self.trace {
             trace.clear(tensor, offset, size);
         }
+    }
+
+    /// Whether a copy is recorded now.
+    fn passes(&mut self) -> bool {
+        self.meter.as_mut().is_none_or(Meter::pass)
     }
 
     /// Times the work from here to the next [`Recorder::read`] by the device's clock, if it has one.

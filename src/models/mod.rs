@@ -48,8 +48,8 @@ pub use loader::{ExpertNames, Loader};
 pub use scratch::{Activations, AudioScratch, ExpertScratch, LabelScratch, Scratch};
 pub use settings::SettingError;
 use settings::{Read, Settings};
+pub(crate) use upload::MOST_SLICE;
 pub use upload::{LoadProgress, Upload};
-pub(crate) use upload::{MOST_SLICE, PIECE};
 
 /// The kind of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

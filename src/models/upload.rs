@@ -22,13 +22,13 @@ pub struct LoadProgress {
 }
 
 /// Most bytes per write.
-pub(crate) const PIECE: usize = 4 << 20;
+const PIECE: usize = 4 << 20;
 /// Maximum bytes that one recording quantises. Stages of this size stay in device memory while weights are quantised.
 const STAGED_PIECE: usize = 2 << 20;
 /// Stages: one per recording that can wait or run at a time, including the one that is being made.
 const N_STAGES: usize = MOST_IN_FLIGHT;
 /// Most bytes per slice of an engine's upload: the driver keeps a copy of each piece until it has been submitted.
-pub(crate) const MOST_SLICE: usize = 8 * PIECE;
+pub(crate) const MOST_SLICE: usize = 32 << 20;
 /// Bytes per slice of [`Upload::run`].
 const SLICE: usize = 8 << 20;
 
@@ -177,6 +177,17 @@ impl Upload {
     /// [`WeightsError::Io`] if the file cannot be read, [`WeightsError::Value`] with a value that cannot be quantised,
     /// [`WeightsError::Gpu`] if there is no memory for a stage. The call can be repeated.
     pub fn record(&mut self, rec: &mut Recorder, n_bytes: usize) -> Result<(), WeightsError> {
+        self.record_while(rec, n_bytes, usize::MAX, || true)
+    }
+
+    /// As [`Upload::record`], with pieces of at most `piece` bytes, and no other begins unless `go_on`.
+    pub(crate) fn record_while(
+        &mut self,
+        rec: &mut Recorder,
+        n_bytes: usize,
+        piece: usize,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<(), WeightsError> {
         let goal = self.progress.done_bytes.saturating_add(n_bytes);
         let mut n_staged = 0;
         while let Some(item) = self.items.front() {
@@ -186,7 +197,7 @@ impl Upload {
                 }
                 n_staged += 1;
             }
-            let rows = item.piece(self.row, self.stages.n_bytes);
+            let rows = item.piece(self.row, self.stages.n_bytes, piece);
             item.record(rec, &self.weights, &mut self.stages, rows.clone())?;
             self.progress.done_bytes += item.piece_bytes(rows.clone());
             self.row = rows.end;
@@ -194,7 +205,7 @@ impl Upload {
                 self.items.pop_front();
                 self.row = 0;
             }
-            if self.progress.done_bytes >= goal || rec.params_are_low() {
+            if self.progress.done_bytes >= goal || rec.params_are_low() || !go_on() {
                 break;
             }
         }
@@ -210,7 +221,7 @@ impl Upload {
     /// [`GpuError::OutOfMemory`].
     pub(crate) fn rehearse(&mut self, rec: &mut Recorder) -> Result<(), GpuError> {
         for item in &self.items {
-            let rows = item.piece(0, self.stages.n_bytes);
+            let rows = item.piece(0, self.stages.n_bytes, usize::MAX);
             let stage = item.stage(rec, &mut self.stages, rows.len())?;
             item.dispatch(rec, stage.as_ref(), rows);
         }
@@ -280,10 +291,10 @@ impl Item {
         self.written.bytes(self.tensor.n_cols().next_multiple_of(ROW_ALIGN))
     }
 
-    /// The piece that begins with row `row`. It is in one entry and one binding.
-    fn piece(&self, row: usize, stage_bytes: usize) -> Range<usize> {
+    /// The piece that begins with row `row`, of at most `n_bytes`, but at least a row. It is in one entry and one binding.
+    fn piece(&self, row: usize, stage_bytes: usize, n_bytes: usize) -> Range<usize> {
         let n_rows = self.tensor.n_rows();
-        let most = if self.is_staged() { stage_bytes } else { PIECE };
+        let most = if self.is_staged() { stage_bytes } else { PIECE }.min(n_bytes);
         let most = match most / self.row_bytes().max(1) {
             // A piece of random values is a binding: four rows, each a multiple of 64 bytes, satisfy every device's
             // alignment.
@@ -409,7 +420,7 @@ impl Item {
 fn stage_bytes(gpu: &Gpu, items: &[Item]) -> usize {
     let most = STAGED_PIECE.min(gpu.caps().max_binding_bytes as usize);
     let staged = items.iter().filter(|item| item.is_staged());
-    staged.map(|item| item.piece(0, most).len() * item.row_bytes()).max().unwrap_or(0)
+    staged.map(|item| item.piece(0, most, usize::MAX).len() * item.row_bytes()).max().unwrap_or(0)
 }
 
 /// Most bytes that an upload of `items` takes besides their tensors: stages, and the driver's copies of what is

@@ -3,7 +3,7 @@
 mod lanes;
 
 use super::{KvLayer, PORTABLE_LANES, Rows, VISIBLE, assert_rows, coop, kernel, kv, kv_words};
-use crate::gpu::{Caps, Kernel, Recorder, Tensor, Variant, device_struct};
+use crate::gpu::{Caps, Depths, Kernel, Recorder, Size, Tensor, Variant, device_struct};
 use lanes::Lanes;
 
 device_struct! {
@@ -260,7 +260,9 @@ impl Attention {
                 true => self.in_reg(&ATTENTION_ROW, caps, cache).set("SPLIT", split.into()),
                 false => self.variant(cache, heads, split),
             };
-            rec.dispatch(with_sinks(variant, has_sinks), &params(0), &bind(out), groups);
+            // The number of splits grows with the keys, which are counted already.
+            let size = Size { n_pieces: 1, groups: [groups[0], n_kv, 1], depth: self.depth(rec, false) };
+            rec.dispatch_pieces(with_sinks(variant, has_sinks), &bind(out), size, |_| (params(0), groups));
             if split {
                 self.combine(rec, plan, sinks, o, [split_len, max_splits]);
             }
@@ -273,9 +275,25 @@ impl Attention {
                 None => self.variant(cache, heads * self.block_rows(caps), false),
             };
             let n_groups = if tiles.is_some() { self.n_kv_heads as u32 } else { n_kv };
-            let groups = [plan.n_prompt_blocks as u32, n_groups, 1];
-            rec.dispatch(with_sinks(variant, has_sinks), &params(plan.n.n_decode), &bind(o), groups);
+            // A piece is a block.
+            let n_pieces = plan.n_prompt_blocks;
+            let groups = |n: usize| [n as u32, n_groups, 1];
+            let size = Size { n_pieces, groups: groups(n_pieces), depth: self.depth(rec, true) };
+            rec.dispatch_pieces(with_sinks(variant, has_sinks), &bind(o), size, |pieces| {
+                (params(plan.n.n_decode + pieces.start), groups(pieces.len()))
+            });
         }
+    }
+
+    /// Keys that a row of the batch sees on average, as far as the recorder knows.
+    fn depth(&self, rec: &Recorder, is_prompt: bool) -> f64 {
+        let Depths { decode, prompt, both_sides } = rec.depths();
+        let keys = match (self.causal, is_prompt) {
+            (false, _) => both_sides,
+            (true, false) => decode,
+            (true, true) => prompt,
+        };
+        self.window.map_or(keys, |window| keys.min(2.0 * window as f64))
     }
 
     /// For workgroups of at most `n_queries` queries.

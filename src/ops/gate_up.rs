@@ -1,7 +1,10 @@
 //! The first half of an MLP: norm, product and activation in one kernel.
 
-use super::{ACT, Act, Affine, PRODUCTS, Rows, Span, assert_rows, gate, kernel, linear, weights, words_part};
-use crate::gpu::{Recorder, Tensor, device_struct};
+use super::rows::{Cut, ProductPiece};
+use super::{
+    ACT, Act, Affine, PRODUCTS, Rows, Span, Way, assert_rows, gate, kernel, linear, weights, words_part,
+};
+use crate::gpu::{Recorder, Size, Tensor, device_struct};
 
 device_struct! {
     struct Params {
@@ -11,6 +14,8 @@ device_struct! {
         n_blocks: u32,
         x_stride: u32,
         w_stride: u32,
+        out0: u32,
+        end: u32,
         n_out: u32,
         y_stride: u32,
         eps: f32,
@@ -52,25 +57,36 @@ pub(super) fn fused(rec: &mut Recorder, act: Act, product: Affine<'_>, y: &Tenso
     let Affine { input, w, bias } = product;
     let (x, gated) = (input.x, w.n_rows() == 2 * y.n_cols());
     let a_quad = if gated { 2 } else { 4 };
-    let n_quads = (y.n_cols() as u32).div_ceil(a_quad);
-    let caps = rec.caps(PRODUCTS);
-    let (variant, groups) = span.sharing(&GATE_UP, caps, w.dtype(), n_quads);
+    let gpu = rec.gpu().clone();
+    let caps = gpu.caps_of(rec.is_portable(PRODUCTS));
+    let n_shared = span.n_shared(caps, w.dtype());
+    let variant = span.way.shared(&GATE_UP, caps, n_shared);
+    let (n_rows, n_out) = (span.n_rows as u32, y.n_cols() as u32);
+    let cut = Cut::new([n_rows, n_shared as u32], [n_out, a_quad * span.way.quads()]);
     let variant = variant.part(words_part(caps)).part(weights(w.dtype())).part(&ACT);
     let variant = variant.set("BIAS", bias.is_some().into()).set("ACT", act as u32);
     let variant = input.set(variant).set("GATED", gated.into());
     let (norm, eps, offset) = input.norm_params(rec);
-    let params = Params {
-        row0: span.rows().start as u32,
-        n_rows: span.rows().len() as u32,
+    let params = |piece: ProductPiece| Params {
+        row0: span.row0 as u32 + piece.row0,
+        n_rows: piece.n_rows,
         n_in: w.n_cols() as u32,
         n_blocks: super::n_blocks(w),
         x_stride: (x.stride() / 4) as u32,
         w_stride: super::words(w),
-        n_out: y.n_cols() as u32,
+        out0: piece.out0,
+        end: piece.out0 + piece.n_out,
+        n_out,
         y_stride: y.stride() as u32,
         eps,
         offset,
     };
     let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
-    rec.dispatch(variant, &params, &[x.view(), norm, w.view(), bias, y.view()], groups);
+    let groups = |piece: ProductPiece| Way::shared_groups(caps, piece.row_groups, piece.out_groups);
+    let n_pieces = cut.n_pieces();
+    let size = Size { n_pieces, groups: groups(cut.piece(0..n_pieces, n_rows, n_out)), depth: 1.0 };
+    rec.dispatch_pieces(variant, &[x.view(), norm, w.view(), bias, y.view()], size, |pieces| {
+        let piece = cut.piece(pieces, n_rows, n_out);
+        (params(piece), groups(piece))
+    });
 }

@@ -1,8 +1,8 @@
 //! Products with weights.
 
-use super::rows::{COOP_LARGE, COOP_SMALL, coop_fits};
+use super::rows::{COOP_LARGE, COOP_SMALL, Cut, ProductPiece, coop_fits};
 use super::{Affine, PRODUCT, Rows, Span, Way, assert_rows, coop, kernel, weights, words_part};
-use crate::gpu::{Caps, Recorder, Tensor, Variant, device_struct};
+use crate::gpu::{Caps, Recorder, Size, Tensor, Variant, device_struct};
 
 device_struct! {
     struct Params {
@@ -21,6 +21,7 @@ device_struct! {
         expert0: u32,
         n_experts: u32,
         b_stride: u32,
+        w0: u32,
     }
 }
 
@@ -155,15 +156,15 @@ pub(super) fn dispatch(
         // Of an expert's rows, if there are several in a range.
         let n_own = pairs.map_or(range.rows.len(), |pairs| w.n_rows() / pairs.n_experts);
         let n_out = n_own as u32;
-        let params = Params {
-            row0: row0 as u32,
-            n_rows: n_rows as u32,
+        let params = |piece: ProductPiece| Params {
+            row0: row0 as u32 + piece.row0,
+            n_rows: piece.n_rows,
             n_in: w.n_cols() as u32,
             n_blocks: super::n_blocks(w),
             x_stride: (x.stride() / 4) as u32,
             w_stride: super::words(&range.tensor),
-            out0: pairs.map_or(range.first, |pairs| pairs.out0) as u32,
-            n_out,
+            out0: pairs.map_or(range.first, |pairs| pairs.out0) as u32 + piece.out0,
+            n_out: piece.n_out,
             y_stride: y.stride() as u32,
             eps,
             offset,
@@ -171,22 +172,23 @@ pub(super) fn dispatch(
             expert0: (range.first / n_own.max(1)) as u32,
             n_experts: (range.rows.len() / n_own.max(1)) as u32,
             b_stride: pairs.map_or(0, |pairs| pairs.b_stride) as u32,
+            w0: piece.out0,
         };
-        // Groups of as many rows.
-        let n_groups =
-            |size: u32| pairs.map_or(n_rows.div_ceil(size as usize), |pairs| pairs.n_groups) as u32;
-        let (variant, groups) = match span.way {
+        let cut = |rows: u32, outs: u32| match pairs {
+            // Groups of listed pairs.
+            Some(pairs) => Cut::none(pairs.n_groups as u32, [n_out, outs]),
+            None => Cut::new([n_rows as u32, rows], [n_out, outs]),
+        };
+        let (variant, cut) = match span.way {
             Way::Few | Way::Reg => {
-                let (dtype, n_quads) = (range.tensor.dtype(), n_out.div_ceil(4));
-                let (variant, groups) = match pairs {
-                    Some(Pairs { size, n_groups, .. }) => {
-                        span.way.sharing(&LINEAR, caps, n_quads, size, n_groups)
-                    }
-                    None => span.sharing(&LINEAR, caps, dtype, n_quads),
+                let n_shared = match pairs {
+                    Some(pairs) => pairs.size,
+                    None => span.n_shared(caps, range.tensor.dtype()),
                 };
-                (input.set(variant), groups)
+                let variant = input.set(span.way.shared(&LINEAR, caps, n_shared));
+                (variant, cut(n_shared as u32, 4 * span.way.quads()))
             }
-            Way::Tile => (Variant::new(&LINEAR_TILE), [n_out.div_ceil(TILE), n_groups(TILE), 1]),
+            Way::Tile => (Variant::new(&LINEAR_TILE), cut(TILE, TILE)),
             Way::Coop | Way::CoopLarge | Way::CoopSmall => {
                 let tile = caps.coop_tile().expect("only devices with matrices have the way");
                 let shape = match span.way {
@@ -200,13 +202,23 @@ pub(super) fn dispatch(
                 let [tile_rows, outs] = coop_tile(tile, shape);
                 let variant = Variant::new(&LINEAR_COOP).part(coop(tile)).set("SG", width);
                 let variant = variant.set("SG_ROWS", shape[0]).set("SG_OUTS", shape[1]);
-                (variant, [n_out.div_ceil(outs), n_groups(tile_rows), 1])
+                (variant, cut(tile_rows, outs))
             }
         };
+        let groups = |piece: ProductPiece| match span.way.shares() {
+            true => Way::shared_groups(caps, piece.row_groups, piece.out_groups),
+            false => [piece.out_groups, piece.row_groups, 1],
+        };
+        let piece = |pieces| cut.piece(pieces, n_rows as u32, n_out);
         let variant = variant.part(words_part(caps)).part(weights(range.tensor.dtype())).part(&PRODUCT);
         let variant = variant.set("ADD", add.into()).set("BIAS", has_bias.into());
         let variant = pairs.map_or(variant, |pairs| variant.set("ROUTED", pairs.routed));
-        let bindings = [x.view(), norm.clone(), range, bias.clone(), routes.clone(), y.view()];
-        rec.dispatch(variant, &params, &bindings, groups);
+        let bindings = [x.view(), norm.clone(), range.clone(), bias.clone(), routes.clone(), y.view()];
+        let n_pieces = cut.n_pieces();
+        let size = Size { n_pieces, groups: groups(piece(0..n_pieces)), depth: 1.0 };
+        rec.dispatch_pieces(variant, &bindings, size, |pieces| {
+            let piece = piece(pieces);
+            (params(piece), groups(piece))
+        });
     }
 }

@@ -1,11 +1,13 @@
 //! The first half of attention: norm, joint projection, rotation and append to the cache in one kernel.
 
+use std::ops::Range;
+
 use super::{
     Affine, HeadNorm, RopeAppend, Rows, Span, Temperature, assert_rows, head_norm, kernel, linear, pair,
     rope_append, weights, words_part,
 };
 use crate::dtype::Dtype;
-use crate::gpu::{Recorder, Tensor, device_struct};
+use crate::gpu::{Recorder, Size, Tensor, device_struct};
 
 device_struct! {
     struct Params {
@@ -98,15 +100,17 @@ pub(super) fn fused(rec: &mut Recorder, qkv: Qkv<'_>, span: Span) {
         assert_rows("qkv", tensor, span.rows().end);
     }
     let caps = rec.caps(super::PRODUCTS);
+    let n_shared = span.n_shared(caps, w.dtype()) as u32;
     let (variant, groups) = span.sharing(&QKV, caps, w.dtype(), (w.n_rows() / 4) as u32);
     let variant = variant.part(words_part(caps)).part(weights(w.dtype())).part(pair(cache.dtype));
     let variant = input.set(variant).set("BIAS", bias.is_some().into());
     let variant = variant.set("INTERLEAVED", rotary.is_some_and(|r| r.interleaved).into());
     let (variant, Temperature { beta, original }) = Temperature::set(variant, rotary);
     let (norm, eps, offset) = input.norm_params(rec);
-    let params = Params {
-        row0: span.rows().start as u32,
-        n_rows: span.rows().len() as u32,
+    // A piece is a group of rows.
+    let params = |pieces: Range<usize>| Params {
+        row0: span.row0 as u32 + pieces.start as u32 * n_shared,
+        n_rows: (pieces.len() as u32 * n_shared).min(span.n_rows as u32 - pieces.start as u32 * n_shared),
         n_in: w.n_cols() as u32,
         n_blocks: super::n_blocks(w),
         x_stride: (x.stride() / 4) as u32,
@@ -126,5 +130,11 @@ pub(super) fn fused(rec: &mut Recorder, qkv: Qkv<'_>, span: Span) {
     let bias = bias.map_or_else(|| rec.unused(), Tensor::view);
     let cos_sin = rotary.map_or_else(|| rec.unused(), |r| r.cos_sin.view());
     let [rows, pages, w, q, k, v] = [places.rows, places.pages, w, q, &cache.k, &cache.v].map(Tensor::view);
-    rec.dispatch(variant, &params, &[x.view(), norm, w, bias, rows, pages, cos_sin, q, k, v], groups);
+    let [row_groups, gx, gy] = groups;
+    let size = Size { n_pieces: row_groups as usize, groups, depth: 1.0 };
+    let bindings = [x.view(), norm, w, bias, rows, pages, cos_sin, q, k, v];
+    rec.dispatch_pieces(variant, &bindings, size, |pieces| {
+        let n = pieces.len() as u32;
+        (params(pieces), [n, gx, gy])
+    });
 }

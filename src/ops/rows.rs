@@ -260,7 +260,7 @@ impl Span {
     }
 
     /// Rows that share one read of the weights.
-    fn n_shared(self, caps: &Caps, dtype: Dtype) -> usize {
+    pub fn n_shared(self, caps: &Caps, dtype: Dtype) -> usize {
         self.n_rows.next_power_of_two().clamp(1, most_shared(caps, dtype))
     }
 
@@ -288,16 +288,99 @@ impl Way {
         n_shared: usize,
         n_groups: usize,
     ) -> (Variant, [u32; 3]) {
+        let variant = self.shared(kernel, caps, n_shared);
+        (variant, Way::shared_groups(caps, n_groups as u32, n_quads.div_ceil(self.quads())))
+    }
+
+    /// The variant of a kernel of which `n_shared` rows share reads of weights.
+    pub fn shared(self, kernel: &'static Kernel, caps: &Caps, n_shared: usize) -> Variant {
         let variant = Variant::new(kernel);
-        let (variant, n) = match (self, caps.one_subgroup()) {
-            (Way::Reg, _) => (variant.part(&ROWS_REG).set("WG", REG_LANES), n_quads.div_ceil(REG_LANES)),
-            (_, Some(width)) => (variant.part(&ROWS_FEW).part(&REDUCE_SUBGROUP).set("WG", width), n_quads),
-            (_, None) => (variant.part(&ROWS_FEW).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES), n_quads),
+        let variant = match (self, caps.one_subgroup()) {
+            (Way::Reg, _) => variant.part(&ROWS_REG).set("WG", REG_LANES),
+            (_, Some(width)) => variant.part(&ROWS_FEW).part(&REDUCE_SUBGROUP).set("WG", width),
+            (_, None) => variant.part(&ROWS_FEW).part(&REDUCE_WORKGROUP).set("WG", PORTABLE_LANES),
         };
-        let variant = variant.part(SHARES[n_shared.ilog2() as usize]).part(inputs_part(caps));
-        // The groups of rows that read the same weights are neighbours, so that all but the first find them in a cache.
-        let [gx, gy, _] = caps.spread(n);
-        (variant, [n_groups as u32, gx, gy])
+        variant.part(SHARES[n_shared.ilog2() as usize]).part(inputs_part(caps))
+    }
+
+    /// Quads of outputs of a workgroup whose rows share reads of weights.
+    pub fn quads(self) -> u32 {
+        if self == Way::Reg { REG_LANES } else { 1 }
+    }
+
+    /// Workgroups for groups of rows and of quads. The groups of rows that read the same weights are neighbours, so that all
+    /// but the first find them in a cache.
+    pub fn shared_groups(caps: &Caps, row_groups: u32, quad_groups: u32) -> [u32; 3] {
+        let [gx, gy, _] = caps.spread(quad_groups);
+        [row_groups, gx, gy]
+    }
+}
+
+/// Most pieces along the outputs of a product. More would cost parameter blocks, and a piece of a head over a vocabulary of
+/// 150,000 has 2 to 3 thousand outputs.
+const MOST_OUT_PIECES: u32 = 64;
+
+/// How a product's dispatch is cut if it takes longer than a budget: by its groups of rows, or if there is only one, by
+/// groups of outputs. The order of sums does not depend on either.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    /// Groups of rows, each of `rows` rows.
+    row_groups: u32,
+    rows: u32,
+    /// Groups of outputs, each of `outs` outputs.
+    out_groups: u32,
+    outs: u32,
+    /// Groups of outputs per piece.
+    out_step: u32,
+}
+
+/// A piece of a product: its first row and rows, its first output and the end of its outputs, and its groups of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProductPiece {
+    pub row0: u32,
+    pub n_rows: u32,
+    pub out0: u32,
+    pub n_out: u32,
+    pub row_groups: u32,
+    pub out_groups: u32,
+}
+
+impl Cut {
+    /// Of `n_rows` rows in groups of `rows`, and `n_out` outputs in groups of `outs`.
+    pub fn new([n_rows, rows]: [u32; 2], [n_out, outs]: [u32; 2]) -> Cut {
+        let (row_groups, out_groups) = (n_rows.div_ceil(rows), n_out.div_ceil(outs));
+        Cut { row_groups, rows, out_groups, outs, out_step: out_groups.div_ceil(MOST_OUT_PIECES).max(1) }
+    }
+
+    /// Of a dispatch that is one piece, with `row_groups` groups whose rows are listed elsewhere.
+    pub fn none(row_groups: u32, [n_out, outs]: [u32; 2]) -> Cut {
+        let out_groups = n_out.div_ceil(outs);
+        Cut { row_groups, rows: 0, out_groups, outs, out_step: out_groups.max(1) }
+    }
+
+    pub fn n_pieces(self) -> usize {
+        let by_outs = self.out_groups.div_ceil(self.out_step);
+        (if self.rows > 0 && self.row_groups > 1 { self.row_groups } else { by_outs }) as usize
+    }
+
+    /// The piece made of `pieces`, of `n_rows` rows and `n_out` outputs in total.
+    pub fn piece(self, pieces: Range<usize>, n_rows: u32, n_out: u32) -> ProductPiece {
+        let (first, end) = (pieces.start as u32, pieces.end as u32);
+        if self.rows > 0 && self.row_groups > 1 {
+            let (row0, end_row) = (first * self.rows, (end * self.rows).min(n_rows));
+            let (n_rows, row_groups) = (end_row - row0, end - first);
+            return ProductPiece { row0, n_rows, out0: 0, n_out, row_groups, out_groups: self.out_groups };
+        }
+        let (first, end) = (first * self.out_step, (end * self.out_step).min(self.out_groups));
+        let (out0, end_out) = (first * self.outs, (end * self.outs).min(n_out));
+        ProductPiece {
+            row0: 0,
+            n_rows,
+            out0,
+            n_out: end_out - out0,
+            row_groups: self.row_groups,
+            out_groups: end - first,
+        }
     }
 }
 

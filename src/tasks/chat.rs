@@ -1,12 +1,13 @@
 //! Chat: a conversation with messages, the model's chat template, and a limited context.
 
 use std::collections::VecDeque;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 
 use super::task::{Engines, Events, Task, run};
 use crate::engine::{Engine, EngineError, Event, FinishReason, Request, RequestId, Sampling, Timings, Usage};
 use crate::text::{
-    ChatTemplate, Delta, Message, ReasoningFormat, ReasoningOptions, ReasoningParser, TextError, Tokenizer,
+    ChatTemplate, Delta, Message, ReasoningFormat, ReasoningOptions, ReasoningParser, Spelling, TextError,
+    Tokenizer,
 };
 
 /// The context is divided by this for the part that is kept free for an answer of unknown length.
@@ -27,7 +28,7 @@ pub struct Chat {
     /// User and assistant alternately, oldest first.
     messages: Vec<Message>,
     /// The last prompt with its answer.
-    said: Said,
+    said: Spelling,
     turn: Turn,
     /// Dropped requests, until they have ended.
     stale: Vec<RequestId>,
@@ -45,15 +46,6 @@ pub struct Chat {
     pub stop: Vec<String>,
 }
 
-/// A text with its tokens.
-#[derive(Default)]
-struct Said {
-    text: String,
-    ids: Vec<u32>,
-    /// The ranges of the model's answers in `ids`, oldest first. Their keys and values are those of generated tokens.
-    generated: Vec<Range<usize>>,
-}
-
 /// The state of the last message.
 enum Turn {
     /// There is none, or its reply has been taken.
@@ -67,9 +59,9 @@ enum Turn {
 
 struct Pending {
     id: RequestId,
-    prompt: Said,
-    /// The whole answer, with thoughts and their marks.
-    answer: Said,
+    prompt: Spelling,
+    /// The whole answer, with thoughts and their marks, and its tokens.
+    answer: (String, Vec<u32>),
     parser: Option<ReasoningParser>,
     text: String,
     reasoning: String,
@@ -106,7 +98,7 @@ impl Chat {
             tokenizer: tokenizer.clone(),
             system: None,
             messages: Vec::new(),
-            said: Said::default(),
+            said: Spelling::default(),
             turn: Turn::Idle,
             stale: Vec::new(),
             format: ReasoningFormat::of(tokenizer),
@@ -141,7 +133,7 @@ impl Chat {
     pub fn reset(&mut self) {
         self.withdraw();
         self.messages.clear();
-        self.said = Said::default();
+        self.said = Spelling::default();
     }
 
     /// Adds a message of the user. The caller then drives the answer as a [`Task`]. If the conversation is too long for
@@ -203,7 +195,7 @@ impl Chat {
         Ok(Pending {
             id,
             prompt,
-            answer: Said::default(),
+            answer: <(String, Vec<u32>)>::default(),
             parser,
             text: String::new(),
             reasoning: String::new(),
@@ -215,7 +207,7 @@ impl Chat {
     fn take(&mut self, mut pending: Pending, event: Event) -> Turn {
         match event {
             Event::Token { token, text, .. } => {
-                pending.answer.ids.push(token);
+                pending.answer.1.push(token);
                 self.hear(&mut pending, text);
                 Turn::Pending(pending)
             }
@@ -246,7 +238,7 @@ impl Chat {
     }
 
     fn hear(&mut self, pending: &mut Pending, text: String) {
-        pending.answer.text.push_str(&text);
+        pending.answer.0.push_str(&text);
         let pieces = match &mut pending.parser {
             Some(parser) => parser.push(&text),
             None if text.is_empty() => Vec::new(),
@@ -267,29 +259,20 @@ impl Chat {
 
     /// Adds the answer to the conversation, and returns it.
     fn conclude(&mut self, pending: Pending, finish_reason: FinishReason) -> Message {
-        let Pending { mut prompt, answer, text, reasoning, .. } = pending;
+        let Pending { prompt, answer: (whole, ids), text, reasoning, .. } = pending;
         let reasoning_content = (!reasoning.is_empty()).then_some(reasoning);
         let message = Message { reasoning_content, ..Message::assistant(text) };
-        if answer.text.is_empty() && finish_reason == FinishReason::Cancelled {
+        if whole.is_empty() && finish_reason == FinishReason::Cancelled {
             self.messages.pop();
             return message;
         }
-        // A stop text is cut from the answer but not from its tokens.
-        let are_same = self.tokenizer.decode(&answer.ids, true).is_ok_and(|text| text == answer.text);
-        self.said = if are_same {
-            prompt.text.push_str(&answer.text);
-            prompt.generated.push(prompt.ids.len()..prompt.ids.len() + answer.ids.len());
-            prompt.ids.extend(answer.ids);
-            prompt
-        } else {
-            Said::default()
-        };
+        self.said = prompt.answered(&self.tokenizer, &whole, &ids).unwrap_or_default();
         self.messages.push(message.clone());
         message
     }
 
     /// The prompt, after dropping as many of the oldest turns as necessary, and the number of dropped messages.
-    fn fit(&mut self, ctx: usize) -> Result<(Said, usize), EngineError> {
+    fn fit(&mut self, ctx: usize) -> Result<(Spelling, usize), EngineError> {
         let room = self.max_tokens.unwrap_or(usize::MAX).min(ctx / ANSWER_SHARE).max(1);
         let mut n_dropped = 0;
         loop {
@@ -303,33 +286,11 @@ impl Chat {
         }
     }
 
-    fn prompt(&self) -> Result<Said, EngineError> {
+    fn prompt(&self) -> Result<Spelling, EngineError> {
         let system = self.system.iter().map(Message::system);
         let all: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
         let text = self.template.render(&all, true, &self.variables)?;
-        let (ids, generated) = self.encode(&text)?;
-        Ok(Said { text, ids, generated })
-    }
-
-    /// Tokens of a rendered conversation, and the ranges that the model generated. If it continues the last turn, that
-    /// turn keeps its tokens: the model may have spelled its answer with other tokens than the tokenizer, and then the
-    /// cache would not match.
-    fn encode(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>), EngineError> {
-        let rest = text.strip_prefix(&self.said.text).filter(|_| !self.said.ids.is_empty());
-        if let Some(rest) = rest {
-            let new = self.tokenizer.encode(rest, false)?;
-            // No word crosses a special token, so the two parts can be encoded separately there.
-            if new.first().is_some_and(|id| self.tokenizer.is_special(*id)) {
-                let mut generated = self.said.generated.clone();
-                // The model drew the token that ended its answer, too.
-                if let (Some(answer), true) = (generated.last_mut(), self.tokenizer.eos().contains(&new[0])) {
-                    answer.end += 1;
-                }
-                let ids = self.said.ids.iter().copied().chain(new).collect();
-                return Ok((ids, generated));
-            }
-        }
-        Ok((self.tokenizer.encode(text, false)?, Vec::new()))
+        Ok(Spelling::of(&self.tokenizer, text, [&self.said])?)
     }
 }
 

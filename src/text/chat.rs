@@ -18,12 +18,17 @@ pub struct Message {
     /// What the model thought before it wrote the text. Templates decide whether it is part of a prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+    /// Further fields that templates read, with OpenAI's names: `name`, `tool_call_id`, `tool_calls` (whose `arguments`
+    /// templates expect as an object).
+    #[serde(flatten)]
+    pub extra: serde_json::Map<String, Value>,
 }
 
 impl Message {
     /// A message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), reasoning_content: None }
+        let (role, content) = (role.into(), content.into());
+        Self { role, content, reasoning_content: None, extra: serde_json::Map::new() }
     }
 
     /// A system message, which sets the assistant's task.

@@ -14,14 +14,18 @@ mod chat;
 mod jinja;
 mod pipeline;
 mod reasoning;
+mod spelling;
 mod stream;
 mod tokenizer;
 mod tokenizer_json;
+mod tools;
 
 pub use chat::{ChatTemplate, Message};
 pub use reasoning::{Delta, ReasoningEffort, ReasoningFormat, ReasoningOptions, ReasoningParser};
+pub use spelling::Spelling;
 pub use stream::StreamDecoder;
 pub use tokenizer::{Pair, Tokenizer, TokenizerFiles};
+pub use tools::{ToolCall, ToolDelta, ToolFormat, ToolParser};
 
 use std::path::PathBuf;
 

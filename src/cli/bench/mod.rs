@@ -1,6 +1,7 @@
 //! `wginfer bench`: measures kernels and models, and compares reports.
 
 mod compare;
+mod guest;
 mod kernels;
 mod model;
 
@@ -19,6 +20,7 @@ pub struct Args {
 enum Command {
     Kernels(kernels::Args),
     Model(model::Args),
+    Guest(guest::Args),
     Compare(compare::Args),
 }
 
@@ -26,6 +28,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     match &args.command {
         Command::Kernels(args) => kernels::run(args, out),
         Command::Model(args) => model::run(args, out),
+        Command::Guest(args) => guest::run(args, out),
         Command::Compare(args) => compare::run(args, out),
     }
 }

@@ -38,17 +38,14 @@ impl Runner {
         self.kv.len()
     }
 
-    /// Records some layers of a step: before the first layer the update of its tables, after the last one logits and
-    /// draws.
-    pub fn step(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<ReadRange> {
-        if layers.start == 0 {
-            self.write(step);
-            self.steps.upload(&self.gpu, rec, step);
-        }
-        self.record(rec, step, layers)
+    /// Writes a step's tables and records their update, before its first layer.
+    pub fn begin(&mut self, rec: &mut Recorder, step: &Step) {
+        self.write(step);
+        self.steps.upload(&self.gpu, rec, step);
+        rec.set_depths(step.depths());
     }
 
-    /// Records some layers of a step, but not its tables.
+    /// Records some layers of a step; after the last one logits and draws.
     pub fn record(&mut self, rec: &mut Recorder, step: &Step, layers: Range<usize>) -> Vec<ReadRange> {
         let batch = batch(&self.kv, &self.steps, &self.slots, self.clips.as_ref(), step);
         if layers.start == 0 {

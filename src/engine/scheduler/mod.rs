@@ -206,6 +206,12 @@ impl Scheduler {
         }
     }
 
+    /// Requests that wait or run.
+    #[cfg(test)]
+    pub fn n_open(&self) -> usize {
+        self.waiting.len() + self.running.len()
+    }
+
     /// Whether no request or clip waits or runs.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty()

@@ -3,6 +3,7 @@
 use super::clips::ClipPlace;
 use super::pages::PAGE_SIZE;
 use crate::engine::{RequestId, Sampling, SpeechRules, TokenLogprob};
+use crate::gpu::Depths;
 use crate::ops::Rows;
 
 /// One forward pass over a batch.
@@ -139,6 +140,16 @@ impl Step {
                 first += block.len();
             }
         }
+    }
+
+    /// Keys that its rows see, on average.
+    pub fn depths(&self) -> Depths {
+        let mean = |rows: &[[u32; 2]]| {
+            let sum: f64 = rows.iter().map(|[_, pos]| f64::from(*pos) + 1.0).sum();
+            sum / rows.len().max(1) as f64
+        };
+        let (decode, prompt) = self.rows.split_at(self.n.n_decode);
+        Depths { decode: mean(decode), prompt: mean(prompt), both_sides: 1.0 }
     }
 
     /// Pages for the positions before `end`.
