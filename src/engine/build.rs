@@ -42,8 +42,11 @@ impl<P> Build<P> {
         upload: Arc<Mutex<Uploading>>,
         Tested { variants, self_test }: Tested,
     ) -> Build<P> {
-        let Uploading { kernels, can_upload, .. } = &*locked(&upload);
-        let (compiler, kernels, are_compiled) = (gpu.clone(), kernels.clone(), can_upload.clone());
+        let (kernels, are_compiled) = {
+            let upload = locked(&upload);
+            (upload.kernels.clone(), upload.can_upload.clone())
+        };
+        let compiler = gpu.clone();
         let compile = move || {
             let begin = Instant::now();
             compiler.compile(&kernels)?;
