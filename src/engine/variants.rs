@@ -8,7 +8,7 @@ use super::{Engine, EngineError, EngineOptions, LoadedModel};
 #[cfg(feature = "bench")]
 use super::{RequestId, scheduler::Step, self_test::distrusted};
 use crate::checkpoint::ModelFiles;
-use crate::gpu::{Caps, Gpu, Recorder, Tuning, Variant};
+use crate::gpu::{Caps, Gpu, Tuning, Variant};
 #[cfg(feature = "bench")]
 use crate::gpu::{Portable, Rehearsal};
 use crate::models::ModelKind;
