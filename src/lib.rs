@@ -34,8 +34,8 @@
 //!
 //! 1. Only `gpu` calls `wgpu`. `engine` may name `wgpu::CommandBuffer`; this file re-exports `wgpu`. A host's shader gets at
 //!    a result by its [`gpu::Tensor::buffer`].
-//! 2. The library creates a device only in [`gpu::Gpu::open`]. It never submits to an adopted queue, never blocks on
-//!    it, and installs no device-wide callback on an adopted device.
+//! 2. The library creates a device only in [`gpu::Gpu::open`], and again in [`gpu::Gpu::reopen`]. It never submits to an
+//!    adopted queue, never blocks on it, and installs no device-wide callback on an adopted device.
 //! 3. In steady-state decoding the host uploads nothing but command buffers and the table entry of a page that a
 //!    sequence has just been given, and reads back 4 bytes per sequence and step (more only for log-probabilities).
 //!    Sampling runs on the device, and the next step reads its token from there, so the host records step t+1 before
@@ -43,8 +43,9 @@
 //! 4. A batch of sequences is the unit of work; one sequence is a batch of one. In a step a sequence can have several
 //!    rows of either kind: rows of a prompt, and single rows, as for generated tokens. A token's kind is part of its
 //!    identity in the prefix cache.
-//! 5. No device memory is allocated after the engine is built. Pages of the cache are allocated as they are needed;
-//!    when none is left, the youngest request gives its pages up and is computed again later, with the same bits.
+//! 5. No device memory is allocated after the engine is built, except on another device after a loss. Pages of the cache
+//!    are allocated as they are needed; when none is left, the youngest request gives its pages up and is computed again
+//!    later, with the same bits.
 //! 6. A `.wgsl` file is plain WGSL that a WGSL tool can parse: no preprocessor, no templates.
 //! 7. Every kernel has a declaration that matches its WGSL (checked by naga's reflection), an f64 reference, and
 //!    a test on random shapes.
@@ -65,8 +66,12 @@
 //!     once. A slot's tables change only while nothing in flight uses the slot, or grow beyond the positions in flight.
 //!     Pages are freed when the work in flight has finished. The tables of a step's rows are copied in the recording
 //!     itself.
-//! 14. A lost device is a state: every open request ends with one `Failed`, every later call returns the loss, nothing
-//!     waits and nothing panics.
+//! 14. A lost device is a state, and costs no token. What was in flight counts as not computed. Sequences wait with the
+//!     tokens that have arrived, and go on when the weights and tables are on another device: our own, opened again, or a
+//!     host's next one. Their keys are computed again by rows of the same kinds, and their draws have the same seeds and
+//!     positions, so on the same adapter the text is the same. None of this blocks a guest. If recovery is switched off
+//!     or fails, every open request ends with one `Failed`, and every later call returns the loss. On a device of our own
+//!     nothing waits for ever, and nothing panics.
 //! 15. What a load will take is added up by the code that allocates it, on a plan of the device, and compared with the
 //!     free memory before anything is allocated. An estimate is the same sum.
 //! 16. Files are not trusted: their sizes are bounded, their numbers have ranges, and chat templates and tokenizers
@@ -95,11 +100,12 @@
 //!
 //! `shaders/` holds the kernels, one file each; `shaders/README.md` describes how to write one.
 //!
-//! The engine has three parts. `engine/scheduler` decides what the next step computes: requests, sequences and the page
+//! The engine has four parts. `engine/scheduler` decides what the next step computes: requests, sequences and the page
 //! table are plain data there, tested with no device. `engine/runner` records the decision, a `Step` of rows (`embed`,
 //! every `layer`, `outputs`, then the draw), and reads the results. `engine/stepper.rs` cuts recorded work to a budget
 //! and keeps at most two slices in flight. It does so for steps, for clips of sound, for batches of texts and for the
-//! upload of weights.
+//! upload of weights. `engine/recovery.rs` brings everything that an engine has on a device (`engine/build.rs`) to the next
+//! one when it is lost; the first load is the same, from nothing.
 //!
 //! A recording is walked layer by layer, and its dispatches are a function of the step: `gpu/meter.rs` counts them, passes
 //! those that were recorded before, and stops where the budget of the frame ends, between two dispatches or between the

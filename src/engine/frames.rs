@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::recovery::Survivor;
 use super::{Engine, EngineError, Loading, TextEncoder};
 
 /// Of so many frames, one begins with a guest whose turn it is, whatever its priority: so everyone gets on.
@@ -113,7 +114,7 @@ impl Guest for Engine {
     }
 
     fn left(&self) -> Duration {
-        self.stepper.left()
+        Engine::left(self)
     }
 
     fn smallest_slice(&self) -> Option<Duration> {
@@ -135,7 +136,7 @@ impl Guest for TextEncoder {
     }
 }
 
-impl<E> Guest for Loading<E> {
+impl<E: Survivor> Guest for Loading<E> {
     fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
         Loading::advance(self, budget)
     }

@@ -1,118 +1,55 @@
 //! Loading: everything is allocated first, then weights are uploaded in slices while kernels compile.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::build::{Build, upload_bytes};
 use super::memory::MemoryFit;
 use super::model::{page_bytes, page_width};
+use super::recovery::{Health, Recovery, Survivor};
 use super::runner::{Clips, Results, Runner, SlotTables, StepTables};
 use super::scheduler::{Admission, ClipTable, Keep, Limits, PAGE_SIZE, Scheduler, Step, Work};
-use super::self_test::{Tested, Trials};
-use super::stepper::{Machine, ReadRange, Stepper};
-use super::{Decoding, Engine, EngineError, EngineOptions, LoadedModel, MemoryNeed, RequestId, Sampling};
+use super::self_test::Trials;
+use super::stepper::Stepper;
+use super::{Engine, EngineError, EngineOptions, LoadedModel, MemoryNeed, RequestId, Sampling};
 use crate::checkpoint::ModelFiles;
 use crate::dtype::{BLOCK, Dtype};
 use crate::gpu::{Gpu, GpuError, ROW_ALIGN, Recorder};
-use crate::models::{
-    Capacity, LoadProgress, Loader, MOST_SLICE, Model, ModelError, ModelKind, ModelShape, Upload,
-};
+use crate::models::{Capacity, LoadProgress, Loader, Model, ModelKind, ModelShape};
 use crate::ops::{KvLayer, Rows};
 
 /// An engine whose weights are being uploaded. A guest calls [`Loading::advance`] in its frame loop until
 /// [`Loading::is_done`], then [`Loading::finish`]. On a device of our own, [`Loading::wait`] does all that.
+///
+/// A device that is lost meanwhile is replaced as for an engine that is loaded, and the upload begins again.
 pub struct Loading<E> {
-    gpu: Gpu,
-    uploads: Uploads,
-    stepper: Stepper<Pieces>,
-    compiler: JoinHandle<Result<Duration, GpuError>>,
-    /// Set once the kernels of the uploads are compiled, which come first. On an adopted device nothing is recorded
-    /// before: a call would wait for the compiler.
-    can_upload: Arc<AtomicBool>,
-    /// Begins once the kernels are compiled.
-    self_test: Option<Trials>,
-    /// Makes the engine; gets the time to compile, and the self-test, which may not have ended.
-    finish: Box<Finish<E>>,
+    engine: E,
 }
 
-type Finish<E> = dyn FnOnce(Duration, Option<Trials>) -> E + Send;
-
-/// The uploads that are not finished.
-struct Uploads {
-    uploads: Vec<Upload>,
-    pace: Pace,
-}
-
-/// The speed of uploads: the time per byte of the host or the device, whichever takes longer.
-#[derive(Debug, Default)]
-pub(super) struct Pace {
-    ms_per_byte: Option<f64>,
-}
-
-impl Pace {
-    /// Bytes that `ms` are enough for, with some to spare.
-    pub fn n_bytes(&self, ms: f64) -> usize {
-        let n = self.ms_per_byte.map_or(FIRST_SLICE as f64, |each| SHARE * ms / each);
-        (n as usize).clamp(LEAST_SLICE, MOST_SLICE)
-    }
-
-    /// Learns that `n_bytes` took `ms`. Slower is believed sooner than faster.
-    pub fn learn(&mut self, ms: f64, n_bytes: usize) {
-        if n_bytes > 0 {
-            let found = ms / n_bytes as f64;
-            let known = self.ms_per_byte.get_or_insert(found);
-            *known += (found - *known) * if found > *known { 0.3 } else { 0.1 };
-        }
-    }
-}
-
-impl<E> Loading<E> {
-    /// Starts to compile `variants`. `finish` makes the engine when everything is done.
-    pub(super) fn new(
-        gpu: &Gpu,
-        mut uploads: Vec<Upload>,
-        Tested { variants, self_test }: Tested,
-        finish: impl FnOnce(Duration, Option<Trials>) -> E + Send + 'static,
-    ) -> Result<Self, EngineError> {
-        let mut stepper = Stepper::new(gpu, 4, true)?;
-        let of_uploads = match gpu.is_owned() {
-            true => Vec::new(),
-            false => super::variants::of(stepper.recorder(), &mut uploads, |_| {})?,
-        };
-        let can_upload = Arc::new(AtomicBool::new(of_uploads.is_empty()));
-        let (compiler, are_compiled) = (gpu.clone(), can_upload.clone());
-        let compile = move || {
-            let begin = Instant::now();
-            compiler.compile(&of_uploads)?;
-            are_compiled.store(true, Ordering::Release);
-            variants.compile(&compiler).map(|()| begin.elapsed())
-        };
-        Ok(Loading {
-            gpu: gpu.clone(),
-            uploads: Uploads { uploads, pace: Pace::default() },
-            stepper,
-            compiler: std::thread::spawn(compile),
-            can_upload,
-            self_test,
-            finish: Box::new(finish),
-        })
+impl<E: Survivor> Loading<E> {
+    /// `engine` has nothing on a device, and its recovery has begun.
+    pub(super) fn new(engine: E) -> Loading<E> {
+        Loading { engine }
     }
 
     /// Bytes uploaded, and the total.
     pub fn progress(&self) -> LoadProgress {
-        let mut sum = LoadProgress { done_bytes: 0, total_bytes: 0 };
-        for progress in self.uploads.uploads.iter().map(Upload::progress) {
-            sum.done_bytes += progress.done_bytes;
-            sum.total_bytes += progress.total_bytes;
-        }
-        sum
+        self.engine.recovery().progress()
     }
 
     /// Whether [`Loading::finish`] returns the engine without waiting.
     pub fn is_done(&self) -> bool {
-        let is_tested = self.self_test.as_ref().is_none_or(Trials::is_done);
-        self.uploads.is_done() && self.stepper.is_idle() && self.compiler.is_finished() && is_tested
+        self.engine.recovery().is_done()
+    }
+
+    /// Whether there is a device that works.
+    pub fn health(&self) -> Health {
+        self.engine.recovery().health()
+    }
+
+    /// Begins again on another device: a host's next one, if this one was lost.
+    pub fn replace_device(&mut self, gpu: &Gpu) {
+        self.engine.recovery_mut().replace(gpu);
     }
 
     /// Records uploads for about `budget` of the host's or the device's time, whichever takes longer, and returns the command
@@ -121,36 +58,22 @@ impl<E> Loading<E> {
     /// # Errors
     /// [`EngineError::Gpu`], [`EngineError::Model`].
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
-        // If the compiler ended early, the first recording finds its error, too.
-        if !self.can_upload.load(Ordering::Acquire) && !self.compiler.is_finished() {
-            self.stepper.check(&mut self.uploads)?;
-            return Ok(Vec::new());
-        }
-        let mut buffers = self.stepper.advance(&mut self.uploads, budget)?;
-        if let Some(test) = self.compiled_test() {
-            buffers.extend(test.advance()?);
-        }
-        Ok(buffers)
+        self.engine.recovery_mut().advance(budget)
     }
 
     /// As [`Engine::slice_times`]. Slices that only copy take no time that the device's clock shows.
     pub fn slice_times(&mut self) -> Vec<Duration> {
-        self.stepper.slice_times()
+        self.engine.recovery_mut().slice_times()
     }
 
     /// As [`Engine::smallest_slice`].
     pub fn smallest_slice(&self) -> Option<Duration> {
-        self.stepper.smallest_slice()
+        self.engine.recovery().smallest_slice()
     }
 
     /// What the last [`Loading::advance`] left of its budget, as predicted.
     pub(super) fn left(&self) -> Duration {
-        self.stepper.left()
-    }
-
-    /// The self-test, if its kernels are compiled.
-    fn compiled_test(&mut self) -> Option<&mut Trials> {
-        self.self_test.as_mut().filter(|_| self.compiler.is_finished())
+        self.engine.recovery().left()
     }
 
     /// Returns the engine. Waits for the thread that compiles kernels, and on a device of our own for the self-test. On an
@@ -160,16 +83,15 @@ impl<E> Loading<E> {
     /// [`EngineError::NotLoaded`] if uploads are not finished; [`EngineError::Gpu`] with a kernel that does not
     /// compile. (A variant that needs optional capabilities is replaced by the portable one instead.)
     pub fn finish(mut self) -> Result<E, EngineError> {
-        if !self.uploads.is_done() || !self.stepper.is_idle() {
+        if !self.engine.recovery().is_uploaded() {
             let LoadProgress { done_bytes, total_bytes } = self.progress();
             return Err(EngineError::NotLoaded { done_bytes, total_bytes });
         }
-        let died = |_| Err(GpuError::Device { message: "the compiler's thread died".into() });
-        let compile_time = self.compiler.join().unwrap_or_else(died)?;
-        if let (Some(test), true) = (&mut self.self_test, self.gpu.is_owned()) {
-            test.run()?;
+        // If the device is lost at this moment, the engine begins with a recovery.
+        if let Some(built) = self.engine.recovery_mut().ready(true)? {
+            self.engine.install(built);
         }
-        Ok((self.finish)(compile_time, self.self_test))
+        Ok(self.engine)
     }
 
     /// Uploads the rest and returns the engine. Calls `progress` for each piece. On an adopted device, uploads are
@@ -179,82 +101,25 @@ impl<E> Loading<E> {
     /// Those of [`Loading::advance`] and [`Loading::finish`]; [`GpuError::Adopted`] if only the host's submissions
     /// could complete it.
     pub fn wait(mut self, progress: &mut dyn FnMut(LoadProgress)) -> Result<E, EngineError> {
-        if self.gpu.is_owned() {
-            while !self.uploads.is_done() || !self.stepper.is_idle() {
-                self.stepper.pump(&mut self.uploads)?;
-                if let Some(test) = self.compiled_test() {
-                    test.pump()?;
-                }
-                progress(self.progress());
+        let recovery = self.engine.recovery_mut();
+        if recovery.gpu().is_owned() {
+            while !recovery.is_uploaded() {
+                recovery.pump()?;
+                progress(recovery.progress());
             }
         } else {
-            for upload in &mut self.uploads.uploads {
-                upload.run(&self.gpu, progress).map_err(ModelError::from)?;
-            }
+            recovery.write(progress)?;
         }
         self.finish()
     }
 }
 
-impl Uploads {
-    fn is_done(&self) -> bool {
-        self.uploads.iter().all(Upload::is_done)
-    }
-}
-
-/// Some pieces of an upload: its index.
-struct Pieces(usize);
-
-/// The share of a budget that uploads aim at: one dispatch of a software device varies by a third.
-const SHARE: f64 = 0.8;
-/// Most bytes between two looks at the host's clock: it reads and copies so much in about a millisecond.
-const A_PIECE: usize = 1 << 20;
-/// Bytes of the first slice of an upload, of whose speed nothing is known.
-const FIRST_SLICE: usize = 256 << 10;
-/// Fewest bytes of a slice: less would take longer to submit than to copy.
-const LEAST_SLICE: usize = 64 << 10;
-
-impl Machine for Uploads {
-    type Work = Pieces;
-
-    const IS_WHOLE: bool = true;
-
-    fn next(&mut self) -> Option<Pieces> {
-        self.uploads.iter().position(|upload| !upload.is_done()).map(Pieces)
-    }
-
-    fn n_parts(&self, _: &Pieces) -> usize {
-        1
-    }
-
-    fn begin(&mut self, _: &mut Recorder, _: &mut Pieces) {}
-
-    /// Records as much as the frame has time for: the host reads and converts meanwhile, so its clock counts like the
-    /// device's.
-    fn record(
-        &mut self,
-        rec: &mut Recorder,
-        Pieces(at): &mut Pieces,
-        _: usize,
-    ) -> Result<Vec<ReadRange>, EngineError> {
-        let upload = &mut self.uploads[*at];
-        let (begin, left_ms, spent_ms) = (Instant::now(), rec.meter().left_ms(), rec.meter().spent_ms());
-        let passed_ms = || begin.elapsed().as_secs_f64() * 1e3;
-        let done_before = upload.progress().done_bytes;
-        let n_bytes = self.pace.n_bytes(left_ms);
-        upload
-            .record_while(rec, n_bytes, n_bytes.min(A_PIECE), || passed_ms() < left_ms)
-            .map_err(ModelError::from)?;
-        let (host_ms, device_ms) = (passed_ms(), rec.meter().spent_ms() - spent_ms);
-        rec.meter().spend((host_ms - device_ms).max(0.0));
-        let ms = host_ms.max(device_ms);
-        self.pace.learn(ms, upload.progress().done_bytes - done_before);
-        Ok(Vec::new())
-    }
-
-    fn landed(&mut self, _: Pieces, _: &[u8]) {}
-
-    fn abandon(&mut self, _: Vec<Pieces>, _: &GpuError) {}
+/// What an engine has on a device.
+pub struct OnDevice {
+    pub(super) runner: Runner,
+    pub(super) stepper: Stepper<Work>,
+    /// Pages of the cache.
+    pub(super) n_pages: usize,
 }
 
 impl Engine {
@@ -287,15 +152,9 @@ impl Engine {
         let options = options.for_model(&shape);
         // Checked first, so that a context beyond all limits fails before anything is allocated.
         let sizes = Sizes::new(gpu, &shape, &options)?;
-        let fit = Engine::fit(gpu, &files, &options)?;
-        fit.check()?;
-        let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Decoder, fit.ctx, options.quantize)?;
-        let (mut engine, tested) = Engine::build(gpu, Arc::new(model), &options, sizes)?;
-        Loading::new(gpu, vec![upload], tested, |compile_time, self_test| {
-            engine.compile_time = compile_time;
-            engine.stepper.begin(&mut engine.machine, self_test);
-            engine
-        })
+        let ctx = sizes.capacity.max_seq_len;
+        let model = LoadedModel::new(gpu, files, ModelKind::Decoder, ctx, options.quantize)?;
+        Ok(Loading::new(Engine::begin(gpu, Arc::new(model), options, sizes)?))
     }
 
     /// What [`Engine::load`] would take, and whether there is memory for it. Nothing is allocated, and only the headers
@@ -307,24 +166,45 @@ impl Engine {
         let shape = files.architecture.shape();
         let options = options.for_model(&shape);
         Sizes::new(gpu, &shape, &options)?;
-        Engine::fit(gpu, files, &options)
+        Engine::fit(gpu, &shape, &options, |plan, ctx, quantize| {
+            LoadedModel::allocate(plan, files, ModelKind::Decoder, ctx, quantize)
+        })
     }
 
-    /// As [`Engine::estimate`], for `options` that were checked and whose `ctx` is set.
-    fn fit(gpu: &Gpu, files: &ModelFiles, options: &EngineOptions) -> Result<MemoryFit, EngineError> {
-        let shape = files.architecture.shape();
+    /// What a load with `options`, which were checked and whose `ctx` is set, would take. `allocate` plans the weights for
+    /// a context and a quantised type.
+    fn fit(
+        gpu: &Gpu,
+        shape: &ModelShape,
+        options: &EngineOptions,
+        allocate: impl Fn(&Gpu, usize, Option<Dtype>) -> Result<(Arc<dyn Model>, Loader), EngineError>,
+    ) -> Result<MemoryFit, EngineError> {
         let ctx = options.ctx.unwrap_or(shape.max_seq_len);
         MemoryFit::new(gpu, ctx, options.quantize, |ctx, quantize| {
             let plan = gpu.plan();
-            let (weights, loader) = LoadedModel::allocate(&plan, files, ModelKind::Decoder, ctx, quantize)?;
+            let (weights, loader) = allocate(&plan, ctx, quantize)?;
             let options = EngineOptions { ctx: Some(ctx), quantize, ..options.clone() };
-            let need = Engine::need(&plan, &shape, &weights, &options)?;
+            let need = Engine::need(&plan, shape, &weights, &options)?;
             Ok(MemoryNeed { staging_bytes: staging_bytes(gpu, &loader)?, ..need })
         })
     }
 
+    /// As [`Engine::fit`], for a model that is on the device already, or must be read again.
+    fn fit_again(gpu: &Gpu, model: &LoadedModel, options: &EngineOptions) -> Result<MemoryFit, EngineError> {
+        let Some(weights) = model.on(gpu) else {
+            return Engine::fit(gpu, &model.shape, options, |plan, ctx, quantize| {
+                model.allocate_again(plan, ctx, quantize)
+            });
+        };
+        let ctx = options.ctx.unwrap_or(model.max_seq_len);
+        MemoryFit::new(gpu, ctx, None, |ctx, _| {
+            let options = EngineOptions { ctx: Some(ctx), ..options.clone() };
+            Engine::need(&gpu.plan(), &model.shape, &weights, &options)
+        })
+    }
+
     /// Builds another engine on a loaded model, on the same device, with its own activations, KV cache and requests.
-    /// Ignores [`EngineOptions::quantize`].
+    /// Ignores [`EngineOptions::quantize`]. On another device, the model would be uploaded again.
     ///
     /// # Errors
     /// [`EngineError::Parameter`] if the context is longer than the one that the model was loaded for;
@@ -335,22 +215,13 @@ impl Engine {
             let expected = "at most the context that the model was loaded for";
             return Err(EngineError::Parameter { name: "ctx", found: ctx.to_string(), expected });
         }
-        let options = EngineOptions { ctx: Some(ctx), ..options };
+        let options = EngineOptions { ctx: Some(ctx), quantize: model.quantize, ..options };
         let sizes = Sizes::new(gpu, &model.shape, &options)?;
-        let fit = MemoryFit::new(gpu, ctx, None, |ctx, _| {
-            let options = EngineOptions { ctx: Some(ctx), ..options.clone() };
-            Engine::need(&gpu.plan(), &model.shape, &model.weights, &options)
-        })?;
-        fit.check()?;
-        let (mut engine, Tested { variants, mut self_test }) =
-            Engine::build(gpu, model.clone(), &options, sizes)?;
-        let begin = Instant::now();
-        variants.compile(gpu)?;
-        engine.compile_time = begin.elapsed();
-        if let (Some(test), true) = (&mut self_test, gpu.is_owned()) {
-            test.run()?;
+        let mut engine = Engine::begin(gpu, model.clone(), options, sizes)?;
+        while engine.gpu().is_owned() && engine.live.is_none() {
+            engine.rebuild_pumping()?;
         }
-        engine.stepper.begin(&mut engine.machine, self_test);
+        engine.take_ready(true)?;
         Ok(engine)
     }
 
@@ -363,7 +234,7 @@ impl Engine {
     ) -> Result<MemoryNeed, EngineError> {
         let weights_bytes = plan.counts().live_bytes;
         let sizes = Sizes::new(plan, shape, options)?;
-        let (mut runner, _clips, mut stepper) = Engine::allocate(plan, shape, weights, options, sizes)?;
+        let (mut runner, mut stepper) = Engine::allocate(plan, shape, weights, options, sizes)?;
         let _tested = Trials::plan(plan, stepper.recorder(), |rec| rehearse(&mut runner, rec, sizes))?;
         let cache_bytes = (sizes.n_pages as u64).saturating_mul(page_bytes(shape, options.kv_dtype) as u64);
         let scratch_bytes = plan.counts().live_bytes.saturating_sub(weights_bytes + cache_bytes);
@@ -377,19 +248,16 @@ impl Engine {
         weights: &Arc<dyn Model>,
         options: &EngineOptions,
         sizes: Sizes,
-    ) -> Result<(Runner, Option<ClipTable>, Stepper<Work>), EngineError> {
+    ) -> Result<(Runner, Stepper<Work>), EngineError> {
         let Sizes { capacity, n_pages, seq_pages, max_logprobs, .. } = sizes;
         let Capacity { max_rows, max_seqs, max_sampled, max_seq_len: ctx } = capacity;
         let kv = shape.attention.iter().enumerate();
         let kv = kv.map(|(i, a)| KvLayer::new(gpu, i, n_pages, page_width(a), options.kv_dtype));
         let clips = shape.audio.as_ref().map(|audio| {
             let n_places = n_seqs("max_clips", options.max_clips)?;
-            let table = ClipTable::new(n_places, [audio.n_frames, audio.n_mels]);
             let heads = &options.alignment_heads;
-            let clips = Clips::new(gpu, audio, n_places, capacity, options.kv_dtype, heads)?;
-            Ok::<_, EngineError>((table, clips))
+            Clips::new(gpu, audio, n_places, capacity, options.kv_dtype, heads)
         });
-        let (clip_table, clips) = clips.transpose()?.unzip();
         let runner = Runner {
             gpu: gpu.clone(),
             model: weights.clone(),
@@ -398,7 +266,7 @@ impl Engine {
             steps: StepTables::new(gpu, max_rows, max_sampled)?,
             slots: SlotTables::new(gpu, max_seqs, ctx, seq_pages, shape.vocab_size)?,
             results: Results::new(gpu, capacity, shape.vocab_size, max_logprobs, options.kept_rows)?,
-            clips,
+            clips: clips.transpose()?,
         };
         let mut read_bytes = runner.results.step_bytes();
         if options.logits {
@@ -408,23 +276,19 @@ impl Engine {
         if let Some(clips) = runner.clips.as_ref().filter(|clips| clips.weights.is_some()) {
             read_bytes += (max_rows * 4 * clips.alignment_width()) as u64;
         }
-        Ok((runner, clip_table, Stepper::new(gpu, read_bytes, options.run_ahead)?))
+        Ok((runner, Stepper::new(gpu, read_bytes, options.run_ahead)?))
     }
 
-    /// Allocates everything but the weights. Returns the variants that its steps use, too, and their self-test.
-    fn build(
+    /// Begins to build an engine on a device. It has nothing there until that is done.
+    fn begin(
         gpu: &Gpu,
         model: Arc<LoadedModel>,
-        options: &EngineOptions,
+        options: EngineOptions,
         sizes: Sizes,
-    ) -> Result<(Engine, Tested), EngineError> {
+    ) -> Result<Engine, EngineError> {
         let shape = &model.shape;
         let Sizes { capacity, n_pages, max_logprobs, prompt_logprobs, .. } = sizes;
         let Capacity { max_rows, max_seqs, max_sampled, max_seq_len: ctx } = capacity;
-        let (mut runner, clip_table, mut stepper) =
-            Engine::allocate(gpu, shape, &model.weights, options, sizes)?;
-        let tested = Trials::plan(gpu, stepper.recorder(), |rec| rehearse(&mut runner, rec, sizes))?;
-        stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
         let limits = Limits {
             architecture: shape.architecture,
             vocab_size: shape.vocab_size,
@@ -434,27 +298,45 @@ impl Engine {
             max_rows,
             max_sampled,
             max_waiting: options.max_waiting,
-            block_rows: shape.block_rows(stepper.recorder()),
+            block_rows: 1, // until the variants are known
             max_logprobs,
             has_logits: options.logits,
             kept_rows: options.kept_rows,
             has_prompt_logprobs: prompt_logprobs > 0,
-            has_alignment: runner.clips.as_ref().is_some_and(|clips| clips.weights.is_some()),
+            has_alignment: shape.audio.is_some() && !options.alignment_heads.is_empty(),
             prefix_cache: options.prefix_cache,
         };
+        let clips = shape.audio.as_ref().map(|audio| {
+            let n_places = n_seqs("max_clips", options.max_clips)?;
+            Ok::<_, EngineError>(ClipTable::new(n_places, [audio.n_frames, audio.n_mels]))
+        });
         let (tokenizer, end_tokens) = (model.tokenizer().cloned(), model.end_tokens());
-        let scheduler = Scheduler::new(limits, clip_table, tokenizer, end_tokens);
-        let machine = Decoding { model: model.clone(), scheduler, runner };
-        let (gpu, compile_time) = (gpu.clone(), Duration::ZERO);
-        Ok((Engine { gpu, model, machine, stepper, compile_time }, tested))
+        let scheduler = Scheduler::new(limits, clips.transpose()?, tokenizer, end_tokens);
+        let (own, patience) = (model.clone(), options.recovery);
+        let recovery = Recovery::begin(gpu, patience, move |gpu| Engine::build(gpu, &own, &options))?;
+        Ok(Engine { model, scheduler, live: None, recovery, compile_time: Duration::ZERO })
+    }
+
+    /// Allocates everything on a device, and begins to upload weights and to compile the variants of its steps.
+    fn build(
+        gpu: &Gpu,
+        model: &LoadedModel,
+        options: &EngineOptions,
+    ) -> Result<Build<OnDevice>, EngineError> {
+        let shape = &model.shape;
+        let sizes = Sizes::new(gpu, shape, options)?;
+        Engine::fit_again(gpu, model, options)?.check()?;
+        let (weights, upload) = model.place(gpu)?;
+        let (mut runner, mut stepper) = Engine::allocate(gpu, shape, &weights, options, sizes)?;
+        let tested = Trials::plan(gpu, stepper.recorder(), |rec| rehearse(&mut runner, rec, sizes))?;
+        stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
+        Ok(Build::new(gpu, OnDevice { runner, stepper, n_pages: sizes.n_pages }, upload, tested))
     }
 }
 
 /// Most bytes that a load takes and then gives back.
 pub(super) fn staging_bytes(gpu: &Gpu, loader: &Loader) -> Result<u64, GpuError> {
-    let plan = gpu.plan();
-    let _stepper = Stepper::<Pieces>::new(&plan, 4, true)?;
-    Ok(plan.counts().live_bytes + loader.staging_bytes())
+    Ok(upload_bytes(gpu)? + loader.staging_bytes())
 }
 
 /// The sizes of an engine.

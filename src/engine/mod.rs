@@ -7,11 +7,14 @@
 //! - `runner`: the model with its tables on the device. Records a step and reads its results.
 //! - `stepper`: cuts recordings into slices within a budget, and handles results.
 //! - `frames`: several engines in the frames of one host.
-//! - `loading`: the upload of a model to the device, on the same stepper.
+//! - `build`: everything that an engine has on a device, while it is made: the upload of weights, on the same stepper.
+//! - `loading`: the first build.
+//! - `recovery`: the next ones. A device that is lost is replaced, and requests go on.
 //! - `self_test`: variants on a driver that was never seen before, against the portable ones.
 //!
 //! [`TextEncoder`] runs encoders, which read a text in one pass, on the same stepper.
 
+mod build;
 mod encoder;
 mod error;
 mod events;
@@ -20,6 +23,7 @@ mod loading;
 mod memory;
 mod model;
 mod options;
+mod recovery;
 mod runner;
 mod sampling;
 mod scheduler;
@@ -40,6 +44,7 @@ pub use loading::Loading;
 pub use memory::MemoryFit;
 pub use model::{LoadedModel, page_bytes};
 pub use options::{DEFAULT_CTX, EngineOptions};
+pub use recovery::{DeviceEvent, Health};
 pub use sampling::{MAX_BIAS, Sampling, SpeechRules, TimestampRules};
 pub use scheduler::{ClipId, PAGE_SIZE};
 #[cfg(feature = "bench")]
@@ -48,25 +53,33 @@ pub(crate) use variants::StepRows;
 use crate::gpu::{Gpu, GpuError, Recorder, Tensor};
 use crate::models::ModelShape;
 use crate::text::Tokenizer;
+use build::Built;
+use loading::OnDevice;
+use recovery::{Recovery, Survivor};
 use runner::{Clips, Runner};
 use scheduler::{Scheduler, Work};
 use stepper::{Machine, ReadRange, Stepper};
 
 /// Runs requests on one model, in one batch.
+///
+/// If the device is lost, it is opened again, or the host hands in another one ([`Engine::replace_device`]). Requests
+/// wait until everything is there, and go on where they were: no token is lost, repeated or changed. See
+/// [`EngineOptions::recovery`] and [`Engine::health`].
 pub struct Engine {
-    gpu: Gpu,
     model: Arc<LoadedModel>,
-    machine: Decoding,
-    stepper: Stepper<Work>,
+    scheduler: Scheduler,
+    /// What it has on the device. `None` until everything is there, and after a loss.
+    live: Option<OnDevice>,
+    recovery: Recovery<OnDevice>,
     /// Time to compile the pipelines.
     compile_time: Duration,
 }
 
 /// The two halves of an engine: the scheduler decides, the runner records.
-struct Decoding {
-    model: Arc<LoadedModel>,
-    scheduler: Scheduler,
-    runner: Runner,
+struct Decoding<'a> {
+    model: &'a LoadedModel,
+    scheduler: &'a mut Scheduler,
+    runner: &'a mut Runner,
 }
 
 impl Engine {
@@ -85,9 +98,29 @@ impl Engine {
         &self.model
     }
 
-    /// The device.
+    /// The device; after a loss the lost one, until everything is on another.
     pub fn gpu(&self) -> &Gpu {
-        &self.gpu
+        self.recovery.gpu()
+    }
+
+    /// Whether the engine has a device that works.
+    pub fn health(&self) -> Health {
+        self.recovery.health()
+    }
+
+    /// What has happened to the device since the last call. It is logged, too.
+    pub fn device_events(&mut self) -> Vec<DeviceEvent> {
+        self.recovery.events()
+    }
+
+    /// Goes on with another device: a host's next one, after a loss or whenever it likes. The weights are read from their
+    /// files again and uploaded in slices that [`Engine::advance`] returns, and requests go on where they were. Engines on
+    /// one model, and others on that device, should get clones of one [`Gpu`], so that they share the weights.
+    ///
+    /// A device of another adapter, or with other capabilities, may compute other last bits: texts go on with those.
+    pub fn replace_device(&mut self, gpu: &Gpu) {
+        self.uninstall();
+        self.recovery.replace(gpu);
     }
 
     /// The tokenizer, if the checkpoint has one.
@@ -97,12 +130,12 @@ impl Engine {
 
     /// Context length in tokens.
     pub fn ctx(&self) -> usize {
-        self.machine.scheduler.limits().ctx
+        self.scheduler.limits().ctx
     }
 
     /// Capacity of the KV cache in tokens, for all sequences together.
     pub fn kv_tokens(&self) -> usize {
-        self.machine.scheduler.limits().n_pages * PAGE_SIZE
+        self.scheduler.limits().n_pages * PAGE_SIZE
     }
 
     /// Tensors of the checkpoint that the architecture does not use.
@@ -115,7 +148,7 @@ impl Engine {
         self.model.weights_bytes
     }
 
-    /// Time to compile the pipelines. Compilation runs in parallel with the upload of weights.
+    /// Time to compile the pipelines, on the latest device. Compilation runs in parallel with the upload of weights.
     pub fn compile_time(&self) -> Duration {
         self.compile_time
     }
@@ -125,15 +158,16 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Busy`] if [`EngineOptions::max_waiting`] requests wait already; [`EngineError::EmptyPrompt`],
     /// [`EngineError::PromptTooLong`], [`EngineError::CacheTooSmall`], [`EngineError::TokenRange`],
-    /// [`EngineError::Parameter`]; [`EngineError::Gpu`] if the device is lost. After an error, nothing has been queued.
+    /// [`EngineError::Parameter`]; [`EngineError::Gpu`] if the device is lost for good. After an error, nothing has been
+    /// queued.
     pub fn submit(&mut self, request: Request) -> Result<RequestId, EngineError> {
-        self.stepper.check(&mut self.machine)?;
-        self.machine.scheduler.submit(request)
+        self.check()?;
+        self.scheduler.submit(request)
     }
 
     /// Whether [`Engine::submit`] accepts another request now.
     pub fn has_room(&self) -> bool {
-        self.machine.scheduler.has_room()
+        self.scheduler.has_room()
     }
 
     /// The logits or probabilities that requests leave on the device ([`Logits::Kept`]), for a shader of the host's:
@@ -142,8 +176,11 @@ impl Engine {
     ///
     /// A row is complete once the request's [`Event::Done`] has come, and is overwritten by nothing but the next request
     /// with this row: by those command buffers of [`Engine::advance`] that compute it.
+    ///
+    /// After a loss there is none until the engine is on another device, where it is another tensor, without the rows of
+    /// requests that are done.
     pub fn kept(&self) -> Option<&Tensor> {
-        self.machine.runner.results.kept.as_ref().map(|kept| &kept.rows)
+        self.live.as_ref()?.runner.results.kept.as_ref().map(|kept| &kept.rows)
     }
 
     /// Queues an audio clip for the audio encoder: log-mel features `[n_frames, n_mels]` (sizes in
@@ -152,31 +189,47 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Speech`] if the model has no audio encoder; [`EngineError::Clip`] if the features have another
     /// size or are not finite, or [`EngineOptions::max_clips`] clips are kept already; [`EngineError::Gpu`] if the
-    /// device is lost.
+    /// device is lost for good.
     pub fn listen(&mut self, features: &[f32]) -> Result<ClipId, EngineError> {
-        self.stepper.check(&mut self.machine)?;
-        self.machine.scheduler.listen(features)
+        self.check()?;
+        self.scheduler.listen(features)
     }
 
     /// Drops a clip once the requests that refer to it have ended. New requests may not refer to it.
     pub fn forget(&mut self, clip: ClipId) {
-        self.machine.scheduler.forget(clip);
+        self.scheduler.forget(clip);
     }
 
     /// Gives the clip's place back so when another clip needs it and `owner` has been dropped, which may happen where no
     /// engine is at hand.
     pub fn forget_with(&mut self, clip: ClipId, owner: Weak<()>) {
-        self.machine.scheduler.forget_with(clip, owner);
+        self.scheduler.forget_with(clip, owner);
     }
 
     /// Cancels a request: immediately if it waits, else before its next step. Its last event still comes.
     pub fn cancel(&mut self, id: RequestId) {
-        self.machine.scheduler.cancel(id);
+        self.scheduler.cancel(id);
     }
 
     /// Whether no request waits or runs, and no result is in flight.
     pub fn is_idle(&self) -> bool {
-        self.machine.scheduler.is_idle() && self.stepper.is_idle()
+        self.scheduler.is_idle() && self.live.as_ref().is_none_or(|live| live.stepper.is_idle())
+    }
+
+    /// The stepper with its machine, if everything is on a device.
+    fn parts(&mut self) -> Option<(&mut Stepper<Work>, Decoding<'_>)> {
+        let Engine { model, scheduler, live, .. } = self;
+        let OnDevice { runner, stepper, .. } = live.as_mut()?;
+        Some((stepper, Decoding { model, scheduler, runner }))
+    }
+
+    /// Checks that the device works, or that another one is to follow.
+    fn check(&mut self) -> Result<(), EngineError> {
+        let checked = match &self.live {
+            Some(live) => live.stepper.check(),
+            None => return self.recovery.check(),
+        };
+        self.survive(checked)
     }
 
     /// Records work for about `budget` of device time, at least one dispatch or piece of one, and returns the command
@@ -187,62 +240,94 @@ impl Engine {
     ///
     /// All of them must be submitted, because later recordings depend on them.
     ///
+    /// After a loss there is nothing to submit until there is another device, then the upload of the weights.
+    ///
     /// # Errors
     /// [`EngineError::Gpu`]: with [`GpuError::Dropped`] if a command buffer was dropped instead of submitted, which ends all
     /// that is open.
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
-        self.stepper.advance(&mut self.machine, budget)
+        let advanced = match self.parts() {
+            Some((stepper, mut machine)) => stepper.advance(&mut machine, budget),
+            None => return self.rebuild(budget),
+        };
+        self.survive(advanced)
     }
 
     /// The longest time of what cannot be cut, as measured so far: a dispatch, or the smallest piece of one. Shorter budgets
     /// of [`Engine::advance`] are exceeded, but every call still makes progress. A guest's first budget that is too short is
     /// reported as a warning. `None` until something was measured.
     pub fn smallest_slice(&self) -> Option<Duration> {
-        self.stepper.smallest_slice()
+        match &self.live {
+            Some(live) => live.stepper.smallest_slice(),
+            None => self.recovery.smallest_slice(),
+        }
     }
 
     /// The device's times of the slices that have finished since the last call, in order; the last 64, if there were more.
     /// Each is what one command buffer of [`Engine::advance`] took, by the device's clock: on an adopted device without
     /// timestamps there are none.
     pub fn slice_times(&mut self) -> Vec<Duration> {
-        self.stepper.slice_times()
+        match &mut self.live {
+            Some(live) => live.stepper.slice_times(),
+            None => self.recovery.slice_times(),
+        }
     }
 
-    /// Starts or stops to keep the text of the recording: [`Recorder::trace`].
+    /// What the last [`Engine::advance`] left of its budget, as predicted.
+    fn left(&self) -> Duration {
+        self.live.as_ref().map_or_else(|| self.recovery.left(), |live| live.stepper.left())
+    }
+
+    /// Starts or stops to keep the text of the recording: [`Recorder::trace`]. Nothing is
+    /// kept any more after a loss.
     pub fn trace(&mut self, on: bool) {
-        self.stepper.recorder().trace(on);
+        if let Some(live) = &mut self.live {
+            live.stepper.recorder().trace(on);
+        }
     }
 
     /// The text of the recording since then: [`Recorder::take_trace`].
     pub fn take_trace(&mut self) -> String {
-        self.stepper.recorder().take_trace()
+        self.live.as_mut().map(|live| live.stepper.recorder().take_trace()).unwrap_or_default()
     }
 
     /// The events since the last call. Never waits.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`] if the device is lost. The events from before come first, with one [`Event::Failed`] for
-    /// each request that was open.
+    /// [`EngineError::Gpu`] if the device is lost for good. The events from before come first, with one [`Event::Failed`]
+    /// for each request that was open.
     pub fn events(&mut self) -> Result<Vec<Event>, EngineError> {
-        let collected = self.stepper.collect(&mut self.machine);
+        let collected = match self.parts() {
+            Some((stepper, mut machine)) => {
+                let collected = stepper.collect(&mut machine);
+                self.survive(collected)
+            }
+            None => self.recovery.check(),
+        };
         self.events_or(collected)
     }
 
     /// The events, or if there are none, what has happened.
     fn events_or(&mut self, result: Result<(), EngineError>) -> Result<Vec<Event>, EngineError> {
-        let events = self.machine.scheduler.events();
+        let events = self.scheduler.events();
         if events.is_empty() { result.map(|()| events) } else { Ok(events) }
     }
 
     /// Submits the next slices to our own queue, or waits for the oldest slice in flight if there is nothing to submit,
-    /// and returns the events. Call it until [`Engine::is_idle`].
+    /// and returns the events. Call it until [`Engine::is_idle`]. After a loss it waits for a moment, or uploads weights.
     ///
     /// # Errors
     /// As [`Engine::events`]; [`GpuError::Adopted`] on an adopted device, where only the host submits. In that case
     /// nothing has been recorded.
     pub fn pump(&mut self) -> Result<Vec<Event>, EngineError> {
-        self.gpu.check_owned()?;
-        let pumped = self.stepper.pump(&mut self.machine);
+        self.gpu().check_owned()?;
+        let pumped = match self.parts() {
+            Some((stepper, mut machine)) => {
+                let pumped = stepper.pump(&mut machine);
+                self.survive(pumped)
+            }
+            None => self.rebuild_pumping(),
+        };
         self.events_or(pumped)
     }
 
@@ -259,7 +344,41 @@ impl Engine {
     }
 }
 
-impl Machine for Decoding {
+impl Survivor for Engine {
+    type Parts = OnDevice;
+
+    fn recovery(&self) -> &Recovery<OnDevice> {
+        &self.recovery
+    }
+
+    fn recovery_mut(&mut self) -> &mut Recovery<OnDevice> {
+        &mut self.recovery
+    }
+
+    fn install(&mut self, Built { mut parts, compile_time, self_test }: Built<OnDevice>) {
+        self.compile_time = compile_time;
+        self.model.uploaded(&parts.runner.gpu);
+        let OnDevice { runner, stepper, n_pages } = &mut parts;
+        self.scheduler.placed(*n_pages, self.model.shape.block_rows(stepper.recorder()));
+        let mut machine = Decoding { model: &self.model, scheduler: &mut self.scheduler, runner };
+        stepper.begin(&mut machine, self_test);
+        self.live = Some(parts);
+    }
+
+    fn uninstall(&mut self) -> u64 {
+        if let Some(OnDevice { runner, stepper, .. }) = self.live.take() {
+            self.model.leave(&runner.gpu);
+            self.scheduler.lost(stepper.take_back());
+        }
+        self.scheduler.n_landed()
+    }
+
+    fn abandon(&mut self, error: &GpuError) {
+        self.scheduler.abandon(error);
+    }
+}
+
+impl Machine for Decoding<'_> {
     type Work = Work;
 
     fn next(&mut self) -> Option<Work> {
@@ -278,7 +397,7 @@ impl Machine for Decoding {
             Work::Step(step) => self.runner.begin(rec, step),
             Work::Clip(clip) => {
                 if let Some(clips) = &self.runner.clips {
-                    clips.upload(&self.runner.gpu, clip.place, &std::mem::take(&mut clip.features));
+                    clips.upload(&self.runner.gpu, clip.place, &clip.features);
                 }
             }
         }
@@ -311,10 +430,6 @@ impl Machine for Decoding {
 
     fn variants_changed(&mut self, rec: &Recorder) {
         self.scheduler.variants_changed(self.model.shape.block_rows(rec));
-    }
-
-    fn abandon(&mut self, _: Vec<Work>, error: &GpuError) {
-        self.scheduler.abandon(error);
     }
 }
 

@@ -1,10 +1,16 @@
 //! Sizes and settings of an engine.
 
+use std::time::Duration;
+
 use crate::dtype::Dtype;
 use crate::models::ModelShape;
 
 /// Longest default context in tokens: models allow 128 K and more, for which few machines have the memory.
 pub const DEFAULT_CTX: usize = 4096;
+
+/// How long an engine tries to get its device back: a driver that was reset, or updated, is there again after some
+/// seconds.
+pub(super) const DEFAULT_RECOVERY: Option<Duration> = Some(Duration::from_secs(60));
 
 /// Sizes and settings of an engine. All device memory is allocated when it is built.
 #[derive(Clone, Debug)]
@@ -32,7 +38,8 @@ pub struct EngineOptions {
     pub logits: bool,
     /// Rows of [`Engine::kept`](super::Engine::kept), of 4 bytes for each token of the vocabulary. Default: 0.
     pub kept_rows: usize,
-    /// Most audio clips that a speech model keeps at once.
+    /// Most audio clips that a speech model keeps at once. The features of each stay in host memory as long as it is kept,
+    /// 1 MB for 30 seconds, because a device can be lost.
     pub max_clips: usize,
     /// (layer, head) of the decoder's heads whose attention to a clip requests may ask for, for word timestamps.
     pub alignment_heads: Vec<[usize; 2]>,
@@ -42,6 +49,11 @@ pub struct EngineOptions {
     pub prefix_cache: bool,
     /// Whether steps are recorded before the results of earlier ones have arrived.
     pub run_ahead: bool,
+    /// How long to try to get a device again after a loss. Until then requests wait; afterwards they go on where they were,
+    /// or fail. On a host's device the engine waits for [`Engine::replace_device`](super::Engine::replace_device), however
+    /// long that takes. `None`: a loss ends every open request with [`Event::Failed`](super::Event::Failed), and the
+    /// engine is of no more use. Default: 60 seconds.
+    pub recovery: Option<Duration>,
 }
 
 impl EngineOptions {
@@ -69,6 +81,7 @@ impl Default for EngineOptions {
             prompt_logprobs: 0,
             prefix_cache: true,
             run_ahead: true,
+            recovery: DEFAULT_RECOVERY,
         }
     }
 }

@@ -51,8 +51,6 @@ pub(super) trait Machine {
     fn landed(&mut self, work: Self::Work, bytes: &[u8]);
     /// Another set of operations runs portable variants from the next work on: `rec` knows which.
     fn variants_changed(&mut self, _rec: &Recorder) {}
-    /// Ends everything that is open: the device does no more work. `works` were recorded, at least in part.
-    fn abandon(&mut self, works: Vec<Self::Work>, error: &GpuError);
 }
 
 /// A byte range to read back: tensor, offset, bytes.
@@ -92,8 +90,6 @@ pub(super) struct Stepper<W> {
     most_in_flight: usize,
     /// The test of variants that the work will use when it has ended.
     self_test: Option<Trials>,
-    /// Why the device does no more work.
-    broken: Option<GpuError>,
     /// The error of a recording, for the next call: this one returned the buffers that were recorded before it.
     failed: Option<EngineError>,
 }
@@ -116,7 +112,6 @@ impl<W> Stepper<W> {
             mark: Tensor::zeros(gpu, "mark", [1, 1], Dtype::U32)?,
             most_in_flight: if run_ahead { MOST_IN_FLIGHT } else { 1 },
             self_test: None,
-            broken: None,
             failed: None,
         })
     }
@@ -140,28 +135,20 @@ impl<W> Stepper<W> {
         self.recording.is_none() && self.flight.is_empty()
     }
 
-    /// Checks that the device works. If it does not, everything that is open ends.
+    /// Checks that the device works.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`]: once returned, every later call returns it, too.
-    pub fn check<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), EngineError> {
-        let alive = self.gpu.check_alive();
-        match (&self.broken, alive) {
-            // An earlier fault does not hide a loss.
-            (Some(_), Err(error)) => Err(error.into()),
-            (Some(error), Ok(())) => Err(error.clone().into()),
-            (None, Err(error)) => Err(self.abandon(machine, error)),
-            (None, Ok(())) => Ok(()),
-        }
+    /// [`EngineError::Gpu`].
+    pub fn check(&self) -> Result<(), EngineError> {
+        Ok(self.gpu.check_alive()?)
     }
 
-    /// Ends everything that is open.
-    fn abandon<M: Machine<Work = W>>(&mut self, machine: &mut M, error: GpuError) -> EngineError {
+    /// The works that were recorded, at least in part, and have no results yet, in their order. The device does no more
+    /// work.
+    pub fn take_back(mut self) -> Vec<W> {
         let mut works: Vec<W> = self.flight.abandon().filter_map(|slice| slice.done).collect();
         works.extend(self.recording.take().map(|recording| recording.work));
-        machine.abandon(works, &error);
-        self.broken = Some(error.clone());
-        error.into()
+        works
     }
 
     /// The longest time of a dispatch, or of the smallest piece of one, as measured so far: no slice is surely shorter.
@@ -185,7 +172,7 @@ impl<W> Stepper<W> {
     /// buffers to submit, in order. Empty if no more slices may be in flight or there is nothing to do. Never waits.
     ///
     /// # Errors
-    /// Those of [`Stepper::check`] and of [`Machine::record`].
+    /// Those of [`Machine::record`]; [`EngineError::Gpu`], after which the stepper is of no more use.
     pub fn advance<M: Machine<Work = W>>(
         &mut self,
         machine: &mut M,
@@ -200,7 +187,7 @@ impl<W> Stepper<W> {
         let recorded = gpu.scoped(|| self.record(machine, budget, &mut buffers));
         match recorded.unwrap_or_else(|e| Err(e.into())).and_then(|()| self.test(&mut buffers)) {
             Ok(()) => Ok(buffers),
-            Err(EngineError::Gpu(error)) => Err(self.abandon(machine, error)),
+            Err(error @ EngineError::Gpu(_)) => Err(error),
             Err(error) if buffers.is_empty() => Err(error),
             Err(error) => {
                 self.failed = Some(error);
@@ -302,12 +289,8 @@ impl<W> Stepper<W> {
     /// # Errors
     /// As [`Stepper::check`].
     pub fn collect<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), EngineError> {
-        if self.broken.is_none()
-            && let Err(error) = self.land(machine)
-        {
-            return Err(self.abandon(machine, error));
-        }
-        self.check(machine)
+        self.land(machine)?;
+        self.check()
     }
 
     fn land<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), GpuError> {
@@ -338,9 +321,7 @@ impl<W> Stepper<W> {
     pub fn pump<M: Machine<Work = W>>(&mut self, machine: &mut M) -> Result<(), EngineError> {
         self.gpu.check_owned()?;
         let buffers = self.advance(machine, SLICE)?;
-        if let Err(error) = self.flight.submit(buffers) {
-            return Err(self.abandon(machine, error));
-        }
+        self.flight.submit(buffers)?;
         self.collect(machine)
     }
 }

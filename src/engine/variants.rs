@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
+use super::build::variants_of;
 use super::loading::{Sizes, rehearse};
 use super::{Engine, EngineError, EngineOptions, LoadedModel};
 #[cfg(feature = "bench")]
 use super::{RequestId, scheduler::Step, self_test::distrusted};
 use crate::checkpoint::ModelFiles;
-use crate::gpu::{Caps, Gpu, Recorder, Tuning, Variant};
+use crate::gpu::{Caps, Gpu, Tuning, Variant};
 #[cfg(feature = "bench")]
 use crate::gpu::{Portable, Rehearsal};
-use crate::models::{ModelKind, Upload};
+use crate::models::ModelKind;
 #[cfg(feature = "bench")]
 use crate::ops::Rows;
 
@@ -35,9 +36,9 @@ impl Engine {
         let ctx = sizes.capacity.max_seq_len;
         let (weights, loader) =
             LoadedModel::allocate(&plan, files, ModelKind::Decoder, ctx, options.quantize)?;
-        let (mut runner, _, mut stepper) = Engine::allocate(&plan, &shape, &weights, &options, sizes)?;
+        let (mut runner, mut stepper) = Engine::allocate(&plan, &shape, &weights, &options, sizes)?;
         stepper.recorder().set_tuning(tuning);
-        of(stepper.recorder(), &mut [loader.finish()], |rec| rehearse(&mut runner, rec, sizes))
+        variants_of(stepper.recorder(), &mut [loader.finish()], |rec| rehearse(&mut runner, rec, sizes))
     }
 }
 
@@ -61,7 +62,7 @@ impl Engine {
         let sizes = Sizes::new(&plan, &shape, &options)?;
         let ctx = sizes.capacity.max_seq_len;
         let (weights, _) = LoadedModel::allocate(&plan, files, ModelKind::Decoder, ctx, options.quantize)?;
-        let (mut runner, _, mut stepper) = Engine::allocate(&plan, &shape, &weights, &options, sizes)?;
+        let (mut runner, mut stepper) = Engine::allocate(&plan, &shape, &weights, &options, sizes)?;
         let rec = stepper.recorder();
         rec.set_portable(Portable::These(distrusted(gpu)));
         let n_layers = runner.n_layers();
@@ -89,20 +90,4 @@ pub(crate) struct StepRows {
     pub n_draws: usize,
     /// Positions of the longest sequence with a decode row.
     pub longest: usize,
-}
-
-/// The variants of uploads and of the work that `record` records, on a plan.
-pub(super) fn of(
-    rec: &mut Recorder,
-    uploads: &mut [Upload],
-    record: impl FnOnce(&mut Recorder),
-) -> Result<Vec<Variant>, EngineError> {
-    let mut staged = Ok(());
-    let variants = rec.variants(|rec| {
-        staged = uploads.iter_mut().try_for_each(|upload| upload.rehearse(rec));
-        record(rec);
-    });
-    staged?;
-    rec.finish()?;
-    Ok(variants)
 }

@@ -78,18 +78,28 @@ fn rank(info: &wgpu::AdapterInfo) -> u32 {
     }
 }
 
-fn enumerate() -> Vec<wgpu::Adapter> {
+/// What an adapter counts as; `None` if it counts as absent.
+pub type StandIn = fn(wgpu::AdapterInfo) -> Option<wgpu::AdapterInfo>;
+
+/// The adapters with what they count as, best first.
+fn enumerate(stand_in: Option<StandIn>) -> Vec<(wgpu::Adapter, wgpu::AdapterInfo)> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
-    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    let adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all())).into_iter();
+    let mut adapters: Vec<_> = adapters
+        .filter_map(|adapter| {
+            let info = adapter.get_info();
+            Some((adapter, stand_in.map_or(Some(info.clone()), |stand_in| stand_in(info))?))
+        })
+        .collect();
     // A stable sort: adapters of one kind keep the driver's order, which is the system's preference.
-    adapters.sort_by_key(|a| rank(&a.get_info()));
+    adapters.sort_by_key(|(_, info)| rank(info));
     adapters
 }
 
-fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
+fn summarise(index: usize, (adapter, info): &(wgpu::Adapter, wgpu::AdapterInfo)) -> AdapterSummary {
     AdapterSummary {
         index,
-        info: adapter.get_info(),
+        info: info.clone(),
         limits: adapter.limits(),
         features: adapter.features(),
         cooperative_matrices: cooperative_matrices(adapter, adapter.features()),
@@ -97,11 +107,30 @@ fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
 }
 
 pub(super) fn list() -> Vec<AdapterSummary> {
-    enumerate().iter().enumerate().map(|(i, a)| summarise(i, a)).collect()
+    enumerate(None).iter().enumerate().map(|(i, a)| summarise(i, a)).collect()
 }
 
-pub(super) fn choose(select: Option<&str>) -> Result<Choice, GpuError> {
-    let adapters = enumerate();
+/// The adapter that was `lost` before, or if it is gone the best one.
+pub(super) fn again(lost: &wgpu::AdapterInfo, stand_in: Option<StandIn>) -> Result<Choice, GpuError> {
+    let mut adapters = enumerate(stand_in);
+    let same = adapters.iter().position(|(_, info)| is_same(info, lost));
+    let reason = match same {
+        Some(_) => "the same as before".to_string(),
+        None => format!("`{}` is gone", lost.name),
+    };
+    let index = same.unwrap_or(0);
+    let summary = adapters.get(index).map(|adapter| summarise(index, adapter)).ok_or(GpuError::NoAdapter)?;
+    Ok(Choice { adapter: adapters.swap_remove(index).0, summary, reason })
+}
+
+/// Whether two descriptions are of one adapter. Its driver may be another one by now.
+pub(super) fn is_same(a: &wgpu::AdapterInfo, b: &wgpu::AdapterInfo) -> bool {
+    let id = |info: &wgpu::AdapterInfo| (info.vendor, info.device, info.backend);
+    id(a) == id(b) && a.name == b.name && a.device_pci_bus_id == b.device_pci_bus_id
+}
+
+pub(super) fn choose(select: Option<&str>, stand_in: Option<StandIn>) -> Result<Choice, GpuError> {
+    let adapters = enumerate(stand_in);
     if adapters.is_empty() {
         return Err(GpuError::NoAdapter);
     }
@@ -121,7 +150,7 @@ pub(super) fn choose(select: Option<&str>) -> Result<Choice, GpuError> {
         }
     };
     let mut adapters = adapters;
-    Ok(Choice { adapter: adapters.swap_remove(index), summary: all[index].clone(), reason })
+    Ok(Choice { adapter: adapters.swap_remove(index).0, summary: all[index].clone(), reason })
 }
 
 /// Checks that a device that was made of the adapter `expected` came with that adapter.

@@ -105,6 +105,11 @@ pub enum GpuError {
 }
 
 impl GpuError {
+    /// Whether the device is lost: another one can be put in its place.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, GpuError::Lost { .. })
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {

@@ -12,8 +12,8 @@ pub(super) struct Fault(Mutex<Option<GpuError>>);
 impl Fault {
     pub fn note(&self, error: GpuError) {
         let mut noted = lock(&self.0);
-        let is_lost = matches!(*noted, Some(GpuError::Lost { .. }));
-        if noted.is_none() || !is_lost && matches!(error, GpuError::Lost { .. }) {
+        let is_lost = noted.as_ref().is_some_and(GpuError::is_loss);
+        if noted.is_none() || !is_lost && error.is_loss() {
             *noted = Some(error);
         }
     }
@@ -31,11 +31,19 @@ impl Gpu {
     pub fn check_alive(&self) -> Result<(), GpuError> {
         let fault = &self.inner.fault;
         let noted = fault.get();
-        let is_lost = matches!(noted, Some(GpuError::Lost { .. }));
+        let is_lost = noted.as_ref().is_some_and(GpuError::is_loss);
         if !is_lost && (noted.is_some() || !self.inner.owned) && !self.answers() {
             fault.note(GpuError::Lost { message: "it was destroyed, or its driver gave it up".into() });
         }
         fault.get().map_or(Ok(()), Err)
+    }
+
+    /// What a failed call means: `error`, or the loss of which it is the first sign.
+    pub(crate) fn fault(&self, error: GpuError) -> GpuError {
+        if self.inner.owned {
+            self.inner.fault.note(error.clone());
+        }
+        self.check_alive().err().unwrap_or(error)
     }
 
     /// Whether the device still validates what it is asked. An adopted device belongs to the host, and so do the

@@ -108,8 +108,7 @@ impl<T> Flight<T> {
         }
         let Some(slice) = self.slices.pop_front() else { return Ok(None) };
         let arrived = self.ring.take(slice.readback).ok_or_else(|| {
-            let unmapped = GpuError::Device { message: "results could not be mapped".to_string() };
-            self.gpu.check_alive().err().unwrap_or(unmapped)
+            self.gpu.fault(GpuError::Device { message: "results could not be mapped".to_string() })
         })?;
         let now = Instant::now();
         let seen = now - slice.recorded.max(self.last_finish);

@@ -21,6 +21,7 @@ mod profiles;
 mod quirks;
 mod readback;
 mod recorder;
+mod reopen;
 mod subgroups;
 mod tensor;
 mod timing;
@@ -33,7 +34,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
-pub use adapter::{AdapterSummary, Choice};
+pub use adapter::{AdapterSummary, Choice, StandIn};
 pub use caps::{Caps, DISABLE_ENV};
 pub(crate) use cost::Load;
 pub use error::GpuError;
@@ -62,6 +63,7 @@ pub(crate) use probe::{COOP_8, COOP_16, PROBE_COOP, PROBE_SUBGROUPS, coop};
 use buffer::Buffer;
 use fault::Fault;
 use kernel::Pipeline;
+use reopen::Successor;
 
 /// How to open a device.
 #[derive(Clone, Debug, Default)]
@@ -90,6 +92,8 @@ pub struct GpuOptions {
     pub adapter: Option<wgpu::Adapter>,
     /// Changes the WGSL of variants before it is compiled, to test what happens if a driver miscompiles it.
     pub rewrite: Option<fn(&Variant, String) -> String>,
+    /// Changes what an adapter counts as, to test what happens if it is gone or another one is in its place.
+    pub stand_in: Option<StandIn>,
 }
 
 /// Work submitted to our own queue.
@@ -161,6 +165,9 @@ struct Inner {
     /// Memory that counts as free, whatever the system says.
     free_bytes: Option<u64>,
     fault: Arc<Fault>,
+    /// How it was opened.
+    options: GpuOptions,
+    successor: Mutex<Option<Successor>>,
 }
 
 impl Gpu {
@@ -170,7 +177,10 @@ impl Gpu {
     /// [`GpuError::NoAdapter`], [`GpuError::NoSuchAdapter`], [`GpuError::NoDevice`],
     /// [`GpuError::UnknownCapability`].
     pub fn open(options: &GpuOptions) -> Result<Gpu, GpuError> {
-        let choice = adapter::choose(options.select.as_deref())?;
+        Gpu::open_adapter(&adapter::choose(options.select.as_deref(), options.stand_in)?, options)
+    }
+
+    fn open_adapter(choice: &Choice, options: &GpuOptions) -> Result<Gpu, GpuError> {
         let fault = Arc::<Fault>::default();
         let (device, queue) = adapter::open(&choice.adapter, &fault)?;
         let gpu = Gpu::assemble(device, queue, Some(&choice.adapter), options, true, fault)?;
@@ -276,7 +286,10 @@ impl Gpu {
         owned: bool,
         fault: Arc<Fault>,
     ) -> Result<Gpu, GpuError> {
-        let info = device.adapter_info();
+        let mut info = device.adapter_info();
+        if let (Some(stand_in), true) = (options.stand_in, owned) {
+            info = stand_in(info.clone()).unwrap_or(info);
+        }
         let matrices =
             adapter.map(|a| adapter::cooperative_matrices(a, device.features())).unwrap_or_default();
         let mut caps = Caps::new(device.features(), &device.limits(), &info, matrices);
@@ -312,6 +325,8 @@ impl Gpu {
                 stub: OnceLock::new(),
                 free_bytes: options.free_bytes,
                 fault,
+                options: options.clone(),
+                successor: Mutex::default(),
             }),
             counters: Arc::default(),
             is_plan: false,
@@ -614,8 +629,10 @@ impl Gpu {
     }
 
     fn create_buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<Buffer, GpuError> {
-        // On a lost device, `wgpu` makes buffers that cannot be used.
-        self.check_alive()?;
+        if !self.is_plan() {
+            // On a lost device, `wgpu` makes buffers that cannot be used.
+            self.check_alive()?;
+        }
         let buffer = match self.is_plan() {
             false => self.allocate(label, size, usage)?,
             true => match self.inner.stub.get() {

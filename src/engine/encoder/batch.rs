@@ -12,6 +12,8 @@ use crate::gpu::{Gpu, GpuError, Tensor};
 #[derive(Debug, Default)]
 pub(super) struct TextBatch {
     pub ids: Vec<RequestId>,
+    /// As they waited, in the order of `ids`: if the device is lost, they wait again.
+    pub texts: Vec<Waiting>,
     /// (text, row of the table that stays on the device) of those whose output is kept there.
     pub kept: Vec<(usize, usize)>,
     pub output: Output,
@@ -33,8 +35,8 @@ pub(super) struct TextBatch {
 
 impl TextBatch {
     /// Adds a text; its attention has blocks of `block_rows` rows. Without types, all tokens have the first.
-    pub fn push(&mut self, id: RequestId, text: &Waiting, block_rows: usize) {
-        let Waiting { token_ids, types, kept, .. } = text;
+    pub fn push(&mut self, id: RequestId, text: Waiting, block_rows: usize) {
+        let Waiting { token_ids, types, kept, .. } = &text;
         let (first_row, first_page, n) = (self.rows.len(), self.tokens.len(), token_ids.len());
         self.kept.extend(kept.map(|row| (self.ids.len(), row)));
         self.ids.push(id);
@@ -56,6 +58,7 @@ impl TextBatch {
         self.ends.resize(self.tokens.len(), 1);
         self.ends[first_page] = n as u32;
         self.spans.push([first_row as u32, n as u32]);
+        self.texts.push(text);
     }
 }
 

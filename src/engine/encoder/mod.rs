@@ -10,17 +10,21 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::build::{Build, Built, Uploading, variants_of};
 use super::loading::{Loading, n_rows, n_seqs, staging_bytes};
 use super::memory::MemoryFit;
 use super::model::page_width;
-use super::options::DEFAULT_CTX;
+use super::options::{DEFAULT_CTX, DEFAULT_RECOVERY};
+use super::recovery::{DeviceEvent, Health, Recovery, Survivor};
 use super::self_test::{Tested, Trials};
 use super::stepper::{Machine, ReadRange, Stepper};
 use super::{EngineError, LoadedModel, MemoryNeed, PAGE_SIZE, RequestId};
 use crate::checkpoint::{EmbeddingConfig, ModelFiles, Scoring};
 use crate::dtype::Dtype;
 use crate::gpu::{Caps, Depths, Gpu, GpuError, MOST_IN_FLIGHT, ROW_ALIGN, Recorder, Tensor, Tuning, Variant};
-use crate::models::{Batch, Capacity, Labels, LoadProgress, Model, ModelKind, ModelShape, Problem, Scratch};
+use crate::models::{
+    Batch, Capacity, Labels, LoadProgress, Loader, Model, ModelKind, ModelShape, Problem, Scratch,
+};
 use crate::ops::{self, KvLayer, Rows};
 use crate::text::{Pair, Tokenizer};
 use batch::{Tables, TextBatch};
@@ -39,11 +43,22 @@ pub struct EncoderOptions {
     pub quantize: Option<Dtype>,
     /// Rows of [`TextEncoder::kept`]. Default: 0.
     pub kept_rows: usize,
+    /// How long to try to get a device again after a loss, as
+    /// [`EngineOptions::recovery`](super::EngineOptions::recovery). `None`: a loss ends every open text with an error.
+    /// Default: 60 seconds.
+    pub recovery: Option<Duration>,
 }
 
 impl Default for EncoderOptions {
     fn default() -> Self {
-        EncoderOptions { ctx: None, max_seqs: 256, max_rows: 2048, quantize: None, kept_rows: 0 }
+        EncoderOptions {
+            ctx: None,
+            max_seqs: 256,
+            max_rows: 2048,
+            quantize: None,
+            kept_rows: 0,
+            recovery: DEFAULT_RECOVERY,
+        }
     }
 }
 
@@ -81,23 +96,54 @@ struct Waiting {
 }
 
 /// Runs texts through one encoder. As in [`Engine`](super::Engine), only [`TextEncoder::run`] and [`TextEncoder::pump`]
-/// wait; a guest calls [`TextEncoder::advance`] and reads [`TextEncoder::events`].
+/// wait; a guest calls [`TextEncoder::advance`] and reads [`TextEncoder::events`]. It survives the loss of its device as
+/// an engine does.
 pub struct TextEncoder {
-    gpu: Gpu,
     model: Arc<LoadedModel>,
     config: EmbeddingConfig,
     scoring: Option<Scoring>,
-    machine: Encoding,
-    stepper: Stepper<TextBatch>,
+    max_seqs: usize,
+    kept_rows: usize,
+    queue: Queue,
+    /// What it has on the device. `None` until everything is there, and after a loss.
+    live: Option<OnDevice>,
+    recovery: Recovery<OnDevice>,
     next_id: u64,
     says_mean: bool,
 }
 
-/// The waiting texts, and the model with its tables.
-struct Encoding {
+/// What an encoder has on a device.
+pub struct OnDevice {
+    encoding: Encoding,
+    stepper: Stepper<TextBatch>,
+}
+
+/// The waiting texts, and the results.
+#[derive(Default)]
+struct Queue {
     /// In the order of submission.
     waiting: BTreeMap<RequestId, Waiting>,
     events: Vec<Encoded>,
+    /// Batches whose results have arrived.
+    n_landed: u64,
+}
+
+/// The queue, and the model with its tables.
+struct Texts<'a> {
+    queue: &'a mut Queue,
+    encoding: &'a mut Encoding,
+}
+
+/// The sizes of an encoder.
+#[derive(Clone, Copy)]
+struct Sizes {
+    capacity: Capacity,
+    /// Rows of [`TextEncoder::kept`].
+    kept_rows: usize,
+}
+
+/// The model with its tables.
+struct Encoding {
     max_seqs: usize,
     max_rows: usize,
     shape: ModelShape,
@@ -144,31 +190,57 @@ impl TextEncoder {
         mut files: ModelFiles,
         options: EncoderOptions,
     ) -> Result<Loading<TextEncoder>, EngineError> {
-        TextEncoder::estimate(gpu, &files, options.clone())?.check()?;
         let shape = files.architecture.shape();
         let config = files.embedding.take().unwrap_or_default();
         let scoring = files.scoring;
         let capacity = capacity(&shape, &config, &options)?;
         let Capacity { max_seqs, max_seq_len: ctx, .. } = capacity;
-        let read_bytes = read_bytes(&files, &config, max_seqs);
-        let (model, upload) = LoadedModel::plan(gpu, files, ModelKind::Encoder, ctx, options.quantize)?;
-        let (embedding, mut uploads) = Embedding::plan(gpu, &config, shape.hidden_size, max_seqs)?;
-        uploads.push(upload);
-
+        let model = LoadedModel::new(gpu, files, ModelKind::Encoder, ctx, options.quantize)?;
         let model = Arc::new(model);
-        let widest = widest(&config, &shape, model.labels.as_ref());
-        let mut machine = Encoding::new(gpu, &shape, model.weights.clone(), embedding, capacity)?
-            .with_outputs(model.labels.as_ref(), [options.kept_rows, widest])?;
+        let sizes = Sizes { capacity, kept_rows: options.kept_rows };
+        let (own, own_config) = (model.clone(), config.clone());
+        let make = move |gpu: &Gpu| TextEncoder::build(gpu, &own, &own_config, sizes);
+        let recovery = Recovery::begin(gpu, options.recovery, make)?;
+        let (says_mean, queue) = (!config.is_declared, Queue::default());
+        Ok(Loading::new(TextEncoder {
+            model,
+            config,
+            scoring,
+            max_seqs,
+            kept_rows: options.kept_rows,
+            queue,
+            live: None,
+            recovery,
+            next_id: 1,
+            says_mean,
+        }))
+    }
+
+    /// Allocates everything on a device, and begins to upload weights and to compile the variants of its batches.
+    fn build(
+        gpu: &Gpu,
+        model: &LoadedModel,
+        config: &EmbeddingConfig,
+        sizes: Sizes,
+    ) -> Result<Build<OnDevice>, EngineError> {
+        let (shape, labels) = (&model.shape, model.labels.as_ref());
+        let Sizes { capacity, kept_rows } = sizes;
+        let Capacity { max_seqs, max_seq_len: ctx, .. } = capacity;
+        fit(gpu, shape, labels, config, sizes, model.quantize, |plan, ctx, quantize| {
+            model.allocate_again(plan, ctx, quantize)
+        })?
+        .check()?;
+        let (weights, loader) = model.allocate_again(gpu, ctx, model.quantize)?;
+        let (embedding, mut uploads) = Embedding::plan(gpu, config, shape.hidden_size, max_seqs)?;
+        uploads.push(loader.finish());
+        let widest = widest(config, shape, labels);
+        let read_bytes = read_bytes(widest, max_seqs);
+        let mut encoding = Encoding::new(gpu, shape, weights, embedding, capacity)?
+            .with_outputs(labels, [kept_rows, widest])?;
         let mut stepper = Stepper::new(gpu, read_bytes, true)?;
-        let tested = machine.tested(stepper.recorder(), model.labels.is_some())?;
+        let tested = encoding.tested(stepper.recorder(), model.labels.is_some())?;
         stepper.recorder().finish()?; // parameter blocks are allocated by now, or do not fit
-        let says_mean = !config.is_declared;
-        let mut encoder =
-            TextEncoder { gpu: gpu.clone(), model, config, scoring, machine, stepper, next_id: 1, says_mean };
-        Loading::new(gpu, uploads, tested, |_, self_test| {
-            encoder.stepper.begin(&mut encoder.machine, self_test);
-            encoder
-        })
+        Ok(Build::new(gpu, OnDevice { encoding, stepper }, Uploading::new(gpu, uploads)?, tested))
     }
 
     /// What [`TextEncoder::load`] would take, and whether there is memory for it. Nothing is allocated, and only the
@@ -184,23 +256,10 @@ impl TextEncoder {
         let shape = files.architecture.shape();
         let config = files.embedding.clone().unwrap_or_default();
         let capacity = capacity(&shape, &config, &options)?;
-        let Capacity { max_rows, max_seqs, max_seq_len: ctx, .. } = capacity;
-        MemoryFit::new(gpu, ctx, options.quantize, |ctx, quantize| {
-            let plan = gpu.plan();
-            let (weights, loader) = LoadedModel::allocate(&plan, files, ModelKind::Encoder, ctx, quantize)?;
-            let weights_bytes = plan.counts().live_bytes;
-            let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
-            let (embedding, _) = Embedding::plan(&plan, &config, shape.hidden_size, max_seqs)?;
-            let widest = widest(&config, &shape, files.labels.as_ref());
-            let mut encoding = Encoding::new(&plan, &shape, weights, embedding, capacity)?
-                .with_outputs(files.labels.as_ref(), [options.kept_rows, widest])?;
-            let read_bytes = read_bytes(files, &config, max_seqs);
-            let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes, true)?;
-            let _tested = encoding.tested(stepper.recorder(), files.labels.is_some())?;
-            let scratch_bytes = plan.counts().live_bytes - weights_bytes;
-            let staging_bytes = staging_bytes(gpu, &loader)?;
-            Ok(MemoryNeed { weights_bytes, cache_bytes: 0, scratch_bytes, staging_bytes })
-        })
+        let sizes = Sizes { capacity, kept_rows: options.kept_rows };
+        let allocate =
+            |plan: &Gpu, ctx, quantize| LoadedModel::allocate(plan, files, ModelKind::Encoder, ctx, quantize);
+        fit(gpu, &shape, files.labels.as_ref(), &config, sizes, options.quantize, allocate)
     }
 
     /// The variants that an encoder for `files` uses on a device with `caps`, each once. `tuning` chooses among the
@@ -230,7 +289,7 @@ impl TextEncoder {
             .with_outputs(files.labels.as_ref(), [options.kept_rows, widest])?;
         let mut rec = Recorder::new(&plan)?;
         rec.set_tuning(tuning);
-        super::variants::of(&mut rec, &mut uploads, |rec| machine.batches(rec, files.labels.is_some()))
+        variants_of(&mut rec, &mut uploads, |rec| machine.batches(rec, files.labels.is_some()))
     }
 
     /// The model's name, for messages: the folder that it was loaded from.
@@ -243,9 +302,25 @@ impl TextEncoder {
         &self.model.shape
     }
 
-    /// The device.
+    /// The device; after a loss the lost one, until everything is on another.
     pub fn gpu(&self) -> &Gpu {
-        &self.gpu
+        self.recovery.gpu()
+    }
+
+    /// Whether the encoder has a device that works.
+    pub fn health(&self) -> Health {
+        self.recovery.health()
+    }
+
+    /// What has happened to the device since the last call. It is logged, too.
+    pub fn device_events(&mut self) -> Vec<DeviceEvent> {
+        self.recovery.events()
+    }
+
+    /// Goes on with another device, as [`Engine::replace_device`](super::Engine::replace_device).
+    pub fn replace_device(&mut self, gpu: &Gpu) {
+        self.uninstall();
+        self.recovery.replace(gpu);
     }
 
     /// The tokenizer, if the checkpoint has one.
@@ -303,7 +378,7 @@ impl TextEncoder {
 
     /// Most texts in a batch.
     pub fn max_seqs(&self) -> usize {
-        self.machine.max_seqs
+        self.max_seqs
     }
 
     /// Tensors of the checkpoint that the architecture does not use.
@@ -333,7 +408,7 @@ impl TextEncoder {
     /// # Errors
     /// [`EngineError::EmptyPrompt`], [`EngineError::PromptTooLong`], [`EngineError::TokenRange`];
     /// [`EngineError::Parameter`] if the checkpoint has no classification head; [`EngineError::Gpu`] if the device is
-    /// lost. After an error, nothing has been queued.
+    /// lost for good. After an error, nothing has been queued.
     pub fn submit_typed(
         &mut self,
         token_ids: Vec<u32>,
@@ -357,7 +432,7 @@ impl TextEncoder {
         output: Output,
         row: usize,
     ) -> Result<RequestId, EngineError> {
-        if row >= self.kept().map_or(0, Tensor::n_rows) {
+        if row >= self.kept_rows {
             let expected = "a row that the encoder was built with (`EncoderOptions::kept_rows`)";
             return Err(EngineError::Parameter { name: "row", found: row.to_string(), expected });
         }
@@ -369,16 +444,17 @@ impl TextEncoder {
     /// [`EncoderOptions::kept_rows`] is 0. Beyond the width of its text's output, a row has what was there before.
     ///
     /// A row is complete once the text's [`Encoded`] has come, and is overwritten by nothing but the next text with this
-    /// row: by those command buffers of [`TextEncoder::advance`] that compute it.
+    /// row: by those command buffers of [`TextEncoder::advance`] that compute it. After a loss there is none until the
+    /// encoder is on another device, where it is another tensor, without the rows of texts that are done.
     pub fn kept(&self) -> Option<&Tensor> {
-        self.machine.kept.as_ref()
+        self.live.as_ref()?.encoding.kept.as_ref()
     }
 
     fn queue(&mut self, text: Waiting) -> Result<RequestId, EngineError> {
         let Waiting { token_ids, types, output, .. } = &text;
         let output = *output;
         assert!(types.is_empty() || types.len() == token_ids.len(), "one type for each token");
-        self.stepper.check(&mut self.machine)?;
+        self.check()?;
         let (vocab_size, ctx) = (self.model.shape.vocab_size, self.ctx());
         if token_ids.is_empty() {
             return Err(EngineError::EmptyPrompt);
@@ -393,7 +469,8 @@ impl TextEncoder {
             let expected = "`Embedding`: the checkpoint has no classification head";
             return Err(EngineError::Parameter { name: "output", found: format!("`{output:?}`"), expected });
         }
-        if output == Output::Probabilities && self.machine.probabilities.is_none() {
+        let is_single = |labels: &Labels| labels.problem == Problem::SingleLabel;
+        if output == Output::Probabilities && !self.labels().is_some_and(is_single) {
             let expected = "`Logits`: the checkpoint's labels do not exclude each other";
             return Err(EngineError::Parameter { name: "output", found: "`Probabilities`".into(), expected });
         }
@@ -402,18 +479,34 @@ impl TextEncoder {
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.machine.waiting.insert(id, text);
+        self.queue.waiting.insert(id, text);
         Ok(id)
     }
 
     /// Cancels a waiting text. If its batch has begun, the result still comes.
     pub fn cancel(&mut self, id: RequestId) {
-        self.machine.waiting.remove(&id);
+        self.queue.waiting.remove(&id);
     }
 
     /// Whether no text waits or runs, and no result is in flight.
     pub fn is_idle(&self) -> bool {
-        self.machine.waiting.is_empty() && self.stepper.is_idle()
+        self.queue.waiting.is_empty() && self.live.as_ref().is_none_or(|live| live.stepper.is_idle())
+    }
+
+    /// The stepper with its machine, if everything is on a device.
+    fn parts(&mut self) -> Option<(&mut Stepper<TextBatch>, Texts<'_>)> {
+        let TextEncoder { queue, live, .. } = self;
+        let OnDevice { encoding, stepper } = live.as_mut()?;
+        Some((stepper, Texts { queue, encoding }))
+    }
+
+    /// Checks that the device works, or that another one is to follow.
+    fn check(&mut self) -> Result<(), EngineError> {
+        let checked = match &self.live {
+            Some(live) => live.stepper.check(),
+            None => return self.recovery.check(),
+        };
+        self.survive(checked)
     }
 
     /// Records work for about `budget` of device time, at least one dispatch or piece of one, and returns the command
@@ -428,41 +521,57 @@ impl TextEncoder {
     /// [`EngineError::Gpu`]: with [`GpuError::Dropped`] if a command buffer was dropped instead of submitted, which ends all
     /// that is open.
     pub fn advance(&mut self, budget: Duration) -> Result<Vec<wgpu::CommandBuffer>, EngineError> {
-        self.stepper.advance(&mut self.machine, budget)
+        let advanced = match self.parts() {
+            Some((stepper, mut machine)) => stepper.advance(&mut machine, budget),
+            None => return self.rebuild(budget),
+        };
+        self.survive(advanced)
     }
 
     /// The longest time of what cannot be cut, as measured so far: a dispatch, or the smallest piece of one. Shorter budgets
     /// of [`TextEncoder::advance`] are exceeded, but every call still makes progress. A guest's first budget that is too short is
     /// reported as a warning. `None` until something was measured.
     pub fn smallest_slice(&self) -> Option<Duration> {
-        self.stepper.smallest_slice()
+        match &self.live {
+            Some(live) => live.stepper.smallest_slice(),
+            None => self.recovery.smallest_slice(),
+        }
     }
 
     /// The device's times of the slices that have finished since the last call, in order; the last 64, if there were more.
     /// Each is what one command buffer of [`TextEncoder::advance`] took, by the device's clock: on an adopted device without
     /// timestamps there are none.
     pub fn slice_times(&mut self) -> Vec<Duration> {
-        self.stepper.slice_times()
+        match &mut self.live {
+            Some(live) => live.stepper.slice_times(),
+            None => self.recovery.slice_times(),
+        }
     }
 
     /// What the last [`TextEncoder::advance`] left of its budget, as predicted.
     pub(super) fn left(&self) -> Duration {
-        self.stepper.left()
+        self.live.as_ref().map_or_else(|| self.recovery.left(), |live| live.stepper.left())
     }
 
     /// The results since the last call, in no particular order. Never waits.
     ///
     /// # Errors
-    /// [`EngineError::Gpu`] if the device is lost. The results from before come first, with an error for each text that
-    /// was open.
+    /// [`EngineError::Gpu`] if the device is lost for good. The results from before come first, with an error for each
+    /// text that was open.
     pub fn events(&mut self) -> Result<Vec<Encoded>, EngineError> {
-        let collected = self.stepper.collect(&mut self.machine);
+        let collected = match self.parts() {
+            Some((stepper, mut machine)) => {
+                let collected = stepper.collect(&mut machine);
+                self.survive(collected)
+            }
+            None => self.recovery.check(),
+        };
         self.events_or(collected)
     }
 
     /// The results, or if there are none, what has happened.
     fn events_or(&mut self, result: Result<(), EngineError>) -> Result<Vec<Encoded>, EngineError> {
-        let events = std::mem::take(&mut self.machine.events);
+        let events = std::mem::take(&mut self.queue.events);
         if events.is_empty() { result.map(|()| events) } else { Ok(events) }
     }
 
@@ -473,8 +582,14 @@ impl TextEncoder {
     /// As [`TextEncoder::events`]; [`GpuError::Adopted`] on an adopted device, where only the host submits. In that case
     /// nothing has been recorded.
     pub fn pump(&mut self) -> Result<Vec<Encoded>, EngineError> {
-        self.gpu.check_owned()?;
-        let pumped = self.stepper.pump(&mut self.machine);
+        self.gpu().check_owned()?;
+        let pumped = match self.parts() {
+            Some((stepper, mut machine)) => {
+                let pumped = stepper.pump(&mut machine);
+                self.survive(pumped)
+            }
+            None => self.rebuild_pumping(),
+        };
         self.events_or(pumped)
     }
 
@@ -514,37 +629,98 @@ fn widest(config: &EmbeddingConfig, shape: &ModelShape, labels: Option<&Labels>)
 }
 
 /// Most bytes that a batch reads back.
-fn read_bytes(files: &ModelFiles, config: &EmbeddingConfig, max_seqs: usize) -> u64 {
-    let widest = widest(config, &files.architecture.shape(), files.labels.as_ref());
+fn read_bytes(widest: usize, max_seqs: usize) -> u64 {
     (max_seqs * Dtype::F32.bytes(widest.next_multiple_of(ROW_ALIGN))) as u64
 }
 
-impl Machine for Encoding {
+/// What a load would take. `allocate` plans the weights for a context and a quantised type.
+fn fit(
+    gpu: &Gpu,
+    shape: &ModelShape,
+    labels: Option<&Labels>,
+    config: &EmbeddingConfig,
+    Sizes { capacity, kept_rows }: Sizes,
+    quantize: Option<Dtype>,
+    allocate: impl Fn(&Gpu, usize, Option<Dtype>) -> Result<(Arc<dyn Model>, Loader), EngineError>,
+) -> Result<MemoryFit, EngineError> {
+    let Capacity { max_rows, max_seqs, max_seq_len: ctx, .. } = capacity;
+    MemoryFit::new(gpu, ctx, quantize, |ctx, quantize| {
+        let plan = gpu.plan();
+        let (weights, loader) = allocate(&plan, ctx, quantize)?;
+        let weights_bytes = plan.counts().live_bytes;
+        let capacity = Capacity { max_rows: max_rows.max(ctx), max_seq_len: ctx, ..capacity };
+        let (embedding, _) = Embedding::plan(&plan, config, shape.hidden_size, max_seqs)?;
+        let widest = widest(config, shape, labels);
+        let mut encoding = Encoding::new(&plan, shape, weights, embedding, capacity)?
+            .with_outputs(labels, [kept_rows, widest])?;
+        let mut stepper = Stepper::<TextBatch>::new(&plan, read_bytes(widest, max_seqs), true)?;
+        let _tested = encoding.tested(stepper.recorder(), labels.is_some())?;
+        let scratch_bytes = plan.counts().live_bytes - weights_bytes;
+        let staging_bytes = staging_bytes(gpu, &loader)?;
+        Ok(MemoryNeed { weights_bytes, cache_bytes: 0, scratch_bytes, staging_bytes })
+    })
+}
+
+impl Survivor for TextEncoder {
+    type Parts = OnDevice;
+
+    fn recovery(&self) -> &Recovery<OnDevice> {
+        &self.recovery
+    }
+
+    fn recovery_mut(&mut self) -> &mut Recovery<OnDevice> {
+        &mut self.recovery
+    }
+
+    fn install(&mut self, Built { mut parts, self_test, .. }: Built<OnDevice>) {
+        let OnDevice { encoding, stepper } = &mut parts;
+        stepper.begin(&mut Texts { queue: &mut self.queue, encoding }, self_test);
+        self.live = Some(parts);
+    }
+
+    fn uninstall(&mut self) -> u64 {
+        if let Some(OnDevice { stepper, .. }) = self.live.take() {
+            let batches = stepper.take_back().into_iter();
+            self.queue.waiting.extend(batches.flat_map(|batch| batch.ids.into_iter().zip(batch.texts)));
+        }
+        self.queue.n_landed
+    }
+
+    fn abandon(&mut self, error: &GpuError) {
+        for id in std::mem::take(&mut self.queue.waiting).into_keys() {
+            self.queue.events.push(Encoded { id, values: Err(error.clone().into()) });
+        }
+    }
+}
+
+impl Machine for Texts<'_> {
     type Work = TextBatch;
 
     /// The texts of the next batch: as many from the front as fit and want the same output.
     fn next(&mut self) -> Option<TextBatch> {
-        let (_, first) = self.waiting.first_key_value()?;
+        let Texts { queue: Queue { waiting, .. }, encoding } = self;
+        let (_, first) = waiting.first_key_value()?;
         let mut batch = TextBatch { output: first.output, ..TextBatch::default() };
-        while let Some(next) = self.waiting.first_entry() {
-            let fits = batch.rows.len() + next.get().token_ids.len() <= self.max_rows;
-            if next.get().output != batch.output || !fits || batch.ids.len() == self.max_seqs {
+        while let Some(next) = waiting.first_entry() {
+            let fits = batch.rows.len() + next.get().token_ids.len() <= encoding.max_rows;
+            if next.get().output != batch.output || !fits || batch.ids.len() == encoding.max_seqs {
                 break;
             }
             let (id, text) = next.remove_entry();
-            batch.push(id, &text, self.block_rows);
+            batch.push(id, text, encoding.block_rows);
         }
         Some(batch)
     }
 
     fn n_parts(&self, _: &TextBatch) -> usize {
-        self.kv.len()
+        self.encoding.kv.len()
     }
 
     fn begin(&mut self, rec: &mut Recorder, texts: &mut TextBatch) {
+        let Texts { encoding, .. } = self;
         // At most one slice is in flight, of the previous batch, so nothing reads the tables of the batch before that.
-        self.current = (self.current + 1) % self.tables.len();
-        self.tables[self.current].write(&self.gpu, texts);
+        encoding.current = (encoding.current + 1) % encoding.tables.len();
+        encoding.tables[encoding.current].write(&encoding.gpu, texts);
         let both_sides = texts.rows.len() as f64 / texts.ids.len().max(1) as f64;
         rec.set_depths(Depths { prompt: both_sides, both_sides, ..Depths::default() });
     }
@@ -555,12 +731,13 @@ impl Machine for Encoding {
         texts: &mut TextBatch,
         part: usize,
     ) -> Result<Vec<ReadRange>, EngineError> {
-        Ok(match self.layers(rec, texts, part..part + 1) {
+        let Texts { encoding, .. } = self;
+        Ok(match encoding.layers(rec, texts, part..part + 1) {
             None => Vec::new(),
             Some(result) => {
                 let n_bytes = (texts.ids.len() * result.row_bytes()) as u64;
                 for (text, row) in &texts.kept {
-                    if let Some(kept) = &self.kept {
+                    if let Some(kept) = &encoding.kept {
                         let (from, to) = (text * result.row_bytes(), row * kept.row_bytes());
                         rec.copy(&result, from as u64, kept, to as u64, result.row_bytes() as u64);
                     }
@@ -572,6 +749,7 @@ impl Machine for Encoding {
     }
 
     fn landed(&mut self, texts: TextBatch, bytes: &[u8]) {
+        self.queue.n_landed += 1;
         let [width, stride] = texts.width;
         let n_bytes = texts.ids.len() * stride * 4;
         let words: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes[..n_bytes]);
@@ -579,20 +757,12 @@ impl Machine for Encoding {
             let is_finite = row[..width].iter().all(|v| v.is_finite());
             let values =
                 if is_finite { Ok(row[..width].to_vec()) } else { Err(EngineError::OutputNotFinite) };
-            self.events.push(Encoded { id: *id, values });
+            self.queue.events.push(Encoded { id: *id, values });
         }
     }
 
     fn variants_changed(&mut self, rec: &Recorder) {
-        self.block_rows = self.shape.block_rows(rec);
-    }
-
-    fn abandon(&mut self, batches: Vec<TextBatch>, error: &GpuError) {
-        let recorded = batches.into_iter().flat_map(|texts| texts.ids);
-        let waiting = std::mem::take(&mut self.waiting).into_keys();
-        for id in recorded.chain(waiting) {
-            self.events.push(Encoded { id, values: Err(error.clone().into()) });
-        }
+        self.encoding.variants_changed(rec);
     }
 }
 
@@ -611,8 +781,6 @@ impl Encoding {
         let kv = KvLayer::new(gpu, 0, n_pages, width, Dtype::F32)?;
         let pages: Vec<u32> = (0..n_pages as u32).collect();
         Ok(Encoding {
-            waiting: BTreeMap::new(),
-            events: Vec::new(),
             max_seqs,
             max_rows,
             shape: shape.clone(),
@@ -628,6 +796,10 @@ impl Encoding {
             tables: [Tables::new(gpu, max_rows, max_seqs)?, Tables::new(gpu, max_rows, max_seqs)?],
             current: 0,
         })
+    }
+
+    fn variants_changed(&mut self, rec: &Recorder) {
+        self.block_rows = self.shape.block_rows(rec);
     }
 
     /// Allocates what holds probabilities of labels, and `[kept_rows, width]` for the host.

@@ -1,6 +1,6 @@
 //! Audio clips: which ones wait, which ones have a place on the device, and which requests use them.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use super::pages::Node;
 use crate::engine::EngineError;
@@ -17,8 +17,8 @@ pub(in crate::engine) type ClipPlace = usize;
 pub(in crate::engine) struct Clip {
     pub id: ClipId,
     pub place: ClipPlace,
-    /// `[n_frames, n_mels]`. Empty after the upload.
-    pub features: Vec<f32>,
+    /// `[n_frames, n_mels]`.
+    pub features: Arc<[f32]>,
 }
 
 /// The clips of an engine, in their order.
@@ -35,8 +35,8 @@ pub(in crate::engine) struct ClipTable {
 #[derive(Debug)]
 struct Entry {
     id: ClipId,
-    /// Empty once it has a place.
-    features: Vec<f32>,
+    /// They are kept, because the device that has them can be lost.
+    features: Arc<[f32]>,
     /// Its place, and the root of its sequences' prefixes: keys and values depend on the clip.
     place: Option<(ClipPlace, Node)>,
     /// Number of requests that have not ended, plus one while the audio encoder runs.
@@ -81,7 +81,7 @@ impl ClipTable {
         }
         let id = ClipId(self.next_id);
         self.next_id += 1;
-        let features = features.to_vec();
+        let features = features.into();
         self.clips.push(Entry { id, features, place: None, n_users: 0, forgotten: false, owner: None });
         Ok(id)
     }
@@ -134,7 +134,7 @@ impl ClipTable {
         self.free.pop();
         clip.place = Some((place, root()));
         clip.n_users += 1;
-        Some(Clip { id: clip.id, place, features: std::mem::take(&mut clip.features) })
+        Some(Clip { id: clip.id, place, features: clip.features.clone() })
     }
 
     /// A request refers to it.
@@ -162,6 +162,13 @@ impl ClipTable {
         for (_, old) in self.clips.iter_mut().filter_map(|clip| clip.place.as_mut()) {
             *old = root();
         }
+    }
+
+    /// The places are gone, and nothing is being encoded any more: every clip waits for the audio encoder again.
+    pub fn lost(&mut self) {
+        self.tidy();
+        self.clips.iter_mut().for_each(|clip| clip.place = None);
+        self.free = (0..self.n_places).rev().collect();
     }
 
     /// Drops all clips.

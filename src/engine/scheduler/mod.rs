@@ -89,6 +89,8 @@ pub(super) struct Scheduler {
     running: Vec<Sequence>,
     events: Vec<Event>,
     next_id: u64,
+    /// Steps and clips whose results have arrived.
+    n_landed: u64,
 }
 
 impl Scheduler {
@@ -109,6 +111,7 @@ impl Scheduler {
             running: Vec::new(),
             events: Vec::new(),
             next_id: 1,
+            n_landed: 0,
             limits,
         }
     }
@@ -124,6 +127,55 @@ impl Scheduler {
         self.limits.block_rows = block_rows;
         self.root = pages.new_root();
         clips.iter_mut().for_each(|clips| clips.renew_roots(|| pages.new_root()));
+    }
+
+    /// Steps and clips whose results have arrived.
+    pub fn n_landed(&self) -> u64 {
+        self.n_landed
+    }
+
+    /// The device is lost, with its tables, pages and clips, and `works` have no results. Sequences wait again, with the
+    /// tokens that have arrived: what comes after those is computed and drawn once more, by the same kinds of rows, from
+    /// the same seeds and positions.
+    pub fn lost(&mut self, works: Vec<Work>) {
+        let mut clips = self.clips.as_mut();
+        for work in works {
+            if let (Some(clips), Work::Clip(clip)) = (&mut clips, work) {
+                clips.release(clip.id);
+            }
+        }
+        clips.into_iter().for_each(ClipTable::lost);
+        self.pages = PageTable::new(self.limits.n_pages);
+        self.root = ROOT;
+        self.free_slots = (0..self.limits.max_seqs).rev().collect();
+        for mut s in std::mem::take(&mut self.running) {
+            s.give_up_pages();
+            (s.n_in_flight, s.is_preempted) = (0, false);
+            match s.finished {
+                Some(_) => self.end(s),
+                None => drop(self.waiting.insert(s.id, s)),
+            }
+        }
+    }
+
+    /// There is a device again, or the first one: its cache has `n_pages`, its blocks of attention `block_rows` rows.
+    /// Nothing runs yet.
+    pub fn placed(&mut self, n_pages: usize, block_rows: usize) {
+        debug_assert!(self.running.is_empty(), "nothing runs without a device");
+        (self.limits.n_pages, self.limits.block_rows) = (n_pages, block_rows);
+        self.pages = PageTable::new(n_pages);
+        // A device with smaller bindings has a smaller cache. What fits in it is shorter.
+        let holds = n_pages * PAGE_SIZE;
+        let (fitting, too_long) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|(_, s)| s.tokens.len() <= holds);
+        self.waiting = fitting;
+        let too_long: BTreeMap<RequestId, Sequence> = too_long;
+        for mut s in too_long.into_values() {
+            let error = EngineError::CacheTooSmall { found: s.tokens.len(), expected: holds };
+            s.fail(error, &mut self.events);
+            self.end(s);
+        }
+        self.waiting.values_mut().for_each(|s| s.most = s.most.min(holds - s.n_prompt() + 1));
     }
 
     /// Queues a clip for the audio encoder.
@@ -353,11 +405,13 @@ impl Scheduler {
 
     /// The audio encoder has finished a clip.
     pub fn clip_landed(&mut self, clip: ClipId) {
+        self.n_landed += 1;
         self.clips.iter_mut().for_each(|clips| clips.release(clip));
     }
 
     /// Passes a step's results to its sequences.
     pub fn step_landed(&mut self, step: &Step, results: StepResults) {
+        self.n_landed += 1;
         for s in self.running.iter_mut().filter(|s| step.members.contains(&s.id)) {
             s.n_in_flight -= 1;
         }

@@ -130,6 +130,15 @@ struct Slot {
 }
 
 impl Device {
+    fn new(n_pages: usize, n_places: usize, max_seqs: usize) -> Self {
+        Device {
+            pages: vec![[0; PAGE_SIZE]; n_pages],
+            places: vec![None; n_places],
+            slots: vec![Slot::default(); max_seqs],
+            kept: Vec::new(),
+        }
+    }
+
     /// What happens when a step is recorded.
     fn write(&mut self, step: &Step) {
         for admission in &step.admitted {
@@ -229,12 +238,7 @@ impl World {
     fn new(limits: Limits, n_places: usize, most_in_flight: usize) -> Self {
         let clips = (n_places > 0).then(|| ClipTable::new(n_places, [1, 1]));
         World {
-            device: Device {
-                pages: vec![[0; PAGE_SIZE]; limits.n_pages],
-                places: vec![None; n_places],
-                slots: vec![Slot::default(); limits.max_seqs],
-                kept: Vec::new(),
-            },
+            device: Device::new(limits.n_pages, n_places, limits.max_seqs),
             scheduler: Scheduler::new(limits, clips, None, vec![END]),
             in_flight: VecDeque::new(),
             most_in_flight,
@@ -300,6 +304,16 @@ impl World {
         }
         self.check();
         true
+    }
+
+    /// The device is lost with everything in flight. There is another one, where nothing is.
+    fn lose(&mut self) {
+        self.scheduler.lost(self.in_flight.drain(..).collect());
+        self.check();
+        let Limits { n_pages, max_seqs, block_rows, .. } = *self.scheduler.limits();
+        self.device = Device::new(n_pages, self.device.places.len(), max_seqs);
+        self.scheduler.placed(n_pages, block_rows);
+        self.check();
     }
 
     fn check(&mut self) {
@@ -400,8 +414,20 @@ fn any(rng: &mut Rng, texts: &[(Vec<u32>, Range<usize>)], most: usize) -> Reques
 
 #[test]
 fn every_schedule_gives_each_request_what_it_gives_alone() {
-    let (mut n_steps, mut n_preempted) = (0, 0);
-    for seed in 0..2000 {
+    let [n_steps, n_preempted, _] = schedules(0..2000, false);
+    assert!(n_steps > 100_000 && n_preempted > 1_000, "{n_steps} steps, {n_preempted} preempted");
+}
+
+#[test]
+fn every_request_survives_the_loss_of_the_device() {
+    let [n_steps, _, n_lost] = schedules(10_000..12_000, true);
+    assert!(n_steps > 100_000 && n_lost > 1_000, "{n_steps} steps, {n_lost} losses");
+}
+
+/// Runs random schedules, and checks what each request gives. Returns the numbers of steps, preemptions and losses.
+fn schedules(seeds: Range<u64>, loses: bool) -> [usize; 3] {
+    let (mut n_steps, mut n_preempted, mut n_lost) = (0, 0, 0);
+    for seed in seeds {
         let mut rng = Rng(seed << 20);
         // A small cache for many that write on.
         let is_tight = rng.chance(2);
@@ -421,6 +447,10 @@ fn every_schedule_gives_each_request_what_it_gives_alone() {
         let mut texts: Vec<(Vec<u32>, Range<usize>)> = Vec::new();
         let mut clips: Vec<ClipId> = Vec::new();
         for _ in 0..rng.within(10..120) {
+            if loses && rng.chance(50) {
+                world.lose();
+                n_lost += 1;
+            }
             match rng.below(10) {
                 0 | 1 => {
                     let mut request = any(&mut rng, &texts, most);
@@ -457,7 +487,7 @@ fn every_schedule_gives_each_request_what_it_gives_alone() {
         n_steps += world.n_steps;
         n_preempted += world.n_preempted;
     }
-    assert!(n_steps > 100_000 && n_preempted > 1_000, "{n_steps} steps, {n_preempted} preempted");
+    [n_steps, n_preempted, n_lost]
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 
-use crate::engine::loading::Pace;
+use crate::engine::build::Pace;
 use crate::engine::scheduler::{ClipTable, Limits, Scheduler, Step, StepResults, Work};
 use crate::engine::{ClipId, Request, Sampling, SpeechRequest};
 use crate::gpu::{Load, MOST_IN_FLIGHT, Meter, Place};
