@@ -605,6 +605,23 @@ fn only_who_may_ask_is_answered() {
 }
 
 #[test]
+fn the_page_needs_nothing_from_elsewhere() {
+    let Some(server) = shared() else { return };
+    let page = server.get("/");
+    assert!(page.status == 200 && page.head.contains("content-type: text/html"), "{}", page.head);
+    assert!(page.head.contains("content-security-policy: default-src 'none'"), "{}", page.head);
+    assert!(page.body.contains("<title>wginfer</title>"));
+    for part in ["http://", "https://", "//cdn", "src=\"", "@import"] {
+        assert!(!page.body.contains(part), "{part}");
+    }
+    // Every path that it asks for exists.
+    for part in page.body.split("ask(\"").skip(1) {
+        let path = part.split('"').next().expect("a path");
+        assert_ne!(server.get(path).status, 404, "{path}");
+    }
+}
+
+#[test]
 fn heads_have_limits() {
     let Some(server) = shared() else { return };
     let names: Vec<String> = (0..200).map(|i| format!("X-{i}")).collect();

@@ -20,8 +20,8 @@ const EXAMPLES: &str = "Examples:
   wginfer serve --host 0.0.0.0 --api-key \"$KEY\"
 
 Endpoints: /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank, /v1/audio/transcriptions,
-/v1/audio/translations, /v1/models, /tokenize, /detokenize, /apply-template, /health, /metrics. A request names a model as
-/v1/models does; without a name it gets the first that can do it.
+/v1/audio/translations, /v1/models, /tokenize, /detokenize, /apply-template, /health, /metrics, and a page at /. A request
+names a model as /v1/models does; without a name it gets one that can do it.
 
 SIGTERM and Ctrl-C let open requests end; a second signal ends the program at once.";
 

@@ -18,6 +18,7 @@ use wginfer::tasks::transcribe::{
 
 use super::Server;
 use super::error::ApiError;
+use super::http::in_time;
 use super::model::{Message, Running};
 use super::stream;
 
@@ -40,13 +41,16 @@ impl Form {
             ApiError::new(error.status(), format!("the form cannot be read: {}", error.body_text()))
         };
         let mut form = Form::default();
-        while let Some(field) = fields.next_field().await.map_err(broken)? {
+        while let Some(mut field) = in_time(fields.next_field()).await?.map_err(broken)? {
             let name = field.name().unwrap_or_default().to_string();
             if name == "file" {
-                form.file = Some(field.bytes().await.map_err(broken)?.to_vec());
+                let file = form.file.insert(Vec::new());
+                while let Some(chunk) = in_time(field.chunk()).await?.map_err(broken)? {
+                    file.extend_from_slice(&chunk);
+                }
                 continue;
             }
-            let value = field.text().await.map_err(broken)?;
+            let value = in_time(field.text()).await?.map_err(broken)?;
             let text = (!value.is_empty()).then(|| value.clone());
             match name.as_str() {
                 "model" => form.model = text,

@@ -25,7 +25,7 @@ use super::error::ApiError;
 
 /// Time for the head of a request, and for the next one on an open connection.
 const HEAD_TIME: Duration = Duration::from_secs(30);
-/// Time for the body of a request.
+/// Time for the body of a request, or for a part of a form.
 const BODY_TIME: Duration = Duration::from_secs(60);
 /// Most bytes and fields of a head.
 const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -40,19 +40,29 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let read = tokio::time::timeout(BODY_TIME, Bytes::from_request(request, state)).await;
-        let bytes = read.map_err(|_| {
-            let message = format!("the body did not arrive within {} s", BODY_TIME.as_secs());
-            ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
-        })?;
-        let bytes = bytes.map_err(|rejection: BytesRejection| {
-            ApiError::new(rejection.status(), format!("the body cannot be read: {}", rejection.body_text()))
-        })?;
+        let bytes =
+            in_time(Bytes::from_request(request, state)).await?.map_err(|rejection: BytesRejection| {
+                ApiError::new(
+                    rejection.status(),
+                    format!("the body cannot be read: {}", rejection.body_text()),
+                )
+            })?;
         match serde_json::from_slice(&bytes) {
             Ok(value) => Ok(Body(value)),
             Err(error) => Err(ApiError::bad(format!("the body is not valid: {error}"))),
         }
     }
+}
+
+/// Waits for a part of a body.
+///
+/// # Errors
+/// 408 if it takes too long.
+pub async fn in_time<T>(part: impl Future<Output = T>) -> Result<T, ApiError> {
+    tokio::time::timeout(BODY_TIME, part).await.map_err(|_| {
+        let message = format!("the body did not arrive within {} s", BODY_TIME.as_secs());
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
+    })
 }
 
 /// Who may ask.
@@ -131,8 +141,8 @@ pub async fn guard(State(server): State<Arc<Server>>, request: Request, next: Ne
     let origin = allowed.and_then(|_| request.headers().get(header::ORIGIN).cloned());
     let is_question = request.method() == Method::OPTIONS
         && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    // Whether it lives may be asked by anybody.
-    let is_open = matches!(request.uri().path(), "/health" | "/v1/health");
+    // Whether it lives may be asked by anybody; the page asks for the key.
+    let is_open = matches!(request.uri().path(), "/" | "/health");
     let mut response = if is_question && origin.is_some() {
         StatusCode::NO_CONTENT.into_response()
     } else if !is_open && !access.has_key(request.headers()) {

@@ -18,6 +18,7 @@ mod kept;
 mod metrics;
 mod model;
 mod models;
+mod page;
 mod schema;
 mod stream;
 
@@ -112,6 +113,7 @@ impl Server {
 fn router(server: &Arc<Server>) -> Router {
     let sound = DefaultBodyLimit::max(MAX_RECORDING);
     Router::new()
+        .route("/", get(page::page))
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/completions", post(completions::completions))
         .route("/v1/embeddings", post(embeddings::embeddings))
