@@ -362,7 +362,7 @@ fn nothing_is_lost_with_the_device() {
     let mut n_lost = 0;
     for seed in 0..n_seeds {
         let scene = SCENES[seed as usize % SCENES.len()];
-        let is_owned = seed / SCENES.len() as u64 % 2 == 0;
+        let is_owned = (seed / SCENES.len() as u64).is_multiple_of(2);
         let (expected, n_calls) = match undisturbed.entry((scene, is_owned)) {
             std::collections::hash_map::Entry::Occupied(found) => found.into_mut(),
             std::collections::hash_map::Entry::Vacant(none) => {
