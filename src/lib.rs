@@ -25,7 +25,8 @@
 //! An application that renders with `wgpu` lends its own device ([`gpu::Gpu::adopt`]). Once per frame it calls
 //! [`engine::Engine::advance`] with the milliseconds that it can spare, submits the command buffers along with its own
 //! work, and reads [`engine::Engine::events`], which never waits. Results can stay in a buffer for the application's
-//! shaders ([`engine::Engine::kept`], [`engine::TextEncoder::kept`]).
+//! shaders ([`engine::Engine::kept`], [`engine::TextEncoder::kept`]). `examples/` has two such applications, packages of
+//! their own: a renderer and a desktop application.
 //!
 //! # Invariants
 //!

@@ -30,6 +30,19 @@ fn assert_same(found: &str, expected: &str) {
     assert!(is_same, "printed:\n{found}\nbut the README has:\n{expected}");
 }
 
+/// The program that an author of an egui application writes first, as CI compiles it.
+const STORY: &str = include_str!("../examples/desk/examples/story.rs");
+
+#[test]
+fn the_program_of_an_application_is_short_and_the_one_that_compiles() {
+    let blocks =
+        README.split("```rust,ignore\n").skip(1).map(|rest| rest.split_once("```").expect("an end").0);
+    let blocks: Vec<&str> = blocks.collect();
+    let (_, code) = STORY.split_once("\n\n").expect("a comment, then the code");
+    assert_eq!(blocks, [code]);
+    assert!(code.lines().count() <= 40, "{} lines", code.lines().count());
+}
+
 #[test]
 fn commands_print_what_the_readme_shows() {
     if common::gpu().is_none() {
