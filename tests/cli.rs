@@ -1561,8 +1561,13 @@ fn bench_guest_shows_frames_and_their_budget() {
         for times in [times("device_ms"), times("host_ms"), times("calibrated")] {
             assert!(times.len() == 4 && times[0] > 0.0 && times.is_sorted(), "{row}");
         }
-        assert!(row["n_frames"] == 12 && row["per_second"].as_f64() > Some(0.0), "{row}");
+        assert!(row["n_frames"] == 12 && row["per_second"].as_f64() >= Some(0.0), "{row}");
     }
+    // Few short frames may end no token.
+    assert!(
+        rows.iter().any(|row| row["work"] == "decode" && row["per_second"].as_f64() > Some(0.0)),
+        "{report}"
+    );
     assert!(report["smallest_slice_ms"].as_f64() > Some(0.0));
     let table = wginfer("bench guest --budget 8 --frames 5 --format md").model(&golden("llama")).succeeds();
     assert!(table.out.contains("| decode |") && table.err.contains("cannot be cut"), "{}", table.out);

@@ -202,7 +202,8 @@ impl Engine {
     }
 
     /// The device's times of the slices that have finished since the last call, in order; the last 64, if there were more.
-    /// Each is what one command buffer of [`Engine::advance`] took.
+    /// Each is what one command buffer of [`Engine::advance`] took, by the device's clock: on an adopted device without
+    /// timestamps there are none.
     pub fn slice_times(&mut self) -> Vec<Duration> {
         self.stepper.slice_times()
     }
