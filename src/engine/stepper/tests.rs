@@ -333,7 +333,6 @@ fn frames_keep_their_budget() {
         let shares = run(&mut world, 6000, [budget_ms + 4.0, budget_ms], |_| 1.0, 0.003);
         let [median, p99] = [0.5, 0.99].map(|q| shares.quantile(q));
         let what = format!("{budget_ms} ms: median {median:.2}, p99 {p99:.2}, mean {:.2}", shares.mean());
-        println!("{what}; {} tokens, {} clips", world.n_tokens, world.n_clips);
         assert!(p99 <= 1.2, "{what}");
         // They use it, too.
         assert!(shares.mean() > 0.6, "{what}");
@@ -374,7 +373,6 @@ fn hours_of_frames_do_not_drift() {
         assert!(p99 <= 1.2, "hour {hour}: p99 {p99:.2}, mean {:.2}", shares.mean());
         means.push(shares.mean());
     }
-    println!("shares of the budget, hour by hour: {means:?}");
     assert!(
         (means[5] / means[0] - 1.0).abs() < 0.1,
         "the share of the budget that is used drifts: {means:?}"
