@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use wginfer::checkpoint::{Ability, ModelFiles, Source};
-use wginfer::engine::{EncoderOptions, Engine, EngineError, EngineOptions, Sampling, TextEncoder};
+use wginfer::engine::{EncoderOptions, Engine, EngineError, EngineOptions, Health, Sampling, TextEncoder};
 use wginfer::gpu::Gpu;
 use wginfer::models::ModelKind;
 use wginfer::tasks::transcribe::{TranscribeOptions, Transcriber};
@@ -69,6 +69,8 @@ pub enum State {
     Unloaded,
     Loading,
     Ready,
+    /// Its device was lost, and is being replaced. Requests wait.
+    Lost,
     /// Loading failed; the next work tries again.
     Failed,
 }
@@ -121,6 +123,13 @@ impl Loaded {
         match self {
             Loaded::Language(engine) => engine.is_idle(),
             Loaded::Encoder(encoder) => encoder.is_idle(),
+        }
+    }
+
+    fn health(&self) -> Health {
+        match self {
+            Loaded::Language(engine) => engine.health(),
+            Loaded::Encoder(encoder) => encoder.health(),
         }
     }
 
@@ -518,8 +527,11 @@ impl Owner {
         for job in &mut self.jobs {
             job.advance(&mut loaded.engines());
         }
-        match loaded.pump() {
+        let pumped = loaded.pump();
+        let state = if loaded.health() == Health::Well { State::Ready } else { State::Lost };
+        match pumped {
             Ok(mut events) => {
+                *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
                 self.jobs.iter_mut().for_each(|job| job.observe(&mut events));
                 self.jobs.retain_mut(|job| !job.report());
             }

@@ -40,6 +40,7 @@ fn state_name(state: ModelState) -> &'static str {
         ModelState::Unloaded => "unloaded",
         ModelState::Loading => "loading",
         ModelState::Ready => "ready",
+        ModelState::Lost => "lost",
         ModelState::Failed => "failed",
     }
 }
@@ -55,12 +56,13 @@ pub async fn one(State(server): State<Arc<Server>>, Path(id): Path<String>) -> R
     Ok(Json(described(&*server.named(&id)?)))
 }
 
-/// 200 if every model that was loaded works; 503 while one is loading or cannot be loaded.
+/// 200 if every model that was loaded works; 503 while one is loading, has lost its device or cannot be loaded.
 pub async fn health(State(server): State<Arc<Server>>) -> Response {
     let states: Vec<(&str, ModelState)> =
         server.models.iter().map(|model| (model.id.as_str(), model.state())).collect();
     let (status, code) = match () {
         () if states.iter().any(|(_, state)| *state == ModelState::Failed) => ("failed", 503),
+        () if states.iter().any(|(_, state)| *state == ModelState::Lost) => ("lost", 503),
         () if states.iter().any(|(_, state)| *state == ModelState::Loading) => ("loading", 503),
         () => ("ok", 200),
     };
