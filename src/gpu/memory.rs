@@ -40,15 +40,35 @@ fn machine_bytes() -> Option<u64> {
     let memory = sysinfo::MemoryRefreshKind::nothing().with_ram();
     let system = sysinfo::System::new_with_specifics(sysinfo::RefreshKind::nothing().with_memory(memory));
     let available = Some(system.available_memory()).filter(|n| *n > 0)?;
-    let limited = system.cgroup_limits().map(|limits| limits.free_memory).filter(|n| *n > 0);
+    let limited = system.cgroup_limits().map(|limits| left(limits.total_memory, limits.rss));
     Some(limited.map_or(available, |n| n.min(available)))
+}
+
+/// What is left of a container's limit. Its own count of free bytes leaves out what holds copies of files, which the
+/// system gives back at once.
+fn left(total_bytes: u64, rss_bytes: u64) -> u64 {
+    total_bytes.saturating_sub(rss_bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::{left, machine_bytes};
+
     #[test]
     fn the_machine_has_memory() {
-        let n = super::machine_bytes();
+        let n = machine_bytes();
         assert!(!cfg!(target_os = "linux") || n.is_some_and(|n| n > 1 << 20), "{n:?}");
+    }
+
+    #[test]
+    fn copies_of_files_count_as_free() {
+        const GB: u64 = 1 << 30;
+        assert_eq!([left(8 * GB, 3 * GB), left(GB, 2 * GB)], [5 * GB, 0]);
+        let memory = sysinfo::MemoryRefreshKind::nothing().with_ram();
+        let system = sysinfo::System::new_with_specifics(sysinfo::RefreshKind::nothing().with_memory(memory));
+        let is_limited = system.cgroup_limits().is_some_and(|l| l.total_memory < system.total_memory());
+        if let (Some(n), false) = (machine_bytes(), is_limited) {
+            assert!(n > system.available_memory() / 2, "{n} of {}", system.available_memory());
+        }
     }
 }
