@@ -2,33 +2,15 @@
 
 mod common;
 
-use std::time::Duration;
-
-use common::requests::{folder, prompt};
+use common::requests::{folder, prompt, step};
 use wginfer::checkpoint::ModelFiles;
 use wginfer::engine::{Engine, EngineOptions, Request, Sampling};
-use wginfer::gpu::{Gpu, GpuOptions};
+use wginfer::gpu::GpuOptions;
 
 /// The model has eight experts in each of its layers, and a row takes two.
 const MODEL: &str = "qwen3-moe";
 const N_EXPERTS: usize = 8;
 const N_CHOSEN: usize = 2;
-
-/// Records and runs one step, and returns what was recorded.
-fn step(gpu: &Gpu, engine: &mut Engine) -> String {
-    let mut text = String::new();
-    for n_slices in 0.. {
-        assert!(n_slices < 10_000, "the step ends");
-        let buffers = engine.advance(Duration::from_secs(3600)).expect("it records");
-        text += &engine.take_trace();
-        gpu.submit(buffers).expect("our own queue");
-        gpu.wait().expect("it runs");
-        if !engine.events().expect("no failure").is_empty() {
-            break;
-        }
-    }
-    text
-}
 
 /// For each product with experts' weights in a recording: groups of rows, quads of outputs, and rows of an expert's
 /// weights.

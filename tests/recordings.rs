@@ -7,8 +7,8 @@
 mod common;
 
 use std::path::Path;
-use std::time::Duration;
 
+use common::requests::step;
 use wginfer::checkpoint::ModelFiles;
 use wginfer::dtype::Dtype;
 use wginfer::engine::{Engine, EngineOptions, Request, Sampling};
@@ -69,22 +69,6 @@ fn compare(name: &str, found: &str) {
         difference.is_empty(),
         "`{name}` is recorded otherwise (- missing, + new):\n{difference}\nif that is meant: {REWRITE_ENV}=1"
     );
-}
-
-/// Records one step, runs it, and returns what was recorded.
-fn step(gpu: &Gpu, engine: &mut Engine) -> String {
-    let mut text = String::new();
-    for n_slices in 0.. {
-        assert!(n_slices < 10_000, "the step ends");
-        let buffers = engine.advance(Duration::from_secs(3600)).expect("it records");
-        text += &engine.take_trace();
-        gpu.submit(buffers).expect("our own queue");
-        gpu.wait().expect("it runs");
-        if !engine.events().expect("no failure").is_empty() {
-            break;
-        }
-    }
-    text
 }
 
 /// The texts of a prompt of seven tokens and of a steady decode step.

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::sse::Event as SseEvent;
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use wginfer::checkpoint::Ability;
 use wginfer::engine::Request;
@@ -18,10 +18,12 @@ use wginfer::text::{
 
 use super::Server;
 use super::error::ApiError;
-use super::generation::{Ending, Generation, Piece};
+use super::generation::{Ending, Generation, Piece, accepted};
 use super::http::Body;
 use super::model::{Info, Message as Sent, Model, Running};
-use super::schema::{ContentLogprob, SamplingFields, TimingFields, UsageFields, check_logprobs, nth, reason};
+use super::schema::{
+    Completion, ContentLogprob, SamplingFields, TimingFields, UsageFields, check_logprobs, nth, reason,
+};
 use super::stream::{self, id, now};
 
 /// A request. Fields that are not here are ignored, as far as they do not change what an answer is.
@@ -350,18 +352,6 @@ fn call_fields(index: Option<usize>, call: &ToolCall) -> Value {
     fields
 }
 
-#[derive(Serialize)]
-struct Completion<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    system_fingerprint: &'static str,
-    choices: Vec<Value>,
-    usage: UsageFields,
-    timings: Option<TimingFields>,
-}
-
 /// Answers a conversation.
 pub async fn completions(
     State(server): State<Arc<Server>>,
@@ -379,14 +369,7 @@ pub async fn completions(
             .map_err(|_| ApiError::internal("the prompt could not be made"))??
     };
     let mut running = model.run(move |_| Ok(Generation::new(requests)))?;
-    // Errors of the prompt have a status of their own, so the answer begins when it was accepted.
-    loop {
-        match running.next().await? {
-            Sent::Progress(Piece::Accepted) => break,
-            Sent::Progress(_) => {}
-            Sent::Done(()) => return Err(ApiError::internal("the answer ended before it began")),
-        }
-    }
+    accepted(&mut running).await?;
     let answers = Answers {
         model: model.clone(),
         running,

@@ -16,11 +16,11 @@ use wginfer::text::Tokenizer;
 use super::Server;
 use super::chat::StreamOptions;
 use super::error::ApiError;
-use super::generation::{Generation, Piece};
+use super::generation::{Generation, Piece, accepted};
 use super::http::Body;
 use super::model::{Info, Message, Model};
 use super::schema::{
-    OneOrMany, SamplingFields, TimingFields, UsageFields, check_logprobs, nth, reason, text_of,
+    Completion, OneOrMany, SamplingFields, TimingFields, UsageFields, check_logprobs, nth, reason, text_of,
 };
 use super::stream::{self, id, now};
 
@@ -152,18 +152,6 @@ fn prepare(request: CompletionRequest, info: &Info, n_top: Option<usize>) -> Res
     Ok(Prepared { requests, begins, n })
 }
 
-#[derive(Serialize)]
-struct Completion<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    system_fingerprint: &'static str,
-    choices: Vec<Value>,
-    usage: UsageFields,
-    timings: Option<TimingFields>,
-}
-
 /// Continues texts.
 pub async fn completions(
     State(server): State<Arc<Server>>,
@@ -181,13 +169,7 @@ pub async fn completions(
             .map_err(|_| ApiError::internal("the prompt could not be made"))??
     };
     let mut running = model.run(move |_| Ok(Generation::new(requests)))?;
-    loop {
-        match running.next().await? {
-            Message::Progress(Piece::Accepted) => break,
-            Message::Progress(_) => {}
-            Message::Done(()) => return Err(ApiError::internal("the answer ended before it began")),
-        }
-    }
+    accepted(&mut running).await?;
     let id = id("cmpl-");
     if stream {
         return Ok(streamed(

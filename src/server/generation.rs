@@ -6,6 +6,9 @@ use std::mem;
 use wginfer::engine::{EngineError, Event, FinishReason, Logprobs, Request, RequestId, Timings, Usage};
 use wginfer::tasks::{Engines, Events, Task};
 
+use super::error::ApiError;
+use super::model::{Message, Running};
+
 /// What happened to an answer.
 pub enum Piece {
     /// All prompts were accepted.
@@ -57,6 +60,20 @@ impl Generation {
     fn fail(&mut self, error: EngineError) {
         self.waiting.clear();
         self.failure.get_or_insert(error);
+    }
+}
+
+/// Waits until the prompts are accepted. Their errors have a status of their own, so an answer begins after this.
+///
+/// # Errors
+/// Those of the prompts.
+pub async fn accepted(running: &mut Running<Generation>) -> Result<(), ApiError> {
+    loop {
+        match running.next().await? {
+            Message::Progress(Piece::Accepted) => return Ok(()),
+            Message::Progress(_) => {}
+            Message::Done(()) => return Err(ApiError::internal("the answer ended before it began")),
+        }
     }
 }
 

@@ -22,6 +22,7 @@ use wginfer::text::{ChatTemplate, ReasoningFormat, TextError, Tokenizer};
 use super::counters::Counters;
 use super::error::ApiError;
 use super::kept::Kept;
+use super::stream::now;
 
 /// Most log-probabilities of a token that a request may ask for, as OpenAI's API has it.
 pub const MAX_LOGPROBS: usize = 20;
@@ -359,7 +360,6 @@ impl Info {
             ModelKind::Decoder => options.engine.ctx,
             ModelKind::Encoder => options.encoder.ctx,
         };
-        let created = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs());
         Info {
             abilities: files.abilities(),
             reasoning: tokenizer.as_ref().and_then(ReasoningFormat::of),
@@ -371,7 +371,7 @@ impl Info {
             architecture: shape.architecture,
             n_bytes: files.weights.n_bytes(),
             width: files.embedding.as_ref().map_or(0, |config| config.width(shape.hidden_size)),
-            created,
+            created: now(),
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use wginfer::engine::{FinishReason, Logprobs, Sampling, Timings, TokenLogprob, Usage};
 use wginfer::text::Tokenizer;
 
@@ -236,6 +237,19 @@ impl TimingFields {
             total_ms: timings.total_ms,
         }
     }
+}
+
+/// The whole answer to a request.
+#[derive(Serialize)]
+pub struct Completion<'a> {
+    pub id: &'a str,
+    pub object: &'static str,
+    pub created: u64,
+    pub model: &'a str,
+    pub system_fingerprint: &'static str,
+    pub choices: Vec<Value>,
+    pub usage: UsageFields,
+    pub timings: Option<TimingFields>,
 }
 
 /// The reason of an end with OpenAI's names. A cancelled answer is one that nobody reads.

@@ -106,3 +106,19 @@ pub fn host() -> (Gpu, wginfer::wgpu::Queue) {
         pollster::block_on(adapter.request_device(&Gpu::required(&adapter))).expect("a device");
     (Gpu::adopt(device, queue.clone()).expect("large enough"), queue)
 }
+
+/// Records and runs one step, which may be several slices, and returns the text of what was recorded.
+pub fn step(gpu: &Gpu, engine: &mut Engine) -> String {
+    let mut text = String::new();
+    for n_slices in 0.. {
+        assert!(n_slices < 10_000, "the step ends");
+        let buffers = engine.advance(std::time::Duration::from_secs(3600)).expect("it records");
+        text += &engine.take_trace();
+        gpu.submit(buffers).expect("our own queue");
+        gpu.wait().expect("it runs");
+        if !engine.events().expect("no failure").is_empty() {
+            break;
+        }
+    }
+    text
+}

@@ -4,7 +4,7 @@
 use serde_json::{Map, Value, json};
 
 use super::super::CheckpointError;
-use super::config::{self, Config, Keys, Read, decoder, head_dim, partial_rotation, rope};
+use super::config::{self, Config, Keys, Read, SIZES, decoder, head_dim, partial_rotation, rope};
 use super::names::{
     BERT, DISTILBERT, GPT_NEOX, GPT_OSS, GPT2, LLAMA, MODERN_BERT, NORMS_AFTER, Names, PHI3, QWEN,
 };
@@ -131,17 +131,8 @@ fn modern_bert(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
     // No key has the pooling before the head. It is the mean, as llama.cpp has it.
     config.insert("classifier_pooling", "mean");
     config.insert("vocab_size", keys.vocab_size()?);
-    keys.copy(
-        config,
-        &[
-            ("context_length", "max_position_embeddings"),
-            ("embedding_length", "hidden_size"),
-            ("feed_forward_length", "intermediate_size"),
-            ("block_count", "num_hidden_layers"),
-            ("attention.head_count", "num_attention_heads"),
-            ("attention.sliding_window", "local_attention"),
-        ],
-    )?;
+    keys.copy(config, &SIZES)?;
+    keys.copy(config, &[("attention.sliding_window", "local_attention")])?;
     keys.copy_real(
         config,
         &[("attention.layer_norm_epsilon", "norm_eps"), ("rope.freq_base", "global_rope_theta")],
@@ -261,16 +252,7 @@ fn gpt2(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
 }
 
 fn gpt_neox(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
-    keys.copy(
-        config,
-        &[
-            ("context_length", "max_position_embeddings"),
-            ("embedding_length", "hidden_size"),
-            ("feed_forward_length", "intermediate_size"),
-            ("block_count", "num_hidden_layers"),
-            ("attention.head_count", "num_attention_heads"),
-        ],
-    )?;
+    keys.copy(config, &SIZES)?;
     keys.copy_real(config, &[("attention.layer_norm_epsilon", "layer_norm_eps")])?;
     const PARALLEL: &str = "use_parallel_residual";
     let is_parallel = keys.metadata.flag(&keys.key(PARALLEL))?;

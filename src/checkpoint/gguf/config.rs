@@ -176,18 +176,18 @@ pub(super) fn head_dim(keys: &Keys<'_>) -> Read<Option<u64>> {
     Ok(named.or_else(|| width.checked_div(heads)))
 }
 
+/// The sizes that most architectures have, with the names of `config.json`.
+pub(super) const SIZES: [(&str, &str); 5] = [
+    ("context_length", "max_position_embeddings"),
+    ("embedding_length", "hidden_size"),
+    ("feed_forward_length", "intermediate_size"),
+    ("block_count", "num_hidden_layers"),
+    ("attention.head_count", "num_attention_heads"),
+];
+
 /// The keys that Llama and its descendants share.
 pub(super) fn decoder(keys: &Keys<'_>, config: &mut Config) -> Read<()> {
-    keys.copy(
-        config,
-        &[
-            ("context_length", "max_position_embeddings"),
-            ("embedding_length", "hidden_size"),
-            ("feed_forward_length", "intermediate_size"),
-            ("block_count", "num_hidden_layers"),
-            ("attention.head_count", "num_attention_heads"),
-        ],
-    )?;
+    keys.copy(config, &SIZES)?;
     const KV_HEADS: &str = "attention.head_count_kv";
     let n_kv_heads = keys.whole(KV_HEADS)?;
     let n_heads = keys.needed("attention.head_count")?;
